@@ -1,0 +1,201 @@
+"""What a run is: frozen settings, checked when made, and the identity that follows from them.
+
+The hash in a run's id covers every setting that decides the weights (`RunConfig.identity`); how a run is evaluated
+and where it runs may change without making it another run. Where the data lie is not part of it either: which
+galaxies a sweep was trained on is held by the fingerprint in its split.csv, and another file is refused there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class DemoConfig(Settings):
+    """Generated galaxies, used when `data.source` is `demo`."""
+
+    galaxies: Annotated[int, Field(ge=100)] = 2000
+    size: Annotated[int, Field(ge=32, le=256)] = 64  # px
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DataConfig(Settings):
+    """Which galaxies, at which size, and how they are divided."""
+
+    source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
+    cache: str = ""  # where converted images are kept; empty: .cache beside the sweeps
+    image_size: Positive = 65  # px
+    validation_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    link_arcsec: Annotated[float, Field(ge=0.0)] = 67.0  # galaxies nearer than this are never divided
+    conflicting_duplicates: Literal["drop", "keep"] = "drop"
+    demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _leaves_galaxies_to_train_on(self) -> DataConfig:
+        if self.validation_fraction + self.test_fraction > 0.9:
+            raise ValueError("validation_fraction + test_fraction must be at most 0.9")
+        return self
+
+
+class ModelConfig(Settings):
+    """Which network."""
+
+    architecture: Literal["steerable_cnn", "cnn"] = "steerable_cnn"
+    group: str | None = None  # C1, C2, ... or D1, D2, ...; none for the conventional CNN
+    width: Literal["fields", "parameters", "multiply_adds"] = "fields"  # what is kept equal to C1
+    scale: Annotated[float, Field(gt=0.0, le=8.0)] = 1.0  # multiplies the fields of every layer
+    head: Literal["pool", "flatten"] = "pool"  # flatten is the study's own; it is not invariant
+
+    @field_validator("group")
+    @classmethod
+    def _is_a_group(cls, value: str | None) -> str | None:
+        match = None if value is None else re.fullmatch(r"[CD]([1-9]\d?)", value)
+        if value is not None and (match is None or int(match[1]) > 64):
+            raise ValueError("C1 to C64 (rotations) or D1 to D64 (rotations and reflections)")
+        return value
+
+    @model_validator(mode="after")
+    def _group_fits_architecture(self) -> ModelConfig:
+        if self.architecture == "cnn" and self.group is not None:
+            raise ValueError("architecture cnn takes no group")
+        if self.architecture != "cnn" and self.group is None:
+            raise ValueError(f"architecture {self.architecture} needs a group, such as C4 or D8")
+        return self
+
+
+class AugmentConfig(Settings):
+    """Training augmentation: one affine map per sample."""
+
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0  # degrees, drawn from +-rotation
+    shift: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1  # fraction of the side, drawn from +-shift in x and y
+    flip: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3  # probability of each of the two flips
+
+
+class TrainConfig(Settings):
+    """How the weights are found."""
+
+    epochs: Positive = 100
+    batch_size: Positive = 128  # GLOBAL: all processes together
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    momentum: Fraction = 0.9  # sgd only
+    schedule: Literal["constant", "multistep", "cosine"] = "multistep"
+    milestones: Annotated[tuple[float, ...], Field(strict=False)] = (0.25, 0.5, 0.75)  # fractions of the steps
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # factor at each milestone
+    warmup: Fraction = 0.0  # fraction of the steps with a linearly rising learning rate
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    early_stopping: Positive | None = None  # epochs without a better validation accuracy
+    precision: Literal["float32", "bfloat16"] = "float32"
+    sync_batchnorm: bool = False
+
+
+class EvaluateConfig(Settings):
+    """Under which conditions a finished run is measured; see `corruptions.CONDITIONS`."""
+
+    conditions: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+        "clean",
+        "rotation",
+        "pedestal_noise",
+        "shot_noise",
+    )
+    batch_size: Positive = 256
+
+
+class ResourcesConfig(Settings):
+    """Where and with what a run is computed: Slurm's words. None of it decides the weights."""
+
+    nodes: Positive = 1
+    tasks_per_node: Positive = 1  # one process each; one per GPU
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    cpus_per_task: Positive = 1
+    memory_gb: Annotated[float, Field(gt=0.0)] | None = None  # per node
+    time_minutes: Annotated[int, Field(ge=2)] = 720
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
+    micro_batch: Positive | None = None  # most images per process and pass; more are accumulated
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
+
+    @property
+    def tasks(self) -> int:
+        """Number of processes of a job."""
+        return self.nodes * self.tasks_per_node
+
+
+class RunConfig(Settings):
+    """Everything about one run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _image_size_is_exact(self) -> RunConfig:
+        size = self.data.image_size
+        if not is_exact_image_size(size):
+            raise ValueError(
+                f"data.image_size {size} is not exact under quarter turns; "
+                f"nearest good sizes: {', '.join(map(str, nearest_image_sizes(size)))}"
+            )
+        return self
+
+    @property
+    def tag(self) -> str:
+        """What a person calls the network: `D8-steerable_cnn`, `cnn`."""
+        return "-".join(part for part in (self.model.group, self.model.architecture) if part)
+
+    def identity(self) -> dict[str, Any]:
+        """All settings that decide the weights, and nothing else."""
+        parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
+        del parts["data"]["cache"]
+        if parts["data"]["source"] == "demo":
+            return {"schema": SCHEMA, **parts}
+        parts["data"]["source"] = "file"  # the fingerprint in split.csv tells files apart
+        del parts["data"]["demo"]
+        return {"schema": SCHEMA, **parts}
+
+    @property
+    def run_id(self) -> str:
+        """Readable tag, seed and the first 8 hexadecimal digits of the identity's SHA-256."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return f"{self.tag}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def is_exact_image_size(size: int) -> bool:
+    """Whether every stride-2 stage of the study's layout samples symmetrically at this image size in px.
+
+    The stem halves 64k-1 (padding 2) and 64k+1 (padding 1) to 32k+1 and keeps 33; five pools follow (SCIENCE.md 4).
+    """
+    return size == 33 or (size > 33 and size % 64 in (1, 63))
+
+
+def nearest_image_sizes(size: int) -> list[int]:
+    """Return the good image sizes on both sides of `size`, in px."""
+    good = [s for s in range(33, size + 130) if is_exact_image_size(s)]
+    return [s for s in good if s < size][-1:] + [s for s in good if s > size][:1]

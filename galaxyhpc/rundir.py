@@ -1,0 +1,140 @@
+"""Where a run keeps its files. A run IS its directory; a job is given the path and nothing else.
+
+Files appear whole (written aside, then renamed); events.jsonl only grows, and a line torn by a crash is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galaxyhpc.config import RunConfig
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path`, whole and durable, when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file's contents, or a directory's entries, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run: runs/SWEEP/RUN_ID."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep's directory, which holds plan.csv and split.csv."""
+        return self.path.parent
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best_file(self) -> Path:
+        return self.path / "best.pt"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.csv"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.h5"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def load_config(self) -> RunConfig:
+        """Read config.json.
+
+        Raises
+        ------
+        FileNotFoundError, pydantic.ValidationError
+        """
+        return RunConfig.model_validate_json(self.config_file.read_text(encoding="utf-8"))
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Append one event, durably: a time in seconds since 1970, the host, the name and what belongs to it."""
+        line = json.dumps({"time": round(time.time(), 3), "host": socket.gethostname(), "event": event, **fields})
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.events_file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            os.write(descriptor, (("\n" if torn else "") + line + "\n").encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far, oldest first."""
+        return read_lines(self.events_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary per finished epoch."""
+        return read_lines(self.metrics_file)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, skipping torn ones; an absent file has none."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
