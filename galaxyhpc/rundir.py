@@ -138,3 +138,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run's own records say: a name and, where there is one, the reason."""
+
+    name: str  # planned, submitted, running, stopped, failed, trained, evaluated
+    why: str = ""
+
+
+_AFTER = {
+    "submitted": "submitted",
+    "started": "running",
+    "stopped": "stopped",
+    "failed": "failed",
+    "trained": "trained",
+    "evaluated": "evaluated",
+}
+
+
+def state(run: RunDir) -> State:
+    """Tell a run's state from its events alone: the last one that changes it decides.
+
+    A process that was killed leaves no event, so `running` means "nothing says that it ended".
+    """
+    name, why = "planned", "never submitted"
+    for event in run.events():
+        if event.get("event") in _AFTER:
+            name, why = _AFTER[event["event"]], str(event.get("why", ""))
+    return State(name, why)
