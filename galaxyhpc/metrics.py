@@ -111,12 +111,12 @@ def bootstrap_interval(
     """Percentile interval of the accuracy of a network: the mean over its seeds, on galaxies like these.
 
     Test galaxies are drawn again with replacement, whole sky groups at a time because overlapping frames are
-    not independent; each draw also draws the training seeds again, so that the interval holds the chance of the
-    test set and of the training. Conditions share each draw, as do all networks tested on the same galaxies.
+    not independent; each draw also draws the training seeds again, so that the interval holds the chance of
+    the test set and of the training. Conditions share each draw, as do networks tested on the same galaxies.
 
     Its limits: S seeds show only (S-1)/S of the variance between trainings, and one seed none of it, so below
     about five seeds the interval is too narrow for "another training"; where seeds err on different galaxies
-    it is too wide (that part of the chance enters twice); it has no width where every galaxy is right, or wrong.
+    it is too wide (that chance enters twice); it has no width where every galaxy is right, or wrong.
 
     Parameters
     ----------

@@ -1,0 +1,248 @@
+"""The tables on disk of one run: predictions.h5 (logits of every galaxy) and results.csv (counts).
+
+results.csv follows from predictions.h5 and is written last: what it lists is complete. Each repeats the hash
+of the weights and of the data, and is believed only where it agrees with the other. A damaged file is taken for
+an absent one, which costs a recomputation and nothing else.
+
+    results.csv     one row per (condition, severity); confusion is 10 x 10 integers, row by row, rows are the
+                    truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces
+    predictions.h5  rows (n,), labels (n,), groups (n,), condition (K,), severity (K,), logits (K, n, 10) and
+                    predicted (K, n), which spares a bootstrap over 1,000 runs the logits; all with checksums
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from galaxyhpc.metrics import BINS, CLASSES, Counts, count
+from galaxyhpc.rundir import RunDir, replacing, write_text
+
+SCHEMA = 1
+Pair = tuple[str, float]  # a condition and its severity
+
+log = logging.getLogger(__name__)
+
+_TYPES = {
+    "run_id": str,
+    "condition": str,
+    "severity": float,
+    "n": int,
+    "correct": int,
+    "nll_sum": float,
+    "brier_sum": float,
+    "confusion": str,
+    "bins": str,
+    "weights": str,
+    "fingerprint": str,
+    "generated": bool,
+}
+_COMMON = ["rows", "labels", "groups", "weights", "fingerprint", "generated"]
+_DAMAGE = (OSError, KeyError, ValueError, RuntimeError)  # what h5py, pandas and numpy raise at a damaged file
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a run said about n test galaxies under each condition."""
+
+    rows: NDArray[np.int32]  # (n,) row of the galaxy in the data file
+    labels: NDArray[np.uint8]  # (n,) truth, 0 to 9
+    groups: NDArray[np.int32]  # (n,) sky group; frames of one group overlap
+    logits: dict[Pair, NDArray[np.float32]]  # (n, 10) each
+    weights: str  # SHA-256 of best.pt
+    fingerprint: str  # of the data
+    generated: bool  # demo galaxies
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predicted classes alone; the other fields are those of `Measured`."""
+
+    rows: NDArray[np.int32]
+    labels: NDArray[np.uint8]
+    groups: NDArray[np.int32]
+    predicted: dict[Pair, NDArray[np.uint8]]  # (n,) each
+    weights: str
+    fingerprint: str
+    generated: bool
+
+
+def save(run: RunDir, measured: Measured) -> None:
+    """Write both files of a run, replacing what was there."""
+    before = read_counts(run)
+    if before is not None and not _same_source(before, measured):
+        run.results_file.unlink(
+            missing_ok=True
+        )  # killed below, it would pass for the counts of other weights
+    with replacing(run.predictions_file) as aside:
+        _write_predictions(aside, run, measured)
+    write_text(run.results_file, _table(run, measured).to_csv(index=False))
+
+
+def load(run: RunDir, weights: str | None = None, fingerprint: str | None = None) -> Measured | None:
+    """Read what was measured already, or None; only pairs on which both files agree.
+
+    With `weights` or `fingerprint` given, results of other weights or other galaxies count as none.
+    """
+    table, found = read_counts(run), _read(run, "logits")
+    if table is None or found is None or read_predictions(run) is None:
+        return None
+    common, logits = found
+    measured = Measured(**common, logits=logits)
+    if not _same_source(table, measured):
+        log.warning("%s: not made from predictions.h5 beside it; measuring afresh", run.results_file)
+        return None
+    if weights not in (None, measured.weights) or fingerprint not in (None, measured.fingerprint):
+        log.warning("%s: of other weights or other galaxies; measuring afresh", run.results_file)
+        return None
+    kept = {pair: logits[pair] for pair in _agreeing(run, table, measured)}
+    return Measured(**common, logits=kept) if kept else None
+
+
+def read_counts(run: RunDir) -> pd.DataFrame | None:
+    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if not there."""
+    if not run.results_file.exists():
+        return None
+    try:
+        return _parse(run)
+    except _DAMAGE as error:
+        _damaged(run.results_file, error)
+        return None
+
+
+def read_predictions(run: RunDir) -> Predictions | None:
+    """Read predictions.h5 without its logits; None if not there."""
+    found = _read(run, "predicted")
+    return None if found is None else Predictions(**found[0], predicted=found[1])
+
+
+def counts(table: pd.DataFrame) -> Counts:
+    """Stack the rows of `read_counts`, of one run or many, into Counts with a leading axis."""
+    plain = {name: table[name].to_numpy() for name in ("n", "correct", "nll_sum", "brier_sum")}
+    confusion = np.array(table["confusion"].tolist(), dtype=np.int64).reshape(-1, CLASSES, CLASSES)
+    bins = np.array(table["bins"].tolist(), dtype=np.float64).reshape(-1, BINS, 3)
+    return Counts(**plain, confusion=confusion, bins=bins)
+
+
+def _damaged(path: Path, error: BaseException) -> None:
+    log.warning("%s: damaged, taken for absent: %s", path, " ".join(str(error).split())[:200])
+
+
+def _same_source(table: pd.DataFrame, measured: Measured) -> bool:
+    first = table.iloc[0]
+    return bool(first["weights"] == measured.weights and first["fingerprint"] == measured.fingerprint)
+
+
+def _agreeing(run: RunDir, table: pd.DataFrame, measured: Measured) -> list[Pair]:
+    """Pairs whose row is what their logits give, to the digits written."""
+    again = _table(run, measured).set_index(["condition", "severity"])
+    kept, written = [], table.set_index(["condition", "severity"])
+    for pair in written.index.intersection(again.index):
+        if _same_counts(written.loc[pair], again.loc[pair]):
+            kept.append(pair)
+        else:
+            log.warning("%s: %s %g does not follow from predictions.h5", run.results_file, *pair)
+    return kept
+
+
+def _same_counts(written: pd.Series[Any], again: pd.Series[Any]) -> bool:
+    numbers = ["n", "correct", "nll_sum", "brier_sum"]
+    return (
+        np.allclose(written[numbers].to_numpy(float), again[numbers].to_numpy(float), rtol=1e-9)
+        and np.array_equal(written["confusion"].ravel(), _numbers([again["confusion"]])[0])
+        and np.allclose(written["bins"].ravel(), _numbers([again["bins"]])[0], rtol=1e-9)
+    )
+
+
+def _table(run: RunDir, measured: Measured) -> pd.DataFrame:
+    """Results.csv as it will stand on disk."""
+    rows = []
+    for (condition, severity), logits in measured.logits.items():
+        c = count(logits, measured.labels)
+        sums = {"nll_sum": f"{c.nll_sum:.12g}", "brier_sum": f"{c.brier_sum:.12g}"}
+        arrays = {
+            name: " ".join(f"{v:.12g}" for v in getattr(c, name).ravel()) for name in ("confusion", "bins")
+        }
+        whole = {
+            "condition": condition,
+            "severity": float(severity),
+            "n": int(c.n),
+            "correct": int(c.correct),
+        }
+        rows.append({"run_id": run.run_id, **whole, **sums, **arrays})
+    return pd.DataFrame(rows).assign(
+        weights=measured.weights, fingerprint=measured.fingerprint, generated=measured.generated
+    )
+
+
+def _parse(run: RunDir) -> pd.DataFrame:
+    """Read results.csv and check that each row is possible."""
+    table = pd.read_csv(run.results_file, dtype=_TYPES, keep_default_na=False)
+    if list(table.columns) != list(_TYPES) or table.empty:
+        raise ValueError(
+            f"columns {', '.join(table.columns)} with {len(table)} rows; wanted {', '.join(_TYPES)}"
+        )
+    if set(table["run_id"]) != {run.run_id}:
+        raise ValueError(f"it is of run {table['run_id'].iloc[0]}")
+    one_source = len(table[["weights", "fingerprint", "generated"]].drop_duplicates()) == 1
+    if table.duplicated(["condition", "severity"]).any() or not one_source:
+        raise ValueError("a condition stands twice, or the rows are of several weights")
+    confusion = _numbers(table["confusion"]).astype(np.int64).reshape(-1, CLASSES, CLASSES)
+    bins = _numbers(table["bins"]).reshape(-1, BINS, 3)
+    whole = (confusion.sum((1, 2)) == table["n"]) & (
+        np.trace(confusion, axis1=1, axis2=2) == table["correct"]
+    )
+    if not (whole & (bins[..., 0].sum(1) == table["n"]) & (bins[..., 1].sum(1) == table["correct"])).all():
+        raise ValueError("the counts contradict one another")
+    return table.assign(confusion=list(confusion), bins=list(bins))
+
+
+def _numbers(texts: Any) -> NDArray[np.float64]:
+    """Parse texts of equally many numbers into (texts, numbers)."""
+    return np.loadtxt(list(texts), dtype=np.float64, ndmin=2, comments=None)
+
+
+def _write_predictions(path: Path, run: RunDir, measured: Measured) -> None:
+    logits = np.stack(list(measured.logits.values())).astype(np.float32)
+    arrays = {
+        "rows": measured.rows.astype(np.int32),
+        "labels": measured.labels.astype(np.uint8),
+        "groups": measured.groups.astype(np.int32),
+        "condition": np.array([name for name, _ in measured.logits], dtype="S"),
+        "severity": np.array([severity for _, severity in measured.logits], dtype=np.float64),
+        "logits": logits,
+        "predicted": logits.argmax(-1).astype(np.uint8),
+    }
+    with h5py.File(path, "w", libver="v110", locking=False) as file:  # v110 has checksums of metadata too
+        file.attrs.update(schema=SCHEMA, run_id=run.run_id, weights=measured.weights)
+        file.attrs.update(fingerprint=measured.fingerprint, generated=measured.generated)
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, chunks=array.shape, fletcher32=True)
+
+
+def _read(run: RunDir, name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]] | None:
+    """Read what all pairs share, and one dataset pair by pair."""
+    if not run.predictions_file.exists():
+        return None
+    try:  # the file appears whole, so that it needs no lock, which some cluster file systems refuse
+        with h5py.File(run.predictions_file, "r", locking=False) as file:
+            return _contents(file, run, name)
+    except _DAMAGE as error:
+        _damaged(run.predictions_file, error)
+        return None
+
+
+def _contents(file: h5py.File, run: RunDir, name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]]:
+    if file.attrs["schema"] != SCHEMA or file.attrs["run_id"] != run.run_id:
+        raise ValueError(f"schema {file.attrs['schema']} of run {file.attrs['run_id']}")
+    common = {key: file[key][:] if key in file else file.attrs[key] for key in _COMMON}
+    common["generated"] = bool(common["generated"])
+    names, severities = file["condition"].asstr()[:], file["severity"][:].tolist()
+    return common, dict(zip(zip(names, severities, strict=True), file[name][:], strict=True))

@@ -1,0 +1,201 @@
+"""What is measured comes back as it was, and nothing damaged is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from galaxyhpc import results
+from galaxyhpc.metrics import count, metrics
+from galaxyhpc.results import Measured
+from galaxyhpc.rundir import RunDir
+
+PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]
+
+
+def measured(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> Measured:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=n).astype(np.uint8)
+    return Measured(
+        rows=rng.permutation(5000)[:n].astype(np.int32),
+        labels=labels,
+        groups=np.arange(n, dtype=np.int32) // 2,
+        logits={pair: (rng.normal(size=(n, 10)) + np.eye(10)[labels]).astype(np.float32) for pair in pairs},
+        weights=weights,
+        fingerprint="f" * 64,
+        generated=False,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "sweep" / "D4-steerable_cnn-s0-0123abcd")
+
+
+def same(one: Measured, other: Measured | None) -> bool:
+    if other is None or list(one.logits) != list(other.logits):
+        return False
+    arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
+    common = [f.name for f in dataclasses.fields(Measured) if f.name != "logits"]
+    return arrays and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in common)
+
+
+def test_what_was_saved_is_loaded(run: RunDir) -> None:
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+    assert same(measured(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
+
+
+def test_nothing_measured_is_none(run: RunDir) -> None:
+    assert results.load(run) is results.read_counts(run) is results.read_predictions(run) is None
+
+
+def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
+    results.save(run, measured())
+    table = results.read_counts(run)
+    assert table is not None
+    assert list(zip(table["condition"], table["severity"], strict=True)) == PAIRS
+    found = metrics(results.counts(table))
+    for i, pair in enumerate(PAIRS):
+        wanted = metrics(count(measured().logits[pair], measured().labels))
+        assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+
+
+def test_predictions_are_read_without_logits(run: RunDir) -> None:
+    results.save(run, measured())
+    predictions = results.read_predictions(run)
+    assert predictions is not None
+    assert np.array_equal(predictions.groups, measured().groups)
+    for pair, logits in measured().logits.items():
+        assert np.array_equal(predictions.predicted[pair], logits.argmax(1))
+
+
+@pytest.mark.parametrize("other", [{"weights": "b" * 64}, {"fingerprint": "0" * 64}])
+def test_results_of_other_weights_or_galaxies_count_as_none(
+    run: RunDir, other: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured())
+    assert results.load(run, **other) is None
+    assert len(caplog.messages) == 1 and "other weights or other galaxies" in caplog.text
+
+
+def test_more_conditions_are_added_to_those_there(run: RunDir) -> None:
+    results.save(run, measured(PAIRS[:1]))
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+
+
+def test_a_results_table_not_made_from_the_predictions_is_not_believed(
+    run: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured(weights="b" * 64))
+    old = run.results_file.read_bytes()
+    results.save(run, measured())
+    run.results_file.write_bytes(old)
+    assert results.load(run) is None
+    assert "not made from predictions.h5" in caplog.text
+
+
+def test_a_row_that_contradicts_its_logits_is_measured_again(
+    run: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured())
+    text = run.results_file.read_text().splitlines()
+    fields = text[2].split(",")
+    fields[5] = "1.25"  # nll_sum
+    run.results_file.write_text("\n".join([*text[:2], ",".join(fields), *text[3:]]) + "\n")
+    loaded = results.load(run)
+    assert loaded is not None and list(loaded.logits) == [PAIRS[0], PAIRS[2]]
+    assert "rotation 7.5 does not follow" in caplog.text
+
+
+def change(path: Path, how: str) -> None:
+    """Damage a file in one of the ways that disks and people have."""
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": data[: middle + 7],
+            "zeros": data[:middle] + bytes(64) + data[middle + 64 :],
+            "other file": b"\x00\xff not what it should be\n" * 50,
+        }[how]
+    )
+
+
+@pytest.mark.parametrize("file", ["results.csv", "predictions.h5"])
+@pytest.mark.parametrize("how", ["empty", "truncated", "zeros", "other file"])
+def test_a_damaged_file_is_taken_for_an_absent_one_in_one_log_line(
+    run: RunDir, file: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured(n=400))
+    change(run.path / file, how)
+    assert results.load(run) is None
+    assert (
+        len(caplog.messages) == 1
+        and "damaged, taken for absent" in caplog.text
+        and "\n" not in caplog.messages[0]
+    )
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+
+
+def test_one_flipped_bit_in_any_dataset_is_noticed(run: RunDir) -> None:
+    results.save(run, measured())
+    with h5py.File(run.predictions_file) as file:
+        places = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
+    whole = run.predictions_file.read_bytes()
+    assert len(places) == 7
+    for place in places.values():
+        run.predictions_file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert results.load(run) is None
+
+
+def test_results_copied_from_another_run_are_refused(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    results.save(run, measured())
+    other = RunDir(run.sweep / "D4-steerable_cnn-s1-ffffffff")
+    other.path.mkdir()
+    other.results_file.write_bytes(run.results_file.read_bytes())
+    other.predictions_file.write_bytes(run.predictions_file.read_bytes())
+    assert results.read_counts(other) is results.read_predictions(other) is None
+    assert f"of run {run.run_id}" in caplog.text
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import galaxyhpc.results as results
+from galaxyhpc.rundir import RunDir
+from test_results import measured, PAIRS
+weights, path = sys.argv[1:]
+os_replace, left = os.replace, [1]
+def replace(source, target):
+    if str(target).endswith("results.csv"):
+        os.kill(os.getpid(), signal.SIGKILL)  # predictions.h5 is in place, results.csv is not
+    os_replace(source, target)
+os.replace = replace
+results.save(RunDir(Path(path)), measured(weights=weights))
+"""
+
+
+@pytest.mark.parametrize(("weights", "kept"), [("a" * 64, PAIRS[:1]), ("b" * 64, None)])
+def test_a_process_killed_between_both_files_leaves_only_what_is_true(
+    run: RunDir, weights: str, kept: list[tuple[str, float]] | None
+) -> None:
+    first = measured()
+    results.save(run, dataclasses.replace(first, logits={PAIRS[0]: first.logits[PAIRS[0]]}))
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(results.__file__).parents[1])])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), weights, str(run.path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    loaded = results.load(run)
+    assert (None if loaded is None else list(loaded.logits)) == kept
