@@ -1,0 +1,225 @@
+"""The galaxies of a run: a memory-mapped uint8 array at the wanted size, and the split that a sweep shares.
+
+A file is converted once, into a directory that appears whole. Digests, fingerprint and mean are those of the
+pixels as published: they are the same for every image size, and so is the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from galaxyhpc.config import DataConfig
+from galaxyhpc.galaxy10 import CLASSES, DataError, check_file, convert
+from galaxyhpc.rundir import sync, write_text
+from galaxyhpc.split import SPLITS, split_table
+
+__all__ = ["CLASSES", "DataError", "Galaxies", "check_file", "load_split", "prepare"]
+
+FORMAT = 1  # raised when converted files change their meaning
+SPLIT_SETTINGS = (
+    "validation_fraction",
+    "test_fraction",
+    "split_seed",
+    "link_arcsec",
+    "conflicting_duplicates",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Galaxies:
+    """N galaxies at one image size S."""
+
+    images: np.ndarray  # (N, 3, S, S) uint8, memory-mapped, read only
+    labels: np.ndarray  # (N,) int64, index into CLASSES
+    ra: np.ndarray  # (N,) float64, degrees in [0, 360]
+    dec: np.ndarray  # (N,) float64, degrees in [-90, 90]
+    digests: np.ndarray  # (N,) hexadecimal SHA-256 of each image's published pixels
+    fingerprint: (
+        str  # hexadecimal SHA-256 of published pixels, labels and positions; not of how they are stored
+    )
+    mean: float  # of all published pixels, DN in [0, 255]
+    pixel_scale: float  # arcsec/px at S
+    generated: bool  # demo galaxies, not real ones
+
+
+def prepare(config: DataConfig) -> Galaxies:
+    """Open the galaxies at `config.image_size`, converting them first where no other process has done so.
+
+    Raises
+    ------
+    DataError
+    """
+    cache = Path(config.cache)
+    if not cache.is_absolute():
+        raise DataError(f"data.cache: found {config.cache!r}; allowed is an absolute path")
+    source = _source(config, cache)
+    if (found := _find(source, config.image_size, cache)) is not None:
+        return found
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".lock"):
+        if config.source == "demo" and not source.exists():
+            _write_demo(config, source)
+        found = _find(source, config.image_size, cache)  # another process may have been first
+        return found if found is not None else _convert(source, config.image_size, cache)
+
+
+def _source(config: DataConfig, cache: Path) -> Path:
+    if config.source != "demo":
+        return Path(config.source).expanduser()
+    demo = config.demo
+    return cache / f"demo-{demo.galaxies}x{demo.size}px-s{demo.seed}.h5"
+
+
+def _write_demo(config: DataConfig, path: Path) -> None:
+    from galaxyhpc import demo
+
+    with _making(path) as aside:
+        demo.write(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
+        sync(aside / path.name)
+        os.replace(aside / path.name, path)
+        sync(path.parent)
+
+
+@contextmanager
+def _making(target: Path) -> Iterator[Path]:
+    """Yield an empty directory to make `target` in; under the cache's lock, so that others are of the dead."""
+    for left in target.parent.glob(".*.making"):
+        shutil.rmtree(left)
+    aside = target.with_name(f".{target.name}.making")
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _directory(source: Path, size: int, cache: Path) -> Path:
+    """Name the converted form of a file; another file, or the same one written anew, has another name."""
+    about = source.stat()
+    text = f"{FORMAT} {source.resolve()} {about.st_size} {about.st_mtime_ns}"
+    return cache / f"{source.stem}-{size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _find(source: Path, size: int, cache: Path) -> Galaxies | None:
+    """Open the converted form of `source`, or return None where there is none that is whole."""
+    if not source.is_file():
+        return None
+    directory = _directory(source, size, cache)
+    try:
+        about = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        if any((directory / name).stat().st_size != length for name, length in about.pop("bytes").items()):
+            return None
+        images = np.load(directory / "images.npy", mmap_mode="r")
+        with np.load(directory / "columns.npz") as columns:
+            found = Galaxies(images, **columns, **about)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # absent, torn, or somebody else's
+        return None
+    fits = images.dtype == np.uint8 and images.shape == (len(found.labels), 3, size, size)
+    return found if fits else None
+
+
+def _convert(source: Path, size: int, cache: Path) -> Galaxies:
+    directory = _directory(source, size, cache)
+    with _making(directory) as aside:
+        convert(source, size, aside)
+        if _directory(source, size, cache) != directory:
+            raise DataError(f"{source}: changed while it was converted; start again when it is complete")
+        shutil.rmtree(directory, ignore_errors=True)  # one that is damaged
+        os.replace(aside, directory)
+        sync(cache)
+    if (found := _find(source, size, cache)) is None:
+        raise DataError(f"{directory}: was just written and cannot be read back")
+    return found
+
+
+def load_split(config: DataConfig, galaxies: Galaxies, sweep: Path) -> pd.DataFrame:
+    """Return the split of a sweep (row, label, ra, dec, sky_group, split), made by whoever asks first.
+
+    `split` is train, validation, test or dropped. The same table is SWEEP/split.csv.
+
+    Raises
+    ------
+    DataError
+        If the sweep's split was made from other galaxies or with other settings.
+    """
+    path = sweep / "split.csv"
+    sweep.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with FileLock(sweep / ".split.lock"):
+            if not path.exists():
+                write_text(path, _split_text(config, galaxies))
+    return _read_split(path, config, galaxies)
+
+
+def _settings(config: DataConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include=set(SPLIT_SETTINGS))
+
+
+def _split_text(config: DataConfig, galaxies: Galaxies) -> str:
+    table = split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    _check_divided(config, table)
+    counts = table["split"].value_counts()
+    sizes = table["sky_group"].value_counts()
+    lines = [
+        f"fingerprint: {galaxies.fingerprint}",
+        f"source: {config.source}",
+        f"settings: {json.dumps(_settings(config))}",
+        "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, "dropped")),
+        f"dropped: {counts.get('dropped', 0)} galaxies that occur twice, with different labels "
+        '(identical pixels, or positions within 1")',
+        f"sky groups: {len(sizes)}, the largest of {sizes.max()}; a group is never divided",
+    ]
+    if galaxies.generated:
+        lines.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
+    return "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False)
+
+
+def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
+    counts = pd.crosstab(table["split"], table["label"]).reindex(
+        index=SPLITS, columns=range(len(CLASSES)), fill_value=0
+    )
+    wanted = (1.0, config.validation_fraction, config.test_fraction)
+    for split, fraction in zip(SPLITS, wanted, strict=True):
+        empty = [label for label in range(len(CLASSES)) if fraction > 0 and counts.loc[split, label] == 0]
+        if empty:
+            raise DataError(
+                f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): found none left for {split}, as there "
+                f"are too few or data.link_arcsec {config.link_arcsec:g} ties too many together; allowed is "
+                "what leaves one: more galaxies, a larger fraction, a smaller link_arcsec"
+            )
+
+
+def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
+    made_of, settings = head.get("fingerprint", "unknown"), head.get("settings", "unknown")
+    wanted = json.dumps(_settings(config))
+    if (made_of, settings) != (galaxies.fingerprint, wanted):
+        raise DataError(
+            f"{path}: made from galaxies {made_of[:12]} ({head.get('source', 'unknown')}) with {settings}; "
+            f"found galaxies {galaxies.fingerprint[:12]} ({config.source}) with {wanted}; allowed is one split "
+            "for all runs of a sweep: restore that file and those settings, launch into another directory "
+            f"(--runs), or remove {path.parent} and all its runs"
+        )
+    table = pd.read_csv(path, comment="#", float_precision="round_trip")
+    if (
+        not np.array_equal(table.get("label", ()), galaxies.labels)
+        or not table["split"].isin((*SPLITS, "dropped")).all()
+    ):
+        raise DataError(
+            f"{path}: found rows that are not those of its fingerprint; allowed is the file as written"
+        )
+    return table

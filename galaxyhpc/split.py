@@ -1,0 +1,99 @@
+"""Which galaxy is trained on, which one validates and which one tests: arrays in, a table out; no files.
+
+What shares sky or pixels stays together: what is divided are not galaxies but connected components of galaxies
+nearer than `link_arcsec` or with identical pixels. Of the 17,736 published ones 236 pairs of frames overlap, and
+59 pairs are the same galaxy under two labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from galaxyhpc.config import DataConfig
+
+SPLITS = ("train", "validation", "test")
+SAME_ARCSEC = 1.0  # two positions nearer than this are one galaxy
+
+
+def split_table(
+    config: DataConfig, labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray
+) -> pd.DataFrame:
+    """Return one row per galaxy: row, label, ra, dec, sky_group, split (one of SPLITS, or dropped).
+
+    `labels`, `ra`, `dec` (degrees) and `digests` (of the pixels) are (N,) arrays.
+    """
+    same = np.concatenate([same_pixels(digests), pairs_within(ra, dec, SAME_ARCSEC)])
+    linked = np.concatenate([same, pairs_within(ra, dec, config.link_arcsec)])
+    groups = components(len(labels), linked)
+    kept = np.ones(len(labels), bool)
+    if config.conflicting_duplicates == "drop":
+        kept = ~conflicting(labels, components(len(labels), same))
+    held_out = (config.validation_fraction, config.test_fraction)
+    split = np.full(len(labels), "dropped", dtype=object)
+    split[kept] = divide(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), config.split_seed)
+    return pd.DataFrame(
+        {
+            "row": np.arange(len(labels)),
+            "label": labels,
+            "ra": ra,
+            "dec": dec,
+            "sky_group": groups,
+            "split": split,
+        }
+    )
+
+
+def pairs_within(ra: np.ndarray, dec: np.ndarray, arcsec: float) -> np.ndarray:
+    """Return the (M, 2) pairs of rows whose positions, in degrees, are at most `arcsec` apart on the sky."""
+    alpha, delta = np.radians(ra), np.radians(dec)
+    vectors = np.stack([np.cos(delta) * np.cos(alpha), np.cos(delta) * np.sin(alpha), np.sin(delta)], axis=1)
+    chord = 2.0 * np.sin(min(np.radians(arcsec / 3600.0), np.pi) / 2.0)
+    return np.asarray(cKDTree(vectors).query_pairs(chord, output_type="ndarray")).reshape(-1, 2)
+
+
+def same_pixels(digests: np.ndarray) -> np.ndarray:
+    """Return (M, 2) pairs of rows that chain all images with equal digests."""
+    order = np.argsort(digests, kind="stable")
+    equal = digests[order[1:]] == digests[order[:-1]]
+    return np.stack([order[:-1][equal], order[1:][equal]], axis=1)
+
+
+def components(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Return the (count,) connected component of each row, given (M, 2) pairs of linked rows."""
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def conflicting(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Tell which rows belong to a group that carries more than one label."""
+    frame = pd.DataFrame({"label": labels, "group": groups})
+    return np.asarray(frame.groupby("group")["label"].transform("nunique") > 1)
+
+
+def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    """Give every group whole to one of SPLITS, so that each class comes near its fraction in each of them.
+
+    Groups go, largest first and shuffled by `seed`, where they lessen the squared differences from the wanted
+    counts most; the many single galaxies come last and even out what the large groups left.
+    """
+    if len(labels) == 0:
+        return np.empty(0, dtype=object)
+    groups = np.unique(groups, return_inverse=True)[1]
+    counts = np.zeros((groups.max() + 1, labels.max() + 1))  # galaxies of each group in each class
+    np.add.at(counts, (groups, labels), 1)
+    wanted = [k for k, fraction in enumerate(fractions) if fraction > 0]
+    missing = np.outer(
+        np.array(fractions)[wanted], counts.sum(axis=0)
+    )  # galaxies still to come, (splits, classes)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    given = np.empty(len(counts), dtype=object)
+    for group in order:
+        best = int(np.argmax(missing @ counts[group]))
+        missing[best] -= counts[group]
+        given[group] = SPLITS[wanted[best]]
+    return np.asarray(given[groups])
