@@ -1,0 +1,95 @@
+"""The symmetry groups: what "C4" and "D8" are to e2cnn, how they act on pixels, and their filter bases.
+
+C_N holds the N rotations by multiples of 360/N degrees, D_N those and N reflections. A basis is sampled once
+per process by a one-field `R2Conv` of e2cnn with its own default rings and cut-off, so a layer made from it
+is e2cnn's layer; it is kept as read-only arrays because e2cnn's shared tensors let one model's `.to()`
+change another.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import e2cnn.nn
+import numpy as np
+import torch
+from e2cnn import gspaces
+from e2cnn.nn.init import _generalized_he_init_variances
+from torch import Tensor
+
+import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+
+FieldKind = Literal["trivial", "regular"]  # how the channels of one field transform: 1 fixed, or |G| permuted
+
+
+@dataclass(frozen=True)
+class GridElement:
+    """A group element that maps the pixel grid onto itself: a mirror image left to right, then turns."""
+
+    mirrored: bool
+    quarter_turns: int  # counter-clockwise
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Move the pixels of (..., H, W) images."""
+        flipped = images.flip(-1) if self.mirrored else images
+        return torch.rot90(flipped, self.quarter_turns, (-2, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class SampledBasis:
+    """The equivariant filters from one input field to one regular field are sums of these; read-only."""
+
+    filters: np.ndarray  # (n_basis, |G|, d_in, k, k) float32
+    std: np.ndarray  # (n_basis,) float32: standard deviation of a new weight, for one input field
+
+
+def order(name: str) -> int:
+    """Return the number of elements |G|."""
+    family, n = _parse(name)
+    return n if family == "C" else 2 * n
+
+
+def group_space(name: str) -> Any:
+    """Return e2cnn's description of the group acting on the plane; a reflection keeps the vertical axis."""
+    family, n = _parse(name)
+    if family == "C":
+        return gspaces.Rot2dOnR2(n) if n > 1 else gspaces.TrivialOnR2()
+    return gspaces.FlipRot2dOnR2(n) if n > 1 else gspaces.Flip2dOnR2()
+
+
+def grid_elements(name: str) -> tuple[GridElement, ...]:
+    """Return the elements that need no interpolation: multiples of 90 degrees, mirrored ones too for D_N."""
+    family, n = _parse(name)
+    turns = [4 * r // n for r in range(n) if 4 * r % n == 0]
+    return tuple(GridElement(mirrored, t) for mirrored in (False, True)[: 1 + (family == "D")] for t in turns)
+
+
+@cache
+def basis(name: str, kernel_size: int, kind: FieldKind = "regular") -> SampledBasis:
+    """Sample the basis of filters from one field of this kind to one regular field, (k, k) pixels."""
+    with warnings.catch_warnings(), torch.device("cpu"):  # the caller may be building on the meta device
+        warnings.filterwarnings("ignore", "indexing with dtype torch.uint8", UserWarning)
+        space = group_space(name)
+        source = space.trivial_repr if kind == "trivial" else space.regular_repr
+        types = [e2cnn.nn.FieldType(space, [r]) for r in (source, space.regular_repr)]
+        expansion = e2cnn.nn.R2Conv(*types, kernel_size, bias=False, initialize=False).basisexpansion
+        (block,) = expansion.children()
+        filters = block.sampled_basis.unflatten(-1, (kernel_size, kernel_size))
+        return SampledBasis(_frozen(filters), _frozen(_generalized_he_init_variances(expansion)))
+
+
+def _frozen(values: Tensor) -> np.ndarray:
+    array = values.to(torch.float32).numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+def _parse(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([CD])([1-9]\d?)", name)
+    if match is None:
+        raise ValueError(f"group {name!r}: allowed are C1, C2 ... (rotations), D1, D2 ... (with reflections)")
+    return match[1], int(match[2])

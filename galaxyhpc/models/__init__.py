@@ -1,0 +1,138 @@
+"""The networks: from settings to an `nn.Module`, and what can be said of one without training it.
+
+Every network takes raw images (N, 3, S, S) in [0, 1] and returns logits (N, classes). Equal parameters and
+equal multiply-adds mean equal to those of the C1 steerable CNN with the same scale, head and image size. The
+fields are found by trial, on networks built without memory (torch's meta device).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models.cnn import cnn
+from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
+from galaxyhpc.models.steerable_cnn import COLOURS, scaled_fields, steerable_cnn
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"steerable_cnn": steerable_cnn, "cnn": cnn}
+CLOSE = 0.005  # widths within half a per cent count as equal
+
+
+def build_model(config: ModelConfig, image_size: int, classes: int = 10) -> nn.Module:
+    """Build the network for images of `image_size` px with freshly drawn weights."""
+    return _build(config, _fields(config, image_size, classes), image_size, classes)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def multiply_adds(model: nn.Module, image_size: int) -> int:
+    """Count the multiply-adds of dense convolutions and linear layers for one image in inference.
+
+    Blurring, normalisation and expanding filters are left out.
+    """
+    total = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * _fan_in(layer)
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | SteerableConv)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    tensors = {k: v.to("meta") for k, v in chain(model.named_parameters(), model.named_buffers())}
+    try:  # two images, because batch norm refuses to train on one
+        functional_call(model, tensors, (torch.empty(2, COLOURS, image_size, image_size, device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def invariance_error(model: nn.Module, group: str | None, image_size: int, seed: int = 0) -> float:
+    """Return the largest change of the logits, relative to the largest logit, in evaluation mode.
+
+    The group's elements that need no interpolation act on smooth random images; those of D4 if `group` is None.
+    This is done on a copy in main memory whose batch norms take these images' own statistics, without which the
+    logits of an untrained network hardly depend on the image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = F.interpolate(torch.rand(4, COLOURS, 9, 9, generator=generator), size=image_size, mode="bilinear")
+    model = _calibrated(model, images)
+    with torch.no_grad():
+        logits = model(images)
+        turned = [model(element(images)) for element in groups.grid_elements(group or "D4")]
+    return max(float((t - logits).abs().max()) for t in turned) / float(logits.abs().max())
+
+
+def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy in evaluation mode whose batch norms hold the statistics of these images."""
+    model = copy.deepcopy(model).cpu().train()
+    for module in model.modules():
+        if isinstance(module, FieldBatchNorm):
+            module.momentum, module.sync = 1.0, False
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
+def _build(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> nn.Module:
+    return ARCHITECTURES[config.architecture](config.group, fields, image_size, classes, config.head)
+
+
+@cache
+def _fields(config: ModelConfig, image_size: int, classes: int) -> tuple[int, ...]:
+    """Find the fields of every block: the study's times one factor, then single fields more or less."""
+    if config.width == "fields":
+        return scaled_fields(config.scale)
+
+    def cost(settings: ModelConfig, fields: tuple[int, ...]) -> int:
+        with torch.device("meta"):
+            model = _build(settings, fields, image_size, classes)
+        return count_parameters(model) if config.width == "parameters" else multiply_adds(model, image_size)
+
+    reference = config.model_copy(update={"architecture": "steerable_cnn", "group": "C1"})
+    wanted = cost(reference, scaled_fields(config.scale))
+    return _nearest(lambda fields: cost(config, fields) / wanted - 1, config.scale)
+
+
+def _nearest(excess: Callable[[tuple[int, ...]], float], scale: float) -> tuple[int, ...]:
+    """Find fields with an excess near 0; one factor leaves up to 10 % where blocks have one or two fields."""
+    low, high, tried = 0.0, 2 * scale, {}
+    for _ in range(12):
+        factor = (low + high) / 2
+        fields = scaled_fields(factor)
+        tried[fields] = excess(fields)
+        low, high = (low, factor) if tried[fields] > 0 else (factor, high)
+    fields = min(tried, key=lambda f: abs(tried[f]))
+    while abs(tried[fields]) > CLOSE:
+        tried.update({near: excess(near) for near in _neighbours(fields)})
+        nearest = min(tried, key=lambda f: abs(tried[f]))
+        if nearest == fields:
+            break
+        fields = nearest
+    return fields
+
+
+def _neighbours(fields: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """List the fields with one more or one less in a single block."""
+    changed = [(b, fields[b] + step) for b in range(len(fields)) for step in (-1, 1)]
+    return [(*fields[:b], count, *fields[b + 1 :]) for b, count in changed if count > 0]
+
+
+def _fan_in(layer: Any) -> int:
+    """Count the multiply-adds of one value of a layer's output."""
+    if isinstance(layer, SteerableConv):
+        return layer.in_fields * layer.basis[0, 0].numel()
+    return int(layer.weight[0].numel())

@@ -1,0 +1,25 @@
+"""The conventional CNN of the study's layout: channels in the place of fields, no symmetry in the filters.
+
+It is the yardstick, so everything but the filters is the steerable CNN's own code. Its weights are drawn to
+keep the variance from input to output, as `SteerableConv` does, not by PyTorch's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from galaxyhpc import groups
+from galaxyhpc.models.steerable_cnn import Head, StudyCNN
+
+
+def cnn(group: None, fields: Sequence[int], image_size: int, classes: int, head: Head) -> StudyCNN:
+    """Build the conventional CNN."""
+    return StudyCNN(_convolution, 1, fields, image_size, classes, head)
+
+
+def _convolution(kind: groups.FieldKind, inputs: int, outputs: int, stride: int, padding: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    return layer

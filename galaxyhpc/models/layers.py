@@ -1,0 +1,225 @@
+"""The layers of all networks, on plain tensors (N, fields x |G|, H, W): a field's |G| channels lie side by
+side.
+
+They compute what e2cnn's modules compute, with the weights in e2cnn's order, but a state dict is the same in
+training and in evaluation, building is immediate, and nothing is shared between models. `SteerableConv`
+expands its few weights to a dense filter at every training step, and keeps it in evaluation without
+gradients until they change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from galaxyhpc import groups
+
+
+class SteerableConv(nn.Module):
+    """Equivariant convolution from fields of one kind to regular fields, without a bias: e2cnn's `R2Conv`."""
+
+    basis: Tensor  # (n_basis, |G|, d_in, k, k)
+
+    def __init__(
+        self,
+        group: str,
+        in_fields: int,
+        out_fields: int,
+        kernel_size: int = 3,
+        *,
+        kind: groups.FieldKind = "regular",
+        stride: int = 1,
+        padding: int = 0,
+    ) -> None:
+        super().__init__()
+        sampled = groups.basis(group, kernel_size, kind)
+        self.group, self.kind = group, kind
+        self.in_fields, self.out_fields = in_fields, out_fields
+        self.stride, self.padding = stride, padding
+        self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
+        copied = torch.tensor(sampled.filters, device=self.weight.device)
+        self.register_buffer("basis", copied, persistent=False)
+        self._kept: tuple[Any, Tensor] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
+        std = groups.basis(self.group, self.basis.shape[-1], self.kind).std / math.sqrt(self.in_fields)
+        with torch.no_grad():
+            weights = self.weight.normal_().view(-1, len(std))
+            weights.mul_(torch.tensor(std, device=weights.device))
+
+    def dense_filter(self) -> Tensor:
+        """Expand the weights to (out_fields x |G|, in_fields x d_in, k, k), in autocast's precision."""
+        n_basis, out_size, in_size, k, _ = self.basis.shape
+        dtype = _working_dtype(self.weight)
+        blocks = _matmul_in_full(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
+        blocks = blocks.view(self.out_fields, self.in_fields, out_size, in_size, k, k).transpose(1, 2)
+        return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_fields x d_in, H, W) -> (N, out_fields x |G|, H', W')."""
+        return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
+
+    def _filter(self) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            return self.dense_filter()
+        # An optimizer step or a load raises the version; a parameter moved or exchanged lies elsewhere.
+        key = (self.weight._version, self.weight.data_ptr(), self.weight.device, _working_dtype(self.weight))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self.dense_filter())
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the kept filter out of copies and pickles: it is large and follows from the weights."""
+        return {**self.__dict__, "_kept": None}
+
+    def extra_repr(self) -> str:
+        size, kind = self.basis.shape[-1], self.kind
+        return f"{self.group}, {self.in_fields} {kind} -> {self.out_fields}, {size}x{size}, stride={self.stride}"
+
+
+class FieldBatchNorm(nn.Module):
+    """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
+
+    With `size` 1 it serves ordinary channels and (N, fields) features. With `sync` the statistics are those of the
+    batch over all processes, whose local batches may differ in size.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, fields: int, size: int = 1, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.fields, self.size, self.eps, self.momentum = fields, size, eps, momentum
+        self.sync = False
+        self.weight = nn.Parameter(torch.ones(fields))
+        self.bias = nn.Parameter(torch.zeros(fields))
+        self.register_buffer("running_mean", torch.zeros(fields))
+        self.register_buffer("running_var", torch.ones(fields))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x size, ...) -> the same shape."""
+        per_field = x if self.size == 1 else x.reshape(len(x), self.fields, -1)
+        if self.training and self.sync and _world_size() > 1:
+            return self._normalise_together(per_field).view_as(x)
+        running = (self.running_mean, self.running_var)
+        affine = (self.weight, self.bias)
+        normalised = F.batch_norm(per_field, *running, *affine, self.training, self.momentum, self.eps)
+        return normalised.view_as(x)
+
+    def _normalise_together(self, x: Tensor) -> Tensor:
+        """Normalise (N, fields, ...) by the mean and variance over all processes' values.
+
+        The squares are taken about the process's own mean and only then about zero, in float64, where the difference
+        of two sums loses nothing that float32 held.
+        """
+        axes = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        values = x.float()
+        count = values.numel() // self.fields
+        mean = (values.sum(axes) / max(count, 1)).double()
+        spread = (values - mean.float().view(shape)).square().sum(axes).double()
+        sums = torch.stack([torch.full_like(mean, count), mean * count, spread + count * mean.square()])
+        reduced: Tensor = all_reduce(sums)  # differentiable
+        total, first, second = reduced
+        mean = first / total
+        variance = (second / total - mean.square()).clamp_min(0.0)
+        self._remember(mean.detach(), (variance * total / (total - 1)).detach())
+        scale = self.weight * (variance + self.eps).rsqrt().float()
+        return ((values - mean.float().view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+
+    def extra_repr(self) -> str:
+        return f"{self.fields}, size={self.size}, sync={self.sync}"
+
+
+def synchronise_batchnorm(model: nn.Module) -> None:
+    """Let every batch normalisation of the model use the statistics of all processes together."""
+    for module in model.modules():
+        if isinstance(module, FieldBatchNorm):
+            module.sync = True
+
+
+class AntialiasedPool(nn.Module):
+    """Gaussian blur, sigma in px, then every `stride`-th pixel; exact under quarter turns of odd sizes."""
+
+    kernel: Tensor
+
+    def __init__(self, sigma: float = 0.66, stride: int = 2) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, round(3 * sigma)
+        offsets = torch.arange(-self.padding, self.padding + 1, dtype=torch.float32)
+        line = torch.exp(-offsets.square() / (2 * sigma**2))
+        kernel = torch.outer(line, line) / line.sum() ** 2
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), zeros outside."""
+        kernel = self.kernel.expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+
+class GroupPooling(nn.Module):
+    """The largest of a field's channels: what is left of a regular field is invariant."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x size, H, W) -> (N, fields, H, W)."""
+        fields = x.shape[1] // self.size
+        return x.reshape(len(x), fields, self.size, *x.shape[2:]).amax(2)
+
+
+class CircularMask(nn.Module):
+    """Fades an image to black outside its circle, so that turning it loses nothing: e2cnn's `MaskModule`."""
+
+    mask: Tensor
+
+    def __init__(self, size: int, margin: float = 1.0) -> None:
+        """Take the image's side in px and the margin in per cent of the circle's radius."""
+        super().__init__()
+        centre = (size - 1) / 2
+        squares = (torch.arange(size) - centre).square()
+        beyond = squares[:, None] + squares - (centre * (1 - margin / 100)) ** 2
+        self.register_buffer("mask", torch.exp(-beyond.clamp_min(0.0) / 4.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, size, size) -> the same shape."""
+        return x * self.mask
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _working_dtype(weight: Tensor) -> torch.dtype:
+    """The type autocast would run a convolution in, or the weight's own."""
+    kind = weight.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def _matmul_in_full(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply outside autocast."""
+    if not torch.amp.is_autocast_available(a.device.type):  # the meta device, which torch.autocast refuses
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b

@@ -1,0 +1,104 @@
+"""The study's steerable CNN (Pandya et al. 2023, arXiv:2311.01500) and the layout it shares with `cnn`.
+
+Eleven blocks of 3x3 convolution, batch norm and ReLU, an anti-aliased pool after some, group pooling, an
+MLP. The images come in raw, in [0, 1], and are masked to a circle first, black like the sky; the batch norm
+after the first convolution makes a normalisation of the images redundant. Every stage maps a grid symmetric
+about its centre to one: `stem` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.models.layers import AntialiasedPool, CircularMask, FieldBatchNorm, GroupPooling, SteerableConv
+
+FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
+POOLED = (2, 4, 7, 9, 11)  # blocks, counted from 1, that a pool of stride 2 follows
+COLOURS = 3
+
+Head = Literal["pool", "flatten"]
+# 3x3: (kind of field in, fields in, fields out, stride, padding)
+Convolution = Callable[[groups.FieldKind, int, int, int, int], nn.Module]
+
+
+class StudyCNN(nn.Module):
+    """The layout of the study for any kind of convolution; a field has `order` channels.
+
+    The head `pool` averages over the image before the MLP. The head `flatten`, the study's own, gives the MLP
+    every pixel of the last map and is NOT invariant: a turned galaxy meets other weights.
+    """
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        order: int,
+        fields: Sequence[int],
+        image_size: int,
+        classes: int,
+        head: Head,
+    ) -> None:
+        super().__init__()
+        stride, padding, last_side = stem(image_size)
+        convolutions = [convolution("trivial", COLOURS, fields[0], stride, padding)]
+        convolutions += [convolution("regular", i, o, 1, 1) for i, o in pairwise(fields)]
+        self.mask = CircularMask(image_size)
+        self.blocks = nn.Sequential()
+        for number, (convolve, count) in enumerate(zip(convolutions, fields, strict=True), start=1):
+            layers = [convolve, FieldBatchNorm(count, order), nn.ReLU(inplace=True)]
+            self.blocks.append(nn.Sequential(*layers, *([AntialiasedPool()] if number in POOLED else [])))
+        self.group_pool = GroupPooling(order)
+        self.average = nn.AdaptiveAvgPool2d(1) if head == "pool" else nn.Identity()
+        self.mlp = mlp(fields[-1] * (1 if head == "pool" else last_side**2), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
+        pooled: Tensor = self.average(self.features(images))
+        logits: Tensor = self.mlp(pooled.flatten(1))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
+        found: Tensor = self.group_pool(self.blocks(self.mask(images)))
+        return found
+
+
+def stem(image_size: int) -> tuple[int, int, int]:
+    """Return the first convolution's stride and padding, and the side of the last map, in px.
+
+    Stride 2 keeps a grid's centre only if it takes the first and the last point: 64k-1 px need one more row of
+    padding than 64k+1. Images of 33 px are not halved; the sizes are those of `config.is_exact_image_size`.
+    """
+    stride, padding = (1, 1) if image_size == 33 else (2, 2 if image_size % 2**6 == 63 else 1)
+    side = (image_size + 2 * padding - 3) // stride + 1
+    for _ in POOLED:
+        side = (side + 1) // 2
+    return stride, padding, side
+
+
+def mlp(inputs: int, classes: int) -> nn.Sequential:
+    """Build the study's classifier, 64-32-classes."""
+    layers: list[nn.Module] = []
+    for before, after in ((inputs, 64), (64, 32)):
+        layers += [nn.Linear(before, after), FieldBatchNorm(after), nn.ELU()]
+    return nn.Sequential(*layers, nn.Linear(32, classes))
+
+
+def scaled_fields(factor: float) -> tuple[int, ...]:
+    """Multiply the study's fields by a factor and round, at least one each."""
+    return tuple(max(1, round(factor * count)) for count in FIELDS)
+
+
+def steerable_cnn(group: str | None, fields: Sequence[int], image_size: int, classes: int, head: Head) -> StudyCNN:
+    """Build the steerable CNN of a group."""
+    if group is None:
+        raise ValueError("steerable_cnn needs a group")
+
+    def convolution(kind: groups.FieldKind, i: int, o: int, stride: int, padding: int) -> SteerableConv:
+        return SteerableConv(group, i, o, 3, kind=kind, stride=stride, padding=padding)
+
+    return StudyCNN(convolution, groups.order(group), fields, image_size, classes, head)
