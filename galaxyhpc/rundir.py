@@ -5,6 +5,7 @@ Files appear whole (written aside, then renamed); events.jsonl only grows, and a
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import socket
@@ -161,10 +162,31 @@ _AFTER = {
 def state(run: RunDir) -> State:
     """Tell a run's state from its events alone: the last one that changes it decides.
 
-    A process that was killed leaves no event, so `running` means "nothing says that it ended".
+    A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
+    that fail together the first gives the reason; the others only lost the connection to it.
     """
-    name, why = "planned", "never submitted"
+    found = State("planned", "never submitted")
     for event in run.events():
-        if event.get("event") in _AFTER:
-            name, why = _AFTER[event["event"]], str(event.get("why", ""))
-    return State(name, why)
+        name = _AFTER.get(event.get("event", ""))
+        if name is not None and not (name == found.name == "failed"):
+            found = State(name, str(event.get("why", "")))
+    return found
+
+
+class NoRunError(ValueError):
+    """A path that is neither a run's directory nor a sweep's."""
+
+
+def runs_of(path: Path) -> list[RunDir]:
+    """Return the run at this path, or a sweep's runs in the order of its plan.
+
+    Raises
+    ------
+    NoRunError
+    """
+    if (path / "config.json").is_file():
+        return [RunDir(path.resolve())]
+    if (path / "plan.csv").is_file():
+        with (path / "plan.csv").open(newline="", encoding="utf-8") as file:
+            return [RunDir(path.resolve() / row["run_id"]) for row in csv.DictReader(file)]
+    raise NoRunError(f"{path}: found neither config.json nor plan.csv; allowed: runs/SWEEP/RUN_ID or runs/SWEEP")

@@ -1,0 +1,108 @@
+"""How the processes of a job find each other, and what they decide together.
+
+One code path for one process and for many. Processes meet at a port that rank 0 already HOLDS and publishes in the
+run's directory: a port that was only probed, or computed from a job id, may belong to another job by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from galaxyhpc.lifecycle import Place, find_place
+from galaxyhpc.rundir import RunDir, write_text
+
+MEETING_SECONDS = 600  # nodes of a big job may start minutes apart
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a job that has met the others."""
+
+    place: Place
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def world(self) -> int:
+        return self.place.world
+
+    @property
+    def writes(self) -> bool:
+        """Every process decides; this one writes."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Add float64 numbers over all processes: the same result on each of them, in a fixed order."""
+        numbers = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(numbers)
+        result: list[float] = numbers.tolist()
+        return result
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        self.total([0.0])
+
+
+@contextmanager
+def joined(run: RunDir) -> Iterator[Process]:
+    """Meet the other processes of this job; leave the group at the end, whatever happened."""
+    place = find_place()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", place.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if place.nodes == 1 and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's own name may not resolve
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    notice = run.path / f".meeting-{place.job.replace('/', '_')}.json"
+    store = _host_store(place, notice) if place.rank == 0 else _visit_store(place, notice)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
+    try:
+        process = Process(place, device)
+        process.wait()
+        if process.writes:
+            notice.unlink(missing_ok=True)
+        yield process
+    finally:
+        dist.destroy_process_group()
+
+
+def _host_store(place: Place, notice: Path) -> TCPStore:
+    host = "127.0.0.1" if place.nodes == 1 else socket.gethostname()
+    wait = timedelta(seconds=MEETING_SECONDS)
+    store = TCPStore(host, 0, place.world, is_master=True, timeout=wait, wait_for_workers=False)
+    if place.world > 1:
+        write_text(notice, json.dumps({"host": host, "port": store.port}))
+    return store
+
+
+def _visit_store(place: Place, notice: Path) -> TCPStore:
+    """Connect to rank 0; a notice left by a killed start leads nowhere and is read again until it is replaced."""
+    give_up = time.monotonic() + MEETING_SECONDS
+    while time.monotonic() < give_up:
+        try:
+            found = json.loads(notice.read_text())
+            wait = timedelta(seconds=5)
+            store = TCPStore(found["host"], found["port"], place.world, timeout=wait, wait_for_workers=False)
+        except (OSError, ValueError, dist.DistError):
+            time.sleep(0.1)
+            continue
+        store.set_timeout(timedelta(seconds=MEETING_SECONDS))
+        return store
+    raise TimeoutError(f"rank {place.rank}: rank 0 did not publish {notice} within {MEETING_SECONDS} s")

@@ -1,0 +1,128 @@
+"""Measure one trained run under the conditions that are still missing.
+
+The test galaxies are corrupted on the device in [0, 1], alike for every network; logits go to predictions.h5, counts
+to results.csv, every few seconds, so that an interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from galaxyhpc import results
+from galaxyhpc.batches import Pictures, load_pictures
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.config import RunConfig
+from galaxyhpc.corruptions import Survey, corrupt, severities
+from galaxyhpc.data import load_split, prepare
+from galaxyhpc.lifecycle import Stop
+from galaxyhpc.models import build_model
+from galaxyhpc.rundir import RunDir
+
+SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured: a network on the test galaxies."""
+
+    network: nn.Module
+    pictures: Pictures
+    rows: Tensor  # (n,) int64, of the test galaxies in the data file
+    survey: Survey
+    batch_size: int
+
+
+class NotTrainedError(RuntimeError):
+    """There are no weights to measure yet."""
+
+
+def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Module:
+    """Build a run's network with its best weights, ready to classify (N, 3, S, S) images in [0, 1]."""
+    if not run.best_file.exists():
+        raise NotTrainedError(f"{run.path}: not trained to its end yet: there is no best.pt")
+    found = torch.load(run.best_file, map_location="cpu", weights_only=True)
+    network = build_model(config.model, config.data.image_size)
+    network.load_state_dict(found["model"])
+    return network.to(device).eval()
+
+
+def wanted(config: RunConfig) -> list[tuple[str, float]]:
+    """Return every (condition, severity) that this run is to be measured under."""
+    return [(name, severity) for name in config.evaluate.conditions for severity in severities(name)]
+
+
+@torch.inference_mode()
+def measure(task: Task, pair: tuple[str, float]) -> NDArray[np.float32]:
+    """Return the (n, 10) logits of the test galaxies under one condition and severity."""
+    parts = []
+    for rows in task.rows.split(task.batch_size):
+        images, _ = task.pictures.take(rows)
+        corrupted = corrupt(images, rows.to(images.device), *pair, task.survey)
+        parts.append(task.network(corrupted).float().cpu())
+    logits: NDArray[np.float32] = torch.cat(parts).numpy()
+    return logits
+
+
+def set_up(run: RunDir) -> tuple[Task, results.Measured]:
+    """Load the network and the test galaxies, and what was measured of them before."""
+    config = run.load_config()
+    torch.set_num_threads(config.resources.cpus_per_task)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_network(run, config, device)
+    galaxies = prepare(config.data)
+    split = load_split(config.data, galaxies, run.sweep)
+    test = split[split.split == "test"]
+    pictures, survey = load_pictures(galaxies, device), Survey(galaxies.mean, galaxies.pixel_scale)
+    task = Task(network, pictures, torch.tensor(test.row.to_numpy()), survey, config.evaluate.batch_size)
+    source = {"weights": sha256(run.best_file), "fingerprint": galaxies.fingerprint}
+    measured = results.load(run, **source) or results.Measured(
+        rows=test.row.to_numpy(np.int32),
+        labels=test.label.to_numpy(np.uint8),
+        groups=test.sky_group.to_numpy(np.int32),
+        logits={},
+        generated=galaxies.generated,
+        **source,
+    )
+    return task, measured
+
+
+def evaluate(run: RunDir, stop: Stop) -> bool:
+    """Measure what is missing; False where a signal stopped it (what was measured is saved then).
+
+    Raises
+    ------
+    NotTrainedError
+    """
+    config = run.load_config()
+    if done(run, config):
+        return True
+    task, measured = set_up(run)
+    missing = [pair for pair in wanted(config) if pair not in measured.logits]
+    console, saved = Console(), time.monotonic()
+    for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):
+        measured.logits[pair] = measure(task, pair)
+        stopped = stop.requeue or stop.leave
+        if stopped or time.monotonic() - saved > SAVE_SECONDS or pair == missing[-1]:
+            results.save(run, measured)
+            saved = time.monotonic()
+        if stopped:
+            return done(run, config)
+    run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
+    console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)
+    return True
+
+
+def done(run: RunDir, config: RunConfig) -> bool:
+    """Whether results.csv holds every wanted condition for the weights in best.pt."""
+    table = results.read_counts(run)
+    if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:
+        return False
+    return set(wanted(config)) <= set(zip(table.condition, table.severity, strict=True))

@@ -1,0 +1,325 @@
+"""The training of one run, resumable at every step.
+
+    epoch: shuffled rows -> global batches -> this process's share -> augment -> loss -> step -> all agree to go on
+           -> validate -> best so far? -> metrics.jsonl -> checkpoint
+
+A checkpoint holds weights, optimizer and sums; order and augmentation are functions of (seed, epoch, row), so a run
+that was killed and started again ends with the same bits. Decisions are taken by all processes from reduced numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from galaxyhpc import checkpoint
+from galaxyhpc.augment import augment
+from galaxyhpc.batches import Pictures, load_pictures, order, predict, share, steps_per_epoch
+from galaxyhpc.config import RunConfig, TrainConfig
+from galaxyhpc.data import CLASSES, load_split, prepare
+from galaxyhpc.distributed import Process, joined
+from galaxyhpc.lifecycle import Stop
+from galaxyhpc.models import build_model
+from galaxyhpc.models.layers import synchronise_batchnorm
+from galaxyhpc.randomness import key
+from galaxyhpc.rundir import RunDir, replacing, write_text
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and starting again would not help."""
+
+
+@dataclass
+class Progress:
+    """How far the run is; all of it is in every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # of the whole run
+    batch: int = 0  # of this epoch
+    loss_sum: float = 0.0  # over this epoch's samples so far
+    correct: float = 0.0
+    seen: float = 0.0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)  # one record per finished epoch
+
+
+@dataclass
+class Training:
+    """What a step works on."""
+
+    config: RunConfig
+    process: Process
+    model: DistributedDataParallel
+    optimizer: torch.optim.Optimizer
+    pictures: Pictures
+    rows: dict[str, Tensor]  # of the splits train and validation
+    class_weights: Tensor | None
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole run."""
+        return steps_per_epoch(len(self.rows["train"]), self.config.train.batch_size) * self.config.train.epochs
+
+    @property
+    def network(self) -> nn.Module:
+        module: nn.Module = self.model.module
+        return module
+
+
+def train(run: RunDir, stop: Stop) -> bool:
+    """Train a run from where it is to its end; False where a signal stopped it (its state is saved then).
+
+    Raises
+    ------
+    TrainingError
+        The loss is no longer finite.
+    """
+    config = run.load_config()
+    torch.set_num_threads(config.resources.cpus_per_task)
+    with joined(run) as process, _bar(config, process) as bar:
+        training = set_up(run, config, process)
+        resume(run, training, bar.console)
+        progress, saved = training.progress, time.monotonic()
+        task = bar.add_task(run.run_id, total=training.steps, completed=progress.step)
+        while progress.epoch < config.train.epochs and not _stale(progress, config.train):
+            batches = order(training.rows["train"], config.seed, progress.epoch, config.train.batch_size)
+            for batch in batches[progress.batch :]:
+                train_step(training, batch, stop)
+                bar.update(task, completed=progress.step)
+                if stop.requeue or stop.leave:
+                    save(run, training)
+                    return False
+                if time.monotonic() - saved > 60 * config.resources.checkpoint_minutes:
+                    save(run, training)
+                    saved = time.monotonic()
+            finish_epoch(run, training)
+            bar.console.print(_line(progress, config.train), highlight=False, soft_wrap=True)
+            save(run, training)
+            saved = time.monotonic()
+        finish(run, training)
+        return True
+
+
+def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
+    """Build everything a step works on, as it is before the first step."""
+    galaxies = prepare(config.data)
+    split = load_split(config.data, galaxies, run.sweep)
+    rows = {name: torch.tensor(split.row[split.split == name].to_numpy()) for name in ("train", "validation")}
+    pictures = load_pictures(galaxies, process.device)
+    torch.manual_seed(key("weights", config.seed) % 2**63)
+    network = build_model(config.model, config.data.image_size).to(process.device)
+    if config.train.sync_batchnorm:
+        synchronise_batchnorm(network)
+    devices = [process.device] if process.device.type == "cuda" else None
+    model = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    weights = _class_weights(pictures.labels[rows["train"]], config.train)
+    training = Training(config, process, model, _optimizer(model, config.train), pictures, rows, weights)
+    _warm_up(training)
+    return training
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    rate, momentum, decay = config.learning_rate, config.momentum, config.weight_decay
+    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay)
+
+
+def _class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
+    """Return (10,) weights inverse to the classes' frequencies, with mean 1 over the galaxies."""
+    if config.class_weights == "none":
+        return None
+    counts = torch.bincount(labels, minlength=len(CLASSES)).clamp(min=1)
+    return len(labels) / (len(CLASSES) * counts.float())
+
+
+def _warm_up(training: Training) -> None:
+    """Run one pass whose gradients are thrown away.
+
+    DDP arranges its buckets anew after its first pass, and with three or more processes the order of a sum depends
+    on the arrangement: without this, the first step after a resume would differ in the last bits.
+    """
+    if training.process.world == 1:
+        return
+    buffers = [buffer.clone() for buffer in training.network.buffers()]
+    size = training.config.data.image_size
+    training.model(torch.zeros(2, 3, size, size, device=training.process.device)).sum().backward()
+    for buffer, before in zip(training.network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    training.optimizer.zero_grad()
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step, a function of the step alone."""
+    warm = config.warmup * steps
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+    if config.schedule == "multistep":
+        passed = sum(step >= milestone * steps for milestone in config.milestones)
+        return config.learning_rate * config.decay**passed
+    return config.learning_rate
+
+
+def train_step(training: Training, batch: Tensor, stop: Stop) -> None:
+    """Take one step with a global batch; afterwards all processes know the sums and whether to stop."""
+    config, process, progress = training.config, training.process, training.progress
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(progress.step, training.steps, config.train)
+    training.model.train()
+    training.optimizer.zero_grad()
+    mine = share(batch, process.rank, process.world)
+    parts = mine.split(config.resources.micro_batch or max(1, len(mine)))
+    loss_sum, correct = 0.0, 0.0
+    for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
+        with nullcontext() if last else training.model.no_sync():
+            loss, hits = _loss(training, part)
+            (loss * process.world / len(batch)).backward()  # DDP divides by the number of processes
+        loss_sum, correct = loss_sum + loss.item(), correct + hits.item()
+    signals = [float(stop.requeue), float(stop.leave)]
+    loss_sum, correct, requeue, leave = process.total([loss_sum, correct, *signals])
+    if not math.isfinite(loss_sum):
+        raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
+    if config.train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
+    training.optimizer.step()
+    stop.requeue, stop.leave = requeue > 0, leave > 0
+    progress.step, progress.batch = progress.step + 1, progress.batch + 1
+    progress.loss_sum, progress.correct = progress.loss_sum + loss_sum, progress.correct + correct
+    progress.seen += len(batch)
+
+
+def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss summed over these rows and the number classified right, both on the device."""
+    config, device = training.config, training.process.device
+    images, labels = training.pictures.take(rows)
+    images = augment(images, rows.to(device), config.seed, training.progress.epoch, config.augment)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        logits = training.model(images)
+    smoothing = config.train.label_smoothing
+    logits = logits.float()
+    loss = cross_entropy(logits, labels, training.class_weights, reduction="sum", label_smoothing=smoothing)
+    return loss, (logits.argmax(1) == labels).sum()
+
+
+def finish_epoch(run: RunDir, training: Training) -> None:
+    """Validate, note whether this epoch is the best so far, and begin the next one."""
+    progress = training.progress
+    loss, accuracy = _validate(training)
+    better = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
+    if better:
+        progress.best_accuracy, progress.best_loss, progress.best_epoch = accuracy, loss, progress.epoch
+        training.best = {name: value.cpu().clone() for name, value in training.network.state_dict().items()}
+    progress.history.append(
+        {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "learning_rate": learning_rate(progress.step - 1, training.steps, training.config.train),
+            "train_loss": progress.loss_sum / progress.seen,
+            "train_accuracy": progress.correct / progress.seen,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "best": better,
+        }
+    )
+    if training.process.writes:
+        write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in progress.history))
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+    progress.loss_sum, progress.correct, progress.seen = 0.0, 0.0, 0.0
+
+
+def _validate(training: Training) -> tuple[float, float]:
+    """Return mean loss and accuracy on the validation galaxies, the same numbers in every process."""
+    process = training.process
+    for buffer in training.network.buffers():
+        if process.world > 1:
+            dist.broadcast(buffer, 0)  # running statistics differ between processes; rank 0's are kept
+    rows = training.rows["validation"]
+    mine = share(rows, process.rank, process.world)
+    logits, labels = predict(training.network, training.pictures, mine, training.config.evaluate.batch_size)
+    loss = cross_entropy(logits.double(), labels, reduction="sum").item()
+    loss, correct = process.total([loss, (logits.argmax(1) == labels).sum().item()])
+    return loss / len(rows), correct / len(rows)
+
+
+def _stale(progress: Progress, config: TrainConfig) -> bool:
+    patience = config.early_stopping
+    return patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
+
+
+def save(run: RunDir, training: Training) -> None:
+    """Write a checkpoint of this step."""
+    if training.process.writes:
+        state = {
+            "model": training.network.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "progress": asdict(training.progress),
+            "best": training.best,
+        }
+        checkpoint.save(run, training.progress.step, training.process.world, state)
+
+
+def resume(run: RunDir, training: Training, console: Console) -> None:
+    """Go to where the newest valid checkpoint is; without one, stay at the beginning."""
+    if training.process.writes:
+        for line in checkpoint.quarantine_damaged(run):
+            console.print(line, highlight=False, soft_wrap=True)
+    training.process.wait()
+    state = checkpoint.load_newest(run)
+    if state is not None:
+        training.network.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.progress, training.best = Progress(**state["progress"]), state["best"]
+    if training.process.writes:
+        place = training.process.place
+        run.record(
+            "started",
+            epoch=training.progress.epoch,
+            step=training.progress.step,
+            world=place.world,
+            job=place.job,
+            pid=os.getpid(),
+        )
+
+
+def finish(run: RunDir, training: Training) -> None:
+    """Write best.pt and say that the run is trained: the last thing that happens."""
+    progress = training.progress
+    if training.process.writes:
+        found = {"model": training.best, "epoch": progress.best_epoch, "run_id": run.run_id}
+        with replacing(run.best_file) as aside:
+            torch.save(found, aside)
+        run.record("trained", epochs=progress.epoch, best=progress.best_epoch, accuracy=progress.best_accuracy)
+    training.process.wait()
+
+
+def _bar(config: RunConfig, process: Process) -> ProgressBar:
+    console = Console(quiet=not process.writes)
+    return ProgressBar(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _line(progress: Progress, config: TrainConfig) -> str:
+    last = progress.history[-1]
+    return (
+        f"epoch {last['epoch'] + 1}/{config.epochs}  step {last['step']}  loss {last['train_loss']:.4f}  "
+        f"accuracy {last['train_accuracy']:.3f}  validation {last['validation_accuracy']:.3f}"
+        + ("  best so far" if last["best"] else "")
+    )

@@ -1,0 +1,66 @@
+"""Evaluate one run, `python -m jobs.evaluate runs/SWEEP/RUN_ID`, or every trained run of a sweep, `... runs/SWEEP`.
+
+`--share 3/8` takes the fourth of eight shares of a sweep's runs (counted from 0), for sbatch arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from galaxyhpc.lifecycle import Stop, carry_out
+from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
+
+
+def work(run: RunDir, stop: Stop) -> bool:
+    """See `galaxyhpc.evaluate.evaluate`; torch is not loaded before the job runs."""
+    from galaxyhpc.evaluate import evaluate
+
+    return evaluate(run, stop)
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Callable given to submitit: it holds a path and nothing else."""
+
+    path: str
+
+    def __call__(self) -> str:
+        return carry_out(self.path, work)
+
+
+def evaluated(run: RunDir) -> bool:
+    """Evaluate a run that is trained; one that cannot be is named, and the next one goes on."""
+    if not run.best_file.exists():
+        print(f"{run.run_id}: not trained to its end: {state(run).name} {state(run).why}")
+        return True
+    try:
+        EvaluateJob(str(run.path))()
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
+
+
+def main() -> int:
+    """Evaluate what the command line names; 1 where an evaluation failed."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
+    parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID or runs/SWEEP")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of the runs")
+    arguments = parser.parse_args()
+    try:
+        index, shares = map(int, arguments.share.split("/"))
+        runs = runs_of(arguments.path)[index::shares]
+    except NoRunError as error:
+        parser.error(str(error))
+    except ValueError:
+        parser.error(f"--share: found {arguments.share}; allowed I/N with 0 <= I < N")
+    failed = [run for run in runs if not evaluated(run)]
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Make a sweep's report: the last job of a sweep, `python -m galaxyhpc.aggregate runs/SWEEP`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """Callable given to submitit: it holds a path and nothing else."""
+
+    path: str
+
+    def __call__(self) -> str:
+        from galaxyhpc.aggregate import aggregate
+
+        aggregate(Path(self.path))
+        return "done"
