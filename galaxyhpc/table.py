@@ -1,0 +1,111 @@
+"""The table of a sweep on a terminal: one row per network, the best first, nothing bolder than it deserves.
+
+The best value is bold only together with all those whose intervals overlap its own; without intervals none is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+ROTATION_MEAN = ("rotation_mean", 0.0)  # over all planned angles; a row of its own, for it has its own interval
+NOISES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
+HEADS = (
+    *("parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),
+    *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5"),
+)
+
+Cell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
+Cells = dict[tuple[str, str, float], Cell]
+
+
+def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:
+    """Lay out a sweep.
+
+    `networks` has label, parameters, seeds_done and seeds_planned; `summary` is that of aggregate, with label.
+    """
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("network", min_width=12)
+    for head in HEADS:
+        table.add_column(head, justify="right")
+    cells = _cells(networks, summary)
+    order: list[tuple[float, int, dict[Any, Any]]] = []
+    for network in networks.to_dict("records"):
+        clean = cells.get((network["label"], "clean", 0.0), {"accuracy_mean": np.nan})["accuracy_mean"]
+        order.append((-clean if np.isfinite(clean) else 1.0, len(order), network))
+    for _, _, network in sorted(order, key=lambda entry: entry[:2]):
+        table.add_row(*_row(network, cells))
+    table.caption = Text("\n".join([*_explanations(networks, cells), *notes]), style="not italic")
+    return table
+
+
+def _cells(networks: pd.DataFrame, summary: pd.DataFrame) -> Cells:
+    """Key the summary by network, condition and severity, leaving out what no seed has."""
+    done = summary["label"].map(networks.set_index("label")["seeds_done"])
+    marked = summary.assign(bold=_bold(summary), other=summary["seeds_done"] != done)
+    cells = marked[marked["seeds_done"] > 0].to_dict("records")
+    return {
+        (cell["label"], cell["condition"], cell["severity"]): {str(k): v for k, v in cell.items()} for cell in cells
+    }
+
+
+def _bold(summary: pd.DataFrame) -> pd.Series:
+    """Mark, for each condition and severity, the best mean and all whose intervals overlap its own."""
+    measured = summary[summary["accuracy_mean"].notna()]
+    best = measured.loc[measured.groupby(["condition", "severity"])["accuracy_mean"].idxmax()]
+    pairs = ["condition", "severity"]
+    rival = summary[pairs].merge(best[[*pairs, "ci_low", "ci_high"]], on=pairs, how="left").set_index(summary.index)
+    return (summary["ci_high"] >= rival["ci_low"]) & (summary["ci_low"] <= rival["ci_high"])
+
+
+def _row(network: dict[Any, Any], cells: Cells) -> list[Text]:
+    label, done, planned = network["label"], network["seeds_done"], network["seeds_planned"]
+    angles = [cell for (of, condition, _), cell in cells.items() if (of, condition) == (label, "rotation")]
+    worst = min(angles, key=lambda cell: float(cell["accuracy_mean"]), default=None)
+    return [
+        Text(label),
+        Text(f"{network['parameters']:,}"),
+        Text(f"{done}/{planned}{'†' if done < planned else ''}"),
+        _with_interval(cells.get((label, "clean", 0.0))),
+        _with_interval(cells.get((label, *ROTATION_MEAN))),
+        _percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),
+        *(_side_by_side([cells.get((label, name, s)) for s in some]) for name, some in NOISES.items()),
+    ]
+
+
+def _percent(cell: Cell | None) -> Text:
+    """`93.1`, and `93.1[4]` where 4 seeds are behind it and not the row's number."""
+    if cell is None:
+        return Text("-")
+    seeds = f"[{cell['seeds_done']}]" if cell["other"] else ""
+    return Text(f"{100 * cell['accuracy_mean']:.1f}", style="bold" if cell["bold"] else "") + Text(seeds)
+
+
+def _with_interval(cell: Cell | None) -> Text:
+    if cell is None or np.isnan(cell["ci_low"]):
+        return _percent(cell)
+    return _percent(cell) + Text(f" ({100 * cell['ci_low']:.1f}-{100 * cell['ci_high']:.1f})")
+
+
+def _side_by_side(cells: list[Cell | None]) -> Text:
+    return Text(" / ").join([_percent(cell) for cell in cells])
+
+
+def _explanations(networks: pd.DataFrame, cells: Cells) -> list[str]:
+    """Say what the signs mean that occur."""
+    said = []
+    if any(np.isfinite(cell["ci_low"]) for cell in cells.values()):
+        said.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and pieces of sky).")
+    if any(cell["bold"] for cell in cells.values()):
+        said.append("Bold: the best, and all whose intervals overlap the best's: they cannot be told apart.")
+    if (networks["seeds_done"] < networks["seeds_planned"]).any():
+        said.append("†: not all planned seeds are in.")
+    if any(cell["other"] for cell in cells.values()):
+        said.append("[k]: a mean over k seeds, not over the number in the column seeds.")
+    return said
