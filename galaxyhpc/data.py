@@ -47,9 +47,7 @@ class Galaxies:
     ra: np.ndarray  # (N,) float64, degrees in [0, 360]
     dec: np.ndarray  # (N,) float64, degrees in [-90, 90]
     digests: np.ndarray  # (N,) hexadecimal SHA-256 of each image's published pixels
-    fingerprint: (
-        str  # hexadecimal SHA-256 of published pixels, labels and positions; not of how they are stored
-    )
+    fingerprint: str  # hexadecimal SHA-256 of published pixels, labels and positions; not of how they are stored
     mean: float  # of all published pixels, DN in [0, 255]
     pixel_scale: float  # arcsec/px at S
     generated: bool  # demo galaxies, not real ones
@@ -95,7 +93,7 @@ def _write_demo(config: DataConfig, path: Path) -> None:
 
 @contextmanager
 def _making(target: Path) -> Iterator[Path]:
-    """Yield an empty directory to make `target` in; under the cache's lock, so that others are of the dead."""
+    """Yield an empty directory to make `target` in; under the cache's lock, so others are of the dead."""
     for left in target.parent.glob(".*.making"):
         shutil.rmtree(left)
     aside = target.with_name(f".{target.name}.making")
@@ -132,6 +130,7 @@ def _find(source: Path, size: int, cache: Path) -> Galaxies | None:
 
 
 def _convert(source: Path, size: int, cache: Path) -> Galaxies:
+    check_file(source)
     directory = _directory(source, size, cache)
     with _making(directory) as aside:
         convert(source, size, aside)
@@ -178,8 +177,8 @@ def _split_text(config: DataConfig, galaxies: Galaxies) -> str:
         f"source: {config.source}",
         f"settings: {json.dumps(_settings(config))}",
         "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, "dropped")),
-        f"dropped: {counts.get('dropped', 0)} galaxies that occur twice, with different labels "
-        '(identical pixels, or positions within 1")',
+        f"dropped: {counts.get('dropped', 0)} with the pixels or the position (within 1 arcsec) of one of "
+        f"another label (conflicting_duplicates: {config.conflicting_duplicates})",
         f"sky groups: {len(sizes)}, the largest of {sizes.max()}; a group is never divided",
     ]
     if galaxies.generated:
@@ -196,9 +195,9 @@ def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
         empty = [label for label in range(len(CLASSES)) if fraction > 0 and counts.loc[split, label] == 0]
         if empty:
             raise DataError(
-                f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): found none left for {split}, as there "
-                f"are too few or data.link_arcsec {config.link_arcsec:g} ties too many together; allowed is "
-                "what leaves one: more galaxies, a larger fraction, a smaller link_arcsec"
+                f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): found none left for {split}; "
+                f"allowed is one or more: give more galaxies, a larger fraction or a smaller link_arcsec "
+                f"({config.link_arcsec:g}), which ties fewer together"
             )
 
 
@@ -210,16 +209,14 @@ def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFr
     if (made_of, settings) != (galaxies.fingerprint, wanted):
         raise DataError(
             f"{path}: made from galaxies {made_of[:12]} ({head.get('source', 'unknown')}) with {settings}; "
-            f"found galaxies {galaxies.fingerprint[:12]} ({config.source}) with {wanted}; allowed is one split "
-            "for all runs of a sweep: restore that file and those settings, launch into another directory "
-            f"(--runs), or remove {path.parent} and all its runs"
+            f"found galaxies {galaxies.fingerprint[:12]} ({config.source}) with {wanted}; allowed is one "
+            "split for all runs of a sweep: restore that file and those settings, launch into another "
+            f"directory (--runs), or remove {path.parent} and all its runs"
         )
-    table = pd.read_csv(path, comment="#", float_precision="round_trip")
+    table = pd.read_csv(path, comment="#")
     if (
         not np.array_equal(table.get("label", ()), galaxies.labels)
         or not table["split"].isin((*SPLITS, "dropped")).all()
     ):
-        raise DataError(
-            f"{path}: found rows that are not those of its fingerprint; allowed is the file as written"
-        )
+        raise DataError(f"{path}: found rows that are not those of its fingerprint; allowed is the file as written")
     return table

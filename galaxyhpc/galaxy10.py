@@ -68,9 +68,7 @@ def _wrong(path: Path, key: str, found: object, allowed: str) -> DataError:
 def _reading(path: Path) -> Iterator[None]:
     """Turn what HDF5 says about a file that is none, or is cut off or damaged, into one clear error."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; data.source is `demo` or a file laid out as Galaxy10_DECals.h5"
-        )
+        raise DataError(f"{path}: no such file; data.source is `demo` or a file laid out as Galaxy10_DECals.h5")
     try:
         yield
     except (OSError, RuntimeError, KeyError) as error:
@@ -129,9 +127,7 @@ def _column(path: Path, file: h5py.File, key: str, count: int, kinds: str) -> np
     if column.shape != (count,):
         raise _wrong(path, key, f"shape {column.shape}", f"({count},), one for each of the images")
     if column.dtype.kind not in kinds:
-        raise _wrong(
-            path, key, f"dtype {column.dtype}", "a floating-point one" if kinds == "f" else "an integer one"
-        )
+        raise _wrong(path, key, f"dtype {column.dtype}", "floating-point" if kinds == "f" else "integer")
     return np.asarray(column[:])
 
 
@@ -139,11 +135,12 @@ def _labels(path: Path, labels: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
     if len(bad):
         raise _wrong(path, "ans", f"label {labels[bad[0]]} in row {bad[0]}", f"0 to {len(CLASSES) - 1}")
+    labels = labels.astype(np.int64)
     counts = np.bincount(labels, minlength=len(CLASSES))
     if counts[least := int(counts.argmin())] < FEWEST_OF_A_CLASS:
         found = f"{counts[least]} galaxies of class {least} ({CLASSES[least]})"
         raise _wrong(path, "ans", found, f"{FEWEST_OF_A_CLASS} or more of every class, to divide them")
-    return labels.astype(np.int64)
+    return labels
 
 
 def _within(path: Path, key: str, values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -174,11 +171,8 @@ def convert(path: Path, size: int, directory: Path) -> None:
     columns = read_columns(path)
     with _progress(path, columns, size) as advance, (directory / "images.npy").open("wb") as file:
         digests, mean = _write_images(path, columns, size, file, advance)
-    np.savez(
-        directory / "columns.npz", labels=columns.labels, ra=columns.ra, dec=columns.dec, digests=digests
-    )
-    names = ("images.npy", "columns.npz")
-    for name in names:
+    np.savez(directory / "columns.npz", labels=columns.labels, ra=columns.ra, dec=columns.dec, digests=digests)
+    for name in (names := ("images.npy", "columns.npz")):
         sync(directory / name)
     about = {
         "fingerprint": _fingerprint(columns, digests),
@@ -198,8 +192,7 @@ def _write_images(
     Written, not memory-mapped: dirty mapped pages would count as this process's memory.
     """
     shape = (len(columns.labels), 3, size, size)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     digests, total = [], 0
     batch = max(1, BATCH_BYTES // (3 * 4 * max(columns.side, size) ** 2))
     for images in _slices(path, columns):
@@ -226,13 +219,8 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
 
 def _fingerprint(columns: Columns, digests: np.ndarray) -> str:
     digest = hashlib.sha256(f"{len(digests)} galaxies of {columns.side} px".encode())
-    for values, kind in (
-        (digests, "S64"),
-        (columns.labels, "<i8"),
-        (columns.ra, "<f8"),
-        (columns.dec, "<f8"),
-    ):
-        digest.update(values.astype(kind).tobytes())
+    digest.update(digests.tobytes() + columns.labels.astype("<i8").tobytes())
+    digest.update(columns.ra.astype("<f8").tobytes() + columns.dec.astype("<f8").tobytes())
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Which galaxy is trained on, which one validates and which one tests: arrays in, a table out; no files.
 
-What shares sky or pixels stays together: what is divided are not galaxies but connected components of galaxies
-nearer than `link_arcsec` or with identical pixels. Of the 17,736 published ones 236 pairs of frames overlap, and
-59 pairs are the same galaxy under two labels.
+What shares sky or pixels stays together: not galaxies are divided but connected components of galaxies nearer
+than `link_arcsec` or with identical pixels. Of the 17,736 published ones 236 pairs of frames overlap, and 59
+pairs are the same galaxy under two labels.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
     """Give every group whole to one of SPLITS, so that each class comes near its fraction in each of them.
 
     Groups go, largest first and shuffled by `seed`, where they lessen the squared differences from the wanted
-    counts most; the many single galaxies come last and even out what the large groups left.
+    counts most; the many single galaxies come last and even out what the large groups left. A small class is
+    meant to have one galaxy everywhere.
     """
     if len(labels) == 0:
         return np.empty(0, dtype=object)
@@ -86,9 +87,9 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
     counts = np.zeros((groups.max() + 1, labels.max() + 1))  # galaxies of each group in each class
     np.add.at(counts, (groups, labels), 1)
     wanted = [k for k, fraction in enumerate(fractions) if fraction > 0]
-    missing = np.outer(
-        np.array(fractions)[wanted], counts.sum(axis=0)
-    )  # galaxies still to come, (splits, classes)
+    missing = np.outer(np.array(fractions)[wanted], counts.sum(axis=0))  # galaxies still to come, (splits, classes)
+    missing[1:] = np.maximum(missing[1:], 1.0)
+    missing[0] = counts.sum(axis=0) - missing[1:].sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     given = np.empty(len(counts), dtype=object)
