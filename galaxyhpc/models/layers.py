@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from galaxyhpc import groups
 
@@ -131,13 +130,13 @@ class FieldBatchNorm(nn.Module):
         mean = (values.sum(axes) / max(count, 1)).double()
         spread = (values - mean.float().view(shape)).square().sum(axes).double()
         sums = torch.stack([torch.full_like(mean, count), mean * count, spread + count * mean.square()])
-        reduced: Tensor = all_reduce(sums)  # differentiable
-        total, first, second = reduced
+        total, first, second = _Sum.apply(sums)  # type: ignore[no-untyped-call]
         mean = first / total
         variance = (second / total - mean.square()).clamp_min(0.0)
         self._remember(mean.detach(), (variance * total / (total - 1)).detach())
-        scale = self.weight * (variance + self.eps).rsqrt().float()
-        return ((values - mean.float().view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        scale = (self.weight * (variance + self.eps).rsqrt().float()).view(shape)
+        normalised: Tensor = (values - mean.float().view(shape)) * scale + self.bias.view(shape)
+        return normalised.to(x.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -146,6 +145,22 @@ class FieldBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.fields}, size={self.size}, sync={self.sync}"
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs. (torch's own is deprecated since 2.10.)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:

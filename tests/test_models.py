@@ -1,0 +1,374 @@
+"""The layers compute what e2cnn's compute; the networks are as invariant, as wide and as reloadable as they say.
+
+pytest tests/test_models.py
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import e2cnn.nn
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from e2cnn.nn.init import generalized_he_init
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models import build_model, count_parameters, invariance_error, multiply_adds
+from galaxyhpc.models.layers import (
+    AntialiasedPool,
+    CircularMask,
+    FieldBatchNorm,
+    GroupPooling,
+    SteerableConv,
+    synchronise_batchnorm,
+)
+from galaxyhpc.models.steerable_cnn import FIELDS, stem
+
+GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_every_time() -> None:
+    torch.manual_seed(0)
+
+
+def network(group: str | None = "D4", image_size: int = 33, **settings: Any) -> nn.Module:
+    """Build a network at a quarter of the study's fields."""
+    architecture = "steerable_cnn" if group else "cnn"
+    return build_model(ModelConfig(architecture=architecture, group=group, **{"scale": 0.25, **settings}), image_size)
+
+
+def e2cnn_field(group: str, count: int, kind: str = "regular") -> Any:
+    space = groups.group_space(group)
+    return e2cnn.nn.FieldType(space, [space.trivial_repr if kind == "trivial" else space.regular_repr] * count)
+
+
+def e2cnn_convolution(ours: SteerableConv) -> Any:
+    """Return e2cnn's layer with our layer's weights, in training mode."""
+    source, target = e2cnn_field(ours.group, ours.in_fields, ours.kind), e2cnn_field(ours.group, ours.out_fields)
+    options = {"stride": ours.stride, "padding": ours.padding, "bias": False, "initialize": False}
+    layer = e2cnn.nn.R2Conv(source, target, ours.basis.shape[-1], **options)
+    layer.weights.data.copy_(ours.weight.data)
+    return layer
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+
+
+# Layers against e2cnn
+
+
+@pytest.mark.parametrize("kind", ["trivial", "regular"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_same_weights_give_the_same_maps_as_in_e2cnn(group: str, kind: groups.FieldKind) -> None:
+    for kernel_size in (3, 5):
+        for stride in (1, 2):
+            ours = SteerableConv(group, 2, 3, kernel_size, kind=kind, stride=stride, padding=kernel_size // 2)
+            theirs = e2cnn_convolution(ours)
+            x = torch.randn(2, theirs.in_type.size, 9, 9)
+            assert_near(ours(x), theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor)
+
+
+def test_the_gradients_are_those_of_e2cnn() -> None:
+    ours = SteerableConv("D4", 3, 2, padding=1)
+    theirs = e2cnn_convolution(ours)
+    x = torch.randn(2, 24, 9, 9, requires_grad=True)
+    upstream = torch.randn(2, 16, 9, 9)
+    found = torch.autograd.grad((ours(x) * upstream).sum(), (x, ours.weight))
+    there = theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor
+    for mine, expected in zip(found, torch.autograd.grad((there * upstream).sum(), (x, theirs.weights)), strict=True):
+        assert_near(mine, expected)
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"), [("C1", "regular"), ("C8", "trivial"), ("D2", "regular"), ("D4", "regular")]
+)
+def test_new_weights_are_drawn_as_e2cnn_draws_them(group: str, kind: groups.FieldKind) -> None:
+    ours = SteerableConv(group, 3, 2, kind=kind)
+    expected = torch.empty_like(ours.weight)
+    torch.manual_seed(5)
+    generalized_he_init(expected, e2cnn_convolution(ours).basisexpansion)
+    torch.manual_seed(5)
+    ours.reset_parameters()
+    assert_near(ours.weight.data, expected, 1e-6)
+
+
+def test_batch_norm_over_fields_is_that_of_e2cnn() -> None:
+    ours, theirs = FieldBatchNorm(3, 8), e2cnn.nn.InnerBatchNorm(e2cnn_field("D4", 3))
+    x = (torch.randn(4, 24, 5, 5) * 3 + 7).requires_grad_()
+    upstream = torch.randn_like(x)
+    for training in (True, True, False):
+        ours.train(training), theirs.train(training)
+        there = theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor
+        here = ours(x)
+        assert_near(here, there)
+        assert_near(*(torch.autograd.grad((out * upstream).sum(), x)[0] for out in (here, there)), 1e-4)
+
+
+def test_batch_norm_of_single_channels_is_that_of_torch() -> None:
+    for shape, reference in (((6, 4), nn.BatchNorm1d(4)), ((6, 4, 3, 3), nn.BatchNorm2d(4))):
+        ours, x = FieldBatchNorm(4), torch.randn(shape) + 2
+        assert torch.equal(ours(x), reference(x))
+        assert torch.equal(ours.running_var, reference.running_var)
+        assert torch.equal(ours.eval()(x), reference.eval()(x))
+
+
+def test_pools_and_mask_are_those_of_e2cnn_and_save_nothing() -> None:
+    field = e2cnn_field("C4", 2)
+    x = torch.rand(2, 8, 17, 17)
+    pairs = (
+        (AntialiasedPool(), e2cnn.nn.PointwiseAvgPoolAntialiased(field, sigma=0.66, stride=2)),
+        (GroupPooling(4), e2cnn.nn.GroupPooling(field)),
+        (CircularMask(17), e2cnn.nn.MaskModule(field, 17, margin=1)),
+    )
+    for ours, theirs in pairs:
+        assert_near(ours(x), theirs(e2cnn.nn.GeometricTensor(x, field)).tensor, 1e-6)
+        assert not ours.state_dict() and not list(ours.parameters())
+
+
+# Batch norm over processes
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(1)
+    head = (nn.Flatten(), nn.Linear(108, 5, bias=False), FieldBatchNorm(5))
+    return nn.Sequential(SteerableConv("C4", 2, 3), FieldBatchNorm(3, 4), nn.ReLU(), *head)
+
+
+def step(model: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    """Return the output, the gradients and the statistics of one training step whose loss is a sum over images."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (out * upstream).sum().backward()
+    assert x.grad is not None
+    return {
+        "output": out.detach(),
+        "input": x.grad,
+        **{name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        **{name: b.clone() for name, b in model.named_buffers()},
+    }
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(7, 8, 5, 5, generator=generator) * 3 + 100, torch.randn(7, 5, generator=generator)
+
+
+SHARES = (slice(0, 5), slice(5, 7))  # uneven on purpose
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model, (x, upstream) = two_layers(), batch()
+    synchronise_batchnorm(model)
+    found = step(model, x[SHARES[rank]], upstream[SHARES[rank]])
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    whole = step(two_layers(), *batch())
+    alone = step(two_layers(), *(part[SHARES[0]] for part in batch()))
+    assert not torch.allclose(alone["output"], whole["output"][SHARES[0]], atol=0.1)  # the shares do differ
+    for name, expected in whole.items():
+        parts = [share[name] for share in shares]
+        if name in ("output", "input"):
+            assert_near(torch.cat(parts), expected, 1e-4)
+        elif name.endswith(("running_mean", "running_var", "basis")):
+            assert all(torch.allclose(part, expected, rtol=1e-5, atol=1e-6) for part in parts)
+        else:
+            assert_near(parts[0] + parts[1], expected, 1e-4)
+
+
+# The filter kept in evaluation
+
+
+def test_a_kept_filter_is_used_again_and_is_never_stale() -> None:
+    layer = SteerableConv("C4", 2, 2, padding=1).eval()
+    x = torch.randn(1, 8, 5, 5)
+
+    def fresh() -> Tensor:
+        return nn.functional.conv2d(x, layer.dense_filter(), padding=1)
+
+    with torch.no_grad():
+        assert layer._filter() is layer._filter()
+        assert torch.equal(layer(x), fresh())
+        layer.load_state_dict({"weight": torch.randn_like(layer.weight)})
+        assert torch.equal(layer(x), fresh())
+        layer.weight.mul_(2)
+        assert torch.equal(layer(x), fresh())
+        layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+        assert torch.equal(layer(x), fresh())
+        layer.double()
+        assert torch.equal(layer(x.double()), nn.functional.conv2d(x.double(), layer.dense_filter(), padding=1))
+
+
+def test_an_optimizer_step_in_evaluation_mode_changes_the_next_output() -> None:
+    layer = SteerableConv("C4", 2, 2).eval()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        before = layer(x)
+    layer(x).square().sum().backward()  # with gradients the kept filter is not used
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.allclose(layer(x), before)
+        assert torch.equal(layer(x), layer.train()(x))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_network_that_has_been_evaluated_can_be_copied_pickled_and_trained(mode: Any) -> None:
+    model = network().eval()
+    x = torch.rand(2, 3, 33, 33)
+    with mode():
+        expected = model(x).clone()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.allclose(other(x), expected, atol=1e-6)
+    model.train()(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_state_dict_moves_between_training_and_evaluation() -> None:
+    trained, x = network(), torch.rand(8, 3, 33, 33)
+    trained(x)
+    in_training = copy.deepcopy(trained.state_dict())
+    trained.eval()
+    with torch.no_grad():
+        expected = trained(x)
+        assert list(trained.state_dict()) == list(in_training)
+        for mode in (True, False):
+            torch.manual_seed(1)
+            other = network().train(mode)
+            other.eval()(x) if not mode else None  # so that a filter is kept
+            other.load_state_dict(in_training, strict=True)
+            assert torch.equal(other.eval()(x), expected)
+
+
+# Networks
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_logits_do_not_change_under_any_exact_element_of_the_group(group: str) -> None:
+    assert invariance_error(network(group, 65), group, 65) < 1e-4
+
+
+@pytest.mark.parametrize("group", ["C8", "D4"])
+def test_the_logits_of_the_full_width_do_not_change(group: str) -> None:
+    assert invariance_error(network(group, 65, scale=1.0), group, 65) < 1e-4
+
+
+@pytest.mark.parametrize("image_size", [33, 63, 65, 127, 129, 255])
+def test_the_logits_do_not_change_at_any_size_of_the_study(image_size: int) -> None:
+    assert invariance_error(network("D4", image_size, scale=0.1), "D4", image_size) < 1e-4
+
+
+def test_the_measure_sees_what_is_not_invariant() -> None:
+    assert invariance_error(network(None, 65), None, 65) > 1e-3
+    assert invariance_error(network("D4", 65, head="flatten"), "D4", 65) > 1e-3
+    assert invariance_error(network("C2", 65), "C4", 65) > 1e-3
+    assert invariance_error(network("C4", 65), "D4", 65) > 1e-3
+    assert invariance_error(network("C1", 65), "D1", 65) > 1e-3
+    assert invariance_error(network("D4", 64), "D4", 64) > 1e-3  # the size is not exact
+
+
+def test_measuring_invariance_leaves_the_network_alone() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    assert invariance_error(model, "D4", 33, seed=1) == invariance_error(model, "D4", 33, seed=1)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("image_size", "first", "last"),
+    [(255, 129, 5), (257, 129, 5), (129, 65, 3), (127, 65, 3), (65, 33, 2), (33, 33, 2)],
+)
+def test_the_maps_have_the_studys_sizes(image_size: int, first: int, last: int) -> None:
+    model = network("C1", image_size, scale=0.1)
+    x = torch.rand(1, 3, image_size, image_size)
+    assert model.blocks[0](x).shape[-1] == first
+    assert model.features(x).shape[-1] == last == stem(image_size)[2]
+    logits = network("C1", image_size, scale=0.1, head="flatten").eval()(x)
+    assert logits.shape == (1, 10)
+
+
+@pytest.mark.parametrize(("group", "millions"), [("C1", 0.38), ("C4", 1.53), ("D4", 3.05), ("D16", 12.2)])
+def test_parameters_grow_with_the_group_when_the_fields_are_kept(group: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = network(group, 65, scale=1.0)
+    layers = [m for m in model.modules() if isinstance(m, SteerableConv)]
+    assert tuple(layer.out_fields for layer in layers) == FIELDS
+    assert sum(layer.weight.numel() for layer in layers) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("group", [*GROUPS, None])
+def test_equal_width_is_equal_to_c1_within_three_per_cent(group: str | None) -> None:
+    with torch.device("meta"):
+        reference = network("C1", 65, scale=1.0)
+        as_many_weights = network(group, 65, scale=1.0, width="parameters")
+        as_much_work = network(group, 65, scale=1.0, width="multiply_adds")
+    assert count_parameters(as_many_weights) == pytest.approx(count_parameters(reference), rel=0.03)
+    assert multiply_adds(as_much_work, 65) == pytest.approx(multiply_adds(reference, 65), rel=0.03)
+
+
+def test_multiply_adds_are_counted_by_hand_for_a_small_network() -> None:
+    model = nn.Sequential(
+        SteerableConv("C4", 3, 2, kind="trivial", stride=2, padding=1),  # 3 -> 8 channels, 9 -> 5 px
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, groups=2),  # 5 -> 3 px
+        nn.Flatten(),
+        nn.Linear(36, 10),
+    )
+    assert multiply_adds(model, 9) == 8 * 5 * 5 * 27 + 4 * 3 * 3 * 36 + 360
+    assert not any(layer._forward_hooks for layer in model)
+
+
+def test_the_cnn_differs_from_c1_in_its_filters_only() -> None:
+    plain, steerable = network(None), network("C1")
+    kinds = [[type(m) for m in model.modules()] for model in (plain, steerable)]
+    assert kinds[0] == [nn.Conv2d if kind is SteerableConv else kind for kind in kinds[1]]
+    x = torch.rand(2, 3, 33, 33)
+    assert plain.features(x).shape == steerable.features(x).shape
+
+
+def test_classes_scale_and_head_are_heeded() -> None:
+    model = build_model(ModelConfig(group="C2", scale=0.5, head="flatten"), 65, classes=3)
+    assert model.eval()(torch.rand(2, 3, 65, 65)).shape == (2, 3)
+    assert count_parameters(model) < count_parameters(build_model(ModelConfig(group="C2"), 65))
+
+
+def test_what_lies_outside_the_circle_is_not_seen() -> None:
+    model = network().eval()
+    x = torch.rand(1, 3, 33, 33)
+    corner = x.clone()
+    corner[..., :3, :3] = 1 - corner[..., :3, :3]
+    assert torch.equal(model(x), model(corner))
+
+
+def test_half_precision_trains_and_nearly_agrees() -> None:
+    model, x = network("D4"), torch.rand(4, 3, 33, 33)
+    layer = SteerableConv("D4", 2, 2).eval()
+    with torch.no_grad():
+        exact = layer.dense_filter()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x).float().sum().backward()
+        with torch.no_grad():
+            assert layer._filter().dtype == torch.bfloat16
+            assert torch.equal(layer._filter(), exact.bfloat16())  # expanded in full, rounded once
+    with torch.no_grad():
+        assert layer._filter().dtype == torch.float32
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
