@@ -24,7 +24,7 @@ _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?\Z"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where something was written; line 0 when there are no lines, as on the command line."""
 
@@ -64,7 +64,7 @@ class Mistakes:
 
     def lines(self) -> tuple[str, ...]:
         """Each distinct mistake once, `file:line: key: text`, in the order of the files' lines."""
-        ordered = sorted(self.found, key=lambda mistake: (mistake[0].file, mistake[0].line))
+        ordered = sorted(self.found, key=lambda mistake: mistake[0])
         return tuple(dict.fromkeys(f"{place}: {text}" for place, text in ordered))
 
 

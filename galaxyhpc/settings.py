@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import reduce
 from itertools import groupby
 from typing import Any
 
@@ -126,9 +127,7 @@ def _with_environment(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
         found = os.environ.get(match[1]) or match[2]
         if found is None:
             name = match[1]
-            mistakes.add(
-                entry.place, key, f"found ${{{name}}}, which is not set; set it, or write ${{{name}:-default}}"
-            )
+            mistakes.add(entry.place, key, f"found ${{{name}}}, which is not set; set it or give ${{{name}:-default}}")
         return found or ""
 
     text = re.sub(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}", value, entry.value)
@@ -152,6 +151,15 @@ def value_of(settings: Settings, key: str) -> Any:
     """Return the plain value of a setting, its default when it is not set."""
     value = settings[key].plain() if key in settings else DEFAULTS[key]
     return list(value) if isinstance(value, tuple) else value
+
+
+def all_settings(config: RunConfig) -> dict[str, Any]:
+    """Return every setting of a run but its seed, by dotted key."""
+    found = {}
+    for key in DEFAULTS:
+        value = reduce(getattr, key.split("."), config)
+        found[key] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def run_config(settings: Settings, place: Place, seed: int, mistakes: Mistakes) -> RunConfig | None:

@@ -1,5 +1,15 @@
 """Which runs: a YAML file of blocks becomes an ordered tuple of `RunConfig`.
 
+    name: all_groups                                   # default: the name of the file
+    base: {data: {image_size: 255}, train.epochs: 100} # for all points; keys nested or dotted, here and everywhere
+    blocks:                                            # points in the order of the file; a block may have a base
+      - grid: {model.group: [C1, C2], model.width: [fields, parameters]}         # product, the last runs fastest
+      - zip: {model.group: [C4, D4], train.learning_rate: [1e-2, 1e-3]}          # paired
+      - points: [{model.architecture: cnn}]                                      # explicit
+    exclude: [{model.group: [C2, C4], model.width: parameters}]                  # combinations; a list: any of these
+    seeds: [0, 1, 2]                                   # innermost; or how many from 0
+    resources: [{when: {model.group: D4}, set: {gpus_per_node: 4}}]              # in order, the last one wins
+
 Settings are layered: defaults < profile < the sweep's base < the block's base < the point < resource rules < --set.
 The decision that is not obvious: nothing stops at the first mistake. Whatever can still be read is read, so that one
 look shows them all, and what follows only from another mistake is kept quiet.
@@ -7,7 +17,6 @@ look shows them all, and what follows only from another mistake is kept quiet.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import re
@@ -18,9 +27,19 @@ from typing import Any
 
 from galaxyhpc.config import RunConfig
 from galaxyhpc.located import Entry, Mistakes, Place, dump_yaml, items_of, members, read_file, read_yaml, shown
-from galaxyhpc.settings import DEFAULTS, Settings, checked, dotted, over, read_settings, run_config, value_of
+from galaxyhpc.settings import (
+    DEFAULTS,
+    Settings,
+    all_settings,
+    checked,
+    dotted,
+    over,
+    read_settings,
+    run_config,
+    value_of,
+)
 
-MOST_RUNS = 100_000
+MOST_RUNS = 10_000  # beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
 
 _TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _KINDS = ("grid", "zip", "points")
@@ -72,7 +91,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None =
 
     Parameters
     ----------
-    path : the YAML file; its grammar is in README.md
+    path : the YAML file
     overrides : `dotted.key=value`, the value in YAML, above everything in the file; `seeds` and `name` as well
     profile : a YAML mapping of resources, below everything in the file
 
@@ -143,7 +162,7 @@ def _configs(
             mistakes.add(rule.place, rule.label, "matches no point")
     if points and not kept:
         mistakes.add(top["exclude"].place, "exclude", f"excludes every point ({len(points)}); allowed to leave some")
-    return _distinct(kept, sets, (seeds or [0])[0], mistakes)
+    return _distinct(kept, sets, seeds[0], mistakes)
 
 
 def _blocks(
@@ -199,10 +218,7 @@ def _combined(entry: Entry, label: str, mistakes: Mistakes) -> list[tuple[Settin
         mistakes.add(entry.place, label, f"found lists of lengths {shown(lengths)}; allowed equal lengths")
     else:
         rows = zip(*axes.values(), strict=True)
-    return [
-        (dict(zip(axes, row, strict=True)), max((value.place for value in row), key=lambda place: place.line))
-        for row in rows
-    ]
+    return [(dict(zip(axes, row, strict=True)), max(value.place for value in row)) for row in rows]
 
 
 def _axis(key: str, entry: Entry, mistakes: Mistakes) -> list[Entry]:
@@ -215,15 +231,11 @@ def _axis(key: str, entry: Entry, mistakes: Mistakes) -> list[Entry]:
 def _rule(entry: Entry, label: str, mistakes: Mistakes) -> _Rule:
     """Read a resource rule."""
     parts = members(entry, label, ("when", "set"), mistakes)
-    for missing in {"when", "set"} - set(parts) if isinstance(entry.value, dict) else ():
-        mistakes.add(entry.place, label, f"found no {missing}; allowed {{when: ..., set: ...}}")
-    when, sets = parts.get("when"), parts.get("set")
-    return _Rule(
-        entry.place,
-        label,
-        {} if when is None else _wanted(when, f"{label}.when", mistakes),
-        {} if sets is None else read_settings(sets, f"{label}.set", mistakes, "resources."),
-    )
+    if isinstance(entry.value, dict) and len(parts) < 2:
+        mistakes.add(entry.place, label, f"found {' '.join(parts) or 'neither'}; allowed when and set, both")
+    wanted = _wanted(parts["when"], f"{label}.when", mistakes) if "when" in parts else {}
+    sets = read_settings(parts["set"], f"{label}.set", mistakes, "resources.") if "set" in parts else {}
+    return _Rule(entry.place, label, wanted, sets)
 
 
 def _wanted(entry: Entry, label: str, mistakes: Mistakes) -> dict[str, list[Any]]:
@@ -287,7 +299,7 @@ def _distinct(kept: list[tuple[_Point, Settings]], sets: Settings, seed: int, mi
 
 def _text(name: str, overrides: list[str], configs: list[RunConfig], seeds: list[int]) -> str:
     """Return the sweep with nothing left to fill in: what all points share, then what each has of its own."""
-    points = [{key: _value(config, key) for key in DEFAULTS} for config in configs]
+    points = [all_settings(config) for config in configs]
     shared = {key for key in DEFAULTS if all(point[key] == points[0][key] for point in points)}
     base: dict[str, Any] = {}
     for key in (key for key in DEFAULTS if key in shared):
@@ -296,11 +308,6 @@ def _text(name: str, overrides: list[str], configs: list[RunConfig], seeds: list
     own = [{key: value for key, value in point.items() if key not in shared} for point in points]
     parts = {"name": name, "overrides": overrides, "base": base, "blocks": [{"points": own}], "seeds": seeds}
     return dump_yaml(parts)
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    value = functools.reduce(getattr, key.split("."), config)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _name(entry: Entry, mistakes: Mistakes) -> str:
@@ -333,10 +340,8 @@ def _seeds(entry: Entry, mistakes: Mistakes) -> list[int]:
 
 def _recorded(top: dict[str, Entry], mistakes: Mistakes) -> list[str]:
     """Return the overrides that a resolved file was made with; they are in its settings already."""
-    recorded = []
-    for label, item in items_of(top.get("overrides"), "overrides", mistakes, least=0):
-        if isinstance(item.value, str):
-            recorded.append(item.value)
-        else:
+    recorded = items_of(top.get("overrides"), "overrides", mistakes, least=0)
+    for label, item in recorded:
+        if not isinstance(item.value, str):
             mistakes.add(item.place, label, f"found {shown(item.plain())}; allowed text, as a record of --set")
-    return recorded
+    return [str(item.value) for _, item in recorded]
