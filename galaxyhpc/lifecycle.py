@@ -101,6 +101,17 @@ def alone(run: RunDir, place: Place) -> Iterator[None]:
         lock.release()
 
 
+def is_busy(run: RunDir) -> bool:
+    """Whether a process works on this run at this moment."""
+    if not (run.path / ".lock-0").exists():
+        return False
+    try:
+        with FileLock(run.path / ".lock-0", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def carry_out(path: str, work: Callable[[RunDir, Stop], bool]) -> str:
     """Do a job's work on a run directory; see the module's docstring.
 

@@ -1,0 +1,247 @@
+"""From one sweep YAML to a report: `python -m galaxyhpc.launch sweeps/quickstart.yaml`.
+
+On a cluster the jobs go to Slurm as arrays and this returns at once; on a laptop they run here. The same command
+again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Table
+
+from galaxyhpc import cluster, local
+from galaxyhpc.config import ResourcesConfig, RunConfig
+from galaxyhpc.preflight import Network, PreflightError, check
+from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.sweep import Sweep, SweepError, load_sweep
+
+PLAN = (
+    *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
+    *("parameters", "multiply_adds", "data"),
+)
+
+
+class LaunchError(ValueError):
+    """A sweep that cannot be launched as things are."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Launch the sweep named on the command line; 2 where the user has to mend something."""
+    options = _options(arguments)
+    console = Console()
+    try:
+        sweep = load_sweep(options.sweep, options.set, options.profile)
+        configs = [_at_home(config, options.runs) for config in sweep.runs]
+        networks = check(configs)
+        directory = options.runs.resolve() / sweep.name
+        if options.dry_run:
+            show_plan(console, sweep, directory, configs, networks, options)
+            return 0
+        with FileLock(_made(directory) / ".launch.lock", timeout=0):
+            write_plan(sweep, directory, configs, networks)
+            return _dispatch(console, directory, configs, networks, options)
+    except Timeout:
+        print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
+    except (SweepError, PreflightError, LaunchError) as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.launch", description=__doc__)
+    parser.add_argument("sweep", type=Path, help="a file such as sweeps/quickstart.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted setting")
+    parser.add_argument("--profile", type=Path, help="resources of a cluster, such as slurm/gpu.yaml")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where sweeps are kept (default: runs)")
+    parser.add_argument("--max-parallel", type=_positive, metavar="N", help="most jobs at the same time")
+    parser.add_argument("--dry-run", action="store_true", help="show points, resource classes and sbatch files only")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; allowed 1, 2, 3, ...")
+    return int(text)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _at_home(config: RunConfig, runs: Path) -> RunConfig:
+    """Make the paths absolute: a job may start anywhere."""
+    data = config.data
+    source = data.source if data.source == "demo" else str(Path(data.source).expanduser().resolve())
+    cache = str(Path(data.cache).expanduser().resolve()) if data.cache else str(runs.resolve() / ".cache")
+    return config.model_copy(update={"data": data.model_copy(update={"source": source, "cache": cache})})
+
+
+def write_plan(sweep: Sweep, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
+    """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
+    write_text(directory / "sweep.yaml", sweep.text)
+    for config in configs:
+        run = RunDir(directory / config.run_id)
+        write_text(run.config_file, config.model_dump_json(indent=1) + "\n")
+        write_text(run.path / "repro.sh", _repro(run, config))
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(PLAN)
+    writer.writerows(_plan_row(config, networks[config.run_id]) for config in configs)
+    write_text(directory / "plan.csv", rows.getvalue())
+
+
+def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
+    model = config.model
+    return (
+        *(config.run_id, model.architecture, model.group or "", model.width, model.head, model.scale),
+        *(config.data.image_size, config.seed, network.parameters, network.multiply_adds),
+        "demo" if config.data.source == "demo" else "file",
+    )
+
+
+def _repro(run: RunDir, config: RunConfig) -> str:
+    tasks = config.resources.tasks
+    python = shlex.quote(sys.executable)
+    many = f"{python} -m torch.distributed.run --nproc-per-node {tasks}" if tasks > 1 else python
+    where = '"$(dirname "$0")"'
+    return (
+        f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
+        f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
+    )
+
+
+def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
+    """Return the runs that are neither done nor under way, with what they need."""
+    from galaxyhpc.evaluate import done
+    from galaxyhpc.lifecycle import is_busy
+
+    queued = cluster.queued() if cluster.is_up() else None
+    found = {}
+    for config in configs:
+        run = RunDir(directory / config.run_id)
+        if not (done(run, config) or is_busy(run) or _waits(run, queued)):
+            found[run] = config.resources
+    return found
+
+
+def _waits(run: RunDir, queued: set[str] | None) -> bool:
+    """Whether a job of this run waits or runs in Slurm's queue."""
+    jobs = {event["job"] for event in run.events() if event["event"] in ("submitted", "evaluation submitted")}
+    return queued is not None and not jobs.isdisjoint(queued)
+
+
+def _dispatch(
+    console: Console,
+    directory: Path,
+    configs: Sequence[RunConfig],
+    networks: dict[str, Network],
+    options: argparse.Namespace,
+) -> int:
+    to_do = missing(directory, configs)
+    console.print(f"{directory}: {len(configs)} runs, {len(configs) - len(to_do)} done or under way", highlight=False)
+    executor = options.executor
+    if executor == "auto":
+        executor = "slurm" if cluster.is_up() else "local"
+    if executor == "slurm":
+        return _on_slurm(console, directory, to_do, options.max_parallel)
+    return _here(console, directory, configs, to_do, networks, options)
+
+
+def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], parallel: int | None) -> int:
+    if not cluster.is_up():
+        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); allowed here: local, debug")
+    if to_do:
+        trained = {run: asked for run, asked in to_do.items() if run.best_file.exists()}
+        fresh = {run: asked for run, asked in to_do.items() if run not in trained}
+        ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel)
+        for stage, jobs in ids.items():
+            arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
+            if jobs:
+                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}", highlight=False)
+    console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _here(
+    console: Console,
+    directory: Path,
+    configs: Sequence[RunConfig],
+    to_do: dict[RunDir, ResourcesConfig],
+    networks: dict[str, Network],
+    options: argparse.Namespace,
+) -> int:
+    from galaxyhpc.aggregate import aggregate
+    from galaxyhpc.data import DataError, load_split, prepare
+
+    try:
+        for data in {config.data for config in configs if directory / config.run_id in {r.path for r in to_do}}:
+            load_split(data, prepare(data), directory)  # once, with a progress bar, before the processes start
+    except DataError as error:
+        raise LaunchError(str(error)) from error
+    heavy_first = sorted(to_do, key=lambda run: -networks[run.run_id].multiply_adds)
+    finished = True
+    if options.executor == "debug":
+        _in_this_process(heavy_first)
+    else:
+        machine = local.this_machine(options.max_parallel)
+        finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
+    aggregate(directory)
+    failed = [run for run in to_do if state(run).name != "evaluated"]
+    for run in failed:
+        console.print(f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}", highlight=False)
+    if not finished:
+        console.print("stopped; the same command goes on where it was")
+        return 130
+    return 1 if failed else 0
+
+
+def _in_this_process(runs: Sequence[RunDir]) -> None:
+    from jobs.evaluate import EvaluateJob
+    from jobs.train import TrainJob
+
+    for run in runs:
+        if not run.best_file.exists():
+            TrainJob(str(run.path))()
+        EvaluateJob(str(run.path))()
+
+
+def show_plan(
+    console: Console,
+    sweep: Sweep,
+    directory: Path,
+    configs: Sequence[RunConfig],
+    networks: dict[str, Network],
+    options: argparse.Namespace,
+) -> None:
+    """Print every point, the resource classes and the sbatch file of each."""
+    points = Table(title=f"{sweep.name}: {len(configs)} runs in {directory}", title_justify="left")
+    for column in ("run", "width", "image", "parameters", "multiply-adds", "state"):
+        points.add_column(column, justify="left" if column in ("run", "width", "state") else "right")
+    for config in configs:
+        network = networks[config.run_id]
+        cost = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
+        found = state(RunDir(directory / config.run_id)).name
+        points.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *cost, found)
+    console.print(points)
+    classes = cluster.by_resources({RunDir(directory / c.run_id): c.resources for c in configs})
+    for number, (resources, runs) in enumerate(classes.items(), 1):
+        asked = resources.model_dump(exclude_defaults=True)
+        console.print(f"\nresource class {number}: {len(runs)} runs, {asked}", highlight=False, markup=False)
+        share = options.max_parallel
+        console.print(cluster.sbatch_text(directory, resources, len(runs), share), highlight=False, markup=False)
+    console.print("nothing was submitted")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
