@@ -163,8 +163,10 @@ def all_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def run_config(settings: Settings, place: Place, seed: int, mistakes: Mistakes) -> RunConfig | None:
-    """Put a run together; what does not fit together is told, sections with unsound values apart."""
+    """Put a run together; what does not fit together is told, as far as unsound values allow to tell."""
     broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.sound}
+    if not broken <= RunConfig.model_fields.keys():  # nobody knows what was meant
+        return None
     fit = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in broken}
     values = {**_nested(fit, _SOME_MODEL if "model" in broken else {}), "seed": seed}
     errors = _errors(values)

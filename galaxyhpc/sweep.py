@@ -192,10 +192,9 @@ def _block(entry: Entry, label: str, base: Settings, mistakes: Mistakes) -> list
     rows: list[tuple[Settings, Place]] = []
     for kind in kinds:
         rows = (_listed if kind == "points" else _combined)(parts[kind], f"{label}.{kind}", mistakes)
-    if isinstance(entry.value, dict) and len(kinds) != 1:
+    if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
         mistakes.add(entry.place, label, f"found {' and '.join(kinds) or 'none'}; allowed {_ONE_KIND}")
-        return []
-    return [_Point(over(base, row), place) for row, place in rows]
+    return [_Point(over(base, row), place) for row, place in rows] if len(kinds) == 1 else []
 
 
 def _listed(entry: Entry, label: str, mistakes: Mistakes) -> list[tuple[Settings, Place]]:
@@ -239,7 +238,8 @@ def _rule(entry: Entry, label: str, mistakes: Mistakes) -> _Rule:
 
 
 def _wanted(entry: Entry, label: str, mistakes: Mistakes) -> dict[str, list[Any]]:
-    """Read a combination of settings; a list means any of its values."""
+    """Read a combination of settings; a list means any of its values. It is empty after a mistake."""
+    before = len(mistakes.found)
     found = dotted(entry, label, mistakes)
     if not found:
         mistakes.add(entry.place, label, "found {}; allowed at least one setting")
@@ -250,7 +250,7 @@ def _wanted(entry: Entry, label: str, mistakes: Mistakes) -> dict[str, list[Any]
         )
         alternatives = _axis(key, value, mistakes) if any_of else [checked(key, value, mistakes)]
         wanted[key] = [alternative.plain() for alternative in alternatives]
-    return wanted if all(key in DEFAULTS for key in wanted) else {}
+    return wanted if len(mistakes.found) == before else {}
 
 
 def _applied(
