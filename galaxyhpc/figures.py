@@ -174,7 +174,7 @@ def _draw_chance(axes: Axes, chance: float) -> None:
     """Draw the line of a network that always names the commonest class, or say that it is below."""
     if not np.isfinite(chance):
         return
-    below = 100 * chance < axes.get_ylim()[0]
+    below = bool(100 * chance < axes.get_ylim()[0])
     text = f"{'↓ ' if below else ''}always the commonest class: {100 * chance:.1f} %"
     height = axes.get_ylim()[0] if below else 100 * chance
     axes.annotate(text, (0.01, height), (0, 3), axes.get_yaxis_transform(), "offset points", fontsize=8, color="0.35")

@@ -84,7 +84,7 @@ def _percent(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-")
     seeds = f"[{cell['seeds_done']}]" if cell["other"] else ""
-    return Text(f"{100 * cell['accuracy_mean']:.1f}", style="bold" if cell["bold"] else "") + Text(seeds)
+    return Text.assemble((f"{100 * cell['accuracy_mean']:.1f}", "bold" if cell["bold"] else ""), seeds)
 
 
 def _with_interval(cell: Cell | None) -> Text:
