@@ -84,6 +84,8 @@ TYPICAL = (
 
 def draw(label: int, seed: Seed, grid: Grid) -> Array:
     """Draw a galaxy of class `label` (0 to 9) near the origin: light (3, F, F) in z, r, g."""
+    if not 0 <= label < len(TYPICAL):
+        raise ValueError(f"label: found {label}; allowed 0 to {len(TYPICAL) - 1}")
     rng = default_rng(seed)
     body = _body(rng, label)
     grid = grid.seen_from(rng.normal(0, 0.25), rng.normal(0, 0.25))
@@ -96,11 +98,8 @@ def draw(label: int, seed: Seed, grid: Grid) -> Array:
             return _smooth(rng, grid, body, *((1.5, 4.5), (1.2, 3.5), (0.8, 2.0))[label - 2])
         case 5 | 6 | 7:
             return _spiral(rng, grid, body, _arms(rng, label))
-        case 8:
-            return _edge_on(rng, grid, body, rng.uniform(0.0, 0.1), rng.normal(0, 0.01))
-        case 9:
-            return _edge_on(rng, grid, body, rng.uniform(0.2, 0.5), rng.normal(0, 0.01))
-    raise ValueError(f"label: found {label}; allowed 0 to {len(TYPICAL) - 1}")
+    bulge = rng.uniform(0.0, 0.1) if label == 8 else rng.uniform(0.2, 0.5)
+    return _edge_on(rng, grid, body, bulge, rng.normal(0, 0.01))
 
 
 def _body(rng: Generator, label: int) -> Body:
@@ -133,8 +132,8 @@ def _sersic(radius: Array, body: Body, share: float, size: float, index: float) 
     """Sersic profile (F, F) with half-light radius `size` arcsec that holds `share` of the body's light."""
     b = 2 * index - 1 / 3 + 0.009876 / index
     area = 2 * math.pi * index * size**2 * math.exp(b) * b ** (-2 * index) * math.gamma(2 * index) * body.ratio
-    profile: Array = np.exp(-b * ((radius / size) ** (1 / index) - 1))
-    return profile * (body.flux * share * NATIVE**2 / area)
+    profile: Array = np.exp(-b * ((radius / size) ** (1 / index) - 1)) * (body.flux * share * NATIVE**2 / area)
+    return profile
 
 
 def _smooth(rng: Generator, grid: Grid, body: Body, lowest: float, highest: float) -> Array:
@@ -209,14 +208,14 @@ def _bar(u: Array, v: Array, body: Body, arms: Arms) -> Array:
 
 def _knots(rng: Generator, grid: Grid, body: Body, arms: Arms) -> Array:
     """Star-forming regions strewn along the arms."""
-    count = rng.poisson(12 * arms.contrast)
+    count = rng.poisson(25 * arms.contrast)
     radius = rng.uniform(0.5, 2.0, count)
     azimuth = arms.angle + arms.winding * np.log(radius / arms.start) + rng.normal(0, 0.12, count)
     azimuth += 2 * np.pi * rng.integers(0, arms.number, count) / arms.number
     u, v = radius * body.radius * np.cos(azimuth), radius * body.radius * np.sin(azimuth) * body.ratio
     c, s = math.cos(body.angle), math.sin(body.angle)
-    flux = body.flux * rng.uniform(0.001, 0.006, count)
-    return blobs(grid, u * c - v * s, u * s + v * c, flux, np.full(count, 0.4), np.full(count, body.colour - 0.4))
+    flux = body.flux * rng.uniform(0.0005, 0.003, count)
+    return blobs(grid, u * c - v * s, u * s + v * c, flux, np.full(count, 0.4), np.full(count, body.colour - 0.3))
 
 
 def _edge_on(rng: Generator, grid: Grid, body: Body, bulge: float, warp: float) -> Array:
@@ -261,7 +260,7 @@ def _stream(rng: Generator, grid: Grid, body: Body, share: float, ends: tuple[fl
     t = np.linspace(0, 1, 40)
     radius, azimuth = ends[0] + (ends[1] - ends[0]) * t, rng.uniform(0, 2 * math.pi) + turn * t
     flux = (1.1 - t) * body.flux * share / 22  # fades outwards
-    width, colour = np.full(40, rng.uniform(0.5, 1.3)), np.full(40, body.colour - 0.05)
+    width, colour = np.full(40, rng.uniform(0.2, 0.45) * body.radius), np.full(40, body.colour - 0.05)
     return blobs(grid, radius * np.cos(azimuth), radius * np.sin(azimuth), flux, width, colour)
 
 
@@ -276,19 +275,21 @@ def _disturbed(rng: Generator, grid: Grid, body: Body) -> Array:
         light = _edge_on(rng, grid, replace(body, ratio=0.22), 0.15, rng.uniform(0.02, 0.15))
     toward = rng.uniform(0, 2 * math.pi)
     side = (grid.x * math.cos(toward) + grid.y * math.sin(toward)) / body.radius
-    light *= 1 + rng.uniform(0.1, 0.7) * np.tanh(side)
-    for _ in range(int(rng.integers(0, 4))):
+    light *= 1 + rng.uniform(0.25, 0.8) * np.tanh(side)
+    for _ in range(int(rng.integers(1, 4))):
         start, growth = body.radius * rng.uniform(1.2, 2.6), max(1.0, rng.uniform(0.4, 2.0))  # a shell, or a stream
         ends = (start, start * growth)
-        light += _stream(rng, grid, body, rng.uniform(0.02, 0.1), ends, rng.uniform(0.8, 2.6))
+        light += _stream(rng, grid, body, rng.uniform(0.03, 0.12), ends, rng.uniform(0.8, 2.6))
     return light
 
 
 def _bent(rng: Generator, grid: Grid, body: Body) -> Grid:
     """Push the grid to one side, the more the farther out along the body's major axis: light curves like a banana."""
-    along = body.plane(grid)[0] / body.radius
-    push: Array = rng.uniform(-0.4, 0.4) * body.radius * along**2 / (1 + (along / 3) ** 2)
-    return replace(grid, x=grid.x + push * math.sin(body.angle), y=grid.y - push * math.cos(body.angle))
+    along, _ = body.plane(grid)
+    squared = np.square(along / body.radius)
+    push = rng.uniform(-0.4, 0.4) * body.radius * squared / (1 + squared / 9)
+    x, y = math.sin(body.angle) * push, -math.cos(body.angle) * push
+    return replace(grid, x=grid.x + x, y=grid.y + y)
 
 
 def _merging(rng: Generator, grid: Grid, body: Body) -> Array:
