@@ -91,6 +91,8 @@ def train(run: RunDir, stop: Stop) -> bool:
     TrainingError
         The loss is no longer finite.
     """
+    if run.best_file.exists():
+        return True  # written last: what is done is left alone
     config = run.load_config()
     torch.set_num_threads(config.resources.cpus_per_task)
     with joined(run) as process, _bar(config, process) as bar:

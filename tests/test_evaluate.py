@@ -1,0 +1,134 @@
+"""Evaluation of a trained run: complete, the same for every network, and only what is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from galaxyhpc import results
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.config import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.evaluate import NotTrainedError, done, evaluate, wanted
+from galaxyhpc.lifecycle import Stop
+from galaxyhpc.models import build_model
+from galaxyhpc.rundir import RunDir, state, write_text
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDir:
+    """Write a run with untrained weights as its best ones: what is measured does not matter here."""
+    config = RunConfig(
+        data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
+        model=ModelConfig(group="C4", scale=0.1),
+        evaluate=EvaluateConfig(conditions=conditions, batch_size=32),
+        seed=seed,
+    )
+    run = RunDir(sweep / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    torch.manual_seed(seed)
+    torch.save({"model": build_model(config.model, 33).state_dict()}, run.best_file)
+    return run
+
+
+def load(run: RunDir) -> results.Measured:
+    found = results.load(run)
+    assert found is not None
+    return found
+
+
+def test_every_condition_and_severity_is_measured_on_the_test_galaxies(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean", "rotation", "pedestal_noise", "shot_noise")
+    assert evaluate(run, Stop())
+    table, measured = results.read_counts(run), load(run)
+    assert table is not None and len(table) == 1 + 48 + 3 + 5
+    assert set(zip(table.condition, table.severity, strict=True)) == set(wanted(run.load_config()))
+    assert (table.n == len(measured.rows)).all() and measured.generated
+    assert measured.weights == sha256(run.best_file)
+    logits = measured.logits["clean", 0.0]
+    assert table.correct[0] == (logits.argmax(1) == measured.labels).sum()
+    assert state(run).name == "evaluated" and done(run, run.load_config())
+
+
+def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "rotation")
+    evaluate(run, Stop())
+    logits = load(run).logits
+    for angle in (90.0, 180.0, 270.0):
+        np.testing.assert_allclose(logits["rotation", angle], logits["rotation", 0.0], rtol=1e-3, atol=1e-4)
+    assert not np.allclose(logits["rotation", 45.0], logits["rotation", 0.0], rtol=1e-3, atol=1e-4)
+
+
+def test_only_what_is_missing_is_computed(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean", "shot_noise")
+    evaluate(run, Stop())
+    before = load(run).logits
+    config = run.load_config()
+    more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "shot_noise", "pedestal_noise"))})
+    assert more.run_id == config.run_id
+    write_text(run.config_file, more.model_dump_json())
+    evaluate(run, Stop())
+    assert run.events()[-1]["measured"] == 3 and run.events()[-1]["kept"] == 6
+    after = load(run).logits
+    assert len(after) == 9 and all(np.array_equal(after[pair], before[pair]) for pair in before)
+
+
+def test_what_is_done_is_left_alone(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    evaluate(run, Stop())
+    before = run.results_file.stat().st_mtime_ns, len(run.events())
+    assert evaluate(run, Stop())
+    assert (run.results_file.stat().st_mtime_ns, len(run.events())) == before
+
+
+def test_other_weights_are_measured_afresh(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    evaluate(run, Stop())
+    torch.manual_seed(99)
+    torch.save({"model": build_model(run.load_config().model, 33).state_dict()}, run.best_file)
+    assert not done(run, run.load_config())
+    before = load(run).logits["clean", 0.0]
+    evaluate(run, Stop())
+    assert not np.array_equal(load(run).logits["clean", 0.0], before)
+
+
+def test_a_signal_saves_what_is_measured_and_the_next_start_goes_on(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "rotation")
+    assert not evaluate(run, Stop(leave=True))
+    assert len(load(run).logits) == 1
+    assert evaluate(run, Stop())
+    assert run.events()[-1]["measured"] == 47
+
+
+def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path, cache: Path) -> None:
+    whole, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
+    evaluate(whole, Stop())
+    for pause in (0.0, 0.2):
+        command = [sys.executable, "-m", "jobs.evaluate", str(run.path)]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        while process.poll() is None and not (run.path / ".lock-0").exists():
+            time.sleep(0.01)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    evaluate(run, Stop())
+    for pair, logits in load(whole).logits.items():
+        np.testing.assert_array_equal(load(run).logits[pair], logits)
+
+
+def test_a_run_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    run.best_file.unlink()
+    with pytest.raises(NotTrainedError, match=r"not trained to its end"):
+        evaluate(run, Stop())

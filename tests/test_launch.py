@@ -1,0 +1,162 @@
+"""The command that users type, with real processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from galaxyhpc.rundir import RunDir, runs_of, state
+
+SWEEP = """
+name: tiny
+base:
+  data: {source: demo, image_size: 33, demo: {galaxies: 300, size: 32}}
+  model: {scale: 0.1}
+  train: {epochs: 2, batch_size: 50}
+  evaluate: {conditions: [clean, shot_noise]}
+blocks:
+  - points: [{model.architecture: cnn}]
+  - grid: {model.group: [C2]}
+"""
+
+
+def launch(folder: Path, *options: str, text: str = SWEEP) -> subprocess.CompletedProcess[str]:
+    (folder / "tiny.yaml").write_text(text)
+    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tiny sweep was launched to its end."""
+    folder = tmp_path_factory.mktemp("my galaxies' runs")  # a space and a quote: paths of real people
+    found = launch(folder)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder
+
+
+def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
+    runs = runs_of(done / "runs" / "tiny")
+    assert [state(run).name for run in runs] == ["evaluated", "evaluated"]
+    report = done / "runs" / "tiny" / "report"
+    table = pd.read_csv(report / "results.csv")
+    assert len(table) == 2 * 6 and set(table.data) == {"demo"}
+    assert pd.read_csv(report / "missing.csv").empty
+    assert {path.name for path in report.glob("*.png")} == {"accuracy_angle.png", "accuracy_noise.png"}
+
+
+def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
+    before = {run.path: run.events_file.read_text() for run in runs_of(done / "runs" / "tiny")}
+    found = launch(done)
+    assert found.returncode == 0 and "2 runs, 2 done or under way" in found.stdout
+    assert {run.path: run.events_file.read_text() for run in runs_of(done / "runs" / "tiny")} == before
+
+
+def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
+    found = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
+    assert found.returncode == 0, found.stderr
+    for run in runs_of(done / "runs" / "tiny"):
+        names = [event["event"] for event in run.events()]
+        assert names.count("trained") == 1 and run.events()[-1]["measured"] == 3
+
+
+def test_a_run_can_be_done_by_hand_from_its_own_directory(done: Path) -> None:
+    run = runs_of(done / "runs" / "tiny")[0]
+    for name in ("best.pt", "results.csv", "predictions.h5"):
+        (run.path / name).unlink()
+    for checkpoint in run.checkpoints.iterdir():
+        (checkpoint / "MANIFEST.json").unlink()
+    found = subprocess.run(["sh", str(run.path / "repro.sh")], cwd="/", capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert state(run).name == "evaluated"
+
+
+def test_status_tells_the_states_and_changes_nothing(done: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*"))
+    command = [sys.executable, "-m", "galaxyhpc.status", "runs/tiny"]
+    found = subprocess.run(command, cwd=done, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
+    assert found.returncode == 0 and "2 evaluated" in found.stdout and "2/2" in found.stdout
+    assert sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*")) == before
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    text = SWEEP.replace("epochs: 2", "epochs: 300")
+    (tmp_path / "tiny.yaml").write_text(text)
+    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
+    with (tmp_path / "output.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    runs = _wait_for_epochs(tmp_path, process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
+    assert "the same command goes on" in (tmp_path / "output.txt").read_text()
+    stopped = [run for run in runs if run.metrics()]
+    assert stopped and all(state(run).name == "stopped" for run in stopped)
+    epochs = {run: len(run.metrics()) for run in stopped}
+    with (tmp_path / "output.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    _wait_for_epochs(tmp_path, process, more_than=epochs)
+    os.kill(process.pid, signal.SIGINT)  # only the launcher: it tells its processes
+    assert process.wait(timeout=60) == 130
+    for run in stopped:
+        later = [event for event in run.events() if event["event"] == "started"][1]
+        assert later["step"] > 0
+
+
+def _wait_for_epochs(
+    folder: Path, process: subprocess.Popen[bytes], more_than: dict[RunDir, int] | None = None
+) -> list[RunDir]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (folder / "output.txt").read_text()
+        runs = runs_of(folder / "runs" / "tiny") if (folder / "runs" / "tiny" / "plan.csv").exists() else []
+        if any(len(run.metrics()) > (more_than or {}).get(run, 0) for run in runs):
+            return runs
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_path: Path) -> None:
+    found = launch(tmp_path, "--dry-run")
+    assert found.returncode == 0, found.stderr
+    for part in ("cnn-s0-", "C2-steerable_cnn-s0-", "resource class 1: 2 runs", "#SBATCH --array=0-1", "srun"):
+        assert part in found.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+MISTAKES = {
+    "an unknown setting": (SWEEP.replace("epochs", "epoch"), [], "tiny.yaml:6: train.epoch"),
+    "an absent file": (SWEEP.replace("demo,", "absent.h5,"), [], "absent.h5: no such file"),
+    "a wrong override": (SWEEP, ["--set", "train.epochs=none"], "--set: train.epochs"),
+    "an absent profile": (SWEEP, ["--profile", "no.yaml"], "no.yaml"),
+    "slurm where there is none": (SWEEP, ["--executor", "slurm"], "no Slurm answers here"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_users_mistake_is_one_clear_message(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, options, message = MISTAKES[mistake]
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    found = launch(tmp_path, *options, text=text)
+    assert found.returncode == 2
+    assert message in found.stderr and "Traceback" not in found.stderr
+    assert not list(tmp_path.rglob("best.pt"))
+
+
+def test_two_launches_of_a_sweep_at_once_do_not_mix(tmp_path: Path) -> None:
+    text = SWEEP.replace("epochs: 2", "epochs: 300")
+    (tmp_path / "tiny.yaml").write_text(text)
+    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
+    with (tmp_path / "output.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    _wait_for_epochs(tmp_path, process)
+    second = launch(tmp_path, text=text)
+    assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130

@@ -1,0 +1,250 @@
+"""Real training processes on generated galaxies: killed, resumed, compared bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from galaxyhpc import checkpoint
+from galaxyhpc.config import (
+    AugmentConfig,
+    DataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
+from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.trainer import learning_rate
+
+EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def make_run(sweep: Path, cache: Path, **changes: object) -> RunDir:
+    """Write the directory of a small run."""
+    train: dict[str, object] = {"epochs": EPOCHS, "batch_size": 40, "learning_rate": 3e-3, "schedule": "cosine"}
+    resources = {name: changes.pop(name) for name in ("checkpoint_minutes", "micro_batch") if name in changes}
+    model = (
+        ModelConfig(group="C4", scale=0.1)
+        if not changes.pop("cnn", False)
+        else ModelConfig(architecture="cnn", scale=0.2)
+    )
+    config = RunConfig(
+        data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
+        model=model,
+        train=TrainConfig(**{**train, **changes}),
+        augment=AugmentConfig(),
+        evaluate=EvaluateConfig(conditions=("clean", "shot_noise")),
+        resources=ResourcesConfig(**resources),
+    )
+    run = RunDir(sweep / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    return run
+
+
+def start(run: RunDir, processes: int = 1) -> list[subprocess.Popen[bytes]]:
+    """Start the processes of a job, all in one process group, with what torchrun would tell them."""
+    job = {"TORCHELASTIC_RUN_ID": f"test-{time.time_ns()}", "WORLD_SIZE": str(processes), "GROUP_WORLD_SIZE": "1"}
+    started: list[subprocess.Popen[bytes]] = []
+    for rank in range(processes):
+        place = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        with (run.path / "output.txt").open("a") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "jobs.train", str(run.path)],
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | place,
+                    process_group=started[0].pid if started else 0,
+                )
+            )
+    return started
+
+
+def wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
+    return {process.wait(timeout=300) for process in processes}
+
+
+def finish(run: RunDir, processes: int = 1) -> RunDir:
+    assert wait(start(run, processes)) == {0}, (run.path / "output.txt").read_text()[-3000:]
+    return run
+
+
+def kill_at(run: RunDir, step: int, number: int = signal.SIGKILL, processes: int = 1) -> set[int]:
+    """Start a run and send its processes a signal when its newest checkpoint has reached a step."""
+    started = start(run, processes)
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) >= step for path in checkpoint.found(run)):
+        assert started[0].poll() is None, (run.path / "output.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.Random(step).uniform(0, 0.1))
+    os.killpg(started[0].pid, number)
+    return wait(started)
+
+
+def last_state(run: RunDir) -> dict[str, object]:
+    path = checkpoint.found(run)[-1]
+    checkpoint.verify(path, run.run_id)
+    return torch.load(path / "state.pt", weights_only=True)
+
+
+def assert_same(found: object, wanted: object, where: str = "") -> None:
+    """Demand equal bits in nested containers of tensors and numbers."""
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), where
+        for name, value in wanted.items():
+            assert_same(found[name], value, f"{where}.{name}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for number, value in enumerate(wanted):
+            assert_same(found[number], value, f"{where}[{number}]")
+    elif isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), where
+    else:
+        assert found == wanted, where
+
+
+def assert_same_end(run: RunDir, other: RunDir) -> None:
+    assert_same(last_state(run), last_state(other))
+    assert run.metrics_file.read_text() == other.metrics_file.read_text()
+    best, wanted = (torch.load(r.best_file, weights_only=True) for r in (run, other))
+    assert_same(best, wanted)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
+    return finish(make_run(tmp_path_factory.mktemp("unbroken"), cache, checkpoint_minutes=0.0))
+
+
+def test_an_unbroken_run_leaves_metrics_two_checkpoints_and_the_best_weights(unbroken: RunDir) -> None:
+    records = unbroken.metrics()
+    assert [record["epoch"] for record in records] == list(range(EPOCHS))
+    assert [path.name for path in checkpoint.found(unbroken)] == ["step_00000014", "step_00000015"]
+    best = torch.load(unbroken.best_file, weights_only=True)
+    assert records[best["epoch"]]["validation_accuracy"] == max(r["validation_accuracy"] for r in records)
+    assert state(unbroken).name == "trained"
+
+
+def test_a_finished_run_started_again_changes_nothing(unbroken: RunDir) -> None:
+    before = {path: path.read_bytes() for path in (unbroken.best_file, unbroken.metrics_file)}
+    finish(unbroken)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize("step", [1, 7, 13])
+def test_a_run_killed_at_a_step_ends_where_an_unbroken_one_does(
+    step: int, tmp_path: Path, cache: Path, unbroken: RunDir
+) -> None:
+    run = make_run(tmp_path, cache, checkpoint_minutes=0.0)
+    assert kill_at(run, step) == {-signal.SIGKILL}
+    assert not run.best_file.exists()
+    finish(run)
+    starts = [event for event in run.events() if event["event"] == "started"]
+    assert len(starts) == 2 and starts[1]["step"] >= step
+    assert_same_end(run, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
+    number: int, tmp_path: Path, cache: Path, unbroken: RunDir
+) -> None:
+    run = make_run(tmp_path, cache)  # saves once per epoch, so what is saved in between is the signal's doing
+    assert kill_at(run, 5, number) == {75}
+    saved = last_state(run)["progress"]["step"]
+    assert state(run).name == "stopped" and saved >= 5
+    finish(run)
+    assert next(e["step"] for e in reversed(run.events()) if e["event"] == "started") == saved
+    assert_same_end(run, unbroken)
+
+
+def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path, cache: Path) -> None:
+    whole = finish(make_run(tmp_path / "whole", cache, checkpoint_minutes=0.0), processes=3)
+    run = make_run(tmp_path / "broken", cache, checkpoint_minutes=0.0)
+    kill_at(run, 6, processes=3)
+    finish(run, processes=3)
+    assert_same_end(run, whole)
+
+
+def test_two_processes_with_sync_batchnorm_learn_what_one_does(tmp_path: Path, cache: Path) -> None:
+    one = finish(make_run(tmp_path / "one", cache, sync_batchnorm=True, epochs=1))
+    two = finish(make_run(tmp_path / "two", cache, sync_batchnorm=True, epochs=1), processes=2)
+    for name, value in last_state(one)["model"].items():
+        torch.testing.assert_close(last_state(two)["model"][name], value, rtol=2e-3, atol=2e-4, msg=name)
+    assert one.metrics()[0]["train_loss"] == pytest.approx(two.metrics()[0]["train_loss"], rel=1e-4)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_taken(
+    tmp_path: Path, cache: Path, unbroken: RunDir
+) -> None:
+    run = make_run(tmp_path, cache, checkpoint_minutes=0.0)
+    kill_at(run, 8)
+    newest = checkpoint.found(run)[-1]
+    damaged = bytearray((newest / "state.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (newest / "state.pt").write_bytes(damaged)
+    finish(run)
+    assert f"checkpoint {newest.name} is damaged (state.pt does not have" in (run.path / "output.txt").read_text()
+    assert_same_end(run, unbroken)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, learning_rate=1e30, optimizer="sgd", schedule="constant")
+    assert wait(start(run)) == {1}
+    found = state(run)
+    assert found.name == "failed"
+    assert found.why.startswith("TrainingError: the loss is ") and "in epoch 0, step " in found.why
+
+
+def test_every_training_option_makes_a_step(tmp_path: Path, cache: Path) -> None:
+    options = {"precision": "bfloat16", "clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": "balanced"}
+    more = {"optimizer": "sgd", "schedule": "multistep", "warmup": 0.2, "early_stopping": 1, "epochs": 2}
+    run = finish(make_run(tmp_path, cache, cnn=True, micro_batch=16, **options, **more))
+    assert all(0 < record["train_loss"] < 10 for record in run.metrics())
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, cache: Path) -> None:
+    run = finish(make_run(tmp_path, cache, cnn=True, epochs=40, early_stopping=1, learning_rate=1e-9))
+    records = run.metrics()
+    assert len(records) < 40 and not records[-1]["best"]
+    assert json.loads(run.events_file.read_text().splitlines()[-1])["epochs"] == len(records)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "step", "wanted"),
+    [
+        ("constant", 0.0, 99, 1.0),
+        ("cosine", 0.0, 0, 1.0),
+        ("cosine", 0.0, 50, 0.5),
+        ("cosine", 0.1, 10, 1.0),
+        ("multistep", 0.0, 24, 1.0),
+        ("multistep", 0.0, 25, 0.1),
+        ("multistep", 0.0, 75, 0.001),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_the_step(schedule: str, warmup: float, step: int, wanted: float) -> None:
+    config = TrainConfig(learning_rate=1.0, schedule=schedule, warmup=warmup)
+    assert learning_rate(step, 100, config) == pytest.approx(wanted)
+
+
+def test_warm_up_rises_to_the_full_learning_rate() -> None:
+    config = TrainConfig(learning_rate=1.0, schedule="constant", warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(11)]
+    assert rates == sorted(rates) and 0 < rates[0] < 0.2 and rates[10] == 1.0
