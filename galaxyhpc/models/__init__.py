@@ -108,21 +108,25 @@ def _fields(config: ModelConfig, image_size: int, classes: int) -> tuple[int, ..
 
 
 def _nearest(excess: Callable[[tuple[int, ...]], float], scale: float) -> tuple[int, ...]:
-    """Find fields with an excess near 0; one factor leaves up to 10 % where blocks have one or two fields."""
-    low, high, tried = 0.0, 2 * scale, {}
+    """Find fields with an excess near 0; one factor leaves up to 5 % where blocks have one or two fields."""
+    excess = cache(excess)
+    low, high, tried = 0.0, 2 * scale, []
     for _ in range(12):
         factor = (low + high) / 2
-        fields = scaled_fields(factor)
-        tried[fields] = excess(fields)
-        low, high = (low, factor) if tried[fields] > 0 else (factor, high)
-    fields = min(tried, key=lambda f: abs(tried[f]))
-    while abs(tried[fields]) > CLOSE:
-        tried.update({near: excess(near) for near in _neighbours(fields)})
-        nearest = min(tried, key=lambda f: abs(tried[f]))
-        if nearest == fields:
+        tried.append(scaled_fields(factor))
+        low, high = (low, factor) if excess(tried[-1]) > 0 else (factor, high)
+
+    def gap(fields: tuple[int, ...]) -> float:
+        return abs(excess(fields))
+
+    best = min(tried, key=gap)
+    while gap(best) > CLOSE:
+        close = (fields for fields in _neighbours(best) if gap(fields) <= CLOSE)
+        better = next(close, None) or min(_neighbours(best), key=gap)
+        if gap(better) >= gap(best):
             break
-        fields = nearest
-    return fields
+        best = better
+    return best
 
 
 def _neighbours(fields: tuple[int, ...]) -> list[tuple[int, ...]]:
