@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -98,7 +99,7 @@ class TrainConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
-    milestones: Annotated[tuple[float, ...], Field(strict=False)] = (0.25, 0.5, 0.75)  # fractions of the steps
+    milestones: Annotated[tuple[OpenFraction, ...], Field(strict=False)] = (0.25, 0.5, 0.75)  # of all steps
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # factor at each milestone
     warmup: Fraction = 0.0  # fraction of the steps with a linearly rising learning rate
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
@@ -122,7 +123,11 @@ class EvaluateConfig(Settings):
 
 
 class ResourcesConfig(Settings):
-    """Where and with what a run is computed: Slurm's words. None of it decides the weights."""
+    """Where and with what a run is computed: Slurm's words.
+
+    Not part of a run's identity, though batch statistics are those of one process and pass: keep `micro_batch` and
+    the tasks alike where networks are compared, or set `train.sync_batchnorm`.
+    """
 
     nodes: Positive = 1
     tasks_per_node: Positive = 1  # one process each; one per GPU
@@ -197,5 +202,5 @@ def is_exact_image_size(size: int) -> bool:
 
 def nearest_image_sizes(size: int) -> list[int]:
     """Return the good image sizes on both sides of `size`, in px."""
-    good = [s for s in range(33, size + 130) if is_exact_image_size(s)]
+    good = [s for s in range(max(33, size - 130), size + 130) if is_exact_image_size(s)]
     return [s for s in good if s < size][-1:] + [s for s in good if s > size][:1]

@@ -109,11 +109,10 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
     console, saved = Console(), time.monotonic()
     for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):
         measured.logits[pair] = measure(task, pair)
-        stopped = stop.requeue or stop.leave
-        if stopped or time.monotonic() - saved > SAVE_SECONDS or pair == missing[-1]:
+        if stop.wanted or time.monotonic() - saved > SAVE_SECONDS or pair == missing[-1]:
             results.save(run, measured)
             saved = time.monotonic()
-        if stopped:
+        if stop.wanted:
             return done(run, config)
     run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
     console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)

@@ -62,6 +62,10 @@ class Stop:
     leave: bool = False  # TERM or INT: somebody wants the job gone
     previous: dict[int, Any] = field(default_factory=dict)
 
+    @property
+    def wanted(self) -> bool:
+        return self.requeue or self.leave
+
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if number == signal.SIGUSR2:

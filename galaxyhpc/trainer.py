@@ -105,16 +105,20 @@ def train(run: RunDir, stop: Stop) -> bool:
             for batch in batches[progress.batch :]:
                 train_step(training, batch, stop)
                 bar.update(task, completed=progress.step)
-                if stop.requeue or stop.leave:
-                    save(run, training)
-                    return False
-                if time.monotonic() - saved > 60 * config.resources.checkpoint_minutes:
+                if progress.batch == len(batches):
+                    break  # saved at the end of the epoch: a step has one state only
+                due = time.monotonic() - saved > 60 * config.resources.checkpoint_minutes
+                if due or stop.wanted:
                     save(run, training)
                     saved = time.monotonic()
+                if stop.wanted:
+                    return False
             finish_epoch(run, training)
             bar.console.print(_line(progress, config.train), highlight=False, soft_wrap=True)
             save(run, training)
             saved = time.monotonic()
+            if stop.wanted:
+                return False
         finish(run, training)
         return True
 
