@@ -1,0 +1,44 @@
+"""What all tests share: child processes take one thread, and Slurm tests run where a Slurm answers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+OURS = HERE / "slurm" / "cluster"
+
+os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
+
+
+@functools.cache
+def slurm_answers() -> bool:
+    """Whether a controller answers; without SLURM_CONF our own cluster is tried, if it is up."""
+    if "SLURM_CONF" not in os.environ:
+        told = subprocess.run([OURS, "env"], capture_output=True, text=True).stdout
+        if told:
+            os.environ["SLURM_CONF"] = told.strip().partition("=")[2]
+    try:
+        answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "is UP" in answer.stdout
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE / "slurm" in item.path.parents:
+            item.add_marker("slurm")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slurm") and not slurm_answers():
+        reason = "no Slurm answers; tests/slurm/cluster up starts one"
+        if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
