@@ -94,11 +94,10 @@ def sbatch_text(sweep: Path, resources: ResourcesConfig, count: int, parallel: i
 
 @contextmanager
 def _outside_any_job() -> Iterator[None]:
-    """Hide the variables of the Slurm job that this may run in; they would change what is submitted."""
-    kept = os.environ.get("SLURM_CONF")
+    """Hide the variables of the Slurm job that this may run in; what a user set for sbatch stays."""
+    kept = {name: text for name, text in os.environ.items() if name == "SLURM_CONF" or name.startswith("SBATCH_")}
     with submitit.helpers.clean_env():
-        if kept is not None:
-            os.environ["SLURM_CONF"] = kept
+        os.environ.update(kept)
         yield
 
 

@@ -149,7 +149,8 @@ def _dispatch(
     options: argparse.Namespace,
 ) -> int:
     to_do = missing(directory, configs)
-    console.print(f"{directory}: {len(configs)} runs, {len(configs) - len(to_do)} done or under way", highlight=False)
+    busy = len(configs) - len(to_do)
+    console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", highlight=False, soft_wrap=True)
     executor = options.executor
     if executor == "auto":
         executor = "slurm" if cluster.is_up() else "local"
