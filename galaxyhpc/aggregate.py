@@ -255,6 +255,7 @@ def _write(report: Report, summary: pd.DataFrame, about: figures.About) -> None:
         for kind, quirk in (("png", {}), ("pdf", {"CreationDate": None})):  # the same numbers give the same file
             with replacing(report.directory / f"{name}.{kind}") as aside:
                 figure.savefig(aside, format=kind, dpi=150, metadata=quirk)
+            figure.set_layout_engine("none")  # laid out once for both, half the time of a small report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D46")
 LINES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
 MARKERS = "osD^vPX*"  # tell apart networks of one group
+MOST = 16  # networks in one figure
 GENERATED = "GENERATED galaxies (demo)"
 
 Look = dict[str, Any]
@@ -53,7 +54,7 @@ def accuracy_angle(summary: pd.DataFrame, about: About) -> Figure:
     `summary` is that of aggregate: one row per network (label, group), condition and severity, with seeds_done,
     seeds_planned, accuracy_mean, ci_low and ci_high (0 to 1).
     """
-    figure = _sheet(summary, about, width=9.5)
+    figure, summary = _sheet(about, 9.5, summary)
     axes = figure.subplots()
     angles = _severities(summary, "rotation")
     points = [(angle, "rotation", angle) for angle in angles] + [(360.0, "rotation", 0.0)] * bool(angles)
@@ -64,7 +65,7 @@ def accuracy_angle(summary: pd.DataFrame, about: About) -> Figure:
 
 def accuracy_noise(summary: pd.DataFrame, about: About) -> Figure:
     """Draw the accuracy against both kinds of noise, beginning with none; `summary` as for `accuracy_angle`."""
-    figure = _sheet(summary, about, width=12.5)
+    figure, summary = _sheet(about, 12.5, summary)
     panels = list(figure.subplots(1, 2, sharey=True))
     kinds = {
         "pedestal noise of the study (signal-to-noise ratio)": ("pedestal_noise", -1),  # from much signal to little
@@ -84,17 +85,21 @@ def _severities(summary: pd.DataFrame, condition: str) -> list[float]:
     return sorted(set(summary.loc[summary["condition"] == condition, "severity"]))
 
 
-def _sheet(summary: pd.DataFrame, about: About, width: float) -> Figure:
-    """Make a figure `width` inches wide that says what all of them must."""
+def _sheet(about: About, width: float, summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Make a figure `width` inches wide that says what all must, and choose the networks that it can hold."""
     figure = Figure(figsize=(width, 6.0), layout="constrained")
     figure.suptitle(about.title + (f"\n{GENERATED}" if about.generated else ""), fontsize=11)
-    note = "Mean over seeds. "
+    note, networks = "Mean over seeds. ", summary["label"].nunique()
+    if networks > MOST:
+        clean = summary[summary["condition"] == "clean"].sort_values("accuracy_mean", ascending=False, kind="stable")
+        summary = summary[summary["label"].isin(clean["label"][:MOST])]
+        note += f"Of {networks} networks, the {MOST} best on clean galaxies. "
     if summary["ci_low"].notna().any():
         note += "The band is its 95 % interval: bootstrap over seeds and pieces of sky. "
     if about.generated:
         note += f"{GENERATED}: this says nothing about real ones."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color="0.35")
-    return figure
+    return figure, summary
 
 
 def looks(networks: pd.DataFrame) -> dict[str, Look]:
@@ -188,7 +193,14 @@ def _name_ends(axes: Axes, curves: list[Curve]) -> None:
     ends.sort(key=lambda end: float(end[0].mean[end[1]]))
     heights = _apart(np.array([curve.mean[last] for curve, last in ends]), *axes.get_ylim())
     for (curve, last), height in zip(ends, heights, strict=True):
-        line = {"arrowstyle": "-", "color": curve.look["color"], "lw": 0.7, "shrinkB": 2, "relpos": (0, 0.5)}
+        line = {
+            "arrowstyle": "-",
+            "color": curve.look["color"],
+            "lw": 0.7,
+            "shrinkB": 2,
+            "relpos": (0, 0.5),
+            "patchA": None,
+        }
         end, place = (float(curve.x[last]), float(curve.mean[last])), (1.04, float(height))
         style = {"color": curve.look["color"], "fontsize": 9, "va": "center", "annotation_clip": False}
         axes.annotate(curve.name, end, place, "data", axes.get_yaxis_transform(), line, **style)

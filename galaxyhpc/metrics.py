@@ -133,9 +133,7 @@ def bootstrap_interval(
     times = _draws(len(labels), draws, seed)
     accuracy = per_group @ times.T / (times @ sizes.astype(np.float32))  # (S, K, draws)
     seeds = _draws(len(correct), draws, seed + 1) / len(correct)
-    low, high = np.quantile(
-        np.einsum("skb,bs->kb", accuracy, seeds), [0.5 - level / 2, 0.5 + level / 2], axis=-1
-    )
+    low, high = np.quantile(np.einsum("skb,bs->kb", accuracy, seeds), [0.5 - level / 2, 0.5 + level / 2], axis=-1)
     return low, high
 
 

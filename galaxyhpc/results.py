@@ -69,9 +69,7 @@ def save(run: RunDir, measured: Measured) -> None:
     """Write both files of a run, replacing what was there."""
     before = read_counts(run)
     if before is not None and not _same_source(before, measured):
-        run.results_file.unlink(
-            missing_ok=True
-        )  # killed below, it would pass for the counts of other weights
+        run.results_file.unlink(missing_ok=True)  # killed below, it would pass for the counts of other weights
     with replacing(run.predictions_file) as aside:
         _write_predictions(aside, run, measured)
     write_text(run.results_file, _table(run, measured).to_csv(index=False))
@@ -158,9 +156,7 @@ def _table(run: RunDir, measured: Measured) -> pd.DataFrame:
     for (condition, severity), logits in measured.logits.items():
         c = count(logits, measured.labels)
         sums = {"nll_sum": f"{c.nll_sum:.12g}", "brier_sum": f"{c.brier_sum:.12g}"}
-        arrays = {
-            name: " ".join(f"{v:.12g}" for v in getattr(c, name).ravel()) for name in ("confusion", "bins")
-        }
+        arrays = {name: " ".join(f"{v:.12g}" for v in getattr(c, name).ravel()) for name in ("confusion", "bins")}
         whole = {
             "condition": condition,
             "severity": float(severity),

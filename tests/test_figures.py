@@ -93,6 +93,12 @@ def test_names_of_curves_that_meet_do_not_overlap_and_stay_on_the_sheet(base: fl
         assert heights[0] > 0 and heights[-1] + tall < figure.bbox.height
 
 
+def test_more_networks_than_can_be_told_apart_are_not_drawn_over_one_another() -> None:
+    figure = accuracy_noise(summary([f"C{n}" for n in range(1, 41)]), ABOUT)
+    assert [*names(figure)] == [f"C{n} steerable_cnn" for n in range(25, 41)]
+    assert "Of 40 networks, the 16 best on clean galaxies" in words(figure)
+
+
 def test_names_stand_in_the_order_of_the_curves() -> None:
     heights = names(accuracy_angle(summary(STUDY), ABOUT))
     assert sorted(heights, key=heights.__getitem__) == [f"{group} steerable_cnn".strip() for group in STUDY]

@@ -69,9 +69,7 @@ def test_counts_of_batches_add_up_to_the_counts_of_all() -> None:
 
 def test_many_counts_at_once_give_the_metrics_of_each() -> None:
     each = [count(*galaxies(seed, 50)) for seed in range(4)]
-    stacked = metrics(
-        Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True)))
-    )
+    stacked = metrics(Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True))))
     for name, values in stacked.items():
         assert values.tolist() == [float(metrics(c)[name]) for c in each]
 

@@ -105,9 +105,7 @@ def test_a_results_table_not_made_from_the_predictions_is_not_believed(
     assert "not made from predictions.h5" in caplog.text
 
 
-def test_a_row_that_contradicts_its_logits_is_measured_again(
-    run: RunDir, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     results.save(run, measured())
     text = run.results_file.read_text().splitlines()
     fields = text[2].split(",")
@@ -140,11 +138,7 @@ def test_a_damaged_file_is_taken_for_an_absent_one_in_one_log_line(
     results.save(run, measured(n=400))
     change(run.path / file, how)
     assert results.load(run) is None
-    assert (
-        len(caplog.messages) == 1
-        and "damaged, taken for absent" in caplog.text
-        and "\n" not in caplog.messages[0]
-    )
+    assert len(caplog.messages) == 1 and "damaged, taken for absent" in caplog.text and "\n" not in caplog.messages[0]
     results.save(run, measured())
     assert same(measured(), results.load(run))
 
