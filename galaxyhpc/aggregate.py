@@ -269,10 +269,15 @@ def main(arguments: list[str] | None = None) -> int:
     except AggregateError as error:
         print(error, file=sys.stderr)
         return 2
+    show(report)
+    return 0
+
+
+def show(report: Report) -> None:
+    """Print a report's table and where its files are."""
     console = Console()
     wide = console if console.is_terminal else Console(width=150)  # a log has no width of its own
-    wide.print(report.table, f"\n{report.directory}", highlight=False)
-    return 0
+    wide.print(report.table, f"\n{report.directory}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

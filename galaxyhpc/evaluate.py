@@ -120,8 +120,10 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
 
 
 def done(run: RunDir, config: RunConfig) -> bool:
-    """Whether results.csv holds every wanted condition for the weights in best.pt."""
+    """Whether both files of results hold every wanted condition for the weights in best.pt."""
     table = results.read_counts(run)
     if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:
+        return False
+    if results.read_predictions(run) is None:
         return False
     return set(wanted(config)) <= set(zip(table.condition, table.severity, strict=True))

@@ -182,7 +182,7 @@ def _here(
     networks: dict[str, Network],
     options: argparse.Namespace,
 ) -> int:
-    from galaxyhpc.aggregate import aggregate
+    from galaxyhpc.aggregate import aggregate, show
     from galaxyhpc.data import DataError, load_split, prepare
 
     try:
@@ -197,7 +197,7 @@ def _here(
     else:
         machine = local.this_machine(options.max_parallel)
         finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
-    aggregate(directory)
+    show(aggregate(directory))
     failed = [run for run in to_do if state(run).name != "evaluated"]
     for run in failed:
         console.print(f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}", highlight=False)

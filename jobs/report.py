@@ -13,7 +13,7 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
-        from galaxyhpc.aggregate import aggregate
+        from galaxyhpc.aggregate import aggregate, show
 
-        aggregate(Path(self.path))
+        show(aggregate(Path(self.path)))
         return "done"
