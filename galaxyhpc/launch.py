@@ -113,7 +113,7 @@ def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
 def _repro(run: RunDir, config: RunConfig) -> str:
     tasks = config.resources.tasks
     python = shlex.quote(sys.executable)
-    many = f"{python} -m torch.distributed.run --nproc-per-node {tasks}" if tasks > 1 else python
+    many = f"{python} -m torch.distributed.run --standalone --nproc-per-node {tasks}" if tasks > 1 else python
     where = '"$(dirname "$0")"'
     return (
         f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"

@@ -1,6 +1,6 @@
 """Train one run: `python -m jobs.train runs/SWEEP/RUN_ID` does by hand what Slurm does.
 
-With several processes: `torchrun --nproc-per-node 2 -m jobs.train runs/SWEEP/RUN_ID`.
+With several processes: `torchrun --standalone --nproc-per-node 2 -m jobs.train runs/SWEEP/RUN_ID`.
 """
 
 from __future__ import annotations

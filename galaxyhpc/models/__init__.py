@@ -25,7 +25,7 @@ from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
 from galaxyhpc.models.steerable_cnn import COLOURS, scaled_fields, steerable_cnn
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"steerable_cnn": steerable_cnn, "cnn": cnn}
-CLOSE = 0.005  # widths within half a per cent count as equal
+CLOSE = 0.01  # widths this near to each other count as equal
 
 
 def build_model(config: ModelConfig, image_size: int, classes: int = 10) -> nn.Module:
@@ -130,8 +130,8 @@ def _nearest(excess: Callable[[tuple[int, ...]], float], scale: float) -> tuple[
 
 
 def _neighbours(fields: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """List the fields with one more or one less in a single block."""
-    changed = [(b, fields[b] + step) for b in range(len(fields)) for step in (-1, 1)]
+    """List the fields with one more or one less in a single block, the last and widest blocks first."""
+    changed = [(b, fields[b] + step) for b in reversed(range(len(fields))) for step in (-1, 1)]
     return [(*fields[:b], count, *fields[b + 1 :]) for b, count in changed if count > 0]
 
 
