@@ -24,12 +24,12 @@ if [ ! -f "$sweep/plan.csv" ]; then
     exit 2
 fi
 
-first=${SLURM_ARRAY_TASK_MIN:-0} step=${SLURM_ARRAY_TASK_STEP:-1} shares=${SLURM_ARRAY_TASK_COUNT:-1}
-if (((${SLURM_ARRAY_TASK_MAX:-0} - first) / step + 1 != shares)); then
-    echo "slurm/eval.sh: --array with gaps would leave runs out; allowed: a range, such as 0-7" >&2
+first=${SLURM_ARRAY_TASK_MIN:-0} shares=${SLURM_ARRAY_TASK_COUNT:-1}
+if ((${SLURM_ARRAY_TASK_MAX:-0} - first + 1 != shares)); then
+    echo "slurm/eval.sh: --array with gaps would leave runs out; allowed: a range, such as 0-$((shares - 1))" >&2
     exit 2
 fi
-share=$(((${SLURM_ARRAY_TASK_ID:-0} - first) / step))/$shares
+share=$((${SLURM_ARRAY_TASK_ID:-0} - first))/$shares
 
 export SUBMITIT_EXECUTOR=slurm # tells the evaluation that it may have its job requeued
 status=0

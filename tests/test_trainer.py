@@ -183,8 +183,11 @@ def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Pat
     assert_same_end(run, whole)
 
 
-def test_two_processes_under_torchrun_with_sync_batchnorm_learn_what_one_does(tmp_path: Path, cache: Path) -> None:
-    options = {"sync_batchnorm": True, "epochs": 1, "optimizer": "sgd", "learning_rate": 0.01}  # Adam blows up rounding
+def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
+    tmp_path: Path, cache: Path
+) -> None:
+    # one step of plain gradient descent: more of them, or Adam, would blow rounding up
+    options = {"sync_batchnorm": True, "epochs": 1, "batch_size": 200, "optimizer": "sgd", "learning_rate": 1.0}
     one = finish(make_run(tmp_path / "one", cache, **options))
     two = make_run(tmp_path / "two", cache, **options)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -192,7 +195,7 @@ def test_two_processes_under_torchrun_with_sync_batchnorm_learn_what_one_does(tm
     assert found.returncode == 0, found.stderr
     assert next(event for event in two.events() if event["event"] == "started")["world"] == 2
     for name, value in last_state(one)["model"].items():
-        torch.testing.assert_close(last_state(two)["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(last_state(two)["model"][name], value, rtol=1e-4, atol=1e-4, msg=name)
     assert one.metrics()[0]["train_loss"] == pytest.approx(two.metrics()[0]["train_loss"], rel=1e-4)
 
 
