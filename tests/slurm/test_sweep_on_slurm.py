@@ -1,0 +1,269 @@
+"""Sweeps through a real Slurm: sbatch, arrays, dependencies, signals, the requeue. The directories have spaces."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from galaxyhpc import checkpoint
+from galaxyhpc.rundir import RunDir, runs_of, state
+
+PROJECT = Path(__file__).parents[2]
+DEADLINE = 180.0  # s, for everything that is waited for
+EVERY_CONDITION = 1 + 48 + 3 + 5  # clean, angles every 7.5 degrees, pedestal noise, shot noise
+
+TINY = """\
+base:
+  data: {image_size: 33, demo: {galaxies: 300, size: 32}}
+  model: {scale: 0.1}
+  train: {epochs: 2, batch_size: 32}
+  resources: {tasks_per_node: 2, time_minutes: 30}
+"""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where somebody works: sweeps here, runs in `my runs`."""
+
+    path: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As after `activate`: the jobs' scripts find this Python."""
+        found = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return found if sys.prefix == sys.base_prefix else {**found, "VIRTUAL_ENV": sys.prefix}
+
+    def call(self, *command: str | Path, status: int = 0) -> str:
+        """Run a command here and return what it prints."""
+        answer = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
+        assert answer.returncode == status, f"{command}: {answer.returncode}\n{answer.stdout}\n{answer.stderr}"
+        return answer.stdout
+
+    def launch(self, name: str, *more: str) -> str:
+        """Launch the sweep NAME.yaml."""
+        how = ("--executor", "slurm", "--runs", "my runs", "--set", f"data.cache={self.path.parent / 'a cache'}")
+        return self.call(sys.executable, "-m", "galaxyhpc.launch", f"{name}.yaml", *how, *more)
+
+    def sbatch(self, *arguments: str | Path) -> str:
+        """Submit a script and return the job's id."""
+        return self.call("sbatch", "--parsable", *arguments).strip()
+
+    def runs(self, sweep: str) -> list[RunDir]:
+        return runs_of(self.path / "my runs" / sweep)
+
+    def report(self, sweep: str, table: str) -> list[dict[str, str]]:
+        with (self.path / "my runs" / sweep / "report" / f"{table}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def wait(self, reached: Callable[[], bool], what: str) -> None:
+        """Look until it is reached; past the deadline show the queue and the ends of all logs."""
+        give_up = time.monotonic() + DEADLINE
+        while not reached():
+            if time.monotonic() > give_up:
+                pytest.fail(f"not reached in {DEADLINE:.0f} s: {what}\n{self.evidence()}", pytrace=False)
+            time.sleep(0.1)
+
+    def wait_for_jobs(self) -> None:
+        """Look until no job submitted from here is left."""
+        self.wait(lambda: not queue(self.path), "an empty queue")
+
+    def evidence(self) -> str:
+        logs = [f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(self.path.rglob("*.out"))]
+        return "\n".join([*map(str, queue(self.path, "all")), *logs])
+
+
+def queue(path: Path, states: str = "PENDING,RUNNING,COMPLETING") -> list[tuple[str, str, str]]:
+    """Return (id, state, name) of the jobs submitted at or below a directory."""
+    command = ["squeue", "--noheader", "--array", f"--states={states}", "--format=%i|%T|%j|%Z"]
+    rows = (line.split("|", 3) for line in subprocess.check_output(command, text=True).splitlines())
+    return [(job, now, name) for job, now, name, where in rows if Path(where).is_relative_to(path)]
+
+
+def desk(path: Path, **sweeps: str) -> Desk:
+    path.mkdir()
+    (path / "slurm").symlink_to(PROJECT / "slurm")
+    for name, text in sweeps.items():
+        (path / f"{name}.yaml").write_text(TINY + text)
+    return Desk(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for all desks; at the end no job of them is left."""
+    path = tmp_path_factory.mktemp("on slurm")
+    yield path
+    if left := [job for job, _, _ in queue(path)]:
+        subprocess.run(["scancel", *left], check=True)
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path) -> tuple[Desk, list[str]]:
+    """A sweep of two networks, finished, and what the first and the second launch said."""
+    ours = desk(place / "swept", tiny="blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
+    gate = ours.path / "gate"
+    gate.touch()
+    said = [ours.launch("tiny", "--set", f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']")]
+    said.append(ours.launch("tiny"))
+    gate.unlink()
+    ours.wait_for_jobs()
+    return ours, said
+
+
+def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tuple[Desk, list[str]]) -> None:
+    ours, said = swept
+    for stage in ("train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
+        assert stage in said[0], said[0]
+    for run in ours.runs("tiny"):
+        started = [event for event in run.events() if event["event"] == "started"]
+        assert [event["world"] for event in started] == [2], run.events()
+        assert state(run).name == "evaluated", ours.evidence()
+    assert (
+        len({event["job"].split("_")[0] for run in ours.runs("tiny") for event in run.events() if "world" in event})
+        == 1
+    )
+    assert len(ours.report("tiny", "results")) == 2 * EVERY_CONDITION
+    assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
+    assert ours.report("tiny", "missing") == []
+
+
+def test_a_second_launch_submits_nothing_while_jobs_wait_and_nothing_when_all_is_done(
+    swept: tuple[Desk, list[str]],
+) -> None:
+    ours, said = swept
+    assert "2 runs, 2 done or under way" in said[1] and "submitted" not in said[1]
+    before = queue(ours.path, "all")
+    again = ours.launch("tiny")
+    assert "2 runs, 2 done or under way" in again and "submitted" not in again
+    assert queue(ours.path, "all") == before
+
+
+@pytest.mark.parametrize("array", [(), ("--array=0-3",)], ids=["one job", "array"])
+def test_sbatch_evaluates_what_is_missing_and_reports(swept: tuple[Desk, list[str]], array: tuple[str, ...]) -> None:
+    ours, _ = swept
+    first, second = ours.runs("tiny")
+    before = second.results_file.stat().st_mtime_ns
+    first.results_file.unlink()
+    first.predictions_file.unlink()
+    (ours.path / "my runs" / "tiny" / "report" / "results.csv").unlink()
+    ours.sbatch(*array, "slurm/eval.sh", "my runs/tiny")
+    ours.wait_for_jobs()
+    assert len(ours.report("tiny", "results")) == 2 * EVERY_CONDITION, ours.evidence()
+    assert second.results_file.stat().st_mtime_ns == before
+
+
+def test_a_script_called_wrongly_says_what_is_wrong_and_ends_with_2(swept: tuple[Desk, list[str]]) -> None:
+    ours, _ = swept
+    wrong = {
+        ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv there",
+        ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv there",
+        ours.sbatch("slurm/aggregate.sh", "my runs/none"): "my runs/none",
+        ours.sbatch("--array=0-2:2", "slurm/eval.sh", "my runs/tiny"): "slurm/eval.sh: --array with gaps",
+    }
+    ours.wait_for_jobs()
+    for job, said in wrong.items():
+        assert "ExitCode=2:0" in ours.call("scontrol", "show", "job", job)
+        assert said in next(ours.path.glob(f"*-{job}.out")).read_text()
+
+
+def test_the_report_alone_is_made_by_sbatch(swept: tuple[Desk, list[str]]) -> None:
+    ours, _ = swept
+    (ours.path / "my runs" / "tiny" / "report" / "summary.csv").unlink()
+    ours.call("sbatch", "--wait", "slurm/aggregate.sh", "my runs/tiny")
+    assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
+
+
+LONG = """\
+blocks:
+  - base: {train: {epochs: 5, batch_size: 4}, evaluate.conditions: [clean]}
+    points: [{model.architecture: cnn}]
+  - base: {train: {epochs: 1}, evaluate.conditions: [clean]}
+    points: [{model.architecture: cnn}]
+"""
+
+
+def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unbroken_one(place: Path) -> None:
+    ours = desk(place / "broken", long=LONG)
+    ours.launch("long")
+    run, _ = ours.runs("long")
+    by_hand = RunDir(ours.path / "unbroken" / run.run_id)
+    by_hand.path.mkdir(parents=True)
+    for file in ("config.json", "repro.sh"):
+        shutil.copy(run.path / file, by_hand.path)
+    job = next(event["job"] for event in run.events() if event["event"] == "submitted")
+    ours.wait(lambda: bool(run.metrics()), "an epoch")
+    subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
+    ours.wait(lambda: (job, "PENDING", "long-train") in queue(ours.path), "the requeue")
+    time.sleep(1.3)  # Slurm 22.05 revokes the credential of a job that starts in the second of its requeue
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    ours.call("sh", by_hand.path / "repro.sh")
+    ours.wait_for_jobs()
+    assert state(run).name == "evaluated", ours.evidence()
+    events = [event["event"] for event in run.events()]
+    assert events.count("started") == 2 and events.count("stopped") == 1, run.events()
+    first, second = [event for event in run.events() if event["event"] == "started"]
+    assert first["step"] == 0 < second["step"] < checkpoint.load_newest(run)["progress"]["step"]
+    assert same_bits(weights(run), weights(by_hand))
+    assert run.metrics() == by_hand.metrics()
+    assert ours.report("long", "missing") == []
+
+
+def weights(run: RunDir) -> tuple[object, ...]:
+    best = torch.load(run.best_file, weights_only=True)
+    last = checkpoint.load_newest(run)
+    assert last is not None
+    return best["model"], last["model"], last["optimizer"]
+
+
+def same_bits(one: object, other: object) -> bool:
+    """Whether two nests of tensors and numbers are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same_bits(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return isinstance(other, (list, tuple)) and len(one) == len(other) and all(map(same_bits, one, other))
+    return one == other
+
+
+def test_a_run_that_cannot_be_trained_says_why_and_nothing_waits_for_it(place: Path) -> None:
+    galaxies, gate = place / "galaxies.h5", place / "gate of the failing"
+    ours = desk(place / "failing", lost="blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
+    ours.call(sys.executable, "-m", "galaxyhpc.demo", galaxies, "--n", "300", "--size", "32")
+    gate.touch()
+    wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
+    ours.launch("lost", "--set", f"data.source={galaxies}", "--set", wait)
+    galaxies.unlink()
+    gate.unlink()
+    ours.wait_for_jobs()
+    for run in ours.runs("lost"):
+        assert state(run).name == "failed" and str(galaxies) in state(run).why, ours.evidence()
+    assert "2 failed" in ours.call(sys.executable, "-m", "galaxyhpc.status", "my runs/lost")
+    finished = {name: now for _, now, name in queue(ours.path, "all")}
+    assert finished == {"lost-train": "FAILED", "lost-evaluate": "CANCELLED", "lost-report": "COMPLETED"}
+    missing = ours.report("lost", "missing")
+    assert len(missing) == 2 and all("failed" in row["reason"] for row in missing), missing
+
+
+def test_a_launch_inside_a_job_submits_what_one_outside_does(place: Path) -> None:
+    """Otherwise srun finds the launching job's memory per CPU beside the new one's per node, and ends."""
+    ours = desk(
+        place / "inside",
+        small="  evaluate.conditions: [clean]\nblocks: [points: [{model.architecture: cnn}]]\n",
+    )
+    launch = f"'{sys.executable}' -m galaxyhpc.launch small.yaml --executor slurm --runs 'my runs'"
+    more = f'--set resources.memory_gb=1 --set resources.tasks_per_node=1 --set "data.cache={place / "a cache"}"'
+    ours.call("sbatch", "--wait", "--ntasks=3", "--mem-per-cpu=10", "--output=launch.out", "--wrap", f"{launch} {more}")
+    ours.wait_for_jobs()
+    (run,) = ours.runs("small")
+    assert [event["world"] for event in run.events() if event["event"] == "started"] == [1], ours.evidence()
+    assert ours.report("small", "missing") == [], ours.evidence()
