@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import figures, results
@@ -32,7 +31,7 @@ from galaxyhpc.metrics import bootstrap_interval, metrics
 from galaxyhpc.planned import NETWORK, Found, PlanError, find, named, read_plan
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, replacing, write_text
-from galaxyhpc.table import ROTATION_MEAN, terminal_table
+from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
 
 METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "n", "correct"]
@@ -275,9 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(report: Report) -> None:
     """Print a report's table and where its files are."""
-    console = Console()
-    wide = console if console.is_terminal else Console(width=150)  # a log has no width of its own
-    wide.print(report.table, f"\n{report.directory}", highlight=False, soft_wrap=True)
+    console = make_console()
+    console.print(report.table)
+    console.print(report.directory, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def parameters(name: str, resources: ResourcesConfig, parallel: int | None) -> d
 
 def sbatch_text(sweep: Path, resources: ResourcesConfig, count: int, parallel: int | None) -> str:
     """Return the file that sbatch is given for a class of `count` runs, whether or not there is a Slurm here."""
-    asked = parameters(sweep.name, resources, parallel)
+    asked = parameters(f"{sweep.name}-train", resources, parallel)
     log = sweep.resolve() / "log"
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(log))}"
     text: str = _make_sbatch_string(command, log, map_count=count if count > 1 else None, **asked)

@@ -23,6 +23,7 @@ from galaxyhpc.config import ResourcesConfig, RunConfig
 from galaxyhpc.preflight import Network, PreflightError, check
 from galaxyhpc.rundir import RunDir, state, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
+from galaxyhpc.table import make_console
 
 PLAN = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
@@ -37,7 +38,7 @@ class LaunchError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Launch the sweep named on the command line; 2 where the user has to mend something."""
     options = _options(arguments)
-    console = Console()
+    console = make_console()
     try:
         sweep = load_sweep(options.sweep, options.set, options.profile)
         configs = [_at_home(config, options.runs) for config in sweep.runs]
@@ -238,10 +239,9 @@ def show_plan(
     classes = cluster.by_resources({RunDir(directory / c.run_id): c.resources for c in configs})
     for number, (resources, runs) in enumerate(classes.items(), 1):
         asked = resources.model_dump(exclude_defaults=True)
-        console.print(f"\nresource class {number}: {len(runs)} runs, {asked}", highlight=False, markup=False)
-        share = options.max_parallel
-        console.print(cluster.sbatch_text(directory, resources, len(runs), share), highlight=False, markup=False)
-    console.print("nothing was submitted")
+        text = cluster.sbatch_text(directory, resources, len(runs), options.max_parallel)
+        print(f"\nresource class {number}: {len(runs)} runs, {asked}\n\n{text}")  # as it is: nothing wrapped
+    print("nothing was submitted")
 
 
 if __name__ == "__main__":

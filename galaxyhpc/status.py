@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.table import make_console
 
 COLOURS = {"evaluated": "green", "trained": "cyan", "running": "yellow", "failed": "red", "stopped": "magenta"}
 
@@ -67,7 +67,7 @@ def main() -> int:
     except NoRunError as error:
         print(error, file=sys.stderr)
         return 2
-    Console().print(table(runs, str(path)))
+    make_console().print(table(runs, str(path)))
     return 0
 
 

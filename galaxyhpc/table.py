@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,8 +22,16 @@ HEADS = (
     *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5"),
 )
 
+LOG_WIDTH = 150
+
 Cell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
 Cells = dict[tuple[str, str, float], Cell]
+
+
+def make_console() -> Console:
+    """Return a console for tables: a terminal keeps its own width, a log or a pipe gets a wide one."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
 def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:
