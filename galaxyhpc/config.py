@@ -140,7 +140,7 @@ class ResourcesConfig(Settings):
     qos: str | None = None
     constraint: str | None = None
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
-    micro_batch: Positive | None = None  # most images per process and pass; more are accumulated
+    micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
 
     @property
@@ -168,6 +168,13 @@ class RunConfig(Settings):
                 f"data.image_size {size} is not exact under quarter turns; "
                 f"nearest good sizes: {', '.join(map(str, nearest_image_sizes(size)))}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_process_has_a_batch(self) -> RunConfig:
+        shared, tasks = self.train.batch_size, self.resources.tasks
+        if shared < 2 * tasks:  # batch norm needs two images
+            raise ValueError(f"train.batch_size {shared} is shared by {tasks} processes; each needs at least 2 images")
         return self
 
     @property

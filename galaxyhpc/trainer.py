@@ -134,7 +134,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     if config.train.sync_batchnorm:
         synchronise_batchnorm(network)
     devices = [process.device] if process.device.type == "cuda" else None
-    model = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     weights = _class_weights(pictures.labels[rows["train"]], config.train)
     training = Training(config, process, model, _optimizer(model, config.train), pictures, rows, weights)
     _warm_up(training)
@@ -193,7 +193,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> None:
     training.model.train()
     training.optimizer.zero_grad()
     mine = share(batch, process.rank, process.world)
-    parts = mine.split(config.resources.micro_batch or max(1, len(mine)))
+    parts = mine.tensor_split(math.ceil(len(mine) / (config.resources.micro_batch or len(mine))))
     loss_sum, correct = 0.0, 0.0
     for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
         with nullcontext() if last else training.model.no_sync():
@@ -255,15 +255,21 @@ def finish_epoch(run: RunDir, training: Training) -> None:
 def _validate(training: Training) -> tuple[float, float]:
     """Return mean loss and accuracy on the validation galaxies, the same numbers in every process."""
     process = training.process
-    for buffer in training.network.buffers():
-        if process.world > 1:
-            dist.broadcast(buffer, 0)  # running statistics differ between processes; rank 0's are kept
+    _share_statistics(training)
     rows = training.rows["validation"]
     mine = share(rows, process.rank, process.world)
     logits, labels = predict(training.network, training.pictures, mine, training.config.evaluate.batch_size)
     loss = cross_entropy(logits.double(), labels, reduction="sum").item()
     loss, correct = process.total([loss, (logits.argmax(1) == labels).sum().item()])
     return loss / len(rows), correct / len(rows)
+
+
+def _share_statistics(training: Training) -> None:
+    """Give every process the running statistics of rank 0, which are those in the checkpoints."""
+    kept = training.network.state_dict()
+    for name, buffer in training.network.named_buffers():
+        if name in kept and training.process.world > 1:
+            dist.broadcast(buffer, 0)
 
 
 def _stale(progress: Progress, config: TrainConfig) -> bool:
