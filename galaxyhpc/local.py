@@ -135,12 +135,12 @@ def _view(runs: list[RunDir], console: Console, title: str) -> Iterator[Callable
         with Live(console=console, refresh_per_second=2) as live:
             yield lambda: live.update(table(runs, title))
         return
-    known: dict[RunDir, str] = {}
+    known = dict.fromkeys(runs, "planned")
 
     def show() -> None:
         for run in runs:
             found = state(run)
-            if known.get(run) != found.name:
+            if known[run] != found.name:
                 known[run] = found.name
                 console.print(f"{run.run_id}: {found.name} {found.why}".strip(), highlight=False, soft_wrap=True)
 

@@ -1,0 +1,94 @@
+"""What Slurm is handed, to the letter."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from galaxyhpc import cluster
+from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.rundir import RunDir
+
+GPU = ResourcesConfig(
+    nodes=2,
+    tasks_per_node=4,
+    gpus_per_node=4,
+    cpus_per_task=8,
+    memory_gb=100.5,
+    time_minutes=90,
+    partition="gpu",
+    account="astro",
+    qos="long",
+    constraint="a100&ib",
+    setup=("module load cuda", "export NCCL_DEBUG=WARN"),
+)
+
+
+def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
+    text = cluster.sbatch_text(Path("/scratch/my runs/all"), GPU, count=12, parallel=5)
+    python = shlex.quote(sys.executable)
+    assert text.splitlines() == [
+        "#!/bin/bash",
+        "",
+        "# Parameters",
+        "#SBATCH --account=astro",
+        "#SBATCH --array=0-11%5",
+        "#SBATCH --constraint='a100&ib'",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --job-name=all-train",
+        "#SBATCH --mem=102912M",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --output='/scratch/my runs/all/log/%A_%a_0_log.out'",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --qos=long",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@90",
+        "#SBATCH --time=90",
+        "#SBATCH --wckey=submitit",
+        "",
+        "# setup",
+        "module load cuda",
+        "export NCCL_DEBUG=WARN",
+        "",
+        "# command",
+        "export SUBMITIT_EXECUTOR=slurm",
+        "srun --unbuffered --output '/scratch/my runs/all/log/%A_%a_%t_log.out' --cpus-per-task=8 "
+        f"--kill-on-bad-exit=1 {python} -u -m submitit.core._submit '/scratch/my runs/all/log'",
+    ]
+
+
+def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
+    text = cluster.sbatch_text(Path("/runs/one"), ResourcesConfig(), count=1, parallel=None)
+    for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "# setup"):
+        assert word not in text
+
+
+def test_runs_with_the_same_needs_make_one_class() -> None:
+    small, large = ResourcesConfig(), ResourcesConfig(gpus_per_node=4)
+    runs = {RunDir(Path(f"/r/{i}")): large if i == 1 else small for i in range(3)}
+    found = cluster.by_resources(runs)
+    assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
+
+
+def test_no_evidence_of_a_queue_is_not_evidence_of_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("squeue", "scontrol", "sbatch"):
+        script = tmp_path / name
+        script.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert subprocess.run(["squeue"], capture_output=True).returncode == 1
+    assert cluster.queued() is None and not cluster.is_up()
+
+
+def test_without_slurm_there_is_no_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cluster.queued() is None and not cluster.is_up()

@@ -1,0 +1,40 @@
+"""How much runs at the same time on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.local import Machine, Running, cpus_of
+from galaxyhpc.rundir import RunDir
+
+
+def job(cpus: int, *gpus: int) -> Running:
+    return Running(RunDir(Path("/r")), SimpleNamespace(), cpus, gpus)
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "running", "wanted"),
+    [
+        (Machine(2, 0, None), ResourcesConfig(), [job(1)], ()),
+        (Machine(2, 0, None), ResourcesConfig(), [job(1), job(1)], None),
+        (Machine(2, 0, None), ResourcesConfig(cpus_per_task=8), [], ()),  # one job always fits
+        (Machine(2, 0, None), ResourcesConfig(cpus_per_task=8), [job(1)], None),
+        (Machine(16, 0, 1), ResourcesConfig(), [job(1)], None),  # the user said: one
+        (Machine(2, 0, None), ResourcesConfig(gpus_per_node=4), [], ()),  # no GPU here: on the CPU
+        (Machine(16, 2, None), ResourcesConfig(gpus_per_node=1), [job(1, 0)], (1,)),
+        (Machine(16, 2, None), ResourcesConfig(gpus_per_node=1), [job(1, 0), job(1, 1)], None),
+        (Machine(16, 4, None), ResourcesConfig(gpus_per_node=2), [job(1, 1)], (0, 2)),
+    ],
+)
+def test_a_job_starts_when_the_machine_carries_it(
+    machine: Machine, asked: ResourcesConfig, running: list[Running], wanted: tuple[int, ...] | None
+) -> None:
+    assert machine.room(asked, running) == wanted
+
+
+def test_every_process_of_a_job_counts() -> None:
+    assert cpus_of(ResourcesConfig(nodes=2, tasks_per_node=3, cpus_per_task=4)) == 24
