@@ -36,9 +36,9 @@ from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
 METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "n", "correct"]
 RESULTS += [*METRICS, "data", "head", "scale", "image_size", "settings"]
-SUMMARY = ["arch", "group", "width", "condition", "severity", "seeds_done", "seeds_planned"]
-SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", "data", "head", "scale", "image_size", "settings"]
-SUMMARY += ["label"]
+SUMMARY = ["arch", "group", "condition", "severity", "seeds_done", "seeds_planned"]
+SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high"]
+SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 
 
 class AggregateError(ValueError):
