@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from galaxyhpc.config import ResourcesConfig
@@ -28,6 +29,10 @@ SIGNAL_SECONDS = 90  # USR2 comes this long before the time limit
 REPORT = ResourcesConfig(cpus_per_task=2, time_minutes=60)
 
 Classes = dict[ResourcesConfig, list[RunDir]]
+
+
+class SubmissionError(ValueError):
+    """Slurm refused a part of the sweep; nothing of it is left in the queue."""
 
 
 def is_up() -> bool:
@@ -124,25 +129,48 @@ def submit(sweep: Path, train: Classes, evaluate: Classes, parallel: int | None)
     Returns
     -------
     job ids by stage: train, evaluate, report
+
+    Raises
+    ------
+    SubmissionError
     """
     ids: dict[str, list[str]] = {"train": [], "evaluate": [], "report": []}
-    total = sum(map(len, train.values()))
-    with _outside_any_job():
-        for resources, runs in train.items():
-            share = None if parallel is None else max(1, parallel * len(runs) // total)
-            asked = parameters(f"{sweep.name}-train", resources, share)
-            found = _submit(sweep, [TrainJob(str(run.path)) for run in runs], asked)
-            for run, job in zip(runs, found, strict=True):
-                run.record("submitted", job=job, executor="slurm")
-            ids["train"] += found
-            after = f"aftercorr:{found[0].split('_')[0]}" if len(found) > 1 else f"afterok:{found[0]}"
-            ids["evaluate"] += _evaluation(sweep, resources, runs, share, after)
-        for resources, runs in evaluate.items():
-            ids["evaluate"] += _evaluation(sweep, resources, runs, parallel, "")
-        everything = sorted({job.split("_")[0] for job in ids["train"] + ids["evaluate"]}, key=int)
-        asked = parameters(f"{sweep.name}-report", _report_resources(train or evaluate), None)
-        ids["report"] = _submit(sweep, [ReportJob(str(sweep))], asked, f"afterany:{':'.join(everything)}")
+    try:
+        with _outside_any_job():
+            _submit_all(ids, sweep, train, evaluate, parallel)
+    except FailedJobError as error:
+        _withdraw(ids, [run for runs in train.values() for run in runs])
+        raise SubmissionError(f"sbatch: {str(error).strip()}; what was submitted before is withdrawn") from error
     return ids
+
+
+def _submit_all(
+    ids: dict[str, list[str]], sweep: Path, train: Classes, evaluate: Classes, parallel: int | None
+) -> None:
+    """Submit stage by stage, noting every id as soon as there is one."""
+    total = sum(map(len, train.values()))
+    for resources, runs in train.items():
+        share = None if parallel is None else max(1, parallel * len(runs) // total)
+        asked = parameters(f"{sweep.name}-train", resources, share)
+        found = _submit(sweep, [TrainJob(str(run.path)) for run in runs], asked)
+        ids["train"] += found
+        for run, job in zip(runs, found, strict=True):
+            run.record("submitted", job=job, executor="slurm")
+        after = f"aftercorr:{found[0].split('_')[0]}" if len(found) > 1 else f"afterok:{found[0]}"
+        ids["evaluate"] += _evaluation(sweep, resources, runs, share, after)
+    for resources, runs in evaluate.items():
+        ids["evaluate"] += _evaluation(sweep, resources, runs, parallel, "")
+    everything = sorted({job.split("_")[0] for job in ids["train"] + ids["evaluate"]}, key=int)
+    asked = parameters(f"{sweep.name}-report", _report_resources(train or evaluate), None)
+    ids["report"] = _submit(sweep, [ReportJob(str(sweep))], asked, f"afterany:{':'.join(everything)}")
+
+
+def _withdraw(ids: dict[str, list[str]], runs: Sequence[RunDir]) -> None:
+    """Take back what was submitted: half a sweep in the queue is worse than none."""
+    if arrays := sorted({job.split("_")[0] for jobs in ids.values() for job in jobs}):
+        subprocess.run(["scancel", *arrays], check=False, timeout=60)
+    for run in runs[: len(ids["train"])]:
+        run.record("stopped", why="withdrawn, because sbatch refused another part of the sweep")
 
 
 def _evaluation(

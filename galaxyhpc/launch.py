@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dispatch(console, directory, configs, networks, options)
     except Timeout:
         print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
-    except (SweepError, PreflightError, LaunchError) as error:
+    except (SweepError, PreflightError, LaunchError, cluster.SubmissionError) as error:
         print(error, file=sys.stderr)
     return 2
 

@@ -143,8 +143,10 @@ def carry_out(path: str, work: Callable[[RunDir, Stop], bool]) -> str:
 
 def requeue(place: Place) -> None:
     """Have the scheduler start this job again; by hand there is none, and nothing happens."""
-    if place.rank != 0 or place.job.startswith("by hand"):
+    if "SUBMITIT_EXECUTOR" not in os.environ:
         return
+    if place.rank != 0:
+        raise SystemExit(0)  # at any other status srun kills rank 0, which may still be asking for the requeue
     job = submitit.JobEnvironment()
     if job.cluster != "slurm":
         job._requeue(0)
