@@ -199,12 +199,13 @@ def _here(
         machine = local.this_machine(options.max_parallel)
         finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
     show(aggregate(directory))
-    failed = [run for run in to_do if state(run).name != "evaluated"]
-    for run in failed:
-        console.print(f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}", highlight=False)
     if not finished:
         console.print("stopped; the same command goes on where it was")
         return 130
+    failed = [run for run in to_do if state(run).name != "evaluated"]
+    for run in failed:
+        text = f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
