@@ -268,6 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     except AggregateError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     show(report)
     return 0
 

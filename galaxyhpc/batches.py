@@ -29,7 +29,7 @@ class Pictures:
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return (n, 3, S, S) float32 in [0, 1] and (n,) int64 labels of these rows, both on the device."""
         taken = self.images[rows.to(self.images.device)]
-        if taken.device != self.device:
+        if self.device.type == "cuda" and not taken.is_cuda:
             taken = taken.pin_memory().to(self.device, non_blocking=True)
         return taken.float() / 255.0, self.labels[rows.to(self.device)]
 

@@ -5,6 +5,7 @@ A job is given the path of a run and nothing else, so what waits in the queue ne
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -37,12 +38,23 @@ class SubmissionError(ValueError):
 
 def is_up() -> bool:
     """Whether this machine can submit to a Slurm that answers."""
+    return "is UP" in _ping()
+
+
+def is_away() -> bool:
+    """Whether this machine belongs to a Slurm that does not answer at the moment."""
+    return not is_up() and "is DOWN" in _ping()
+
+
+@functools.cache
+def _ping() -> str:
+    """Return what Slurm says of its controllers; nothing where there is no Slurm, or none that is set up."""
     if shutil.which("sbatch") is None:
-        return False
+        return ""
     try:
-        return "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
     except subprocess.TimeoutExpired:
-        return False
+        return "scontrol ping: no answer in 20 s: as good as one that is DOWN"
 
 
 def queued() -> set[str] | None:

@@ -41,8 +41,8 @@ class DataConfig(Settings):
     source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
     cache: str = ""  # where converted images are kept; empty: .cache beside the sweeps
     image_size: Positive = 65  # px
-    validation_fraction: Fraction = 0.1
-    test_fraction: Fraction = 0.2
+    validation_fraction: OpenFraction = 0.1
+    test_fraction: OpenFraction = 0.2
     split_seed: Annotated[int, Field(ge=0)] = 0
     link_arcsec: Annotated[float, Field(ge=0.0)] = 67.0  # galaxies nearer than this are never divided
     conflicting_duplicates: Literal["drop", "keep"] = "drop"

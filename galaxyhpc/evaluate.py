@@ -24,7 +24,7 @@ from galaxyhpc.corruptions import Survey, corrupt, severities
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.rundir import RunDir, state
 
 SAVE_SECONDS = 20.0
 
@@ -60,10 +60,12 @@ def wanted(config: RunConfig) -> list[tuple[str, float]]:
 
 
 @torch.inference_mode()
-def measure(task: Task, pair: tuple[str, float]) -> NDArray[np.float32]:
-    """Return the (n, 10) logits of the test galaxies under one condition and severity."""
+def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float32] | None:
+    """Return the (n, 10) logits of the test galaxies under one condition and severity; None where a signal came."""
     parts = []
     for rows in task.rows.split(task.batch_size):
+        if stop.wanted:
+            return None
         images, _ = task.pictures.take(rows)
         corrupted = corrupt(images, rows.to(images.device), *pair, task.survey)
         parts.append(task.network(corrupted).float().cpu())
@@ -103,17 +105,21 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
     """
     config = run.load_config()
     if done(run, config):
+        if state(run).name != "evaluated":  # killed between the results and the event
+            run.record("evaluated", measured=0, kept=len(wanted(config)))
         return True
     task, measured = set_up(run)
     missing = [pair for pair in wanted(config) if pair not in measured.logits]
     console, saved = Console(), time.monotonic()
     for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):
-        measured.logits[pair] = measure(task, pair)
-        if stop.wanted or time.monotonic() - saved > SAVE_SECONDS or pair == missing[-1]:
+        logits = measure(task, pair, stop)
+        if logits is not None:
+            measured.logits[pair] = logits
+        if measured.logits and (logits is None or pair == missing[-1] or time.monotonic() - saved > SAVE_SECONDS):
             results.save(run, measured)
             saved = time.monotonic()
-        if stop.wanted:
-            return done(run, config)
+        if logits is None:
+            return False
     run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
     console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)
     return True

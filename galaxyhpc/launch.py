@@ -21,7 +21,7 @@ from rich.table import Table
 from galaxyhpc import cluster, local
 from galaxyhpc.config import ResourcesConfig, RunConfig
 from galaxyhpc.preflight import Network, PreflightError, check
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.rundir import RunDir, runs_of, state, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
 from galaxyhpc.table import make_console
 
@@ -50,10 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             write_plan(sweep, directory, configs, networks)
             return _dispatch(console, directory, configs, networks, options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     except Timeout:
         print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
     except (SweepError, PreflightError, LaunchError, cluster.SubmissionError) as error:
         print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename or options.runs}: {error.strerror or error}", file=sys.stderr)
     return 2
 
 
@@ -64,7 +69,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="resources of a cluster, such as slurm/gpu.yaml")
     parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where sweeps are kept (default: runs)")
-    parser.add_argument("--max-parallel", type=_positive, metavar="N", help="most jobs at the same time")
+    parser.add_argument("--max-parallel", type=_positive, metavar="N", help="most jobs of a stage at the same time")
     parser.add_argument("--dry-run", action="store_true", help="show points, resource classes and sbatch files only")
     return parser.parse_args(arguments)
 
@@ -127,7 +132,9 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     from galaxyhpc.evaluate import done
     from galaxyhpc.lifecycle import is_busy
 
-    queued = cluster.queued() if cluster.is_up() else None
+    queued = cluster.queued() if cluster.is_up() else set()
+    if queued is None:  # no evidence that jobs wait is not evidence that none does
+        raise LaunchError("squeue does not answer; nothing was submitted; try again")
     found = {}
     for config in configs:
         run = RunDir(directory / config.run_id)
@@ -136,10 +143,10 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     return found
 
 
-def _waits(run: RunDir, queued: set[str] | None) -> bool:
+def _waits(run: RunDir, queued: set[str]) -> bool:
     """Whether a job of this run waits or runs in Slurm's queue."""
     jobs = {event["job"] for event in run.events() if event["event"] in ("submitted", "evaluation submitted")}
-    return queued is not None and not jobs.isdisjoint(queued)
+    return not jobs.isdisjoint(queued)
 
 
 def _dispatch(
@@ -149,12 +156,14 @@ def _dispatch(
     networks: dict[str, Network],
     options: argparse.Namespace,
 ) -> int:
+    executor = options.executor
+    if executor == "auto":
+        if cluster.is_away():
+            raise LaunchError("this machine's Slurm does not answer; try again, or run here with --executor local")
+        executor = "slurm" if cluster.is_up() else "local"
     to_do = missing(directory, configs)
     busy = len(configs) - len(to_do)
     console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", highlight=False, soft_wrap=True)
-    executor = options.executor
-    if executor == "auto":
-        executor = "slurm" if cluster.is_up() else "local"
     if executor == "slurm":
         return _on_slurm(console, directory, to_do, options.max_parallel)
     return _here(console, directory, configs, to_do, networks, options)
@@ -171,6 +180,11 @@ def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesCo
             arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
             if jobs:
                 console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}", highlight=False)
+    elif all(state(run).name == "evaluated" for run in runs_of(directory)):
+        from galaxyhpc.aggregate import aggregate, show
+
+        show(aggregate(directory))
+        return 0
     console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", highlight=False, soft_wrap=True)
     return 0
 
@@ -183,11 +197,11 @@ def _here(
     networks: dict[str, Network],
     options: argparse.Namespace,
 ) -> int:
-    from galaxyhpc.aggregate import aggregate, show
+    from galaxyhpc.aggregate import AggregateError, aggregate, show
     from galaxyhpc.data import DataError, load_split, prepare
 
     try:
-        for data in {config.data for config in configs if directory / config.run_id in {r.path for r in to_do}}:
+        for data in {config.data for config in configs if RunDir(directory / config.run_id) in to_do}:
             load_split(data, prepare(data), directory)  # once, with a progress bar, before the processes start
     except DataError as error:
         raise LaunchError(str(error)) from error
@@ -198,7 +212,10 @@ def _here(
     else:
         machine = local.this_machine(options.max_parallel)
         finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
-    show(aggregate(directory))
+    try:
+        show(aggregate(directory))
+    except AggregateError as error:
+        raise LaunchError(str(error)) from error
     if not finished:
         console.print("stopped; the same command goes on where it was")
         return 130

@@ -11,10 +11,9 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import submitit
 from filelock import FileLock, Timeout
@@ -60,7 +59,6 @@ class Stop:
 
     requeue: bool = False  # USR2: preemption or the time limit is near
     leave: bool = False  # TERM or INT: somebody wants the job gone
-    previous: dict[int, Any] = field(default_factory=dict)
 
     @property
     def wanted(self) -> bool:
@@ -78,13 +76,13 @@ class Stop:
 def stopping_on_signals() -> Iterator[Stop]:
     """Note USR2, TERM and INT instead of dying of them; the previous handlers come back at the end."""
     stop = Stop()
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        stop.previous[number] = signal.signal(number, stop.note)
+    caught = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, stop.note) for number in caught]
     try:
         yield stop
     finally:
-        for caught, handler in stop.previous.items():
-            signal.signal(caught, handler)
+        for number, handler in zip(caught, previous, strict=True):
+            signal.signal(number, handler)
 
 
 class BusyError(RuntimeError):

@@ -9,8 +9,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import submitit
 from rich.console import Console
@@ -31,6 +32,7 @@ class Running:
 
     run: RunDir
     handle: submitit.LocalJob[str]
+    training: bool
     cpus: int
     gpus: tuple[int, ...]
 
@@ -40,14 +42,14 @@ class Machine:
     """What this machine carries."""
 
     cpus: int
-    gpus: int
+    gpus: tuple[int, ...]
     jobs: int | None  # most at the same time, where the user says so
 
     def room(self, resources: ResourcesConfig, running: Sequence[Running]) -> tuple[int, ...] | None:
         """Return the GPUs that a further job may have, or None while there is no room; one job always fits."""
         taken = {gpu for job in running for gpu in job.gpus}
-        free = [gpu for gpu in range(self.gpus) if gpu not in taken]
-        wanted = min(resources.gpus_per_node, self.gpus)
+        free = [gpu for gpu in self.gpus if gpu not in taken]
+        wanted = min(resources.gpus_per_node, len(self.gpus))
         if self.jobs is not None and len(running) >= self.jobs:
             return None
         fits = sum(job.cpus for job in running) + cpus_of(resources) <= self.cpus and wanted <= len(free)
@@ -60,25 +62,29 @@ def cpus_of(resources: ResourcesConfig) -> int:
 
 
 def this_machine(jobs: int | None) -> Machine:
-    """Look at what this process may use."""
+    """Look at what this process may use; the GPUs that CUDA_VISIBLE_DEVICES numbers, else all."""
     import torch
 
-    return Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count(), jobs)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    numbers = tuple(map(int, visible)) if all(map(str.isdecimal, visible)) else tuple(range(torch.cuda.device_count()))
+    return Machine(len(os.sched_getaffinity(0)), numbers if torch.cuda.is_available() else (), jobs)
 
 
 def start(job: TrainJob | EvaluateJob, run: RunDir, resources: ResourcesConfig, gpus: tuple[int, ...]) -> Running:
-    """Start a job's processes; they log into the run's own directory."""
+    """Start a job's processes, one per GPU where it has any; they log into the run's own directory."""
+    training = isinstance(job, TrainJob)
+    tasks = min(resources.tasks, len(gpus) or resources.tasks) if training else 1
     executor = submitit.LocalExecutor(run.log)
     executor.update_parameters(
         timeout_min=resources.time_minutes,
-        tasks_per_node=resources.tasks if isinstance(job, TrainJob) else 1,
+        tasks_per_node=tasks,
         gpus_per_node=len(gpus),
         visible_gpus=gpus,
         stderr_to_stdout=True,
     )
     with _deaf_to_interrupts():
         handle = executor.submit(job)
-    return Running(run, handle, cpus_of(resources), gpus)
+    return Running(run, handle, training, cpus_of(resources), gpus)
 
 
 @contextmanager
@@ -102,7 +108,7 @@ def carry_out(runs: dict[RunDir, ResourcesConfig], machine: Machine, console: Co
             while waiting or running:
                 for job in [job for job in running if job.handle.done()]:
                     running.remove(job)
-                    if state(job.run).name == "trained":
+                    if job.training and job.run.best_file.exists():
                         waiting.insert(0, (EvaluateJob, job.run))
                 while waiting and (gpus := machine.room(runs[waiting[0][1]], running)) is not None:
                     kind, run = waiting.pop(0)
@@ -121,11 +127,22 @@ def _stop(running: Sequence[Running]) -> None:
     number = signal.SIGTERM
     while alive := [job for job in running if not job.handle.done()]:
         for job in alive:
-            os.kill(int(job.handle.job_id), number)  # submitit's controller passes it on to the processes
+            controller = int(job.handle.job_id)  # of submitit; it passes TERM on to its processes, but not KILL
+            children = _children(controller) if number == signal.SIGKILL else []
+            for process in [controller, *children]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
         try:
             time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
             number = signal.SIGKILL
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 @contextmanager
@@ -142,6 +159,7 @@ def _view(runs: list[RunDir], console: Console, title: str) -> Iterator[Callable
             found = state(run)
             if known[run] != found.name:
                 known[run] = found.name
-                console.print(f"{run.run_id}: {found.name} {found.why}".strip(), highlight=False, soft_wrap=True)
+                text = f"{run.run_id}: {found.name} {found.why}".strip()
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     yield show

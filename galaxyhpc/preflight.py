@@ -12,6 +12,10 @@ TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact
 SMALL = {"scale": 0.1, "width": "fields"}  # a narrow twin has the same symmetry and is checked in no time
 
 
+SHARED = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
+SHARED |= {"conflicting_duplicates"}
+
+
 class PreflightError(ValueError):
     """Points of a sweep that could not be carried out; one problem a line."""
 
@@ -32,6 +36,7 @@ def check(runs: Sequence[RunConfig]) -> dict[str, Network]:
     PreflightError
     """
     problems = [_data_problem(source) for source in sorted({run.data.source for run in runs})]
+    problems += _split_problems(runs)
     wanted = {(run.model, run.data.image_size) for run in runs}
     networks: dict[tuple[ModelConfig, int], Network] = {}
     for model, size in sorted(wanted, key=repr):
@@ -53,6 +58,17 @@ def _data_problem(source: str) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def _split_problems(runs: Sequence[RunConfig]) -> list[str]:
+    """All runs of a sweep share one split of the same galaxies, or their results could not be compared."""
+    divided = [run.data.model_dump(include=SHARED) for run in runs]
+    found = {name: sorted({str(data[name]) for data in divided}) for name in sorted(SHARED)}
+    return [
+        f"data.{name}: found {', '.join(values)} in one sweep; allowed is one value: make a sweep of each"
+        for name, values in found.items()
+        if len(values) > 1
+    ]
 
 
 def _measure(model: ModelConfig, size: int) -> Network:

@@ -165,9 +165,13 @@ def state(run: RunDir) -> State:
     A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
     that fail together the first gives the reason; the others only lost the connection to it.
     """
-    found = State("planned", "never submitted")
+    found, begun = State("planned", "never submitted"), set()
     for event in run.events():
         name = _AFTER.get(event.get("event", ""))
+        if name == "running":
+            begun.add(str(event.get("job", "")).rpartition(".")[0])  # without the number of the start
+        if name == "submitted" and event.get("job") in begun:
+            continue  # the job was quicker than the note of its submission
         if name is not None and not (name == found.name == "failed"):
             found = State(name, str(event.get("why", "")))
     return found
@@ -188,5 +192,8 @@ def runs_of(path: Path) -> list[RunDir]:
         return [RunDir(path.resolve())]
     if (path / "plan.csv").is_file():
         with (path / "plan.csv").open(newline="", encoding="utf-8") as file:
-            return [RunDir(path.resolve() / row["run_id"]) for row in csv.DictReader(file)]
+            rows = csv.DictReader(file)
+            if "run_id" in (rows.fieldnames or ()):
+                return [RunDir(path.resolve() / row["run_id"]) for row in rows]
+        raise NoRunError(f"{path / 'plan.csv'}: found no column run_id; allowed: the file that launch wrote")
     raise NoRunError(f"{path}: found neither config.json nor plan.csv; allowed: runs/SWEEP/RUN_ID or runs/SWEEP")

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
 from galaxyhpc.table import make_console
@@ -28,7 +29,7 @@ def table(runs: list[RunDir], title: str) -> Table:
         shown.add_column(column, justify="right" if column in ("epochs", "validation", "left") else "left")
     for run, found in zip(runs, states, strict=True):
         name = f"[{COLOURS[found.name]}]{found.name}[/]" if found.name in COLOURS else found.name
-        shown.add_row(run.run_id, name, *_progress(run, found.name), found.why)
+        shown.add_row(run.run_id, name, *_progress(run, found.name), Text(found.why))
     return shown
 
 
@@ -37,7 +38,10 @@ def _progress(run: RunDir, name: str) -> tuple[str, str, str]:
     records = run.metrics()
     if not records:
         return "", "", ""
-    epochs = run.load_config().train.epochs
+    try:
+        epochs = run.load_config().train.epochs
+    except (OSError, ValueError):
+        return f"{len(records)}/?", "", ""
     best = max(record["validation_accuracy"] for record in records)
     left = _seconds_left(run, len(records), epochs) if name == "running" else None
     return f"{len(records)}/{epochs}", f"{best:.3f}", "" if left is None else _clock(left)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,11 +30,13 @@ from galaxyhpc import checkpoint
 from galaxyhpc.augment import augment
 from galaxyhpc.batches import Pictures, load_pictures, order, predict, share, steps_per_epoch
 from galaxyhpc.config import RunConfig, TrainConfig
-from galaxyhpc.data import CLASSES, load_split, prepare
+from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import synchronise_batchnorm
+from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer
+from galaxyhpc.provenance import provenance
 from galaxyhpc.randomness import key
 from galaxyhpc.rundir import RunDir, replacing, write_text
 
@@ -95,6 +98,7 @@ def train(run: RunDir, stop: Stop) -> bool:
         return True  # written last: what is done is left alone
     config = run.load_config()
     torch.set_num_threads(config.resources.cpus_per_task)
+    torch.backends.cudnn.deterministic = True
     with joined(run) as process, _bar(config, process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
@@ -103,21 +107,21 @@ def train(run: RunDir, stop: Stop) -> bool:
         while progress.epoch < config.train.epochs and not _stale(progress, config.train):
             batches = order(training.rows["train"], config.seed, progress.epoch, config.train.batch_size)
             for batch in batches[progress.batch :]:
-                train_step(training, batch, stop)
+                stopping = train_step(training, batch, stop)
                 bar.update(task, completed=progress.step)
                 if progress.batch == len(batches):
                     break  # saved at the end of the epoch: a step has one state only
                 due = time.monotonic() - saved > 60 * config.resources.checkpoint_minutes
-                if due or stop.wanted:
+                if due or stopping:
                     save(run, training)
                     saved = time.monotonic()
-                if stop.wanted:
+                if stopping:
                     return False
             finish_epoch(run, training)
             bar.console.print(_line(progress, config.train), highlight=False, soft_wrap=True)
             save(run, training)
             saved = time.monotonic()
-            if stop.wanted:
+            if stopping:
                 return False
         finish(run, training)
         return True
@@ -134,26 +138,13 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     if config.train.sync_batchnorm:
         synchronise_batchnorm(network)
     devices = [process.device] if process.device.type == "cuda" else None
-    model = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-    weights = _class_weights(pictures.labels[rows["train"]], config.train)
-    training = Training(config, process, model, _optimizer(model, config.train), pictures, rows, weights)
+    with warnings.catch_warnings():  # what is to replace broadcast_buffers is not in torch 2.4
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    weights = class_weights(pictures.labels[rows["train"]], config.train)
+    training = Training(config, process, model, make_optimizer(model, config.train), pictures, rows, weights)
     _warm_up(training)
     return training
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    rate, momentum, decay = config.learning_rate, config.momentum, config.weight_decay
-    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay)
-
-
-def _class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
-    """Return (10,) weights inverse to the classes' frequencies, with mean 1 over the galaxies."""
-    if config.class_weights == "none":
-        return None
-    counts = torch.bincount(labels, minlength=len(CLASSES)).clamp(min=1)
-    return len(labels) / (len(CLASSES) * counts.float())
 
 
 def _warm_up(training: Training) -> None:
@@ -172,28 +163,19 @@ def _warm_up(training: Training) -> None:
     training.optimizer.zero_grad()
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of a step, a function of the step alone."""
-    warm = config.warmup * steps
-    if step < warm:
-        return config.learning_rate * (step + 1) / (warm + 1)
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-    if config.schedule == "multistep":
-        passed = sum(step >= milestone * steps for milestone in config.milestones)
-        return config.learning_rate * config.decay**passed
-    return config.learning_rate
+def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
+    """Take one step with a global batch; return whether to stop, the same answer in every process.
 
-
-def train_step(training: Training, batch: Tensor, stop: Stop) -> None:
-    """Take one step with a global batch; afterwards all processes know the sums and whether to stop."""
+    A signal that comes after the answer was agreed on counts at the next step: `stop` only ever gains.
+    """
     config, process, progress = training.config, training.process, training.progress
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(progress.step, training.steps, config.train)
     training.model.train()
     training.optimizer.zero_grad()
     mine = share(batch, process.rank, process.world)
-    parts = mine.tensor_split(math.ceil(len(mine) / (config.resources.micro_batch or len(mine))))
+    largest = math.ceil(len(batch) / process.world)  # every process makes as many passes as the busiest
+    parts = mine.tensor_split(math.ceil(largest / (config.resources.micro_batch or largest)))
     loss_sum, correct = 0.0, 0.0
     for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
         with nullcontext() if last else training.model.no_sync():
@@ -207,10 +189,14 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> None:
     if config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
     training.optimizer.step()
-    stop.requeue, stop.leave = requeue > 0, leave > 0
     progress.step, progress.batch = progress.step + 1, progress.batch + 1
     progress.loss_sum, progress.correct = progress.loss_sum + loss_sum, progress.correct + correct
     progress.seen += len(batch)
+    if requeue > 0:
+        stop.requeue = True
+    if leave > 0:
+        stop.leave = True
+    return requeue + leave > 0
 
 
 def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,8 +286,12 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         training.network.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.progress, training.best = Progress(**state["progress"]), state["best"]
+    step, world = training.progress.step, training.process.world
+    if training.process.total([step, step**2]) != [world * step, world * step**2]:
+        raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")
     if training.process.writes:
         place = training.process.place
+        write_text(run.path / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
         run.record(
             "started",
             epoch=training.progress.epoch,

@@ -53,6 +53,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         index, shares = map(int, arguments.share.split("/"))
+        if not 0 <= index < shares:
+            raise ValueError
         runs = runs_of(arguments.path)[index::shares]
     except NoRunError as error:
         parser.error(str(error))

@@ -34,5 +34,6 @@ if __name__ == "__main__":
     try:
         (run,) = runs_of(Path(sys.argv[1]))
     except (IndexError, ValueError) as error:
-        sys.exit(f"{error if isinstance(error, NoRunError) else __doc__}")
+        print(error if isinstance(error, NoRunError) else __doc__, file=sys.stderr)
+        sys.exit(2)
     TrainJob(str(run.path))()

@@ -77,6 +77,12 @@ def test_runs_with_the_same_needs_make_one_class() -> None:
     assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    """What an earlier test was told of Slurm does not count."""
+    cluster._ping.cache_clear()
+
+
 def test_no_evidence_of_a_queue_is_not_evidence_of_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

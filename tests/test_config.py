@@ -63,7 +63,7 @@ OTHER: dict[str, Any] = {
     "resources.qos": "long",
     "resources.constraint": "a100",
     "resources.setup": ["module load cuda"],
-    "resources.micro_batch": 2,
+    "resources.micro_batch": 4,
     "resources.checkpoint_minutes": 2.0,
 }
 NOT_THE_WEIGHTS = {key for key in OTHER if key.startswith(("evaluate.", "resources."))} | {"data.cache"}

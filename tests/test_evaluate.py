@@ -42,6 +42,17 @@ def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDi
     return run
 
 
+class StopLater(Stop):
+    """A signal that comes at the tenth look."""
+
+    looks = 0
+
+    @property
+    def wanted(self) -> bool:
+        self.looks += 1
+        return self.looks >= 10
+
+
 def load(run: RunDir) -> results.Measured:
     found = results.load(run)
     assert found is not None
@@ -105,10 +116,17 @@ def test_other_weights_are_measured_afresh(tmp_path: Path, cache: Path) -> None:
 
 def test_a_signal_saves_what_is_measured_and_the_next_start_goes_on(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "rotation")
-    assert not evaluate(run, Stop(leave=True))
-    assert len(load(run).logits) == 1
+    assert not evaluate(run, StopLater())
+    measured = len(load(run).logits)
+    assert 0 < measured < 48
     assert evaluate(run, Stop())
-    assert run.events()[-1]["measured"] == 47
+    assert run.events()[-1]["measured"] == 48 - measured
+
+
+def test_a_signal_before_the_first_condition_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    assert not evaluate(run, Stop(leave=True))
+    assert not run.results_file.exists()
 
 
 def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path, cache: Path) -> None:

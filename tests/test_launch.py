@@ -130,11 +130,21 @@ def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def say(folder: Path, monkeypatch: pytest.MonkeyPatch, ping: str) -> None:
+    """Put a Slurm first in PATH of which nothing is known but what `scontrol ping` says."""
+    (folder / "bin").mkdir()
+    for name, script in {"sbatch": "exit 1", "squeue": "exit 1", "scontrol": f"echo '{ping}'"}.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
 MISTAKES = {
     "an unknown setting": (SWEEP.replace("epochs", "epoch"), [], "tiny.yaml:6: train.epoch"),
     "an absent file": (SWEEP.replace("demo,", "absent.h5,"), [], "absent.h5: no such file"),
     "a wrong override": (SWEEP, ["--set", "train.epochs=none"], "--set: train.epochs"),
     "an absent profile": (SWEEP, ["--profile", "no.yaml"], "no.yaml"),
+    "a file where runs should be": (SWEEP, ["--runs", "tiny.yaml"], "tiny.yaml"),
     "slurm where there is none": (SWEEP, ["--executor", "slurm"], "no Slurm answers here"),
 }
 
@@ -142,11 +152,28 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_users_mistake_is_one_clear_message(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, options, message = MISTAKES[mistake]
-    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    say(tmp_path, monkeypatch, "")
     found = launch(tmp_path, *options, text=text)
     assert found.returncode == 2
     assert message in found.stderr and "Traceback" not in found.stderr
     assert not list(tmp_path.rglob("best.pt"))
+
+
+ANSWERS = {
+    "a queue that does not answer": ("is UP", "squeue does not answer; nothing was submitted"),
+    "a controller that is away": ("is DOWN", "this machine's Slurm does not answer"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_without_evidence_about_the_queue_nothing_is_started(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ping, message = ANSWERS[answer]
+    say(tmp_path, monkeypatch, f"Slurmctld {ping}")
+    found = launch(tmp_path, "--executor", "auto")
+    assert found.returncode == 2 and message in found.stderr
+    assert not list(tmp_path.rglob("events.jsonl"))
 
 
 def test_two_launches_of_a_sweep_at_once_do_not_mix(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    ("config", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    ("config", "provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
     ("rundir", "groups", "settings", "split"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment", "status"),
     ("data", "distributed", "models", "planned"),
-    ("batches", "preflight"),
+    ("batches", "preflight", "optimizer"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
     ("cluster", "local"),

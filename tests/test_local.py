@@ -13,21 +13,21 @@ from galaxyhpc.rundir import RunDir
 
 
 def job(cpus: int, *gpus: int) -> Running:
-    return Running(RunDir(Path("/r")), SimpleNamespace(), cpus, gpus)
+    return Running(RunDir(Path("/r")), SimpleNamespace(), True, cpus, gpus)
 
 
 @pytest.mark.parametrize(
     ("machine", "asked", "running", "wanted"),
     [
-        (Machine(2, 0, None), ResourcesConfig(), [job(1)], ()),
-        (Machine(2, 0, None), ResourcesConfig(), [job(1), job(1)], None),
-        (Machine(2, 0, None), ResourcesConfig(cpus_per_task=8), [], ()),  # one job always fits
-        (Machine(2, 0, None), ResourcesConfig(cpus_per_task=8), [job(1)], None),
-        (Machine(16, 0, 1), ResourcesConfig(), [job(1)], None),  # the user said: one
-        (Machine(2, 0, None), ResourcesConfig(gpus_per_node=4), [], ()),  # no GPU here: on the CPU
-        (Machine(16, 2, None), ResourcesConfig(gpus_per_node=1), [job(1, 0)], (1,)),
-        (Machine(16, 2, None), ResourcesConfig(gpus_per_node=1), [job(1, 0), job(1, 1)], None),
-        (Machine(16, 4, None), ResourcesConfig(gpus_per_node=2), [job(1, 1)], (0, 2)),
+        (Machine(2, (), None), ResourcesConfig(), [job(1)], ()),
+        (Machine(2, (), None), ResourcesConfig(), [job(1), job(1)], None),
+        (Machine(2, (), None), ResourcesConfig(cpus_per_task=8), [], ()),  # one job always fits
+        (Machine(2, (), None), ResourcesConfig(cpus_per_task=8), [job(1)], None),
+        (Machine(16, (), 1), ResourcesConfig(), [job(1)], None),  # the user said: one
+        (Machine(2, (), None), ResourcesConfig(gpus_per_node=4), [], ()),  # no GPU here: on the CPU
+        (Machine(16, (0, 1), None), ResourcesConfig(gpus_per_node=1), [job(1, 0)], (1,)),
+        (Machine(16, (0, 1), None), ResourcesConfig(gpus_per_node=1), [job(1, 0), job(1, 1)], None),
+        (Machine(16, (0, 1, 2, 3), None), ResourcesConfig(gpus_per_node=2), [job(1, 1)], (0, 2)),
     ],
 )
 def test_a_job_starts_when_the_machine_carries_it(

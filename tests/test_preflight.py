@@ -10,6 +10,7 @@ from galaxyhpc import preflight
 from galaxyhpc.config import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
 
+OWN = "make a sweep of each"
 SMALL = DataConfig(image_size=33)
 
 
@@ -42,7 +43,15 @@ def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(preflight.PreflightError) as caught:
         preflight.check(runs)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "absent.h5: no such file" in lines[0] and "text.h5" in lines[1]
-    assert lines[2].startswith("C4 steerable_cnn at 33 px: its logits change by")
-    assert lines[3].startswith("D4 steerable_cnn at 33 px: its logits change by")
+    assert lines[2].startswith("data.source: found ") and lines[2].endswith(
+        "in one sweep; allowed is one value: " + OWN
+    )
+    assert lines[3].startswith("C4 steerable_cnn at 33 px: its logits change by")
+    assert lines[4].startswith("D4 steerable_cnn at 33 px: its logits change by")
+
+
+def test_runs_that_would_be_divided_differently_are_no_sweep() -> None:
+    with pytest.raises(preflight.PreflightError, match=r"data\.split_seed: found 0, 1 in one sweep"):
+        preflight.check([run("C2"), run("C2", split_seed=1)])

@@ -91,3 +91,13 @@ def test_runs_are_found_by_a_sweeps_plan_or_by_their_own_directory(tmp_path: Pat
     assert [run.run_id for run in runs_of(tmp_path / "a")] == ["a"]
     with pytest.raises(NoRunError, match=r"found neither config\.json nor plan\.csv"):
         runs_of(tmp_path / "nowhere")
+
+
+def test_a_job_quicker_than_the_note_of_its_submission_is_not_waiting(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.record("started", job="12_3.0")
+    run.record("failed", why="no disk")
+    run.record("submitted", job="12_3")
+    assert state(run).name == "failed"
+    run.record("submitted", job="13_0")
+    assert state(run).name == "submitted"

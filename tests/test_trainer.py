@@ -25,8 +25,10 @@ from galaxyhpc.config import (
     RunConfig,
     TrainConfig,
 )
+from galaxyhpc.lifecycle import stopping_on_signals
+from galaxyhpc.optimizer import learning_rate
 from galaxyhpc.rundir import RunDir, state, write_text
-from galaxyhpc.trainer import learning_rate
+from galaxyhpc.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40
 
@@ -256,3 +258,22 @@ def test_warm_up_rises_to_the_full_learning_rate() -> None:
     config = TrainConfig(learning_rate=1.0, schedule="constant", warmup=0.1)
     rates = [learning_rate(step, 100, config) for step in range(11)]
     assert rates == sorted(rates) and 0 < rates[0] < 0.2 and rates[10] == 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_during_a_step_counts_at_the_next_one(
+    number: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, cache, cnn=True, optimizer="sgd")
+    step = torch.optim.SGD.step
+
+    def interrupted(self: torch.optim.SGD) -> None:
+        step(self)
+        if not (run.path / "sent").exists():
+            (run.path / "sent").touch()
+            os.kill(os.getpid(), number)  # after the processes agreed to go on
+
+    monkeypatch.setattr(torch.optim.SGD, "step", interrupted)
+    with stopping_on_signals() as stop:
+        assert not train(run, stop)
+    assert last_state(run)["progress"]["step"] == 2

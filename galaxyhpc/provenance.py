@@ -1,0 +1,34 @@
+"""Where a run's numbers come from: commit, uncommitted changes, versions, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("galaxyhpc", "torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
+
+
+def provenance() -> dict[str, Any]:
+    """Describe the code and the machine that compute at this moment; what git does not say is None."""
+    changes = _git("diff", "HEAD")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "host": platform.node(),
+        "machine": platform.platform(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about the checkout this file lies in; None for an installed copy."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
