@@ -75,6 +75,11 @@ def by_resources(runs: dict[RunDir, ResourcesConfig]) -> Classes:
     return classes
 
 
+def share_of(parallel: int | None, runs: int, total: int) -> int | None:
+    """Divide the most jobs at the same time among the classes, at least one each."""
+    return None if parallel is None else max(1, parallel * runs // total)
+
+
 def parameters(name: str, resources: ResourcesConfig, parallel: int | None) -> dict[str, Any]:
     """Return what submitit needs to ask Slurm for these resources."""
     asked = {
@@ -162,7 +167,7 @@ def _submit_all(
     """Submit stage by stage, noting every id as soon as there is one."""
     total = sum(map(len, train.values()))
     for resources, runs in train.items():
-        share = None if parallel is None else max(1, parallel * len(runs) // total)
+        share = share_of(parallel, len(runs), total)
         asked = parameters(f"{sweep.name}-train", resources, share)
         found = _submit(sweep, [TrainJob(str(run.path)) for run in runs], asked)
         ids["train"] += found

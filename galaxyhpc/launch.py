@@ -244,7 +244,7 @@ def show_plan(
     networks: dict[str, Network],
     options: argparse.Namespace,
 ) -> None:
-    """Print every point, the resource classes and the sbatch file of each."""
+    """Print every point, and the resource classes of those still to be trained with the sbatch file of each."""
     points = Table(title=f"{sweep.name}: {len(configs)} runs in {directory}", title_justify="left")
     for column in ("run", "width", "image", "parameters", "multiply-adds", "state"):
         points.add_column(column, justify="left" if column in ("run", "width", "state") else "right")
@@ -254,10 +254,12 @@ def show_plan(
         found = state(RunDir(directory / config.run_id)).name
         points.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *cost, found)
     console.print(points)
-    classes = cluster.by_resources({RunDir(directory / c.run_id): c.resources for c in configs})
+    to_train = {run: asked for run, asked in missing(directory, configs).items() if not run.best_file.exists()}
+    classes = cluster.by_resources(to_train)
     for number, (resources, runs) in enumerate(classes.items(), 1):
         asked = resources.model_dump(exclude_defaults=True)
-        text = cluster.sbatch_text(directory, resources, len(runs), options.max_parallel)
+        share = cluster.share_of(options.max_parallel, len(runs), len(to_train))
+        text = cluster.sbatch_text(directory, resources, len(runs), share)
         print(f"\nresource class {number}: {len(runs)} runs, {asked}\n\n{text}")  # as it is: nothing wrapped
     print("nothing was submitted")
 
