@@ -86,6 +86,14 @@ def test_status_tells_the_states_and_changes_nothing(done: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*")) == before
 
 
+def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> None:
+    found = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
+    assert found.returncode == 0, found.stderr
+    runs = runs_of(tmp_path / "runs" / "tiny")
+    assert [state(run).name for run in runs] == ["evaluated", "evaluated"]
+    assert len({event["pid"] for run in runs for event in run.events() if event["event"] == "started"}) == 1
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     text = SWEEP.replace("epochs: 2", "epochs: 300")
     (tmp_path / "tiny.yaml").write_text(text)
