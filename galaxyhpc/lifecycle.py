@@ -6,6 +6,7 @@ requeued (USR2: preemption or the time limit is near) or left (TERM, INT: somebo
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -130,6 +131,7 @@ def carry_out(path: str, work: Callable[[RunDir, Stop], bool]) -> str:
         except Exception as error:
             run.record("failed", why=f"{type(error).__name__}: {error}", rank=place.rank)
             raise
+        gc.collect()  # cycles in DDP hold the process group and its threads, which are not to outlive the interpreter
         if not done and place.rank == 0:
             run.record("stopped", why="asked to make room" if stop.requeue else "asked to leave")
     if not done:
