@@ -279,7 +279,7 @@ def show(report: Report) -> None:
     """Print a report's table and where its files are."""
     console = make_console()
     console.print(report.table)
-    console.print(report.directory, highlight=False, soft_wrap=True)
+    console.print(report.directory, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -190,9 +190,8 @@ def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
     counts = pd.crosstab(table["split"], table["label"]).reindex(
         index=SPLITS, columns=range(len(CLASSES)), fill_value=0
     )
-    wanted = (1.0, config.validation_fraction, config.test_fraction)
-    for split, fraction in zip(SPLITS, wanted, strict=True):
-        empty = [label for label in range(len(CLASSES)) if fraction > 0 and counts.loc[split, label] == 0]
+    for split in SPLITS:
+        empty = [label for label in range(len(CLASSES)) if counts.loc[split, label] == 0]
         if empty:
             raise DataError(
                 f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): found none left for {split}; "

@@ -73,9 +73,8 @@ def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float
     return logits
 
 
-def set_up(run: RunDir) -> tuple[Task, results.Measured]:
+def set_up(run: RunDir, config: RunConfig) -> tuple[Task, results.Measured]:
     """Load the network and the test galaxies, and what was measured of them before."""
-    config = run.load_config()
     torch.set_num_threads(config.resources.cpus_per_task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(run, config, device)
@@ -108,7 +107,7 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
         if state(run).name != "evaluated":  # killed between the results and the event
             run.record("evaluated", measured=0, kept=len(wanted(config)))
         return True
-    task, measured = set_up(run)
+    task, measured = set_up(run, config)
     missing = [pair for pair in wanted(config) if pair not in measured.logits]
     console, saved = Console(), time.monotonic()
     for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):

@@ -163,7 +163,7 @@ def _dispatch(
         executor = "slurm" if cluster.is_up() else "local"
     to_do = missing(directory, configs)
     busy = len(configs) - len(to_do)
-    console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", highlight=False, soft_wrap=True)
+    console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
     if executor == "slurm":
         return _on_slurm(console, directory, to_do, options.max_parallel)
     return _here(console, directory, configs, to_do, networks, options)
@@ -179,13 +179,13 @@ def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesCo
         for stage, jobs in ids.items():
             arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
             if jobs:
-                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}", highlight=False)
+                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}")
     elif all(state(run).name == "evaluated" for run in runs_of(directory)):
         from galaxyhpc.aggregate import aggregate, show
 
         show(aggregate(directory))
         return 0
-    console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", highlight=False, soft_wrap=True)
+    console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", soft_wrap=True)
     return 0
 
 
@@ -222,7 +222,7 @@ def _here(
     failed = [run for run in to_do if state(run).name != "evaluated"]
     for run in failed:
         text = f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     return 1 if failed else 0
 
 

@@ -160,6 +160,6 @@ def _view(runs: list[RunDir], console: Console, title: str) -> Iterator[Callable
             if known[run] != found.name:
                 known[run] = found.name
                 text = f"{run.run_id}: {found.name} {found.why}".strip()
-                console.print(text, highlight=False, markup=False, soft_wrap=True)
+                console.print(text, soft_wrap=True)
 
     yield show

@@ -86,8 +86,7 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
     groups = np.unique(groups, return_inverse=True)[1]
     counts = np.zeros((groups.max() + 1, labels.max() + 1))  # galaxies of each group in each class
     np.add.at(counts, (groups, labels), 1)
-    wanted = [k for k, fraction in enumerate(fractions) if fraction > 0]
-    missing = np.outer(np.array(fractions)[wanted], counts.sum(axis=0))  # galaxies still to come, (splits, classes)
+    missing = np.outer(fractions, counts.sum(axis=0))  # galaxies still to come, (splits, classes)
     missing[1:] = np.maximum(missing[1:], 1.0)
     missing[0] = counts.sum(axis=0) - missing[1:].sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
@@ -96,5 +95,5 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
     for group in order:
         best = int(np.argmax(missing @ counts[group]))
         missing[best] -= counts[group]
-        given[group] = SPLITS[wanted[best]]
+        given[group] = SPLITS[best]
     return np.asarray(given[groups])

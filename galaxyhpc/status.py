@@ -28,7 +28,7 @@ def table(runs: list[RunDir], title: str) -> Table:
     for column in ("run", "state", "epochs", "validation", "left", "why"):
         shown.add_column(column, justify="right" if column in ("epochs", "validation", "left") else "left")
     for run, found in zip(runs, states, strict=True):
-        name = f"[{COLOURS[found.name]}]{found.name}[/]" if found.name in COLOURS else found.name
+        name = Text(found.name, COLOURS.get(found.name, ""))
         shown.add_row(run.run_id, name, *_progress(run, found.name), Text(found.why))
     return shown
 

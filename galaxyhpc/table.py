@@ -29,9 +29,11 @@ Cells = dict[tuple[str, str, float], Cell]
 
 
 def make_console() -> Console:
-    """Return a console for tables: a terminal keeps its own width, a log or a pipe gets a wide one."""
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    """Return a console that prints text as it is: paths and errors hold brackets. A log or a pipe gets a wide one."""
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
 
 
 def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:

@@ -99,7 +99,7 @@ def train(run: RunDir, stop: Stop) -> bool:
     config = run.load_config()
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True
-    with joined(run) as process, _bar(config, process) as bar:
+    with joined(run) as process, _bar(process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
         progress, saved = training.progress, time.monotonic()
@@ -118,7 +118,7 @@ def train(run: RunDir, stop: Stop) -> bool:
                 if stopping:
                     return False
             finish_epoch(run, training)
-            bar.console.print(_line(progress, config.train), highlight=False, soft_wrap=True)
+            bar.console.print(_line(progress, config.train), soft_wrap=True)
             save(run, training)
             saved = time.monotonic()
             if stopping:
@@ -279,7 +279,7 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
     """Go to where the newest valid checkpoint is; without one, stay at the beginning."""
     if training.process.writes:
         for line in checkpoint.quarantine_damaged(run):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     training.process.wait()
     state = checkpoint.load_newest(run)
     if state is not None:
@@ -313,8 +313,8 @@ def finish(run: RunDir, training: Training) -> None:
     training.process.wait()
 
 
-def _bar(config: RunConfig, process: Process) -> ProgressBar:
-    console = Console(quiet=not process.writes)
+def _bar(process: Process) -> ProgressBar:
+    console = Console(quiet=not process.writes, markup=False, highlight=False)
     return ProgressBar(console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -27,10 +27,21 @@ blocks:
 """
 
 
+LONG = SWEEP.replace("epochs: 2", "epochs: 300")
+
+
 def launch(folder: Path, *options: str, text: str = SWEEP) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(text)
     command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Launch a sweep that takes long, in a session of its own as in a terminal."""
+    (folder / "tiny.yaml").write_text(LONG)
+    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
+    with (folder / "output.txt").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +106,7 @@ def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    text = SWEEP.replace("epochs: 2", "epochs: 300")
-    (tmp_path / "tiny.yaml").write_text(text)
-    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
-    with (tmp_path / "output.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    process = start(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
@@ -107,8 +114,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     stopped = [run for run in runs if run.metrics()]
     assert stopped and all(state(run).name == "stopped" for run in stopped)
     epochs = {run: len(run.metrics()) for run in stopped}
-    with (tmp_path / "output.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    process = start(tmp_path)
     _wait_for_epochs(tmp_path, process, more_than=epochs)
     os.kill(process.pid, signal.SIGINT)  # only the launcher: it tells its processes
     assert process.wait(timeout=60) == 130
@@ -185,13 +191,9 @@ def test_without_evidence_about_the_queue_nothing_is_started(
 
 
 def test_two_launches_of_a_sweep_at_once_do_not_mix(tmp_path: Path) -> None:
-    text = SWEEP.replace("epochs: 2", "epochs: 300")
-    (tmp_path / "tiny.yaml").write_text(text)
-    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
-    with (tmp_path / "output.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    process = start(tmp_path)
     _wait_for_epochs(tmp_path, process)
-    second = launch(tmp_path, text=text)
+    second = launch(tmp_path, text=LONG)
     assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
