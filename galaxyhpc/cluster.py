@@ -5,10 +5,8 @@ A job is given the path of a run and nothing else, so what waits in the queue ne
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,37 +32,6 @@ Classes = dict[ResourcesConfig, list[RunDir]]
 
 class SubmissionError(ValueError):
     """Slurm refused a part of the sweep; nothing of it is left in the queue."""
-
-
-def is_up() -> bool:
-    """Whether this machine can submit to a Slurm that answers."""
-    return "is UP" in _ping()
-
-
-def is_away() -> bool:
-    """Whether this machine belongs to a Slurm that does not answer at the moment."""
-    return not is_up() and "is DOWN" in _ping()
-
-
-@functools.cache
-def _ping() -> str:
-    """Return what Slurm says of its controllers; nothing where there is no Slurm, or none that is set up."""
-    if shutil.which("sbatch") is None:
-        return ""
-    try:
-        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
-    except subprocess.TimeoutExpired:
-        return "scontrol ping: no answer in 20 s: as good as one that is DOWN"
-
-
-def queued() -> set[str] | None:
-    """Return the ids of all this user's jobs that wait or run, array elements as 12_3; None if Slurm does not say."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if answer.returncode else set(answer.stdout.split())
 
 
 def by_resources(runs: dict[RunDir, ResourcesConfig]) -> Classes:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster, local
+from galaxyhpc import cluster, local, slurm
 from galaxyhpc.config import ResourcesConfig, RunConfig
 from galaxyhpc.preflight import Network, PreflightError, check
 from galaxyhpc.rundir import RunDir, runs_of, state, write_text
@@ -132,7 +132,7 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     from galaxyhpc.evaluate import done
     from galaxyhpc.lifecycle import is_busy
 
-    queued = cluster.queued() if cluster.is_up() else set()
+    queued = slurm.queue() if slurm.is_up() else {}
     if queued is None:  # no evidence that jobs wait is not evidence that none does
         raise LaunchError("squeue does not answer; nothing was submitted; try again")
     found = {}
@@ -143,7 +143,7 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     return found
 
 
-def _waits(run: RunDir, queued: set[str]) -> bool:
+def _waits(run: RunDir, queued: dict[str, slurm.Queued]) -> bool:
     """Whether a job of this run waits or runs in Slurm's queue."""
     jobs = {event["job"] for event in run.events() if event["event"] in ("submitted", "evaluation submitted")}
     return not jobs.isdisjoint(queued)
@@ -158,9 +158,9 @@ def _dispatch(
 ) -> int:
     executor = options.executor
     if executor == "auto":
-        if cluster.is_away():
+        if slurm.is_away():
             raise LaunchError("this machine's Slurm does not answer; try again, or run here with --executor local")
-        executor = "slurm" if cluster.is_up() else "local"
+        executor = "slurm" if slurm.is_up() else "local"
     to_do = missing(directory, configs)
     busy = len(configs) - len(to_do)
     console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
@@ -170,7 +170,7 @@ def _dispatch(
 
 
 def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], parallel: int | None) -> int:
-    if not cluster.is_up():
+    if not slurm.is_up():
         raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); allowed here: local, debug")
     if to_do:
         trained = {run: asked for run, asked in to_do.items() if run.best_file.exists()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import cluster
+from galaxyhpc import cluster, slurm
 from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir
 
@@ -80,7 +80,7 @@ def test_runs_with_the_same_needs_make_one_class() -> None:
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
     """What an earlier test was told of Slurm does not count."""
-    cluster._ping.cache_clear()
+    slurm._ping.cache_clear()
 
 
 def test_no_evidence_of_a_queue_is_not_evidence_of_an_empty_one(
@@ -92,9 +92,9 @@ def test_no_evidence_of_a_queue_is_not_evidence_of_an_empty_one(
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert subprocess.run(["squeue"], capture_output=True).returncode == 1
-    assert cluster.queued() is None and not cluster.is_up()
+    assert slurm.queue() is None and not slurm.is_up()
 
 
 def test_without_slurm_there_is_no_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cluster.queued() is None and not cluster.is_up()
+    assert slurm.queue() is None and not slurm.is_up()

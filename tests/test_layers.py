@@ -11,7 +11,18 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    ("config", "provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    (
+        "config",
+        "provenance",
+        "randomness",
+        "e2cnn_compat",
+        "located",
+        "metrics",
+        "morphology",
+        "table",
+        "figures",
+        "slurm",
+    ),
     ("rundir", "groups", "settings", "split"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment", "status"),
     ("data", "distributed", "models", "planned"),

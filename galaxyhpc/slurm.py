@@ -1,0 +1,76 @@
+"""What Slurm says, asked with as few calls as possible. No answer is None: it is evidence of nothing."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+ANSWER_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that waits or runs, or is just ending."""
+
+    state: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str  # why it waits, in Slurm's words
+    nodes: str
+    comment: str  # the token that `cluster` submitted it with
+
+
+def is_up() -> bool:
+    """Whether this machine can submit to a Slurm that answers."""
+    return "is UP" in _ping()
+
+
+def is_away() -> bool:
+    """Whether this machine belongs to a Slurm that does not answer at the moment."""
+    return not is_up() and "is DOWN" in _ping()
+
+
+@functools.cache
+def _ping() -> str:
+    """Return what Slurm says of its controllers; nothing where there is no Slurm, or none that is set up."""
+    if shutil.which("sbatch") is None:
+        return ""
+    try:
+        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
+    except subprocess.TimeoutExpired:
+        return "scontrol ping: no answer in 20 s: as good as one that is DOWN"
+
+
+def _ask(*command: str) -> str | None:
+    """Return what a command prints, None where it fails or is not there."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if answer.returncode else answer.stdout
+
+
+def queue() -> dict[str, Queued] | None:
+    """Return all of this user's jobs that wait or run by their ids, array elements as 12_3; one call for a sweep."""
+    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N|%k")
+    if answer is None:
+        return None
+    rows = (line.split("|", 4) for line in answer.splitlines())
+    return {row[0].strip(): Queued(*row[1:]) for row in rows if len(row) == 5}
+
+
+def end_of(job: str) -> float | None:
+    """Return when a running job's time limit ends, in seconds since 1970."""
+    text = (_ask("squeue", "--noheader", f"--jobs={job}", "--format=%e") or "").strip()
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+def most_elements() -> int:
+    """Return how many elements an array may have here: MaxArraySize caps the INDEX, so 0 .. MaxArraySize - 1."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
+    return int(found[1]) if found else 1001  # Slurm's own default
