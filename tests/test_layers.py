@@ -23,7 +23,7 @@ LEVELS = (
         "figures",
         "slurm",
     ),
-    ("rundir", "groups", "settings", "split"),
+    ("rundir", "groups", "settings", "split", "slurm"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment", "status"),
     ("data", "distributed", "models", "planned"),
     ("batches", "preflight", "optimizer"),
