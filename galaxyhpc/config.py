@@ -139,6 +139,7 @@ class ResourcesConfig(Settings):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    exclude_nodes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config import ResourcesConfig, RunConfig
 
 
 @contextmanager
@@ -104,6 +104,16 @@ class RunDir:
         """
         return RunConfig.model_validate_json(self.config_file.read_text(encoding="utf-8"))
 
+    def amended(self, resources: ResourcesConfig) -> ResourcesConfig:
+        """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
+        for event in self.events():
+            if event.get("event") == "retried":
+                nodes = (*resources.exclude_nodes, *event.get("exclude", ()))
+                asked = {"exclude_nodes": tuple(dict.fromkeys(nodes))}
+                asked |= {"micro_batch": event["micro_batch"]} if "micro_batch" in event else {}
+                resources = ResourcesConfig.model_validate(resources.model_dump() | asked)
+        return resources
+
     def record(self, event: str, **fields: Any) -> None:
         """Append one event, durably: a time in seconds since 1970, the host, the name and what belongs to it."""
         line = json.dumps({"time": round(time.time(), 3), "host": socket.gethostname(), "event": event, **fields})
@@ -153,8 +163,11 @@ _AFTER = {
     "submitted": "submitted",
     "started": "running",
     "stopped": "stopped",
+    "cancelled": "stopped",
+    "retried": "stopped",
     "failed": "failed",
     "trained": "trained",
+    "evaluating": "trained",
     "evaluated": "evaluated",
 }
 
