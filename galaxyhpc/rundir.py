@@ -176,17 +176,17 @@ def state(run: RunDir) -> State:
     """Tell a run's state from its events alone: the last one that changes it decides.
 
     A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
-    that fail together the first gives the reason; the others only lost the connection to it.
+    that fail together the first gives the reason, unless it only lost the connection to another one.
     """
-    found, begun = State("planned", "never submitted"), set()
+    found, begun, cause = State("planned", "never submitted"), set(), ""
     for event in run.events():
         name = _AFTER.get(event.get("event", ""))
         if name == "running":
             begun.add(str(event.get("job", "")).rpartition(".")[0])  # without the number of the start
         if name == "submitted" and event.get("job") in begun:
             continue  # the job was quicker than the note of its submission
-        if name is not None and not (name == found.name == "failed"):
-            found = State(name, str(event.get("why", "")))
+        if name is not None and not (name == found.name == "failed" and cause != "connection"):
+            found, cause = State(name, str(event.get("why", ""))), str(event.get("cause", ""))
     return found
 
 

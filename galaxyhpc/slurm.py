@@ -74,3 +74,9 @@ def most_elements() -> int:
     """Return how many elements an array may have here: MaxArraySize caps the INDEX, so 0 .. MaxArraySize - 1."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
     return int(found[1]) if found else 1001  # Slurm's own default
+
+
+def state_of(job: str) -> str:
+    """Return a job's state, empty where Slurm does not say."""
+    found = re.search(r"\bJobState=(\w+)", _ask("scontrol", "--oneliner", "show", "job", job) or "")
+    return found[1] if found else ""
