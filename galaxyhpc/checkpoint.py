@@ -1,12 +1,14 @@
 """Checkpoints that cannot lie: written aside, fsynced, renamed, and verified by hash when loaded.
 
-checkpoints/step_000840/ holds state.pt and MANIFEST.json (SHA-256, bytes, step, world size, run id). A directory that
-does not agree with its manifest goes to checkpoints/quarantine/ and the previous one is taken.
+checkpoints/step_000840/ holds state.pt and MANIFEST.json (SHA-256, bytes, step, world size, run id, settings). A
+directory that does not agree with its manifest goes to checkpoints/quarantine/ and the previous one is taken. The
+hash is that of what was meant to be written: a disk that stores something else is found out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 
+from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.rundir import RunDir, sync
 
 KEPT = 2  # the newest may be damaged by what stopped the run
@@ -32,32 +35,46 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(run: RunDir, step: int, world: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint that appears whole, and remove all but the newest `KEPT`."""
+class DriftError(RuntimeError):
+    """A run whose settings are no longer those it was begun with."""
+
+
+def save(run: RunDir, step: int, world: int, state: dict[str, Any], settings: dict[str, Any] | None = None) -> Path:
+    """Write a checkpoint that appears whole, and remove all but the newest `KEPT`.
+
+    `settings` are those that decide the weights, kept for `refuse_drift`. Where the disk is full (OSError) nothing
+    is left of the new one and the older ones stay.
+    """
     final = run.checkpoints / f"step_{step:08d}"
     if final.exists():
         return final  # the same step of the same run: the same bits
     aside = run.checkpoints / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
     _remove_leftovers(run)
-    aside.mkdir(parents=True)
-    torch.save(state, aside / "state.pt")
-    sync(aside / "state.pt")
-    manifest = {
-        "sha256": sha256(aside / "state.pt"),
-        "bytes": (aside / "state.pt").stat().st_size,
-        "step": step,
-        "world_size": world,
-        "run_id": run.run_id,
-        "torch": torch.__version__,
-    }
-    (aside / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-    sync(aside / "MANIFEST.json")
-    sync(aside)
-    aside.rename(final)
+    try:
+        _write(aside, state, {"step": step, "world_size": world, "run_id": run.run_id, "settings": settings})
+        aside.rename(final)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     sync(run.checkpoints)
     for old in found(run)[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def _write(directory: Path, state: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write state.pt and its manifest, durably."""
+    directory.mkdir(parents=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # into memory: to a full disk it would raise something that does not say so
+    content = buffer.getbuffer()
+    (directory / "state.pt").write_bytes(content)
+    sync(directory / "state.pt")
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = {"sha256": digest, "bytes": len(content), **about, "torch": torch.__version__}
+    (directory / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+    sync(directory / "MANIFEST.json")
+    sync(directory)
 
 
 def _remove_leftovers(run: RunDir) -> None:
@@ -93,16 +110,50 @@ def verify(path: Path, run_id: str) -> dict[str, Any]:
     return manifest
 
 
-def load_newest(run: RunDir) -> dict[str, Any] | None:
-    """Return the state in the newest valid checkpoint, or None where there is none; changes nothing."""
+def newest(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest valid checkpoint and its manifest, or None where there is none; changes nothing."""
     for path in reversed(found(run)):
         try:
-            verify(path, run.run_id)
+            return path, verify(path, run.run_id)
         except CheckpointError:
             continue
-        state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        return state
     return None
+
+
+def load_newest(run: RunDir) -> dict[str, Any] | None:
+    """Return the state in the newest valid checkpoint, or None where there is none; changes nothing."""
+    valid = newest(run)
+    if valid is None:
+        return None
+    state: dict[str, Any] = torch.load(valid[0] / "state.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def refuse_drift(run: RunDir, config: RunConfig) -> None:
+    """Raise where settings that decide the weights are not those that the run was begun with, naming each.
+
+    Where a run is computed, how it is evaluated and where its data lie may change: `RunConfig.identity` leaves them
+    out.
+
+    Raises
+    ------
+    DriftError
+    """
+    valid = newest(run)
+    was = flat(valid[1].get("settings") or {}) if valid else {}
+    now = flat(config.identity())
+    found = [
+        f"{key}: begun with {was.get(key, 'none')}, config.json says {now.get(key, 'none')}"
+        for key in sorted(was.keys() | now.keys())
+        if was and was.get(key) != now.get(key)
+    ]
+    if not found and config.run_id != run.run_id:
+        found = [f"these are the settings of {config.run_id}"]
+    if found:
+        raise DriftError(
+            f"{run.config_file}: changed after the run was begun ({'; '.join(found)}); launch the sweep again, which "
+            "writes the file anew, or ask for other settings in a sweep of another name"
+        )
 
 
 def quarantine_damaged(run: RunDir) -> list[str]:

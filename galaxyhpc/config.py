@@ -200,6 +200,13 @@ class RunConfig(Settings):
         return f"{self.tag}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def flat(tree: Any, path: str = "") -> dict[str, str]:
+    """Turn nested settings into dotted.key: text."""
+    if not isinstance(tree, dict):
+        return {path: str(tree)}
+    return {k: v for name, part in tree.items() for k, v in flat(part, f"{path}.{name}".lstrip(".")).items()}
+
+
 def is_exact_image_size(size: int) -> bool:
     """Whether every stride-2 stage of the study's layout samples symmetrically at this image size in px.
 

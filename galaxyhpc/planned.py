@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from galaxyhpc import results
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, state
 
@@ -156,7 +156,7 @@ def _label(key: tuple[Any, ...], words: list[str], common: list[str]) -> str:
 
 def _settings(found: list[Found]) -> list[str]:
     """Name, for each run, the settings in which runs differ and that the plan has no column for."""
-    flat = [_flat(f.config.identity()) if f.config else {} for f in found]
+    flat = [flat(f.config.identity()) if f.config else {} for f in found]
     known = [one for one in flat if one]
     differing = [
         key
@@ -165,10 +165,3 @@ def _settings(found: list[Found]) -> list[str]:
     ]
     unknown = "settings unknown" if differing else ""
     return [", ".join(f"{k} {one.get(k, 'none')}" for k in differing) if one else unknown for one in flat]
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, str]:
-    """Turn nested settings into dotted.key: text."""
-    if not isinstance(tree, dict):
-        return {path: str(tree)}
-    return {k: v for name, part in tree.items() for k, v in _flat(part, f"{path}.{name}".lstrip(".")).items()}
