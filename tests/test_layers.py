@@ -26,7 +26,7 @@ LEVELS = (
     ("rundir", "groups", "settings", "split", "slurm"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment", "status"),
     ("data", "distributed", "models", "planned"),
-    ("batches", "preflight", "optimizer"),
+    ("batches", "preflight", "optimizer", "fsck"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
     ("cluster", "local"),
