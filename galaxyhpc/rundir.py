@@ -129,7 +129,7 @@ class RunDir:
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first."""
-        return read_lines(self.events_file)
+        return [line for line in read_lines(self.events_file) if isinstance(line.get("event"), str)]
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per finished epoch."""
@@ -140,15 +140,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines, skipping torn ones; an absent file has none."""
     if not path.exists():
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    try:
+        found = json.loads(f"[{','.join(lines)}]")  # at once is several times as fast as one by one
+    except ValueError:
+        found = [value for line in lines for value in _whole(line)]
+    return [value for value in found if isinstance(value, dict)]
+
+
+def _whole(line: str) -> list[Any]:
+    try:
+        return [json.loads(line)]
+    except (ValueError, RecursionError):
+        return []
 
 
 @dataclass(frozen=True)
@@ -178,12 +182,22 @@ def state(run: RunDir) -> State:
     A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
     that fail together the first gives the reason, unless it only lost the connection to another one.
     """
-    found, begun, cause = State("planned", "never submitted"), set(), ""
-    for event in run.events():
-        name = _AFTER.get(event.get("event", ""))
+    return state_after(run.events())
+
+
+def state_after(events: list[dict[str, Any]]) -> State:
+    """See `state`."""
+    found, begun, cause, trained = State("planned", "never submitted"), set(), "", False
+    for event in events:
+        name = _AFTER.get(event["event"])
+        trained = trained or name == "trained"
+        if event["event"] == "evaluation submitted" and trained:
+            name = "trained"  # measured anew, after a failure or a stop
+        if event["event"] in ("cancelled", "retried") and found.name == "evaluated":
+            continue  # it was quicker
         if name == "running":
             begun.add(str(event.get("job", "")).rpartition(".")[0])  # without the number of the start
-        if name == "submitted" and event.get("job") in begun:
+        if name == "submitted" and str(event.get("job")) in begun:
             continue  # the job was quicker than the note of its submission
         if name is not None and not (name == found.name == "failed" and cause != "connection"):
             found, cause = State(name, str(event.get("why", ""))), str(event.get("cause", ""))

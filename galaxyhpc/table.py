@@ -5,15 +5,17 @@ The best value is bold only together with all those whose intervals overlap its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd  # status wants the console alone, at once
 
 ROTATION_MEAN = ("rotation_mean", 0.0)  # over all planned angles; a row of its own, for it has its own interval
 NOISES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
@@ -48,8 +50,8 @@ def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, no
     cells = _cells(networks, summary)
     order: list[tuple[float, int, dict[Any, Any]]] = []
     for network in networks.to_dict("records"):
-        clean = cells.get((network["label"], "clean", 0.0), {"accuracy_mean": np.nan})["accuracy_mean"]
-        order.append((-clean if np.isfinite(clean) else 1.0, len(order), network))
+        clean = cells.get((network["label"], "clean", 0.0), {"accuracy_mean": math.nan})["accuracy_mean"]
+        order.append((-clean if math.isfinite(clean) else 1.0, len(order), network))
     for _, _, network in sorted(order, key=lambda entry: entry[:2]):
         table.add_row(*_row(network, cells))
     table.caption = Text("\n".join([*_explanations(networks, cells), *notes]), style="not italic")
@@ -99,7 +101,7 @@ def _percent(cell: Cell | None) -> Text:
 
 
 def _with_interval(cell: Cell | None) -> Text:
-    if cell is None or np.isnan(cell["ci_low"]):
+    if cell is None or math.isnan(cell["ci_low"]):
         return _percent(cell)
     return _percent(cell) + Text(f" ({100 * cell['ci_low']:.1f}-{100 * cell['ci_high']:.1f})")
 
@@ -111,7 +113,7 @@ def _side_by_side(cells: list[Cell | None]) -> Text:
 def _explanations(networks: pd.DataFrame, cells: Cells) -> list[str]:
     """Say what the signs mean that occur."""
     said = []
-    if any(np.isfinite(cell["ci_low"]) for cell in cells.values()):
+    if any(math.isfinite(cell["ci_low"]) for cell in cells.values()):
         said.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and pieces of sky).")
     if any(cell["bold"] for cell in cells.values()):
         said.append("Bold: the best, and all whose intervals overlap the best's: they cannot be told apart.")
