@@ -156,12 +156,12 @@ def _label(key: tuple[Any, ...], words: list[str], common: list[str]) -> str:
 
 def _settings(found: list[Found]) -> list[str]:
     """Name, for each run, the settings in which runs differ and that the plan has no column for."""
-    flat = [flat(f.config.identity()) if f.config else {} for f in found]
-    known = [one for one in flat if one]
+    flattened = [flat(f.config.identity()) if f.config else {} for f in found]
+    known = [one for one in flattened if one]
     differing = [
         key
         for key in sorted({key for one in known for key in one if not key.startswith(HELD)})
         if len({one.get(key) for one in known}) > 1
     ]
     unknown = "settings unknown" if differing else ""
-    return [", ".join(f"{k} {one.get(k, 'none')}" for k in differing) if one else unknown for one in flat]
+    return [", ".join(f"{k} {one.get(k, 'none')}" for k in differing) if one else unknown for one in flattened]
