@@ -42,6 +42,11 @@ class Process:
         return self.place.world
 
     @property
+    def name(self) -> str:
+        """What kind of device it computes on, as its maker calls it."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
     def writes(self) -> bool:
         """Every process decides; this one writes."""
         return self.rank == 0

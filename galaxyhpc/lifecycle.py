@@ -8,16 +8,18 @@ left (TERM and INT otherwise: somebody wants it gone).
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -42,6 +44,7 @@ class Place:
     world: int = 1
     local_rank: int = 0
     nodes: int = 1
+    node_names: str = field(default_factory=socket.gethostname)  # as Slurm writes them: node[1-2]
     job: str = "by hand"  # differs between jobs and between the starts of a requeued job
 
 
@@ -53,13 +56,14 @@ def find_place() -> Place:
         job = None
     if job is not None:
         start = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, f"{job.job_id}.{start}")
+        names = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
+        return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, names, f"{job.job_id}.{start}")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world, local, nodes = (
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE")
         )
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return Place(rank, world, local, nodes, f"{os.environ['TORCHELASTIC_RUN_ID']}.{start}")
+        return Place(rank, world, local, nodes, job=f"{os.environ['TORCHELASTIC_RUN_ID']}.{start}")
     return Place(job=f"by hand, process {os.getpid()}")
 
 
@@ -123,14 +127,15 @@ def alone(run: RunDir, place: Place) -> Iterator[None]:
 
 
 def is_busy(run: RunDir) -> bool:
-    """Whether a process works on this run at this moment."""
-    if not (run.path / ".lock-0").exists():
-        return False
+    """Whether a process works on this run at this moment; asking changes nothing."""
     try:
-        with FileLock(run.path / ".lock-0", timeout=0):
-            return False
-    except Timeout:
+        with (run.path / ".lock-0").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others who only ask
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False
 
 
 class NoProgressError(RuntimeError):
@@ -138,7 +143,7 @@ class NoProgressError(RuntimeError):
 
 
 def refuse_crash_loop(run: RunDir, place: Place, began: str, measure: str, at: int) -> None:
-    """Raise where this job already began `STARTS` times with the same measure of progress; call it before recording.
+    """Raise where Slurm already started this job `STARTS` times at the same point; call it before recording.
 
     A job submitted anew has a budget of its own.
 
@@ -146,9 +151,11 @@ def refuse_crash_loop(run: RunDir, place: Place, began: str, measure: str, at: i
     ------
     NoProgressError
     """
+    if not _on_slurm():
+        return
     job = place.job.rpartition(".")[0]
     mine = [e for e in run.events() if e.get("event") == began and str(e.get("job")).rpartition(".")[0] == job]
-    if job and len(mine) >= STARTS and all(event.get(measure) == at for event in mine[-STARTS:]):
+    if len(mine) >= STARTS and all(event.get(measure) == at for event in mine[-STARTS:]):
         raise NoProgressError(
             f"job {job} started {STARTS} times at {measure} {at} and was stopped each time before its next save; "
             "it needs more time, more memory or another node"

@@ -9,6 +9,7 @@ that was killed and started again ends with the same bits. Decisions are taken b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,6 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,10 +32,11 @@ from galaxyhpc.batches import Pictures, load_pictures, order, predict, share, st
 from galaxyhpc.config import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
-from galaxyhpc.lifecycle import Stop
+from galaxyhpc.lifecycle import Stop, refuse_crash_loop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import synchronise_batchnorm
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer
+from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance
 from galaxyhpc.randomness import key
 from galaxyhpc.rundir import RunDir, replacing, write_text
@@ -43,22 +44,6 @@ from galaxyhpc.rundir import RunDir, replacing, write_text
 
 class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
-
-
-@dataclass
-class Progress:
-    """How far the run is; all of it is in every checkpoint."""
-
-    epoch: int = 0
-    step: int = 0  # of the whole run
-    batch: int = 0  # of this epoch
-    loss_sum: float = 0.0  # over this epoch's samples so far
-    correct: float = 0.0
-    seen: float = 0.0
-    best_accuracy: float = -1.0
-    best_loss: float = math.inf
-    best_epoch: int = -1
-    history: list[dict[str, Any]] = field(default_factory=list)  # one record per finished epoch
 
 
 @dataclass
@@ -74,6 +59,7 @@ class Training:
     class_weights: Tensor | None
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def steps(self) -> int:
@@ -86,41 +72,44 @@ class Training:
         return module
 
 
-def train(run: RunDir, stop: Stop) -> bool:
+def train(run: RunDir, stop: Stop, most_steps: float = math.inf) -> bool:
     """Train a run from where it is to its end; False where a signal stopped it (its state is saved then).
+
+    `most_steps` is where it stops by itself, counted from the beginning of the run.
 
     Raises
     ------
     TrainingError
         The loss is no longer finite.
+    DriftError, NoProgressError
     """
     if run.best_file.exists():
         return True  # written last: what is done is left alone
     config = run.load_config()
+    checkpoint.refuse_drift(run, config)
+    config = config.model_copy(update={"resources": run.amended(config.resources)})
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True
     with joined(run) as process, _bar(process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
-        progress, saved = training.progress, time.monotonic()
+        progress, pace = training.progress, training.pace
         task = bar.add_task(run.run_id, total=training.steps, completed=progress.step)
         while progress.epoch < config.train.epochs and not _stale(progress, config.train):
+            begun, first = time.monotonic(), progress.batch
             batches = order(training.rows["train"], config.seed, progress.epoch, config.train.batch_size)
             for batch in batches[progress.batch :]:
-                stopping = train_step(training, batch, stop)
+                stopping = train_step(training, batch, stop) or progress.step >= most_steps
                 bar.update(task, completed=progress.step)
                 if progress.batch == len(batches):
                     break  # saved at the end of the epoch: a step has one state only
-                due = time.monotonic() - saved > 60 * config.resources.checkpoint_minutes
-                if due or stopping:
+                if stopping or time.monotonic() - pace.saved > 60 * config.resources.checkpoint_minutes:
                     save(run, training)
-                    saved = time.monotonic()
                 if stopping:
                     return False
-            finish_epoch(run, training)
+            finish_epoch(run, training, None if first else begun)
             bar.console.print(_line(progress, config.train), soft_wrap=True)
             save(run, training)
-            saved = time.monotonic()
             if stopping:
                 return False
         finish(run, training)
@@ -168,7 +157,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
 
     A signal that comes after the answer was agreed on counts at the next step: `stop` only ever gains.
     """
-    config, process, progress = training.config, training.process, training.progress
+    config, process, progress, pace = training.config, training.process, training.progress, training.pace
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(progress.step, training.steps, config.train)
     training.model.train()
@@ -182,8 +171,11 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
             loss, hits = _loss(training, part)
             (loss * process.world / len(batch)).backward()  # DDP divides by the number of processes
         loss_sum, correct = loss_sum + loss.item(), correct + hits.item()
-    signals = [float(stop.requeue), float(stop.leave)]
-    loss_sum, correct, requeue, leave = process.total([loss_sum, correct, *signals])
+    stop.ends_within(pace.notice)
+    told = [float(stop.requeue), float(stop.leave), float(mine.sum()), float((mine**2).sum())]
+    loss_sum, correct, requeue, leave, *rows = process.total([loss_sum, correct, *told])
+    pace.longest_gap = max(pace.longest_gap, time.monotonic() - pace.agreed)
+    pace.agreed = time.monotonic()
     if not math.isfinite(loss_sum):
         raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
     if config.train.clip_norm is not None:
@@ -192,6 +184,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     progress.step, progress.batch = progress.step + 1, progress.batch + 1
     progress.loss_sum, progress.correct = progress.loss_sum + loss_sum, progress.correct + correct
     progress.seen += len(batch)
+    progress.samples = hashlib.sha256(f"{progress.samples}{rows}".encode()).hexdigest()[:16]
     if requeue > 0:
         stop.requeue = True
     if leave > 0:
@@ -212,8 +205,11 @@ def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
     return loss, (logits.argmax(1) == labels).sum()
 
 
-def finish_epoch(run: RunDir, training: Training) -> None:
-    """Validate, note whether this epoch is the best so far, and begin the next one."""
+def finish_epoch(run: RunDir, training: Training, begun: float | None) -> None:
+    """Validate, note whether this epoch is the best so far, and begin the next one.
+
+    `begun` is when the epoch began, where all of it was since this start: its time is recorded then.
+    """
     progress = training.progress
     loss, accuracy = _validate(training)
     better = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
@@ -230,12 +226,17 @@ def finish_epoch(run: RunDir, training: Training) -> None:
             "validation_loss": loss,
             "validation_accuracy": accuracy,
             "best": better,
+            "samples": progress.samples,
         }
     )
     if training.process.writes:
         write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in progress.history))
+        if begun is not None:
+            took = {"seconds": round(time.monotonic() - begun, 3), "images": int(progress.seen)}
+            where = {"world": training.process.world, "device": training.process.name}
+            run.record("epoch", epoch=progress.epoch, step=progress.step, **took, **where)
     progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.loss_sum, progress.correct, progress.seen = 0.0, 0.0, 0.0
+    progress.loss_sum, progress.correct, progress.seen, progress.samples = 0.0, 0.0, 0.0, ""
 
 
 def _validate(training: Training) -> tuple[float, float]:
@@ -265,6 +266,7 @@ def _stale(progress: Progress, config: TrainConfig) -> bool:
 
 def save(run: RunDir, training: Training) -> None:
     """Write a checkpoint of this step."""
+    begun = time.monotonic()
     if training.process.writes:
         state = {
             "model": training.network.state_dict(),
@@ -272,7 +274,10 @@ def save(run: RunDir, training: Training) -> None:
             "progress": asdict(training.progress),
             "best": training.best,
         }
-        checkpoint.save(run, training.progress.step, training.process.world, state)
+        step, settings = training.progress.step, training.config.identity()
+        checkpoint.save(run, step, training.process.world, state, settings)
+    training.pace.saved = time.monotonic()
+    training.pace.longest_save = max(training.pace.longest_save, training.pace.saved - begun)
 
 
 def resume(run: RunDir, training: Training, console: Console) -> None:
@@ -291,6 +296,7 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")
     if training.process.writes:
         place = training.process.place
+        refuse_crash_loop(run, place, "started", "step", step)
         write_text(run.path / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
         run.record(
             "started",
@@ -299,6 +305,7 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
             world=place.world,
             job=place.job,
             pid=os.getpid(),
+            nodes=place.node_names,
         )
 
 

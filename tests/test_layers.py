@@ -11,26 +11,15 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    (
-        "config",
-        "provenance",
-        "randomness",
-        "e2cnn_compat",
-        "located",
-        "metrics",
-        "morphology",
-        "table",
-        "figures",
-        "slurm",
-    ),
-    ("rundir", "groups", "settings", "split", "slurm"),
-    ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment", "status"),
-    ("data", "distributed", "models", "planned"),
-    ("batches", "preflight", "optimizer", "fsck"),
+    ("config", "provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    ("rundir", "groups", "settings", "split", "slurm", "progress"),
+    ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
+    ("data", "distributed", "models", "planned", "standing"),
+    ("alarms", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
-    ("cluster", "local"),
-    ("launch",),
+    ("cluster", "local", "verify_resume", "dry_run"),
+    ("launch", "cancel", "retry"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}
 

@@ -80,4 +80,4 @@ def test_a_process_by_hand_is_alone_and_one_of_torchruns_knows_its_place(monkeyp
     told = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert find_place() == Place(3, 8, 1, 4, "x.0")
+    assert find_place() == Place(3, 8, 1, 4, job="x.0")
