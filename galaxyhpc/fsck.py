@@ -12,7 +12,7 @@ import json
 import logging
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +30,7 @@ from galaxyhpc import checkpoint, results
 from galaxyhpc.config import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir, runs_of
+from galaxyhpc.rundir import NoRunError, RunDir, runs_of
 from galaxyhpc.split import SPLITS
 from galaxyhpc.table import make_console
 
@@ -68,7 +68,7 @@ def check_run(run: RunDir) -> Found:
     if problem := _best_problem(run, config, trained):
         damage.append(f"best.pt: {problem}; {_way_to_weights(run, steps)}")
     damage += _results_problems(run, any(event.get("event") == "evaluated" for event in events))
-    notes += [*torn, *torn_metrics, *_leftovers(run)]
+    notes += [*torn, *torn_metrics, *(_attempt(_leftovers, run)[0] or [])]
     return Found(run.run_id, names, tuple(steps), tuple(damage), tuple(notes))
 
 
@@ -114,7 +114,7 @@ def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int]
         if problem and not path.is_symlink() and not path.exists():
             continue  # a run under way removed it just now
         if problem:
-            problems.append((path.name, problem))
+            problems.append((_plain(path.name), problem))
         else:
             sound.append(step)
     after = f"{AGAIN} takes the one of step {max(sound)}; nothing is lost" if sound else f"{AGAIN} starts at step 0"
@@ -295,8 +295,13 @@ def check_all(path: Path, console: Console) -> list[Found]:
         Where there is no list of runs to be read.
     """
     runs = runs_of(path)
+    if strange := [run for run in runs if run.path.name in ("", ".", "..") or run.path.parent != runs[0].path.parent]:
+        raise NoRunError(f"{path / 'plan.csv'}: found run {strange[0].path}; allowed are directories of the sweep")
     bar = track(runs, str(path), console=console, transient=True, disable=not console.is_terminal)
-    found = [check_run(run) for run in bar]
+    found = []
+    for run in bar:
+        one, problem = _attempt(check_run, run)
+        found.append(one or Found(run.run_id, damage=(problem,)))
     sweep = runs[0].sweep if runs else path
     if (sweep / "split.csv").exists() or (sweep / "split.csv").is_symlink():
         configs = [config for run in runs if (config := _attempt(_read_config, run)[0]) is not None]
@@ -304,11 +309,11 @@ def check_all(path: Path, console: Console) -> list[Found]:
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the sweep or run named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m galaxyhpc.fsck", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
-    path, console = parser.parse_args().path, make_console()
+    path, console = parser.parse_args(arguments).path, make_console()
     try:
         found = check_all(path, console)
     except (OSError, ValueError, TypeError, csv.Error) as error:

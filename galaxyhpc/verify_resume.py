@@ -1,0 +1,349 @@
+"""Proves on your own machine that a run's resume is exact: `python -m galaxyhpc.verify_resume runs/SWEEP/RUN_ID`.
+
+A short copy of the run (its network, data, augmentation and optimizer; fewer galaxies and epochs; saved at every
+step) is trained unbroken, then once for each fault: hit, started again, compared. Weights, buffers, optimizer state,
+metrics and best.pt must be the same bits. Exit status 0: they are; 1: they are not, and the first difference is
+named; 2: it could not be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from galaxyhpc import checkpoint
+from galaxyhpc.batches import steps_per_epoch
+from galaxyhpc.config import RunConfig
+from galaxyhpc.data import DataError, load_split, prepare
+from galaxyhpc.lifecycle import STOPPED
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.table import make_console
+
+PER_EPOCH = 8  # wanted steps of the copy
+STEPS = 12  # of the whole copy, at least
+TRIES = 5  # to hit a save, which may be over before the signal arrives
+SILENCE_SECONDS = 900  # without a new checkpoint, after which a training is given up
+FAULTS = ("USR2", "TERM", "KILL in a save", "KILL", "KILL again")
+
+Processes = list[subprocess.Popen[bytes]]
+
+
+class BadInputError(ValueError):
+    """A path or a setting with which nothing can be tried."""
+
+
+class TrialError(RuntimeError):
+    """A trial that could not be carried out, which says nothing about the resume."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a training that was hit."""
+
+    fault: str
+    hit: int  # step
+    resumed: int  # step
+    seconds: float  # from starting it again until it goes on
+    difference: str  # empty where all bits are equal
+
+    @property
+    def lost(self) -> int:
+        """Steps that had been taken and were not in a checkpoint."""
+        return self.hit - self.resumed
+
+
+def digests(run: RunDir) -> dict[str, str]:
+    """Return the SHA-256 of every tensor and number that a finished training left, by name.
+
+    Raises
+    ------
+    checkpoint.CheckpointError, OSError
+        Where it left less.
+    """
+    newest = checkpoint.found(run)[-1:]
+    if not newest:
+        raise checkpoint.CheckpointError("there is no checkpoint")
+    checkpoint.verify(newest[0], run.run_id)
+    state = torch.load(newest[0] / "state.pt", map_location="cpu", weights_only=True)
+    best = torch.load(run.best_file, map_location="cpu", weights_only=True)
+    metrics = hashlib.sha256(run.metrics_file.read_bytes()).hexdigest()
+    return dict(_leaves("checkpoint", state)) | {"metrics.jsonl": metrics} | dict(_leaves("best.pt", best))
+
+
+def _leaves(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Yield the name and the hash of everything in nested containers; an empty one counts too."""
+    if isinstance(value, dict | list | tuple) and value:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in pairs:
+            yield from _leaves(f"{name}.{key}", part)
+    elif isinstance(value, torch.Tensor):
+        content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()  # bits: NaN equals itself
+        yield name, hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + content).hexdigest()
+    else:  # repr tells every float from every other one
+        yield name, hashlib.sha256(f"{type(value).__name__} {value!r}".encode()).hexdigest()
+
+
+def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """Name the first thing that differs, or that only one side has; empty where there is none."""
+    return next((name for name in [*wanted, *found] if found.get(name) != wanted.get(name)), "")
+
+
+def short_copy(config: RunConfig, galaxies: int) -> RunConfig:
+    """Return the settings of a run like this one that takes few steps and is saved at every one."""
+    held = config.data.validation_fraction
+    wanted = PER_EPOCH * config.train.batch_size / galaxies
+    training = min(max(wanted, 0.1), 1.0 - held - config.data.test_fraction)
+    per_epoch = steps_per_epoch(int(training * galaxies), config.train.batch_size)
+    epochs = max(2, math.ceil(STEPS / per_epoch))
+    plain = config.model_dump(mode="json")
+    plain["data"]["test_fraction"] = 1.0 - held - training
+    plain["train"] |= {"epochs": epochs, "early_stopping": None}
+    plain["resources"]["checkpoint_minutes"] = 0.0
+    return RunConfig.model_validate_json(json.dumps(plain))
+
+
+def prove(
+    config: RunConfig,
+    folder: Path,
+    seed: int = 0,
+    faults: Sequence[str] = FAULTS,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Outcome]:
+    """Carry out the trials of a run in a folder, one sweep for each; `say` is told which one begins.
+
+    Raises
+    ------
+    TrialError, DataError, OSError
+    """
+    galaxies = prepare(config.data)
+    copy = short_copy(config, len(galaxies.labels))
+    load_split(copy.data, galaxies, folder)
+    say("unbroken")
+    whole = _fresh(folder, "unbroken", copy)
+    _finish(whole, copy)
+    wanted, steps = digests(whole), whole.metrics()[-1]["step"]
+    pace = (_last(whole, "trained")["time"] - _last(whole, "started")["time"]) / steps
+    rng = random.Random(f"{seed} {copy.run_id}")  # the same trials every time
+    outcomes = []
+    for number, fault in enumerate(faults, 1):
+        step = rng.randint(1, max(1, steps - 4))
+        say(f"{fault} after step {step}, {number} of {len(faults)}")
+        broken = _fresh(folder, fault.replace(" ", "-"), copy)
+        hit = _hit(broken, copy, fault, step, rng.uniform(0.0, pace))
+        begun = time.time()
+        _finish(broken, copy)
+        again = _last(broken, "started")
+        difference = first_difference(digests(broken), wanted)
+        outcomes.append(Outcome(fault, hit, again["step"], again["time"] - begun, difference))
+    return outcomes
+
+
+def _last(run: RunDir, name: str) -> dict[str, Any]:
+    return next(event for event in reversed(run.events()) if event["event"] == name)
+
+
+def _fresh(folder: Path, name: str, config: RunConfig) -> RunDir:
+    """Write the directory of a run that was never begun, in a sweep of its own with the same split."""
+    run = RunDir(folder / name / config.run_id)
+    write_text(run.config_file, config.model_dump_json(indent=1))
+    shutil.copy(folder / "split.csv", run.sweep)
+    return run
+
+
+def _hit(run: RunDir, config: RunConfig, fault: str, step: int, pause: float) -> int:
+    """Break a training off, a pause in seconds after a step, and return the last step it is known to have taken."""
+    number = getattr(signal, f"SIG{fault.split()[0]}")
+    saving = fault == "KILL in a save"
+    for _ in range(TRIES):
+        with _processes(run, config) as group:
+            _await(run, group, partial(_has_come_to, run, ".step_" if saving else "step_", step))
+            time.sleep(0.0 if saving else pause)
+            os.killpg(group[0].pid, number)
+            statuses = {process.wait(SILENCE_SECONDS) for process in group}
+        if run.best_file.exists() or statuses != {-number if number == signal.SIGKILL else STOPPED}:
+            raise _failed(run, f"{fault} came at step {step} or later, and the processes ended with {statuses}")
+        if not saving or _newest(run, ".step_") > _newest(run, "step_"):
+            return max(_newest(run, ".step_"), _newest(run, "step_"))
+        step = _newest(run, "step_") + 1  # the save was quicker than the signal
+    raise _failed(run, f"{TRIES} signals all came after the save they were meant for")
+
+
+def _has_come_to(run: RunDir, prefix: str, step: int) -> bool:
+    return _newest(run, prefix) >= step
+
+
+def _newest(run: RunDir, prefix: str) -> int:
+    """Return the highest step whose checkpoint, or unfinished checkpoint, is there; -1 without any."""
+    names = os.listdir(run.checkpoints) if run.checkpoints.is_dir() else []
+    steps = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
+    return max((int(step) for step in steps), default=-1)
+
+
+def _finish(run: RunDir, config: RunConfig) -> None:
+    """Start a training and wait for its end."""
+    with _processes(run, config) as group:
+        _await(run, group, run.best_file.exists)
+        statuses = {process.wait(SILENCE_SECONDS) for process in group}
+    if statuses != {0}:
+        raise _failed(run, f"the processes ended with {statuses}")
+
+
+def _await(run: RunDir, group: Processes, reached: Callable[[], bool]) -> None:
+    """Return when a training has reached something.
+
+    Raises
+    ------
+    TrialError
+        A process ended first, or nothing was saved for too long.
+    """
+    newest, since = -1, time.monotonic()
+    while not reached():
+        if any(process.poll() not in (None, 0) for process in group):
+            raise _failed(run, "a process failed")
+        if (now := _newest(run, "step_")) != newest:
+            newest, since = now, time.monotonic()
+        if time.monotonic() - since > SILENCE_SECONDS:
+            raise _failed(run, f"no step within {SILENCE_SECONDS} s")
+        if all(process.poll() == 0 for process in group) and not reached():
+            raise _failed(run, "the training ended before it could be hit")
+        time.sleep(0.001)
+
+
+def _failed(run: RunDir, what: str) -> TrialError:
+    log = (run.path / "output.txt").read_text(errors="replace").strip().splitlines()
+    return TrialError(f"{run.path}: {what}; the end of output.txt:\n" + "\n".join(log[-15:]))
+
+
+@contextmanager
+def _processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
+    """Start the processes of a job as torchrun would, in one group; whatever happens, none is left behind."""
+    surroundings = ("SLURM", "SUBMITIT", "TORCHELASTIC")  # this may itself run in a job
+    plain = {name: text for name, text in os.environ.items() if not name.startswith(surroundings)}
+    tasks = config.resources.tasks
+    job = {"TORCHELASTIC_RUN_ID": f"trial-{time.time_ns()}", "WORLD_SIZE": str(tasks), "GROUP_WORLD_SIZE": "1"}
+    group: Processes = []
+    try:
+        with (run.path / "output.txt").open("ab") as log:
+            for rank in range(tasks):
+                place = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                command = [sys.executable, "-m", "jobs.train", str(run.path)]
+                first = group[0].pid if group else 0
+                group.append(subprocess.Popen(command, stdout=log, stderr=log, env=plain | place, process_group=first))
+        yield group
+    finally:
+        for process in group:
+            process.kill()
+            process.wait()
+
+
+def table(outcomes: list[Outcome], title: str) -> Table:
+    """Return one row per fault."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("fault", "hit at step", "resumed at step", "steps lost", "seconds to continue", "bit-equal"):
+        shown.add_column(column, justify="left" if column in ("fault", "bit-equal") else "right")
+    for one in outcomes:
+        equal = Text("yes", "green") if not one.difference else Text(f"no: {one.difference}", "red")
+        shown.add_row(one.fault, str(one.hit), str(one.resumed), str(one.lost), f"{one.seconds:.1f}", equal)
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prove the resume of the run named on the command line."""
+    options = _options(arguments)
+    console = make_console()
+    try:
+        run, config = _run_to_prove(options.run, options.tasks)
+        folder = Path(tempfile.mkdtemp(prefix=f"verify_resume-{run.run_id}-", dir=run.sweep.parent))
+    except (BadInputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    kept = f"what was tried is kept in {folder}"
+    try:
+        with _shown(console) as say:
+            outcomes = prove(config, folder, options.seed, FAULTS, say)
+        console.print(table(outcomes, f"{run.path}: resumed by {options.tasks or config.resources.tasks} processes"))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        shutil.rmtree(folder)
+        return 2
+    except (TrialError, checkpoint.CheckpointError, OSError) as error:
+        print(f"{error}\n{kept}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        shutil.rmtree(folder)
+        return 130
+    if any(one.difference for one in outcomes):
+        console.print(f"the resume is NOT exact; {kept}", soft_wrap=True)
+        return 1
+    console.print("the resume is exact: all bits are those of the unbroken training")
+    shutil.rmtree(folder)
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.verify_resume", description=__doc__)
+    parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
+    parser.add_argument("--tasks", type=int, metavar="N", help="processes (default: as many as the run has)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the steps that are hit (default: 0)")
+    return parser.parse_args(arguments)
+
+
+def _run_to_prove(path: Path, tasks: int | None) -> tuple[RunDir, RunConfig]:
+    """Return the run with the number of processes it is to be tried with.
+
+    Raises
+    ------
+    BadInputError, OSError
+    """
+    if not (path / "config.json").is_file():
+        raise BadInputError(f"{path}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
+    run = RunDir(path.resolve())
+    try:
+        config = run.load_config()
+        asked = {"nodes": 1, "tasks_per_node": config.resources.tasks if tasks is None else tasks}
+        plain = config.model_dump(mode="json")
+        config = RunConfig.model_validate_json(json.dumps(plain | {"resources": plain["resources"] | asked}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "settings"
+        raise BadInputError(f"{run.config_file}: {where}: {first['msg']}") from error
+    gpus = torch.cuda.device_count()
+    if gpus and config.resources.tasks > gpus:
+        raise BadInputError(f"--tasks {config.resources.tasks}: this machine has {gpus} GPUs; allowed are 1 to {gpus}")
+    return run, config
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield a function that names the trial under way; on a terminal a spinner and a clock stand beside it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("")
+        yield lambda text: bar.update(shown, description=text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
