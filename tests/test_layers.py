@@ -16,7 +16,7 @@ LEVELS = (
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing"),
     ("alarms", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
-    ("trainer", "evaluate", "aggregate", "verify_resume"),
+    ("trainer", "evaluate", "aggregate"),
     ("jobs",),
     ("cluster", "local", "verify_resume", "dry_run"),
     ("launch", "cancel", "retry"),
