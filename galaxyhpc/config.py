@@ -10,15 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Minutes = Annotated[int, Field(ge=2)]
+Gigabytes = Annotated[float, Field(gt=0.0)]
+Gpus = Annotated[int, Field(ge=0)]
+
+
+def _kind(value: object) -> str:
+    return "auto" if value == "auto" else "number"
+
+
+Auto = Annotated[Literal["auto"], Tag("auto")]  # `costs` puts a number in its place
+AutoMinutes = Annotated[Annotated[Minutes, Tag("number")] | Auto, Discriminator(_kind)]
+AutoGigabytes = Annotated[Annotated[Gigabytes, Tag("number")] | Auto, Discriminator(_kind)]
+AutoGpus = Annotated[Annotated[Gpus, Tag("number")] | Auto, Discriminator(_kind)]
 
 
 class Settings(BaseModel):
@@ -122,8 +135,8 @@ class EvaluateConfig(Settings):
     batch_size: Positive = 256
 
 
-class ResourcesConfig(Settings):
-    """Where and with what a run is computed: Slurm's words.
+class WantedResources(Settings):
+    """Where and with what a run is computed: Slurm's words, `auto` where `costs` is to choose.
 
     Not part of a run's identity, though batch statistics are those of one process and pass: keep `micro_batch` and
     the tasks alike where networks are compared, or set `train.sync_batchnorm`.
@@ -131,10 +144,10 @@ class ResourcesConfig(Settings):
 
     nodes: Positive = 1
     tasks_per_node: Positive = 1  # one process each; one per GPU
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gpus_per_node: AutoGpus = 0  # auto: one, or more and as many tasks where a run would take over a day on one
     cpus_per_task: Positive = 1
-    memory_gb: Annotated[float, Field(gt=0.0)] | None = None  # per node
-    time_minutes: Annotated[int, Field(ge=2)] = 720
+    memory_gb: AutoGigabytes | None = None  # per node
+    time_minutes: AutoMinutes = 720
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -149,6 +162,31 @@ class ResourcesConfig(Settings):
         """Number of processes of a job."""
         return self.nodes * self.tasks_per_node
 
+    @model_validator(mode="after")
+    def _auto_chooses_the_tasks(self) -> Self:
+        if self.gpus_per_node == "auto" and self.tasks > 1:
+            raise ValueError("gpus_per_node auto chooses tasks_per_node too: leave it and nodes at 1, or give both")
+        return self
+
+    @property
+    def plain(self) -> ResourcesConfig:
+        """The same in numbers.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            where something is still `auto`
+        """
+        return ResourcesConfig.model_validate(self.model_dump())
+
+
+class ResourcesConfig(WantedResources):
+    """What Slurm is asked for: numbers."""
+
+    gpus_per_node: Gpus = 0
+    memory_gb: Gigabytes | None = None
+    time_minutes: Minutes = 720
+
 
 class RunConfig(Settings):
     """Everything about one run."""
@@ -158,7 +196,7 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    resources: ResourcesConfig = ResourcesConfig()
+    resources: WantedResources = WantedResources()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")

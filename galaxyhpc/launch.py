@@ -139,7 +139,7 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     for config in configs:
         run = RunDir(directory / config.run_id)
         if not (done(run, config) or is_busy(run) or _waits(run, queued)):
-            found[run] = config.resources
+            found[run] = config.resources.plain
     return found
 
 

@@ -87,7 +87,7 @@ def train(run: RunDir, stop: Stop, most_steps: float = math.inf) -> bool:
         return True  # written last: what is done is left alone
     config = run.load_config()
     checkpoint.refuse_drift(run, config)
-    config = config.model_copy(update={"resources": run.amended(config.resources)})
+    config = config.model_copy(update={"resources": run.amended(config.resources.plain)})
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True
     with joined(run) as process, _bar(process) as bar:
