@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster, local, slurm
-from galaxyhpc.config import ResourcesConfig, RunConfig
+from galaxyhpc import cluster
+from galaxyhpc.config import RunConfig
+from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.preflight import Network, PreflightError, check
-from galaxyhpc.rundir import RunDir, runs_of, state, write_text
+from galaxyhpc.rundir import RunDir, state, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
 from galaxyhpc.table import make_console
 
@@ -29,10 +30,6 @@ PLAN = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
     *("parameters", "multiply_adds", "data"),
 )
-
-
-class LaunchError(ValueError):
-    """A sweep that cannot be launched as things are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             write_plan(sweep, directory, configs, networks)
-            return _dispatch(console, directory, configs, networks, options)
+            return dispatch(console, directory, configs, networks, options.executor, options.max_parallel)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -125,115 +122,6 @@ def _repro(run: RunDir, config: RunConfig) -> str:
         f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
         f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
     )
-
-
-def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
-    """Return the runs that are neither done nor under way, with what they need."""
-    from galaxyhpc.evaluate import done
-    from galaxyhpc.lifecycle import is_busy
-
-    queued = slurm.queue() if slurm.is_up() else {}
-    if queued is None:  # no evidence that jobs wait is not evidence that none does
-        raise LaunchError("squeue does not answer; nothing was submitted; try again")
-    found = {}
-    for config in configs:
-        run = RunDir(directory / config.run_id)
-        if not (done(run, config) or is_busy(run) or _waits(run, queued)):
-            found[run] = config.resources.plain
-    return found
-
-
-def _waits(run: RunDir, queued: dict[str, slurm.Queued]) -> bool:
-    """Whether a job of this run waits or runs in Slurm's queue."""
-    jobs = {event["job"] for event in run.events() if event["event"] in ("submitted", "evaluation submitted")}
-    return not jobs.isdisjoint(queued)
-
-
-def _dispatch(
-    console: Console,
-    directory: Path,
-    configs: Sequence[RunConfig],
-    networks: dict[str, Network],
-    options: argparse.Namespace,
-) -> int:
-    executor = options.executor
-    if executor == "auto":
-        if slurm.is_away():
-            raise LaunchError("this machine's Slurm does not answer; try again, or run here with --executor local")
-        executor = "slurm" if slurm.is_up() else "local"
-    to_do = missing(directory, configs)
-    busy = len(configs) - len(to_do)
-    console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
-    if executor == "slurm":
-        return _on_slurm(console, directory, to_do, options.max_parallel)
-    return _here(console, directory, configs, to_do, networks, options)
-
-
-def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], parallel: int | None) -> int:
-    if not slurm.is_up():
-        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); allowed here: local, debug")
-    if to_do:
-        trained = {run: asked for run, asked in to_do.items() if run.best_file.exists()}
-        fresh = {run: asked for run, asked in to_do.items() if run not in trained}
-        ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel)
-        for stage, jobs in ids.items():
-            arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
-            if jobs:
-                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}")
-    elif all(state(run).name == "evaluated" for run in runs_of(directory)):
-        from galaxyhpc.aggregate import aggregate, show
-
-        show(aggregate(directory))
-        return 0
-    console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", soft_wrap=True)
-    return 0
-
-
-def _here(
-    console: Console,
-    directory: Path,
-    configs: Sequence[RunConfig],
-    to_do: dict[RunDir, ResourcesConfig],
-    networks: dict[str, Network],
-    options: argparse.Namespace,
-) -> int:
-    from galaxyhpc.aggregate import AggregateError, aggregate, show
-    from galaxyhpc.data import DataError, load_split, prepare
-
-    try:
-        for data in {config.data for config in configs if RunDir(directory / config.run_id) in to_do}:
-            load_split(data, prepare(data), directory)  # once, with a progress bar, before the processes start
-    except DataError as error:
-        raise LaunchError(str(error)) from error
-    heavy_first = sorted(to_do, key=lambda run: -networks[run.run_id].multiply_adds)
-    finished = True
-    if options.executor == "debug":
-        _in_this_process(heavy_first)
-    else:
-        machine = local.this_machine(options.max_parallel)
-        finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
-    try:
-        show(aggregate(directory))
-    except AggregateError as error:
-        raise LaunchError(str(error)) from error
-    if not finished:
-        console.print("stopped; the same command goes on where it was")
-        return 130
-    failed = [run for run in to_do if state(run).name != "evaluated"]
-    for run in failed:
-        text = f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}"
-        console.print(text, soft_wrap=True)
-    return 1 if failed else 0
-
-
-def _in_this_process(runs: Sequence[RunDir]) -> None:
-    from jobs.evaluate import EvaluateJob
-    from jobs.train import TrainJob
-
-    for run in runs:
-        if not run.best_file.exists():
-            TrainJob(str(run.path))()
-        EvaluateJob(str(run.path))()
 
 
 def show_plan(

@@ -18,7 +18,7 @@ LEVELS = (
     ("alarms", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
-    ("cluster", "local", "verify_resume", "dry_run"),
+    ("cluster", "local", "dispatch", "verify_resume", "dry_run"),
     ("launch", "cancel", "retry"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}
