@@ -138,11 +138,13 @@ class RunDir:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines, skipping torn ones; an absent file has none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    return parse_lines(path.read_text(encoding="utf-8", errors="replace").split("\n")) if path.exists() else []
+
+
+def parse_lines(lines: list[str]) -> list[dict[str, Any]]:
+    """Parse lines of JSON, skipping what is torn, empty, or no dictionary."""
     try:
-        found = json.loads(f"[{','.join(lines)}]")  # at once is several times as fast as one by one
+        found = json.loads(f"[{','.join(filter(None, lines))}]")  # at once is several times as fast as one by one
     except ValueError:
         found = [value for line in lines for value in _whole(line)]
     return [value for value in found if isinstance(value, dict)]

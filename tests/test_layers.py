@@ -15,7 +15,7 @@ LEVELS = (
     ("rundir", "groups", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing"),
-    ("alarms", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
+    ("alarms", "history", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
     ("cluster", "local", "dispatch", "verify_resume", "dry_run"),

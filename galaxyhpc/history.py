@@ -1,0 +1,156 @@
+"""What happened to one run, and why it ended: its events in words, its last error, the ends of its newest logs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from galaxyhpc.standing import Record, Records, Standing
+
+LINES = 30  # of a log
+TAIL_BYTES = 64 * 1024
+QUIET = ("event", "time", "host", "trace", "token")  # not worth a word in a line of history
+HELP = {
+    "memory": "retry it: half the micro-batch at the same global batch",
+    "disk": "make room on the disk, then retry it",
+    "no progress": "give it more time, more memory or another node, then retry it",
+    "connection": "look at the logs of its other processes (--logs): one of them failed first",
+    "error": "mend what the traceback names, then retry it; as it is it would fail again",
+}
+NEXT = {
+    "planned": "launch the sweep",
+    "submitted": "wait; where Slurm answers, status says what it waits for",
+    "waiting": "wait, or ask Slurm: scontrol show job {job}",
+    "starting": "wait: its process has not got to its first step",
+    "running": "wait; --logs shows what it prints",
+    "stopped": "launch the sweep again, or retry it: it goes on where it was",
+    "lost": "launch the sweep again, or retry it: it goes on from its last checkpoint",
+    "trained": "launch the sweep again where no evaluation waits",
+    "evaluating": "wait",
+    "evaluated": "nothing: it is done",
+}
+
+
+def next_step(one: Standing) -> str:
+    """Say what to do about a run."""
+    if one.name == "failed":
+        return HELP.get(one.note, HELP["error"])
+    return NEXT.get(one.name, NEXT["planned"]).format(job=one.records.job)
+
+
+def why(one: Standing) -> str:
+    """Say how a run came to be where it is: its last error, its history, and what to do."""
+    parts = [f"{one.run.run_id}: {one.name} {one.why}".rstrip(), *_last_error(one.records), "history:"]
+    parts += [f"  {line}" for line in _history(one.records)]
+    point, sweep = one.run.run_id, one.run.sweep
+    what_to_do = [f"next: {next_step(one)}"]
+    if one.name in ("failed", "lost", "stopped"):
+        what_to_do.append(f"  python -m galaxyhpc.retry {sweep} {point}")
+    return "\n".join([*parts, *what_to_do])
+
+
+def _last_error(records: Records) -> list[str]:
+    """Return the last failure as it was recorded, or the end of the newest log of a run that could not record one."""
+    since = next((n for n, e in enumerate(records.events) if e is records.last("started", "submitted")), 0)
+    failures = [event for event in records.events if event["event"] == "failed"]
+    recent = [event for event in records.events[since:] if event["event"] == "failed"] or failures[-1:]
+    failed = next((event for event in recent if event.get("cause") != "connection"), recent[0] if recent else None)
+    if failed is not None:
+        said = f"last error ({_when(failed)}, {failed.get('cause', 'cause unknown')}): {failed.get('why', '')}"
+        return [said, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-LINES:])]
+    if records.last("trained", "evaluated") or not (files := newest_logs(records)):
+        return ["no error is recorded"]
+    return ["no error is recorded; its newest log ends:", *(f"  {line}" for line in tail(files[0], 12))]
+
+
+def _history(records: Records) -> Iterator[str]:
+    """Tell the events in words, epochs counted."""
+    epochs = 0
+    for event in [*records.run.events(), {"event": ""}]:
+        if event["event"] == "epoch":
+            epochs += 1
+            continue
+        if epochs:
+            yield f"{'':19}  {epochs} epochs"
+        epochs = 0
+        if event["event"]:
+            yield f"{_when(event)}  {event['event']}{_details(event)}"
+
+
+def _when(event: Record) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event["time"])))
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return f"{'?':19}"
+
+
+def _details(event: Record) -> str:
+    said = [
+        f"{name} {_short(value)}" for name, value in event.items() if name not in QUIET and value not in ("", [], None)
+    ]
+    host = f" on {event['host']}" if event["event"] in ("started", "failed") and "host" in event else ""
+    return f"{host}: {', '.join(said)}" if said else host
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def logs(one: Standing) -> str:
+    """Return the ends of the newest log files of a run: those of its last job."""
+    files = newest_logs(one.records)
+    if not files:
+        return f"{one.run.run_id}: no log yet; looked in {one.run.sweep / 'log'} and {one.run.log}"
+    return "\n\n".join("\n".join([f"{file}:", *tail(file, LINES)]) for file in files)
+
+
+def newest_logs(records: Records) -> list[Path]:
+    """Return the log files of the job that wrote last, one per process, in the order of their ranks."""
+    run = records.run
+    found = [file for file in _files(run.log) if re.search(r"_log\.(out|err)$", file.name)]
+    jobs = "|".join(map(re.escape, records.jobs | _started(records)))
+    found += [file for file in _files(run.sweep / "log") if jobs and re.match(rf"({jobs})(_\d+)?_log\.", file.name)]
+    if not found:
+        return []
+    newest = max(found, key=_written).name
+    job = re.sub(r"(_\d+)?_log\.(out|err)$", "", newest)
+    return sorted((file for file in found if re.match(rf"{re.escape(job)}(_\d+)?_log\.", file.name)), key=_rank)
+
+
+def _started(records: Records) -> set[str]:
+    return {str(e["job"]).rpartition(".")[0] for e in records.events if "job" in e and "." in str(e["job"])} - {""}
+
+
+def _rank(file: Path) -> tuple[int, str]:
+    return len(file.name), file.name
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return [file for file in directory.iterdir() if file.is_file()]
+    except OSError:
+        return []
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def tail(file: Path, lines: int) -> list[str]:
+    """Return the last lines of a text file, without what would move a terminal's cursor."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - TAIL_BYTES))
+            text = opened.read().decode("utf-8", "replace")
+    except OSError as error:
+        return [f"cannot be read: {error.strerror}"]
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    ends = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last word
+    clean = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in ends]
+    return [line for line in clean if line][-lines:]

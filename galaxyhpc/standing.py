@@ -1,0 +1,248 @@
+"""How a run stands: its own records, and what Slurm's queue says where it answers. Asking changes nothing.
+
+No evidence is not evidence of death: a run is called lost only where Slurm answered without its job, or its process
+on this machine is gone, and nobody holds its lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galaxyhpc import slurm
+from galaxyhpc.rundir import RunDir, parse_lines, state_after
+
+GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
+ASK_SECONDS = 15  # an answer of Slurm is good for so long: its controller serves everybody
+RECENT = 20  # epochs, of which times are taken
+WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run's directory says, read once."""
+
+    run: RunDir
+    events: list[Record]
+    metrics: list[Record]
+    config: Record  # config.json as it is, unchecked; empty where it cannot be read
+
+    def last(self, *names: str) -> Record:
+        """Return the newest event of these names, or an empty one."""
+        return next((event for event in reversed(self.events) if event["event"] in names), {})
+
+    @functools.cached_property
+    def best(self) -> list[float]:
+        """Best validation accuracy until each epoch."""
+        reached = (number(record, "validation_accuracy") for record in self.metrics)
+        return list(itertools.accumulate((0.0 if a is None else a for a in reached), max))
+
+    @property
+    def trained(self) -> bool:
+        return any(event["event"] == "trained" for event in self.events)
+
+    @property
+    def train(self) -> Record:
+        """How the weights are found, as far as the settings can be read."""
+        found = self.config.get("train")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def job(self) -> str:
+        """Slurm's id of the job that the run depends on now: its training, after that its evaluation; else ''."""
+        submitted = self.last("evaluation submitted") if self.trained else self.last("submitted")
+        return str(submitted.get("job", "")) if submitted.get("executor", "slurm") == "slurm" else ""
+
+    @property
+    def jobs(self) -> set[str]:
+        """Ids of all jobs that Slurm was ever given for this run."""
+        submitted = (event for event in self.events if event["event"] in ("submitted", "evaluation submitted"))
+        return {str(event.get("job")) for event in submitted if event.get("executor", "slurm") == "slurm"}
+
+    @property
+    def on_slurm(self) -> bool:
+        return bool(self.jobs) or bool(self.last("submitting"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What Slurm's queue held when it was asked; None where it does not answer."""
+
+    time: float
+    jobs: dict[str, slurm.Queued] | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands."""
+
+    records: Records
+    name: str  # as rundir.State's, or: waiting, starting, evaluating, lost
+    why: str = ""
+    note: str = ""  # a word or two
+
+    @property
+    def run(self) -> RunDir:
+        return self.records.run
+
+    @property
+    def done(self) -> int:
+        """Epochs done."""
+        return len(self.records.metrics)
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs wanted."""
+        found = number(self.records.train, "epochs")
+        return None if found is None else int(found)
+
+
+def number(record: Record, key: str) -> float | None:
+    """Return a finite number of a record that may hold anything."""
+    value: Any = record.get(key)
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def read(run: RunDir) -> Records:
+    """Read what a run says of itself."""
+    try:
+        config = json.loads(run.config_file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        config = {}
+    return Records(run, _events(run), run.metrics(), config if isinstance(config, dict) else {})
+
+
+def _events(run: RunDir) -> list[Record]:
+    """Return a run's events, of its epochs the last only: a long run has hundreds, and a sweep a thousand runs."""
+    try:
+        lines = run.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    epochs = [number for number, line in enumerate(lines) if '"event": "epoch"' in line]
+    dropped = set(epochs[:-RECENT])
+    events = parse_lines([line for number, line in enumerate(lines) if number not in dropped])
+    return [event for event in events if isinstance(event.get("event"), str)]
+
+
+def look(runs: Sequence[RunDir], earlier: Answer | None = None) -> tuple[list[Standing], Answer | None]:
+    """Tell how runs stand, with one question to Slurm at most: none where `earlier` is recent or no run went there.
+
+    What Slurm contradicts is read again: a job may have ended, properly, between reading and asking.
+    """
+    records = [read(run) for run in runs]
+    answer = earlier
+    if any(one.on_slurm for one in records) and (earlier is None or time.time() - earlier.time > ASK_SECONDS):
+        answer = Answer(time.time(), slurm.queue())
+    found = [standing(one, answer) for one in records]
+    return [standing(read(one.run), answer) if one.name == "lost" else one for one in found], answer
+
+
+def standing(records: Records, answer: Answer | None) -> Standing:
+    """Tell how a run stands, by its records and an answer of Slurm that may be of a while ago."""
+    found = state_after(records.events)
+    note = str(records.last("failed").get("cause", "")) if found.name == "failed" else ""
+    plain = Standing(records, found.name, found.why, note)
+    if found.name == "evaluated":
+        return plain
+    if answer is not None and answer.jobs is not None:
+        job = answer.jobs.get(records.job) or _by_token(records, answer.jobs)
+        if job is not None:
+            return _queued(plain, job)
+    why = _lost(plain, answer)
+    return Standing(records, "lost", why) if why else plain
+
+
+def _by_token(records: Records, jobs: dict[str, slurm.Queued]) -> slurm.Queued | None:
+    """Find the job of a launch that was interrupted between the submission and its record."""
+    last = records.last("submitting", "submitted", "evaluation submitted")
+    token = str(last.get("token", "")) if last.get("event") == "submitting" else ""
+    return next((job for job in jobs.values() if token and token in job.comment), None)
+
+
+def _queued(plain: Standing, job: slurm.Queued) -> Standing:
+    """Tell how a run stands whose job is in the queue."""
+    records, trained = plain.records, plain.name == "trained"
+    if job.state in WAITS:
+        if trained:
+            return Standing(records, "trained", plain.why, "evaluation waits")
+        return Standing(records, "waiting", plain.why if plain.name == "stopped" else "", job.reason)
+    if trained or plain.name in ("planned", "submitted", "stopped"):
+        return Standing(records, "evaluating" if trained else "starting", "", job.nodes)
+    return Standing(records, plain.name, plain.why, plain.note or job.nodes)
+
+
+def _lost(plain: Standing, answer: Answer | None) -> str:
+    """Return why nothing will come of a run that its records say is under way; '' where that is not known."""
+    from galaxyhpc.lifecycle import is_busy  # submitit is slow to load, and few runs are in doubt
+
+    records, started = plain.records, plain.records.last("started")
+    if plain.name not in ("submitted", "running", "trained"):
+        return ""
+    by_hand = plain.name == "running" and str(started.get("job")).rpartition(".")[0] != records.job
+    if by_hand:
+        here = started.get("host") == socket.gethostname() and not is_busy(records.run)
+        return f"its process {started.get('pid', '')} on this machine is gone" if here else ""
+    answered = answer is not None and answer.jobs is not None and _since(records) < answer.time - GRACE_SECONDS
+    if records.job and answered and _mine(records.run) and not is_busy(records.run):
+        what = "its evaluation" if plain.name == "trained" else "its"
+        return f"{what} job {records.job} is no longer in Slurm's queue"
+    return ""
+
+
+def _since(records: Records) -> float:
+    """Return when the newest event was recorded."""
+    return max((number(event, "time") or 0.0 for event in records.events[-3:]), default=0.0)
+
+
+def _mine(run: RunDir) -> bool:
+    """Whether the run's jobs would be in the queue that was asked for: another user's are not."""
+    try:
+        return run.events_file.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+class PointError(ValueError):
+    """A point that names no run, or several."""
+
+
+def chosen(runs: Sequence[RunDir], point: str) -> RunDir:
+    """Return the run of this id, or the one whose id holds this text.
+
+    Raises
+    ------
+    PointError
+    """
+    found = [run for run in runs if run.run_id == point] or [run for run in runs if point.lower() in run.run_id.lower()]
+    if len(found) == 1:
+        return found[0]
+    shown = [run.run_id for run in found or runs]
+    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+    what = f"is in {len(found)} run ids" if found else "is in no run id"
+    raise PointError(f"{point}: {what}; allowed: one of {', '.join(shown[:8])}{more}")
+
+
+def of_points(runs: Sequence[RunDir], points: Sequence[str]) -> list[RunDir]:
+    """Return the runs that these points name, each once.
+
+    Raises
+    ------
+    PointError
+    """
+    return list(dict.fromkeys(chosen(runs, point) for point in points))
+
+
+def sweep_of(path: Path) -> Path:
+    """Return the sweep's directory of a path that `rundir.runs_of` takes."""
+    return path.resolve().parent if (path / "config.json").is_file() else path.resolve()
