@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -18,10 +18,13 @@ SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are ne
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Minutes = Annotated[int, Field(ge=2)]
-Gigabytes = Annotated[float, Field(gt=0.0)]
-Gpus = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Minutes = Annotated[int, Field(ge=2, le=10**6)]
+Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
+Gpus = Annotated[int, Field(ge=0, le=10**6)]
+Word = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # it stands in a line of an sbatch file as it is
+Condition = Literal["clean", "rotation", "pedestal_noise", "shot_noise"]
 
 
 def _kind(value: object) -> str:
@@ -43,9 +46,9 @@ class Settings(BaseModel):
 class DemoConfig(Settings):
     """Generated galaxies, used when `data.source` is `demo`."""
 
-    galaxies: Annotated[int, Field(ge=100)] = 2000
+    galaxies: Annotated[int, Field(ge=100, le=10**6)] = 2000
     size: Annotated[int, Field(ge=32, le=256)] = 64  # px
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class DataConfig(Settings):
@@ -53,11 +56,11 @@ class DataConfig(Settings):
 
     source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
     cache: str = ""  # where converted images are kept; empty: .cache beside the sweeps
-    image_size: Positive = 65  # px
+    image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
     test_fraction: OpenFraction = 0.2
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    link_arcsec: Annotated[float, Field(ge=0.0)] = 67.0  # galaxies nearer than this are never divided
+    split_seed: Seed = 0
+    link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies nearer than this are never divided
     conflicting_duplicates: Literal["drop", "keep"] = "drop"
     demo: DemoConfig = DemoConfig()
 
@@ -126,13 +129,15 @@ class TrainConfig(Settings):
 class EvaluateConfig(Settings):
     """Under which conditions a finished run is measured; see `corruptions.CONDITIONS`."""
 
-    conditions: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
-        "clean",
-        "rotation",
-        "pedestal_noise",
-        "shot_noise",
-    )
+    conditions: Annotated[tuple[Condition, ...], Field(strict=False)] = get_args(Condition)
     batch_size: Positive = 256
+
+    @field_validator("conditions")
+    @classmethod
+    def _at_least_one(cls, value: tuple[Condition, ...]) -> tuple[Condition, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("at least one item, each once")
+        return value
 
 
 class WantedResources(Settings):
@@ -148,11 +153,11 @@ class WantedResources(Settings):
     cpus_per_task: Positive = 1
     memory_gb: AutoGigabytes | None = None  # per node
     time_minutes: AutoMinutes = 720
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude_nodes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    exclude_nodes: Annotated[tuple[Word, ...], Field(strict=False)] = ()
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch

@@ -18,13 +18,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from galaxyhpc.config import EvaluateConfig, RunConfig
+from galaxyhpc.config import RunConfig
 from galaxyhpc.located import Entry, Mistakes, Place, shown
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
 _WITH_ENVIRONMENT = ("data.source", "data.cache", "resources.setup")
-_CONDITIONS = EvaluateConfig().conditions
 _SOME_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
 _ALLOWED = {
     "bool_type": "true or false",
@@ -32,6 +31,7 @@ _ALLOWED = {
     "finite_number": "a finite number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "string_pattern_mismatch": "text without spaces, quotes, # and backslashes",
     "string_type": "text",
     "string_too_short": "text that is not empty",
     "too_short": "at least one item",
@@ -105,10 +105,6 @@ def checked(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
             path = ".".join(map(str, error["loc"]))
             if f"{path}.".startswith(f"{key}.") or f" {key} " in f" {error['msg']} ":
                 mistakes.add(*_told(error, {key: entry}, entry.place))
-        if key == "evaluate.conditions" and isinstance(entry.value, list):
-            for item in entry.value:
-                if item.value not in _CONDITIONS:
-                    mistakes.add(item.place, key, f"found {shown(item.plain())}; allowed {', '.join(_CONDITIONS)}")
     return replace(entry, sound=len(mistakes.found) == before)
 
 

@@ -265,7 +265,7 @@ seeds: [1, 1]
         "--set: train.epochs: found many; allowed a whole number",
         f"--set: train.size: unknown setting; did you mean data.demo.size? known: {known}",
         "p.yaml:1: resources.gpu: unknown setting; known: nodes, tasks_per_node, gpus_per_node, cpus_per_task, "
-        "memory_gb, time_minutes, partition, account, qos, constraint, setup, micro_batch, checkpoint_minutes",
+        "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, setup, micro_batch, checkpoint_minutes",
         f"x.yaml:3: train.learning_rat: unknown setting; did you mean learning_rate? known: {known}",
         "x.yaml:4: train.epochs: found -3; allowed greater than or equal to 1",
         "x.yaml:7: train.milestones: found half; allowed a number",
@@ -314,7 +314,7 @@ SAID = {
     C4 + "base: {data.demo.size: 1000}": "x.yaml:2: data.demo.size: found 1000; allowed less than or equal to 256",
     C4 + "base: {data.demo: {siz: 1000}}": "x.yaml:2: data.demo.siz: unknown setting; did you mean size?",
     C4 + "base: {data.validation_fraction: 0.8}": "x.yaml:2: data.validation_fraction: found 0.8; validation_",
-    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: found klean; allowed clean,",
+    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: found klean; allowed 'clean',",
     C4 + "base: {evaluate: {conditions: []}}": "x.yaml:2: evaluate.conditions: found []; allowed at least one item",
     C4 + "base: {data: {source: '${UNSET}'}}": "x.yaml:2: data.source: found ${UNSET}, which is not set",
     C4 + "base: {data: {source: '${a b}'}}": "x.yaml:2: data.source: found '${a b}'; allowed ${NAME} and",
