@@ -1,16 +1,19 @@
-"""Slurm through submitit: one array per resource class, evaluation and report chained behind it.
+"""Slurm through submitit: arrays of each resource class, evaluation and report chained behind them.
 
-A job is given the path of a run and nothing else, so what waits in the queue never goes stale.
+A job is given the path of a run and nothing else, so what waits in the queue never goes stale. Each array carries a
+token that its runs noted BEFORE it was submitted: a launch that dies in between is not repeated by the next one.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,21 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from galaxyhpc import slurm
 from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
-from jobs.train import TrainJob
+from jobs.train import CanaryJob, TrainJob
 
 SIGNAL_SECONDS = 90  # USR2 comes this long before the time limit
+# a USR2 that comes before Python listens would kill it; what is lost by ignoring it, the job's end and TERM still say
+PYTHON = f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
 REPORT = ResourcesConfig(cpus_per_task=2, time_minutes=60)
 
+STAGES = ("canary", "train", "evaluate", "report")
+
+Job = Callable[[str], Callable[[], str]]
 Classes = dict[ResourcesConfig, list[RunDir]]
 
 
@@ -42,9 +51,42 @@ def by_resources(runs: dict[RunDir, ResourcesConfig]) -> Classes:
     return classes
 
 
-def share_of(parallel: int | None, runs: int, total: int) -> int | None:
-    """Divide the most jobs at the same time among the classes, at least one each."""
-    return None if parallel is None else max(1, parallel * runs // total)
+@dataclass(frozen=True)
+class Array:
+    """Runs that are submitted together, numbered from 0: Slurm limits the index."""
+
+    resources: ResourcesConfig
+    runs: list[RunDir]
+    share: int | None  # most of them at the same time
+    behind: int | None  # number of the array that has to end first
+
+
+def arrays(classes: Classes, parallel: int | None, most: int) -> list[Array]:
+    """Divide classes into arrays of at most `most` elements, which share `parallel` jobs at the same time."""
+    parts = [
+        (resources, runs[start : start + most])
+        for resources, runs in classes.items()
+        for start in range(0, len(runs), most)
+    ]
+    shares = lanes([len(runs) for _, runs in parts], parallel)
+    return [Array(*part, *share) for part, share in zip(parts, shares, strict=True)]
+
+
+def lanes(sizes: Sequence[int], parallel: int | None) -> list[tuple[int | None, int | None]]:
+    """Share `parallel` jobs at the same time among arrays: how many each may run, and which one it waits for.
+
+    The shares of arrays that may run together never add up to more. Where there are more arrays than jobs allowed,
+    arrays queue up behind each other, one job at a time in each lane.
+    """
+    if parallel is None:
+        return [(None, None)] * len(sizes)
+    if len(sizes) > parallel:
+        return [(1, number - parallel if number >= parallel else None) for number in range(len(sizes))]
+    shares, left = [1] * len(sizes), parallel - len(sizes)
+    while left > 0 and any(share < size for share, size in zip(shares, sizes, strict=True)):
+        neediest = max(range(len(sizes)), key=lambda n: sizes[n] / shares[n])
+        shares[neediest], left = shares[neediest] + 1, left - 1
+    return [(share, None) for share in shares]
 
 
 def parameters(name: str, resources: ResourcesConfig, parallel: int | None) -> dict[str, Any]:
@@ -61,6 +103,7 @@ def parameters(name: str, resources: ResourcesConfig, parallel: int | None) -> d
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
+        "exclude": ",".join(resources.exclude_nodes) or None,
         "setup": list(resources.setup) or None,
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_SECONDS,
@@ -76,7 +119,7 @@ def sbatch_text(sweep: Path, resources: ResourcesConfig, count: int, parallel: i
     """Return the file that sbatch is given for a class of `count` runs, whether or not there is a Slurm here."""
     asked = parameters(f"{sweep.name}-train", resources, parallel)
     log = sweep.resolve() / "log"
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(log))}"
+    command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(log))}"
     text: str = _make_sbatch_string(command, log, map_count=count if count > 1 else None, **asked)
     return text
 
@@ -90,18 +133,64 @@ def _outside_any_job() -> Iterator[None]:
         yield
 
 
-def _submit(sweep: Path, jobs: Sequence[Callable[[], str]], asked: dict[str, Any], after: str = "") -> list[str]:
-    """Submit jobs as one array and return their ids."""
-    extra = {"dependency": after, "kill-on-invalid-dep": "yes"} if after else {}
-    asked = {**asked, "additional_parameters": {**asked["additional_parameters"], **extra}}
-    executor = submitit.SlurmExecutor(sweep / "log")  # parameters stick to an executor, so each stage has its own
-    executor.update_parameters(**asked)
-    with executor.batch():
-        handles = [executor.submit(job) for job in jobs]
-    return [str(handle.job_id) for handle in handles]
+@dataclass
+class Submission:
+    """What a launch has handed to Slurm so far."""
+
+    sweep: Path
+    ids: dict[str, list[str]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    tokens: set[str] = field(default_factory=set)
+    runs: list[RunDir] = field(default_factory=list)
+
+    def array(self, stage: str, jobs: Sequence[Callable[[], str]], asked: dict[str, Any], *after: str) -> list[str]:
+        """Submit jobs as one array and return their ids; `after` are dependencies that all have to hold."""
+        wait = ",".join(filter(None, after))
+        extra = {"dependency": wait, "kill-on-invalid-dep": "yes"} if wait else {}
+        extra |= {"comment": asked["comment"]} if "comment" in asked else {}
+        asked = {**asked, "additional_parameters": {**asked["additional_parameters"], **extra}}
+        executor = submitit.SlurmExecutor(self.sweep / "log", python=PYTHON)  # parameters stick to an executor
+        executor.update_parameters(**asked)
+        with executor.batch():
+            handles = [executor.submit(job) for job in jobs]
+        found = [str(handle.job_id) for handle in handles]
+        self.ids[stage] += found
+        return found
+
+    def stage(self, stage: str, job: Job, parts: Sequence[Array], after: Sequence[str]) -> list[list[str]]:
+        """Submit arrays of runs, each with a dependency of its own, and return the ids of each."""
+        found: list[list[str]] = []
+        for part, wait in zip(parts, after, strict=True):
+            behind = "" if part.behind is None else _ended(found[part.behind])
+            found.append(self._runs(stage, job, part, wait, behind))
+        return found
+
+    def _runs(self, stage: str, job: Job, part: Array, *after: str) -> list[str]:
+        """Submit one job for each run, which notes the array's token before and its job's id afterwards."""
+        token = secrets.token_hex(6)
+        self.tokens.add(token)
+        self.runs += part.runs if stage == "train" else []
+        for run in part.runs:
+            run.record("submitting", token=token)
+        asked = parameters(f"{self.sweep.name}-{stage}", part.resources, part.share) | {"comment": token}
+        found = self.array(stage, [job(str(run.path)) for run in part.runs], asked, *after)
+        noted = "submitted" if stage == "train" else "evaluation submitted"
+        for run, one in zip(part.runs, found, strict=True):
+            run.record(noted, job=one, executor="slurm", token=token)
+        return found
+
+    def withdraw(self) -> None:
+        """Take back what was submitted: half a sweep in the queue is worse than none."""
+        jobs = {job for found in self.ids.values() for job in found}
+        jobs |= {job for job, queued in (slurm.queue() or {}).items() if queued.comment in self.tokens}
+        if arrays := sorted({job.split("_")[0] for job in jobs}, key=int):
+            subprocess.run(["scancel", *arrays], check=False, timeout=60)
+        for run in self.runs:
+            run.record("stopped", why="withdrawn, because a part of the sweep could not be submitted")
 
 
-def submit(sweep: Path, train: Classes, evaluate: Classes, parallel: int | None) -> dict[str, list[str]]:
+def submit(
+    sweep: Path, train: Classes, evaluate: Classes, parallel: int | None, canary: RunDir | None = None
+) -> dict[str, list[str]]:
     """Submit what is to be trained and evaluated, and the report behind all of it; return at once.
 
     Parameters
@@ -109,63 +198,63 @@ def submit(sweep: Path, train: Classes, evaluate: Classes, parallel: int | None)
     train : untrained runs; each is evaluated when it is trained
     evaluate : runs that are trained already
     parallel : most jobs of a stage at the same time, over all classes
+    canary : one of the untrained runs, whose first steps have to succeed before any other training starts
 
     Returns
     -------
-    job ids by stage: train, evaluate, report
+    job ids by stage: canary, train, evaluate, report
 
     Raises
     ------
     SubmissionError
     """
-    ids: dict[str, list[str]] = {"train": [], "evaluate": [], "report": []}
+    submission = Submission(sweep)
     try:
         with _outside_any_job():
-            _submit_all(ids, sweep, train, evaluate, parallel)
+            _submit_all(submission, train, evaluate, parallel, canary)
     except FailedJobError as error:
-        _withdraw(ids, [run for runs in train.values() for run in runs])
+        submission.withdraw()
         raise SubmissionError(f"sbatch: {str(error).strip()}; what was submitted before is withdrawn") from error
-    return ids
+    except BaseException:
+        submission.withdraw()
+        raise
+    return submission.ids
 
 
 def _submit_all(
-    ids: dict[str, list[str]], sweep: Path, train: Classes, evaluate: Classes, parallel: int | None
+    submission: Submission, train: Classes, evaluate: Classes, parallel: int | None, canary: RunDir | None
 ) -> None:
     """Submit stage by stage, noting every id as soon as there is one."""
-    total = sum(map(len, train.values()))
-    for resources, runs in train.items():
-        share = share_of(parallel, len(runs), total)
-        asked = parameters(f"{sweep.name}-train", resources, share)
-        found = _submit(sweep, [TrainJob(str(run.path)) for run in runs], asked)
-        ids["train"] += found
-        for run, job in zip(runs, found, strict=True):
-            run.record("submitted", job=job, executor="slurm")
-        after = f"aftercorr:{found[0].split('_')[0]}" if len(found) > 1 else f"afterok:{found[0]}"
-        ids["evaluate"] += _evaluation(sweep, resources, runs, share, after)
-    for resources, runs in evaluate.items():
-        ids["evaluate"] += _evaluation(sweep, resources, runs, parallel, "")
-    everything = sorted({job.split("_")[0] for job in ids["train"] + ids["evaluate"]}, key=int)
-    asked = parameters(f"{sweep.name}-report", _report_resources(train or evaluate), None)
-    ids["report"] = _submit(sweep, [ReportJob(str(sweep))], asked, f"afterany:{':'.join(everything)}")
+    name, most, first = submission.sweep.name, slurm.most_elements(), ""
+    if canary is not None:
+        resources = next(resources for resources, runs in train.items() if canary in runs)
+        asked = parameters(f"{name}-canary", resources, None)
+        first = _succeeded(submission.array("canary", [CanaryJob(str(canary.path))], asked))
+    fresh, again = arrays(train, parallel, most), arrays(evaluate, parallel, most)
+    ids = submission.stage("train", TrainJob, fresh, [first] * len(fresh))
+    ids += submission.stage("evaluate", EvaluateJob, list(map(_on_one, fresh)), list(map(_succeeded, ids)))
+    ids += submission.stage("evaluate", EvaluateJob, list(map(_on_one, again)), [""] * len(again))
+    asked = parameters(f"{name}-report", _report_resources(train or evaluate), None)
+    submission.array("report", [ReportJob(str(submission.sweep))], asked, _ended(*ids))
 
 
-def _withdraw(ids: dict[str, list[str]], runs: Sequence[RunDir]) -> None:
-    """Take back what was submitted: half a sweep in the queue is worse than none."""
-    if arrays := sorted({job.split("_")[0] for jobs in ids.values() for job in jobs}):
-        subprocess.run(["scancel", *arrays], check=False, timeout=60)
-    for run in runs[: len(ids["train"])]:
-        run.record("stopped", why="withdrawn, because sbatch refused another part of the sweep")
+def _succeeded(jobs: Sequence[str]) -> str:
+    """Return the dependency on jobs of one array that succeed, element by element where there are several."""
+    return f"aftercorr:{_array(jobs)}" if "_" in jobs[0] else f"afterok:{jobs[0]}"
 
 
-def _evaluation(
-    sweep: Path, resources: ResourcesConfig, runs: list[RunDir], share: int | None, after: str
-) -> list[str]:
-    alone = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, resources.gpus_per_node)}
-    asked = parameters(f"{sweep.name}-evaluate", resources.model_copy(update=alone), share)
-    found = _submit(sweep, [EvaluateJob(str(run.path)) for run in runs], asked, after)
-    for run, job in zip(runs, found, strict=True):
-        run.record("evaluation submitted", job=job)
-    return found
+def _ended(*arrays: Sequence[str]) -> str:
+    return "afterany:" + ":".join(map(_array, arrays))
+
+
+def _array(jobs: Sequence[str]) -> str:
+    return jobs[0].split("_")[0]
+
+
+def _on_one(part: Array) -> Array:
+    """Return what evaluating these runs needs: one process each, and one GPU where there are some."""
+    alone = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, part.resources.gpus_per_node)}
+    return replace(part, resources=part.resources.model_copy(update=alone))
 
 
 def _report_resources(classes: Classes) -> ResourcesConfig:

@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from galaxyhpc import cluster, local, slurm
-from galaxyhpc.config import ResourcesConfig, RunConfig
-from galaxyhpc.preflight import Network
+from galaxyhpc.config import ResourcesConfig, RunConfig, flat
 from galaxyhpc.rundir import RunDir, runs_of, state
 
 
@@ -19,7 +18,7 @@ class LaunchError(ValueError):
 
 
 def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
-    """Return the runs that are neither done nor under way, with what they need."""
+    """Return the runs that are neither done nor under way, in the order of `configs`, with what they need."""
     from galaxyhpc.evaluate import done
     from galaxyhpc.lifecycle import is_busy
 
@@ -30,43 +29,90 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     for config in configs:
         run = RunDir(directory / config.run_id)
         if not (done(run, config) or is_busy(run) or _waits(run, queued)):
-            found[run] = config.resources.plain
+            found[run] = run.amended(config.resources.plain)
     return found
 
 
 def _waits(run: RunDir, queued: dict[str, slurm.Queued]) -> bool:
-    """Whether a job of this run waits or runs in Slurm's queue."""
-    jobs = {event["job"] for event in run.events() if event["event"] in ("submitted", "evaluation submitted")}
-    return not jobs.isdisjoint(queued)
+    """Whether a job of this run waits or runs in Slurm's queue.
+
+    A launch that was killed after sbatch and before it could note the job's id left the token of the array.
+    """
+    events = [event for event in run.events() if "token" in event or "job" in event]
+    jobs = {event["job"] for event in events if event["event"] in ("submitted", "evaluation submitted")}
+    tokens = {event["token"] for event in events if event["event"] == "submitting"}
+    tokens -= {event.get("token") for event in events if event["event"] != "submitting"}
+    return not jobs.isdisjoint(queued) or any(job.comment in tokens for job in queued.values())
+
+
+def refuse_orphans(directory: Path, configs: Sequence[RunConfig]) -> None:
+    """Refuse a sweep whose settings changed after runs of it were begun: their results would drop out unseen.
+
+    Raises
+    ------
+    LaunchError
+        Naming the settings that differ.
+    """
+    if not (directory / "plan.csv").exists():
+        return
+    planned = {config.run_id for config in configs}
+    begun = [run for run in runs_of(directory) if run.run_id not in planned and run.checkpoints.exists()]
+    if begun:
+        lines = [f"{run.run_id}: {_difference(run, configs)}" for run in begun[:5]]
+        more = [f"... and {len(begun) - 5} more"] if len(begun) > 5 else []
+        raise LaunchError(
+            f"{directory}: runs that were begun are not in this sweep any more; nothing was changed\n  "
+            + "\n  ".join(lines + more)
+            + "\nGive the changed sweep a name of its own (--set name=...), or move those directories away."
+        )
+
+
+def _difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
+    """Name the settings in which a run differs from the planned one that is most like it."""
+    try:
+        was = flat(run.load_config().identity())
+    except (OSError, ValueError):
+        return "its config.json cannot be read"
+    found: list[list[str]] = []
+    for now in (flat(config.identity()) for config in configs):
+        keys = [key for key in was | now if was.get(key) != now.get(key)]
+        found.append([f"{key} {was.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys])
+    return ", ".join(min(found, key=len))
 
 
 def dispatch(
     console: Console,
     directory: Path,
-    configs: Sequence[RunConfig],
-    networks: dict[str, Network],
+    to_do: dict[RunDir, ResourcesConfig],
     executor: str,
     parallel: int | None,
+    canary: bool = False,
 ) -> int:
+    """Train and evaluate these runs of a sweep, in their order, and report; return the exit status.
+
+    Raises
+    ------
+    LaunchError, cluster.SubmissionError
+    """
     if executor == "auto":
         if slurm.is_away():
             raise LaunchError("this machine's Slurm does not answer; try again, or run here with --executor local")
         executor = "slurm" if slurm.is_up() else "local"
-    to_do = missing(directory, configs)
-    busy = len(configs) - len(to_do)
-    console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
     if executor == "slurm":
-        return _on_slurm(console, directory, to_do, parallel)
-    return _here(console, directory, configs, to_do, networks, executor, parallel)
+        return _on_slurm(console, directory, to_do, parallel, canary)
+    return _here(console, directory, to_do, executor, parallel)
 
 
-def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], parallel: int | None) -> int:
+def _on_slurm(
+    console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], parallel: int | None, canary: bool
+) -> int:
     if not slurm.is_up():
         raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); allowed here: local, debug")
     if to_do:
         trained = {run: asked for run, asked in to_do.items() if run.best_file.exists()}
         fresh = {run: asked for run, asked in to_do.items() if run not in trained}
-        ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel)
+        first = next(iter(fresh), None) if canary else None
+        ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel, first)
         for stage, jobs in ids.items():
             arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
             if jobs:
@@ -81,29 +127,22 @@ def _on_slurm(console: Console, directory: Path, to_do: dict[RunDir, ResourcesCo
 
 
 def _here(
-    console: Console,
-    directory: Path,
-    configs: Sequence[RunConfig],
-    to_do: dict[RunDir, ResourcesConfig],
-    networks: dict[str, Network],
-    executor: str,
-    parallel: int | None,
+    console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], executor: str, parallel: int | None
 ) -> int:
     from galaxyhpc.aggregate import AggregateError, aggregate, show
     from galaxyhpc.data import DataError, load_split, prepare
 
     try:
-        for data in {config.data for config in configs if RunDir(directory / config.run_id) in to_do}:
+        for data in {run.load_config().data for run in to_do}:
             load_split(data, prepare(data), directory)  # once, with a progress bar, before the processes start
     except DataError as error:
         raise LaunchError(str(error)) from error
-    heavy_first = sorted(to_do, key=lambda run: -networks[run.run_id].multiply_adds)
     finished = True
     if executor == "debug":
-        _in_this_process(heavy_first)
+        _in_this_process(list(to_do))
     else:
         machine = local.this_machine(parallel)
-        finished = local.carry_out({run: to_do[run] for run in heavy_first}, machine, console, directory.name)
+        finished = local.carry_out(to_do, machine, console, directory.name)
     try:
         show(aggregate(directory))
     except AggregateError as error:

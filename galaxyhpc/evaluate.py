@@ -6,6 +6,7 @@ to results.csv, every few seconds, so that an interrupted evaluation goes on whe
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -22,11 +23,12 @@ from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt, severities
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.lifecycle import Stop
+from galaxyhpc.lifecycle import Stop, find_place, refuse_crash_loop
 from galaxyhpc.models import build_model
 from galaxyhpc.rundir import RunDir, state
 
 SAVE_SECONDS = 20.0
+NOTICE_SECONDS = 10.0  # before the end of its time an evaluation saves and makes room
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float
     """Return the (n, 10) logits of the test galaxies under one condition and severity; None where a signal came."""
     parts = []
     for rows in task.rows.split(task.batch_size):
-        if stop.wanted:
+        if stop.wanted or stop.ends_within(NOTICE_SECONDS):
             return None
         images, _ = task.pictures.take(rows)
         corrupted = corrupt(images, rows.to(images.device), *pair, task.survey)
@@ -103,12 +105,16 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
     NotTrainedError
     """
     config = run.load_config()
+    config = config.model_copy(update={"resources": run.amended(config.resources.plain)})
     if done(run, config):
         if state(run).name != "evaluated":  # killed between the results and the event
             run.record("evaluated", measured=0, kept=len(wanted(config)))
         return True
     task, measured = set_up(run, config)
     missing = [pair for pair in wanted(config) if pair not in measured.logits]
+    place = find_place()
+    refuse_crash_loop(run, place, "evaluating", "measured", len(measured.logits))
+    run.record("evaluating", measured=len(measured.logits), job=place.job, pid=os.getpid(), nodes=place.node_names)
     console, saved = Console(), time.monotonic()
     for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):
         logits = measure(task, pair, stop)

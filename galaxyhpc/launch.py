@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster
+from galaxyhpc import cluster, slurm
 from galaxyhpc.config import RunConfig
-from galaxyhpc.dispatch import LaunchError, dispatch, missing
+from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.preflight import Network, PreflightError, check
 from galaxyhpc.rundir import RunDir, state, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
@@ -45,8 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_plan(console, sweep, directory, configs, networks, options)
             return 0
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
+            refuse_orphans(directory, configs)
             write_plan(sweep, directory, configs, networks)
-            return dispatch(console, directory, configs, networks, options.executor, options.max_parallel)
+            heavy_first = sorted(configs, key=lambda config: -networks[config.run_id].multiply_adds)
+            to_do = missing(directory, heavy_first)
+            busy = len(configs) - len(to_do)
+            console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
+            return dispatch(console, directory, to_do, options.executor, options.max_parallel, options.canary)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
@@ -67,6 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where sweeps are kept (default: runs)")
     parser.add_argument("--max-parallel", type=_positive, metavar="N", help="most jobs of a stage at the same time")
+    parser.add_argument("--canary", action="store_true", help="first make a few steps of the heaviest run, on Slurm")
     parser.add_argument("--dry-run", action="store_true", help="show points, resource classes and sbatch files only")
     return parser.parse_args(arguments)
 
@@ -143,12 +149,11 @@ def show_plan(
         points.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *cost, found)
     console.print(points)
     to_train = {run: asked for run, asked in missing(directory, configs).items() if not run.best_file.exists()}
-    classes = cluster.by_resources(to_train)
-    for number, (resources, runs) in enumerate(classes.items(), 1):
-        asked = resources.model_dump(exclude_defaults=True)
-        share = cluster.share_of(options.max_parallel, len(runs), len(to_train))
-        text = cluster.sbatch_text(directory, resources, len(runs), share)
-        print(f"\nresource class {number}: {len(runs)} runs, {asked}\n\n{text}")  # as it is: nothing wrapped
+    parts = cluster.arrays(cluster.by_resources(to_train), options.max_parallel, slurm.most_elements())
+    for number, part in enumerate(parts, 1):
+        asked = part.resources.model_dump(exclude_defaults=True)
+        text = cluster.sbatch_text(directory, part.resources, len(part.runs), part.share)
+        print(f"\nresource class {number}: {len(part.runs)} runs, {asked}\n\n{text}")  # as it is: nothing wrapped
     print("nothing was submitted")
 
 

@@ -9,8 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import Stop, carry_out
+from galaxyhpc.lifecycle import BusyError, Stop, carry_out, find_place
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of
+
+CANARY_STEPS = 3
 
 
 def work(run: RunDir, stop: Stop) -> bool:
@@ -30,10 +32,36 @@ class TrainJob:
         return carry_out(self.path, work)
 
 
+def try_out(run: RunDir, stop: Stop) -> bool:
+    """Train the first steps only; the run itself goes on from there."""
+    from galaxyhpc.trainer import train
+
+    train(run, stop, CANARY_STEPS)
+    if find_place().rank == 0 and not stop.wanted:
+        run.record(
+            "stopped", why=f"its first {CANARY_STEPS} steps were made before the other runs; it waits for its turn"
+        )
+    return not stop.wanted
+
+
+@dataclass(frozen=True)
+class CanaryJob:
+    """Callable given to submitit ahead of a sweep: what fails here would fail in every run."""
+
+    path: str
+
+    def __call__(self) -> str:
+        return carry_out(self.path, try_out)
+
+
 if __name__ == "__main__":
     try:
         (run,) = runs_of(Path(sys.argv[1]))
     except (IndexError, ValueError) as error:
         print(error if isinstance(error, NoRunError) else __doc__, file=sys.stderr)
         sys.exit(2)
-    TrainJob(str(run.path))()
+    try:
+        TrainJob(str(run.path))()
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -24,13 +24,14 @@ GPU = ResourcesConfig(
     account="astro",
     qos="long",
     constraint="a100&ib",
+    exclude_nodes=("node3", "node[7-9]"),
     setup=("module load cuda", "export NCCL_DEBUG=WARN"),
 )
 
 
 def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
     text = cluster.sbatch_text(Path("/scratch/my runs/all"), GPU, count=12, parallel=5)
-    python = shlex.quote(sys.executable)
+    python = 'sh -c \'trap "" USR2; exec "$@"\' sh ' + shlex.quote(sys.executable)
     assert text.splitlines() == [
         "#!/bin/bash",
         "",
@@ -39,6 +40,7 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
         "#SBATCH --array=0-11%5",
         "#SBATCH --constraint='a100&ib'",
         "#SBATCH --cpus-per-task=8",
+        "#SBATCH --exclude='node3,node[7-9]'",
         "#SBATCH --gpus-per-node=4",
         "#SBATCH --job-name=all-train",
         "#SBATCH --mem=102912M",
@@ -75,6 +77,26 @@ def test_runs_with_the_same_needs_make_one_class() -> None:
     runs = {RunDir(Path(f"/r/{i}")): large if i == 1 else small for i in range(3)}
     found = cluster.by_resources(runs)
     assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
+
+
+def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() -> None:
+    runs = [RunDir(Path(f"/r/{i}")) for i in range(7)]
+    found = cluster.arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, most=2)
+    assert [[run.run_id for run in part.runs] for part in found] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
+    assert [part.resources for part in found] == [ResourcesConfig()] * 3 + [GPU]
+    assert {(part.share, part.behind) for part in found} == {(None, None)}
+
+
+@pytest.mark.parametrize("parallel", range(1, 12))
+@pytest.mark.parametrize("sizes", [[1], [1000], [3, 3], [1, 10], [5, 1, 1, 1], [2] * 7])
+def test_arrays_never_run_more_jobs_together_than_allowed_and_none_is_left_out(sizes: list[int], parallel: int) -> None:
+    lanes = cluster.lanes(sizes, parallel)
+    at_once = [share for share, behind in lanes if behind is None]
+    assert sum(at_once) <= parallel and all(share >= 1 for share, _ in lanes)
+    assert sum(at_once) == min(parallel, sum(sizes)) or len(sizes) > parallel
+    for number, (_, behind) in enumerate(lanes):
+        if behind is not None:
+            assert 0 <= behind < number and [other for _, other in lanes].count(behind) == 1
 
 
 @pytest.fixture(autouse=True)
