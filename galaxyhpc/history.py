@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def why(one: Standing) -> str:
     """Say how a run came to be where it is: its last error, its history, and what to do."""
     parts = [f"{one.run.run_id}: {one.name} {one.why}".rstrip(), *_last_error(one.records), "history:"]
     parts += [f"  {line}" for line in _history(one.records)]
-    point, sweep = one.run.run_id, one.run.sweep
+    point, sweep = one.run.run_id, shlex.quote(str(one.run.sweep))
     what_to_do = [f"next: {next_step(one)}"]
     if one.name in ("failed", "lost", "stopped"):
         what_to_do.append(f"  python -m galaxyhpc.retry {sweep} {point}")
@@ -111,7 +112,7 @@ def newest_logs(records: Records) -> list[Path]:
     """Return the log files of the job that wrote last, one per process, in the order of their ranks."""
     run = records.run
     found = [file for file in _files(run.log) if re.search(r"_log\.(out|err)$", file.name)]
-    jobs = "|".join(map(re.escape, records.jobs | _started(records)))
+    jobs = "|".join(map(re.escape, _jobs(records)))
     found += [file for file in _files(run.sweep / "log") if jobs and re.match(rf"({jobs})(_\d+)?_log\.", file.name)]
     if not found:
         return []
@@ -120,8 +121,10 @@ def newest_logs(records: Records) -> list[Path]:
     return sorted((file for file in found if re.match(rf"{re.escape(job)}(_\d+)?_log\.", file.name)), key=_rank)
 
 
-def _started(records: Records) -> set[str]:
-    return {str(e["job"]).rpartition(".")[0] for e in records.events if "job" in e and "." in str(e["job"])} - {""}
+def _jobs(records: Records) -> set[str]:
+    """Return the ids that the run's logs may bear: of Slurm's jobs, or of submitit's local processes."""
+    started = {str(event["job"]).rpartition(".")[0] for event in records.events if "job" in event}
+    return (started | {str(event.get("job")) for event in records.submissions}) - {""}
 
 
 def _rank(file: Path) -> tuple[int, str]:

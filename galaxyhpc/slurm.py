@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ANSWER_SECONDS = 60
@@ -80,3 +81,12 @@ def state_of(job: str) -> str:
     """Return a job's state, empty where Slurm does not say."""
     found = re.search(r"\bJobState=(\w+)", _ask("scontrol", "--oneliner", "show", "job", job) or "")
     return found[1] if found else ""
+
+
+def endings(jobs: Iterable[str]) -> dict[str, str]:
+    """Return the last states of jobs that left the queue, as far as accounting or the controller still knows."""
+    accounts = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State")
+    known = ("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T")
+    answer = _ask(*accounts, f"--jobs={','.join(jobs)}") or _ask(*known) or ""
+    found = (line.split("|", 1) for line in answer.splitlines())
+    return {row[0].strip(): row[1].split()[0] for row in found if len(row) == 2 and row[1].strip()}

@@ -59,20 +59,30 @@ class Records:
         return found if isinstance(found, dict) else {}
 
     @property
-    def job(self) -> str:
-        """Slurm's id of the job that the run depends on now: its training, after that its evaluation; else ''."""
-        submitted = self.last("evaluation submitted") if self.trained else self.last("submitted")
-        return str(submitted.get("job", "")) if submitted.get("executor", "slurm") == "slurm" else ""
+    def submissions(self) -> list[Record]:
+        """Jobs that Slurm was given for this run, the newest last."""
+        found = (event for event in self.events if event["event"] in ("submitted", "evaluation submitted"))
+        return [event for event in found if event.get("executor", "slurm") == "slurm"]
 
     @property
-    def jobs(self) -> set[str]:
-        """Ids of all jobs that Slurm was ever given for this run."""
-        submitted = (event for event in self.events if event["event"] in ("submitted", "evaluation submitted"))
-        return {str(event.get("job")) for event in submitted if event.get("executor", "slurm") == "slurm"}
+    def job(self) -> str:
+        """Slurm's id of the job that the run depends on now: its training, after that its evaluation; else ''."""
+        name = "evaluation submitted" if self.trained else "submitted"
+        return str(next((event.get("job", "") for event in reversed(self.submissions) if event["event"] == name), ""))
 
     @property
     def on_slurm(self) -> bool:
-        return bool(self.jobs) or bool(self.last("submitting"))
+        return bool(self.submissions) or bool(self.last("submitting"))
+
+    def queued(self, answer: Answer | None) -> dict[str, slurm.Queued]:
+        """Return this run's jobs that wait or run. A token tells them from others' with ids that were used twice."""
+        jobs = answer.jobs or {} if answer is not None else {}
+        mine = [(str(event.get("job")), str(event.get("token", ""))) for event in self.submissions]
+        return {
+            job: jobs[job]
+            for job, token in mine
+            if job in jobs and (not token or jobs[job].comment in (token, "", "(null)"))
+        }
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ def standing(records: Records, answer: Answer | None) -> Standing:
     if found.name == "evaluated":
         return plain
     if answer is not None and answer.jobs is not None:
-        job = answer.jobs.get(records.job) or _by_token(records, answer.jobs)
+        job = records.queued(answer).get(records.job) or _by_token(records, answer.jobs)
         if job is not None:
             return _queued(plain, job)
     why = _lost(plain, answer)
@@ -167,7 +177,7 @@ def _by_token(records: Records, jobs: dict[str, slurm.Queued]) -> slurm.Queued |
     """Find the job of a launch that was interrupted between the submission and its record."""
     last = records.last("submitting", "submitted", "evaluation submitted")
     token = str(last.get("token", "")) if last.get("event") == "submitting" else ""
-    return next((job for job in jobs.values() if token and token in job.comment), None)
+    return next((job for job in jobs.values() if token and token == job.comment), None)
 
 
 def _queued(plain: Standing, job: slurm.Queued) -> Standing:

@@ -76,7 +76,10 @@ def _lines(standings: Sequence[Standing], found: dict[RunDir, list[str]]) -> lis
     starts = [sum(widths[:n]) + 2 * n for n in range(len(widths))]
     lines = []
     for number_of, row in enumerate(rows):
-        cells = [text.rjust(w) if name in RIGHT else text.ljust(w) for name, text, w in zip(COLUMNS, row, widths)]
+        cells = [
+            text.rjust(w) if name in RIGHT else text.ljust(w)
+            for name, text, w in zip(COLUMNS, row, widths, strict=True)
+        ]
         line = Text("  ".join(cells).rstrip(), "" if number_of else "bold", no_wrap=True, overflow="ellipsis")
         line.stylize(COLOURS.get(row[1], ""), starts[1], starts[2])
         line.stylize("red" if number_of and standings[number_of - 1].run in found else "", starts[-1])
@@ -189,8 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = runs_of(options.path)
         if point is not None:
-            (one,), _ = look([chosen(runs, point)])
+            (one,), answer = look([chosen(runs, point)])
             print(history.logs(one) if options.logs is not None else history.why(one))
+            if options.why is not None and answer is not None and answer.jobs is None:
+                print(SILENT)
         elif options.watch:
             watch(console, runs, str(options.path))
         else:

@@ -1,0 +1,167 @@
+"""Take runs back: `python -m galaxyhpc.cancel runs/SWEEP [POINT ...]`, the whole sweep or single points.
+
+Jobs that wait in Slurm's queue leave it, running ones are told to save and leave, and so are this machine's own
+processes. Launching the sweep again goes on where they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from galaxyhpc.lifecycle import is_busy
+from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.standing import Answer, PointError, Standing, look, of_points, sweep_of
+
+LISTED = 20  # runs that get a line of their own
+HARMLESS = ("Invalid job id specified", "already completed", "already completing")  # it ended by itself meanwhile
+
+
+class CancelError(ValueError):
+    """Nothing could be cancelled as things are; nothing was changed."""
+
+
+def cancel(runs: Sequence[RunDir], whole: Path | None) -> list[str]:
+    """Cancel what these runs have in Slurm's queue or as a process here, and say what was done.
+
+    `whole` is the sweep's directory where all of it is meant: its report's job goes too.
+
+    Raises
+    ------
+    CancelError
+    """
+    standings, answer = look(runs)
+    if answer is not None and answer.jobs is None:
+        raise CancelError("Slurm does not answer, and what waits there is not known; nothing was changed; try again")
+    jobs = {one.run: sorted(one.records.queued(answer)) for one in standings}
+    withdraw({job for some in jobs.values() for job in some}, _others(whole, standings, answer) if whole else set())
+    lines, nothing = [], Counter[str]()
+    for one in standings:
+        done = ", ".join(jobs[one.run]) and f"withdrawn: {', '.join(jobs[one.run])}"
+        done = done or _told_to_leave(one)
+        if done and state(one.run).name != "evaluated":
+            one.run.record("cancelled", why="cancelled")
+        lines += [f"{one.run.run_id}: {done}"] if done else []
+        nothing[one.name] += not done
+        if not done and not whole:
+            lines.append(f"{one.run.run_id}: nothing to cancel: {one.name}{_hint(one)}")
+    return _summary(lines, nothing, whole)
+
+
+def _summary(lines: list[str], nothing: Counter[str], whole: Path | None) -> list[str]:
+    if len(lines) > LISTED:
+        lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more runs alike"]
+    if whole and +nothing:
+        left = ", ".join(f"{count} {name}" for name, count in (+nothing).items())
+        lines.append(f"neither in a queue nor running here, and left as they are: {left}")
+    if whole and _launching(whole):
+        lines.append("a launch of this sweep is at work, and what it starts next is not cancelled: stop it with Ctrl-C")
+    return lines
+
+
+def _hint(one: Standing) -> str:
+    """Say why a run that seems to be under way cannot be reached."""
+    if one.name == "waiting":
+        return " in an array that an interrupted launch submitted: cancel the whole sweep"
+    started = one.records.last("started", "evaluating")
+    if is_busy(one.run):
+        return f", by a process that cannot be told from here (host {started.get('host', 'unknown')})"
+    return ""
+
+
+def _others(sweep: Path, standings: Sequence[Standing], answer: Answer | None) -> set[str]:
+    """Return the jobs of a sweep that no run has noted: its report, and what an interrupted launch submitted."""
+    if answer is None or answer.jobs is None:
+        return set()
+    tokens = {
+        str(e["token"]) for one in standings for e in one.records.events if e["event"] == "submitting" and "token" in e
+    }
+    return {
+        job
+        for job, queued in answer.jobs.items()
+        if queued.comment in tokens or (sweep / "log" / f"{job.partition('_')[0]}_submission.sh").exists()
+    }
+
+
+def withdraw(jobs: set[str], others: set[str]) -> None:
+    """Cancel jobs with one call of scancel: elements one by one, whole arrays where all of the sweep is meant.
+
+    Never with --signal: Slurm 22.05 repeats a signal to an element as long as others of its array wait.
+
+    Raises
+    ------
+    CancelError
+    """
+    named = {job.partition("_")[0] for job in jobs | others} if others else jobs
+    if not named:
+        return
+    try:
+        answer = subprocess.run(["scancel", *sorted(named)], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CancelError(f"scancel: {error}; nothing was recorded; status says what is left") from error
+    wrong = [line for line in answer.stderr.splitlines() if not any(text in line for text in HARMLESS)]
+    if answer.returncode and wrong:
+        raise CancelError(f"{wrong[0]}; nothing was recorded; status says what is left")
+
+
+def _told_to_leave(one: Standing) -> str:
+    """Tell this machine's own process of a run to save and leave; '' where there is none."""
+    started = one.records.last("started", "evaluating")
+    process = started.get("pid")
+    if started.get("host") != socket.gethostname() or type(process) is not int or process <= 1:
+        return ""
+    if not (is_busy(one.run) and _holds(process, one.run)):
+        return ""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(process, signal.SIGTERM)
+        return f"process {process} is told to save and leave"
+    return ""
+
+
+def _holds(process: int, run: RunDir) -> bool:
+    """Whether this very process holds the run: its number may be another program's by now."""
+    lock = str((run.path / ".lock-0").resolve())
+    with suppress(OSError):
+        return any(os.path.realpath(opened) == lock for opened in Path(f"/proc/{process}/fd").iterdir())
+    return False
+
+
+def _launching(sweep: Path) -> bool:
+    try:
+        with (sweep / ".launch.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Cancel what the command line names; 2 where that is not possible, and nothing was changed then."""
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.cancel", description=__doc__)
+    parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
+    parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one (default: all runs)")
+    options = parser.parse_args(arguments)
+    try:
+        runs = runs_of(options.path)
+        some = of_points(runs, options.points) if options.points else runs
+        whole = sweep_of(options.path) if not options.points and (options.path / "plan.csv").is_file() else None
+        print("\n".join(cancel(some, whole)))
+    except (NoRunError, PointError, CancelError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
