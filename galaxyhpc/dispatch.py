@@ -77,7 +77,8 @@ def _difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
     for now in (flat(config.identity()) for config in configs):
         keys = [key for key in was | now if was.get(key) != now.get(key)]
         found.append([f"{key} {was.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys])
-    return ", ".join(min(found, key=len))
+    nearest = min(found, key=len)
+    return ", ".join(nearest)
 
 
 def dispatch(

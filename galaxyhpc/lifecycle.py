@@ -32,7 +32,6 @@ from galaxyhpc.rundir import RunDir
 STARTS = 3  # of one job at the same step: a further one would not get beyond it either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again
 TRACE = 4000  # characters of a traceback that are kept
-PATIENCE_SECONDS = 60  # the previous start of a requeued job may still be dying
 STOPPED = 75  # exit status: not finished, start again to go on (EX_TEMPFAIL of sysexits.h)
 
 
@@ -115,15 +114,40 @@ class BusyError(RuntimeError):
 @contextmanager
 def alone(run: RunDir, place: Place) -> Iterator[None]:
     """Hold the run: never two writers. The lock goes with the process, however that ends."""
-    lock = FileLock(run.path / f".lock-{place.rank}", timeout=PATIENCE_SECONDS)
+    lock = FileLock(run.path / f".lock-{place.rank}")
+    patience = _patience()
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not patience:
+                raise
+            print(f"{_busy(run)}; waiting up to {patience} s", flush=True)
+            lock.acquire(timeout=patience)
     except Timeout:
-        raise BusyError(f"{run.path}: another process works on this run; nothing was changed") from None
+        raise BusyError(f"{_busy(run)}; nothing was changed") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _patience() -> int:
+    """Return for how many seconds a run that somebody holds is waited for.
+
+    What a scheduler starts may follow upon a process that is still dying; the node of a requeued job may be cut off
+    from Slurm and still at work. A person is told at once.
+    """
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return 0
+    return 60 if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 600
+
+
+def _busy(run: RunDir) -> str:
+    begun = [event for event in run.events() if event.get("event") in ("started", "evaluating")]
+    last = begun[-1] if begun else {}
+    who = ", ".join(f"{name} {last[name]}" for name in ("job", "host", "pid") if name in last)
+    return f"{run.path}: another process works on this run ({who or 'it has only begun'})"
 
 
 def is_busy(run: RunDir) -> bool:

@@ -11,7 +11,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import Stop, carry_out
+from galaxyhpc.lifecycle import BusyError, Stop, carry_out
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
 
 
@@ -39,6 +39,9 @@ def evaluated(run: RunDir) -> bool:
         return True
     try:
         EvaluateJob(str(run.path))()
+    except BusyError as error:
+        print(error)
+        return False
     except Exception:
         traceback.print_exc()
         return False

@@ -56,9 +56,8 @@ def test_the_handlers_of_before_come_back() -> None:
 
 
 def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_killed(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
+    run: RunDir,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PATIENCE_SECONDS", 0.2)
     code = (
         "import sys, time; from pathlib import Path; from galaxyhpc.lifecycle import Place, alone; "
         "from galaxyhpc.rundir import RunDir\n"
