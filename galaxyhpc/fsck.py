@@ -78,6 +78,8 @@ def _attempt(check: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
         return check(*arguments), ""
     except (DamageError, checkpoint.CheckpointError) as error:
         return None, _plain(str(error))
+    except OSError as error:
+        return None, _plain(error.strerror or str(error))  # without the path, which stands before it already
     except Exception as error:  # hostile content may raise anything: that is the finding
         return None, _plain(f"{type(error).__name__}: {error}")
 
@@ -123,8 +125,9 @@ def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int]
 
 def _check_checkpoint(path: Path, run: RunDir, config: RunConfig | None) -> int:
     """Return the step of a checkpoint that would be resumed from without complaint."""
-    _demand_file(path / "MANIFEST.json", SHORT)
-    _demand_file(path / "state.pt")
+    for name, most in (("MANIFEST.json", SHORT), ("state.pt", None)):
+        if problem := _attempt(_demand_file, path / name, most)[1]:
+            raise DamageError(f"{name}: {problem}")
     step = checkpoint.verify(path, run.run_id).get("step")
     if not isinstance(step, int) or path.name != f"step_{step:08d}":
         raise DamageError(f"the manifest is of step {step}")
@@ -295,17 +298,17 @@ def check_all(path: Path, console: Console) -> list[Found]:
         Where there is no list of runs to be read.
     """
     runs = runs_of(path)
-    if strange := [run for run in runs if run.path.name in ("", ".", "..") or run.path.parent != runs[0].path.parent]:
-        raise NoRunError(f"{path / 'plan.csv'}: found run {strange[0].path}; allowed are directories of the sweep")
+    home = path.resolve().parent if (path / "config.json").is_file() else path.resolve()
+    if strange := [run.path for run in runs if run.path.parent != home or run.path.name in ("", ".", "..")]:
+        raise NoRunError(f"{path / 'plan.csv'}: found run {strange[0]}; allowed are directories in {home}")
     bar = track(runs, str(path), console=console, transient=True, disable=not console.is_terminal)
     found = []
     for run in bar:
         one, problem = _attempt(check_run, run)
         found.append(one or Found(run.run_id, damage=(problem,)))
-    sweep = runs[0].sweep if runs else path
-    if (sweep / "split.csv").exists() or (sweep / "split.csv").is_symlink():
+    if (home / "split.csv").exists() or (home / "split.csv").is_symlink():
         configs = [config for run in runs if (config := _attempt(_read_config, run)[0]) is not None]
-        found.append(check_split(sweep, configs))
+        found.append(check_split(home, configs))
     return found
 
 
