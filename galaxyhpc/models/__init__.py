@@ -38,7 +38,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def multiply_adds(model: nn.Module, image_size: int) -> int:
+def multiply_adds(model: nn.Module, image_size: int, images: int = 2) -> int:
     """Count the multiply-adds of dense convolutions and linear layers for one image in inference.
 
     Blurring, normalisation and expanding filters are left out.
@@ -52,8 +52,8 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | SteerableConv)]
     hooks = [layer.register_forward_hook(add) for layer in layers]
     tensors = {k: v.to("meta") for k, v in chain(model.named_parameters(), model.named_buffers())}
-    try:  # two images, because batch norm refuses to train on one
-        functional_call(model, tensors, (torch.empty(2, COLOURS, image_size, image_size, device="meta"),))
+    try:  # two images at least, because batch norm refuses to train on one
+        functional_call(model, tensors, (torch.empty(images, COLOURS, image_size, image_size, device="meta"),))
     finally:
         for hook in hooks:
             hook.remove()

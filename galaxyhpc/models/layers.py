@@ -49,6 +49,8 @@ class SteerableConv(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
+        if self.weight.is_meta:
+            return  # nothing is drawn without memory, and torch takes long to find out
         std = groups.basis(self.group, self.basis.shape[-1], self.kind).std / math.sqrt(self.in_fields)
         with torch.no_grad():
             weights = self.weight.normal_().view(-1, len(std))
@@ -178,10 +180,11 @@ class AntialiasedPool(nn.Module):
     def __init__(self, sigma: float = 0.66, stride: int = 2) -> None:
         super().__init__()
         self.stride, self.padding = stride, round(3 * sigma)
-        offsets = torch.arange(-self.padding, self.padding + 1, dtype=torch.float32)
-        line = torch.exp(-offsets.square() / (2 * sigma**2))
-        kernel = torch.outer(line, line) / line.sum() ** 2
-        self.register_buffer("kernel", kernel, persistent=False)
+        with torch.device("cpu"):  # arithmetic on the meta device takes long
+            offsets = torch.arange(-self.padding, self.padding + 1, dtype=torch.float32)
+            line = torch.exp(-offsets.square() / (2 * sigma**2))
+            kernel = torch.outer(line, line) / line.sum() ** 2
+        self.register_buffer("kernel", kernel.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), zeros outside."""

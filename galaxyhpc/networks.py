@@ -1,0 +1,117 @@
+"""What a network costs, found before it is trained: counted on torch's meta device, which has shapes and no memory.
+
+A narrow twin (the same architecture, group and head with few fields) has the same symmetry and the same gradients
+flowing, and is really computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from galaxyhpc.config import ModelConfig, RunConfig, TrainConfig
+
+TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries
+SMALL = {"scale": 0.03, "width": "fields"}
+TWIN_SIDE = 33  # px
+MANY = 1009  # images on the meta device: no layer has as many channels, so what has as many rows belongs to the images
+PROCESS_BYTES = 5e8  # Python, torch and e2cnn, before any network
+TRANSIENT = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network costs; the last four are numbers of values."""
+
+    parameters: int
+    multiply_adds: int  # per image, in inference
+    kept: int = 0  # for the backward pass, per image
+    largest: int = 0  # map, per image
+    filters: int = 0  # expanded ones, kept for the backward pass
+    largest_filter: int = 0
+
+
+def images_per_pass(config: RunConfig) -> int:
+    """Return the most images that a process has in one pass."""
+    share = math.ceil(config.train.batch_size / config.resources.tasks)
+    return min(share, config.resources.micro_batch or share)
+
+
+def training_bytes(network: Network, config: RunConfig) -> float:
+    """Estimate the memory of a training process at its peak, the images of the data set apart.
+
+    Bytes
+    -----
+    500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd), and 4 per value (2 in
+    bfloat16) of: images x (maps kept for the backward pass + 3 x the largest), filters expanded + 2 x the largest.
+    """
+    size = 2 if config.train.precision == "bfloat16" else 4
+    maps = images_per_pass(config) * (network.kept + TRANSIENT * network.largest)
+    states = 16 if config.train.optimizer == "adamw" else 12
+    return PROCESS_BYTES + states * network.parameters + size * (maps + network.filters + 2 * network.largest_filter)
+
+
+def measure(model: ModelConfig, size: int) -> Network:
+    """Build a network without memory and count.
+
+    Raises
+    ------
+    ValueError
+    """
+    import torch
+
+    from galaxyhpc.models import build_model, count_parameters, multiply_adds
+
+    with torch.device("meta"):
+        network = build_model(model, size)
+    kept: dict[int, tuple[int, bool]] = {}
+    own = {value.untyped_storage()._cdata for value in (*network.parameters(), *network.buffers())}
+
+    def note(value: Any) -> Any:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes() // value.element_size(), value.shape[:1] == (MANY,))
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        counted = multiply_adds(network, size, MANY)
+    maps = [count // MANY for count, of_images in kept.values() if of_images]
+    filters = [count for count, of_images in kept.values() if not of_images]
+    return Network(count_parameters(network), counted, sum(maps), max(maps), sum(filters), max(filters, default=0))
+
+
+def twin_problem(model: ModelConfig, train: TrainConfig) -> str:
+    """Return what is wrong with a network of this architecture, group and head; nothing where all is well."""
+    import torch
+
+    from galaxyhpc.models import build_model, invariance_error
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = build_model(model.model_copy(update=SMALL), TWIN_SIDE)
+        if model.group is not None and model.head == "pool":
+            if (error := invariance_error(twin, model.group, TWIN_SIDE)) > TOLERANCE:
+                return f"its logits change by {error:.1e} under exact symmetries; allowed {TOLERANCE:.0e}"
+        return _step_problem(twin, train)
+
+
+def _step_problem(twin: Any, train: TrainConfig) -> str:
+    """Take one step with four images of noise."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from galaxyhpc.optimizer import make_optimizer
+
+    optimizer = make_optimizer(twin.train(), train)
+    images, labels = torch.rand(4, 3, TWIN_SIDE, TWIN_SIDE), torch.arange(4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bfloat16"):
+        logits = twin(images)
+    loss = cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
+    loss.backward()
+    without = [name for name, value in twin.named_parameters() if value.grad is None]
+    if without:
+        return f"{', '.join(without)} got no gradient in a first step; allowed is a network that uses all its weights"
+    optimizer.step()
+    finite = all(bool(value.isfinite().all()) for value in (loss, *twin.parameters()))
+    return "" if finite else f"a first step gives a loss of {loss.item():g} or weights that are not finite"
