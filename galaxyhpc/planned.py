@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
 
 from galaxyhpc import results
 from galaxyhpc.config import RunConfig, flat
@@ -84,7 +83,7 @@ def find(run: RunDir) -> Found:
     try:
         config = run.load_config()
         pairs = tuple((name, severity) for name in config.evaluate.conditions for severity in severities(name))
-    except (OSError, ValidationError, KeyError) as error:
+    except (OSError, ValueError) as error:
         return Found(run, reason=f"its config.json cannot be used: {_line(error)}")
     table = results.read_counts(run)
     if table is None:

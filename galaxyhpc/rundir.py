@@ -8,15 +8,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from galaxyhpc.config import ResourcesConfig, RunConfig
+if TYPE_CHECKING:
+    from galaxyhpc.config import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
 
 
 @contextmanager
@@ -100,9 +102,19 @@ class RunDir:
 
         Raises
         ------
-        FileNotFoundError, pydantic.ValidationError
+        OSError, NoRunError
         """
-        return RunConfig.model_validate_json(self.config_file.read_text(encoding="utf-8"))
+        from pydantic import ValidationError
+
+        from galaxyhpc.config import RunConfig
+
+        try:
+            return RunConfig.model_validate_json(self.config_file.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = "".join(f"{readable(str(part))}: " for part in first["loc"])
+            allowed = "allowed: the file that launch wrote, and launching again writes it anew"
+            raise NoRunError(f"{self.config_file}: {where}{readable(first['msg'])}; {allowed}") from None
 
     def amended(self, resources: ResourcesConfig) -> ResourcesConfig:
         """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
@@ -111,14 +123,14 @@ class RunDir:
                 nodes = (*resources.exclude_nodes, *event.get("exclude", ()))
                 asked = {"exclude_nodes": tuple(dict.fromkeys(nodes))}
                 asked |= {"micro_batch": event["micro_batch"]} if "micro_batch" in event else {}
-                resources = ResourcesConfig.model_validate(resources.model_dump() | asked)
+                resources = type(resources).model_validate(resources.model_dump() | asked)
         return resources
 
     def record(self, event: str, **fields: Any) -> None:
         """Append one event, durably: a time in seconds since 1970, the host, the name and what belongs to it."""
         line = json.dumps({"time": round(time.time(), 3), "host": socket.gethostname(), "event": event, **fields})
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.events_file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.events_file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             end = os.lseek(descriptor, 0, os.SEEK_END)
             torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
@@ -129,25 +141,25 @@ class RunDir:
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first."""
-        return [line for line in read_lines(self.events_file) if isinstance(line.get("event"), str)]
+        return [line for line in read_lines(self.events_file) if {"event", "time"} <= line.keys()]
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dictionary per finished epoch."""
-        return read_lines(self.metrics_file)
+        return [line for line in read_lines(self.metrics_file) if {"epoch", "validation_accuracy"} <= line.keys()]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines, skipping torn ones; an absent file has none."""
-    return parse_lines(path.read_text(encoding="utf-8", errors="replace").split("\n")) if path.exists() else []
+    return parse_lines(path.read_text(encoding="utf-8", errors="replace").split("\n")) if path.is_file() else []
 
 
 def parse_lines(lines: list[str]) -> list[dict[str, Any]]:
-    """Parse lines of JSON, skipping what is torn, empty, or no dictionary."""
+    """Parse lines of JSON, skipping what is torn, empty, or nothing that this program writes."""
     try:
         found = json.loads(f"[{','.join(filter(None, lines))}]")  # at once is several times as fast as one by one
-    except ValueError:
+    except (ValueError, RecursionError):
         found = [value for line in lines for value in _whole(line)]
-    return [value for value in found if isinstance(value, dict)]
+    return [sound for value in found if (sound := _sound(value)) is not None]
 
 
 def _whole(line: str) -> list[Any]:
@@ -155,6 +167,30 @@ def _whole(line: str) -> list[Any]:
         return [json.loads(line)]
     except (ValueError, RecursionError):
         return []
+
+
+_TEXTS = ("event", "host", "job", "executor", "token", "why", "cause", "trace", "device", "nodes")
+_NUMBERS = ("time", "epoch", "step", "world", "pid", "rank", "seconds", "images", "micro_batch", "validation_accuracy")
+_KINDS = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, (int, float)) | {"exclude": list}
+
+
+def _sound(line: Any) -> dict[str, Any] | None:
+    """Return a line whose known fields are of their kinds, texts made readable; None where one is not."""
+    if not isinstance(line, dict):
+        return None
+    for name, value in line.items():
+        if name in _KINDS and not isinstance(value, _KINDS[name]):
+            return None
+        if name in _NUMBERS and not -1e15 < value < 1e15:  # nor NaN
+            return None
+    return {name: readable(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def readable(text: str) -> str:
+    """Return a text without what a terminal would obey or an encoding refuse."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
 @dataclass(frozen=True)
@@ -207,7 +243,19 @@ def state_after(events: list[dict[str, Any]]) -> State:
 
 
 class NoRunError(ValueError):
-    """A path that is neither a run's directory nor a sweep's."""
+    """A path that is neither a run's directory nor a sweep's, or that leads out of it."""
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuse directories that are symbolic links: what is written into them would land somewhere else.
+
+    Raises
+    ------
+    NoRunError
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise NoRunError(f"{path}: found a symbolic link to {os.readlink(path)}; allowed is a directory of its own")
 
 
 def runs_of(path: Path) -> list[RunDir]:
@@ -217,12 +265,30 @@ def runs_of(path: Path) -> list[RunDir]:
     ------
     NoRunError
     """
-    if (path / "config.json").is_file():
-        return [RunDir(path.resolve())]
-    if (path / "plan.csv").is_file():
-        with (path / "plan.csv").open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "run_id" in (rows.fieldnames or ()):
-                return [RunDir(path.resolve() / row["run_id"]) for row in rows]
-        raise NoRunError(f"{path / 'plan.csv'}: found no column run_id; allowed: the file that launch wrote")
-    raise NoRunError(f"{path}: found neither config.json nor plan.csv; allowed: runs/SWEEP/RUN_ID or runs/SWEEP")
+    try:
+        if (path / "config.json").is_file():
+            found = [RunDir(path.resolve())]
+        elif (path / "plan.csv").is_file():
+            found = [RunDir(path.resolve() / name) for name in _planned(path / "plan.csv")]
+        else:
+            allowed = "allowed: runs/SWEEP/RUN_ID or runs/SWEEP"
+            raise NoRunError(f"{readable(str(path))}: found neither config.json nor plan.csv; {allowed}")
+        refuse_links(*(place for run in found for place in (run.path, run.checkpoints)))
+    except (OSError, csv.Error, UnicodeError) as error:
+        raise NoRunError(f"{readable(str(path))}: cannot be read: {error}") from error
+    return found
+
+
+def _planned(plan: Path) -> list[str]:
+    """Return the run ids of plan.csv, each the name of a directory beside it and nothing else."""
+    with plan.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if "run_id" not in (rows.fieldnames or ()):
+            raise NoRunError(f"{plan}: found no column run_id; allowed: the file that launch wrote")
+        names = [str(row["run_id"]) for row in rows]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", name, re.ASCII):
+            raise NoRunError(f"{plan}: run_id: found {name[:80]!r}; allowed: names such as C4-cnn-s0-0123abcd")
+    if len(set(names)) < len(names):
+        raise NoRunError(f"{plan}: run_id: found one twice; allowed: each run once")
+    return names
