@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ from galaxyhpc.rundir import RunDir, parse_lines, state_after
 
 GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
 ASK_SECONDS = 15  # an answer of Slurm is good for so long: its controller serves everybody
-RECENT = 20  # epochs, of which times are taken
+RECENT = 10  # epochs, of which times are taken
+LAST = 3  # epochs that are looked at closely
+ACCURACY = re.compile(r'"validation_accuracy": (-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')  # json takes a second for a sweep
 WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 Record = dict[str, Any]
@@ -34,8 +37,9 @@ class Records:
     """What a run's directory says, read once."""
 
     run: RunDir
-    events: list[Record]
-    metrics: list[Record]
+    events: list[Record]  # all but those of epochs long ago
+    accuracies: list[float]  # on the validation galaxies, one per epoch done
+    metrics: list[Record]  # of the last epochs
     config: Record  # config.json as it is, unchecked; empty where it cannot be read
 
     def last(self, *names: str) -> Record:
@@ -45,8 +49,7 @@ class Records:
     @functools.cached_property
     def best(self) -> list[float]:
         """Best validation accuracy until each epoch."""
-        reached = (number(record, "validation_accuracy") for record in self.metrics)
-        return list(itertools.accumulate((0.0 if a is None else a for a in reached), max))
+        return list(itertools.accumulate(self.accuracies, max))
 
     @property
     def trained(self) -> bool:
@@ -109,7 +112,7 @@ class Standing:
     @property
     def done(self) -> int:
         """Epochs done."""
-        return len(self.records.metrics)
+        return len(self.records.accuracies)
 
     @property
     def epochs(self) -> int | None:
@@ -127,22 +130,29 @@ def number(record: Record, key: str) -> float | None:
 def read(run: RunDir) -> Records:
     """Read what a run says of itself."""
     try:
-        config = json.loads(run.config_file.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError, RecursionError):
+        config = json.loads("\n".join(_lines(run.config_file)))
+    except (ValueError, RecursionError):
         config = {}
-    return Records(run, _events(run), run.metrics(), config if isinstance(config, dict) else {})
+    lines = _lines(run.metrics_file)
+    accuracies = [float(found[1]) for line in lines if (found := ACCURACY.search(line))]
+    metrics = parse_lines(lines[-LAST:])
+    return Records(run, _events(run), accuracies, metrics, config if isinstance(config, dict) else {})
 
 
 def _events(run: RunDir) -> list[Record]:
     """Return a run's events, of its epochs the last only: a long run has hundreds, and a sweep a thousand runs."""
-    try:
-        lines = run.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return []
+    lines = _lines(run.events_file)
     epochs = [number for number, line in enumerate(lines) if '"event": "epoch"' in line]
     dropped = set(epochs[:-RECENT])
     events = parse_lines([line for number, line in enumerate(lines) if number not in dropped])
-    return [event for event in events if isinstance(event.get("event"), str)]
+    return [event for event in events if {"event", "time"} <= event.keys()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    except OSError:
+        return []
 
 
 def look(runs: Sequence[RunDir], earlier: Answer | None = None) -> tuple[list[Standing], Answer | None]:
@@ -161,8 +171,9 @@ def look(runs: Sequence[RunDir], earlier: Answer | None = None) -> tuple[list[St
 def standing(records: Records, answer: Answer | None) -> Standing:
     """Tell how a run stands, by its records and an answer of Slurm that may be of a while ago."""
     found = state_after(records.events)
-    note = str(records.last("failed").get("cause", "")) if found.name == "failed" else ""
-    plain = Standing(records, found.name, found.why, note)
+    failures = (event for event in reversed(records.events) if event["event"] == "failed")
+    note = next((str(e.get("cause", "")) for e in failures if str(e.get("why", "")) == found.why), "")
+    plain = Standing(records, found.name, found.why, note if found.name == "failed" else "")
     if found.name == "evaluated":
         return plain
     if answer is not None and answer.jobs is not None:
