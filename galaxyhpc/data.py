@@ -26,7 +26,7 @@ from galaxyhpc.galaxy10 import CLASSES, DataError, check_file, convert
 from galaxyhpc.rundir import sync, write_text
 from galaxyhpc.split import SPLITS, split_table
 
-__all__ = ["CLASSES", "DataError", "Galaxies", "check_file", "load_split", "prepare"]
+__all__ = ["CLASSES", "DataError", "Galaxies", "check_file", "converted", "load_split", "prepare", "split_head"]
 
 FORMAT = 1  # raised when converted files change their meaning
 SPLIT_SETTINGS = (
@@ -72,6 +72,12 @@ def prepare(config: DataConfig) -> Galaxies:
             _write_demo(config, source)
         found = _find(source, config.image_size, cache)  # another process may have been first
         return found if found is not None else _convert(source, config.image_size, cache)
+
+
+def converted(config: DataConfig) -> Galaxies | None:
+    """Open the galaxies where they are converted already."""
+    cache = Path(config.cache)
+    return _find(_source(config, cache), config.image_size, cache)
 
 
 def _source(config: DataConfig, cache: Path) -> Path:
@@ -200,9 +206,14 @@ def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
             )
 
 
-def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:
+def split_head(path: Path) -> dict[str, str]:
+    """Return what the comments of a split.csv say."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    head = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
+    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
+
+
+def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:
+    head = split_head(path)
     made_of, settings = head.get("fingerprint", "unknown"), head.get("settings", "unknown")
     wanted = json.dumps(_settings(config))
     if (made_of, settings) != (galaxies.fingerprint, wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -90,3 +91,20 @@ def endings(jobs: Iterable[str]) -> dict[str, str]:
     answer = _ask(*accounts, f"--jobs={','.join(jobs)}") or _ask(*known) or ""
     found = (line.split("|", 1) for line in answer.splitlines())
     return {row[0].strip(): row[1].split()[0] for row in found if len(row) == 2 and row[1].strip()}
+
+
+def would_start(script: str) -> tuple[float | None, str]:
+    """Ask when sbatch would start this script, in seconds since 1970, or why it refuses it; nothing is submitted."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}  # of any job
+    command = ["sbatch", "--test-only"]
+    try:
+        answer = subprocess.run(
+            command, input=script, env=outside, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"no answer: {error}"
+    if answer.returncode:
+        lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in answer.stderr.splitlines()]
+        return None, "; ".join(filter(None, lines)) or f"exit status {answer.returncode}"
+    found = re.search(r"to start at (\S+)", answer.stderr)
+    return (time.mktime(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) if found else None), ""
