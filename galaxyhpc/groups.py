@@ -3,7 +3,8 @@
 C_N holds the N rotations by multiples of 360/N degrees, D_N those and N reflections. A basis is sampled once
 per process by a one-field `R2Conv` of e2cnn with its own default rings and cut-off, so a layer made from it
 is e2cnn's layer; it is kept as read-only arrays because e2cnn's shared tensors let one model's `.to()`
-change another.
+change another. e2cnn is imported where it is needed: it takes as long as torch, and a network without a group, or a
+process that only asks for an order, does without.
 """
 
 from __future__ import annotations
@@ -14,14 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import e2cnn.nn
 import numpy as np
 import torch
-from e2cnn import gspaces
-from e2cnn.nn.init import _generalized_he_init_variances
 from torch import Tensor
-
-import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
 
 FieldKind = Literal["trivial", "regular"]  # how the channels of one field transform: 1 fixed, or |G| permuted
 
@@ -55,6 +51,10 @@ def order(name: str) -> int:
 
 def group_space(name: str) -> Any:
     """Return e2cnn's description of the group acting on the plane; a reflection keeps the vertical axis."""
+    from e2cnn import gspaces
+
+    import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+
     family, n = _parse(name)
     if family == "C":
         return gspaces.Rot2dOnR2(n) if n > 1 else gspaces.TrivialOnR2()
@@ -71,6 +71,11 @@ def grid_elements(name: str) -> tuple[GridElement, ...]:
 @cache
 def basis(name: str, kernel_size: int, kind: FieldKind = "regular") -> SampledBasis:
     """Sample the basis of filters from one field of this kind to one regular field, (k, k) pixels."""
+    import e2cnn.nn
+    from e2cnn.nn.init import _generalized_he_init_variances
+
+    import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+
     with warnings.catch_warnings(), torch.device("cpu"):  # the caller may be building on the meta device
         warnings.filterwarnings("ignore", "indexing with dtype torch.uint8", UserWarning)
         space = group_space(name)

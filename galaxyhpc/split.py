@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from galaxyhpc.config import DataConfig
 
@@ -49,6 +46,8 @@ def split_table(
 
 def pairs_within(ra: np.ndarray, dec: np.ndarray, arcsec: float) -> np.ndarray:
     """Return the (M, 2) pairs of rows whose positions, in degrees, are at most `arcsec` apart on the sky."""
+    from scipy.spatial import cKDTree  # here: every job imports this module, few make a split
+
     alpha, delta = np.radians(ra), np.radians(dec)
     vectors = np.stack([np.cos(delta) * np.cos(alpha), np.cos(delta) * np.sin(alpha), np.sin(delta)], axis=1)
     chord = 2.0 * np.sin(min(np.radians(arcsec / 3600.0), np.pi) / 2.0)
@@ -64,6 +63,9 @@ def same_pixels(digests: np.ndarray) -> np.ndarray:
 
 def components(count: int, pairs: np.ndarray) -> np.ndarray:
     """Return the (count,) connected component of each row, given (M, 2) pairs of linked rows."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
