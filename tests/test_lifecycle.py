@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,120 @@ def test_a_process_by_hand_is_alone_and_one_of_torchruns_knows_its_place(monkeyp
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert find_place() == Place(3, 8, 1, 4, job="x.0")
+
+
+@pytest.fixture
+def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a Slurm first in PATH that answers as told, and this process into one of its jobs."""
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def say(**answers: str) -> None:
+        for name, script in answers.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+
+    return say
+
+
+def ending(seconds: float) -> str:
+    return f"date --date=@{time.time() + seconds:.0f} +%Y-%m-%dT%H:%M:%S"
+
+
+def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
+    run: RunDir, slurm_says: Callable[..., None]
+) -> None:
+    slurm_says(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/asked'")
+
+    def work(run: RunDir, stop: Stop) -> bool:
+        assert not stop.ends_within(50) and stop.ends_within(150)
+        return False
+
+    with pytest.raises(SystemExit):
+        carry_out(str(run.path), work)
+    assert (run.path / "asked").read_text() == "requeue 7\n"
+    assert state(run).why == "asked to make room"
+
+
+def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[..., None]) -> None:
+    slurm_says(squeue=ending(1000))
+    stop = Stop(job="7", end=time.time() + 100)
+    assert not stop.ends_within(150) and stop.ends_within(1050)
+
+
+@pytest.mark.parametrize(("answer", "requeued"), [("RUNNING", True), ("COMPLETING", False), ("CANCELLED", False)])
+def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
+    answer: str, requeued: bool, run: RunDir, slurm_says: Callable[..., None]
+) -> None:
+    slurm_says(
+        squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer} Reason=None'"
+    )
+
+    def work(run: RunDir, stop: Stop) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    with pytest.raises(SystemExit):
+        carry_out(str(run.path), work)
+    assert ("requeue 7" in (run.path / "asked").read_text()) is requeued
+
+
+def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itself_is_not_an_error(
+    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "REQUEUE_PAUSES", (0.1,))
+    count = f"echo x >> '{run.path}/asked'"
+    slurm_says(
+        scontrol=f"{count}; [ $(wc -l < '{run.path}/asked') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
+    )
+    lifecycle.requeue(Place())
+    slurm_says(scontrol="echo 'Job is pending execution' >&2; exit 1")
+    lifecycle.requeue(Place())
+    slurm_says(scontrol="echo 'Access denied' >&2; exit 1")
+    with pytest.raises(RuntimeError, match="requeue 7: Access denied"):
+        lifecycle.requeue(Place())
+
+
+def test_a_job_that_starts_again_and_again_at_the_same_step_is_ended_and_a_new_one_is_not(
+    run: RunDir, slurm_says: Callable[..., None]
+) -> None:
+    for step in (0, 4, 4, 4):
+        lifecycle.refuse_crash_loop(run, Place(job="7.3"), "started", "step", 4)
+        run.record("started", step=step, job=f"7.{step}")
+    with pytest.raises(lifecycle.NoProgressError, match="job 7 started 3 times at step 4"):
+        lifecycle.refuse_crash_loop(run, Place(job="7.9"), "started", "step", 4)
+    lifecycle.refuse_crash_loop(run, Place(job="7.9"), "started", "step", 5)
+    lifecycle.refuse_crash_loop(run, Place(job="8.0"), "started", "step", 4)
+
+
+ERRORS = {
+    "memory": 'raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can\'t allocate memory")',
+    "disk": "raise OSError(28, 'No space left on device')",
+    "connection": "raise RuntimeError('[/pytorch/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:2')",
+    "error": "raise ValueError('a size that does not fit')",
+}
+
+
+@pytest.mark.parametrize("cause", ERRORS)
+def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, run: RunDir) -> None:
+    def work(run: RunDir, stop: Stop) -> bool:
+        exec(ERRORS[cause])
+        return True
+
+    with pytest.raises((RuntimeError, OSError, ValueError)):
+        carry_out(str(run.path), work)
+    event = run.events()[-1]
+    assert event["cause"] == cause and "Traceback" in event["trace"] and event["why"] in event["trace"]
+
+
+def test_a_stale_error_of_an_earlier_start_and_the_leftover_of_a_killed_write_are_removed(
+    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
+    stale = [run.path / "7_0_result.pkl", run.path / "7_0_result.pkl.save_tmp"]
+    for path in stale:
+        path.touch()
+    assert carry_out(str(run.path), lambda run, stop: not any(path.exists() for path in stale)) == "done"
