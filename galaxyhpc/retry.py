@@ -106,7 +106,8 @@ def retry(console: Console, sweep: Path, runs: Sequence[RunDir], named: bool, op
     jobs = [one.records.job for one in considered if one.name == "lost" and one.records.job]
     endings = slurm.endings(jobs) if jobs else {}
     decisions = {one.run: decide(one, named, endings.get(one.records.job, "")) for one in considered}
-    wanted = missing(sweep, [run.load_config() for run, decision in decisions.items() if decision.again])
+    again = [run.load_config() for run, decision in decisions.items() if decision.again]
+    wanted = missing(sweep, again) if again else {}
     lines = [f"{run.run_id}: {decision.said}" for run, decision in decisions.items()]
     more = [f"and {len(lines) - LISTED} more runs"] if len(lines) > LISTED else []
     console.print("\n".join([*lines[:LISTED], *more]), soft_wrap=True)

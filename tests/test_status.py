@@ -3,108 +3,35 @@ do not raise. Slurm's commands are scripts here; tests/slurm has the real ones."
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
+from written import HERE, Answer, begin, curve, learn, make, plan, scripts, submit, tell
 
+from galaxyhpc import slurm
 from galaxyhpc.alarms import alarms
-from galaxyhpc.config import ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.standing import PointError, chosen, read, standing
 from galaxyhpc.status import main, shown, table
 from galaxyhpc.table import make_console
 
 PROJECT = Path(__file__).parents[1]
-HERE = socket.gethostname()
-COUNTS = [1081, 1853, 2645, 2027, 334, 2043, 1829, 2628, 1423, 1873]  # of the published classes
-
-
-def make(sweep: Path, seed: int = 0, group: str = "C4", epochs: int = 20, **train: Any) -> RunDir:
-    """A run that was planned."""
-    config = RunConfig(model=ModelConfig(group=group), train=TrainConfig(epochs=epochs, **train), seed=seed)
-    run = RunDir(sweep / config.run_id)
-    run.path.mkdir(parents=True)
-    run.config_file.write_text(config.model_dump_json())
-    return run
-
-
-def plan(*runs: RunDir) -> Path:
-    """Write the sweep's plan and split, and return its directory."""
-    sweep = runs[0].sweep
-    write_text(sweep / "plan.csv", "run_id\n" + "".join(f"{run.run_id}\n" for run in runs))
-    splits = ["train"] * 7 + ["validation"] + ["test"] * 2
-    galaxies = (label for label, count in enumerate(COUNTS) for _ in range(count))
-    rows = (f"{n},{label},1.0,2.0,{n},{splits[n % 10]}\n" for n, label in enumerate(galaxies))
-    write_text(sweep / "split.csv", "# fingerprint: x\nrow,label,ra,dec,sky_group,split\n" + "".join(rows))
-    return sweep
-
-
-def tell(run: RunDir, event: str, ago: float = 600.0, **fields: Any) -> None:
-    """Record an event of a while ago, on another machine."""
-    line = {"time": time.time() - ago, "host": "node1", "event": event, **fields}
-    with run.events_file.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def submit(run: RunDir, job: str, token: str = "t") -> None:
-    tell(run, "submitting", token=token)
-    tell(run, "submitted", job=job, executor="slurm", token=token)
-
-
-def begin(run: RunDir, job: str, **fields: Any) -> None:
-    tell(run, "started", epoch=0, step=0, world=1, job=f"{job}.0", pid=1, nodes="node1", **fields)
-
-
-def learn(run: RunDir, accuracies: list[float], loss: float | None = None, seconds: float = 10.0) -> None:
-    """Finish epochs with these accuracies, the last one just now."""
-    records = []
-    for epoch, accuracy in enumerate(accuracies):
-        ago = (len(accuracies) - 1 - epoch) * seconds
-        tell(
-            run, "epoch", ago, epoch=epoch, step=100 * (epoch + 1), seconds=seconds, images=1000, world=1, device="cpu"
-        )
-        numbers = {"train_loss": 2.2 - 1.5 * accuracy if loss is None else loss, "train_accuracy": accuracy}
-        records.append({"epoch": epoch, **numbers, "validation_loss": 1.0, "validation_accuracy": accuracy})
-    write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def curve(epochs: int, top: float = 0.7, seed: int = 0) -> list[float]:
-    """Accuracies of a healthy run: from a little above chance to the top, with noise."""
-    noise = random.Random(seed)
-    return [0.2 + (top - 0.2) * (1 - 0.8 ** (epoch + 1)) + noise.gauss(0, 0.01) for epoch in range(epochs)]
 
 
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Let squeue answer with these rows (None: fail); the file it returns notes the calls."""
-    commands, calls = tmp_path / "bin", tmp_path / "calls"
-    commands.mkdir()
-
-    def answer(rows: list[str] | None) -> Path:
-        for name in ("squeue", "scontrol", "sbatch", "scancel", "sacct"):
-            text = "echo 'Unable to contact slurm controller' >&2\nexit 1"
-            if rows is not None and name == "squeue":
-                text = "\n".join(f"echo '{row}'" for row in rows)
-            (commands / name).write_text(f"#!/bin/sh\necho {name} >>'{calls}'\n{text}\n")
-            (commands / name).chmod(0o755)
-        return calls
-
-    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
-    answer(None)
-    yield answer
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
+    yield scripts(tmp_path, monkeypatch)
+    slurm._ping.cache_clear()
 
 
 def status(path: Path, *more: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -126,7 +53,7 @@ def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
 
 @pytest.mark.parametrize("commands", ["that fail", "none at all"])
 def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
-    commands: str, tmp_path: Path, answers: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    commands: str, tmp_path: Path, answers: Answer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if commands == "none at all":
         monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
@@ -147,7 +74,7 @@ def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
 
 
 def test_one_question_tells_waiting_from_running_from_lost(
-    tmp_path: Path, answers: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting, starting, running, lost, evaluating, orphan = (make(tmp_path / "s", seed) for seed in range(6))
     sweep = plan(waiting, starting, running, lost, evaluating, orphan)
@@ -170,7 +97,7 @@ def test_one_question_tells_waiting_from_running_from_lost(
     assert calls.read_text() == "squeue\n"
 
 
-def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: Any) -> None:
+def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: Answer) -> None:
     """Held by a process, too young, of another user's, or with an id that was used twice."""
     held, young, strange = (make(tmp_path / "s", seed) for seed in range(3))
     sweep = plan(held, young, strange)
@@ -189,7 +116,7 @@ def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: Any) -> N
 
 
 def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dead_processes(
-    tmp_path: Path, answers: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dead, elsewhere = make(tmp_path / "s"), make(tmp_path / "s", 1)
     calls = answers([])
@@ -202,7 +129,7 @@ def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dea
     assert "its process 1 on this machine is gone" in text and not calls.exists()
 
 
-def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: Any) -> None:
+def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: Answer) -> None:
     run = make(tmp_path)
     tell(run, "submitting", token="abc")
     from galaxyhpc.standing import look

@@ -1,0 +1,174 @@
+"""Retrying by cause. Slurm's commands are scripts here; tests/slurm has the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from written import Answer, begin, learn, make, plan, scripts, submit, tell
+
+from galaxyhpc import slurm
+from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.retry import Decision, decide, main
+from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.standing import Answer as Queue
+from galaxyhpc.standing import read, standing
+
+NOW = 4e9  # s since 1970: all records are older
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
+    yield scripts(tmp_path, monkeypatch)
+    slurm._ping.cache_clear()
+
+
+def decided(run: RunDir, named: bool = False, ending: str = "") -> Decision:
+    """Decide with Slurm's queue empty."""
+    return decide(standing(read(run), Queue(NOW, {})), named, ending)
+
+
+def failed(path: Path, cause: str, seed: int = 0, why: str = "ValueError: x", world: int = 1) -> RunDir:
+    run = make(path, seed)
+    submit(run, f"7_{seed}")
+    tell(run, "started", step=0, world=world, job=f"7_{seed}.0", nodes="node1")
+    tell(run, "failed", why=why, cause=cause)
+    return run
+
+
+def lost(path: Path, seed: int = 0, nodes: str = "node1") -> RunDir:
+    run = make(path, seed)
+    submit(run, f"7_{seed}")
+    tell(run, "started", step=0, world=1, job=f"7_{seed}.0", nodes=nodes)
+    return run
+
+
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, [64, 32, 16, 8, 4]), (16, [4])])
+def test_out_of_memory_halves_the_micro_batch_until_three(world: int, micro_batches: list[int], tmp_path: Path) -> None:
+    """128 images per step, shared by the processes of the last start."""
+    run = failed(tmp_path, "memory", world=world)
+    for wanted in micro_batches:
+        found = decided(run)
+        assert found.again and found.changes == {"micro_batch": wanted} and "global batch of 128" in found.said
+        run.record("retried", why=found.said, **found.changes)
+        tell(run, "failed", why="OutOfMemoryError", cause="memory")
+    assert run.amended(ResourcesConfig()).micro_batch == micro_batches[-1] == 4
+    assert not decided(run).again and "cannot be halved further" in decided(run).said
+    assert decided(run, named=True) == Decision(f"retried as it is: {decided(run).said.partition(': ')[2]}")
+
+
+def test_an_evaluation_out_of_memory_has_no_micro_batch(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    tell(run, "trained")
+    tell(run, "failed", why="OutOfMemoryError", cause="memory")
+    assert not decided(run).again and "evaluate.batch_size" in decided(run).said
+    assert decided(run, named=True).again
+
+
+@pytest.mark.parametrize("ending", ["NODE_FAIL", "", "FAILED"])
+def test_a_run_lost_with_its_node_is_tried_on_others(ending: str, tmp_path: Path) -> None:
+    found = decided(lost(tmp_path), ending=ending)
+    assert found.again and found.changes == {"exclude": ["node1"]} and "not again on node1" in found.said
+
+
+@pytest.mark.parametrize("ending", ["TIMEOUT", "PREEMPTED", "CANCELLED"])
+def test_a_node_is_not_blamed_for_what_slurm_did(ending: str, tmp_path: Path) -> None:
+    found = decided(lost(tmp_path), ending=ending)
+    assert found.again and found.changes == {}
+
+
+def test_of_several_nodes_none_is_blamed(tmp_path: Path) -> None:
+    found = decided(lost(tmp_path, nodes="node[1-2]"))
+    assert found.again and found.changes == {} and "which of node[1-2] failed is not known" in found.said
+
+
+def test_killed_by_slurm_for_its_memory_is_out_of_memory(tmp_path: Path) -> None:
+    assert decided(lost(tmp_path), ending="OUT_OF_MEMORY").changes == {"micro_batch": 64}
+
+
+@pytest.mark.parametrize("cause", ["error", "disk", "no progress", ""])
+def test_what_would_fail_again_is_tried_only_when_it_is_named(cause: str, tmp_path: Path) -> None:
+    run = failed(tmp_path, cause)
+    left = decided(run)
+    assert not left.again and "ValueError: x" in left.said and (cause or "error") in left.said
+    assert decided(run, named=True).again and decided(run, named=True).changes == {}
+
+
+def test_what_waits_runs_or_is_done_is_never_tried(tmp_path: Path) -> None:
+    done, held = failed(tmp_path, "memory"), failed(tmp_path, "memory", 1)
+    tell(done, "evaluated")
+    with FileLock(held.path / ".lock-0"):
+        assert [decided(run, named=True).again for run in (done, held)] == [False, False]
+
+
+def test_the_failed_of_a_sweep_are_submitted_by_cause_and_nothing_else(
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through launch's own way to sbatch."""
+    path = tmp_path / "s"
+    memory, gone, error = failed(path, "memory"), lost(path, 1), failed(path, "error", 2)
+    waiting, running, stopped, again = (make(path, seed) for seed in range(3, 7))
+    for run, job in ((waiting, "7_3"), (running, "7_4"), (again, "7_6")):
+        submit(run, job)
+    begin(running, "7_4")
+    learn(running, [0.2, 0.3])
+    tell(stopped, "stopped", why="asked to leave")
+    tell(again, "failed", why="x", cause="memory")
+    before = {run: run.events() for run in (error, waiting, running, stopped, again)}
+    queue = ["7_3|PENDING|Priority||t", "7_4|RUNNING|None|node1|t", "7_6|PENDING|BeginTime||t"]
+    calls = answers(queue, ended=["7_0|FAILED", "7_1|NODE_FAIL"])
+    assert main([str(plan(memory, gone, error, waiting, running, stopped, again)), "--failed"]) == 0
+    said = capsys.readouterr().out
+    assert f"{memory.run_id}: retried after it ran out of memory: micro-batch 128 -> 64" in said
+    assert f"{gone.run_id}: retried: its job 7_1 is no longer in Slurm's queue (NODE_FAIL); not again on node1" in said
+    assert f"{error.run_id}: left alone: error: ValueError: x; once that is mended, name it" in said
+    assert {run: run.events() for run in before} == before
+    scripts = [file.read_text() for file in (path / "log").glob("*_submission.sh")]
+    assert sum("--exclude=node1" in text for text in scripts) >= 1 and calls.read_text().count("sbatch") == len(scripts)
+    for run, wanted in {memory: (64, ()), gone: (None, ("node1",))}.items():
+        assert [event["event"] for event in run.events()][-5:][0] == "retried" and state(run).name == "submitted"
+        amended = run.amended(run.load_config().resources.plain)
+        assert (amended.micro_batch, amended.exclude_nodes) == wanted
+
+
+def test_a_point_is_tried_whatever_the_cause(
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, other = failed(tmp_path / "s", "error"), failed(tmp_path / "s", "memory", 1)
+    answers([])
+    before = other.events()
+    assert main([str(plan(error, other)), "s0"]) == 0
+    assert f"{error.run_id}: retried as it is: failed ValueError: x" in capsys.readouterr().out
+    assert state(error).name == "submitted" and other.events() == before
+
+
+def test_without_an_answer_of_slurm_nothing_is_tried(
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = failed(tmp_path / "s", "memory")
+    before = run.events()
+    assert main([str(plan(run)), "--failed"]) == 2
+    assert "Slurm does not answer" in capsys.readouterr().err and run.events() == before
+
+
+def test_one_broken_config_does_not_keep_the_others(
+    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, broken = failed(tmp_path / "s", "memory"), failed(tmp_path / "s", "memory", 1)
+    broken.config_file.write_text("{")
+    answers([])
+    assert main([str(plan(good, broken)), "--failed"]) == 0
+    assert "config.json cannot be read" in capsys.readouterr().out and state(good).name == "submitted"
+
+
+def test_a_launch_at_work_and_nothing_to_do_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = plan(make(tmp_path))
+    assert main([str(sweep), "--failed"]) == 0
+    assert "nothing to retry" in capsys.readouterr().out
+    with FileLock(sweep / ".launch.lock"):
+        assert main([str(sweep), "--failed"]) == 2
+    assert "a launch of this sweep is at work; nothing was changed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(sweep)])
