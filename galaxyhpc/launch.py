@@ -16,13 +16,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
 
-from galaxyhpc import cluster, slurm
+from galaxyhpc import cluster
 from galaxyhpc.config import RunConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
-from galaxyhpc.preflight import Network, PreflightError, check
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.dry_run import show_plan
+from galaxyhpc.networks import Network
+from galaxyhpc.preflight import PreflightError, check, show
+from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
 from galaxyhpc.table import make_console
 
@@ -39,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sweep = load_sweep(options.sweep, options.set, options.profile)
         configs = [_at_home(config, options.runs) for config in sweep.runs]
-        networks = check(configs)
         directory = options.runs.resolve() / sweep.name
+        checked = check(configs, directory, options.executor)
+        configs, networks = checked.configs, checked.networks
         if options.dry_run:
-            show_plan(console, sweep, directory, configs, networks, options)
+            show_plan(console, directory, checked, options.max_parallel)
             return 0
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             refuse_orphans(directory, configs)
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Timeout:
         print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
-    except (SweepError, PreflightError, LaunchError, cluster.SubmissionError) as error:
+    except PreflightError as error:
+        show(error, Console(stderr=True, markup=False, highlight=False))
+    except (SweepError, LaunchError, cluster.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename or options.runs}: {error.strerror or error}", file=sys.stderr)
@@ -128,33 +132,6 @@ def _repro(run: RunDir, config: RunConfig) -> str:
         f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
         f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
     )
-
-
-def show_plan(
-    console: Console,
-    sweep: Sweep,
-    directory: Path,
-    configs: Sequence[RunConfig],
-    networks: dict[str, Network],
-    options: argparse.Namespace,
-) -> None:
-    """Print every point, and the resource classes of those still to be trained with the sbatch file of each."""
-    points = Table(title=f"{sweep.name}: {len(configs)} runs in {directory}", title_justify="left")
-    for column in ("run", "width", "image", "parameters", "multiply-adds", "state"):
-        points.add_column(column, justify="left" if column in ("run", "width", "state") else "right")
-    for config in configs:
-        network = networks[config.run_id]
-        cost = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
-        found = state(RunDir(directory / config.run_id)).name
-        points.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *cost, found)
-    console.print(points)
-    to_train = {run: asked for run, asked in missing(directory, configs).items() if not run.best_file.exists()}
-    parts = cluster.arrays(cluster.by_resources(to_train), options.max_parallel, slurm.most_elements())
-    for number, part in enumerate(parts, 1):
-        asked = part.resources.model_dump(exclude_defaults=True)
-        text = cluster.sbatch_text(directory, part.resources, len(part.runs), part.share)
-        print(f"\nresource class {number}: {len(part.runs)} runs, {asked}\n\n{text}")  # as it is: nothing wrapped
-    print("nothing was submitted")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ LEVELS = (
     ("rundir", "groups", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing"),
-    ("alarms", "history", "status", "batches", "preflight", "optimizer", "costs", "fsck"),
+    ("alarms", "history", "status", "batches", "networks", "optimizer", "costs", "fsck"),
     ("trainer", "evaluate", "aggregate"),
     ("jobs",),
-    ("cluster", "local", "dispatch", "verify_resume", "dry_run"),
+    ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run"),
     ("launch", "cancel", "retry"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}

@@ -1,0 +1,139 @@
+"""What a launch would do: every point with its cost, the classes of resources with theirs, the expected end."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from galaxyhpc import cluster, slurm
+from galaxyhpc.config import ResourcesConfig, RunConfig
+from galaxyhpc.costs import Prediction, predict
+from galaxyhpc.dispatch import missing
+from galaxyhpc.networks import training_bytes
+from galaxyhpc.preflight import Checked, words
+from galaxyhpc.rundir import RunDir, state
+
+
+@dataclass(frozen=True)
+class Class:
+    """Runs that ask for the same resources, and what they are expected to take."""
+
+    resources: ResourcesConfig
+    runs: list[RunDir]
+    predictions: list[Prediction]
+
+    @property
+    def unit(self) -> str:
+        return "GPU" if self.resources.gpus_per_node else "CPU"
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours, or CPU-hours where there are no GPUs, of training and evaluation."""
+        asked = self.resources
+        gpus = asked.nodes * asked.gpus_per_node
+        training, evaluating = (gpus, 1) if gpus else (asked.tasks * asked.cpus_per_task, asked.cpus_per_task)
+        return sum(training * each.training + evaluating * each.evaluation for each in self.predictions) / 3600
+
+
+def show_plan(console: Console, directory: Path, checked: Checked, parallel: int | None) -> None:
+    """Print every point, the resource classes of those still to be trained, and the sbatch file of each array."""
+    console.print(_points(directory, checked))
+    heavy_first = sorted(checked.configs, key=lambda config: -checked.networks[config.run_id].multiply_adds)
+    todo = missing(directory, heavy_first)
+    classes = classes_of(todo, checked)
+    if classes:
+        console.print(_classes(classes))
+        for line in _notes(classes, checked, parallel):
+            console.print(line, soft_wrap=True)
+    fresh = cluster.by_resources({run: asked for run, asked in todo.items() if not run.best_file.exists()})
+    for number, part in enumerate(cluster.arrays(fresh, parallel, slurm.most_elements()), 1):
+        head = f"array {number}: {len(part.runs)} runs, {words(part.resources)}"
+        text = cluster.sbatch_text(directory, part.resources, len(part.runs), part.share)
+        print(f"\n{head}\n\n{text}")  # as it is: nothing wrapped
+    print("nothing was submitted")
+
+
+def _points(directory: Path, checked: Checked) -> Table:
+    table = Table(title=f"{directory.name}: {len(checked.configs)} runs in {directory}", title_justify="left")
+    for column in ("run", "width", "image", "parameters", "multiply-adds", "memory", "predicted", "state"):
+        table.add_column(column, justify="left" if column in ("run", "width", "state") else "right")
+    for config in checked.configs:
+        network = checked.networks[config.run_id]
+        size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
+        needs = f"{training_bytes(network, config) / 1e9:.1f} GB"
+        hours = _hours(_prediction(config, checked).training / 3600)
+        found = state(RunDir(directory / config.run_id)).name
+        table.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *size, needs, hours, found)
+    return table
+
+
+def _prediction(config: RunConfig, checked: Checked) -> Prediction:
+    return predict(config, checked.networks[config.run_id], checked.costs)
+
+
+def classes_of(todo: dict[RunDir, ResourcesConfig], checked: Checked) -> list[Class]:
+    """Divide the runs still to be done into classes, the biggest first; a trained one is only evaluated."""
+    by_id = {config.run_id: config for config in checked.configs}
+    found = []
+    for resources, runs in cluster.by_resources(todo).items():
+        each = [_left(run, _prediction(by_id[run.run_id], checked)) for run in runs]
+        found.append(Class(resources, runs, each))
+    return sorted(found, key=lambda one: -one.hours)
+
+
+def _left(run: RunDir, whole: Prediction) -> Prediction:
+    return Prediction(0.0 if run.best_file.exists() else whole.training, whole.evaluation)
+
+
+def _classes(classes: list[Class]) -> Table:
+    table = Table(title="resource classes", title_justify="left", show_footer=True)
+    for column in ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs a task", "longest run", "hours"):
+        table.add_column(column, justify="right")
+    for one in classes:
+        asked, longest = one.resources, max(each.training for each in one.predictions) / 3600
+        memory = "default" if asked.memory_gb is None else f"{asked.memory_gb:g} GB"
+        table.add_row(
+            *(str(len(one.runs)), _limit(asked.time_minutes), memory, str(asked.nodes * asked.gpus_per_node)),
+            *(str(asked.tasks), str(asked.cpus_per_task), _hours(longest), f"{_hours(one.hours, '')} {one.unit}-h"),
+        )
+    totals = {unit: sum(one.hours for one in classes if one.unit == unit) for unit in ("GPU", "CPU")}
+    table.columns[0].footer = str(sum(len(one.runs) for one in classes))
+    table.columns[-1].footer = ", ".join(f"{_hours(hours, '')} {unit}-h" for unit, hours in totals.items() if hours)
+    return table
+
+
+def _limit(minutes: int) -> str:
+    return f"{minutes // 60}:{minutes % 60:02d}:00"
+
+
+def _hours(hours: float, unit: str = " h") -> str:
+    return f"{hours:,.0f}{unit}" if hours >= 100 else f"{hours:.3g}{unit}"
+
+
+def _notes(classes: list[Class], checked: Checked, parallel: int | None) -> Iterable[str]:
+    """Say where the predictions come from, and when all will be done under which assumption."""
+    fits = {checked.costs.gpu if one.unit == "GPU" else checked.costs.cpu for one in classes}
+    sources = " and ".join(sorted(fit.source for fit in fits))
+    yield f"predicted: {sources}; training without an early stop; hours hold the evaluation too"
+    starts = [checked.starts[one.resources] for one in classes if one.resources in checked.starts]
+    begin = max(starts, default=time.time())
+    seconds = [each.training + each.evaluation for one in classes for each in one.predictions]
+    end = begin + makespan(seconds, parallel)
+    when = time.strftime("%A %Y-%m-%d %H:%M", time.localtime(end))
+    how = "all runs at once" if parallel is None else f"{parallel} runs at a time, the longest first"
+    since = "the start that sbatch --test-only expects" if starts else "a start now"
+    yield f"expected end: {when}, if from {since} {how} find their place"
+
+
+def makespan(seconds: list[float], slots: int | None) -> float:
+    """Return how long jobs take that start one after another, the longest first, in the first slot that is free."""
+    free = [0.0] * min(len(seconds), slots or len(seconds))
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + each)
+    return max(free, default=0.0)
