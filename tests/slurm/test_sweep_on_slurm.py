@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from galaxyhpc import checkpoint
+from galaxyhpc import checkpoint, cluster
+from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir, runs_of, state
+from jobs.train import TrainJob
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 180.0  # s, for everything that is waited for
@@ -47,7 +51,7 @@ class Desk:
         """Run a command here and return what it prints."""
         answer = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
         assert answer.returncode == status, f"{command}: {answer.returncode}\n{answer.stdout}\n{answer.stderr}"
-        return answer.stdout
+        return answer.stdout if status == 0 else answer.stdout + answer.stderr
 
     def launch(self, name: str, *more: str) -> str:
         """Launch the sweep NAME.yaml."""
@@ -89,6 +93,10 @@ def queue(path: Path, states: str = "PENDING,RUNNING,COMPLETING") -> list[tuple[
     return [(job, now, name) for job, now, name, where in rows if Path(where).is_relative_to(path)]
 
 
+def started(run: RunDir) -> list[dict[str, Any]]:
+    return [event for event in run.events() if event["event"] == "started"]
+
+
 def desk(path: Path, **sweeps: str) -> Desk:
     path.mkdir()
     (path / "slurm").symlink_to(PROJECT / "slurm")
@@ -112,7 +120,8 @@ def swept(place: Path) -> tuple[Desk, list[str]]:
     ours = desk(place / "swept", tiny="blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
     gate = ours.path / "gate"
     gate.touch()
-    said = [ours.launch("tiny", "--set", f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']")]
+    wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
+    said = [ours.launch("tiny", "--canary", "--set", wait)]
     said.append(ours.launch("tiny"))
     gate.unlink()
     ours.wait_for_jobs()
@@ -121,16 +130,15 @@ def swept(place: Path) -> tuple[Desk, list[str]]:
 
 def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tuple[Desk, list[str]]) -> None:
     ours, said = swept
-    for stage in ("train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
+    for stage in ("canary: 1 jobs", "train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
         assert stage in said[0], said[0]
     for run in ours.runs("tiny"):
-        started = [event for event in run.events() if event["event"] == "started"]
-        assert [event["world"] for event in started] == [2], run.events()
+        assert {event["world"] for event in started(run)} == {2}, run.events()
         assert state(run).name == "evaluated", ours.evidence()
-    assert (
-        len({event["job"].split("_")[0] for run in ours.runs("tiny") for event in run.events() if "world" in event})
-        == 1
-    )
+    other, heaviest = (started(run) for run in ours.runs("tiny"))
+    assert [event["step"] for event in other] == [0]
+    assert [event["step"] for event in heaviest] == [0, 3]  # the canary's first steps are the run's own
+    assert heaviest[1]["job"].split("_")[0] == other[0]["job"].split("_")[0] != heaviest[0]["job"].split(".")[0]
     assert len(ours.report("tiny", "results")) == 2 * EVERY_CONDITION
     assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
     assert ours.report("tiny", "missing") == []
@@ -206,6 +214,11 @@ def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unb
         shutil.copy(run.path / file, by_hand.path)
     job = next(event["job"] for event in run.events() if event["event"] == "submitted")
     ours.wait(lambda: bool(run.metrics()), "an epoch")
+    beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
+    assert f"another process works on this run (job {job}.0" in beside
+    second = cluster.Submission(run.sweep)
+    with cluster._outside_any_job():
+        second.array("train", [TrainJob(str(run.path))], cluster.parameters("second", ResourcesConfig(), None))
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.call("sh", by_hand.path / "repro.sh")
     ours.wait_for_jobs()
@@ -237,23 +250,54 @@ def same_bits(one: object, other: object) -> bool:
     return one == other
 
 
-def test_a_run_that_cannot_be_trained_says_why_and_nothing_waits_for_it(place: Path) -> None:
+def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(place: Path) -> None:
     galaxies, gate = place / "galaxies.h5", place / "gate of the failing"
     ours = desk(place / "failing", lost="blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
     ours.call(sys.executable, "-m", "galaxyhpc.demo", galaxies, "--n", "300", "--size", "32")
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
-    ours.launch("lost", "--set", f"data.source={galaxies}", "--set", wait)
+    ours.launch("lost", "--canary", "--set", f"data.source={galaxies}", "--set", wait)
     galaxies.unlink()
     gate.unlink()
     ours.wait_for_jobs()
-    for run in ours.runs("lost"):
-        assert state(run).name == "failed" and str(galaxies) in state(run).why, ours.evidence()
-    assert "2 failed" in ours.call(sys.executable, "-m", "galaxyhpc.status", "my runs/lost")
+    other, heaviest = ours.runs("lost")
+    assert state(heaviest).name == "failed" and str(galaxies) in state(heaviest).why, ours.evidence()
+    assert started(other) == []
+    status = ours.call(sys.executable, "-m", "galaxyhpc.status", "my runs/lost")
+    assert "1 failed" in status and "1 lost" in status, status
     finished = {name: now for _, now, name in queue(ours.path, "all")}
-    assert finished == {"lost-train": "FAILED", "lost-evaluate": "CANCELLED", "lost-report": "COMPLETED"}
-    missing = ours.report("lost", "missing")
-    assert len(missing) == 2 and all("failed" in row["reason"] for row in missing), missing
+    dead = dict.fromkeys(("lost-train", "lost-evaluate"), "CANCELLED")
+    assert finished == {"lost-canary": "FAILED", "lost-report": "COMPLETED", **dead}
+    missing = {row["run_id"]: row["reason"] for row in ours.report("lost", "missing")}
+    assert "failed" in missing[heaviest.run_id] and "not started" in missing[other.run_id]
+
+
+def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place: Path) -> None:
+    """Nine runs where an array may have eight; the first launch to write its arrays dies right after the first one."""
+    ours = desk(place / "twice", many="seeds: 9\nblocks: [points: [{model.architecture: cnn}]]\n")
+    deadly = ours.path / "bin" / "sbatch"
+    deadly.parent.mkdir()
+    deadly.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@"; kill -9 $PPID\n')
+    deadly.chmod(0o755)
+    command = [sys.executable, "-m", "galaxyhpc.launch", "many.yaml", "--executor", "slurm", "--runs", "my runs"]
+    command += ["--max-parallel", "3", "--set", "resources.setup=['sleep 600']"]
+    killed = ours.environment | {"PATH": f"{deadly.parent}:{ours.environment['PATH']}"}
+    assert subprocess.run(command, cwd=ours.path, env=killed, capture_output=True).returncode == -signal.SIGKILL
+    assert len(queue(ours.path)) == 8 and not any(
+        event["event"] == "submitted" for run in ours.runs("many") for event in run.events()
+    )
+    both = [
+        subprocess.Popen(command, cwd=ours.path, env=ours.environment, stdout=-1, stderr=-1, text=True)
+        for _ in range(2)
+    ]
+    said = sorted("".join(process.communicate()) for process in both)
+    assert sum("train: 1 jobs" in one for one in said) == 1, said
+    assert any("another launch of this sweep is at work" in one or "9 done or under way" in one for one in said), said
+    jobs = [job for job, _, name in queue(ours.path) if name == "many-train"]
+    assert len(jobs) == 9 and sorted(job.partition("_")[2] for job in jobs) == ["", *map(str, range(8))]
+    shown = ours.call(sys.executable, "-m", "galaxyhpc.cancel", "my runs/many")
+    assert "9" in shown, shown
+    ours.wait_for_jobs()
 
 
 def test_a_launch_inside_a_job_submits_what_one_outside_does(place: Path) -> None:
