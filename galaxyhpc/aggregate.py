@@ -30,7 +30,7 @@ from galaxyhpc import figures, results
 from galaxyhpc.metrics import bootstrap_interval, metrics
 from galaxyhpc.planned import NETWORK, Found, PlanError, find, named, read_plan
 from galaxyhpc.results import Pair
-from galaxyhpc.rundir import RunDir, replacing, write_text
+from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, replacing, write_text
 from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
 
 METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
@@ -67,12 +67,14 @@ def aggregate(sweep: Path, intervals: bool = True) -> Report:
     """
     try:
         plan = read_plan(sweep / "plan.csv")
+        runs = planned_runs(sweep)
+        refuse_links(sweep / "report", *(run.path for run in runs))
         (sweep / "report").mkdir(exist_ok=True)
         with FileLock(sweep / "report" / ".lock"):
-            found = [find(RunDir(sweep / run_id)) for run_id in plan["run_id"]]
+            found = [find(run) for run in runs]
             plan, common = named(plan, found)
             return _report(sweep, plan, found, common, intervals)
-    except PlanError as error:
+    except (PlanError, NoRunError) as error:
         raise AggregateError(str(error)) from error
 
 

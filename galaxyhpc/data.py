@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -36,6 +37,8 @@ SPLIT_SETTINGS = (
     "link_arcsec",
     "conflicting_duplicates",
 )
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, zipfile.BadZipFile)
+SPLIT_COLUMNS = {"row": np.int64, "label": np.int64, "ra": float, "dec": float, "sky_group": np.int64, "split": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +132,12 @@ def _find(source: Path, size: int, cache: Path) -> Galaxies | None:
         images = np.load(directory / "images.npy", mmap_mode="r")
         with np.load(directory / "columns.npz") as columns:
             found = Galaxies(images, **columns, **about)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # absent, torn, or somebody else's
+        n = len(found.labels)
+        fits = images.dtype == np.uint8 and images.shape == (n, 3, size, size) and found.labels.max() < len(CLASSES)
+        fits = fits and n == len(found.ra) == len(found.dec) == len(found.digests)
+        fits = fits and math.isfinite(found.mean) and math.isfinite(found.pixel_scale)
+    except _DAMAGE:  # absent, torn, or somebody else's
         return None
-    fits = images.dtype == np.uint8 and images.shape == (len(found.labels), 3, size, size)
     return found if fits else None
 
 
@@ -208,7 +214,10 @@ def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
 
 def split_head(path: Path) -> dict[str, str]:
     """Return what the comments of a split.csv say."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; allowed is the file as written") from error
     return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
 
 
@@ -223,9 +232,13 @@ def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFr
             "split for all runs of a sweep: restore that file and those settings, launch into another "
             f"directory (--runs), or remove {path.parent} and all its runs"
         )
-    table = pd.read_csv(path, comment="#")
+    try:
+        table = pd.read_csv(path, comment="#", usecols=list(SPLIT_COLUMNS), dtype=SPLIT_COLUMNS)
+    except ValueError:
+        table = pd.DataFrame(columns=list(SPLIT_COLUMNS))
     if (
-        not np.array_equal(table.get("label", ()), galaxies.labels)
+        not np.array_equal(table["label"], galaxies.labels)
+        or not np.array_equal(table["row"], np.arange(len(table)))
         or not table["split"].isin((*SPLITS, "dropped")).all()
     ):
         raise DataError(f"{path}: found rows that are not those of its fingerprint; allowed is the file as written")

@@ -36,7 +36,8 @@ COLUMNS = (
     *("weights", "fingerprint", "generated"),
 )
 _COMMON = ["rows", "labels", "groups", "weights", "fingerprint", "generated"]
-_DAMAGE = (OSError, KeyError, ValueError, RuntimeError, csv.Error)  # what is raised at a damaged file
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+_DAMAGE += (csv.Error,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +189,10 @@ def _checked(column: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     """Turn columns of text into numbers and arrays that do not contradict one another."""
     n, correct = (np.array(column[name], dtype=np.int64) for name in ("n", "correct"))
     sums = {name: np.array(column[name], dtype=np.float64) for name in ("severity", "nll_sum", "brier_sum")}
-    confusion = _numbers(column["confusion"]).astype(np.int64).reshape(-1, CLASSES, CLASSES)
+    numbers = _numbers(column["confusion"])
+    if not ((numbers >= 0) & (numbers < 2**53)).all():
+        raise ValueError("counts that are none")
+    confusion = numbers.astype(np.int64).reshape(-1, CLASSES, CLASSES)
     bins = _numbers(column["bins"]).reshape(-1, BINS, 3)
     whole = (confusion.sum((1, 2)) == n) & (np.trace(confusion, axis1=1, axis2=2) == correct)
     if not (whole & (bins[..., 0].sum(1) == n) & (bins[..., 1].sum(1) == correct)).all():
@@ -200,6 +204,8 @@ def _checked(column: dict[str, tuple[str, ...]]) -> dict[str, Any]:
 
 def _numbers(texts: Any) -> NDArray[np.float64]:
     """Parse texts of equally many numbers into (texts, numbers)."""
+    if not all(text.strip() for text in texts):
+        raise ValueError("numbers are missing")
     return np.loadtxt(list(texts), dtype=np.float64, ndmin=2, comments=None)
 
 
@@ -236,7 +242,19 @@ def _read(run: RunDir, name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[An
 def _contents(file: h5py.File, run: RunDir, name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]]:
     if file.attrs["schema"] != SCHEMA or file.attrs["run_id"] != run.run_id:
         raise ValueError(f"schema {file.attrs['schema']} of run {file.attrs['run_id']}")
-    common = {key: file[key][:] if key in file else file.attrs[key] for key in _COMMON}
-    common["generated"] = bool(common["generated"])
-    names, severities = file["condition"].asstr()[:], file["severity"][:].tolist()
-    return common, dict(zip(zip(names, severities, strict=True), file[name][:], strict=True))
+    common = {key: _whole(file[key]) if key in file else file.attrs[key] for key in _COMMON}
+    common |= {"generated": bool(common["generated"]), "weights": str(common["weights"])}
+    names, severities, values = np.char.decode(_whole(file["condition"])), _whole(file["severity"]), _whole(file[name])
+    n = len(common["rows"])
+    shapes = {common["rows"].shape, common["labels"].shape, common["groups"].shape, values[0].shape[:1]}
+    if shapes != {(n,)} or values.ndim != {"logits": 3, "predicted": 2}[name] or common["labels"].max() >= CLASSES:
+        raise ValueError(f"arrays of {values.shape} for {n} galaxies")
+    return common, dict(zip(zip(names.tolist(), severities.tolist(), strict=True), values, strict=True))
+
+
+def _whole(data: h5py.Dataset) -> NDArray[Any]:
+    """Read an array that is in the file as a whole: one without its chunks may have any size in memory."""
+    if data.id.get_storage_size() < data.nbytes:
+        raise ValueError(f"{data.name}: {data.id.get_storage_size()} bytes for {data.nbytes}")
+    found: NDArray[Any] = data[:]
+    return found

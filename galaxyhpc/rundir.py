@@ -14,11 +14,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galaxyhpc.config import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
+
+MOST_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
+MOST_CONFIG_BYTES = 1_000_000
 
 
 @contextmanager
@@ -108,6 +112,8 @@ class RunDir:
 
         from galaxyhpc.config import RunConfig
 
+        if self.config_file.stat().st_size > MOST_CONFIG_BYTES:
+            raise NoRunError(f"{self.config_file}: found more than {MOST_CONFIG_BYTES:,} bytes; allowed: fewer")
         try:
             return RunConfig.model_validate_json(self.config_file.read_bytes())
         except ValidationError as error:
@@ -269,26 +275,37 @@ def runs_of(path: Path) -> list[RunDir]:
         if (path / "config.json").is_file():
             found = [RunDir(path.resolve())]
         elif (path / "plan.csv").is_file():
-            found = [RunDir(path.resolve() / name) for name in _planned(path / "plan.csv")]
+            found = planned_runs(path.resolve())
         else:
             allowed = "allowed: runs/SWEEP/RUN_ID or runs/SWEEP"
             raise NoRunError(f"{readable(str(path))}: found neither config.json nor plan.csv; {allowed}")
         refuse_links(*(place for run in found for place in (run.path, run.checkpoints)))
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise NoRunError(f"{readable(str(path))}: cannot be read: {error}") from error
+    except OSError as error:
+        raise NoRunError(f"{readable(str(path))}: cannot be read: {error.strerror}") from error
     return found
 
 
-def _planned(plan: Path) -> list[str]:
-    """Return the run ids of plan.csv, each the name of a directory beside it and nothing else."""
-    with plan.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if "run_id" not in (rows.fieldnames or ()):
-            raise NoRunError(f"{plan}: found no column run_id; allowed: the file that launch wrote")
-        names = [str(row["run_id"]) for row in rows]
+def planned_runs(sweep: Path) -> list[RunDir]:
+    """Return the runs of plan.csv: each run id is the name of a directory beside it and nothing else.
+
+    Raises
+    ------
+    OSError, NoRunError
+    """
+    plan = sweep / "plan.csv"
+    try:
+        with plan.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if "run_id" not in (rows.fieldnames or ()):
+                raise NoRunError(f"{plan}: found no column run_id; allowed: the file that launch wrote")
+            names = [row["run_id"] or "" for row in islice(rows, MOST_RUNS + 1)]
+    except (csv.Error, UnicodeError) as error:
+        raise NoRunError(f"{plan}: {error}; allowed: the file that launch wrote") from error
+    if len(names) > MOST_RUNS:
+        raise NoRunError(f"{plan}: found more than {MOST_RUNS:,} runs; allowed: as many")
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", name, re.ASCII):
             raise NoRunError(f"{plan}: run_id: found {name[:80]!r}; allowed: names such as C4-cnn-s0-0123abcd")
     if len(set(names)) < len(names):
         raise NoRunError(f"{plan}: run_id: found one twice; allowed: each run once")
-    return names
+    return [RunDir(sweep / name) for name in names]

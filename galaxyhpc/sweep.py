@@ -27,6 +27,7 @@ from typing import Any
 
 from galaxyhpc.config import RunConfig
 from galaxyhpc.located import Entry, Mistakes, Place, dump_yaml, items_of, members, read_file, read_yaml, shown
+from galaxyhpc.rundir import MOST_RUNS
 from galaxyhpc.settings import (
     DEFAULTS,
     Settings,
@@ -38,8 +39,6 @@ from galaxyhpc.settings import (
     run_config,
     value_of,
 )
-
-MOST_RUNS = 10_000  # beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
 
 _TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _KINDS = ("grid", "zip", "points")
