@@ -36,8 +36,8 @@ COLUMNS = (
     *("weights", "fingerprint", "generated"),
 )
 _COMMON = ["rows", "labels", "groups", "weights", "fingerprint", "generated"]
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
-_DAMAGE += (csv.Error,)
+_DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_DAMAGE += (RuntimeError, MemoryError, csv.Error)
 
 
 @dataclass(frozen=True, eq=False)
