@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -103,3 +104,18 @@ def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path:
         assert checkpoint.quarantine_damaged(run) == [] and checkpoint.load_newest(run) is not None
     checkpoint.save(run, 10**6, 1, STATE)
     assert list(run.checkpoints.glob(".step_*")) == []  # what the killed ones left is gone
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoints_and_nothing_half_written(run: RunDir) -> None:
+    checkpoint.save(run, 3, 1, STATE)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))  # the kernel refuses to write more than that
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(run, 4, 1, STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_00000003"]
+    assert checkpoint.load_newest(run) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,64 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_taken(
     finish(run)
     assert f"checkpoint {newest.name} is damaged (state.pt does not have" in (run.path / "output.txt").read_text()
     assert_same_end(run, unbroken)
+
+
+def test_a_run_stops_and_saves_when_its_jobs_time_is_nearly_over_and_goes_on_from_there(
+    tmp_path: Path, cache: Path, unbroken: RunDir
+) -> None:
+    run = make_run(tmp_path, cache)
+    with stopping_on_signals() as stop:
+        stop.end = time.time() + 5.0  # nearer than the notice that training needs
+        assert not train(run, stop)
+    assert stop.requeue and not stop.leave
+    assert last_state(run)["progress"]["step"] == 1
+    assert_same_end(finish(run), unbroken)
+
+
+def test_settings_changed_after_the_run_was_begun_are_refused_by_name(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, cnn=True)
+    with stopping_on_signals() as stop:
+        assert not train(run, stop, most_steps=2)
+        config = run.load_config()
+        changed = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.5})})
+        write_text(run.config_file, changed.model_dump_json())
+        with pytest.raises(
+            checkpoint.DriftError, match=r"train\.learning_rate: begun with 0\.003, config\.json says 0\.5"
+        ):
+            train(run, stop)
+        for path in checkpoint.found(run):
+            shutil.rmtree(path)
+        with pytest.raises(checkpoint.DriftError, match="these are the settings of cnn-s0-"):
+            train(run, stop)
+
+
+def test_settings_that_do_not_decide_the_weights_may_change(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, cnn=True)
+    with stopping_on_signals() as stop:
+        assert not train(run, stop, most_steps=2)
+        config = run.load_config()
+        resources = config.resources.model_copy(update={"time_minutes": 7, "micro_batch": 20})
+        evaluate = config.evaluate.model_copy(update={"batch_size": 7})
+        write_text(
+            run.config_file,
+            config.model_copy(update={"resources": resources, "evaluate": evaluate}).model_dump_json(),
+        )
+        assert train(run, stop)
+
+
+def test_a_retry_with_half_the_micro_batch_keeps_the_global_batch_and_its_galaxies(tmp_path: Path, cache: Path) -> None:
+    whole, halved = (make_run(tmp_path / name, cache, cnn=True, epochs=1) for name in ("whole", "halved"))
+    halved.record("retried", why="out of memory", micro_batch=20)
+    sizes: list[int] = []
+    with stopping_on_signals() as stop:
+        assert train(whole, stop)
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, inputs: sizes.append(len(inputs[0])) if type(module).__name__ == "StudyCNN" else None
+        )
+        assert train(halved, stop)
+        hook.remove()
+    assert set(sizes[:10]) == {20}
+    assert whole.metrics()[0]["samples"] == halved.metrics()[0]["samples"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, cache: Path) -> None:
