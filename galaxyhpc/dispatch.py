@@ -119,9 +119,7 @@ def _on_slurm(
             if jobs:
                 console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}")
     elif all(state(run).name == "evaluated" for run in runs_of(directory)):
-        from galaxyhpc.aggregate import aggregate, show
-
-        show(aggregate(directory))
+        _report(directory)
         return 0
     console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", soft_wrap=True)
     return 0
@@ -130,7 +128,6 @@ def _on_slurm(
 def _here(
     console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], executor: str, parallel: int | None
 ) -> int:
-    from galaxyhpc.aggregate import AggregateError, aggregate, show
     from galaxyhpc.data import DataError, load_split, prepare
 
     try:
@@ -144,10 +141,7 @@ def _here(
     else:
         machine = local.this_machine(parallel)
         finished = local.carry_out(to_do, machine, console, directory.name)
-    try:
-        show(aggregate(directory))
-    except AggregateError as error:
-        raise LaunchError(str(error)) from error
+    _report(directory)
     if not finished:
         console.print("stopped; the same command goes on where it was")
         return 130
@@ -156,6 +150,15 @@ def _here(
         text = f"{run.run_id}: {state(run).name} {state(run).why}; log: {run.log}"
         console.print(text, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _report(directory: Path) -> None:
+    from galaxyhpc.aggregate import AggregateError, aggregate, show
+
+    try:
+        show(aggregate(directory))
+    except AggregateError as error:
+        raise LaunchError(str(error)) from error
 
 
 def _in_this_process(runs: Sequence[RunDir]) -> None:

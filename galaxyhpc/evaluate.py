@@ -50,9 +50,15 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
     """Build a run's network with its best weights, ready to classify (N, 3, S, S) images in [0, 1]."""
     if not run.best_file.exists():
         raise NotTrainedError(f"{run.path}: not trained to its end yet: there is no best.pt")
-    found = torch.load(run.best_file, map_location="cpu", weights_only=True)
     network = build_model(config.model, config.data.image_size)
-    network.load_state_dict(found["model"])
+    try:
+        network.load_state_dict(torch.load(run.best_file, map_location="cpu", weights_only=True)["model"])
+    except Exception as error:  # what is not ours may raise anything
+        said = " ".join(str(error).split())[:200]
+        help_ = (
+            "allowed: what training wrote: remove it, and training goes on from the last checkpoint and writes it anew"
+        )
+        raise NotTrainedError(f"{run.best_file}: no weights of this network ({said}); {help_}") from error
     return network.to(device).eval()
 
 

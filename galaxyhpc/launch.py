@@ -23,7 +23,7 @@ from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
 from galaxyhpc.networks import Network
 from galaxyhpc.preflight import PreflightError, check, show
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.rundir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
 from galaxyhpc.table import make_console
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sweep = load_sweep(options.sweep, options.set, options.profile)
         configs = [_at_home(config, options.runs) for config in sweep.runs]
-        directory = options.runs.resolve() / sweep.name
+        directory = sweep_directory(options.runs, sweep.name)
+        refuse_links(*(directory / config.run_id for config in configs))
         checked = check(configs, directory, options.executor)
         configs, networks = checked.configs, checked.networks
         if options.dry_run:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
     except PreflightError as error:
         show(error, Console(stderr=True, markup=False, highlight=False))
-    except (SweepError, LaunchError, cluster.SubmissionError) as error:
+    except (SweepError, LaunchError, NoRunError, cluster.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename or options.runs}: {error.strerror or error}", file=sys.stderr)
@@ -95,8 +96,8 @@ def _made(directory: Path) -> Path:
 def _at_home(config: RunConfig, runs: Path) -> RunConfig:
     """Make the paths absolute: a job may start anywhere."""
     data = config.data
-    source = data.source if data.source == "demo" else str(Path(data.source).expanduser().resolve())
-    cache = str(Path(data.cache).expanduser().resolve()) if data.cache else str(runs.resolve() / ".cache")
+    source = data.source if data.source == "demo" else str(resolved(data.source, "data.source"))
+    cache = str(resolved(data.cache, "data.cache") if data.cache else resolved(runs, "--runs") / ".cache")
     return config.model_copy(update={"data": data.model_copy(update={"source": source, "cache": cache})})
 
 
@@ -130,6 +131,7 @@ def _repro(run: RunDir, config: RunConfig) -> str:
     where = '"$(dirname "$0")"'
     return (
         f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
+        "export PYTHONSAFEPATH=1  # nothing is imported from the directory this is called in\n"
         f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
     )
 

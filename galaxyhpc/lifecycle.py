@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import submitit
 from filelock import FileLock, Timeout
 
 from galaxyhpc import slurm
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.rundir import RunDir, readable
 
 STARTS = 3  # of one job at the same step: a further one would not get beyond it either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again
@@ -245,6 +246,14 @@ def _record_failure(run: RunDir, place: Place, error: Exception) -> None:
         run.record("failed", why=why, rank=place.rank, cause=_cause(error), trace=trace)
     except OSError as refused:  # a full disk takes no record either
         print(f"{run.events_file}: not recorded ({refused}): failed, {why}", flush=True)
+
+
+def tell(error: Exception) -> None:
+    """Print an error on stderr: ours and the system's say all in one line, others need their traceback."""
+    if type(error).__module__.startswith("galaxyhpc.") or isinstance(error, OSError):
+        print(" ".join(readable(str(error)).split()), file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def _cause(error: Exception) -> str:

@@ -252,6 +252,35 @@ class NoRunError(ValueError):
     """A path that is neither a run's directory nor a sweep's, or that leads out of it."""
 
 
+def resolved(path: str | Path, what: str) -> Path:
+    """Return an absolute path, `~` filled in.
+
+    Raises
+    ------
+    NoRunError
+        Naming `what` has this path.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, a loop of links, a zero byte
+        raise NoRunError(f"{what}: found {str(path)!r}; {error}") from None
+
+
+def sweep_directory(runs: Path, name: str) -> Path:
+    """Return where a sweep is kept; refused where Slurm could not write its logs.
+
+    Raises
+    ------
+    NoRunError
+    """
+    directory = resolved(runs, "--runs") / name
+    if found := re.search(r"[%\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", str(directory)):
+        allowed = "allowed: a path without %, \\ and what cannot be printed, which Slurm misreads in the names of logs"
+        raise NoRunError(f"--runs: found {found[0]!r} in {str(directory)!r}; {allowed}")
+    refuse_links(directory)
+    return directory
+
+
 def refuse_links(*paths: Path) -> None:
     """Refuse directories that are symbolic links: what is written into them would land somewhere else.
 

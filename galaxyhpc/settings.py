@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import reduce
@@ -100,6 +101,7 @@ def checked(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
         return entry
     before = len(mistakes.found)
     entry = _with_environment(key, entry, mistakes)
+    _demand_printable(key, entry, mistakes)
     if len(mistakes.found) == before:
         for error in _errors(_nested({key: entry}, _SOME_MODEL)):
             path = ".".join(map(str, error["loc"]))
@@ -131,6 +133,15 @@ def _with_environment(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
         allowed = "allowed ${NAME} and ${NAME:-default}, or $NAME for the shell"
         mistakes.add(entry.place, key, f"found {shown(text)}; {allowed}")
     return replace(entry, value=text)
+
+
+def _demand_printable(key: str, entry: Entry, mistakes: Mistakes) -> None:
+    """Refuse what no terminal, path or shell takes; lines of the shell may be several."""
+    for item in entry.value if isinstance(entry.value, list) else [entry]:
+        text = item.value if isinstance(item.value, str) else ""
+        text = text.replace("\n", "").replace("\t", "") if key == "resources.setup" else text
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text):
+            mistakes.add(item.place, key, f"found {shown(item.value)}; allowed text that can be printed")
 
 
 def over(*layers: Settings) -> Settings:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import BusyError, Stop, carry_out
+from galaxyhpc.lifecycle import Stop, carry_out, tell
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
 
 
@@ -39,11 +38,8 @@ def evaluated(run: RunDir) -> bool:
         return True
     try:
         EvaluateJob(str(run.path))()
-    except BusyError as error:
-        print(error)
-        return False
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        tell(error)
         return False
     return True
 

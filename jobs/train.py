@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import BusyError, Stop, carry_out, find_place
+from galaxyhpc.lifecycle import BusyError, Stop, carry_out, find_place, tell
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of
 
 CANARY_STEPS = 3
@@ -62,6 +62,6 @@ if __name__ == "__main__":
         sys.exit(2)
     try:
         TrainJob(str(run.path))()
-    except BusyError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        tell(error)
+        sys.exit(2 if isinstance(error, BusyError) else 1)
