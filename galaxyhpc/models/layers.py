@@ -214,9 +214,11 @@ class CircularMask(nn.Module):
         """Take the image's side in px and the margin in per cent of the circle's radius."""
         super().__init__()
         centre = (size - 1) / 2
-        squares = (torch.arange(size) - centre).square()
-        beyond = squares[:, None] + squares - (centre * (1 - margin / 100)) ** 2
-        self.register_buffer("mask", torch.exp(-beyond.clamp_min(0.0) / 4.0), persistent=False)
+        with torch.device("cpu"):  # arithmetic on the meta device takes long
+            squares = (torch.arange(size) - centre).square()
+            beyond = squares[:, None] + squares - (centre * (1 - margin / 100)) ** 2
+            mask = torch.exp(-beyond.clamp_min(0.0) / 4.0)
+        self.register_buffer("mask", mask.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, size, size) -> the same shape."""
