@@ -12,6 +12,9 @@ import pytest
 from galaxyhpc import cluster, slurm
 from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir
+from jobs.evaluate import EvaluateJob
+from jobs.report import ReportJob
+from jobs.train import CanaryJob, TrainJob
 
 GPU = ResourcesConfig(
     nodes=2,
@@ -85,6 +88,11 @@ def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() 
     assert [[run.run_id for run in part.runs] for part in found] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
     assert [part.resources for part in found] == [ResourcesConfig()] * 3 + [GPU]
     assert {(part.share, part.behind) for part in found} == {(None, None)}
+
+
+@pytest.mark.parametrize("job", [TrainJob, CanaryJob, EvaluateJob, ReportJob])
+def test_a_job_holds_the_path_of_a_directory_and_nothing_that_could_go_stale(job: type) -> None:
+    assert vars(job("/r/1")) == {"path": "/r/1"}
 
 
 @pytest.mark.parametrize("parallel", range(1, 12))
