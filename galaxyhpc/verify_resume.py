@@ -39,7 +39,7 @@ from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
 from galaxyhpc.lifecycle import STOPPED
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.rundir import NoRunError, RunDir, write_text
 from galaxyhpc.table import make_console
 
 PER_EPOCH = 8  # wanted steps of the copy
@@ -145,14 +145,13 @@ def prove(
     whole = _fresh(folder, "unbroken", copy)
     _finish(whole, copy)
     wanted, steps = digests(whole), whole.metrics()[-1]["step"]
-    pace = (_last(whole, "trained")["time"] - _last(whole, "started")["time"]) / steps
     rng = random.Random(f"{seed} {copy.run_id}")  # the same trials every time
     outcomes = []
     for number, fault in enumerate(faults, 1):
         step = rng.randint(1, max(1, steps - 4))
         say(f"{fault} after step {step}, {number} of {len(faults)}")
         broken = _fresh(folder, fault.replace(" ", "-"), copy)
-        hit = _hit(broken, copy, fault, step, rng.uniform(0.0, pace))
+        hit = _hit(broken, copy, fault, step, rng.random())
         begun = time.time()
         _finish(broken, copy)
         again = _last(broken, "started")
@@ -173,14 +172,16 @@ def _fresh(folder: Path, name: str, config: RunConfig) -> RunDir:
     return run
 
 
-def _hit(run: RunDir, config: RunConfig, fault: str, step: int, pause: float) -> int:
-    """Break a training off, a pause in seconds after a step, and return the last step it is known to have taken."""
+def _hit(run: RunDir, config: RunConfig, fault: str, step: int, fraction: float) -> int:
+    """Break a training off, a fraction of a step after a step, and return the last one it is known to have taken."""
     number = getattr(signal, f"SIG{fault.split()[0]}")
     saving = fault == "KILL in a save"
     for _ in range(TRIES):
         with _processes(run, config) as group:
+            _await(run, group, partial(_has_come_to, run, "step_", step - 1))
+            before = time.monotonic()
             _await(run, group, partial(_has_come_to, run, ".step_" if saving else "step_", step))
-            time.sleep(0.0 if saving else pause)
+            time.sleep(0.0 if saving else fraction * (time.monotonic() - before))
             os.killpg(group[0].pid, number)
             statuses = {process.wait(SILENCE_SECONDS) for process in group}
         if run.best_file.exists() or statuses != {-number if number == signal.SIGKILL else STOPPED}:
@@ -277,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run, config = _run_to_prove(options.run, options.tasks)
         folder = Path(tempfile.mkdtemp(prefix=f"verify_resume-{run.run_id}-", dir=run.sweep.parent))
-    except (BadInputError, OSError) as error:
+    except (BadInputError, NoRunError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     kept = f"what was tried is kept in {folder}"
@@ -316,20 +317,18 @@ def _run_to_prove(path: Path, tasks: int | None) -> tuple[RunDir, RunConfig]:
 
     Raises
     ------
-    BadInputError, OSError
+    BadInputError, NoRunError, OSError
     """
     if not (path / "config.json").is_file():
         raise BadInputError(f"{path}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
     run = RunDir(path.resolve())
+    config = run.load_config()
+    asked = {"nodes": 1, "tasks_per_node": config.resources.tasks if tasks is None else tasks}
+    plain = config.model_dump(mode="json")
     try:
-        config = run.load_config()
-        asked = {"nodes": 1, "tasks_per_node": config.resources.tasks if tasks is None else tasks}
-        plain = config.model_dump(mode="json")
         config = RunConfig.model_validate_json(json.dumps(plain | {"resources": plain["resources"] | asked}))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
-        raise BadInputError(f"{run.config_file}: {where}: {first['msg']}") from error
+        raise BadInputError(f"--tasks {tasks}: {error.errors()[0]['msg']}") from error
     gpus = torch.cuda.device_count()
     if gpus and config.resources.tasks > gpus:
         raise BadInputError(f"--tasks {config.resources.tasks}: this machine has {gpus} GPUs; allowed are 1 to {gpus}")

@@ -1,0 +1,182 @@
+"""verify_resume in earnest: real processes are hit and resumed, and a resume that is not exact is found out.
+
+pytest tests/test_verify_resume.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from galaxyhpc import checkpoint, verify_resume
+from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.verify_resume import digests, first_difference, main, short_copy
+
+
+def settings(cache: Path, tasks: int = 1, group: str | None = "C4", **train: object) -> RunConfig:
+    options: dict[str, object] = {"epochs": 30, "batch_size": 40, "learning_rate": 3e-3, **train}
+    return RunConfig(
+        data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
+        model=ModelConfig(architecture="steerable_cnn" if group else "cnn", group=group, scale=0.1),
+        train=TrainConfig.model_validate(options),
+        resources=ResourcesConfig(tasks_per_node=tasks),
+    )
+
+
+def make_run(runs: Path, config: RunConfig) -> RunDir:
+    run = RunDir(runs / "sweep" / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    return run
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_two_processes_hit_and_resumed_end_with_the_bits_of_an_unbroken_training(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, settings(cache, tasks=2, group=None))  # without e2cnn a process starts in half the time
+    status = main([str(run.path)])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    rows = [line.split("│")[1:-1] for line in said.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == list(verify_resume.FAULTS)
+    for fault, hit, resumed, lost, seconds, equal in ([cell.strip() for cell in row] for row in rows):
+        assert int(lost) == int(hit) - int(resumed)
+        assert int(lost) in {"USR2": (0,), "TERM": (0,), "KILL in a save": (1,)}.get(fault, (0, 1))
+        assert float(seconds) > 0 and equal == "yes"
+    assert "resumed by 2 processes" in said and "the resume is exact" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # nothing is left behind
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]  # and the run is as it was
+
+
+FORGETFUL = """
+import torch
+torch.optim.Optimizer.load_state_dict = lambda self, state: None  # a resume that forgets the moments
+"""
+
+
+def test_a_resume_that_forgets_the_optimizer_is_found_out(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(FORGETFUL)  # read by every Python that is started
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    monkeypatch.setattr(verify_resume, "FAULTS", ("TERM",))
+    run = make_run(tmp_path, settings(cache))
+    assert main([str(run.path)]) == 1
+    said = capsys.readouterr().out
+    assert "no: checkpoint.model." in said and "NOT exact" in said
+    (kept,) = tmp_path.glob("verify_resume-*")
+    assert str(kept) in said and (kept / "TERM").is_dir()
+
+
+def ended(run: RunDir, state: dict[str, object], best: dict[str, object]) -> RunDir:
+    """Write what a training leaves."""
+    checkpoint.save(run, 7, 1, state)
+    torch.save(best, run.best_file)
+    run.metrics_file.write_text('{"epoch": 0}\n')
+    return run
+
+
+def example() -> tuple[dict[str, object], dict[str, object]]:
+    weights = torch.arange(6.0).reshape(2, 3)
+    moments = {"state": {0: {"step": torch.tensor(7.0), "exp_avg": weights / 3}}, "param_groups": [{"lr": 1e-3}]}
+    progress = {"step": 7, "history": [{"loss": 0.5}], "best_loss": float("nan")}
+    state = {"model": {"weight": weights, "count": torch.tensor(3)}, "optimizer": moments, "progress": progress}
+    return {**state, "best": {}}, {"model": {"weight": weights.clone()}, "epoch": 0}
+
+
+def test_digests_name_every_tensor_and_number_and_are_those_of_its_bits(tmp_path: Path) -> None:
+    run, other = (ended(RunDir(tmp_path / name / "C4"), *example()) for name in ("one", "two"))
+    found = digests(run)
+    assert found == digests(other) and first_difference(found, digests(other)) == ""  # NaN equals itself
+    assert {"checkpoint.model.weight", "checkpoint.optimizer.state.0.exp_avg", "checkpoint.progress.history.0.loss"} < {
+        *found
+    }
+    assert {"metrics.jsonl", "best.pt.model.weight", "checkpoint.best"} < {*found}
+
+
+def flipped(value: torch.Tensor) -> None:
+    value.view(torch.int32).view(-1)[-1] ^= 1
+
+
+CHANGES = {
+    "checkpoint.model.weight": lambda state, best: flipped(state["model"]["weight"]),
+    "checkpoint.model.count": lambda state, best: state["model"].update(count=torch.tensor(3, dtype=torch.int32)),
+    "checkpoint.optimizer.state.0.exp_avg": lambda state, best: flipped(state["optimizer"]["state"][0]["exp_avg"]),
+    "checkpoint.optimizer.param_groups.0.lr": lambda state, best: state["optimizer"]["param_groups"][0].update(
+        lr=1e-3 + 1e-18
+    ),
+    "checkpoint.progress.history.0.loss": lambda state, best: state["progress"]["history"][0].update(loss=-0.5),
+    "checkpoint.best": lambda state, best: state.update(best={"weight": torch.zeros(1)}),
+    "best.pt.model.weight": lambda state, best: flipped(best["model"]["weight"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_changed_bit_is_found_and_named(name: str, tmp_path: Path) -> None:
+    wanted = digests(ended(RunDir(tmp_path / "one" / "C4"), *example()))
+    state, best = example()
+    CHANGES[name](state, best)
+    found = digests(ended(RunDir(tmp_path / "two" / "C4"), state, best))
+    assert first_difference(found, wanted) == name
+
+
+def test_other_metrics_are_a_difference(tmp_path: Path) -> None:
+    run = ended(RunDir(tmp_path / "one" / "C4"), *example())
+    wanted = digests(run)
+    run.metrics_file.write_text('{"epoch": 1}\n')
+    assert first_difference(digests(run), wanted) == "metrics.jsonl"
+
+
+def test_a_training_without_a_sound_checkpoint_has_no_digests(tmp_path: Path) -> None:
+    run = ended(RunDir(tmp_path / "C4"), *example())
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
+        digests(run)
+
+
+@pytest.mark.parametrize(
+    ("galaxies", "batch", "epochs"), [(17736, 128, 2), (2000, 128, 12), (300, 128, 12), (300, 40, 3), (100, 300, 12)]
+)
+def test_the_copy_takes_few_steps_and_keeps_what_decides_one(galaxies: int, batch: int, epochs: int) -> None:
+    config = settings(Path("/cache"), batch_size=batch, early_stopping=3)
+    copy = short_copy(config, galaxies)
+    assert (copy.model, copy.augment, copy.seed) == (config.model, config.augment, config.seed)
+    same = {"batch_size", "optimizer", "learning_rate", "schedule", "precision"}
+    assert copy.train.model_dump(include=same) == config.train.model_dump(include=same)
+    assert (copy.resources.checkpoint_minutes, copy.train.early_stopping) == (0.0, None)
+    assert 2 <= copy.train.epochs <= epochs
+    assert copy.data.validation_fraction + copy.data.test_fraction <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, [], "found no config.json; allowed is one run"),
+        ("[]", [], "config.json: "),
+        ("\x00" * 50, [], "Invalid JSON"),
+        ('{"model": {"group": "C4"}, "train": {"epochs": "many"}}', [], "train: epochs: "),
+        ('{"model": {"group": "C4"}}', ["--tasks", "0"], "--tasks 0: "),
+        ('{"model": {"group": "C4"}}', ["--tasks", "100"], "is shared by 100 processes"),
+        ('{"model": {"group": "C4"}, "data": {"cache": "/tmp", "source": "/nowhere.h5"}}', [], "/nowhere.h5"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_left(
+    content: str | None, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "sweep" / "C4")
+    run.path.mkdir(parents=True)
+    if content is not None:
+        run.config_file.write_text(content)
+    assert main([str(run.path), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err and len(captured.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
