@@ -1,4 +1,4 @@
-"""What looks wrong with a run although nothing failed: loss at chance, far from its seeds, no progress.
+"""What looks wrong with a run although nothing failed: loss at chance, unlike seeds, no progress.
 
 Each rule has a margin that healthy runs do not reach; an alarm is a reason to look, not a verdict.
 """
@@ -108,7 +108,7 @@ def _far_from_seeds(standings: Sequence[Standing], labels: Labels) -> dict[RunDi
         return {}
     typical = 1.4826 * statistics.median(abs(own - middle) for own, middle, _ in apart.values())
     return {
-        run: f"far from its seeds: validation accuracy {own:.3f}; {count} other seeds have {middle:.3f} (median)"
+        run: f"unlike seeds: validation accuracy {own:.3f}; {count} other seeds have {middle:.3f} (median)"
         for run, (own, middle, count) in apart.items()
         if abs(own - middle) > max(FAR * max(typical, _sampling(middle, labels)), LEAST_FAR)
     }

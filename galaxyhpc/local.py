@@ -19,7 +19,7 @@ from rich.live import Live
 
 from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir, state
-from galaxyhpc.status import table
+from galaxyhpc.status import room, table
 from jobs.evaluate import EvaluateJob
 from jobs.train import TrainJob
 
@@ -150,7 +150,7 @@ def _view(runs: list[RunDir], console: Console, title: str) -> Iterator[Callable
     """Show a table that lives on a terminal, and a line for each change of state elsewhere."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2) as live:
-            yield lambda: live.update(table(runs, title))
+            yield lambda: live.update(table(runs, title, room(console)))
         return
     known = dict.fromkeys(runs, "planned")
 

@@ -37,7 +37,7 @@ COLOURS = {
     "stopped": "magenta",
 }
 ENDED = ("failed", "lost", "stopped")
-URGENT = (*ENDED, "running", "evaluating", "starting")  # shown first where not all have room
+URGENT = (*ENDED, "running", "evaluating", "starting", "waiting")  # shown first where not all have room
 COLUMNS = ("run", "state", "epochs", "best", "left", "note")
 RIGHT = ("epochs", "best", "left")
 SHOWN = 3  # runs named beside a reason, and the rest counted
@@ -45,9 +45,9 @@ REASONS = 12
 SILENT = "Slurm does not answer: told from the runs' records alone."
 
 
-def table(runs: Sequence[RunDir], title: str) -> RenderableType:
+def table(runs: Sequence[RunDir], title: str, rows: int | None = None) -> RenderableType:
     """Show runs by their own records, without a question to Slurm."""
-    return shown([standing(read(run), None) for run in runs], None, title)
+    return shown([standing(read(run), None) for run in runs], None, title, rows)
 
 
 def shown(standings: Sequence[Standing], answer: Answer | None, title: str, rows: int | None = None) -> RenderableType:
@@ -59,10 +59,9 @@ def shown(standings: Sequence[Standing], answer: Answer | None, title: str, rows
     counted = ", ".join(f"{count} {name}" for name, count in Counter(one.name for one in standings).items())
     urgent = _most_urgent(standings, found, rows)
     hidden = len(standings) - len(urgent)
-    said = [f"and {hidden} more runs; all of them without --watch"] if hidden else []
+    said = [f"and {hidden} more runs; status without --watch shows all"] if hidden else []
+    said += [SILENT] if answer is not None and answer.jobs is None else []
     said += _reasons(standings, found)
-    if answer is not None and answer.jobs is None:
-        said.append(SILENT)
     return Group(f"{title}: {counted}", *_lines(urgent, found), Text("\n".join(["", *said])))
 
 
@@ -153,9 +152,15 @@ def watch(console: Console, runs: Sequence[RunDir], title: str) -> None:
             time.sleep(REFRESH_SECONDS)
     with Live(console=console, auto_refresh=False) as live:
         while True:
+            begun = time.monotonic()
             standings, answer = look(runs, answer)
-            live.update(shown(standings, answer, title, max(5, console.height - 12)), refresh=True)
-            time.sleep(REFRESH_SECONDS)
+            live.update(shown(standings, answer, title, room(console)), refresh=True)
+            time.sleep(max(REFRESH_SECONDS, 5 * (time.monotonic() - begun)))  # a sweep of thousands takes a second
+
+
+def room(console: Console) -> int:
+    """Return how many runs a terminal shows, with some lines left for reasons and alarms."""
+    return max(5, console.height - 12)
 
 
 def _print_changes(standings: Sequence[Standing], known: dict[str, str]) -> dict[str, str]:

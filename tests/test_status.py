@@ -258,7 +258,7 @@ def test_a_seed_far_from_at_least_three_siblings_is_named(tmp_path: Path) -> Non
     plan(*runs, other)
     for seed, run in enumerate([*runs, other]):
         learn(run, curve(10, 0.4 if run in (runs[1], other) else 0.7, seed))
-    assert raised([*runs, other]) == {runs[1].run_id: ["far from its seeds"]}
+    assert raised([*runs, other]) == {runs[1].run_id: ["unlike seeds"]}
     assert raised([*runs[:3], other]) == {}, "two siblings have no typical value"
 
 
