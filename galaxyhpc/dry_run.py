@@ -120,7 +120,8 @@ def _notes(classes: list[Class], checked: Checked, parallel: int | None) -> Iter
     """Say where the predictions come from, and when all will be done under which assumption."""
     fits = {checked.costs.gpu if one.unit == "GPU" else checked.costs.cpu for one in classes}
     sources = " and ".join(sorted(fit.source for fit in fits))
-    yield f"predicted: {sources}; training without an early stop; hours hold the evaluation too"
+    yield f"predicted: {sources}; training without an early stop, hours with evaluation"
+    yield "memory: in the table of runs, of one process where it computes; in that of classes, main memory of a node"
     starts = [checked.starts[one.resources] for one in classes if one.resources in checked.starts]
     begin = max(starts, default=time.time())
     seconds = [each.training + each.evaluation for one in classes for each in one.predictions]

@@ -217,7 +217,7 @@ def test_in_all_groups_every_network_normalises_over_as_many_images_and_gets_its
     for run in load_sweep(SWEEPS / "all_groups.yaml").runs:
         assert run.resources.micro_batch == 32
         assert run.train.batch_size % (run.resources.tasks * run.resources.micro_batch) == 0
-        assert run.resources.tasks_per_node == run.resources.gpus_per_node
+        assert run.resources.gpus_per_node == "auto"  # as many tasks, and none that changes what a pass sees
 
 
 def test_a_sweep_is_loaded_without_torch() -> None:
