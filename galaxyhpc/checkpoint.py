@@ -99,7 +99,7 @@ def verify(path: Path, run_id: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((path / "MANIFEST.json").read_text())
         wanted = (manifest["run_id"], manifest["bytes"], manifest["sha256"])
         size = (path / "state.pt").stat().st_size
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
     if wanted[0] != run_id:
         raise CheckpointError(f"it belongs to run {wanted[0]}")
