@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from galaxyhpc import checkpoint
+from galaxyhpc.config import AugmentConfig, EvaluateConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.rundir import RunDir
 
 STATE = {"model": {"weight": torch.arange(1000.0)}, "progress": {"step": 5}}
@@ -59,6 +61,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "manifest missing": lambda path: (path / "MANIFEST.json").unlink(),
     "manifest torn": lambda path: os.truncate(path / "MANIFEST.json", 20),
     "manifest is a list": lambda path: (path / "MANIFEST.json").write_text("[]"),
+    "manifest empty": lambda path: os.truncate(path / "MANIFEST.json", 0),
+    "manifest binary": lambda path: (path / "MANIFEST.json").write_bytes(bytes(range(256))),
+    "manifest nested": lambda path: (path / "MANIFEST.json").write_text("[" * 200_000),
+    "manifest with words for numbers": lambda path: (path / "MANIFEST.json").write_text(
+        '{"run_id": "C4-s0-abc", "bytes": "many", "sha256": []}'
+    ),
+    "a file in its place": lambda path: (shutil.rmtree(path), path.write_text("")),
+    "state a directory": lambda path: ((path / "state.pt").unlink(), (path / "state.pt").mkdir()),
     "of another run": lambda path: (path / "MANIFEST.json").write_text(
         (path / "MANIFEST.json").read_text().replace("C4-s0-abc", "C8-s0-abc")
     ),
@@ -72,7 +82,7 @@ def test_a_damaged_newest_one_is_quarantined_and_the_previous_one_loaded(damage:
     DAMAGES[damage](newest)
     assert checkpoint.load_newest(run) is not None
     (line,) = checkpoint.quarantine_damaged(run)
-    assert line.startswith("checkpoint step_00000002 is damaged (")
+    assert line.startswith("checkpoint step_00000002 is damaged (") and len(line.splitlines()) == 1
     assert [path.name for path in checkpoint.found(run)] == ["step_00000001"]
     assert len(list((run.checkpoints / "quarantine").iterdir())) == 1
     found = checkpoint.load_newest(run)
@@ -119,3 +129,29 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints_and_nothing_half_writt
         signal.signal(signal.SIGXFSZ, before)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_00000003"]
     assert checkpoint.load_newest(run) is not None
+
+
+BEGUN = RunConfig(model=ModelConfig(group="C4"))
+
+
+def begun(tmp_path: Path) -> RunDir:
+    """Return a run with a checkpoint of its settings."""
+    run = RunDir(tmp_path / BEGUN.run_id)
+    checkpoint.save(run, 1, 1, STATE, BEGUN.identity())
+    return run
+
+
+def test_settings_that_decide_the_weights_may_not_change_and_the_difference_is_told(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    drifted = {"train": TrainConfig(learning_rate=0.5), "augment": AugmentConfig(flip=0.0)}
+    with pytest.raises(checkpoint.DriftError) as told:
+        checkpoint.refuse_drift(run, BEGUN.model_copy(update=drifted))
+    assert "augment.flip: begun with 0.3, config.json says 0.0" in str(told.value)
+    assert "train.learning_rate: begun with 0.001, config.json says 0.5" in str(told.value)
+    assert "model" not in str(told.value)
+
+
+def test_where_a_run_is_computed_and_how_it_is_measured_may_change(tmp_path: Path) -> None:
+    moved = {"resources": ResourcesConfig(tasks_per_node=4, micro_batch=8), "evaluate": EvaluateConfig(batch_size=7)}
+    cache = {"data": BEGUN.data.model_copy(update={"cache": "/elsewhere"})}
+    checkpoint.refuse_drift(begun(tmp_path), BEGUN.model_copy(update=moved | cache))
