@@ -101,6 +101,14 @@ class RunDir:
     def log(self) -> Path:
         return self.path / "log"
 
+    @property
+    def progress(self) -> str:
+        """What the run has come to, in words, as far as a look at the names of its files tells."""
+        if self.best_file.exists():
+            results = self.results_file.stat().st_size if self.results_file.exists() else 0
+            return f"best.pt and {results} bytes of results"
+        return max((path.name for path in self.checkpoints.glob("step_*")), default="no checkpoint")
+
     def load_config(self) -> RunConfig:
         """Read config.json.
 
@@ -239,6 +247,8 @@ def state_after(events: list[dict[str, Any]]) -> State:
             name = "trained"  # measured anew, after a failure or a stop
         if event["event"] in ("cancelled", "retried") and found.name == "evaluated":
             continue  # it was quicker
+        if event["event"] == "stopped" and found == State("stopped", "cancelled"):
+            continue  # which is why
         if name == "running":
             begun.add(str(event.get("job", "")).rpartition(".")[0])  # without the number of the start
         if name == "submitted" and str(event.get("job")) in begun:

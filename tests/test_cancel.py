@@ -145,6 +145,7 @@ def test_a_process_of_this_machine_is_told_to_save_and_leave(
         tell(run, "started", host=HERE, job="99.0", pid=process.pid)
         assert main([str(plan(run))]) == 0
         assert process.wait(10) == 75
+    run.record("stopped", why="asked to leave")
     assert f"process {process.pid} is told to save and leave" in capsys.readouterr().out
     assert state(run) == State("stopped", "cancelled")
 
