@@ -23,7 +23,7 @@ from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt, severities
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.lifecycle import Stop, find_place, refuse_crash_loop
+from galaxyhpc.lifecycle import Stop, find_place
 from galaxyhpc.models import build_model
 from galaxyhpc.rundir import RunDir, state
 
@@ -119,7 +119,6 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
     task, measured = set_up(run, config)
     missing = [pair for pair in wanted(config) if pair not in measured.logits]
     place = find_place()
-    refuse_crash_loop(run, place, "evaluating", "measured", len(measured.logits))
     run.record("evaluating", measured=len(measured.logits), job=place.job, pid=os.getpid(), nodes=place.node_names)
     console, saved = Console(), time.monotonic()
     for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from galaxyhpc import slurm
 from galaxyhpc.rundir import RunDir, readable
 
-STARTS = 3  # of one job at the same step: a further one would not get beyond it either
+STARTS = 3  # of one job without progress: a further one would make none either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again
 TRACE = 4000  # characters of a traceback that are kept
 STOPPED = 75  # exit status: not finished, start again to go on (EX_TEMPFAIL of sysexits.h)
@@ -167,8 +167,8 @@ class NoProgressError(RuntimeError):
     """A job that starts again and again without getting anywhere."""
 
 
-def refuse_crash_loop(run: RunDir, place: Place, began: str, measure: str, at: int) -> None:
-    """Raise where Slurm already started this job `STARTS` times at the same point; call it before recording.
+def refuse_crash_loop(run: RunDir, place: Place) -> None:
+    """Note this start of a Slurm job; raise where the same job was started `STARTS` times and got nowhere.
 
     A job submitted anew has a budget of its own.
 
@@ -176,13 +176,14 @@ def refuse_crash_loop(run: RunDir, place: Place, began: str, measure: str, at: i
     ------
     NoProgressError
     """
-    if not _on_slurm():
+    if place.rank != 0 or "SUBMITIT_FOLDER" not in os.environ or not _on_slurm():
         return
-    job = place.job.rpartition(".")[0]
-    mine = [e for e in run.events() if e.get("event") == began and str(e.get("job")).rpartition(".")[0] == job]
-    if len(mine) >= STARTS and all(event.get(measure) == at for event in mine[-STARTS:]):
+    job, progress = place.job.rpartition(".")[0], run.progress
+    mine = [e for e in run.events() if e["event"] == "assigned" and str(e.get("job")).rpartition(".")[0] == job]
+    run.record("assigned", job=place.job, nodes=place.node_names, progress=progress)
+    if len(mine) >= STARTS and all(event.get("progress") == progress for event in mine[-STARTS:]):
         raise NoProgressError(
-            f"job {job} started {STARTS} times at {measure} {at} and was stopped each time before its next save; "
+            f"job {job} was started {STARTS} times and stopped each time with no more than {progress}; "
             "it needs more time, more memory or another node"
         )
 
@@ -200,6 +201,7 @@ def carry_out(path: str, work: Callable[[RunDir, Stop], bool]) -> str:
     _forget_earlier_results()
     with stopping_on_signals() as stop, alone(run, place):
         try:
+            refuse_crash_loop(run, place)
             _watch_the_clock(stop, place)
             done = work(run, stop)
         except Exception as error:

@@ -32,7 +32,7 @@ from galaxyhpc.batches import Pictures, load_pictures, order, predict, share, st
 from galaxyhpc.config import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
-from galaxyhpc.lifecycle import Stop, refuse_crash_loop
+from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import synchronise_batchnorm
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer
@@ -296,7 +296,6 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")
     if training.process.writes:
         place = training.process.place
-        refuse_crash_loop(run, place, "started", "step", step)
         write_text(run.path / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
         run.record(
             "started",
