@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from galaxyhpc import checkpoint
-from galaxyhpc.config import AugmentConfig, EvaluateConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.rundir import RunDir
 
 STATE = {"model": {"weight": torch.arange(1000.0)}, "progress": {"step": 5}}
@@ -129,29 +128,3 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints_and_nothing_half_writt
         signal.signal(signal.SIGXFSZ, before)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step_00000003"]
     assert checkpoint.load_newest(run) is not None
-
-
-BEGUN = RunConfig(model=ModelConfig(group="C4"))
-
-
-def begun(tmp_path: Path) -> RunDir:
-    """Return a run with a checkpoint of its settings."""
-    run = RunDir(tmp_path / BEGUN.run_id)
-    checkpoint.save(run, 1, 1, STATE, BEGUN.identity())
-    return run
-
-
-def test_settings_that_decide_the_weights_may_not_change_and_the_difference_is_told(tmp_path: Path) -> None:
-    run = begun(tmp_path)
-    drifted = {"train": TrainConfig(learning_rate=0.5), "augment": AugmentConfig(flip=0.0)}
-    with pytest.raises(checkpoint.DriftError) as told:
-        checkpoint.refuse_drift(run, BEGUN.model_copy(update=drifted))
-    assert "augment.flip: begun with 0.3, config.json says 0.0" in str(told.value)
-    assert "train.learning_rate: begun with 0.001, config.json says 0.5" in str(told.value)
-    assert "model" not in str(told.value)
-
-
-def test_where_a_run_is_computed_and_how_it_is_measured_may_change(tmp_path: Path) -> None:
-    moved = {"resources": ResourcesConfig(tasks_per_node=4, micro_batch=8), "evaluate": EvaluateConfig(batch_size=7)}
-    cache = {"data": BEGUN.data.model_copy(update={"cache": "/elsewhere"})}
-    checkpoint.refuse_drift(begun(tmp_path), BEGUN.model_copy(update=moved | cache))

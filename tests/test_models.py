@@ -239,20 +239,46 @@ def test_a_network_that_has_been_evaluated_can_be_copied_pickled_and_trained(mod
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_state_dict_moves_between_training_and_evaluation() -> None:
-    trained, x = network(), torch.rand(8, 3, 33, 33)
-    trained(x)
-    in_training = copy.deepcopy(trained.state_dict())
-    trained.eval()
+@pytest.mark.parametrize("loaded_in", [True, False])
+@pytest.mark.parametrize("saved_in", [True, False])
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_a_state_dict_moves_between_training_and_evaluation(
+    group: str, saved_in: bool, loaded_in: bool, tmp_path: Path
+) -> None:
+    trained, x = network(group), torch.rand(8, 3, 33, 33)
+    trained(x)  # so that batch norm has statistics of its own
+    keys = list(trained.state_dict())
     with torch.no_grad():
-        expected = trained(x)
-        assert list(trained.state_dict()) == list(in_training)
-        for mode in (True, False):
-            torch.manual_seed(1)
-            other = network().train(mode)
-            other.eval()(x) if not mode else None  # so that a filter is kept
-            other.load_state_dict(in_training, strict=True)
-            assert torch.equal(other.eval()(x), expected)
+        expected = copy.deepcopy(trained).eval()(x)
+        trained.train(saved_in)(x) if not saved_in else None  # so that a filter is kept
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
+        torch.manual_seed(1)
+        other = network(group).train(loaded_in)
+        other(x) if not loaded_in else None
+        other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True), strict=True)
+        assert list(other.state_dict()) == keys
+        assert torch.equal(other.eval()(x), expected)
+        assert list(other.eval().state_dict()) == list(other.train().state_dict()) == keys
+
+
+@pytest.mark.parametrize("group", ["C4", "D4"])
+@pytest.mark.parametrize("kind", ["trivial", "regular"])
+def test_weights_of_e2cnn_give_its_outputs_however_both_were_switched(kind: groups.FieldKind, group: str) -> None:
+    torch.manual_seed(3)
+    theirs = e2cnn_convolution(SteerableConv(group, 2, 3, 3, kind=kind, padding=1))
+    x = torch.randn(2, theirs.in_type.size, 9, 9)
+    expected = theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor
+    for their_mode in (True, False, True):
+        state = theirs.train(their_mode).state_dict()
+        assert ("filter" in state) is not their_mode  # which makes e2cnn's own loading fail across modes
+        weights = {"weight": state["weights"]}
+        for our_mode in (True, False, True):
+            ours = SteerableConv(group, 2, 3, 3, kind=kind, padding=1).train(our_mode)
+            with torch.no_grad():
+                ours(x)  # so that a filter of other weights is kept
+                ours.load_state_dict(weights, strict=True)
+                assert_near(ours(x), expected)
+                assert_near(ours.train(not our_mode)(x), expected)
 
 
 # Networks
