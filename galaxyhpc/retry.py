@@ -83,7 +83,7 @@ def _after_memory(one: Standing, named: bool) -> Decision:
 def _elsewhere(one: Standing, ending: str) -> Decision:
     """Stay away from the node that a run was lost with, where it is known which."""
     said = f"retried: {one.why}" + (f" ({ending})" if ending else "")
-    started = one.records.last("started", "evaluating")
+    started = one.records.last("assigned", "started", "evaluating")
     node, of_slurm = str(started.get("nodes", "")), str(started.get("job", "")).rpartition(".")[0]
     if not node or ending in NOT_THE_NODE or of_slurm not in {str(e.get("job")) for e in one.records.submissions}:
         return Decision(said)

@@ -65,7 +65,7 @@ def test_points_are_cancelled_then_all_then_tried_again_by_cause(ours: Desk) -> 
     assert f"{first.run_id}: retried after it ran out of memory: micro-batch 32 -> 16" in said
     assert f"{second.run_id}: left alone: error: ValueError: as if" in said
     assert "nothing was submitted" in control(ours, "retry", "s0-")
-    ours.wait_for_jobs()
+    ours.wait(lambda: state(first).name == "evaluated", "the run that was tried again")
     assert [state(run).name for run in (first, second, third)] == ["evaluated", "failed", "stopped"], ours.evidence()
     assert control(ours, "status", "--logs", "s0-").count("_log.out:") == 1
     assert "ValueError: as if" in control(ours, "status", "--why", "s1-")
