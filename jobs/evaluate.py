@@ -56,7 +56,8 @@ def main() -> int:
             raise ValueError
         runs = runs_of(arguments.path)[index::shares]
     except NoRunError as error:
-        parser.error(str(error))
+        tell(error)
+        return 2
     except ValueError:
         parser.error(f"--share: found {arguments.share}; allowed I/N with 0 <= I < N")
     failed = [run for run in runs if not evaluated(run)]

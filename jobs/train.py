@@ -58,7 +58,8 @@ if __name__ == "__main__":
     try:
         (run,) = runs_of(Path(sys.argv[1]))
     except (IndexError, ValueError) as error:
-        print(error if isinstance(error, NoRunError) else __doc__, file=sys.stderr)
+        found = "found no run, or several; allowed: runs/SWEEP/RUN_ID"
+        print(error if isinstance(error, NoRunError) else found, file=sys.stderr)
         sys.exit(2)
     try:
         TrainJob(str(run.path))()
