@@ -170,7 +170,7 @@ def _limits(curves: list[Curve], chance: float) -> tuple[float, float]:
     values = np.concatenate([part for curve in curves for part in (curve.mean, curve.low, curve.high)])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low - 100 * chance < 0.5 * (high - low):
-        low = min(low, 100 * chance)
+        low, high = min(low, 100 * chance), max(high, 100 * chance)  # a network may be worse than chance
     margin = 0.04 * (high - low) + 0.5
     return low - margin, high + margin
 
