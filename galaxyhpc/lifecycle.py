@@ -271,9 +271,15 @@ def _cause(error: Exception) -> str:
 
 
 def _slurm_keeps_it(place: Place) -> bool:
-    """Whether Slurm means a job that got TERM to run on: not cancelled, not preempted, not requeued already."""
+    """Whether a job that got TERM is to go on: Slurm did not mean it, or its time ran out before USR2 was heard.
+
+    One that was cancelled must not be asked about: its requeue would succeed. A preempted one Slurm requeues itself.
+    """
     job = _on_slurm()
-    return place.rank == 0 and job is not None and slurm.state_of(job.job_id) == "RUNNING"
+    if place.rank != 0 or job is None:
+        return False
+    state, reason = slurm.state_of(job.job_id)
+    return state == "RUNNING" or reason == "TimeLimit"
 
 
 def requeue(place: Place) -> None:

@@ -78,10 +78,11 @@ def most_elements() -> int:
     return int(found[1]) if found else 1001  # Slurm's own default
 
 
-def state_of(job: str) -> str:
-    """Return a job's state, empty where Slurm does not say."""
-    found = re.search(r"\bJobState=(\w+)", _ask("scontrol", "--oneliner", "show", "job", job) or "")
-    return found[1] if found else ""
+def state_of(job: str) -> tuple[str, str]:
+    """Return a job's state and its reason in Slurm's words, empty where Slurm does not say."""
+    answer = _ask("scontrol", "--oneliner", "show", "job", job) or ""
+    found = re.search(r"\bJobState=(\w+) Reason=(\w+)", answer)
+    return (found[1], found[2]) if found else ("", "")
 
 
 def endings(jobs: Iterable[str]) -> dict[str, str]:

@@ -126,13 +126,19 @@ def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[.
     assert not stop.ends_within(150) and stop.ends_within(1050)
 
 
-@pytest.mark.parametrize(("answer", "requeued"), [("RUNNING", True), ("COMPLETING", False), ("CANCELLED", False)])
+@pytest.mark.parametrize(
+    ("answer", "requeued"),
+    [
+        ("RUNNING Reason=None", True),
+        ("COMPLETING Reason=TimeLimit", True),
+        ("COMPLETING Reason=None", False),
+        ("CANCELLED Reason=None", False),
+    ],
+)
 def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
     answer: str, requeued: bool, run: RunDir, slurm_says: Callable[..., None]
 ) -> None:
-    slurm_says(
-        squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer} Reason=None'"
-    )
+    slurm_says(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer}'")
 
     def work(run: RunDir, stop: Stop) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
