@@ -139,7 +139,7 @@ def _wait_for_epochs(
 def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_path: Path) -> None:
     found = launch(tmp_path, "--dry-run")
     assert found.returncode == 0, found.stderr
-    for part in ("cnn-s0-", "C2-steerable_cnn-s0-", "resource class 1: 2 runs", "#SBATCH --array=0-1", "srun"):
+    for part in ("cnn-s0-", "C2-steerable_cnn-s0-", "array 1: 2 runs", "#SBATCH --array=0-1", "srun"):
         assert part in found.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -155,7 +155,7 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, ping: str) -> None:
 
 MISTAKES = {
     "an unknown setting": (SWEEP.replace("epochs", "epoch"), [], "tiny.yaml:6: train.epoch"),
-    "an absent file": (SWEEP.replace("demo,", "absent.h5,"), [], "absent.h5: no such file"),
+    "an absent file": (SWEEP.replace("demo,", "absent.h5,"), [], "no such file"),
     "a wrong override": (SWEEP, ["--set", "train.epochs=none"], "--set: train.epochs"),
     "an absent profile": (SWEEP, ["--profile", "no.yaml"], "no.yaml"),
     "a file where runs should be": (SWEEP, ["--runs", "tiny.yaml"], "tiny.yaml"),
