@@ -7,6 +7,7 @@ submitted again, as a second launch would.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -59,7 +60,7 @@ SUBMITTED_AGAIN = (TASK, SAVING, CANCELLED, DISK, LOOP, FEWER)  # the others com
 CONFIG = RunConfig(
     data=DataConfig(image_size=33, demo=DemoConfig(galaxies=300, size=32)),
     model=ModelConfig(architecture="cnn", scale=0.1),
-    train=TrainConfig(epochs=2, batch_size=4),
+    train=TrainConfig(epochs=4, batch_size=8),
     evaluate=EvaluateConfig(conditions=("clean",)),
     resources=WantedResources(checkpoint_minutes=0.0),
 )
@@ -170,7 +171,10 @@ def signal_again_and_again(patient: Patient) -> None:
 def run_out_of_time(patient: Patient) -> None:
     """Slurm looks every 30 s and tells 90 s before the end; it wakes with its signal what is too slow to be done."""
     patient.kill(signal.SIGSTOP)
-    subprocess.run(["scontrol", "update", f"JobId={patient.job}", "TimeLimit=2"], check=True)
+    begun = next(event["time"] for event in patient.run.events() if event["event"] == "assigned")
+    used = time.time() - begun
+    limit = f"TimeLimit={math.ceil(used / 60) + 2}"
+    subprocess.run(["scontrol", "update", f"JobId={patient.job}", limit], check=True)
 
 
 STRIKES: dict[str, Callable[[Patient], object]] = {

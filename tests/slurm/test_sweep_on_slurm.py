@@ -89,7 +89,7 @@ class Desk:
 def queue(path: Path, states: str = "PENDING,RUNNING,COMPLETING") -> list[tuple[str, str, str]]:
     """Return (id, state, name) of the jobs submitted at or below a directory."""
     command = ["squeue", "--noheader", "--array", f"--states={states}", "--format=%i|%T|%j|%Z"]
-    rows = (line.split("|", 3) for line in subprocess.check_output(command, text=True).splitlines())
+    rows = (line.split("|", 3) for line in subprocess.check_output(command, text=True, errors="replace").splitlines())
     return [(job, now, name) for job, now, name, where in rows if Path(where).is_relative_to(path)]
 
 
