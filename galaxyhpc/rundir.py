@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -134,10 +134,11 @@ class RunDir:
         """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
         for event in self.events():
             if event.get("event") == "retried":
-                nodes = (*resources.exclude_nodes, *event.get("exclude", ()))
-                asked = {"exclude_nodes": tuple(dict.fromkeys(nodes))}
+                nodes = [*resources.exclude_nodes, *event.get("exclude", ())]
+                asked = {"exclude_nodes": [node for number, node in enumerate(nodes) if node not in nodes[:number]]}
                 asked |= {"micro_batch": event["micro_batch"]} if "micro_batch" in event else {}
-                resources = type(resources).model_validate(resources.model_dump() | asked)
+                with suppress(ValueError):  # retry wrote no such event
+                    resources = type(resources).model_validate(resources.model_dump() | asked)
         return resources
 
     def record(self, event: str, **fields: Any) -> None:
