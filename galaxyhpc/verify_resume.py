@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _shown(console) as say:
             outcomes = prove(config, folder, options.seed, FAULTS, say)
-        console.print(table(outcomes, f"{run.path}: resumed by {options.tasks or config.resources.tasks} processes"))
+        console.print(table(outcomes, f"{run.run_id}, processes: {config.resources.tasks}"))
     except DataError as error:
         print(error, file=sys.stderr)
         shutil.rmtree(folder)

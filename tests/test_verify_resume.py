@@ -51,7 +51,7 @@ def test_two_processes_hit_and_resumed_end_with_the_bits_of_an_unbroken_training
         assert int(lost) == int(hit) - int(resumed)
         assert int(lost) in {"USR2": (0,), "TERM": (0,), "KILL in a save": (1,)}.get(fault, (0, 1))
         assert float(seconds) > 0 and equal == "yes"
-    assert "resumed by 2 processes" in said and "the resume is exact" in said
+    assert "processes: 2" in said and "the resume is exact" in said
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # nothing is left behind
     assert [path.name for path in run.path.iterdir()] == ["config.json"]  # and the run is as it was
 
