@@ -67,7 +67,7 @@ def _points(directory: Path, checked: Checked) -> Table:
         network = checked.networks[config.run_id]
         size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
         needs = f"{training_bytes(network, config) / 1e9:.1f} GB"
-        hours = _hours(_prediction(config, checked).training / 3600)
+        hours = _long(_prediction(config, checked).training)
         found = state(RunDir(directory / config.run_id)).name
         table.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *size, needs, hours, found)
     return table
@@ -96,15 +96,15 @@ def _classes(classes: list[Class]) -> Table:
     for column in ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs a task", "longest run", "hours"):
         table.add_column(column, justify="right")
     for one in classes:
-        asked, longest = one.resources, max(each.training for each in one.predictions) / 3600
+        asked, longest = one.resources, max(each.training for each in one.predictions)
         memory = "default" if asked.memory_gb is None else f"{asked.memory_gb:g} GB"
         table.add_row(
             *(str(len(one.runs)), _limit(asked.time_minutes), memory, str(asked.nodes * asked.gpus_per_node)),
-            *(str(asked.tasks), str(asked.cpus_per_task), _hours(longest), f"{_hours(one.hours, '')} {one.unit}-h"),
+            *(str(asked.tasks), str(asked.cpus_per_task), _long(longest), f"{_number(one.hours)} {one.unit}-h"),
         )
     totals = {unit: sum(one.hours for one in classes if one.unit == unit) for unit in ("GPU", "CPU")}
     table.columns[0].footer = str(sum(len(one.runs) for one in classes))
-    table.columns[-1].footer = ", ".join(f"{_hours(hours, '')} {unit}-h" for unit, hours in totals.items() if hours)
+    table.columns[-1].footer = ", ".join(f"{_number(hours)} {unit}-h" for unit, hours in totals.items() if hours)
     return table
 
 
@@ -112,8 +112,12 @@ def _limit(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:00"
 
 
-def _hours(hours: float, unit: str = " h") -> str:
-    return f"{hours:,.0f}{unit}" if hours >= 100 else f"{hours:.3g}{unit}"
+def _long(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{_number(seconds / 3600)} h"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _notes(classes: list[Class], checked: Checked, parallel: int | None) -> Iterable[str]:

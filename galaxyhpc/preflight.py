@@ -66,12 +66,11 @@ def check(configs: Sequence[RunConfig], directory: Path, executor: str = "local"
     PreflightError
     """
     problems = _split_problems(configs)
-    galaxies = max([_galaxies(data, problems) for data in _distinct(configs)], default=0)
+    counts = {data: _galaxies(data, problems) for data in _distinct(configs)}
+    galaxies = max(counts.values(), default=0)
+    found = (_other_galaxies(data, directory) for data, count in counts.items() if count)
+    problems += dict.fromkeys(problem for problem in found if problem)
     measured = _networks(configs, problems)
-    if not problems and galaxies:
-        problems += [problem for data in _distinct(configs) if (problem := _other_galaxies(data, directory))]
-    if problems:  # what follows needs all networks and the galaxies
-        raise PreflightError(problems)
     costs = make_costs(read_records(directory.parent), galaxies)
     configs = resolved(configs, measured, costs, directory)
     problems += _disk_problems(bytes_needed(configs, measured, galaxies, directory))
@@ -85,7 +84,8 @@ def show(error: PreflightError, console: Console) -> None:
     """Print all problems as one table; nothing is wrapped in a log, where somebody may search it."""
     if not console.is_terminal:
         console.width = 10_000
-    table = Table(title=f"{len(error.problems)} problems; nothing was submitted or written", title_justify="left")
+    title = f"problems: {len(error.problems)}; nothing was submitted or written"
+    table = Table(title=title, title_justify="left")
     for head in ("where", "found", "allowed, or what to do"):
         table.add_column(head, overflow="fold")
     for problem in error.problems:
