@@ -216,9 +216,9 @@ def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unb
     ours.wait(lambda: bool(run.metrics()), "an epoch")
     beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
     assert f"another process works on this run (job {job}.0" in beside
-    second = cluster.Submission(run.sweep)
+    again = cluster.parameters("again", ResourcesConfig(tasks_per_node=2), None)  # waits, and may be the one to go on
     with cluster._outside_any_job():
-        second.array("train", [TrainJob(str(run.path))], cluster.parameters("second", ResourcesConfig(), None))
+        cluster.Submission(run.sweep).array("train", [TrainJob(str(run.path))], again)
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.call("sh", by_hand.path / "repro.sh")
     ours.wait_for_jobs()
