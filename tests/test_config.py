@@ -62,6 +62,7 @@ OTHER: dict[str, Any] = {
     "resources.account": "astro",
     "resources.qos": "long",
     "resources.constraint": "a100",
+    "resources.exclude_nodes": ["node3"],
     "resources.setup": ["module load cuda"],
     "resources.micro_batch": 4,
     "resources.checkpoint_minutes": 2.0,

@@ -147,7 +147,7 @@ def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_
 def say(folder: Path, monkeypatch: pytest.MonkeyPatch, ping: str) -> None:
     """Put a Slurm first in PATH of which nothing is known but what `scontrol ping` says."""
     (folder / "bin").mkdir()
-    for name, script in {"sbatch": "exit 1", "squeue": "exit 1", "scontrol": f"echo '{ping}'"}.items():
+    for name, script in {"sbatch": 'test "$1" = --test-only', "squeue": "exit 1", "scontrol": f"echo '{ping}'"}.items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
