@@ -130,7 +130,8 @@ def _wait_for_epochs(
     while time.monotonic() < deadline:
         assert process.poll() is None, (folder / "output.txt").read_text()
         runs = runs_of(folder / "runs" / "tiny") if (folder / "runs" / "tiny" / "plan.csv").exists() else []
-        if any(len(run.metrics()) > (more_than or {}).get(run, 0) for run in runs):
+        gained = {run for run in runs if len(run.metrics()) > (more_than or {}).get(run, 0)}
+        if gained and gained >= set(more_than or ()):
             return runs
         time.sleep(0.05)
     raise TimeoutError
