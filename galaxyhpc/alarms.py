@@ -21,6 +21,7 @@ CLASSES = 10
 SEVERAL = 5  # epochs, before a run is judged at all
 NEAR_CHANCE = 0.97  # of the loss of a network that knows nothing but how common the classes are
 SIBLINGS = 3  # other seeds, at least: fewer have no typical value
+ENOUGH = 30  # other seeds for a median; all pairs of a thousand would take seconds
 FAR = 5.0  # typical deviations between seeds
 LEAST_FAR = 0.05  # of accuracy
 PATIENCE = 5.0  # of a run's own longest epochs
@@ -100,7 +101,8 @@ def _far_from_seeds(standings: Sequence[Standing], labels: Labels) -> dict[RunDi
     apart = {}
     for family in families.values():
         for one in family:
-            others = [best for other in family if other is not one and (best := _best_at(other, one.done)) is not None]
+            seeds = [other for other in family[: ENOUGH + 1] if other is not one]
+            others = [best for other in seeds if (best := _best_at(other, one.done)) is not None]
             own = _best_at(one, one.done)
             if own is not None and len(others) >= SIBLINGS:
                 apart[one.run] = (own, statistics.median(others), len(others))
