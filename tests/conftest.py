@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ HERE = Path(__file__).parent
 OURS = HERE / "slurm" / "cluster"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
+# where the tests run in the background Ctrl-C is ignored, and every process they start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
