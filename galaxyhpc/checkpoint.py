@@ -121,11 +121,20 @@ def newest(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
 
 
 def load_newest(run: RunDir) -> dict[str, Any] | None:
-    """Return the state in the newest valid checkpoint, or None where there is none; changes nothing."""
+    """Return the state in the newest valid checkpoint, or None where there is none; changes nothing.
+
+    Raises
+    ------
+    CheckpointError
+    """
     valid = newest(run)
     if valid is None:
         return None
-    state: dict[str, Any] = torch.load(valid[0] / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(valid[0] / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # its manifest agrees, so that it was not damaged but made by somebody else
+        said = f"{type(error).__name__}, nothing of it was executed; allowed: what training wrote: move it away"
+        raise CheckpointError(f"{valid[0]}: cannot be loaded: {said}") from error
     return state
 
 

@@ -269,7 +269,6 @@ def resolved(path: str | Path, what: str) -> Path:
     Raises
     ------
     NoRunError
-        Naming `what` has this path.
     """
     try:
         return Path(path).expanduser().resolve()
