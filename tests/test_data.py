@@ -22,11 +22,12 @@ from galaxyhpc.data import DataError, check_file, load_split, prepare
 
 REAL = os.environ.get("GALAXY10_H5", "")
 PREPARE = """
-import resource, sys
+import sys
 from galaxyhpc.config import DataConfig
 from galaxyhpc.data import prepare
 galaxies = prepare(DataConfig.model_validate_json(sys.argv[1]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+with open('/proc/self/status') as file:  # not ru_maxrss: a process inherits that of the one which started it
+    peak = int(file.read().partition('VmHWM:')[2].split()[0]) / 1024
 print(galaxies.fingerprint, galaxies.labels[-1], galaxies.images[-1].sum(), "torch" in sys.modules, peak)
 """
 
