@@ -28,10 +28,11 @@ from rich.text import Text
 
 from galaxyhpc import checkpoint, results
 from galaxyhpc.config import ModelConfig, RunConfig
-from galaxyhpc.data import SPLIT_SETTINGS
+from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of
+from galaxyhpc.rundir import RunDir, runs_of
 from galaxyhpc.split import SPLITS
+from galaxyhpc.standing import sweep_of
 from galaxyhpc.table import make_console
 
 SHORT = 1 << 20  # bytes that no config.json or MANIFEST.json reaches
@@ -194,7 +195,7 @@ def _results_problems(run: RunDir, evaluated: bool) -> list[str]:
 def _disagreements(run: RunDir) -> list[str]:
     """Say where results.csv, predictions.h5, best.pt and split.csv do not belong together."""
     weights = checkpoint.sha256(run.best_file) if run.best_file.is_file() else None
-    head = _attempt(_split_head, run.sweep / "split.csv")[0] or {}
+    head = _attempt(_head, run.sweep / "split.csv")[0] or {}
     with _said_by_results() as said:
         results.load(run, weights, head.get("fingerprint"))
     return [_plain(line.replace(f"{run.path}/", "").replace("; measuring afresh", "")) for line in said]
@@ -249,16 +250,13 @@ def check_split(sweep: Path, configs: list[RunConfig]) -> Found:
     return Found("split.csv", damage=(f"{problem}; {way}",) if problem else ())
 
 
-def _split_head(path: Path) -> dict[str, str]:
-    """Return what the comments at the beginning of split.csv say."""
+def _head(path: Path) -> dict[str, str]:
     _demand_file(path, LONG)
-    with path.open(encoding="utf-8") as file:
-        lines = [line[2:].strip() for line in file if line.startswith("# ")]
-    return dict(line.split(": ", 1) for line in lines if ": " in line)
+    return split_head(path)
 
 
 def _demand_split(path: Path, configs: list[RunConfig]) -> None:
-    head = _split_head(path)
+    head = _head(path)
     table = pd.read_csv(path, comment="#")
     settings = {json.dumps(c.data.model_dump(mode="json", include=set(SPLIT_SETTINGS))) for c in configs}
     if settings - {head.get("settings")}:
@@ -298,9 +296,7 @@ def check_all(path: Path, console: Console) -> list[Found]:
         Where there is no list of runs to be read.
     """
     runs = runs_of(path)
-    home = path.resolve().parent if (path / "config.json").is_file() else path.resolve()
-    if strange := [run.path for run in runs if run.path.parent != home or run.path.name in ("", ".", "..")]:
-        raise NoRunError(f"{path / 'plan.csv'}: found run {strange[0]}; allowed are directories in {home}")
+    home = sweep_of(path)
     bar = track(runs, str(path), console=console, transient=True, disable=not console.is_terminal)
     found = []
     for run in bar:
