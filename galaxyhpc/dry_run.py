@@ -44,8 +44,7 @@ class Class:
 def show_plan(console: Console, directory: Path, checked: Checked, parallel: int | None) -> None:
     """Print every point, the resource classes of those still to be trained, and the sbatch file of each array."""
     console.print(_points(directory, checked))
-    heavy_first = sorted(checked.configs, key=lambda config: -checked.networks[config.run_id].multiply_adds)
-    todo = missing(directory, heavy_first)
+    todo = missing(directory, checked.heavy_first)
     classes = classes_of(todo, checked)
     if classes:
         console.print(_classes(classes))

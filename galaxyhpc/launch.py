@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             refuse_orphans(directory, configs)
             write_plan(sweep, directory, configs, networks)
-            heavy_first = sorted(configs, key=lambda config: -networks[config.run_id].multiply_adds)
-            to_do = missing(directory, heavy_first)
+            to_do = missing(directory, checked.heavy_first)
             busy = len(configs) - len(to_do)
             console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
             return dispatch(console, directory, to_do, options.executor, options.max_parallel, options.canary)

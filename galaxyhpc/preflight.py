@@ -57,6 +57,11 @@ class Checked:
     costs: Costs
     starts: dict[ResourcesConfig, float] = field(default_factory=dict)  # by class, s since 1970, as Slurm expects
 
+    @property
+    def heavy_first(self) -> list[RunConfig]:
+        """The runs in the order in which they are started."""
+        return sorted(self.configs, key=lambda config: -self.networks[config.run_id].multiply_adds)
+
 
 def check(configs: Sequence[RunConfig], directory: Path, executor: str = "local") -> Checked:
     """Check the runs of the sweep in `directory`.
