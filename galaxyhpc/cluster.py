@@ -11,7 +11,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -182,8 +182,8 @@ class Submission:
         """Take back what was submitted: half a sweep in the queue is worse than none."""
         jobs = {job for found in self.ids.values() for job in found}
         jobs |= {job for job, queued in (slurm.queue() or {}).items() if queued.comment in self.tokens}
-        if arrays := sorted({job.split("_")[0] for job in jobs}, key=int):
-            subprocess.run(["scancel", *arrays], check=False, timeout=60)
+        if jobs:
+            subprocess.run(["scancel", *array_ids(jobs)], check=False, timeout=60)
         for run in self.runs:
             run.record("stopped", why="withdrawn, because a part of the sweep could not be submitted")
 
@@ -240,15 +240,17 @@ def _submit_all(
 
 def _succeeded(jobs: Sequence[str]) -> str:
     """Return the dependency on jobs of one array that succeed, element by element where there are several."""
-    return f"aftercorr:{_array(jobs)}" if "_" in jobs[0] else f"afterok:{jobs[0]}"
+    (array,) = array_ids(jobs)
+    return f"aftercorr:{array}" if "_" in jobs[0] else f"afterok:{array}"
 
 
 def _ended(*arrays: Sequence[str]) -> str:
-    return "afterany:" + ":".join(map(_array, arrays))
+    return "afterany:" + ":".join(array_ids(job for jobs in arrays for job in jobs))
 
 
-def _array(jobs: Sequence[str]) -> str:
-    return jobs[0].split("_")[0]
+def array_ids(jobs: Iterable[str]) -> list[str]:
+    """Return the ids of the arrays that these jobs are elements of, each once, in the order of submission."""
+    return sorted({job.partition("_")[0] for job in jobs}, key=int)
 
 
 def _on_one(part: Array) -> Array:

@@ -115,9 +115,8 @@ def _on_slurm(
         first = next(iter(fresh), None) if canary else None
         ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel, first)
         for stage, jobs in ids.items():
-            arrays = sorted({job.split("_")[0] for job in jobs}, key=int)
             if jobs:
-                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(arrays)}")
+                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(cluster.array_ids(jobs))}")
     elif all(state(run).name == "evaluated" for run in runs_of(directory)):
         _report(directory)
         return 0
