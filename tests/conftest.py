@@ -1,4 +1,4 @@
-"""What all tests share: child processes take one thread, and Slurm tests run where a Slurm answers."""
+"""What all tests share: two at a time, Slurm tests first and where a Slurm answers, child processes of one thread."""
 
 from __future__ import annotations
 
@@ -33,14 +33,24 @@ def slurm_answers() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are shared out whole; those on Slurm go one after the other, for they share its nodes."""
     for item in items:
         if HERE / "slurm" in item.path.parents:
             item.add_marker("slurm")
+        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.name))
+
+
+@functools.cache
+def give_way() -> None:
+    """Leave the cores to the Slurm tests, which wait for more."""
+    os.nice(10)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("slurm") and not slurm_answers():
+    if not item.get_closest_marker("slurm"):
+        give_way()
+    elif not slurm_answers():
         reason = "no Slurm answers; tests/slurm/cluster up starts one"
         if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
             pytest.fail(reason, pytrace=False)

@@ -105,9 +105,11 @@ def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> Non
     assert len({event["pid"] for run in runs for event in run.events() if event["event"] == "started"}) == 1
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)
+    second = launch(tmp_path, text=LONG)
+    assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
     assert "the same command goes on" in (tmp_path / "output.txt").read_text()
@@ -189,12 +191,3 @@ def test_without_evidence_about_the_queue_nothing_is_started(
     found = launch(tmp_path, "--executor", "auto")
     assert found.returncode == 2 and message in found.stderr
     assert not list(tmp_path.rglob("events.jsonl"))
-
-
-def test_two_launches_of_a_sweep_at_once_do_not_mix(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    _wait_for_epochs(tmp_path, process)
-    second = launch(tmp_path, text=LONG)
-    assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_sweep_on_slurm import Desk, desk, queue
 
+from galaxyhpc import cancel, retry, status
 from galaxyhpc.rundir import RunDir, State, state
 
 SWEEP = """\
@@ -28,8 +29,8 @@ def ours(tmp_path: Path) -> Iterator[Desk]:
         subprocess.run(["scancel", *left], check=True)
 
 
-def control(ours: Desk, verb: str, *more: str) -> str:
-    return ours.call(sys.executable, "-m", f"galaxyhpc.{verb}", "my runs/control", *more)
+def control(ours: Desk, verb: ModuleType, *more: str) -> str:
+    return ours.command(verb.main, "my runs/control", *more)
 
 
 def stages(ours: Desk, run: RunDir) -> set[str]:
@@ -45,27 +46,27 @@ def test_points_are_cancelled_then_all_then_tried_again_by_cause(ours: Desk) -> 
     ours.launch("control", "--set", wait, "--set", "resources.tasks_per_node=1", "--max-parallel", "1")
     first, second, third = ours.runs("control")
     ours.wait(lambda: "RUNNING" in {now for _, now, _ in queue(ours.path)}, "a job that runs")
-    shown = control(ours, "status")
+    shown = control(ours, status)
     assert "1 starting, 2 waiting" in shown or ("2 waiting" in shown and "1 starting" in shown), shown
 
-    said = control(ours, "cancel", "s1-")
+    said = control(ours, cancel, "s1-")
     assert second.run_id in said and first.run_id not in said
     ours.wait(lambda: not stages(ours, second), "the point's jobs gone")
     assert state(second) == State("stopped", "cancelled")
     assert len(stages(ours, first)) == len(stages(ours, third)) == 2, ours.evidence()
 
-    control(ours, "cancel")
+    control(ours, cancel)
     ours.wait_for_jobs()  # the report's too
     assert {state(run) for run in (first, second, third)} == {State("stopped", "cancelled")}
 
     gate.unlink()
     first.record("failed", why="OutOfMemoryError: as if", cause="memory", rank=0, trace="")
     second.record("failed", why="ValueError: as if", cause="error", rank=0, trace="")
-    said = control(ours, "retry", "--failed")
+    said = control(ours, retry, "--failed")
     assert f"{first.run_id}: retried after it ran out of memory: micro-batch 32 -> 16" in said
     assert f"{second.run_id}: left alone: error: ValueError: as if" in said
-    assert "nothing was submitted" in control(ours, "retry", "s0-")
+    assert "nothing was submitted" in control(ours, retry, "s0-")
     ours.wait(lambda: state(first).name == "evaluated", "the run that was tried again")
     assert [state(run).name for run in (first, second, third)] == ["evaluated", "failed", "stopped"], ours.evidence()
-    assert control(ours, "status", "--logs", "s0-").count("_log.out:") == 1
-    assert "ValueError: as if" in control(ours, "status", "--why", "s1-")
+    assert control(ours, status, "--logs", "s0-").count("_log.out:") == 1
+    assert "ValueError: as if" in control(ours, status, "--why", "s1-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 import signal
@@ -10,20 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-import torch
 
-from galaxyhpc import checkpoint, cluster
+from galaxyhpc import cancel, checkpoint, cluster, launch, status
 from galaxyhpc.config import ResourcesConfig
 from galaxyhpc.rundir import RunDir, runs_of, state
 from jobs.train import TrainJob
 
 PROJECT = Path(__file__).parents[2]
-DEADLINE = 180.0  # s, for everything that is waited for
+DEADLINE = 300.0  # s, for everything that is waited for
 EVERY_CONDITION = 1 + 48 + 3 + 5  # clean, angles every 7.5 degrees, pedestal noise, shot noise
 
 TINY = """\
@@ -54,9 +56,17 @@ class Desk:
         return answer.stdout if status == 0 else answer.stdout + answer.stderr
 
     def launch(self, name: str, *more: str) -> str:
-        """Launch the sweep NAME.yaml."""
+        """Launch the sweep NAME.yaml and return what is printed."""
         how = ("--executor", "slurm", "--runs", "my runs", "--set", f"data.cache={self.path.parent / 'a cache'}")
-        return self.call(sys.executable, "-m", "galaxyhpc.launch", f"{name}.yaml", *how, *more)
+        return self.command(launch.main, f"{name}.yaml", *how, *more)
+
+    def command(self, main: Callable[[list[str]], int], *arguments: str) -> str:
+        """Do in this process, which has loaded torch already, what `python -m` does; return what is printed."""
+        said = io.StringIO()
+        with chdir(self.path), patch.dict(os.environ, self.environment), redirect_stdout(said), redirect_stderr(said):
+            status = main([*arguments])
+        assert status == 0, said.getvalue()
+        return said.getvalue()
 
     def sbatch(self, *arguments: str | Path) -> str:
         """Submit a script and return the job's id."""
@@ -155,7 +165,7 @@ def test_a_second_launch_submits_nothing_while_jobs_wait_and_nothing_when_all_is
     assert queue(ours.path, "all") == before
 
 
-@pytest.mark.parametrize("array", [(), ("--array=0-3",)], ids=["one job", "array"])
+@pytest.mark.parametrize("array", [(), ("--array=0-1",)], ids=["one job", "array"])
 def test_sbatch_evaluates_what_is_missing_and_reports(swept: tuple[Desk, list[str]], array: tuple[str, ...]) -> None:
     ours, _ = swept
     first, second = ours.runs("tiny")
@@ -169,8 +179,12 @@ def test_sbatch_evaluates_what_is_missing_and_reports(swept: tuple[Desk, list[st
     assert second.results_file.stat().st_mtime_ns == before
 
 
-def test_a_script_called_wrongly_says_what_is_wrong_and_ends_with_2(swept: tuple[Desk, list[str]]) -> None:
+def test_the_report_alone_is_made_by_sbatch_and_a_script_called_wrongly_says_what_is_wrong(
+    swept: tuple[Desk, list[str]],
+) -> None:
     ours, _ = swept
+    (ours.path / "my runs" / "tiny" / "report" / "summary.csv").unlink()
+    ours.sbatch("slurm/aggregate.sh", "my runs/tiny")
     wrong = {
         ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv there",
         ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv there",
@@ -181,25 +195,16 @@ def test_a_script_called_wrongly_says_what_is_wrong_and_ends_with_2(swept: tuple
     for job, said in wrong.items():
         assert "ExitCode=2:0" in ours.call("scontrol", "show", "job", job)
         assert said in next(ours.path.glob(f"*-{job}.out")).read_text()
-
-
-def test_the_report_alone_is_made_by_sbatch(swept: tuple[Desk, list[str]]) -> None:
-    ours, _ = swept
-    (ours.path / "my runs" / "tiny" / "report" / "summary.csv").unlink()
-    ours.call("sbatch", "--wait", "slurm/aggregate.sh", "my runs/tiny")
     assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
 
 
 LONG = """\
-blocks:
-  - base: {train: {epochs: 5, batch_size: 4}, evaluate.conditions: [clean]}
-    points: [{model.architecture: cnn}]
-  - base: {train: {epochs: 1}, evaluate.conditions: [clean]}
-    points: [{model.architecture: cnn}]
+  evaluate.conditions: [clean]
+blocks: [points: [{model.architecture: cnn, train: {epochs: 5, batch_size: 4}}]]
 """
 
 
-def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unbroken_one(place: Path) -> None:
+def test_a_job_told_to_make_room_is_requeued_and_nobody_trains_its_run_meanwhile(place: Path) -> None:
     """The controller takes its time over the requeue, as on a busy cluster."""
     ours = desk(place / "broken", long=LONG)
     slow = ours.path / "bin" / "scontrol"
@@ -207,11 +212,7 @@ def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unb
     slow.write_text(f'#!/bin/sh\nsleep 8\nexec {shutil.which("scontrol")} "$@"\n')
     slow.chmod(0o755)
     ours.launch("long", "--set", f"resources.setup=['export PATH=\"{slow.parent}:$PATH\"']")
-    run, _ = ours.runs("long")
-    by_hand = RunDir(ours.path / "unbroken" / run.run_id)
-    by_hand.path.mkdir(parents=True)
-    for file in ("config.json", "repro.sh"):
-        shutil.copy(run.path / file, by_hand.path)
+    (run,) = ours.runs("long")
     job = next(event["job"] for event in run.events() if event["event"] == "submitted")
     ours.wait(lambda: bool(run.metrics()), "an epoch")
     beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
@@ -220,34 +221,13 @@ def test_a_job_told_to_make_room_is_requeued_and_ends_with_the_weights_of_an_unb
     with cluster._outside_any_job():
         cluster.Submission(run.sweep).array("train", [TrainJob(str(run.path))], again)
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
-    ours.call("sh", by_hand.path / "repro.sh")
     ours.wait_for_jobs()
     assert state(run).name == "evaluated", ours.evidence()
     events = [event["event"] for event in run.events()]
     assert events.count("started") == 2 and events.count("stopped") == 1, run.events()
     first, second = [event for event in run.events() if event["event"] == "started"]
     assert first["step"] == 0 < second["step"] < checkpoint.load_newest(run)["progress"]["step"]
-    assert same_bits(weights(run), weights(by_hand))
-    assert run.metrics() == by_hand.metrics()
     assert ours.report("long", "missing") == []
-
-
-def weights(run: RunDir) -> tuple[object, ...]:
-    best = torch.load(run.best_file, weights_only=True)
-    last = checkpoint.load_newest(run)
-    assert last is not None
-    return best["model"], last["model"], last["optimizer"]
-
-
-def same_bits(one: object, other: object) -> bool:
-    """Whether two nests of tensors and numbers are equal, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same_bits(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)):
-        return isinstance(other, (list, tuple)) and len(one) == len(other) and all(map(same_bits, one, other))
-    return one == other
 
 
 def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(place: Path) -> None:
@@ -256,15 +236,16 @@ def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(pl
     ours.call(sys.executable, "-m", "galaxyhpc.demo", galaxies, "--n", "300", "--size", "32")
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
-    ours.launch("lost", "--canary", "--set", f"data.source={galaxies}", "--set", wait)
+    more = ("--set", f"data.source={galaxies}", "--set", "resources.tasks_per_node=1", "--set", wait)
+    ours.launch("lost", "--canary", *more)
     galaxies.unlink()
     gate.unlink()
     ours.wait_for_jobs()
     other, heaviest = ours.runs("lost")
     assert state(heaviest).name == "failed" and str(galaxies) in state(heaviest).why, ours.evidence()
     assert started(other) == []
-    status = ours.call(sys.executable, "-m", "galaxyhpc.status", "my runs/lost")
-    assert "1 failed" in status, status
+    shown = ours.command(status.main, "my runs/lost")
+    assert "1 failed" in shown, shown
     finished = {name: now for _, now, name in queue(ours.path, "all")}
     dead = dict.fromkeys(("lost-train", "lost-evaluate"), "CANCELLED")
     assert finished == {"lost-canary": "FAILED", "lost-report": "COMPLETED", **dead}
@@ -297,21 +278,6 @@ def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place
     assert any("another launch of this sweep is at work" in one or "9 done or under way" in one for one in said), said
     jobs = [job for job, _, name in queue(ours.path) if name == "many-train"]
     assert len(jobs) == 9 and sorted(job.partition("_")[2] for job in jobs) == ["", *map(str, range(8))]
-    shown = ours.call(sys.executable, "-m", "galaxyhpc.cancel", "my runs/many")
+    shown = ours.command(cancel.main, "my runs/many")
     assert "9" in shown, shown
     ours.wait_for_jobs()
-
-
-def test_a_launch_inside_a_job_submits_what_one_outside_does(place: Path) -> None:
-    """Otherwise srun finds the launching job's memory per CPU beside the new one's per node, and ends."""
-    ours = desk(
-        place / "inside",
-        small="  evaluate.conditions: [clean]\nblocks: [points: [{model.architecture: cnn}]]\n",
-    )
-    launch = f"'{sys.executable}' -m galaxyhpc.launch small.yaml --executor slurm --runs 'my runs'"
-    more = f'--set resources.memory_gb=1 --set resources.tasks_per_node=1 --set "data.cache={place / "a cache"}"'
-    ours.call("sbatch", "--wait", "--ntasks=3", "--mem-per-cpu=10", "--output=launch.out", "--wrap", f"{launch} {more}")
-    ours.wait_for_jobs()
-    (run,) = ours.runs("small")
-    assert [event["world"] for event in run.events() if event["event"] == "started"] == [1], ours.evidence()
-    assert ours.report("small", "missing") == [], ours.evidence()

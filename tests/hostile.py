@@ -1,0 +1,64 @@
+"""What the tests of hostile input share: a good sweep to spoil, a place to escape from, what a command told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+FUZZED = settings(deadline=None, suppress_health_check=QUIET, derandomize=True)
+
+GOOD: dict[str, Any] = {
+    "name": "good",
+    "base": {
+        "data": {"source": "demo", "image_size": 33, "demo": {"galaxies": 300, "size": 32}},
+        "model": {"scale": 0.1},
+        "train": {"epochs": 1, "batch_size": 50},
+        "evaluate": {"conditions": ["clean"]},
+        "resources": {"partition": "main", "setup": ["true"], "memory_gb": 2.0},
+    },
+    "blocks": [{"points": [{"model.architecture": "cnn"}]}],
+    "exclude": [],
+    "seeds": [0],
+    "resources": [{"when": {"model.architecture": "cnn"}, "set": {"time_minutes": 30}}],
+}
+
+
+def tree(path: Path) -> dict[str, tuple[int, int]]:
+    """Everything below a directory, with sizes and times."""
+    found = {str(p): p.lstat() for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
+    return {name: (about.st_size, about.st_mtime_ns) for name, about in found.items()}
+
+
+def status_of(call: Callable[[], Any]) -> int:
+    """Return the exit status; any exception but an exit is one too many."""
+    try:
+        return int(call() or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+Said = tuple[int, list[str]]
+
+
+def told(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Said:
+    """Return the exit status and what was printed: text a terminal takes, and no traceback."""
+    capfd.readouterr()
+    end = status_of(call)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err and "\x1b" not in out + err, out + err
+    assert end in (0, 1, 2) and (end == 0 or out + err), (end, out, err)
+    return end, err.splitlines()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to work in, with room around it to escape to."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
