@@ -1,8 +1,8 @@
 """Every fault of a cluster at once, on a real Slurm: trainings are preempted, killed, starved and cut off.
 
 All of them train the same run, each in a sweep of its own, so that one unbroken run for each number of processes says
-how all have to end. Those of two processes start together on one node, where their meeting points must not collide; what does not come back by itself is
-submitted again, as a second launch would.
+how all have to end. Those of two processes start together on one node, where their meeting points must not collide;
+what does not come back by itself is submitted again, as a second launch would.
 """
 
 from __future__ import annotations
@@ -66,11 +66,7 @@ CONFIG = RunConfig(
     resources=WantedResources(checkpoint_minutes=0.0),
 )
 TWO = ResourcesConfig(tasks_per_node=2, time_minutes=60, exclude_nodes=("node2", "node3", "node4"))
-LATER = {
-    FEWER: {"tasks_per_node": 4},
-    ALONE: {"tasks_per_node": 1},
-    LOOP: {"tasks_per_node": 1},
-}  # there, once it has room
+LATER = {FEWER: {"tasks_per_node": 4}, ALONE: {"tasks_per_node": 1}, LOOP: {"tasks_per_node": 1}}  # there as well
 ELSEWHERE = {
     PREEMPTED: {"tasks_per_node": 1, "partition": "low", "exclude_nodes": ("node1", "node3", "node4")},
     WITHOUT_NOTICE: {"tasks_per_node": 1, "exclude_nodes": ("node1", "node2", "node3")},
@@ -293,8 +289,8 @@ def test_every_fault_ends_with_the_bits_of_an_unbroken_run(storm: dict[str, Pati
     print(f"\n{'fault':36}{'comes back':18}{'struck at':>10}{'resumed at':>11}{'bit-equal':>10}{'seconds':>8}")
     different = []
     for patient in storm.values():
-        world = patient.starts[-1]["world"]
-        equal = "-" if patient.fault == LOOP else "yes" if digests(patient.run) == wanted[world] else "no"
+        looped = patient.fault == LOOP
+        equal = "-" if looped else "yes" if digests(patient.run) == wanted[patient.starts[-1]["world"]] else "no"
         how = {LOOP: "not at all"}.get(patient.fault) or (
             "launched again" if patient.fault in SUBMITTED_AGAIN else "by itself"
         )

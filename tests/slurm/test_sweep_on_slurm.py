@@ -64,8 +64,8 @@ class Desk:
         """Do in this process, which has loaded torch already, what `python -m` does; return what is printed."""
         said = io.StringIO()
         with chdir(self.path), patch.dict(os.environ, self.environment), redirect_stdout(said), redirect_stderr(said):
-            status = main([*arguments])
-        assert status == 0, said.getvalue()
+            end = main([*arguments])
+        assert end == 0, said.getvalue()
         return said.getvalue()
 
     def sbatch(self, *arguments: str | Path) -> str:
