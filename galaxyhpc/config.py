@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+STRIDES = {"e2wrn": 3, "e2resnet": 5}  # stages that halve the image
+LATER = ("depth", "widen", "restriction", "blocks", "base_width", "pretrained")  # left out of identities where unset
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -25,6 +28,35 @@ Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
 Gpus = Annotated[int, Field(ge=0, le=10**6)]
 Word = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # it stands in a line of an sbatch file as it is
 Condition = Literal["clean", "rotation", "pedestal_noise", "shot_noise"]
+
+
+BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
+Architecture = Literal[
+    "steerable_cnn", "cnn", "e2wrn", "e2resnet", "resnet18", "resnet50", "wide_resnet50_2", "densenet121"
+]
+_SIZE = ("width", "scale")
+OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture may be told
+    "steerable_cnn": ("group", "head", *_SIZE),
+    "cnn": ("head", *_SIZE),
+    "e2wrn": ("group", "depth", "widen", "restriction", *_SIZE),
+    "e2resnet": ("group", "depth", "blocks", "base_width", *_SIZE),
+    **dict.fromkeys(BASELINES, ("pretrained",)),
+}
+
+
+def _is_a_group(value: str) -> str:
+    match = re.fullmatch(r"[CD]([1-9]\d?)", value)
+    if match is None or int(match[1]) > 64:
+        raise ValueError("C1 to C64 (rotations) or D1 to D64 (rotations and reflections)")
+    return value
+
+
+def is_subgroup(name: str, of: str) -> bool:
+    """Whether the rotations, and reflections, of one group are among those of the other."""
+    return int(of[1:]) % int(name[1:]) == 0 and (name[0] == "C" or of[0] == "D")
+
+
+Group = Annotated[str, AfterValidator(_is_a_group)]
 
 
 def _kind(value: object) -> str:
@@ -72,29 +104,63 @@ class DataConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """Which network."""
+    """Which network; `presets.PRESETS` names those of the study."""
 
-    architecture: Literal["steerable_cnn", "cnn"] = "steerable_cnn"
-    group: str | None = None  # C1, C2, ... or D1, D2, ...; none for the conventional CNN
+    architecture: Architecture = "steerable_cnn"
+    group: Group | None = None  # C1, C2, ... or D1, D2, ...; none for networks without symmetry
     width: Literal["fields", "parameters", "multiply_adds"] = "fields"  # what is kept equal to C1
     scale: Annotated[float, Field(gt=0.0, le=8.0)] = 1.0  # multiplies the fields of every layer
     head: Literal["pool", "flatten"] = "pool"  # flatten is the study's own; it is not invariant
-
-    @field_validator("group")
-    @classmethod
-    def _is_a_group(cls, value: str | None) -> str | None:
-        match = None if value is None else re.fullmatch(r"[CD]([1-9]\d?)", value)
-        if value is not None and (match is None or int(match[1]) > 64):
-            raise ValueError("C1 to C64 (rotations) or D1 to D64 (rotations and reflections)")
-        return value
+    depth: Annotated[int, Field(ge=10, le=1000)] | None = None  # e2wrn: 6n + 4 layers; e2resnet: 18 or 50
+    widen: Annotated[int, Field(ge=1, le=100)] | None = None  # e2wrn: times as wide as a ResNet
+    restriction: Annotated[tuple[Group, ...], Field(strict=False, max_length=2)] = ()  # e2wrn: before stages 2 and 3
+    blocks: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # e2resnet: of four stages; none: as in ResNets
+    base_width: Positive | None = None  # e2resnet: fields of the first stage; none: 64
+    pretrained: bool | Annotated[str, Field(min_length=1)] = False  # baselines: ImageNet weights, or a file of them
 
     @model_validator(mode="after")
-    def _group_fits_architecture(self) -> ModelConfig:
-        if self.architecture == "cnn" and self.group is not None:
-            raise ValueError("architecture cnn takes no group")
-        if self.architecture != "cnn" and self.group is None:
-            raise ValueError(f"architecture {self.architecture} needs a group, such as C4 or D8")
+    def _options_fit_architecture(self) -> ModelConfig:
+        takes = OPTIONS[self.architecture]
+        if ("group" in takes) != (self.group is not None):
+            said = "takes no group" if self.group else "needs a group, such as C4 or D8"
+            raise ValueError(f"architecture {self.architecture} {said}")
+        for name, field in type(self).model_fields.items():
+            if name in ("architecture", *takes) or getattr(self, name) == field.default:
+                continue
+            raise ValueError(f"architecture {self.architecture} takes no {name}")
         return self
+
+    @model_validator(mode="after")
+    def _depth_is_one_of_the_family(self) -> ModelConfig:
+        if self.architecture == "e2wrn" and (self.depth is None or self.depth % 6 != 4 or self.widen is None):
+            raise ValueError("architecture e2wrn needs depth, one of 10, 16, 22, 28 ..., and widen, such as 8")
+        if self.architecture == "e2resnet" and self.depth not in (18, 50):
+            raise ValueError("architecture e2resnet needs depth, 18 (basic blocks) or 50 (bottlenecks)")
+        if len(self.blocks) not in (0, 4):
+            raise ValueError("blocks counts the blocks of four stages")
+        return self
+
+    @model_validator(mode="after")
+    def _restriction_descends(self) -> ModelConfig:
+        for above, below in pairwise((self.group, *self.restriction) if self.group else ()):
+            if not is_subgroup(below, above):
+                raise ValueError(f"restriction {below} is no subgroup of {above}")
+        return self
+
+    @property
+    def symmetry(self) -> Group | None:
+        """The group under which the logits do not change; none where the network claims nothing."""
+        return None if self.head == "flatten" else (self.group, *self.restriction)[-1]
+
+    @property
+    def name(self) -> str:
+        """Architecture and size, without the group: `steerable_cnn`, `e2wrn28-10`, `e2resnet18`."""
+        return self.architecture + "-".join(str(part) for part in (self.depth, self.widen) if part)
+
+    @property
+    def groups(self) -> str:
+        """The group and what it is restricted to: `D8`, `D8D4D1`; empty where there is none."""
+        return "".join(filter(None, (self.group, *self.restriction)))
 
 
 class AugmentConfig(Settings):
@@ -206,11 +272,12 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _image_size_is_exact(self) -> RunConfig:
-        size = self.data.image_size
-        if not is_exact_image_size(size):
+        size, architecture = self.data.image_size, self.model.architecture
+        if not is_exact_image_size(size, architecture):
+            good = nearest_image_sizes(size, architecture)
             raise ValueError(
-                f"data.image_size {size} is not exact under quarter turns; "
-                f"nearest good sizes: {', '.join(map(str, nearest_image_sizes(size)))}"
+                f"data.image_size {size} is not exact under quarter turns for {architecture}; "
+                f"nearest good sizes: {', '.join(map(str, good))}"
             )
         return self
 
@@ -223,13 +290,17 @@ class RunConfig(Settings):
 
     @property
     def tag(self) -> str:
-        """What a person calls the network: `D8-steerable_cnn`, `cnn`."""
-        return "-".join(part for part in (self.model.group, self.model.architecture) if part)
+        """What a person calls the network: `D8-steerable_cnn`, `D8D4D1-e2wrn16-8`, `cnn`."""
+        return "-".join(part for part in (self.model.groups, self.model.name) if part)
 
     def identity(self) -> dict[str, Any]:
         """All settings that decide the weights, and nothing else."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
         del parts["data"]["cache"]
+        model = parts["model"]
+        parts["model"] = {name: value for name, value in model.items() if name not in LATER or value}
+        if isinstance(model["pretrained"], str):
+            parts["model"]["pretrained"] = "file"  # where it lies decides nothing
         if parts["data"]["source"] == "demo":
             return {"schema": SCHEMA, **parts}
         parts["data"]["source"] = "file"  # the fingerprint in split.csv tells files apart
@@ -250,15 +321,21 @@ def flat(tree: Any, path: str = "") -> dict[str, str]:
     return {k: v for name, part in tree.items() for k, v in flat(part, f"{path}.{name}".lstrip(".")).items()}
 
 
-def is_exact_image_size(size: int) -> bool:
-    """Whether every stride-2 stage of the study's layout samples symmetrically at this image size in px.
+def is_exact_image_size(size: int, architecture: str = "steerable_cnn") -> bool:
+    """Whether every stride-2 stage of an architecture samples symmetrically at this image size in px (SCIENCE.md 4).
 
-    The stem halves 64k-1 (padding 2) and 64k+1 (padding 1) to 32k+1 and keeps 33; five pools follow (SCIENCE.md 4).
+    A stage of stride 2 keeps a grid's centre where it takes the first and the last point, so that its input must be
+    odd. e2wrn has 3 of them and e2resnet 5. The study's layout halves 64k-1 (padding 2) and 64k+1 px (padding 1)
+    to 32k+1, keeps 33, and five pools follow. Networks without a claim take any size.
     """
+    if architecture in BASELINES:
+        return size >= 32
+    if architecture in STRIDES:
+        return size >= 33 and size % 2 ** STRIDES[architecture] == 1
     return size == 33 or (size > 33 and size % 64 in (1, 63))
 
 
-def nearest_image_sizes(size: int) -> list[int]:
+def nearest_image_sizes(size: int, architecture: str = "steerable_cnn") -> list[int]:
     """Return the good image sizes on both sides of `size`, in px."""
-    good = [s for s in range(max(33, size - 130), size + 130) if is_exact_image_size(s)]
+    good = [s for s in range(max(32, size - 130), size + 130) if is_exact_image_size(s, architecture)]
     return [s for s in good if s < size][-1:] + [s for s in good if s > size][:1]

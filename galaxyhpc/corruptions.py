@@ -53,19 +53,20 @@ def circle(size: int, device: torch.device) -> Tensor:
 
 
 def rotation(images: Tensor, severity: float, draw: Callable[[int], Tensor], survey: Survey) -> Tensor:
-    """Turn counter-clockwise by `severity` degrees inside the inscribed disc, at every angle, 0 included.
+    """Turn counter-clockwise by `severity` degrees inside the inscribed disc, at every angle, 0 included."""
+    return turned(images * circle(images.shape[-1], images.device), severity)
 
-    Multiples of 90 degrees move pixels exactly; other angles interpolate bilinearly, which blurs a little.
-    """
-    masked = images * circle(images.shape[-1], images.device)
-    quarters, rest = divmod(severity, 90.0)
+
+def turned(images: Tensor, degrees: float) -> Tensor:
+    """Turn (N, C, S, S) counter-clockwise: by multiples of 90 exactly, else bilinearly, which blurs a little."""
+    quarters, rest = divmod(degrees, 90.0)
     if rest == 0.0:
-        return torch.rot90(masked, int(quarters), dims=(2, 3))
-    angle = np.deg2rad(severity)
+        return torch.rot90(images, int(quarters), dims=(2, 3))
+    angle = np.deg2rad(degrees)
     turn = [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0]]
     maps = torch.tensor(turn, dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return functional.grid_sample(masked, grid, align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
 
 
 def poisson(rates: np.ndarray, which: Tensor, uniforms: Tensor) -> Tensor:

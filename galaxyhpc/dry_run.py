@@ -16,7 +16,7 @@ from galaxyhpc.config import ResourcesConfig, RunConfig
 from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
 from galaxyhpc.networks import training_bytes
-from galaxyhpc.preflight import Checked, words
+from galaxyhpc.preflight import Checked, symmetries, words
 from galaxyhpc.rundir import RunDir, state
 
 
@@ -44,6 +44,7 @@ class Class:
 def show_plan(console: Console, directory: Path, checked: Checked, parallel: int | None) -> None:
     """Print every point, the resource classes of those still to be trained, and the sbatch file of each array."""
     console.print(_points(directory, checked))
+    console.print(symmetries(checked))
     todo = missing(directory, checked.heavy_first)
     classes = classes_of(todo, checked)
     if classes:

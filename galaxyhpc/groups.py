@@ -1,10 +1,10 @@
 """The symmetry groups: what "C4" and "D8" are to e2cnn, how they act on pixels, and their filter bases.
 
-C_N holds the N rotations by multiples of 360/N degrees, D_N those and N reflections. A basis is sampled once
-per process by a one-field `R2Conv` of e2cnn with its own default rings and cut-off, so a layer made from it
-is e2cnn's layer; it is kept as read-only arrays because e2cnn's shared tensors let one model's `.to()`
-change another. e2cnn is imported where it is needed: it takes as long as torch, and a network without a group, or a
-process that only asks for an order, does without.
+C_N holds the N rotations by multiples of 360/N degrees, D_N those and N reflections. A basis is sampled once by a
+one-field `R2Conv` of e2cnn with its own default rings, so a layer made from it is e2cnn's layer; it is kept as
+read-only arrays because e2cnn's shared tensors let one model's `.to()` change another. e2cnn is imported where it is
+needed: it takes as long as torch, and a network without a group, a basis that is on the disk or a process that only
+asks for an order do without.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class GridElement:
 
 @dataclass(frozen=True, eq=False)
 class SampledBasis:
-    """The equivariant filters from one input field to one regular field are sums of these; read-only."""
+    """The equivariant filters from one input field to one output field are sums of these; read-only."""
 
-    filters: np.ndarray  # (n_basis, |G|, d_in, k, k) float32
+    filters: np.ndarray  # (n_basis, d_out, d_in, k, k) float32
     std: np.ndarray  # (n_basis,) float32: standard deviation of a new weight, for one input field
 
 
@@ -47,6 +47,11 @@ def order(name: str) -> int:
     """Return the number of elements |G|."""
     family, n = _parse(name)
     return n if family == "C" else 2 * n
+
+
+def rotations(name: str) -> int:
+    """Return the number of rotations."""
+    return _parse(name)[1]
 
 
 def group_space(name: str) -> Any:
@@ -68,9 +73,55 @@ def grid_elements(name: str) -> tuple[GridElement, ...]:
     return tuple(GridElement(mirrored, t) for mirrored in (False, True)[: 1 + (family == "D")] for t in turns)
 
 
+def restriction(name: str, to: str) -> tuple[int, ...]:
+    """Return the order of a regular field's channels in which they are regular fields of a subgroup, side by side.
+
+    A regular field has one channel for each element; the subgroup H permutes those of one coset Hg among themselves,
+    as it permutes its own elements.
+    """
+    inner = _elements(to, order_of=_parse(name)[1])
+    left, found = list(_elements(name, order_of=_parse(name)[1])), []
+    channel = {element: number for number, element in enumerate(left)}
+    while left:
+        coset = [_product(h, left[0], _parse(name)[1]) for h in inner]
+        found += [channel[element] for element in coset]
+        left = [element for element in left if element not in coset]
+    return tuple(found)
+
+
+def _elements(name: str, order_of: int) -> list[tuple[int, int]]:
+    """List a group's elements in e2cnn's order: (mirrored, rotation in units of 360 / `order_of` degrees)."""
+    family, n = _parse(name)
+    return [(mirrored, r * order_of // n) for mirrored in range(1 + (family == "D")) for r in range(n)]
+
+
+def _product(one: tuple[int, int], other: tuple[int, int], n: int) -> tuple[int, int]:
+    return (one[0] ^ other[0], (one[1] + (-other[1] if one[0] else other[1])) % n)
+
+
 @cache
-def basis(name: str, kernel_size: int, kind: FieldKind = "regular") -> SampledBasis:
-    """Sample the basis of filters from one field of this kind to one regular field, (k, k) pixels."""
+def basis(
+    name: str,
+    kernel_size: int,
+    kind: FieldKind = "regular",
+    out_kind: FieldKind = "regular",
+    cutoff: float | None = None,
+) -> SampledBasis:
+    """Sample the basis of filters from one field of a kind to one field of a kind, (k, k) pixels.
+
+    `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold. What was
+    sampled once is kept on the disk, by the hash of what was asked for and of who samples it.
+    """
+    from galaxyhpc.basis_cache import kept
+
+    asked = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
+    return SampledBasis(*kept(asked, lambda: _sampled(name, kernel_size, kind, out_kind, cutoff)))
+
+
+def _sampled(
+    name: str, kernel_size: int, kind: FieldKind, out_kind: FieldKind, cutoff: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample with e2cnn."""
     import e2cnn.nn
     from e2cnn.nn.init import _generalized_he_init_variances
 
@@ -79,18 +130,13 @@ def basis(name: str, kernel_size: int, kind: FieldKind = "regular") -> SampledBa
     with warnings.catch_warnings(), torch.device("cpu"):  # the caller may be building on the meta device
         warnings.filterwarnings("ignore", "indexing with dtype torch.uint8", UserWarning)
         space = group_space(name)
-        source = space.trivial_repr if kind == "trivial" else space.regular_repr
-        types = [e2cnn.nn.FieldType(space, [r]) for r in (source, space.regular_repr)]
-        expansion = e2cnn.nn.R2Conv(*types, kernel_size, bias=False, initialize=False).basisexpansion
-        (block,) = expansion.children()
+        fields = {"trivial": space.trivial_repr, "regular": space.regular_repr}
+        types = [e2cnn.nn.FieldType(space, [fields[each]]) for each in (kind, out_kind)]
+        convolution = e2cnn.nn.R2Conv(*types, kernel_size, bias=False, frequencies_cutoff=cutoff, initialize=False)
+        (block,) = convolution.basisexpansion.children()
         filters = block.sampled_basis.unflatten(-1, (kernel_size, kernel_size))
-        return SampledBasis(_frozen(filters), _frozen(_generalized_he_init_variances(expansion)))
-
-
-def _frozen(values: Tensor) -> np.ndarray:
-    array = values.to(torch.float32).numpy().copy()
-    array.flags.writeable = False
-    return array
+        std = _generalized_he_init_variances(convolution.basisexpansion)
+        return np.array(filters, np.float32), np.array(std, np.float32)
 
 
 def _parse(name: str) -> tuple[str, int]:

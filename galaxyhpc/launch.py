@@ -22,7 +22,7 @@ from galaxyhpc.config import RunConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
 from galaxyhpc.networks import Network
-from galaxyhpc.preflight import PreflightError, check, show
+from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.rundir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
 from galaxyhpc.sweep import Sweep, SweepError, load_sweep
 from galaxyhpc.table import make_console
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             show_plan(console, directory, checked, options.max_parallel)
             return 0
+        console.print(symmetries(checked))
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             refuse_orphans(directory, configs)
             write_plan(sweep, directory, configs, networks)
@@ -117,7 +118,7 @@ def write_plan(sweep: Sweep, directory: Path, configs: Sequence[RunConfig], netw
 def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
     model = config.model
     return (
-        *(config.run_id, model.architecture, model.group or "", model.width, model.head, model.scale),
+        *(config.run_id, model.name, model.groups, model.width, model.head, model.scale),
         *(config.data.image_size, config.seed, network.parameters, network.multiply_adds),
         "demo" if config.data.source == "demo" else "file",
     )

@@ -1,7 +1,7 @@
-"""What a network costs, found before it is trained: counted on torch's meta device, which has shapes and no memory.
+"""What a network costs and keeps, found before it is trained: counted on torch's meta device, which has no memory.
 
-A narrow twin (the same architecture, group and head with few fields) has the same symmetry and the same gradients
-flowing, and is really computed.
+A narrow twin (the same network with few fields) has the same symmetry and the same gradients flowing, and is really
+computed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from galaxyhpc.config import ModelConfig, RunConfig, TrainConfig
 TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries
 SMALL = {"scale": 0.03, "width": "fields"}
 TWIN_SIDE = 33  # px
+ANGLES = (15.0, 30.0, 45.0)  # degrees, between those that need no interpolation
 MANY = 1009  # images on the meta device: no layer has as many channels, so what has as many rows belongs to the images
 PROCESS_BYTES = 5e8  # Python, torch and e2cnn, before any network
 TRANSIENT = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
@@ -81,20 +82,33 @@ def measure(model: ModelConfig, size: int) -> Network:
     return Network(count_parameters(network), counted, sum(maps), max(maps), sum(filters), max(filters, default=0))
 
 
-def twin_problem(model: ModelConfig, train: TrainConfig) -> str:
-    """Return what is wrong with a network of this architecture, group and head; nothing where all is well."""
+@dataclass(frozen=True)
+class Symmetry:
+    """How much the logits change, relative to the largest, when the image is moved by ..."""
+
+    exact: float | None  # the quarter turns and mirror images that are in the network's group; None: it claims none
+    curve: dict[float, float]  # a turn by so many degrees
+
+
+def narrow(model: ModelConfig) -> ModelConfig:
+    """Return the settings of a network's twin."""
+    return model.model_copy(update=SMALL)
+
+
+def try_twin(model: ModelConfig, train: TrainConfig) -> tuple[Symmetry, str]:
+    """Return what a network's twin keeps, and what is wrong with it: nothing where all is well."""
     import torch
 
-    from galaxyhpc.models import build_model, invariance_error
+    from galaxyhpc.models import build_model, invariance_error, rotation_curve
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        twin = build_model(model.model_copy(update=SMALL), TWIN_SIDE)
-        invariant = model.group is not None and model.head == "pool"
-        error = invariance_error(twin, model.group, TWIN_SIDE) if invariant else 0.0
-        if error > TOLERANCE:
-            return f"its logits change by {error:.1e} under exact symmetries; allowed {TOLERANCE:.0e}"
-        return _step_problem(twin, train)
+        twin = build_model(narrow(model), TWIN_SIDE)
+        exact = None if model.symmetry is None else invariance_error(twin, model.symmetry, TWIN_SIDE)
+        symmetry = Symmetry(exact, rotation_curve(twin, ANGLES, TWIN_SIDE))
+        if exact is not None and exact > TOLERANCE:
+            return symmetry, f"its logits change by {exact:.1e} under exact symmetries; allowed {TOLERANCE:.0e}"
+        return symmetry, _step_problem(twin, train)
 
 
 def _step_problem(twin: Any, train: TrainConfig) -> str:

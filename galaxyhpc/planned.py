@@ -26,7 +26,8 @@ COLUMNS = {
     "parameters": int,
 }
 NETWORK = ["arch", "group", "width", "head", "scale", "image_size", "settings"]
-HELD = ("schema", "seed", "model.", "data.image_size")  # settings that the plan has columns for, or that must vary
+COVERED = ("architecture", "group", "restriction", "depth", "widen", "width", "head", "scale")  # of the model
+HELD = ("schema", "seed", "data.image_size", *(f"model.{name}" for name in COVERED))  # the plan's columns have them
 
 STATES = {
     "planned": "never submitted",
@@ -163,4 +164,7 @@ def _settings(found: list[Found]) -> list[str]:
         if len({one.get(key) for one in known}) > 1
     ]
     unknown = "settings unknown" if differing else ""
-    return [", ".join(f"{k} {one.get(k, 'none')}" for k in differing) if one else unknown for one in flattened]
+    return [
+        ", ".join(f"{key.removeprefix('model.')} {one[key]}" for key in differing if key in one) if one else unknown
+        for one in flattened
+    ]

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from galaxyhpc.config import RunConfig
 from galaxyhpc.located import Entry, Mistakes, Place, shown
+from galaxyhpc.presets import PRESETS
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
@@ -51,6 +52,7 @@ def _defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+PRESET = "model.preset"  # stands for several settings
 DEFAULTS = {key: default for key, default in _defaults(RunConfig).items() if key != "seed"}
 _SECTIONS = {key.rpartition(".")[0] for key in DEFAULTS}
 
@@ -74,7 +76,7 @@ def dotted(entry: Entry, label: str, mistakes: Mistakes, prefix: str = "") -> Se
         for below, value in inside.items():
             if below in found:
                 mistakes.add(value.place, below, f"found twice, first at {found[below].place}; allowed once")
-            known = below in DEFAULTS or not value.sound
+            known = below in DEFAULTS or below == PRESET or not value.sound
             if not known:
                 mistakes.add(value.place, below, unknown(below))
             found[below] = value if known else replace(value, sound=False)
@@ -89,7 +91,7 @@ def unknown(key: str) -> str:
     while section and section not in _SECTIONS:
         section, _, name = section.rpartition(".")
     prefix = f"{section}." if section else ""
-    known = [k.removeprefix(prefix).partition(".")[0] for k in DEFAULTS if k.startswith(prefix)]
+    known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET) if k.startswith(prefix)]
     names = [name for name, _ in groupby(known)]
     near = get_close_matches(name, names, 1) or [k for k in DEFAULTS if k.endswith(f".{name}")][:1]
     return f"unknown setting;{f' did you mean {near[0]}?' if near else ''} known: {', '.join(names)}"
@@ -100,6 +102,10 @@ def checked(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
     if not entry.sound:
         return entry
     before = len(mistakes.found)
+    if key == PRESET:
+        if entry.plain() not in list(PRESETS):
+            mistakes.add(entry.place, key, f"found {shown(entry.plain())}; allowed {', '.join(PRESETS)}")
+        return replace(entry, sound=len(mistakes.found) == before)
     entry = _with_environment(key, entry, mistakes)
     _demand_printable(key, entry, mistakes)
     if len(mistakes.found) == before:
@@ -148,10 +154,23 @@ def over(*layers: Settings) -> Settings:
     """Merge settings, later layers above earlier ones; what came last is last."""
     found: Settings = {}
     for layer in layers:
-        for key, entry in layer.items():
+        for key, entry in _unfolded(layer).items():
             found.pop(key, None)
             found[key] = entry
     return found
+
+
+def _unfolded(layer: Settings) -> Settings:
+    """Put the settings of a preset in its place; those written beside it win."""
+    if PRESET not in layer or not layer[PRESET].sound:
+        return layer
+    named = layer[PRESET]
+    meant = {f"model.{name}": _at(value, named.place) for name, value in PRESETS[str(named.value)].items()}
+    return meant | {key: entry for key, entry in layer.items() if key != PRESET}
+
+
+def _at(value: Any, place: Place) -> Entry:
+    return Entry([_at(item, place) for item in value] if isinstance(value, list) else value, place)
 
 
 def value_of(settings: Settings, key: str) -> Any:

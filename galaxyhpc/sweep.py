@@ -30,6 +30,7 @@ from galaxyhpc.located import Entry, Mistakes, Place, dump_yaml, items_of, membe
 from galaxyhpc.rundir import MOST_RUNS
 from galaxyhpc.settings import (
     DEFAULTS,
+    PRESET,
     Settings,
     all_settings,
     checked,
@@ -244,6 +245,9 @@ def _wanted(entry: Entry, label: str, mistakes: Mistakes) -> dict[str, list[Any]
         mistakes.add(entry.place, label, "found {}; allowed at least one setting")
     wanted = {}
     for key, value in found.items():
+        if key == PRESET:
+            mistakes.add(value.place, f"{label}.{key}", "found a preset; allowed are the settings it stands for")
+            continue
         any_of = isinstance(value.value, list) and not (
             isinstance(DEFAULTS.get(key), tuple) and not all(isinstance(item.value, list) for item in value.value)
         )

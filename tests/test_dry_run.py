@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_start_that_slurm_expects_is_taken(
     sweep: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
 ) -> None:
     starts = {config.resources.plain: time.mktime((2031, 5, 6, 7, 8, 0, 0, 0, -1)) for config in checked.configs}
-    text = shown(sweep, Checked(checked.configs, checked.networks, checked.costs, starts), None, capsys)
+    text = shown(sweep, replace(checked, starts=starts), None, capsys)
     assert "2031-05-06" in text and "the start that sbatch --test-only expects" in text
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    ("config", "provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    ("config", "presets", "basis_cache"),
     ("rundir", "groups", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing"),

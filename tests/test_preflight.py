@@ -95,7 +95,7 @@ def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> 
 def test_a_first_step_of_every_twin_is_taken(precision: str, optimizer: str) -> None:
     train = TrainConfig(precision=precision, optimizer=optimizer, label_smoothing=0.1)
     for model in (ModelConfig(group="D4"), ModelConfig(group="C4", head="flatten"), ModelConfig(architecture="cnn")):
-        assert networks.twin_problem(model, train) == ""
+        assert networks.try_twin(model, train)[1] == ""
 
 
 def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,38 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config import BASELINES, ModelConfig
+from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
 from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
-from galaxyhpc.models.steerable_cnn import COLOURS, scaled_fields, steerable_cnn
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"steerable_cnn": steerable_cnn, "cnn": cnn}
+COLOURS = 3
+
+
+class Family(NamedTuple):
+    """How the fields of an architecture's parts follow from one factor, and how it is built from them."""
+
+    fields: Callable[[ModelConfig, float], tuple[int, ...]]
+    build: Callable[[ModelConfig, Sequence[int], int, int], nn.Module]  # fields, image size, classes
+
+
+def _no_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+    return ()
+
+
+def _baseline(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> nn.Module:
+    from galaxyhpc.models.baselines import baseline
+
+    return baseline(config, classes)
+
+
+FAMILIES = {
+    "steerable_cnn": Family(steerable_cnn.scaled_fields, steerable_cnn.steerable_cnn),
+    "cnn": Family(steerable_cnn.scaled_fields, cnn),
+    "e2wrn": Family(e2wrn.scaled_fields, e2wrn.e2wrn),
+    "e2resnet": Family(e2resnet.scaled_fields, e2resnet.e2resnet),
+    **dict.fromkeys(BASELINES, Family(_no_fields, _baseline)),
+}
 CLOSE = 0.01  # widths this near to each other count as equal
 
 
@@ -67,13 +93,29 @@ def invariance_error(model: nn.Module, group: str | None, image_size: int, seed:
     This is done on a copy in main memory whose batch norms take these images' own statistics, without which the
     logits of an untrained network hardly depend on the image.
     """
+    return _largest_change(model, groups.grid_elements(group or "D4"), image_size, seed)
+
+
+def rotation_curve(model: nn.Module, angles: Sequence[float], image_size: int, seed: int = 0) -> dict[float, float]:
+    """Return the same for turns by angles in degrees, of which all but multiples of 90 interpolate.
+
+    Interpolation itself changes an image a little, and every network's logits with it.
+    """
+    from galaxyhpc.corruptions import turned  # scipy's distributions come with it
+
+    return {angle: _largest_change(model, [partial(turned, degrees=angle)], image_size, seed) for angle in angles}
+
+
+def _largest_change(
+    model: nn.Module, elements: Sequence[Callable[[Tensor], Tensor]], image_size: int, seed: int
+) -> float:
     generator = torch.Generator().manual_seed(seed)
     images = F.interpolate(torch.rand(4, COLOURS, 9, 9, generator=generator), size=image_size, mode="bilinear")
     model = _calibrated(model, images)
     with torch.no_grad():
         logits = model(images)
-        turned = [model(element(images)) for element in groups.grid_elements(group or "D4")]
-    return max(float((t - logits).abs().max()) for t in turned) / float(logits.abs().max())
+        changed = [model(element(images)) for element in elements]
+    return max(float((other - logits).abs().max()) for other in changed) / float(logits.abs().max())
 
 
 def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
@@ -88,32 +130,39 @@ def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _build(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> nn.Module:
-    return ARCHITECTURES[config.architecture](config.group, fields, image_size, classes, config.head)
+    return FAMILIES[config.architecture].build(config, fields, image_size, classes)
 
 
 @cache
 def _fields(config: ModelConfig, image_size: int, classes: int) -> tuple[int, ...]:
-    """Find the fields of every block: the study's times one factor, then single fields more or less."""
+    """Find the fields of every part: the study's times one factor, then single fields more or less."""
+    scaled = FAMILIES[config.architecture].fields
     if config.width == "fields":
-        return scaled_fields(config.scale)
+        return scaled(config, config.scale)
 
     def cost(settings: ModelConfig, fields: tuple[int, ...]) -> int:
         with torch.device("meta"):
             model = _build(settings, fields, image_size, classes)
         return count_parameters(model) if config.width == "parameters" else multiply_adds(model, image_size)
 
-    reference = config.model_copy(update={"architecture": "steerable_cnn", "group": "C1"})
-    wanted = cost(reference, scaled_fields(config.scale))
-    return _nearest(lambda fields: cost(config, fields) / wanted - 1, config.scale)
+    reference = ModelConfig(group="C1", scale=config.scale, head=config.head)
+    wanted = cost(reference, steerable_cnn.scaled_fields(reference, config.scale))
+    return _nearest(
+        lambda fields: cost(config, fields) / wanted - 1, lambda factor: scaled(config, factor), config.scale
+    )
 
 
-def _nearest(excess: Callable[[tuple[int, ...]], float], scale: float) -> tuple[int, ...]:
+def _nearest(
+    excess: Callable[[tuple[int, ...]], float], scaled: Callable[[float], tuple[int, ...]], scale: float
+) -> tuple[int, ...]:
     """Find fields with an excess near 0; one factor leaves up to 5 % where blocks have one or two fields."""
     excess = cache(excess)
     low, high, tried = 0.0, 2 * scale, []
+    while excess(scaled(high)) < 0:
+        high *= 2
     for _ in range(12):
         factor = (low + high) / 2
-        tried.append(scaled_fields(factor))
+        tried.append(scaled(factor))
         low, high = (low, factor) if excess(tried[-1]) > 0 else (factor, high)
 
     def gap(fields: tuple[int, ...]) -> float:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from galaxyhpc import groups
-from galaxyhpc.models.steerable_cnn import Head, StudyCNN
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models.steerable_cnn import StudyCNN
 
 
-def cnn(group: None, fields: Sequence[int], image_size: int, classes: int, head: Head) -> StudyCNN:
+def cnn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> StudyCNN:
     """Build the conventional CNN."""
-    return StudyCNN(_convolution, 1, fields, image_size, classes, head)
+    return StudyCNN(_convolution, 1, fields, image_size, classes, config.head)
 
 
 def _convolution(kind: groups.FieldKind, inputs: int, outputs: int, stride: int, padding: int) -> nn.Conv2d:

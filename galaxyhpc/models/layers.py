@@ -21,9 +21,9 @@ from galaxyhpc import groups
 
 
 class SteerableConv(nn.Module):
-    """Equivariant convolution from fields of one kind to regular fields, without a bias: e2cnn's `R2Conv`."""
+    """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`."""
 
-    basis: Tensor  # (n_basis, |G|, d_in, k, k)
+    basis: Tensor  # (n_basis, d_out, d_in, k, k)
 
     def __init__(
         self,
@@ -33,12 +33,14 @@ class SteerableConv(nn.Module):
         kernel_size: int = 3,
         *,
         kind: groups.FieldKind = "regular",
+        out_kind: groups.FieldKind = "regular",
+        cutoff: float | None = None,
         stride: int = 1,
         padding: int = 0,
     ) -> None:
         super().__init__()
-        sampled = groups.basis(group, kernel_size, kind)
-        self.group, self.kind = group, kind
+        self.recipe = (group, kernel_size, kind, out_kind, cutoff)
+        sampled = groups.basis(*self.recipe)
         self.in_fields, self.out_fields = in_fields, out_fields
         self.stride, self.padding = stride, padding
         self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
@@ -51,13 +53,13 @@ class SteerableConv(nn.Module):
         """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
         if self.weight.is_meta:
             return  # nothing is drawn without memory, and torch takes long to find out
-        std = groups.basis(self.group, self.basis.shape[-1], self.kind).std / math.sqrt(self.in_fields)
+        std = groups.basis(*self.recipe).std / math.sqrt(self.in_fields)
         with torch.no_grad():
             weights = self.weight.normal_().view(-1, len(std))
             weights.mul_(torch.tensor(std, device=weights.device))
 
     def dense_filter(self) -> Tensor:
-        """Expand the weights to (out_fields x |G|, in_fields x d_in, k, k), in autocast's precision."""
+        """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision."""
         n_basis, out_size, in_size, k, _ = self.basis.shape
         dtype = _working_dtype(self.weight)
         blocks = _matmul_in_full(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
@@ -65,7 +67,7 @@ class SteerableConv(nn.Module):
         return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_fields x d_in, H, W) -> (N, out_fields x |G|, H', W')."""
+        """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
 
     def _filter(self) -> Tensor:
@@ -86,8 +88,9 @@ class SteerableConv(nn.Module):
         return {**self.__dict__, "_kept": None}
 
     def extra_repr(self) -> str:
-        size, kind = self.basis.shape[-1], self.kind
-        return f"{self.group}, {self.in_fields} {kind} -> {self.out_fields}, {size}x{size}, stride={self.stride}"
+        group, size, kind, out_kind, _ = self.recipe
+        fields = f"{self.in_fields} {kind} -> {self.out_fields} {out_kind}"
+        return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
 
 
 class FieldBatchNorm(nn.Module):
@@ -203,6 +206,26 @@ class GroupPooling(nn.Module):
         """(N, fields x size, H, W) -> (N, fields, H, W)."""
         fields = x.shape[1] // self.size
         return x.reshape(len(x), fields, self.size, *x.shape[2:]).amax(2)
+
+
+class Restriction(nn.Module):
+    """Regular fields of a group taken for |G| / |H| times as many of a subgroup: channels change places.
+
+    e2cnn's `RestrictionModule` and `DisentangleModule`.
+    """
+
+    order: Tensor  # (|G|,) int64
+
+    def __init__(self, group: str, subgroup: str) -> None:
+        super().__init__()
+        with torch.device("cpu"):
+            order = torch.tensor(groups.restriction(group, subgroup))
+        self.register_buffer("order", order.to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x |G|, H, W) -> the same shape."""
+        fields = x.reshape(len(x), -1, len(self.order), *x.shape[2:])
+        return fields[:, :, self.order].reshape(x.shape)
 
 
 class CircularMask(nn.Module):

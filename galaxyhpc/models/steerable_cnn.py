@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
 from galaxyhpc.models.layers import AntialiasedPool, CircularMask, FieldBatchNorm, GroupPooling, SteerableConv
 
 FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
@@ -88,17 +89,17 @@ def mlp(inputs: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(32, classes))
 
 
-def scaled_fields(factor: float) -> tuple[int, ...]:
+def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
     """Multiply the study's fields by a factor and round, at least one each."""
     return tuple(max(1, round(factor * count)) for count in FIELDS)
 
 
-def steerable_cnn(group: str | None, fields: Sequence[int], image_size: int, classes: int, head: Head) -> StudyCNN:
-    """Build the steerable CNN of a group."""
-    if group is None:
-        raise ValueError("steerable_cnn needs a group")
+def steerable_cnn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> StudyCNN:
+    """Build the steerable CNN of config.group."""
+    group = config.group
+    assert group is not None
 
     def convolution(kind: groups.FieldKind, i: int, o: int, stride: int, padding: int) -> SteerableConv:
         return SteerableConv(group, i, o, 3, kind=kind, stride=stride, padding=padding)
 
-    return StudyCNN(convolution, groups.order(group), fields, image_size, classes, head)
+    return StudyCNN(convolution, groups.order(group), fields, image_size, classes, config.head)

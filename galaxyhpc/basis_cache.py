@@ -1,0 +1,63 @@
+"""Filter bases on the disk: what e2cnn takes seconds to sample is read back in milliseconds.
+
+A file's name is the hash of what was asked for and of who sampled it, so that nothing ever has to be invalidated. A
+file that cannot be read, or not be written, is no error: the basis is sampled then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1  # raised when the arrays change their meaning
+
+Arrays = tuple[np.ndarray, np.ndarray]  # filters, std
+
+
+def directory() -> Path:
+    """Return where bases are kept: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "galaxyhpc"
+
+
+def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays of what is asked for, read-only float32, from the disk where they are."""
+    recipe = json.dumps({"format": FORMAT, "e2cnn": version("e2cnn"), **asked}, sort_keys=True)
+    path = directory() / f"basis-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        arrays = sample()
+        with suppress(OSError):
+            _write(path, arrays)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    """Read a file; None where it is absent or damaged, which the archive's checksums tell."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["filters"], file["std"]
+    except Exception:  # what is not ours may raise anything
+        return None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Write beside and rename, so that processes that do the same at once disturb nobody."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".basis-", delete=False) as aside:
+        try:
+            np.savez_compressed(aside, filters=arrays[0], std=arrays[1])
+            os.replace(aside.name, path)
+        except BaseException:
+            os.unlink(aside.name)
+            raise

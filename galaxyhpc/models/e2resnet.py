@@ -1,0 +1,104 @@
+"""Equivariant ResNets: He et al. 2016 (arXiv:1512.03385) with regular fields in the place of channels.
+
+| part       | fields                    | depth 18: basic blocks | depth 50: bottlenecks  |
+|------------|---------------------------|------------------------|------------------------|
+| stem       | w                         | 7x7 stride 2, batch norm, ReLU, 3x3 max-pool stride 2 | the same |
+| stage 1    | w (50: 2 w behind blocks) | 2 x (3x3, 3x3)         | 3 x (1x1, 3x3, 1x1)    |
+| stage 2    | 2 w (4 w)                 | 2, the first stride 2  | 4, the first stride 2  |
+| stage 3    | 4 w (8 w)                 | 2, the first stride 2  | 6, the first stride 2  |
+| stage 4    | 8 w (16 w)                | 2, the first stride 2  | 3, the first stride 2  |
+| head       |                           | average over the image, group pooling, Linear   | the same |
+
+w = `base_width`, 64 by default; `blocks` changes the numbers of blocks (the study's small ones). Each convolution is
+followed by a batch norm with one mean and variance per field; a block's input is added before its last ReLU, through a
+1x1 convolution where shapes differ. Filters have e2cnn's default rings and frequencies, weights are drawn by its
+generalised He rule. The study gave its networks 80 (C1) and 54 fields (D1, C4, D4) at depth 18; parameters grow with
+the group, in millions: C1 17.5, D1 8.6, C4 15.4, D4 30.8; depth 50: C2 3.8, C4 19.6, D4 15.5 (tests/test_families.py).
+
+A max-pool keeps equivariance only where its windows map to windows: on the odd sizes that `config` allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models.layers import CircularMask, FieldBatchNorm, GroupPooling, SteerableConv
+
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+EXPANSION = {18: 1, 50: 2}
+
+
+class Residual(nn.Module):
+    """Convolutions with batch norms, added to their input: basic (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1)."""
+
+    def __init__(self, group: str, inputs: int, fields: int, stride: int, depth: int) -> None:
+        super().__init__()
+        outputs = EXPANSION[depth] * fields
+        sizes = [(3, stride), (3, 1)] if depth == 18 else [(1, 1), (3, stride), (1, 1)]
+        counts = [inputs, *[fields] * (len(sizes) - 1), outputs]
+        layers: list[nn.Module] = []
+        for (size, step), before, after in zip(sizes, counts, counts[1:], strict=False):
+            layers += [*_normalised(group, before, after, size, step), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers[:-1])
+        alike = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if alike else nn.Sequential(*_normalised(group, inputs, outputs, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs x |G|, H, W) -> (N, outputs x |G|, ceil(H / stride), ceil(W / stride))."""
+        return F.relu(self.layers(x) + self.shortcut(x))
+
+
+class E2ResNet(nn.Module):
+    """An equivariant ResNet of four stages."""
+
+    def __init__(
+        self, group: str, depth: int, blocks: Sequence[int], fields: Sequence[int], image_size: int, classes: int
+    ) -> None:
+        super().__init__()
+        order = groups.order(group)
+        self.mask = CircularMask(image_size)
+        stem = SteerableConv(group, 3, fields[0], 7, kind="trivial", stride=2, padding=3)
+        self.stem = nn.Sequential(stem, FieldBatchNorm(fields[0], order), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stages = nn.Sequential()
+        inputs = fields[0]
+        for number, (count, repeats) in enumerate(zip(fields, blocks, strict=True)):
+            for block in range(repeats):
+                stride = 2 if number > 0 and block == 0 else 1
+                self.stages.append(Residual(group, inputs, count, stride, depth))
+                inputs = EXPANSION[depth] * count
+        self.average = nn.AdaptiveAvgPool2d(1)
+        self.group_pool = GroupPooling(order)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
+        logits: Tensor = self.linear(self.group_pool(self.average(self.features(images))).flatten(1))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> the last map (N, fields x |G|, s, s), whose channels and pixels turn."""
+        found: Tensor = self.stages(self.pool(self.stem(self.mask(images))))
+        return found
+
+
+def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+    """Return the fields of the four stages, times a factor, at least one each."""
+    base = 64 if config.base_width is None else config.base_width
+    return tuple(max(1, round(factor * times * base)) for times in (1, 2, 4, 8))
+
+
+def e2resnet(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> E2ResNet:
+    """Build a ResNet of config.group, config.depth and, where it says so, config.blocks."""
+    assert config.group is not None and config.depth is not None
+    return E2ResNet(config.group, config.depth, config.blocks or BLOCKS[config.depth], fields, image_size, classes)
+
+
+def _normalised(group: str, inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
+    convolution = SteerableConv(group, inputs, outputs, size, stride=stride, padding=size // 2)
+    return [convolution, FieldBatchNorm(outputs, groups.order(group))]

@@ -1,0 +1,121 @@
+"""Equivariant wide ResNets (Weiler and Cesa 2019, arXiv:1911.08251, section 3.4 and their example code e2wrn).
+
+| part    | fields                                           | made by                              |
+|---------|--------------------------------------------------|--------------------------------------|
+| stem    | 16 planes, regular                               | 5x5 convolution                      |
+| stage 1 | 16 k planes, regular, of the group               | n blocks, the first of stride 2      |
+| stage 2 | 32 k planes, regular, of the first restriction   | the same                             |
+| stage 3 | 64 k planes, regular, of the second restriction  | the same, but the last block ends in |
+|         |                                                  | 64 k sqrt(|H|) trivial fields        |
+| head    |                                                  | batch norm, ReLU, average, Linear    |
+
+depth = 6n + 4, k = widen. A block is batch norm, ReLU, convolution, batch norm, ReLU, dropout 0.3, convolution, added
+to its input (or to a 1x1 convolution of the activated one where shapes differ). Convolutions are 5x5 while the group
+has other rotations than those of C4, 3x3 afterwards, with angular frequencies up to 3 r at radius r. P planes are
+P / sqrt(|G|) regular fields: a convolution then has about as many parameters as the conventional one of P channels.
+
+Parameters, in millions: WRN16-8 D8D4D1 12.0, D8D4D4 12.1, D1 10.8; WRN28-10 D8D4D1 37.1, C8C4C1 37.1, D1 36.0;
+WRN28-7 D8D4D1 18.2 (tests/test_families.py counts them).
+
+The logits are invariant under the LAST group only: D8D4D1 knows reflections, its first stages alone know more. The
+momentum of the last batch norm is 0.1 as everywhere; their 0.9 would make it that of the last batch. Images are masked
+to a circle as in all our networks. Weights are drawn by the generalised He rule (Weiler et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models.layers import CircularMask, FieldBatchNorm, Restriction, SteerableConv
+
+CUTOFF = 3.0  # angular frequencies per px of radius
+DROPOUT = 0.3
+
+
+class WideBlock(nn.Module):
+    """A block of two convolutions before whose each fields are normalised and activated."""
+
+    def __init__(
+        self, group: str, inputs: int, inner: int, outputs: int, stride: int, out_kind: groups.FieldKind
+    ) -> None:
+        super().__init__()
+        order, size = groups.order(group), 3 if groups.rotations(group) in (1, 2, 4) else 5
+        self.norm1, self.norm2 = FieldBatchNorm(inputs, order), FieldBatchNorm(inner, order)
+        self.conv1 = SteerableConv(group, inputs, inner, size, padding=size // 2, cutoff=CUTOFF)
+        ending = partial(SteerableConv, group, out_kind=out_kind, cutoff=CUTOFF, stride=stride)
+        self.conv2 = ending(inner, outputs, size, padding=size // 2)
+        alike = stride == 1 and inputs == outputs and out_kind == "regular"
+        self.shortcut = None if alike else ending(inputs, outputs, 1)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs x |G|, H, W) -> (N, outputs x d, ceil(H / stride), ceil(W / stride))."""
+        active = F.relu(self.norm1(x))
+        found: Tensor = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
+        return found + (x if self.shortcut is None else self.shortcut(active))
+
+
+class E2WRN(nn.Module):
+    """An equivariant wide ResNet of three stages, each of a group of its own."""
+
+    def __init__(
+        self, stages: Sequence[str], blocks: int, fields: Sequence[int], image_size: int, classes: int
+    ) -> None:
+        super().__init__()
+        stem, *counts, trivial = fields
+        kind: groups.FieldKind
+        self.mask = CircularMask(image_size)
+        self.stem = SteerableConv(stages[0], 3, stem, 5, kind="trivial", padding=2, cutoff=CUTOFF)
+        self.stages = nn.Sequential()
+        group, inputs = stages[0], stem
+        for number, (own, count) in enumerate(zip(stages, counts, strict=True)):
+            if own != group:
+                self.stages.append(Restriction(group, own))
+                inputs, group = inputs * groups.order(group) // groups.order(own), own
+            for block in range(blocks):
+                last = number == 2 and block == blocks - 1
+                outputs, kind = (trivial, "trivial") if last else (count, "regular")
+                self.stages.append(WideBlock(group, inputs, count, outputs, 2 if block == 0 else 1, kind))
+                inputs = outputs
+        self.norm = FieldBatchNorm(trivial)
+        self.linear = nn.Linear(trivial, classes)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
+        logits: Tensor = self.linear(self.features(images).mean((2, 3)))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
+        return F.relu(self.norm(self.stages(self.stem(self.mask(images)))))
+
+
+def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+    """Return the fields of stem, stages and last block; their planes are multiplied by a factor."""
+    assert config.widen is not None
+    planes = [16, *(width * config.widen for width in (16, 32, 64))]
+    roots = [math.sqrt(groups.order(group)) for group in ("C1", *_stages(config))]
+    roots[0] = roots[1]
+    regular = [max(1, int(factor * count / root + 1e-9)) for count, root in zip(planes, roots, strict=True)]
+    return (*regular, max(1, int(factor * planes[3] * roots[3] + 1e-9)))
+
+
+def e2wrn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> E2WRN:
+    """Build a wide ResNet of config.depth, whose group is restricted before the second and third stage."""
+    assert config.depth is not None
+    return E2WRN(_stages(config), (config.depth - 4) // 6, fields, image_size, classes)
+
+
+def _stages(config: ModelConfig) -> list[str]:
+    """Return the group of each stage; the last one named holds to the end."""
+    assert config.group is not None
+    chain = [config.group, *config.restriction]
+    return chain + chain[-1:] * (3 - len(chain))

@@ -1,0 +1,53 @@
+"""The networks of the study by the names its code gave them (SCIENCE.md 1b): each a set of arguments, not a function.
+
+`model.preset: d4resnet18` in a sweep stands for the settings below; they may be added to (scale, width, head), not
+changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _steerable(group: str) -> dict[str, Any]:
+    return {"architecture": "steerable_cnn", "group": group}
+
+
+def _wide(depth: int, widen: int, group: str, *restriction: str) -> dict[str, Any]:
+    size = {"architecture": "e2wrn", "depth": depth, "widen": widen, "group": group}
+    return {**size, "restriction": list(restriction)} if restriction else size
+
+
+def _residual(depth: int, group: str, base_width: int, *blocks: int) -> dict[str, Any]:
+    size = {"architecture": "e2resnet", "depth": depth, "group": group, "base_width": base_width}
+    return {**size, "blocks": list(blocks)} if blocks else size
+
+
+def _pretrained(architecture: str) -> dict[str, Any]:
+    return {"architecture": architecture, "pretrained": True}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **{group: _steerable(group) for group in ("C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16")},
+    "CNN": {"architecture": "cnn"},
+    "WRN16d8d4d1": _wide(16, 8, "D8", "D4", "D1"),
+    "WRN16d8d4d4": _wide(16, 8, "D8", "D4", "D4"),
+    "WRN16d1d1d1": _wide(16, 8, "D1"),
+    "WRN28_10_d8d4d1": _wide(28, 10, "D8", "D4", "D1"),
+    "WRN28_7_d8d4d1": _wide(28, 7, "D8", "D4", "D1"),
+    "WRN28_10_c8c4c1": _wide(28, 10, "C8", "C4", "C1"),
+    "WRN28_10_d1d1d1": _wide(28, 10, "D1"),
+    "c1resnet18": _residual(18, "C1", 80),
+    "d1resnet18": _residual(18, "D1", 54),
+    "c4resnet18": _residual(18, "C4", 54),
+    "d4resnet18": _residual(18, "D4", 54),
+    "small_c4resnet18": _residual(18, "C4", 5, 1, 1, 1, 1),
+    "c4resnet50": _residual(50, "C4", 64),
+    "c2resnet50": _residual(50, "C2", 64, 3, 2, 2, 2),
+    "d4resnet50": _residual(50, "D4", 64, 3, 2, 2, 2),
+    "small_c4resnet50": _residual(50, "C4", 64, 3, 2, 2, 2),
+    "ResNet18": _pretrained("resnet18"),
+    "ResNet50": _pretrained("resnet50"),
+    "WRN50_2": _pretrained("wide_resnet50_2"),
+    "densenet121": _pretrained("densenet121"),
+}
