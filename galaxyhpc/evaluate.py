@@ -1,14 +1,15 @@
 """Measure one trained run under the conditions that are still missing.
 
 The test galaxies are corrupted on the device in [0, 1], alike for every network; logits go to predictions.h5, counts
-to results.csv, every few seconds, so that an interrupted evaluation goes on where it was.
+to results.csv, every few seconds, so that an interrupted evaluation goes on where it was. Last, the temperature that
+makes probabilities of the logits is fitted on the validation galaxies.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from galaxyhpc import results
 from galaxyhpc.batches import Pictures, load_pictures
+from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt, severities
@@ -33,11 +35,12 @@ NOTICE_SECONDS = 10.0  # before the end of its time an evaluation saves and make
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured: a network on the test galaxies."""
+    """What is measured: a network on the test galaxies, and, for the temperature alone, on those of validation."""
 
     network: nn.Module
     pictures: Pictures
     rows: Tensor  # (n,) int64, of the test galaxies in the data file
+    validation: Tensor  # (m,) int64, of the validation galaxies
     survey: Survey
     batch_size: int
 
@@ -81,6 +84,15 @@ def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float
     return logits
 
 
+def calibrated(task: Task, measured: results.Measured, stop: Stop) -> results.Measured | None:
+    """Add the temperature that the validation galaxies ask for; None where a signal came."""
+    logits = measure(replace(task, rows=task.validation), ("clean", 0.0), stop)
+    if logits is None:
+        return None
+    labels = task.pictures.labels.cpu()[task.validation].numpy()
+    return replace(measured, temperature=fit_temperature(logits, labels))
+
+
 def set_up(run: RunDir, config: RunConfig) -> tuple[Task, results.Measured]:
     """Load the network and the test galaxies, and what was measured of them before."""
     torch.set_num_threads(config.resources.cpus_per_task)
@@ -88,9 +100,10 @@ def set_up(run: RunDir, config: RunConfig) -> tuple[Task, results.Measured]:
     network = load_network(run, config, device)
     galaxies = prepare(config.data)
     split = load_split(config.data, galaxies, run.sweep)
-    test = split[split.split == "test"]
+    test, validation = (split[split.split == name] for name in ("test", "validation"))
     pictures, survey = load_pictures(galaxies, device), Survey(galaxies.mean, galaxies.pixel_scale)
-    task = Task(network, pictures, torch.tensor(test.row.to_numpy()), survey, config.evaluate.batch_size)
+    rows, others = (torch.tensor(each.row.to_numpy()) for each in (test, validation))
+    task = Task(network, pictures, rows, others, survey, config.evaluate.batch_size)
     source = {"weights": sha256(run.best_file), "fingerprint": galaxies.fingerprint}
     measured = results.load(run, **source) or results.Measured(
         rows=test.row.to_numpy(np.int32),
@@ -98,6 +111,7 @@ def set_up(run: RunDir, config: RunConfig) -> tuple[Task, results.Measured]:
         groups=test.sky_group.to_numpy(np.int32),
         logits={},
         generated=galaxies.generated,
+        temperature=None,
         **source,
     )
     return task, measured
@@ -130,16 +144,22 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
             saved = time.monotonic()
         if logits is None:
             return False
+    if measured.temperature is None:
+        whole = calibrated(task, measured, stop)
+        if whole is None:
+            return False
+        results.save(run, whole)
     run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
     console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)
     return True
 
 
 def done(run: RunDir, config: RunConfig) -> bool:
-    """Whether both files of results hold every wanted condition for the weights in best.pt."""
+    """Whether both files of results hold every wanted condition for the weights in best.pt, and the temperature."""
     table = results.read_counts(run)
     if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:
         return False
-    if results.read_predictions(run) is None:
+    predictions = results.read_predictions(run)
+    if predictions is None or predictions.temperature is None:
         return False
     return set(wanted(config)) <= set(zip(table.condition, table.severity, strict=True))

@@ -7,13 +7,15 @@ absent, which costs a recomputation and nothing else.
     results.csv     one row per (condition, severity); confusion is 10 x 10 integers, row by row, rows are the
                     truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces
     predictions.h5  rows (n,), labels (n,), groups (n,), condition (K,), severity (K,), logits (K, n, 10) and
-                    predicted (K, n), which spares a bootstrap over 1,000 runs the logits; all with checksums
+                    predicted (K, n), which spares a bootstrap over 1,000 runs the logits; all with checksums;
+                    and, as an attribute, the temperature, once all is measured (files of before have none)
 """
 
 from __future__ import annotations
 
 import csv
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class Measured:
     weights: str  # SHA-256 of best.pt
     fingerprint: str  # of the data
     generated: bool  # demo galaxies
+    temperature: float | None = None  # that the logits are divided by (`calibration`), once it is found
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class Predictions:
     weights: str
     fingerprint: str
     generated: bool
+    temperature: float | None
 
 
 def save(run: RunDir, measured: Measured) -> None:
@@ -223,6 +227,8 @@ def _write_predictions(path: Path, run: RunDir, measured: Measured) -> None:
     with h5py.File(path, "w", libver="v110", locking=False) as file:  # v110 has checksums of metadata too
         file.attrs.update(schema=SCHEMA, run_id=run.run_id, weights=measured.weights)
         file.attrs.update(fingerprint=measured.fingerprint, generated=measured.generated)
+        if measured.temperature is not None:
+            file.attrs["temperature"] = measured.temperature
         for name, array in arrays.items():
             file.create_dataset(name, data=array, chunks=array.shape, fletcher32=True)
 
@@ -244,12 +250,22 @@ def _contents(file: h5py.File, run: RunDir, name: str) -> tuple[dict[str, Any], 
         raise ValueError(f"schema {file.attrs['schema']} of run {file.attrs['run_id']}")
     common = {key: _whole(file[key]) if key in file else file.attrs[key] for key in _COMMON}
     common |= {"generated": bool(common["generated"]), "weights": str(common["weights"])}
+    common["temperature"] = _temperature(file)
     names, severities, values = np.char.decode(_whole(file["condition"])), _whole(file["severity"]), _whole(file[name])
     n = len(common["rows"])
     shapes = {common["rows"].shape, common["labels"].shape, common["groups"].shape, values[0].shape[:1]}
     if shapes != {(n,)} or values.ndim != {"logits": 3, "predicted": 2}[name] or common["labels"].max() >= CLASSES:
         raise ValueError(f"arrays of {values.shape} for {n} galaxies")
     return common, dict(zip(zip(names.tolist(), severities.tolist(), strict=True), values, strict=True))
+
+
+def _temperature(file: h5py.File) -> float | None:
+    if "temperature" not in file.attrs:
+        return None
+    found = float(file.attrs["temperature"])
+    if not 0.0 < found < math.inf:
+        raise ValueError(f"temperature {found}")
+    return found
 
 
 def _whole(data: h5py.Dataset) -> NDArray[Any]:

@@ -9,14 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from galaxyhpc import results
+from galaxyhpc.batches import load_pictures, predict
+from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.evaluate import NotTrainedError, done, evaluate, wanted
+from galaxyhpc.data import load_split, prepare
+from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.rundir import RunDir, state, write_text
@@ -70,6 +74,31 @@ def test_every_condition_and_severity_is_measured_on_the_test_galaxies(tmp_path:
     logits = measured.logits["clean", 0.0]
     assert table.correct[0] == (logits.argmax(1) == measured.labels).sum()
     assert state(run).name == "evaluated" and done(run, run.load_config())
+
+
+def test_the_temperature_is_that_of_the_validation_galaxies(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    evaluate(run, Stop())
+    config, device = run.load_config(), torch.device("cpu")
+    galaxies = prepare(config.data)
+    split = load_split(config.data, galaxies, run.sweep)
+    rows = torch.tensor(split.row[split.split == "validation"].to_numpy())
+    pictures = load_pictures(galaxies, device)
+    logits, labels = predict(load_network(run, config, device), pictures, rows, batch_size=32)
+    assert load(run).temperature == pytest.approx(fit_temperature(logits.numpy(), labels.numpy()), rel=1e-3)
+
+
+def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    evaluate(run, Stop())
+    before = load(run)
+    with h5py.File(run.predictions_file, "a") as file:
+        del file.attrs["temperature"]
+    assert load(run).temperature is None and not done(run, run.load_config())
+    evaluate(run, Stop())
+    assert load(run).temperature == before.temperature and done(run, run.load_config())
+    assert run.events()[-1]["measured"] == 0
+    np.testing.assert_array_equal(load(run).logits["clean", 0.0], before.logits["clean", 0.0])
 
 
 def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cache: Path) -> None:

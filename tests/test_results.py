@@ -55,6 +55,22 @@ def test_what_was_saved_is_loaded(run: RunDir) -> None:
     assert same(measured(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
 
 
+@pytest.mark.parametrize("temperature", [1.5, None])
+def test_a_temperature_is_kept_where_there_is_one(run: RunDir, temperature: float | None) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=temperature))
+    loaded, predictions = results.load(run), results.read_predictions(run)
+    assert loaded is not None and predictions is not None
+    assert loaded.temperature == predictions.temperature == temperature
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
+def test_a_temperature_that_cannot_be_one_is_damage(run: RunDir, temperature: float | str) -> None:
+    results.save(run, measured())
+    with h5py.File(run.predictions_file, "a") as file:
+        file.attrs["temperature"] = temperature
+    assert results.load(run) is None
+
+
 def test_nothing_measured_is_none(run: RunDir) -> None:
     assert results.load(run) is results.read_counts(run) is results.read_predictions(run) is None
 
