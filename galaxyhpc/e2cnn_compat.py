@@ -1,9 +1,9 @@
-"""Makes e2cnn 0.2.3, of January 2023, work on numpy 1.26 to current; importing this module is all it takes.
+"""Makes e2cnn 0.2.3, of January 2023, work on current numpy and torch; importing this module is all it takes.
 
 Two things of numpy that e2cnn's kernels use are gone: `np.array(..., copy=False)` as "copy only if needed"
 (2.0), and `ndarray.tostring` (2.3, a deprecation warning before). Only dihedral groups meet them, so C_N
-alone proves nothing. numpy itself stays as it is: e2cnn's module is given a stand-in. A test fails when this
-can go.
+alone proves nothing. And torch no longer takes bytes for a mask, which bases of a single filter meet (1x1 kernels).
+numpy and torch themselves stay as they are: e2cnn's modules are given stand-ins. A test fails when this can go.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import e2cnn.kernels.irreps_basis
 import e2cnn.kernels.utils
+import e2cnn.nn.modules.r2_conv.basisexpansion_singleblock as singleblock
 import numpy as np
+import torch
 
 
 def _array(values: Any, copy: bool = True) -> np.ndarray:
@@ -28,6 +30,8 @@ def _hash(basis: Any) -> int:
 def _apply() -> None:
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         e2cnn.kernels.utils.np = SimpleNamespace(**{**vars(np), "array": _array})
+    singleblock.np = SimpleNamespace(**{**vars(np), "uint8": bool})
+    singleblock.torch = SimpleNamespace(**{**vars(torch), "uint8": torch.bool})
     for kind in vars(e2cnn.kernels.irreps_basis).values():
         code = getattr(getattr(kind, "__hash__", None), "__code__", None)
         if code is not None and "tostring" in code.co_names:

@@ -136,7 +136,7 @@ def _sampled(
         (block,) = convolution.basisexpansion.children()
         filters = block.sampled_basis.unflatten(-1, (kernel_size, kernel_size))
         std = _generalized_he_init_variances(convolution.basisexpansion)
-        return np.array(filters, np.float32), np.array(std, np.float32)
+        return filters.float().numpy().copy(), std.float().numpy().copy()
 
 
 def _parse(name: str) -> tuple[str, int]:

@@ -84,10 +84,10 @@ def measure(model: ModelConfig, size: int) -> Network:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """How much the logits change, relative to the largest, when the image is moved by ..."""
+    """How much what a network says changes, as a fraction, when the image is moved."""
 
-    exact: float | None  # the quarter turns and mirror images that are in the network's group; None: it claims none
-    curve: dict[float, float]  # a turn by so many degrees
+    exact: float | None  # logits, by quarter turns and mirror images of the network's group; None: it claims none
+    curve: dict[float, float]  # what the classifier sees, by a turn of so many degrees
 
 
 def narrow(model: ModelConfig) -> ModelConfig:
@@ -99,7 +99,8 @@ def try_twin(model: ModelConfig, train: TrainConfig) -> tuple[Symmetry, str]:
     """Return what a network's twin keeps, and what is wrong with it: nothing where all is well."""
     import torch
 
-    from galaxyhpc.models import build_model, invariance_error, rotation_curve
+    from galaxyhpc.models import build_model
+    from galaxyhpc.models.symmetry import invariance_error, rotation_curve
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -101,10 +101,10 @@ def show(error: PreflightError, console: Console) -> None:
 
 def symmetries(checked: Checked) -> Table:
     """Return the table of what every network keeps when images are moved."""
-    title = "change of the logits, % of the largest: narrow, untrained networks on smooth images of 33 px"
+    title = "what a narrow, untrained network of the kind does when an image of 33 px is moved: change in %"
     table = Table(title=title, title_justify="left")
     table.add_column("network")
-    heads = ("exact turns and mirror images", *(f"{angle:g}°" for angle in ANGLES))
+    heads = ("exact turns, mirror images", *(f"{angle:g}°" for angle in ANGLES))
     for head in heads:
         table.add_column(head, justify="right")
     for model in dict.fromkeys(narrow(config.model) for config in checked.configs):

@@ -32,6 +32,7 @@ def slurm_answers() -> bool:
     return "is UP" in answer.stdout
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are shared out whole; those on Slurm go one after the other, for they share its nodes."""
     for item in items:

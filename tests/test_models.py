@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models import build_model, count_parameters, invariance_error, multiply_adds
+from galaxyhpc.models import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.layers import (
     AntialiasedPool,
     CircularMask,
@@ -30,6 +30,7 @@ from galaxyhpc.models.layers import (
     synchronise_batchnorm,
 )
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
+from galaxyhpc.models.symmetry import invariance_error
 
 GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 
@@ -54,9 +55,11 @@ def e2cnn_field(group: str, count: int, kind: str = "regular") -> Any:
 
 def e2cnn_convolution(ours: SteerableConv) -> Any:
     """Return e2cnn's layer with our layer's weights, in training mode."""
-    source, target = e2cnn_field(ours.group, ours.in_fields, ours.kind), e2cnn_field(ours.group, ours.out_fields)
+    group, kernel_size, kind, out_kind, cutoff = ours.recipe
+    source, target = e2cnn_field(group, ours.in_fields, kind), e2cnn_field(group, ours.out_fields, out_kind)
     options = {"stride": ours.stride, "padding": ours.padding, "bias": False, "initialize": False}
-    layer = e2cnn.nn.R2Conv(source, target, ours.basis.shape[-1], **options)
+    limit = None if cutoff is None else lambda radius: cutoff * radius  # as in e2cnn's wide ResNets
+    layer = e2cnn.nn.R2Conv(source, target, kernel_size, frequencies_cutoff=limit, **options)
     layer.weights.data.copy_(ours.weight.data)
     return layer
 
@@ -75,6 +78,17 @@ def test_the_same_weights_give_the_same_maps_as_in_e2cnn(group: str, kind: group
             theirs = e2cnn_convolution(ours)
             x = torch.randn(2, theirs.in_type.size, 9, 9)
             assert_near(ours(x), theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor)
+
+
+@pytest.mark.parametrize("group", ["C4", "C8", "D1", "D4", "D8"])
+def test_so_do_the_filters_of_wide_resnets(group: str) -> None:
+    shapes = [("regular", "regular", 3, 1), ("regular", "trivial", 5, 2), ("regular", "trivial", 1, 2)]
+    for kind, out_kind, size, stride in [*shapes, ("trivial", "regular", 5, 1)]:
+        options = {"kind": kind, "out_kind": out_kind, "cutoff": 3.0, "stride": stride, "padding": size // 2}
+        ours = SteerableConv(group, 2, 3, size, **options)
+        theirs = e2cnn_convolution(ours)
+        x = torch.randn(2, theirs.in_type.size, 9, 9)
+        assert_near(ours(x), theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor)
 
 
 def test_the_gradients_are_those_of_e2cnn() -> None:

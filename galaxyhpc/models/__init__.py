@@ -7,22 +7,19 @@ fields are found by trial, on networks built without memory (torch's meta device
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from galaxyhpc import groups
 from galaxyhpc.config import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
-from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
+from galaxyhpc.models.layers import SteerableConv
 
 COLOURS = 3
 
@@ -84,49 +81,6 @@ def multiply_adds(model: nn.Module, image_size: int, images: int = 2) -> int:
         for hook in hooks:
             hook.remove()
     return total
-
-
-def invariance_error(model: nn.Module, group: str | None, image_size: int, seed: int = 0) -> float:
-    """Return the largest change of the logits, relative to the largest logit, in evaluation mode.
-
-    The group's elements that need no interpolation act on smooth random images; those of D4 if `group` is None.
-    This is done on a copy in main memory whose batch norms take these images' own statistics, without which the
-    logits of an untrained network hardly depend on the image.
-    """
-    return _largest_change(model, groups.grid_elements(group or "D4"), image_size, seed)
-
-
-def rotation_curve(model: nn.Module, angles: Sequence[float], image_size: int, seed: int = 0) -> dict[float, float]:
-    """Return the same for turns by angles in degrees, of which all but multiples of 90 interpolate.
-
-    Interpolation itself changes an image a little, and every network's logits with it.
-    """
-    from galaxyhpc.corruptions import turned  # scipy's distributions come with it
-
-    return {angle: _largest_change(model, [partial(turned, degrees=angle)], image_size, seed) for angle in angles}
-
-
-def _largest_change(
-    model: nn.Module, elements: Sequence[Callable[[Tensor], Tensor]], image_size: int, seed: int
-) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    images = F.interpolate(torch.rand(4, COLOURS, 9, 9, generator=generator), size=image_size, mode="bilinear")
-    model = _calibrated(model, images)
-    with torch.no_grad():
-        logits = model(images)
-        changed = [model(element(images)) for element in elements]
-    return max(float((other - logits).abs().max()) for other in changed) / float(logits.abs().max())
-
-
-def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a copy in evaluation mode whose batch norms hold the statistics of these images."""
-    model = copy.deepcopy(model).cpu().train()
-    for module in model.modules():
-        if isinstance(module, FieldBatchNorm):
-            module.momentum, module.sync = 1.0, False
-    with torch.no_grad():
-        model(images)
-    return model.eval()
 
 
 def _build(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> nn.Module:

@@ -12,8 +12,11 @@
 w = `base_width`, 64 by default; `blocks` changes the numbers of blocks (the study's small ones). Each convolution is
 followed by a batch norm with one mean and variance per field; a block's input is added before its last ReLU, through a
 1x1 convolution where shapes differ. Filters have e2cnn's default rings and frequencies, weights are drawn by its
-generalised He rule. The study gave its networks 80 (C1) and 54 fields (D1, C4, D4) at depth 18; parameters grow with
-the group, in millions: C1 17.5, D1 8.6, C4 15.4, D4 30.8; depth 50: C2 3.8, C4 19.6, D4 15.5 (tests/test_families.py).
+generalised He rule.
+
+Parameters grow with the group. Those of the study's networks, in millions: depth 18 with w = 80 C1 11.7; with w = 54
+D1 10.7, C4 21.4, D4 42.7; with w = 5 and blocks 1 1 1 1 C4 0.1; depth 50 C4 51.7; blocks 3 2 2 2 C2 14.7, C4 29.4,
+D4 58.9.
 
 A max-pool keeps equivariance only where its windows map to windows: on the odd sizes that `config` allows.
 """

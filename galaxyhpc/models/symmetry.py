@@ -1,0 +1,79 @@
+"""What a network keeps when images are turned or mirrored, measured on smooth images without training it.
+
+It is done on a copy in main memory whose batch norms take these images' own statistics, without which the outputs of
+an untrained network hardly depend on the image.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.models.layers import FieldBatchNorm
+
+BLOBS = 16  # images of the rotation curve
+
+
+def invariance_error(model: nn.Module, group: str | None, image_size: int, seed: int = 0) -> float:
+    """Return the largest change of the logits, relative to the largest logit, in evaluation mode.
+
+    The group's elements that need no interpolation act on smooth random images; those of D4 if `group` is None.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = F.interpolate(torch.rand(4, 3, 9, 9, generator=generator), size=image_size, mode="bilinear")
+    model = _calibrated(model, images)
+    with torch.no_grad():
+        logits = model(images)
+        turned = [model(element(images)) for element in groups.grid_elements(group or "D4")]
+    return max(float((t - logits).abs().max()) for t in turned) / float(logits.abs().max())
+
+
+def rotation_curve(model: nn.Module, angles: Sequence[float], image_size: int, seed: int = 0) -> dict[float, float]:
+    """Return by how much turns by angles in degrees change what the classifier sees: |f(turned) - f| / |f|.
+
+    f holds the inputs of the first linear layer for 16 images of elliptic blobs. The last layers are left out because
+    they enlarge the differences between images, and with them those between angles. All angles but multiples of 90
+    interpolate, which changes every network a little.
+    """
+    from galaxyhpc.corruptions import turned  # scipy's distributions come with it
+
+    images = _blobs(image_size, seed)
+    model = _calibrated(model, images)
+    seen: list[Tensor] = []
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    hook = first.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for angle in (0.0, *angles):
+            model(turned(images, angle))
+    hook.remove()
+    still, *others = seen
+    return {angle: float((other - still).norm() / still.norm()) for angle, other in zip(angles, others, strict=True)}
+
+
+def _blobs(size: int, seed: int) -> Tensor:
+    """Return (16, 3, size, size) images in [0, 1]: three ellipses each, of any place, shape and colour."""
+    random = torch.rand(BLOBS, 3, 8, 1, 1, generator=torch.Generator().manual_seed(seed))
+    angle, radius, ratio, x, y, *colours = random.unbind(2)
+    angle, radius, ratio = math.pi * angle, 0.05 + 0.3 * radius, 0.2 + 0.8 * ratio
+    line = torch.linspace(-1, 1, size)
+    dx, dy = line[None, :] - 0.8 * (x - 0.5), line[:, None] - 0.8 * (y - 0.5)
+    along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    light = torch.exp(-((along / radius).square() + (across / (ratio * radius)).square()) / 2)
+    return torch.stack([(light * colour).sum(1) for colour in colours], 1).clamp(0, 1)
+
+
+def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy in evaluation mode whose batch norms hold the statistics of these images."""
+    model = copy.deepcopy(model).cpu().train()
+    for module in model.modules():
+        if isinstance(module, FieldBatchNorm):
+            module.momentum, module.sync = 1.0, False
+    with torch.no_grad():
+        model(images)
+    return model.eval()
