@@ -66,7 +66,7 @@ def render(label: int, seed: Seed, size: int, neighbours: Sequence[Neighbour] = 
     for other in neighbours:
         light += draw(other.label, other.seed, grid.seen_from(other.x, other.y))
     inner = slice(MARGIN, -MARGIN)
-    fine = _stretch(_observe(rng, light, grid)[:, inner, inner])
+    fine = stretch(_observe(rng, light, grid)[:, inner, inner])
     block = fine.shape[0] // size
     picture: Bytes = np.rint(fine.reshape(size, block, size, block, 3).mean((1, 3))).astype(np.uint8)
     return picture
@@ -136,8 +136,12 @@ def _waves(side: int, pixel: float) -> Array:
     return waves
 
 
-def _stretch(light: Array) -> Array:
-    """The Legacy Surveys' stretch of (3, F, F) light, colour kept: (F, F, 3) in [0, 255]."""
+def stretch(light: Array) -> Array:
+    """The Legacy Surveys' stretch, colour kept: (3, F, F) light in z, r, g to (F, F, 3) in [0, 255].
+
+    Light in nanomaggies per 0.262" pixel; scales, offset and Q are those of `dr2_rgb` in their viewer's code
+    (github.com/legacysurvey/imagine, map/views.py), after Lupton et al. 2004.
+    """
     scaled = np.maximum(light * STRETCH + 0.03, 0)
     mean = scaled.mean(0)
     factor = np.arcsinh(20 * mean) / math.sqrt(20) / np.maximum(mean, 1e-6)

@@ -90,7 +90,7 @@ def read_columns(path: Path) -> Columns:
             scales = _column(path, file, "pxscale", count, "f")
             scales = scales[np.isfinite(scales) & (scales > 0)]
             field = float(np.median(scales)) * side if len(scales) else field
-        rows = _rows_at_once(path, images)
+        rows = rows_at_once(path, images)
         return Columns(labels, ra, dec, side, rows, field, "generated_by" in file.attrs)
 
 
@@ -113,9 +113,9 @@ def _images(path: Path, file: h5py.File) -> h5py.Dataset:
     return images
 
 
-def _rows_at_once(path: Path, images: h5py.Dataset) -> int:
+def rows_at_once(path: Path, images: h5py.Dataset) -> int:
     """Return how many images to read at once: whole chunks, as many as SLICE_BYTES hold."""
-    most = max(1, SLICE_BYTES // int(3 * images.shape[1] ** 2))
+    most = max(1, SLICE_BYTES // int(3 * images.dtype.itemsize * images.shape[1] ** 2))
     chunk: tuple[int, ...] = images.chunks or (1,)
     if math.prod(chunk) > SLICE_BYTES:  # HDF5 itself would have to hold one
         raise _wrong(path, "images", f"chunks of {chunk}", f"chunks of at most {SLICE_BYTES:,} bytes")
@@ -200,12 +200,12 @@ def _write_images(
         total += int(images.sum(dtype=np.uint64))
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
-            file.write(_resized(part, size).data)
+            file.write(resized(part, size).data)
             advance(len(part))
     return np.array(digests, dtype="S64"), total / (3 * columns.side**2 * len(columns.labels))
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
+def resized(images: np.ndarray, size: int) -> np.ndarray:
     """Resample (n, S, S, 3) uint8 images to (n, 3, size, size) uint8, with anti-aliasing."""
     planes = images.transpose(0, 3, 1, 2)
     if images.shape[1] == size:

@@ -245,9 +245,9 @@ def _still() -> np.random.Generator:
 def test_the_stretch_is_the_surveys_own() -> None:
     """Dark sky is 32 DN; colour is kept: where nothing saturates, DN stand as scaled fluxes do."""
     light = np.full((3, 1, 1), 0.05, np.float32)
-    np.testing.assert_allclose(demo._stretch(light * 0), 255 * np.arcsinh(0.6) / np.sqrt(20), rtol=1e-5)
+    np.testing.assert_allclose(demo.stretch(light * 0), 255 * np.arcsinh(0.6) / np.sqrt(20), rtol=1e-5)
     scaled = light[:, 0, 0] * [2.2, 3.4, 6.0] + 0.03
-    picture = demo._stretch(light)[0, 0]
+    picture = demo.stretch(light)[0, 0]
     np.testing.assert_allclose(picture / picture[0], scaled / scaled[0], rtol=1e-5)
 
 

@@ -11,15 +11,16 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures"),
+    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures", "averaging"),
+    ("calibration", "image_size"),
     ("config", "presets", "basis_cache"),
     ("rundir", "groups", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
-    ("data", "distributed", "models", "planned", "standing"),
-    ("alarms", "history", "status", "batches", "networks", "optimizer", "costs", "fsck"),
-    ("trainer", "evaluate", "aggregate"),
+    ("data", "distributed", "models", "planned", "standing", "images"),
+    ("alarms", "history", "status", "batches", "validation", "networks", "optimizer", "costs", "fsck"),
+    ("trainer", "evaluate", "aggregate", "classifier"),
     ("jobs",),
-    ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run"),
+    ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run", "export", "predict"),
     ("launch", "cancel", "retry"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}

@@ -1,0 +1,52 @@
+"""A finished run as something that classifies galaxies, with what has to be said along with its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from galaxyhpc import results
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.config import RunConfig
+from galaxyhpc.data import split_head
+from galaxyhpc.evaluate import load_network
+from galaxyhpc.rundir import NoRunError, RunDir, readable, runs_of
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with its best weights, in evaluation mode: (N, 3, S, S) in [0, 1] -> logits (N, 10)."""
+
+    run: RunDir
+    config: RunConfig
+    network: nn.Module
+    weights: str  # SHA-256 of best.pt
+    temperature: float | None  # none where these weights were not evaluated
+    generated: bool  # trained on generated galaxies
+
+    @property
+    def image_size(self) -> int:
+        """S, in px."""
+        return self.config.data.image_size
+
+
+def load(path: Path, device: torch.device) -> Classifier:
+    """Load a trained run.
+
+    Raises
+    ------
+    rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
+    """
+    if not (path / "config.json").is_file():
+        raise NoRunError(f"{readable(str(path))}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
+    (run,) = runs_of(path)
+    config = run.load_config()
+    network, weights = load_network(run, config, device), sha256(run.best_file)
+    measured = results.read_predictions(run)
+    if measured is not None and measured.weights == weights:
+        return Classifier(run, config, network, weights, measured.temperature, measured.generated)
+    generated = config.data.source == "demo" or "generated" in split_head(run.sweep / "split.csv")
+    return Classifier(run, config, network, weights, None, generated)

@@ -1,0 +1,306 @@
+"""Makes a finished run portable, without this package and e2cnn: `python -m galaxyhpc.export runs/SWEEP/RUN_ID OUT`.
+
+Writes model.pt2 (`torch.export`), model.torchscript.pt, model.onnx (ONNX, which needs onnx, onnxscript, onnxruntime)
+and model.json, which says what goes in and comes out, into a new directory OUT. Every file takes batches of any size.
+Each is loaded again first, and its logits are compared with those of the run's own network on galaxies of every class:
+they agree to 1e-5, or nothing is kept and the exit status is 1. Exit status 2: it could not be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from galaxyhpc import classifier
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.classifier import Classifier
+from galaxyhpc.demo import render
+from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
+from galaxyhpc.models.layers import FieldBatchNorm, GroupPooling, Restriction, SteerableConv
+from galaxyhpc.provenance import provenance
+from galaxyhpc.rundir import readable, write_text
+from galaxyhpc.table import make_console
+
+GENERATED = "GENERATED galaxies: what it says of real ones means nothing"
+TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1
+
+Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
+
+
+class BadInputError(ValueError):
+    """A place or a format with which nothing can be written."""
+
+
+class DifferentLogitsError(RuntimeError):
+    """A written file that does not compute what the run's own network does."""
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Torch's own, for (N, C) as well as for (N, C, H, W)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class ChannelMax(nn.Module):
+    """`GroupPooling` whose batches may have any size in an exported graph."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x size, ...) -> (N, fields, ...)."""
+        largest: Tensor = x.unflatten(1, (-1, self.size)).amax(2)
+        return largest
+
+
+class ChannelOrder(nn.Module):
+    """`Restriction` whose batches may have any size in an exported graph."""
+
+    order: Tensor
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x |G|, ...) -> the same shape."""
+        fields: Tensor = x.unflatten(1, (-1, len(self.order)))
+        return fields[:, :, self.order].flatten(1, 2)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Copy a network, in evaluation mode and main memory, into torch's own layers: no e2cnn, no expanded filters."""
+    copied = copy.deepcopy(network).cpu().eval()
+    _replace_layers(copied)
+    return copied.eval().requires_grad_(False)
+
+
+def _replace_layers(module: nn.Module) -> None:
+    for name, layer in module.named_children():
+        if type(layer) in PLAIN:
+            setattr(module, name, PLAIN[type(layer)](layer))
+        else:
+            _replace_layers(layer)
+
+
+@torch.no_grad()
+def _convolution(layer: SteerableConv) -> nn.Conv2d:
+    filters = layer.dense_filter()
+    outputs, inputs, *size = filters.shape
+    found = nn.Conv2d(inputs, outputs, (size[0], size[1]), layer.stride, layer.padding, bias=False)
+    found.weight.copy_(filters)
+    return found
+
+
+def _batch_norm(layer: FieldBatchNorm) -> BatchNorm:
+    found = BatchNorm(layer.fields * layer.size, eps=layer.eps)
+    per_channel = {name: values.repeat_interleave(layer.size) for name, values in layer.state_dict().items()}
+    found.load_state_dict(per_channel | {"num_batches_tracked": torch.tensor(0)})
+    return found
+
+
+PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    SteerableConv: _convolution,
+    FieldBatchNorm: _batch_norm,
+    GroupPooling: lambda layer: ChannelMax(layer.size),
+    Restriction: lambda layer: ChannelOrder(layer.order),
+}
+
+
+def as_program(network: nn.Module, images: Tensor) -> ExportedProgram:
+    """Export a plain network for batches of any size from an example of two images or more."""
+    return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+class Format(NamedTuple):
+    """A kind of file: how it is written from a program and an example batch, and read."""
+
+    file: str
+    write: Callable[[ExportedProgram, Tensor, Path], None]
+    read: Callable[[Path], Logits]
+    needs: tuple[str, ...] = ()  # packages
+
+
+def _write_export(program: ExportedProgram, images: Tensor, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _read_export(path: Path) -> Logits:
+    return torch.export.load(path).module()
+
+
+def _write_torchscript(program: ExportedProgram, images: Tensor, path: Path) -> None:
+    torch.jit.trace(program.module(), images).save(str(path))
+
+
+def _read_torchscript(path: Path) -> Logits:
+    loaded: Logits = torch.jit.load(str(path))
+    return loaded
+
+
+def _write_onnx(program: ExportedProgram, images: Tensor, path: Path) -> None:
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
+
+
+def _read_onnx(path: Path) -> Logits:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+FORMATS = {
+    "export": Format("model.pt2", _write_export, _read_export),
+    "torchscript": Format("model.torchscript.pt", _write_torchscript, _read_torchscript),
+    "onnx": Format("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+}
+
+
+def examples(size: int) -> Tensor:
+    """Return a generated galaxy of every class, (10, 3, size, size) in [0, 1]."""
+    pictures = np.stack([render(label, [0, label], 128) for label in range(len(CLASSES))])
+    return torch.from_numpy(resized(pictures, size)).float() / 255.0
+
+
+def export(used: Classifier, out: Path, formats: Sequence[str]) -> dict[str, float]:
+    """Write a new directory, whole or not at all; return each file's largest difference of a logit.
+
+    Raises
+    ------
+    BadInputError, DifferentLogitsError, OSError
+    """
+    check_place(out, formats)
+    images = examples(used.image_size)
+    program = as_program(plain(used.network), images[:2])
+    with torch.inference_mode():
+        wanted = used.network(images).numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        differences = {}
+        for kind in (FORMATS[name] for name in formats):
+            with _quietly():
+                kind.write(program, images[:2], aside / kind.file)
+                differences[kind.file] = _difference(kind.read(aside / kind.file), images, wanted, kind.file)
+        write_text(aside / "model.json", json.dumps(about(used, aside, differences), indent=1) + "\n")
+        aside.chmod(0o755)
+        os.rename(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return differences
+
+
+def check_place(out: Path, formats: Sequence[str]) -> None:
+    """Refuse what could not be written, before anything is.
+
+    Raises
+    ------
+    BadInputError
+    """
+    needed = dict.fromkeys(package for name in formats for package in FORMATS[name].needs)
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BadInputError(
+            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or leave it out: "
+            "--formats export torchscript"
+        )
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise BadInputError(f"{readable(str(out))}: is there already; allowed: a new directory, or an empty one")
+
+
+def _difference(logits: Logits, images: Tensor, wanted: NDArray[np.float32], name: str) -> float:
+    """Compare a batch of one and a batch of the rest."""
+    with torch.inference_mode():
+        found = torch.cat([logits(part) for part in (images[:1], images[1:])]).numpy()
+    difference = float(np.abs(found - wanted).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    if not difference <= allowed:
+        raise DifferentLogitsError(f"{name}: found logits {difference:g} from the run's own; allowed {allowed:g}")
+    return difference
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep to ourselves that TorchScript is deprecated, and what exporters tell their own developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def about(used: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
+    """Describe what was exported: the contents of model.json."""
+    size, model = used.image_size, used.config.model
+    found = provenance()
+    return {
+        "run_id": used.run.run_id,
+        "architecture": model.name,
+        "group": model.groups or None,
+        "trained_on": GENERATED if used.generated else "real galaxies",
+        "generated": used.generated,
+        "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {FIELD_ARCSEC:.1f} arcsec of sky",
+        "output": "logits: (N, 10) float32; probabilities are softmax(logits / temperature)",
+        "image_size": size,
+        "temperature": used.temperature,  # null: the run was not evaluated; probabilities are then not calibrated
+        "classes": dict(enumerate(CLASSES)),
+        "weights": used.weights,
+        "commit": found["commit"],
+        "versions": found["versions"],
+        "files": {
+            name: {"sha256": sha256(folder / name), "largest_difference": value} for name, value in differences.items()
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export the run named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
+    parser.add_argument("out", type=Path, help="a new directory")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(all)")
+    options, console = parser.parse_args(arguments), make_console()
+    try:
+        check_place(options.out, options.formats)
+        used = classifier.load(options.run, torch.device("cpu"))
+        with console.status("writing and comparing") if console.is_terminal else nullcontext():
+            differences = export(used, options.out, options.formats)
+    except (ValueError, OSError, NotTrainedError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except DifferentLogitsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, difference in differences.items():
+        console.print(f"{options.out / name}: logits within {difference:.1e} of the run's own", soft_wrap=True)
+    console.print(f"{options.out / 'model.json'}: says what goes in and what comes out", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""A user's own images of galaxies, whatever file they come in, as bytes like those that the networks learned from.
+
+FITS images in g, r and z become pictures as in the viewer that Galaxy10's were taken from (`demo.stretch`). Their rows
+count from the bottom, those of pictures from the top.
+"""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from galaxyhpc.demo import stretch
+from galaxyhpc.galaxy10 import SIDES, DataError, rows_at_once
+from galaxyhpc.rundir import readable
+
+Bytes = NDArray[np.uint8]
+
+SQUARE = f"square images of {SIDES[0]} to {SIDES[1]} px with the galaxy in the middle"
+COLOURED = ("RGB", "RGBA", "P")  # pillow's modes
+FITS = "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
+
+
+class ImageError(ValueError):
+    """A file in which there is no image of a galaxy."""
+
+
+def find(patterns: Sequence[str]) -> list[Path]:
+    """Return the files of these names and globs, each once.
+
+    Raises
+    ------
+    ImageError
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        if not names:
+            raise ImageError(f"{readable(pattern)}: no such file; allowed: {', '.join(f'*{end}' for end in READERS)}")
+        found |= dict.fromkeys(map(Path, names))
+    for path in found:
+        if not path.is_file():
+            raise _wrong(path, "a directory", f"files, such as {path}/*.png")
+        _reader(path)
+    return list(found)
+
+
+def count(path: Path) -> int:
+    """Return the number of images in a file, without reading them.
+
+    Raises
+    ------
+    ImageError
+    """
+    return _shape(path)[0] if _reader(path) is _hdf5 else 1
+
+
+def read(path: Path) -> Iterator[Bytes]:
+    """Yield the images of a file in order, a few (n, S, S, 3) at a time.
+
+    Raises
+    ------
+    ImageError
+    """
+    yield from _reader(path)(path)
+
+
+def _wrong(path: Path, found: str, allowed: str) -> ImageError:
+    return ImageError(f"{readable(str(path))}: found {readable(found)}; allowed: {allowed}")
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Bytes]]:
+    for end, reader in READERS.items():
+        if path.name.lower().endswith(end):
+            return reader
+    raise _wrong(path, f"the ending {path.suffix or '(none)'}", ", ".join(READERS))
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a library says about a file that is none of its kind, or is damaged, into one clear line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        said = " ".join(str(error).split())[:200]
+        raise _wrong(path, f"what cannot be read ({said})", f"a whole {kind}") from error
+
+
+def _check_shape(path: Path, height: int, width: int) -> None:
+    if height != width or not SIDES[0] <= height <= SIDES[1]:
+        raise _wrong(path, f"{width} x {height} px", f"{SQUARE}: cut them out first")
+
+
+def _hdf5(path: Path) -> Iterator[Bytes]:
+    number, rows = _shape(path)
+    for start in range(0, number, rows):
+        with _reading(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+            part: NDArray[Any] = file["images"][start : start + rows]
+        yield part if part.dtype == np.uint8 else _as_bytes(path, part, start)
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """Return the number of images of an HDF5 file and how many to read at once."""
+    with _reading(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+        images = file.get("images")
+        if not isinstance(images, h5py.Dataset):
+            raise _wrong(path, f"no array `images` among {', '.join(file) or 'none'}", "images (N, S, S, 3)")
+        if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
+            raise _wrong(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
+            raise _wrong(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
+        _check_shape(path, *images.shape[1:3])
+        try:
+            return len(images), rows_at_once(path, images)
+        except DataError as error:
+            raise ImageError(str(error)) from error
+
+
+def _as_bytes(path: Path, images: NDArray[np.floating], start: int) -> Bytes:
+    low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))  # NaN where one pixel is
+    bad = np.flatnonzero(~((low >= 0) & (high <= 1)))
+    if len(bad):
+        found = f"values from {low[bad[0]]:g} to {high[bad[0]]:g} in images[{start + bad[0]}]"
+        raise _wrong(path, found, "floats in [0, 1], all of them finite, or uint8")
+    scaled: Bytes = np.rint(255 * images).astype(np.uint8)
+    return scaled
+
+
+def _picture(path: Path) -> Iterator[Bytes]:
+    from PIL import Image
+
+    with _reading(path, "PNG or JPEG file"), Image.open(path) as picture:
+        _check_shape(path, picture.height, picture.width)  # before there are any pixels
+        if picture.mode not in COLOURED:
+            raise _wrong(path, f"an image of mode {picture.mode}", "colours, 8 bits each")
+        pixels = np.asarray(picture.convert("RGB"))
+    yield pixels[None]
+
+
+def _fits(path: Path) -> Iterator[Bytes]:
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise ImageError(f"{readable(str(path))}: to read FITS type: pip install astropy") from None
+    with _reading(path, "FITS file"), fits.open(path, memmap=False) as file:
+        image = next((unit for unit in file if unit.is_image and unit.header["NAXIS"] > 0), None)
+        if image is None:
+            raise _wrong(path, "no image", FITS)
+        data, bands = np.asarray(image.data), str(image.header.get("BANDS", "grz"))
+    yield np.flip(_coloured(path, data, bands), 0)[None]
+
+
+def _coloured(path: Path, data: NDArray[np.generic], bands: str) -> Bytes:
+    """Turn the planes of a FITS image into (S, S, 3); Legacy Surveys cutouts name their bands in the header."""
+    light = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
+    if not light and not (data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])):
+        raise _wrong(path, f"{data.dtype.name} {data.shape} in bands {bands}", FITS)
+    if not light:
+        picture = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
+        _check_shape(path, *picture.shape[:2])
+        return picture.astype(np.uint8)
+    _check_shape(path, *data.shape[1:])
+    planes = np.stack([data[bands.index(band)] for band in "zrg"]).astype(np.float32)
+    if not np.isfinite(planes).all():
+        raise _wrong(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite ones")
+    return np.rint(stretch(planes)).astype(np.uint8)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Bytes]]] = {
+    **dict.fromkeys((".h5", ".hdf5"), _hdf5),
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), _picture),
+    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), _fits),
+}

@@ -1,0 +1,133 @@
+"""Classifies your own galaxies with a finished run: `python -m galaxyhpc.predict runs/SWEEP/RUN_ID images.h5 *.png`.
+
+Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS (pip install astropy) with g, r, z
+or R, G, B planes. Images are square, of any size, and should show what the network learned from: about 67 arcsec of
+sky with the galaxy in the middle. One CSV row per galaxy. Exit status 2: nothing was written, and why is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from galaxyhpc import classifier, images
+from galaxyhpc.calibration import probabilities
+from galaxyhpc.classifier import Classifier
+from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.galaxy10 import CLASSES, resized
+from galaxyhpc.rundir import readable, replacing
+from galaxyhpc.table import make_console
+
+BATCH = 64  # galaxies
+
+Galaxy = tuple[str, int, images.Bytes]  # file, place in it, (3, S, S)
+
+
+def galaxies(paths: Iterable[Path], size: int) -> Iterator[Galaxy]:
+    """Yield every galaxy of these files, resized to (3, size, size) as the galaxies that networks learn from are.
+
+    Raises
+    ------
+    images.ImageError
+    """
+    for path in paths:
+        several = (image for part in images.read(path) for image in part)
+        for index, image in enumerate(several):
+            yield readable(str(path)), index, resized(image[None], size)[0]
+
+
+@torch.inference_mode()
+def classify(used: Classifier, pictures: Sequence[images.Bytes]) -> NDArray[np.float64]:
+    """Return the (n, 10) probabilities of (3, S, S) pictures, raw ones where there is no temperature."""
+    device = next(used.network.parameters()).device
+    pixels = torch.from_numpy(np.stack(pictures)).to(device).float() / 255.0
+    return probabilities(used.network(pixels).float().cpu().numpy(), used.temperature or 1.0)
+
+
+def columns(used: Classifier) -> list[str]:
+    """Name the columns: probabilities that are not calibrated are called raw."""
+    raw = "" if used.temperature else "raw_"
+    names = [f"{raw}p_{name.replace(' ', '_')}" for name in CLASSES]
+    return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on"]
+
+
+def write(used: Classifier, all_of_them: Iterable[Galaxy], output: Path) -> int:
+    """Write one row per galaxy, the whole file or none of it; return their number.
+
+    Raises
+    ------
+    images.ImageError, OSError
+    """
+    origin = [used.run.run_id, "GENERATED galaxies" if used.generated else "real galaxies"]
+    rest, written = iter(all_of_them), 0
+    with replacing(output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns(used))
+        while batch := list(islice(rest, BATCH)):
+            sources, places, pictures = zip(*batch, strict=True)
+            for source, place, shares in zip(sources, places, classify(used, pictures), strict=True):
+                best = int(shares.argmax())
+                numbers = [f"{share:.6f}" for share in (shares[best], *shares)]
+                table.writerow([source, place, best, CLASSES[best], *numbers, *origin])
+            written += len(batch)
+    return written
+
+
+def notes(used: Classifier) -> list[str]:
+    """Say what a reader of the probabilities has to know."""
+    run, said = used.run, []
+    if used.temperature is None:
+        said.append(
+            f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` finds the temperature"
+        )
+    if used.generated:
+        said.append(f"{run.run_id} was trained on GENERATED galaxies: what it says of real ones means nothing")
+    return said
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Classify the galaxies named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.predict", description=__doc__)
+    parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="(%(default)s)")
+    options, console = parser.parse_args(arguments), make_console()
+    try:
+        if options.output.suffix.lower() != ".csv":  # no image is ever written over
+            raise images.ImageError(
+                f"--output: found {readable(str(options.output))}; allowed: a name that ends in .csv"
+            )
+        paths = images.find(options.files)
+        total = sum(map(images.count, paths))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        used = classifier.load(options.run, device)
+        shown = track(
+            galaxies(paths, used.image_size),
+            "classifying",
+            total=total,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        written = write(used, shown, options.output)
+    except (ValueError, OSError, NotTrainedError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    for line in [f"{options.output}: {written} galaxies of {len(paths)} files", *notes(used)]:
+        console.print(line, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

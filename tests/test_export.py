@@ -1,0 +1,173 @@
+"""What is exported computes what the run's own network does, without e2cnn and this package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.classifier import load
+from galaxyhpc.config import DataConfig, ModelConfig, RunConfig
+from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
+from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.models import build_model
+from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
+from galaxyhpc.rundir import RunDir, write_text
+
+SIZE = 33  # px
+
+
+@cache
+def galaxies() -> Tensor:
+    return examples(SIZE)
+
+
+def network(config: ModelConfig) -> nn.Module:
+    """A network whose batch norms have seen galaxies, and have no two fields alike."""
+    torch.manual_seed(0)
+    found = build_model(config, SIZE)
+    with torch.no_grad():
+        for layer in found.modules():
+            if isinstance(layer, FieldBatchNorm):
+                layer.weight.normal_(1.0, 0.2)
+                layer.bias.normal_(0.0, 0.2)
+                layer.momentum = 1.0
+        found.train()(galaxies())
+    return found.eval()
+
+
+def make_run(folder: Path, config: ModelConfig) -> RunDir:
+    settings = RunConfig(data=DataConfig(image_size=SIZE), model=config)
+    run = RunDir(folder / settings.run_id)
+    write_text(run.config_file, settings.model_dump_json())
+    torch.save({"model": network(config).state_dict()}, run.best_file)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_run(tmp_path_factory.mktemp("sweep"), ModelConfig(group="D4", scale=0.1))
+
+
+@pytest.fixture(scope="module")
+def exported(run: RunDir) -> Path:
+    """All files of a run, written by the command."""
+    out = run.sweep / "portable"
+    assert main([str(run.path), str(out)]) == 0
+    return out
+
+
+ELSEWHERE = """
+import sys, warnings
+sys.modules["galaxyhpc"] = sys.modules["e2cnn"] = None  # importing them raises
+warnings.simplefilter("ignore")
+import numpy as np, onnxruntime, torch
+images = torch.from_numpy(np.load("images.npy"))
+with torch.inference_mode():
+    np.save("model.pt2.npy", torch.export.load("model.pt2").module()(images))
+    np.save("model.torchscript.pt.npy", torch.jit.load("model.torchscript.pt")(images))
+session = onnxruntime.InferenceSession("model.onnx")
+np.save("model.onnx.npy", session.run(["logits"], {"images": images.numpy()})[0])
+"""
+
+
+def test_a_program_without_this_package_and_e2cnn_gets_the_same_logits(
+    exported: Path, run: RunDir, tmp_path: Path
+) -> None:
+    copied, network = shutil.copytree(exported, tmp_path / "copied"), load(run.path, torch.device("cpu")).network
+    np.save(copied / "images.npy", galaxies().numpy())
+    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=copied, check=True)
+    with torch.inference_mode():
+        wanted = network(galaxies()).numpy()
+    assert np.ptp(wanted, axis=0).max() > 0.1  # different galaxies, different logits
+    for kind in FORMATS.values():
+        np.testing.assert_allclose(np.load(copied / f"{kind.file}.npy"), wanted, rtol=0, atol=1e-5)
+
+
+def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, run: RunDir) -> None:
+    about = json.loads((exported / "model.json").read_text())
+    assert set(about["files"]) == {kind.file for kind in FORMATS.values()}
+    assert {path.name for path in exported.iterdir()} == {*about["files"], "model.json"}
+    for name, said in about["files"].items():
+        assert said["sha256"] == sha256(exported / name) and said["largest_difference"] <= 1e-5
+    assert list(about["classes"].values()) == list(CLASSES) and about["image_size"] == SIZE
+    assert about["weights"] == sha256(run.best_file) and about["run_id"] == run.run_id
+    assert about["generated"] and "GENERATED" in about["trained_on"] and about["temperature"] is None
+    assert (about["architecture"], about["group"]) == ("steerable_cnn", "D4")
+    assert f"(N, 3, {SIZE}, {SIZE}) float32" in about["input"] and about["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group": "D8", "scale": 0.1, "head": "flatten"},
+        {"architecture": "cnn", "scale": 0.1},
+        {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2},
+        {"architecture": "e2wrn", "group": "D4", "depth": 10, "widen": 1, "restriction": ("D4", "D1")},
+    ],
+    ids=lambda settings: f"{settings.get('architecture', 'steerable_cnn')}-{settings.get('group')}",
+)
+def test_every_architecture_becomes_plain_torch(settings: dict[str, Any]) -> None:
+    original = network(ModelConfig(**settings))
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    converted, images = plain(original), galaxies()
+    assert not [layer for layer in converted.modules() if isinstance(layer, SteerableConv | FieldBatchNorm)]
+    program = as_program(converted, images[:2]).module()
+    with torch.inference_mode():
+        wanted = original(images)
+        for found in (converted(images), torch.cat([program(images[:1]), program(images[1:])])):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in original.state_dict().items())
+
+
+def test_files_that_compute_something_else_are_not_kept(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = FORMATS["torchscript"]
+    doubled = written._replace(read=lambda path: lambda images: 1.001 * written.read(path)(images))
+    monkeypatch.setitem(FORMATS, "torchscript", doubled)
+    with pytest.raises(DifferentLogitsError, match=r"model\.torchscript\.pt: found logits"):
+        export(load(run.path, torch.device("cpu")), tmp_path / "out", ["torchscript"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnx_nothing_is_written_but_the_command_that_installs_it(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # importing it raises
+    assert main([str(run.path), str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "pip install onnxscript, " in told and "--formats export torchscript" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_are_chosen_and_nothing_is_written_over(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one will do
+    assert main([str(run.path), str(out), "--formats", "torchscript"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.torchscript.pt"]
+    before = sha256(out / "model.torchscript.pt")
+    assert main([str(run.path), str(out), "--formats", "torchscript"]) == 2
+    assert "is there already; allowed: a new directory" in capsys.readouterr().err
+    assert sha256(out / "model.torchscript.pt") == before
+
+
+def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    untrained = RunDir(tmp_path / run.run_id)
+    write_text(untrained.config_file, run.config_file.read_text())
+    for path, message in ((untrained.path, "not trained to its end"), (tmp_path, "found no config.json")):
+        assert main([str(path), str(tmp_path / "out"), "--formats", "torchscript"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
