@@ -16,7 +16,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 STRIDES = {"e2wrn": 3, "e2resnet": 5}  # stages that halve the image
-LATER = ("depth", "widen", "restriction", "blocks", "base_width", "pretrained")  # left out of identities where unset
+LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
+    "data": ("label_fraction",),
+    "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained"),
+    "train": ("ema_decay",),
+}
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -91,6 +95,7 @@ class DataConfig(Settings):
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
     test_fraction: OpenFraction = 0.2
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the training galaxies, how many are used
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies nearer than this are never divided
     conflicting_duplicates: Literal["drop", "keep"] = "drop"
@@ -185,6 +190,7 @@ class TrainConfig(Settings):
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # factor at each milestone
     warmup: Fraction = 0.0  # fraction of the steps with a linearly rising learning rate
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    ema_decay: OpenFraction | None = None  # such as 0.999: weights averaged over steps are validated and kept
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     early_stopping: Positive | None = None  # epochs without a better validation accuracy
@@ -297,9 +303,11 @@ class RunConfig(Settings):
         """All settings that decide the weights, and nothing else."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
         del parts["data"]["cache"]
-        model = parts["model"]
-        parts["model"] = {name: value for name, value in model.items() if name not in LATER or value}
-        if isinstance(model["pretrained"], str):
+        for section, names in LATER.items():
+            changed = getattr(self, section).model_dump(exclude_defaults=True)
+            for name in set(names) - changed.keys():
+                del parts[section][name]
+        if isinstance(self.model.pretrained, str):
             parts["model"]["pretrained"] = "file"  # where it lies decides nothing
         if parts["data"]["source"] == "demo":
             return {"schema": SCHEMA, **parts}

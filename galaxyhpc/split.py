@@ -99,3 +99,21 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
         missing[best] -= counts[group]
         given[group] = SPLITS[best]
     return np.asarray(given[groups])
+
+
+def training_rows(table: pd.DataFrame, config: DataConfig) -> np.ndarray:
+    """Return the (n,) rows of the training galaxies in use: `label_fraction` of each class, and at least one.
+
+    Every class is a queue, its order drawn from (split_seed, row) alone: the galaxies of a small fraction are among
+    those of a larger one, and every network and seed gets the same.
+    """
+    import torch  # here: a launch imports this module, and submitting takes no time
+
+    from galaxyhpc.randomness import key, uniform
+
+    train = table[table["split"] == "train"]
+    rows = train["row"].to_numpy()
+    draws = uniform(key("labels", config.split_seed), torch.tensor(rows), 1)[:, 0].numpy()
+    queues = pd.Series(draws).groupby(train["label"].to_numpy())
+    wanted = np.maximum(np.rint(config.label_fraction * queues.transform("size")), 1)
+    return np.asarray(rows[queues.rank(method="first") <= wanted])

@@ -19,16 +19,17 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc import checkpoint
 from galaxyhpc.augment import augment
-from galaxyhpc.batches import Pictures, load_pictures, order, predict, share, steps_per_epoch
+from galaxyhpc.averaging import make_average
+from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.config import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
@@ -40,6 +41,8 @@ from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance
 from galaxyhpc.randomness import key
 from galaxyhpc.rundir import RunDir, replacing, write_text
+from galaxyhpc.split import training_rows
+from galaxyhpc.validation import validate
 
 
 class TrainingError(RuntimeError):
@@ -57,6 +60,7 @@ class Training:
     pictures: Pictures
     rows: dict[str, Tensor]  # of the splits train and validation
     class_weights: Tensor | None
+    average: AveragedModel | None = None
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
@@ -70,6 +74,11 @@ class Training:
     def network(self) -> nn.Module:
         module: nn.Module = self.model.module
         return module
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is validated and kept: the network, or its average."""
+        return self.network if self.average is None else self.average.module
 
 
 def train(run: RunDir, stop: Stop, most_steps: float = math.inf) -> bool:
@@ -120,7 +129,11 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     """Build everything a step works on, as it is before the first step."""
     galaxies = prepare(config.data)
     split = load_split(config.data, galaxies, run.sweep)
-    rows = {name: torch.tensor(split.row[split.split == name].to_numpy()) for name in ("train", "validation")}
+    held_out = split.row[split.split == "validation"].to_numpy()
+    rows = {"train": torch.tensor(training_rows(split, config.data)), "validation": torch.tensor(held_out)}
+    if len(rows["train"]) < 2 * process.world:  # batch norm needs two images
+        what = f"data.label_fraction {config.data.label_fraction:g} leaves {len(rows['train'])} training galaxies"
+        raise TrainingError(f"{what} for {process.world} processes; each needs at least 2")
     pictures = load_pictures(galaxies, process.device)
     torch.manual_seed(key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
@@ -132,6 +145,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
         model = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     weights = class_weights(pictures.labels[rows["train"]], config.train)
     training = Training(config, process, model, make_optimizer(model, config.train), pictures, rows, weights)
+    training.average = make_average(network, config.train.ema_decay)
     _warm_up(training)
     return training
 
@@ -181,6 +195,8 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     if config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
     training.optimizer.step()
+    if training.average is not None:
+        training.average.update_parameters(training.network)
     progress.step, progress.batch = progress.step + 1, progress.batch + 1
     progress.loss_sum, progress.correct = progress.loss_sum + loss_sum, progress.correct + correct
     progress.seen += len(batch)
@@ -211,11 +227,12 @@ def finish_epoch(run: RunDir, training: Training, begun: float | None) -> None:
     `begun` is when the epoch began, where all of it was since this start: its time is recorded then.
     """
     progress = training.progress
-    loss, accuracy = _validate(training)
+    held_out, batch_size = training.rows["validation"], training.config.evaluate.batch_size
+    loss, accuracy = validate(training.judged, training.pictures, held_out, training.process, batch_size)
     better = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
     if better:
         progress.best_accuracy, progress.best_loss, progress.best_epoch = accuracy, loss, progress.epoch
-        training.best = {name: value.cpu().clone() for name, value in training.network.state_dict().items()}
+        training.best = {name: value.cpu().clone() for name, value in training.judged.state_dict().items()}
     progress.history.append(
         {
             "epoch": progress.epoch,
@@ -239,26 +256,6 @@ def finish_epoch(run: RunDir, training: Training, begun: float | None) -> None:
     progress.loss_sum, progress.correct, progress.seen, progress.samples = 0.0, 0.0, 0.0, ""
 
 
-def _validate(training: Training) -> tuple[float, float]:
-    """Return mean loss and accuracy on the validation galaxies, the same numbers in every process."""
-    process = training.process
-    _share_statistics(training)
-    rows = training.rows["validation"]
-    mine = share(rows, process.rank, process.world)
-    logits, labels = predict(training.network, training.pictures, mine, training.config.evaluate.batch_size)
-    loss = cross_entropy(logits.double(), labels, reduction="sum").item()
-    loss, correct = process.total([loss, (logits.argmax(1) == labels).sum().item()])
-    return loss / len(rows), correct / len(rows)
-
-
-def _share_statistics(training: Training) -> None:
-    """Give every process the running statistics of rank 0, which are those in the checkpoints."""
-    kept = training.network.state_dict()
-    for name, buffer in training.network.named_buffers():
-        if name in kept and training.process.world > 1:
-            dist.broadcast(buffer, 0)
-
-
 def _stale(progress: Progress, config: TrainConfig) -> bool:
     patience = config.early_stopping
     return patience is not None and progress.epoch - 1 - progress.best_epoch >= patience
@@ -274,6 +271,8 @@ def save(run: RunDir, training: Training) -> None:
             "progress": asdict(training.progress),
             "best": training.best,
         }
+        if training.average is not None:
+            state["average"] = training.average.state_dict()
         step, settings = training.progress.step, training.config.identity()
         checkpoint.save(run, step, training.process.world, state, settings)
     training.pace.saved = time.monotonic()
@@ -291,6 +290,8 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         training.network.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.progress, training.best = Progress(**state["progress"]), state["best"]
+        if training.average is not None:
+            training.average.load_state_dict(state["average"])
     step, world = training.progress.step, training.process.world
     if training.process.total([step, step**2]) != [world * step, world * step**2]:
         raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")

@@ -1,0 +1,31 @@
+"""How well a network does on the validation galaxies while it is trained: numbers alike in every process."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from galaxyhpc.batches import Pictures, predict, share
+from galaxyhpc.distributed import Process
+
+
+def validate(
+    network: nn.Module, pictures: Pictures, rows: Tensor, process: Process, batch_size: int
+) -> tuple[float, float]:
+    """Return mean loss and accuracy on these galaxies, the same numbers in every process."""
+    _share_statistics(network, process.world)
+    mine = share(rows, process.rank, process.world)
+    logits, labels = predict(network, pictures, mine, batch_size)
+    network.train()  # lets go of the filters that were kept
+    loss = cross_entropy(logits.double(), labels, reduction="sum").item()
+    loss, correct = process.total([loss, (logits.argmax(1) == labels).sum().item()])
+    return loss / len(rows), correct / len(rows)
+
+
+def _share_statistics(network: nn.Module, world: int) -> None:
+    """Give every process the running statistics of rank 0, which are those in the checkpoints."""
+    kept = network.state_dict()
+    for name, buffer in network.named_buffers():
+        if name in kept and world > 1:
+            dist.broadcast(buffer, 0)

@@ -1,0 +1,204 @@
+"""Averaged weights: what is averaged, what is kept, and that a resume changes no bit of it.
+
+pytest -n0 tests/test_ema.py
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from galaxyhpc import checkpoint
+from galaxyhpc.averaging import make_average
+from galaxyhpc.batches import load_pictures
+from galaxyhpc.config import BASELINES, AugmentConfig, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.data import load_split, prepare
+from galaxyhpc.distributed import Process
+from galaxyhpc.lifecycle import Place, Stop
+from galaxyhpc.models import build_model
+from galaxyhpc.presets import PRESETS
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.trainer import train
+from galaxyhpc.validation import validate
+from galaxyhpc.verify_resume import digests, first_difference, prove
+
+pytestmark = pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
+NARROW = {"scale": 0.03}
+NETWORKS = [
+    *(pytest.param(PRESETS[name] | NARROW, id=name) for name in ("D4", "CNN", "WRN16d8d4d1", "d4resnet18")),
+    *(pytest.param({"architecture": name}, id=name) for name in BASELINES),
+]
+
+
+def network(settings: dict[str, object]) -> nn.Module:
+    if settings["architecture"] in BASELINES:
+        pytest.importorskip("torchvision")
+        pytest.importorskip("galaxyhpc.models.baselines")
+    return build_model(ModelConfig.model_validate(settings), 33)
+
+
+@pytest.mark.parametrize("settings", NETWORKS)
+def test_a_state_dict_holds_weights_and_statistics_alone_before_and_after_evaluation(settings) -> None:
+    model = network(settings)
+    names = list(model.state_dict())
+    buffers = set(names) - {name for name, _ in model.named_parameters()}
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in buffers)
+    with torch.no_grad():
+        model.eval()(torch.rand(2, 3, 33, 33))
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("settings", NETWORKS)
+def test_a_network_that_was_evaluated_is_averaged_and_its_average_is_a_network_of_the_same_kind(settings) -> None:
+    model, images = network(settings), torch.rand(4, 3, 33, 33)
+    with torch.no_grad():
+        model(images)
+        model.eval()(images)
+        average = make_average(model, 0.9)
+        for _ in range(3):
+            average.update_parameters(model)
+        assert list(average.module.state_dict()) == list(model.state_dict())
+        whole = [(name, b) for name, b in model.named_buffers() if not b.is_floating_point()]
+        assert all(torch.equal(dict(average.module.named_buffers())[name], b) for name, b in whole)
+        torch.testing.assert_close(average.module.eval()(images), copy.deepcopy(model).eval()(images))
+
+
+def test_an_average_forgets_as_fast_as_it_is_told_and_begins_as_a_plain_mean() -> None:
+    model = nn.BatchNorm1d(1)
+    average, wanted, sums = make_average(model, 0.8), 0.0, 0.0
+    for step in range(1, 12):
+        for value in (model.weight.data, model.running_mean):
+            value.fill_(step**2)
+        average.update_parameters(model)
+        sums += step**2
+        wanted = sums / step if step <= 5 else 0.8 * wanted + 0.2 * step**2
+        assert average.module.weight.item() == pytest.approx(wanted, rel=1e-5)
+        assert average.module.running_mean.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_whole_numbers_are_copied_and_not_averaged() -> None:
+    model = nn.Module()
+    model.register_buffer("order", torch.arange(100))
+    average = make_average(model, 0.9)
+    for _ in range(30):
+        average.update_parameters(model)
+    assert torch.equal(average.module.order, model.order)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def settings_of(cache: Path, **changes: object) -> RunConfig:
+    options = {"epochs": 2, "batch_size": 70, "learning_rate": 3e-3, "ema_decay": 0.7, **changes}
+    return RunConfig(
+        data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
+        model=ModelConfig(architecture="cnn", scale=0.1),
+        train=TrainConfig.model_validate(options),
+        augment=AugmentConfig(),
+    )
+
+
+def make_run(sweep: Path, config: RunConfig) -> RunDir:
+    run = RunDir(sweep / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    return run
+
+
+def last_state(run: RunDir) -> dict[str, dict[str, torch.Tensor]]:
+    return torch.load(checkpoint.found(run)[-1] / "state.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
+    run = make_run(tmp_path_factory.mktemp("unbroken"), settings_of(cache))
+    assert train(run, Stop())
+    return run
+
+
+def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Path, tmp_path: Path) -> None:
+    state, best = last_state(unbroken), torch.load(unbroken.best_file, weights_only=True)
+    assert state["average"]["n_averaged"] == unbroken.metrics()[-1]["step"] > 1
+    config = unbroken.load_config()
+    galaxies, network = prepare(config.data), build_model(config.model, config.data.image_size)
+    network.load_state_dict(best["model"])
+    split = load_split(config.data, galaxies, unbroken.sweep)
+    held_out = torch.tensor(split.row[split.split == "validation"].to_numpy())
+    alone, pictures = Process(Place(), torch.device("cpu")), load_pictures(galaxies, torch.device("cpu"))
+    loss, accuracy = validate(network, pictures, held_out, alone, config.evaluate.batch_size)
+    found = unbroken.metrics()[best["epoch"]]
+    assert (loss, accuracy) == (found["validation_loss"], found["validation_accuracy"])
+    plain = make_run(tmp_path, settings_of(cache, ema_decay=None))
+    assert train(plain, Stop())
+    assert [m["train_loss"] for m in plain.metrics()] == [m["train_loss"] for m in unbroken.metrics()]
+    assert [m["validation_loss"] for m in plain.metrics()] != [m["validation_loss"] for m in unbroken.metrics()]
+    weights = last_state(plain)["model"]
+    assert all(torch.equal(weights[name], value) for name, value in state["model"].items())
+    assert list(last_state(plain)) == [name for name in state if name != "average"]
+
+
+def test_a_run_without_an_average_is_the_run_that_it_was_before(cache: Path) -> None:
+    without, of_0999 = settings_of(cache, ema_decay=None), settings_of(cache, ema_decay=0.999)
+    assert "ema_decay" not in without.identity()["train"] and of_0999.identity()["train"]["ema_decay"] == 0.999
+    assert without.run_id != of_0999.run_id
+    assert make_average(nn.Linear(1, 1), None) is None
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_was_stopped_has_the_average_of_an_unbroken_one(
+    step: int, unbroken: RunDir, cache: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, settings_of(cache))
+    assert not train(run, Stop(), most_steps=step)
+    assert train(run, Stop())
+    assert first_difference(digests(run), digests(unbroken)) == ""
+    assert any(name.startswith("checkpoint.average.module.") for name in digests(run))
+
+
+def test_the_resume_of_two_processes_with_an_average_is_proved(cache: Path, tmp_path: Path) -> None:
+    plain = settings_of(cache, batch_size=20).model_dump(mode="json")
+    config = RunConfig.model_validate_json(json.dumps(plain | {"resources": {"tasks_per_node": 2}}))
+    (outcome,) = prove(config, tmp_path, faults=("KILL",))
+    assert outcome.difference == ""
+
+
+HOLDS = """
+import sys, torch
+from pathlib import Path
+from galaxyhpc import trainer
+from galaxyhpc.distributed import joined
+from galaxyhpc.lifecycle import Stop
+from galaxyhpc.rundir import RunDir
+run = RunDir(Path(sys.argv[1]))
+kept, validate = [], trainer.validate
+trainer.validate = lambda network, *more: (kept.append(network), validate(network, *more))[1]
+assert trainer.train(run, Stop())
+import os
+torch.save(kept[-1].state_dict(), run.path / f"held{os.environ['RANK']}.pt")
+"""
+
+
+def test_every_process_holds_the_same_average(cache: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, settings_of(cache))
+    started = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+        surroundings = os.environ | place | {"TORCHELASTIC_RUN_ID": "one-average"}
+        started.append(subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], env=surroundings))
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    first, second = (torch.load(run.path / f"held{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    kept = last_state(run)["average"]
+    assert all(torch.equal(kept[f"module.{name}"], value) for name, value in first.items())
