@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -53,6 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return made
 
 
+@cache
 def pictures() -> NDArray[np.uint8]:
     """A galaxy of every class, (10, SIDE, SIDE, 3)."""
     return np.stack([render(label, [1, label], SIDE) for label in range(10)])
