@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-STRIDES = {"e2wrn": 3, "e2resnet": 5}  # stages that halve the image
+from galaxyhpc.image_size import is_exact_image_size, nearest_image_sizes
+
 LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
     "data": ("label_fraction",),
     "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained"),
-    "train": ("ema_decay",),
+    "train": ("ema_decay", "body_learning_rate"),
 }
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
@@ -32,7 +33,6 @@ Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
 Gpus = Annotated[int, Field(ge=0, le=10**6)]
 Word = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # it stands in a line of an sbatch file as it is
 Condition = Literal["clean", "rotation", "pedestal_noise", "shot_noise"]
-
 
 BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
 Architecture = Literal[
@@ -153,6 +153,11 @@ class ModelConfig(Settings):
         return self
 
     @property
+    def untrained(self) -> ModelConfig:
+        """The same network begun at random: what trained weights are put into, which needs no others."""
+        return self.model_copy(update={"pretrained": False})
+
+    @property
     def symmetry(self) -> Group | None:
         """The group under which the logits do not change; none where the network claims nothing."""
         return None if self.head == "flatten" else (self.group, *self.restriction)[-1]
@@ -183,6 +188,7 @@ class TrainConfig(Settings):
     batch_size: Positive = 128  # GLOBAL: all processes together
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # of a pretrained body; none: a tenth
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
@@ -294,6 +300,12 @@ class RunConfig(Settings):
             raise ValueError(f"train.batch_size {shared} is shared by {tasks} processes; each needs at least 2 images")
         return self
 
+    @model_validator(mode="after")
+    def _only_a_pretrained_body_has_its_own_rate(self) -> RunConfig:
+        if self.train.body_learning_rate is not None and not self.model.pretrained:
+            raise ValueError(f"train.body_learning_rate is for pretrained networks; {self.tag} begins at random")
+        return self
+
     @property
     def tag(self) -> str:
         """What a person calls the network: `D8-steerable_cnn`, `D8D4D1-e2wrn16-8`, `cnn`."""
@@ -327,23 +339,3 @@ def flat(tree: Any, path: str = "") -> dict[str, str]:
     if not isinstance(tree, dict):
         return {path: str(tree)}
     return {k: v for name, part in tree.items() for k, v in flat(part, f"{path}.{name}".lstrip(".")).items()}
-
-
-def is_exact_image_size(size: int, architecture: str = "steerable_cnn") -> bool:
-    """Whether every stride-2 stage of an architecture samples symmetrically at this image size in px (SCIENCE.md 4).
-
-    A stage of stride 2 keeps a grid's centre where it takes the first and the last point, so that its input must be
-    odd. e2wrn has 3 of them and e2resnet 5. The study's layout halves 64k-1 (padding 2) and 64k+1 px (padding 1)
-    to 32k+1, keeps 33, and five pools follow. Networks without a claim take any size.
-    """
-    if architecture in BASELINES:
-        return size >= 32
-    if architecture in STRIDES:
-        return size >= 33 and size % 2 ** STRIDES[architecture] == 1
-    return size == 33 or (size > 33 and size % 64 in (1, 63))
-
-
-def nearest_image_sizes(size: int, architecture: str = "steerable_cnn") -> list[int]:
-    """Return the good image sizes on both sides of `size`, in px."""
-    good = [s for s in range(max(32, size - 130), size + 130) if is_exact_image_size(s, architecture)]
-    return [s for s in good if s < size][-1:] + [s for s in good if s > size][:1]

@@ -53,7 +53,7 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
     """Build a run's network with its best weights, ready to classify (N, 3, S, S) images in [0, 1]."""
     if not run.best_file.exists():
         raise NotTrainedError(f"{run.path}: not trained to its end yet: there is no best.pt")
-    network = build_model(config.model, config.data.image_size)
+    network = build_model(config.model.untrained, config.data.image_size)
     try:
         network.load_state_dict(torch.load(run.best_file, map_location="cpu", weights_only=True)["model"])
     except Exception as error:  # what is not ours may raise anything

@@ -145,7 +145,7 @@ def _check_checkpoint(path: Path, run: RunDir, config: RunConfig | None) -> int:
 def _shapes(model: ModelConfig, image_size: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of everything in a network's state; nothing is computed, and each network is built once."""
     with torch.device("meta"):
-        network = build_model(model, image_size)
+        network = build_model(model.untrained, image_size)
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 

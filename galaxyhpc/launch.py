@@ -98,7 +98,10 @@ def _at_home(config: RunConfig, runs: Path) -> RunConfig:
     data = config.data
     source = data.source if data.source == "demo" else str(resolved(data.source, "data.source"))
     cache = str(resolved(data.cache, "data.cache") if data.cache else resolved(runs, "--runs") / ".cache")
-    return config.model_copy(update={"data": data.model_copy(update={"source": source, "cache": cache})})
+    data, model = data.model_copy(update={"source": source, "cache": cache}), config.model
+    if isinstance(model.pretrained, str):
+        model = model.model_copy(update={"pretrained": str(resolved(model.pretrained, "model.pretrained"))})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def write_plan(sweep: Sweep, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:

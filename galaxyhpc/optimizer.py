@@ -6,20 +6,50 @@ The learning rate is a function of the step, not a scheduler with a state that a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config import TrainConfig
 from galaxyhpc.data import CLASSES
+from galaxyhpc.models.baselines import Baseline
+
+BODY_SHARE = 0.1  # of the learning rate, for the body of a pretrained network
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; its learning rate is set anew at every step."""
+    """Build the optimizer; its learning rates are set anew at every step."""
+    groups, rate, decay = _groups(model, config), config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    rate, momentum, decay = config.learning_rate, config.momentum, config.weight_decay
-    return torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay)
+        return torch.optim.AdamW(groups, rate, weight_decay=decay)
+    return torch.optim.SGD(groups, rate, config.momentum, weight_decay=decay)
+
+
+def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return all weights in one group, or the body of a pretrained network and its new last layer in two.
+
+    A last layer drawn at random sends gradients of no meaning through what was learned before; the body moves slowly
+    so that it is not spoilt meanwhile (Kumar et al. 2022, arXiv:2202.10054). A tenth of the last layer's rate is what
+    Chen et al. (2017, arXiv:1606.00915, 4.1) and Carion et al. (2020, arXiv:2005.12872, 4) use.
+    """
+    begun = next((m for m in model.modules() if isinstance(m, Baseline) and m.pretrained), None)
+    if begun is None:
+        return [{"params": list(model.parameters())}]
+    rate = config.body_learning_rate
+    share = BODY_SHARE if rate is None else rate / config.learning_rate
+    head = set(begun.head.parameters())
+    body = [weight for weight in model.parameters() if weight not in head]
+    return [
+        {"params": body, "lr": share * config.learning_rate, "share": share},
+        {"params": list(begun.head.parameters())},
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:

@@ -25,7 +25,7 @@ from galaxyhpc.presets import PRESETS
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
-_WITH_ENVIRONMENT = ("data.source", "data.cache", "resources.setup")
+_WITH_ENVIRONMENT = ("data.source", "data.cache", "model.pretrained", "resources.setup")
 _SOME_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
 _ALLOWED = {
     "bool_type": "true or false",

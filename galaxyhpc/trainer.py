@@ -36,7 +36,7 @@ from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import synchronise_batchnorm
-from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer
+from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance
 from galaxyhpc.randomness import key
@@ -172,8 +172,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     A signal that comes after the answer was agreed on counts at the next step: `stop` only ever gains.
     """
     config, process, progress, pace = training.config, training.process, training.progress, training.pace
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(progress.step, training.steps, config.train)
+    set_learning_rate(training.optimizer, learning_rate(progress.step, training.steps, config.train))
     training.model.train()
     training.optimizer.zero_grad()
     mine = share(batch, process.rank, process.world)

@@ -9,11 +9,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torchvision_operators.sitecustomize as operators
 
 HERE = Path(__file__).parent
 OURS = HERE / "slurm" / "cluster"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
+# whatever the tests start may import torchvision, too
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (os.path.dirname(operators.__file__), os.environ.get("PYTHONPATH")))
+)
 # where the tests run in the background Ctrl-C is ignored, and every process they start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
