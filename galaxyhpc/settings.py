@@ -13,7 +13,6 @@ import unicodedata
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import reduce
-from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -92,7 +91,7 @@ def unknown(key: str) -> str:
         section, _, name = section.rpartition(".")
     prefix = f"{section}." if section else ""
     known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET) if k.startswith(prefix)]
-    names = [name for name, _ in groupby(known)]
+    names = list(dict.fromkeys(known))
     near = get_close_matches(name, names, 1) or [k for k in DEFAULTS if k.endswith(f".{name}")][:1]
     return f"unknown setting;{f' did you mean {near[0]}?' if near else ''} known: {', '.join(names)}"
 

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "data.validation_fraction": 0.2,
     "data.test_fraction": 0.3,
     "data.split_seed": 1,
+    "data.label_fraction": 0.5,
     "data.link_arcsec": 0.0,
     "data.conflicting_duplicates": "keep",
     "data.demo.galaxies": 500,
@@ -31,10 +32,17 @@ OTHER: dict[str, Any] = {
     "model.width": "parameters",
     "model.scale": 0.5,
     "model.head": "flatten",
+    "model.depth": 50,
+    "model.widen": 4,
+    "model.restriction": ["C2", "C1"],
+    "model.blocks": [1, 1, 1, 1],
+    "model.base_width": 5,
+    "model.pretrained": True,
     "train.epochs": 3,
     "train.batch_size": 16,
     "train.optimizer": "sgd",
     "train.learning_rate": 0.1,
+    "train.body_learning_rate": 0.01,
     "train.weight_decay": 0.0,
     "train.momentum": 0.5,
     "train.schedule": "cosine",
@@ -42,6 +50,7 @@ OTHER: dict[str, Any] = {
     "train.decay": 0.5,
     "train.warmup": 0.1,
     "train.clip_norm": 1.0,
+    "train.ema_decay": 0.999,
     "train.label_smoothing": 0.1,
     "train.class_weights": "balanced",
     "train.early_stopping": 3,
@@ -67,6 +76,18 @@ OTHER: dict[str, Any] = {
     "resources.micro_batch": 4,
     "resources.checkpoint_minutes": 2.0,
 }
+RESNET = {"model.architecture": "e2resnet", "model.depth": 18}
+WIDE = {"model.architecture": "e2wrn", "model.depth": 16, "model.widen": 8}
+BESIDE: dict[str, dict[str, Any]] = {  # what has to be set with a setting
+    "model.architecture": {"model.group": None},
+    "model.depth": RESNET,
+    "model.blocks": RESNET,
+    "model.base_width": RESNET,
+    "model.widen": WIDE,
+    "model.restriction": WIDE,
+    "model.pretrained": {"model.architecture": "resnet18", "model.group": None},
+    "train.body_learning_rate": {"model.architecture": "resnet18", "model.group": None, "model.pretrained": True},
+}
 NOT_THE_WEIGHTS = {key for key in OTHER if key.startswith(("evaluate.", "resources."))} | {"data.cache"}
 
 
@@ -83,8 +104,8 @@ def config(**changes: Any) -> RunConfig:
 
 
 def changed(key: str) -> RunConfig:
-    """Make a run that differs in one setting; the conventional CNN has no group."""
-    return config(**{key: OTHER[key]}, **({"model.group": None} if key == "model.architecture" else {}))
+    """Make a run that differs in one setting from one of those that go with it."""
+    return config(**BESIDE.get(key, {}) | {key: OTHER[key]})
 
 
 def test_every_setting_is_tried_below() -> None:
@@ -93,7 +114,8 @@ def test_every_setting_is_tried_below() -> None:
 
 @pytest.mark.parametrize("key", sorted(OTHER.keys() - NOT_THE_WEIGHTS))
 def test_what_decides_the_weights_makes_another_run(key: str) -> None:
-    assert changed(key).run_id != config().run_id
+    beside = {} if key == "model.architecture" else BESIDE.get(key, {})
+    assert changed(key).run_id != config(**beside).run_id
 
 
 @pytest.mark.parametrize("key", sorted(NOT_THE_WEIGHTS))
