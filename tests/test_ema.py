@@ -6,7 +6,6 @@ pytest -n0 tests/test_ema.py
 from __future__ import annotations
 
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from galaxyhpc.presets import PRESETS
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.validation import validate
-from galaxyhpc.verify_resume import digests, first_difference, prove
+from galaxyhpc.verify_resume import digests, first_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
 NARROW = {"scale": 0.03}
@@ -39,9 +38,6 @@ NETWORKS = [
 
 
 def network(settings: dict[str, object]) -> nn.Module:
-    if settings["architecture"] in BASELINES:
-        pytest.importorskip("torchvision")
-        pytest.importorskip("galaxyhpc.models.baselines")
     return build_model(ModelConfig.model_validate(settings), 33)
 
 
@@ -167,38 +163,31 @@ def test_a_run_that_was_stopped_has_the_average_of_an_unbroken_one(
     assert any(name.startswith("checkpoint.average.module.") for name in digests(run))
 
 
-def test_the_resume_of_two_processes_with_an_average_is_proved(cache: Path, tmp_path: Path) -> None:
-    plain = settings_of(cache, batch_size=20).model_dump(mode="json")
-    config = RunConfig.model_validate_json(json.dumps(plain | {"resources": {"tasks_per_node": 2}}))
-    (outcome,) = prove(config, tmp_path, faults=("KILL",))
-    assert outcome.difference == ""
-
-
-HOLDS = """
-import sys, torch
+TWICE = """
+import os, sys, torch
 from pathlib import Path
 from galaxyhpc import trainer
-from galaxyhpc.distributed import joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.rundir import RunDir
-run = RunDir(Path(sys.argv[1]))
-kept, validate = [], trainer.validate
-trainer.validate = lambda network, *more: (kept.append(network), validate(network, *more))[1]
-assert trainer.train(run, Stop())
-import os
-torch.save(kept[-1].state_dict(), run.path / f"held{os.environ['RANK']}.pt")
+judged, validate = [], trainer.validate
+trainer.validate = lambda network, *more: (judged.append(network), validate(network, *more))[1]
+unbroken, stopped = (RunDir(Path(path)) for path in sys.argv[1:])
+assert trainer.train(unbroken, Stop())
+torch.save(judged[-1].state_dict(), unbroken.path / f"judged{os.environ['RANK']}.pt")
+assert not trainer.train(stopped, Stop(), most_steps=3)
+assert trainer.train(stopped, Stop())
 """
 
 
-def test_every_process_holds_the_same_average(cache: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path, settings_of(cache))
-    started = []
+def test_two_processes_hold_one_average_and_have_it_again_after_a_stop(cache: Path, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, settings_of(cache)) for name in ("unbroken", "stopped")]
+    command, started = [sys.executable, "-c", TWICE, *(str(run.path) for run in runs)], []
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
-        surroundings = os.environ | place | {"TORCHELASTIC_RUN_ID": "one-average"}
-        started.append(subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], env=surroundings))
+        started.append(subprocess.Popen(command, env=os.environ | place | {"TORCHELASTIC_RUN_ID": "one-average"}))
     assert [process.wait(timeout=300) for process in started] == [0, 0]
-    first, second = (torch.load(run.path / f"held{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    kept = last_state(run)["average"]
-    assert all(torch.equal(kept[f"module.{name}"], value) for name, value in first.items())
+    first, second = (torch.load(runs[0].path / f"judged{rank}.pt", weights_only=True) for rank in range(2))
+    kept = last_state(runs[0])["average"]
+    for name, value in first.items():
+        assert torch.equal(second[name], value) and torch.equal(kept[f"module.{name}"], value)
+    assert first_difference(digests(runs[1]), digests(runs[0])) == ""
