@@ -296,7 +296,8 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")
     if training.process.writes:
         place = training.process.place
-        write_text(run.path / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
+        made = provenance() | {"begun_from": getattr(training.network, "begun_from", None)}
+        write_text(run.path / "provenance.json", json.dumps(made, indent=1) + "\n")
         run.record(
             "started",
             epoch=training.progress.epoch,

@@ -6,6 +6,7 @@ pytest -n0 tests/test_baselines.py
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -26,7 +27,6 @@ from galaxyhpc.evaluate import load_network
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import baselines, build_model, count_parameters
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
-from galaxyhpc.models.layers import FieldBatchNorm
 from galaxyhpc.optimizer import make_optimizer, set_learning_rate
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.trainer import train
@@ -39,6 +39,10 @@ HEAD = {"resnet18": "fc", "densenet121": "classifier"}
 @pytest.fixture(autouse=True)
 def _same_weights_every_time() -> None:
     torch.manual_seed(0)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def settings(architecture: str = "resnet18", pretrained: bool | str = False) -> ModelConfig:
@@ -74,14 +78,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def published(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let torchvision's weights be those of a file; return the name they are then kept under."""
-    name = f"resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    name = f"resnet18-{digest(file)[:8]}.pth"
     real = torchvision.models.ResNet18_Weights.DEFAULT
     ours = SimpleNamespace(url=f"{DOWNLOADS}/{name}", transforms=real.transforms)
-
-    class Weights(list[SimpleNamespace]):
-        DEFAULT = ours
-
-    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda architecture: Weights([ours]))
+    weights = type("Weights", (list,), {"DEFAULT": ours})([ours])
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda architecture: weights)
     return name
 
 
@@ -106,7 +107,6 @@ def test_the_parameters_are_those_published_with_ten_classes_in_place_of_a_thous
     imagenet = torchvision.models.get_model_weights(architecture).DEFAULT.meta["num_params"]
     assert count_parameters(ours) == imagenet - 990 * (ours.head.in_features + 1)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
-    assert any(isinstance(module, FieldBatchNorm) for module in ours.modules())
 
 
 def test_images_are_normalised_and_batch_statistics_followed_as_torch_does_it_without_pretraining_too() -> None:
@@ -116,12 +116,7 @@ def test_images_are_normalised_and_batch_statistics_followed_as_torch_does_it_wi
     torch.testing.assert_close(ours(images), theirs((images - MEAN) / STD))
     for name, value in ours.network.state_dict().items():
         torch.testing.assert_close(value, theirs.state_dict()[name])
-
-
-def test_the_state_is_weights_and_statistics_alone() -> None:
-    ours = baseline(settings(), 10)
-    theirs = {f"network.{name}" for name in torchvision.models.resnet18().state_dict()}
-    assert set(ours.state_dict()) == {name for name in theirs if not name.endswith("num_batches_tracked")}
+    assert set(ours.state_dict()) == {f"network.{name}" for name in theirs.state_dict() if "tracked" not in name}
 
 
 # Weights
@@ -136,7 +131,7 @@ def test_a_file_and_a_torch_home_give_the_logits_of_the_original(
     home.mkdir(parents=True)
     (home / name).write_bytes(file.read_bytes())
     ours = baseline(settings(pretrained=True), 10)
-    assert ours.pretrained and ours.head.out_features == 10
+    assert ours.begun_from == digest(file)
     assert_begun_from(ours, "resnet18", state)
 
 
@@ -168,23 +163,18 @@ def test_the_last_layer_depends_on_the_seed_alone_and_not_on_the_pretraining(fil
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(
-    ("architecture", "name"),
-    [("resnet18", "resnet18-f37072fd.pth"), ("densenet121", "densenet121-a639ec97.pth")],
-)
-def test_where_weights_are_missing_the_download_to_make_is_told(
-    device: str, architecture: str, name: str, home: Path
-) -> None:
+@pytest.mark.parametrize("name", ["resnet18-f37072fd.pth", "densenet121-a639ec97.pth"])
+def test_where_weights_are_missing_the_download_to_make_is_told(device: str, name: str, home: Path) -> None:
     with pytest.raises(BaselineError) as caught, torch.device(device):
-        baseline(settings(architecture, True), 10)
-    assert str(caught.value).startswith(f"{home / name}: found no such file")
+        baseline(settings(name.partition("-")[0], True), 10)
+    assert str(caught.value).startswith(f"{home / name}: found no weights to begin from (No such file or directory); ")
     assert str(caught.value).endswith(f"curl -fL --create-dirs -o '{home / name}' {DOWNLOADS}/{name}")
     assert not home.exists()
 
 
-def test_a_missing_file_is_told_with_the_download_that_makes_it(tmp_path: Path) -> None:
-    path = tmp_path / "resnet50-0676ba61.pth"  # not the newest weights, which torchvision would take by itself
-    with pytest.raises(BaselineError, match=f"{path}: found no such file.*; .*-o {path} {DOWNLOADS}/{path.name}$"):
+def test_a_missing_file_is_told_with_the_download_that_makes_it() -> None:
+    path = Path("/nowhere/resnet50-0676ba61.pth")  # older weights than torchvision would take by itself
+    with pytest.raises(BaselineError, match=f"{path}: found no weights.*; .*-o {path} {DOWNLOADS}/{path.name}$"):
         baseline(settings("resnet50", str(path)), 10)
 
 
@@ -200,10 +190,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: P
     without = {name: value for name, value in state.items() if name != "bn1.weight"}
     wrong = {
         "no state dict": {"epoch": 3, "state_dict": state},
-        r"conv1\.weight with the shape \(1, 1\), where resnet18 has \(64, 3, 7, 7\)": {
-            **state,
-            "conv1.weight": torch.zeros(1, 1),
-        },
+        r"conv1\.weight with the shape \(1, 1\), where": {**state, "conv1.weight": torch.zeros(1, 1)},
         r"bn1\.weight with the shape None, where resnet18 has \(64,\)": without,
         r"extra with the shape \(2,\), where resnet18 has None": {**state, "extra": torch.zeros(2)},
         "no weights in it": SimpleNamespace(state=state),
@@ -213,9 +200,6 @@ def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: P
         with pytest.raises(BaselineError, match=f"^{path}: found {message}.*; allowed is a state dict") as caught:
             baseline(settings(pretrained=str(path)), 10)
         assert len(str(caught.value).splitlines()) == 1
-    path.write_text("not weights\n")
-    with pytest.raises(BaselineError, match=r"found no weights in it .*; allowed is a state dict"):
-        baseline(settings(pretrained=str(path)), 10)
 
 
 def test_on_the_meta_device_the_file_is_looked_for_and_nothing_is_loaded(
@@ -244,8 +228,7 @@ def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written
 
 def test_a_torchvision_that_does_not_fit_concerns_those_alone_who_ask_for_it(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
-    broken = "raise RuntimeError('operator torchvision::nms does not exist')"
-    (tmp_path / "torchvision" / "__init__.py").write_text(broken)
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms is not')")
     code = """
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.networks import measure
@@ -262,7 +245,7 @@ for _ in range(2):
     assert fine == "True" and len(told) == 2
     for line in told:
         assert f"torch {torch.__version__} found torchvision {version('torchvision')}" in line
-        assert "(RuntimeError: operator torchvision::nms does not exist)" in line
+        assert "(RuntimeError: operator torchvision::nms is not)" in line
         assert "; resnet18 and its like need the one made for this torch: pip install" in line
 
 
@@ -276,8 +259,7 @@ def test_without_torchvision_the_message_is_that_there_is_none(monkeypatch: pyte
 def test_the_torchvision_that_fits_is_installed_from_where_this_build_of_torch_comes_from() -> None:
     pip = "pip install --force-reinstall --no-deps"
     assert install_command("2.4.1") == f"{pip} 'torchvision==0.19.*'"
-    index = "--index-url https://download.pytorch.org/whl/cu130"
-    assert install_command("2.13.0+cu130") == f"{pip} 'torchvision==0.28.*' {index}"
+    assert install_command("2.13.0+cu130").endswith("==0.28.*' --index-url https://download.pytorch.org/whl/cu130")
     ours, found = (each.__version__.split("+")[0] for each in (torch, torchvision))
     assert f"'torchvision=={found.rpartition('.')[0]}.*'" in install_command(ours)
 
@@ -358,10 +340,11 @@ def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
     assert tuned.metrics_file.read_text() == run.metrics_file.read_text()
 
 
-def test_a_finished_run_needs_the_weights_it_began_from_no_more(tuned: RunDir) -> None:
+def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(tuned: RunDir, file: Path) -> None:
     config = tuned.load_config()
     moved = config.model_copy(update={"model": settings(pretrained="/nowhere.pth")})
     assert moved.run_id == config.run_id
+    assert json.loads((tuned.path / "provenance.json").read_text())["begun_from"] == digest(file)
     network = load_network(tuned, moved, torch.device("cpu"))
     best = torch.load(tuned.best_file, weights_only=True)["model"]
     assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())

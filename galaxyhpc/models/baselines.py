@@ -36,9 +36,10 @@ class Baseline(nn.Module):
     mean: Tensor  # (3, 1, 1)
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float], *, pretrained: bool) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], begun_from: str | None) -> None:
         super().__init__()
-        self.network, self.pretrained = network, pretrained
+        self.network = network
+        self.begun_from = begun_from  # SHA-256 of the file of its weights; none where they were drawn at random
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -63,12 +64,13 @@ def baseline(config: ModelConfig, classes: int) -> Baseline:
     models = _torchvision_models()
     weights = models.get_model_weights(config.architecture)
     file = _file(config.pretrained, weights) if config.pretrained else None
+    begun_from = None if file is None else _checked(file, weights)
     network = models.get_model(config.architecture, weights=None, num_classes=classes)
     if file is not None and torch.get_default_device().type != "meta":
         _fill(network, file, config.architecture)
     _exchange_batchnorm(network)
     normalisation = weights.DEFAULT.transforms()
-    return Baseline(network, normalisation.mean, normalisation.std, pretrained=file is not None)
+    return Baseline(network, normalisation.mean, normalisation.std, begun_from)
 
 
 def _torchvision_models() -> Any:
@@ -102,25 +104,27 @@ def install_command(torch_version: str) -> str:
 
 
 def _file(pretrained: str | bool, weights: Any) -> Path:
-    """Return the file of the weights, which is there and, where it bears a name of torchvision's, is whole."""
-    default = weights.DEFAULT
+    """Return where the weights are to lie."""
     if isinstance(pretrained, str):
-        file = Path(pretrained).expanduser()
-        whose = {_name(each): each for each in weights}.get(file.name)
-    else:
-        file, whose = Path(torch.hub.get_dir()) / "checkpoints" / _name(default), default
-    fetch = f"curl -fL --create-dirs -o {shlex.quote(str(file))} {(whose or default).url}"
-    if not file.is_file():
-        what = f"{file}: found no such file of weights; nothing is downloaded in a job"
-        raise BaselineError(f"{what}, run this where there is internet: {fetch}")
-    if whose is not None:
+        return Path(pretrained).expanduser()
+    return Path(torch.hub.get_dir()) / "checkpoints" / _name(weights.DEFAULT)
+
+
+def _checked(file: Path, weights: Any) -> str:
+    """Return the SHA-256 of a file that is there and, where it bears a name of torchvision's, is whole."""
+    published = {_name(each): each for each in weights}
+    fetch = f"curl -fL --create-dirs -o {shlex.quote(str(file))} {published.get(file.name, weights.DEFAULT).url}"
+    try:
         with file.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
-        wanted = file.stem.rpartition("-")[2]
-        if not found.startswith(wanted):
-            what = f"{file}: found the SHA-256 {found[: len(wanted)]}...; allowed is {wanted}..., as in its name"
-            raise BaselineError(f"{what}: {fetch}")
-    return file
+    except OSError as error:
+        what = f"{file}: found no weights to begin from ({error.strerror}); nothing is downloaded in a job"
+        raise BaselineError(f"{what}, run this where there is internet: {fetch}") from error
+    wanted = file.stem.rpartition("-")[2]
+    if file.name in published and not found.startswith(wanted):
+        what = f"{file}: found the SHA-256 {found[: len(wanted)]}...; allowed is {wanted}..., as in its name"
+        raise BaselineError(f"{what}: {fetch}")
+    return found
 
 
 def _name(weights: Any) -> str:
