@@ -40,8 +40,9 @@ from galaxyhpc.provenance import provenance
 from galaxyhpc.rundir import readable, write_text
 from galaxyhpc.table import make_console
 
-GENERATED = "GENERATED galaxies: what it says of real ones means nothing"
+GENERATED = "GENERATED galaxies: do not rely on what it says of real ones"
 TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1
+ONNX_BYTES = 2_000_000_000  # of weights that fit into one ONNX file; more are written beside it, to model.onnx.data
 
 Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
 
@@ -161,7 +162,8 @@ def _read_torchscript(path: Path) -> Logits:
 
 def _write_onnx(program: ExportedProgram, images: Tensor, path: Path) -> None:
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-    torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False, **names)
+    large = sum(values.nbytes for values in program.state_dict.values()) > ONNX_BYTES
+    torch.onnx.export(program, (), path, dynamo=True, external_data=large, verbose=False, **names)
 
 
 def _read_onnx(path: Path) -> Logits:
@@ -273,7 +275,8 @@ def about(used: Classifier, folder: Path, differences: dict[str, float]) -> dict
         "commit": found["commit"],
         "versions": found["versions"],
         "files": {
-            name: {"sha256": sha256(folder / name), "largest_difference": value} for name, value in differences.items()
+            path.name: {"sha256": sha256(path), "largest_difference": differences.get(path.name)}
+            for path in sorted(folder.iterdir())
         },
     }
 
@@ -296,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DifferentLogitsError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     for name, difference in differences.items():
         console.print(f"{options.out / name}: logits within {difference:.1e} of the run's own", soft_wrap=True)
     console.print(f"{options.out / 'model.json'}: says what goes in and what comes out", soft_wrap=True)

@@ -90,7 +90,7 @@ def notes(used: Classifier) -> list[str]:
             f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` finds the temperature"
         )
     if used.generated:
-        said.append(f"{run.run_id} was trained on GENERATED galaxies: what it says of real ones means nothing")
+        said.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on what it says of real ones")
     return said
 
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    for line in [f"{options.output}: {written} galaxies of {len(paths)} files", *notes(used)]:
+    for line in [f"{options.output}: {written} galaxies; files read: {len(paths)}", *notes(used)]:
         console.print(line, soft_wrap=True)
     return 0
 

@@ -147,6 +147,15 @@ def test_files_that_compute_something_else_are_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_too_many_for_one_onnx_file_lie_beside_it(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galaxyhpc.export.ONNX_BYTES", 1000)
+    assert main([str(run.path), str(tmp_path / "out"), "--formats", "onnx"]) == 0
+    said = json.loads((tmp_path / "out" / "model.json").read_text())["files"]
+    assert set(said) == {"model.onnx", "model.onnx.data"} and said["model.onnx"]["largest_difference"] <= 1e-5
+
+
 def test_without_onnx_nothing_is_written_but_the_command_that_installs_it(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

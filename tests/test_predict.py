@@ -122,7 +122,7 @@ def test_a_run_of_generated_galaxies_says_so_in_every_row(
         (run.run_id, "GENERATED galaxies")
     }
     said = capsys.readouterr().out
-    assert "10 galaxies of 1 file" in said and "GENERATED" in said and "RAW" not in said
+    assert "10 galaxies; files read: 1" in said and "GENERATED" in said and "RAW" not in said
 
 
 def test_without_a_temperature_the_probabilities_are_called_raw(
