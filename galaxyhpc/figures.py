@@ -7,6 +7,7 @@ pushed apart where they meet, because a legend of eleven is a puzzle.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +104,12 @@ def _sheet(about: About, width: float, summary: pd.DataFrame) -> tuple[Figure, p
 
 
 def looks(networks: pd.DataFrame) -> dict[str, Look]:
-    """Choose a look for each label of a table with the columns label and group."""
-    orders = sorted({int(group[1:]) for group in networks["group"] if group})
+    """Choose a look for each label of a table with the columns label and group; the first of several groups counts."""
+    sizes = {group: int(re.split("[CD]", group)[1]) for group in networks["group"] if group}
+    orders = sorted(set(sizes.values()))
     found: dict[str, Look] = {}
     for label, group in zip(networks["label"], networks["group"], strict=True):
-        colour = PALETTE[orders.index(int(group[1:])) % len(PALETTE)] if group else "black"
+        colour = PALETTE[orders.index(sizes[group]) % len(PALETTE)] if group else "black"
         twins = sum((look["color"], look["linestyle"]) == (colour, LINES[group[:1]]) for look in found.values())
         found[label] = {"color": colour, "linestyle": LINES[group[:1]], "marker": MARKERS[twins % len(MARKERS)]}
     return found

@@ -111,6 +111,7 @@ def symmetries(checked: Checked) -> Table:
         found = checked.symmetries[model]
         exact = "claims none" if found.exact is None else f"{100 * found.exact:.1g}"
         name = f"{model.groups} {model.name}".strip() + (", flattening head" if model.head == "flatten" else "")
+        name += f", base width {model.base_width}" if model.base_width else ""
         table.add_row(name, exact, *(f"{100 * found.curve[angle]:.0f}" for angle in ANGLES))
     return table
 

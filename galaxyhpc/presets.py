@@ -18,9 +18,10 @@ def _wide(depth: int, widen: int, group: str, *restriction: str) -> dict[str, An
     return {**size, "restriction": list(restriction)} if restriction else size
 
 
-def _residual(depth: int, group: str, base_width: int, *blocks: int) -> dict[str, Any]:
-    size = {"architecture": "e2resnet", "depth": depth, "group": group, "base_width": base_width}
-    return {**size, "blocks": list(blocks)} if blocks else size
+def _residual(depth: int, group: str, base_width: int | None = None, *blocks: int) -> dict[str, Any]:
+    size: dict[str, Any] = {"architecture": "e2resnet", "depth": depth, "group": group}
+    more = {"base_width": base_width, "blocks": list(blocks)}
+    return size | {name: value for name, value in more.items() if value}
 
 
 def _pretrained(architecture: str) -> dict[str, Any]:
@@ -42,10 +43,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "c4resnet18": _residual(18, "C4", 54),
     "d4resnet18": _residual(18, "D4", 54),
     "small_c4resnet18": _residual(18, "C4", 5, 1, 1, 1, 1),
-    "c4resnet50": _residual(50, "C4", 64),
-    "c2resnet50": _residual(50, "C2", 64, 3, 2, 2, 2),
-    "d4resnet50": _residual(50, "D4", 64, 3, 2, 2, 2),
-    "small_c4resnet50": _residual(50, "C4", 64, 3, 2, 2, 2),
+    "c4resnet50": _residual(50, "C4"),
+    "c2resnet50": _residual(50, "C2", None, 3, 2, 2, 2),
+    "d4resnet50": _residual(50, "D4", None, 3, 2, 2, 2),
+    "small_c4resnet50": _residual(50, "C4", None, 3, 2, 2, 2),
     "ResNet18": _pretrained("resnet18"),
     "ResNet50": _pretrained("resnet50"),
     "WRN50_2": _pretrained("wide_resnet50_2"),

@@ -174,6 +174,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     config, process, progress, pace = training.config, training.process, training.progress, training.pace
     set_learning_rate(training.optimizer, learning_rate(progress.step, training.steps, config.train))
     training.model.train()
+    torch.manual_seed(key("dropout", config.seed, progress.step, process.rank) % 2**63)  # a resume draws the same
     training.optimizer.zero_grad()
     mine = share(batch, process.rank, process.world)
     largest = math.ceil(len(batch) / process.world)  # every process makes as many passes as the busiest

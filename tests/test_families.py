@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 import e2cnn.nn
@@ -17,11 +18,24 @@ from torch import Tensor, nn
 
 import galaxyhpc.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
 from galaxyhpc import groups
-from galaxyhpc.config import BASELINES, ModelConfig, RunConfig, is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config import (
+    BASELINES,
+    DataConfig,
+    DemoConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    is_exact_image_size,
+    nearest_image_sizes,
+)
+from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
 from galaxyhpc.models.layers import FieldBatchNorm, Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
 from galaxyhpc.presets import PRESETS
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.trainer import train
+from galaxyhpc.verify_resume import digests
 
 OURS = [name for name, settings in PRESETS.items() if settings["architecture"] not in BASELINES]
 EQUIVARIANT = [name for name in OURS if name != "CNN"]
@@ -321,3 +335,19 @@ def test_any_family_can_be_made_as_large_as_the_c1_network(name: str, width: str
 def test_batch_norms_are_of_one_kind_everywhere() -> None:
     kinds = {type(layer) for name in OURS for layer in narrow(name).modules() if "Norm" in type(layer).__name__}
     assert kinds == {FieldBatchNorm}
+
+
+# A whole run
+
+
+def test_a_network_with_dropout_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    data = DataConfig(cache=str(tmp_path / "cache"), image_size=33, demo=DemoConfig(galaxies=200, size=32))
+    settings = RunConfig(model=model("WRN16d8d4d1", scale=0.02), data=data, train=TrainConfig(epochs=1, batch_size=40))
+    whole, broken = (RunDir(tmp_path / name / settings.run_id) for name in ("whole", "broken"))
+    for run in (whole, broken):
+        write_text(run.config_file, settings.model_dump_json())
+    assert train(whole, Stop())
+    assert not train(broken, Stop(), most_steps=1)
+    torch.manual_seed(77)  # the resume depends on nothing that happened before
+    assert train(broken, Stop())
+    assert digests(broken) == digests(whole)
