@@ -174,6 +174,18 @@ def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path:
         np.testing.assert_array_equal(load(run).logits[pair], logits)
 
 
+def test_a_network_begun_from_imagenet_is_loaded_where_those_weights_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    config = RunConfig(data=DataConfig(image_size=33), model=ModelConfig(architecture="resnet18", pretrained=True))
+    run, trained = RunDir(tmp_path / config.run_id), build_model(ModelConfig(architecture="resnet18"), 33)
+    run.path.mkdir()
+    torch.save({"model": trained.state_dict()}, run.best_file)
+    loaded = load_network(run, config, torch.device("cpu"))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
 def test_a_run_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     run.best_file.unlink()

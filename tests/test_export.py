@@ -112,6 +112,7 @@ def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, 
     [
         {"group": "D8", "scale": 0.1, "head": "flatten"},
         {"architecture": "cnn", "scale": 0.1},
+        {"architecture": "resnet18"},
         {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2},
         {"architecture": "e2wrn", "group": "D4", "depth": 10, "widen": 1, "restriction": ("D4", "D1")},
     ],
