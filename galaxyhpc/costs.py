@@ -92,12 +92,19 @@ def _on_gpu(config: RunConfig) -> bool:
 
 def expected(multiply_adds: int, config: RunConfig, on_gpu: bool) -> float:
     """Return the prior's s per training image and process, with its share of validation."""
-    data = config.data
-    passes = BACKWARD + data.validation_fraction / (1 - data.validation_fraction - data.test_fraction)
+    validated = config.data.validation_fraction / training_fraction(config)
+    passes = BACKWARD + validated
     if on_gpu:
-        return GPU_SECONDS / images_per_pass(config) + passes * multiply_adds / GPU_SPEED[config.train.precision]
+        fixed = GPU_SECONDS * (1 / images_per_pass(config) + validated / config.evaluate.batch_size)
+        return fixed + passes * multiply_adds / GPU_SPEED[config.train.precision]
     speed = CORE_SPEED * float(config.resources.cpus_per_task**THREADS)
     return CORE_SECONDS + passes * multiply_adds / speed
+
+
+def training_fraction(config: RunConfig) -> float:
+    """Return which part of all galaxies is trained on."""
+    data = config.data
+    return data.label_fraction * (1 - data.validation_fraction - data.test_fraction)
 
 
 def read_records(runs: Path) -> list[Record]:
@@ -166,11 +173,12 @@ def predict(config: RunConfig, network: Network, costs: Costs, tasks: int | None
 
     data, model = config.data, costs.of(config)
     per_image = model.fixed + model.slope * expected(network.multiply_adds, config, _on_gpu(config))
-    images = costs.galaxies * (1 - data.validation_fraction - data.test_fraction) * config.train.epochs
+    images = costs.galaxies * training_fraction(config) * config.train.epochs
+    passes = BACKWARD + data.validation_fraction / training_fraction(config)
     measured = sum(len(severities(name)) for name in config.evaluate.conditions)
     answers = costs.galaxies * data.test_fraction * measured
     training = images * per_image / (tasks or config.resources.tasks)
-    return Prediction(training, answers * (per_image / BACKWARD + EVALUATION_SECONDS))
+    return Prediction(training, answers * (per_image / passes + EVALUATION_SECONDS))
 
 
 def resolved(

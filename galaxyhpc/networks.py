@@ -44,12 +44,13 @@ def training_bytes(network: Network, config: RunConfig) -> float:
 
     Bytes
     -----
-    500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd), and 4 per value (2 in
-    bfloat16) of: images x (maps kept for the backward pass + 3 x the largest), filters expanded + 2 x the largest.
+    500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd; 4 more for an average),
+    and 4 per value (2 in bfloat16) of: images x (maps kept for the backward pass + 3 x the largest), filters expanded
+    + 2 x the largest.
     """
     size = 2 if config.train.precision == "bfloat16" else 4
     maps = images_per_pass(config) * (network.kept + TRANSIENT * network.largest)
-    states = 16 if config.train.optimizer == "adamw" else 12
+    states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     return PROCESS_BYTES + states * network.parameters + size * (maps + network.filters + 2 * network.largest_filter)
 
 

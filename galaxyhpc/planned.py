@@ -17,6 +17,7 @@ from galaxyhpc import results
 from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.settings import DEFAULTS
 
 COLUMNS = {
     **dict.fromkeys(("run_id", "arch", "group", "width", "head", "data"), str),
@@ -164,7 +165,11 @@ def _settings(found: list[Found]) -> list[str]:
         if len({one.get(key) for one in known}) > 1
     ]
     unknown = "settings unknown" if differing else ""
+    # an identity leaves out what is unset: an option of another architecture, or one that has a default to tell
+    told = {key: str(DEFAULTS[key]) for key in differing if key in DEFAULTS and not key.startswith("model.")}
     return [
-        ", ".join(f"{key.removeprefix('model.')} {one[key]}" for key in differing if key in one) if one else unknown
+        ", ".join(f"{key.removeprefix('model.')} {(told | one)[key]}" for key in differing if key in told | one)
+        if one
+        else unknown
         for one in flattened
     ]

@@ -238,7 +238,8 @@ def bytes_needed(
 def _run_bytes(config: RunConfig, network: Network, galaxies: int, directory: Path) -> float:
     from galaxyhpc.corruptions import severities
 
-    run, states = RunDir(directory / config.run_id), 16 if config.train.optimizer == "adamw" else 12
+    run = RunDir(directory / config.run_id)
+    states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     if run.results_file.exists():
         return 0.0
     measured = sum(len(severities(name)) for name in config.evaluate.conditions)

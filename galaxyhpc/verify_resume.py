@@ -119,7 +119,7 @@ def short_copy(config: RunConfig, galaxies: int) -> RunConfig:
     per_epoch = steps_per_epoch(int(training * galaxies), config.train.batch_size)
     epochs = max(2, math.ceil(STEPS / per_epoch))
     plain = config.model_dump(mode="json")
-    plain["data"]["test_fraction"] = 1.0 - held - training
+    plain["data"] |= {"test_fraction": 1.0 - held - training, "label_fraction": 1.0}
     plain["train"] |= {"epochs": epochs, "early_stopping": None}
     plain["resources"]["checkpoint_minutes"] = 0.0
     return RunConfig.model_validate_json(json.dumps(plain))
