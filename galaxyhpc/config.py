@@ -303,7 +303,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _only_a_pretrained_body_has_its_own_rate(self) -> RunConfig:
         if self.train.body_learning_rate is not None and not self.model.pretrained:
-            raise ValueError(f"train.body_learning_rate is for pretrained networks; {self.tag} begins at random")
+            raise ValueError(f"a body_learning_rate is for networks begun from weights; {self.tag} begins at random")
         return self
 
     @property

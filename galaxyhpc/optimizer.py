@@ -31,7 +31,7 @@ def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
 
     A last layer drawn at random sends gradients of no meaning through what was learned before; the body moves slowly
     so that it is not spoilt meanwhile (Kumar et al. 2022, arXiv:2202.10054). A tenth of the last layer's rate is what
-    Chen et al. (2017, arXiv:1606.00915, 4.1) and Carion et al. (2020, arXiv:2005.12872, 4) use.
+    Chen et al. (2017, arXiv:1606.00915, 4) and Carion et al. (2020, arXiv:2005.12872, 4) use.
     """
     begun = next((m for m in model.modules() if isinstance(m, Baseline) and m.begun_from), None)
     if begun is None:

@@ -216,7 +216,7 @@ def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "fine_tuning.yaml"
-    sweep.write_text("blocks: [{points: [{model.preset: ResNet18, data.image_size: 33}]}]\n")
+    sweep.write_text("blocks: [{points: [{model.preset: ResNet18, train.body_learning_rate: 1.0e-4}]}]\n")
     assert launch.main([str(sweep), "--executor", "local", "--runs", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
     assert f"{DOWNLOADS}/resnet18-f37072fd.pth" in said and str(home) in said
@@ -292,7 +292,7 @@ def test_networks_begun_at_random_have_one_group_and_the_same_optimizer_as_ever(
 
 def test_a_rate_for_the_body_is_refused_where_nothing_is_pretrained() -> None:
     own_rate = TrainConfig(body_learning_rate=1e-4)
-    with pytest.raises(ValidationError, match=r"train\.body_learning_rate is for pretrained networks; resnet18 begins"):
+    with pytest.raises(ValidationError, match="body_learning_rate is for networks begun from weights; resnet18"):
         RunConfig(model=settings(), train=own_rate)
     plain, slow = RunConfig(model=settings(pretrained=True)), RunConfig(model=settings(pretrained=True), train=own_rate)
     assert "body_learning_rate" not in plain.identity()["train"]
