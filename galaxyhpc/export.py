@@ -35,7 +35,7 @@ from galaxyhpc.classifier import Classifier
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
-from galaxyhpc.models.layers import FieldBatchNorm, GroupPooling, Restriction, SteerableConv
+from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
 from galaxyhpc.provenance import provenance
 from galaxyhpc.rundir import readable, write_text
 from galaxyhpc.table import make_console
@@ -60,34 +60,6 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
-
-
-class ChannelMax(nn.Module):
-    """`GroupPooling` whose batches may have any size in an exported graph."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, fields x size, ...) -> (N, fields, ...)."""
-        largest: Tensor = x.unflatten(1, (-1, self.size)).amax(2)
-        return largest
-
-
-class ChannelOrder(nn.Module):
-    """`Restriction` whose batches may have any size in an exported graph."""
-
-    order: Tensor
-
-    def __init__(self, order: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("order", order)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, fields x |G|, ...) -> the same shape."""
-        fields: Tensor = x.unflatten(1, (-1, len(self.order)))
-        return fields[:, :, self.order].flatten(1, 2)
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -124,8 +96,6 @@ def _batch_norm(layer: FieldBatchNorm) -> BatchNorm:
 PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     SteerableConv: _convolution,
     FieldBatchNorm: _batch_norm,
-    GroupPooling: lambda layer: ChannelMax(layer.size),
-    Restriction: lambda layer: ChannelOrder(layer.order),
 }
 
 

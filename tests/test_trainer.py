@@ -165,7 +165,7 @@ def test_a_run_killed_at_a_step_ends_where_an_unbroken_one_does(
     assert_same_end(run, unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])  # TERM below and on Slurm
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
     number: int, tmp_path: Path, cache: Path, unbroken: RunDir
 ) -> None:

@@ -204,8 +204,8 @@ class GroupPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, H, W) -> (N, fields, H, W)."""
-        fields = x.shape[1] // self.size
-        return x.reshape(len(x), fields, self.size, *x.shape[2:]).amax(2)
+        largest: Tensor = x.unflatten(1, (-1, self.size)).amax(2)  # without the batch's size, for exports
+        return largest
 
 
 class Restriction(nn.Module):
@@ -218,14 +218,15 @@ class Restriction(nn.Module):
 
     def __init__(self, group: str, subgroup: str) -> None:
         super().__init__()
+        self.size = groups.order(group)
         with torch.device("cpu"):
             order = torch.tensor(groups.restriction(group, subgroup))
         self.register_buffer("order", order.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x |G|, H, W) -> the same shape."""
-        fields = x.reshape(len(x), -1, len(self.order), *x.shape[2:])
-        return fields[:, :, self.order].reshape(x.shape)
+        moved: Tensor = x.unflatten(1, (-1, self.size))[:, :, self.order]
+        return moved.flatten(1, 2)
 
 
 class CircularMask(nn.Module):
