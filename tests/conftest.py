@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torchvision_operators.sitecustomize as operators
+from xdist.scheduler import LoadFileScheduling
 
 HERE = Path(__file__).parent
 OURS = HERE / "slurm" / "cluster"
@@ -37,13 +39,22 @@ def slurm_answers() -> bool:
     return "is UP" in answer.stdout
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class WholeFiles(LoadFileScheduling):
+    """Shares files out whole; those on Slurm go one after the other in one process, for they share its nodes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file.partition("slurm/")[0] if "slurm/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    return WholeFiles(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files are shared out whole; those on Slurm go one after the other, for they share its nodes."""
     for item in items:
         if HERE / "slurm" in item.path.parents:
             item.add_marker("slurm")
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.name))
 
 
 @functools.cache
