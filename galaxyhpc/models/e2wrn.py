@@ -102,9 +102,8 @@ class E2WRN(nn.Module):
 def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
     """Return the fields of stem, stages and last block; their planes are multiplied by a factor."""
     assert config.widen is not None
-    planes = [16, *(width * config.widen for width in (16, 32, 64))]
-    roots = [math.sqrt(groups.order(group)) for group in ("C1", *_stages(config))]
-    roots[0] = roots[1]
+    planes, stages = [16, *(width * config.widen for width in (16, 32, 64))], _stages(config)
+    roots = [math.sqrt(groups.order(group)) for group in (stages[0], *stages)]
     regular = [max(1, int(factor * count / root + 1e-9)) for count, root in zip(planes, roots, strict=True)]
     return (*regular, max(1, int(factor * planes[3] * roots[3] + 1e-9)))
 

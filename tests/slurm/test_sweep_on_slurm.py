@@ -165,18 +165,21 @@ def test_a_second_launch_submits_nothing_while_jobs_wait_and_nothing_when_all_is
     assert queue(ours.path, "all") == before
 
 
-@pytest.mark.parametrize("array", [(), ("--array=0-1",)], ids=["one job", "array"])
-def test_sbatch_evaluates_what_is_missing_and_reports(swept: tuple[Desk, list[str]], array: tuple[str, ...]) -> None:
+def test_sbatch_evaluates_what_is_missing_and_reports_as_one_job_or_an_array(swept: tuple[Desk, list[str]]) -> None:
     ours, _ = swept
-    first, second = ours.runs("tiny")
-    before = second.results_file.stat().st_mtime_ns
-    first.results_file.unlink()
-    first.predictions_file.unlink()
-    (ours.path / "my runs" / "tiny" / "report" / "results.csv").unlink()
-    ours.sbatch(*array, "slurm/eval.sh", "my runs/tiny")
+    shutil.copytree(ours.path / "my runs" / "tiny", ours.path / "my runs" / "copy")
+    before = {}
+    for sweep, array in {"tiny": (), "copy": ("--array=0-1",)}.items():
+        first, second = ours.runs(sweep)
+        before[sweep] = second.results_file.stat().st_mtime_ns
+        first.results_file.unlink()
+        first.predictions_file.unlink()
+        (ours.path / "my runs" / sweep / "report" / "results.csv").unlink()
+        ours.sbatch(*array, "slurm/eval.sh", f"my runs/{sweep}")
     ours.wait_for_jobs()
-    assert len(ours.report("tiny", "results")) == 2 * EVERY_CONDITION, ours.evidence()
-    assert second.results_file.stat().st_mtime_ns == before
+    for sweep in before:
+        assert len(ours.report(sweep, "results")) == 2 * EVERY_CONDITION, ours.evidence()
+        assert ours.runs(sweep)[1].results_file.stat().st_mtime_ns == before[sweep]
 
 
 def test_the_report_alone_is_made_by_sbatch_and_a_script_called_wrongly_says_what_is_wrong(
@@ -200,7 +203,7 @@ def test_the_report_alone_is_made_by_sbatch_and_a_script_called_wrongly_says_wha
 
 LONG = """\
   evaluate.conditions: [clean]
-blocks: [points: [{model.architecture: cnn, train: {epochs: 5, batch_size: 4}}]]
+blocks: [points: [{model.architecture: cnn, train: {epochs: 4, batch_size: 8}}]]
 """
 
 
