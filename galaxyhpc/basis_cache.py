@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from galaxyhpc.rundir import replacing
 
 FORMAT = 1  # raised when the arrays change their meaning
 
@@ -35,8 +36,8 @@ def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
     arrays = _read(path)
     if arrays is None:
         arrays = sample()
-        with suppress(OSError):
-            _write(path, arrays)
+        with suppress(OSError), replacing(path) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, filters=arrays[0], std=arrays[1])
     for array in arrays:
         array.flags.writeable = False
     return arrays
@@ -49,15 +50,3 @@ def _read(path: Path) -> Arrays | None:
             return file["filters"], file["std"]
     except Exception:  # what is not ours may raise anything
         return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Write beside and rename, so that processes that do the same at once disturb nobody."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".basis-", delete=False) as aside:
-        try:
-            np.savez_compressed(aside, filters=arrays[0], std=arrays[1])
-            os.replace(aside.name, path)
-        except BaseException:
-            os.unlink(aside.name)
-            raise

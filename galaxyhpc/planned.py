@@ -167,9 +167,8 @@ def _settings(found: list[Found]) -> list[str]:
     unknown = "settings unknown" if differing else ""
     # an identity leaves out what is unset: an option of another architecture, or one that has a default to tell
     told = {key: str(DEFAULTS[key]) for key in differing if key in DEFAULTS and not key.startswith("model.")}
+    whole = [one and told | one for one in flattened]
     return [
-        ", ".join(f"{key.removeprefix('model.')} {(told | one)[key]}" for key in differing if key in told | one)
-        if one
-        else unknown
-        for one in flattened
+        ", ".join(f"{key.removeprefix('model.')} {one[key]}" for key in differing if key in one) if one else unknown
+        for one in whole
     ]

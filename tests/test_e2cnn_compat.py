@@ -35,7 +35,6 @@ def python(*lines: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: str) -> None:
     space = groups.group_space(name)

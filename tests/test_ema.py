@@ -29,7 +29,6 @@ from galaxyhpc.trainer import train
 from galaxyhpc.validation import validate
 from galaxyhpc.verify_resume import digests, first_difference
 
-pytestmark = pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
 NARROW = {"scale": 0.03}
 NETWORKS = [
     *(pytest.param(PRESETS[name] | NARROW, id=name) for name in ("D4", "CNN", "WRN16d8d4d1", "d4resnet18")),

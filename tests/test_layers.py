@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures", "averaging"),
     ("calibration", "image_size"),
-    ("config", "presets", "basis_cache"),
-    ("rundir", "groups", "settings", "split", "slurm", "progress"),
+    ("config", "presets"),
+    ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing", "images"),
     ("alarms", "history", "status", "batches", "validation", "networks", "optimizer", "costs", "fsck"),

@@ -34,8 +34,6 @@ from galaxyhpc.models.symmetry import invariance_error
 
 GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8:UserWarning")
-
 
 @pytest.fixture(autouse=True)
 def _same_weights_every_time() -> None:

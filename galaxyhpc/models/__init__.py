@@ -20,8 +20,7 @@ from galaxyhpc.config import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
 from galaxyhpc.models.layers import SteerableConv
-
-COLOURS = 3
+from galaxyhpc.models.steerable_cnn import COLOURS
 
 
 class Family(NamedTuple):

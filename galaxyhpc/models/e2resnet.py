@@ -24,6 +24,7 @@ A max-pool keeps equivariance only where its windows map to windows: on the odd 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Residual(nn.Module):
         sizes = [(3, stride), (3, 1)] if depth == 18 else [(1, 1), (3, stride), (1, 1)]
         counts = [inputs, *[fields] * (len(sizes) - 1), outputs]
         layers: list[nn.Module] = []
-        for (size, step), before, after in zip(sizes, counts, counts[1:], strict=False):
+        for (size, step), (before, after) in zip(sizes, pairwise(counts), strict=True):
             layers += [*_normalised(group, before, after, size, step), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
         alike = stride == 1 and inputs == outputs
