@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
-    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "figures", "averaging"),
+    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
+    ("figures",),
     ("calibration", "image_size"),
     ("config", "presets"),
     ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),

@@ -1,0 +1,41 @@
+"""The tables of a sweep that its report shows: `aggregate` makes them, `figures`, `latex` and `report` draw them.
+
+`label` names a network, its seeds together; rates are fractions in [0, 1], nan where nothing is in. Whatever is
+absent is a table without rows, and such a table may lack columns too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """All that is known of a sweep; the columns are those that each comment names."""
+
+    # label, arch, group, condition, severity, parameter, unit, seeds_done, seeds_planned, accuracy_mean, accuracy_std,
+    # ci_low, ci_high, balanced_accuracy, macro_f1, nll, brier, ece, nll_scaled, brier_scaled, ece_scaled, consistency
+    summary: pd.DataFrame
+    # label, arch, group, parameters, multiply_adds, label_fraction, seeds_done, seeds_planned, flaw, accuracy_mean,
+    # ci_low, ci_high (clean galaxies), mce, mce_low, mce_high, front_parameters, front_multiply_adds
+    networks: pd.DataFrame
+    # label, class, name, precision, recall, f1, recall_low, recall_high, support (clean galaxies)
+    per_class: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # label, truth, predicted, count (clean galaxies, summed over seeds)
+    confusion: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # label, scaled, bin, galaxies, accuracy, confidence (clean galaxies, seeds together)
+    reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # a, b, difference, ci_low, ci_high, seeds, only_a, only_b, p, p_holm, separable: one row per unordered pair
+    comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # label, condition, ce: errors summed over severities, divided by the CNN's
+    corruption_error: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # label, set (own or common), budget (queries), n, successes, rate, low, high, seeds
+    attack: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # run_id, label, seed, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy
+    training: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # run_id, label, seed, reason (empty if complete), accuracy (clean galaxies), parameters
+    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # row (of the galaxy), truth, predicted (its commonest mistake), wrong (fraction of complete runs)
+    hardest: pd.DataFrame = field(default_factory=pd.DataFrame)
