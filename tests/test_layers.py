@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
     ("figures",),
-    ("calibration", "image_size"),
+    ("calibration", "image_size", "conditions"),
     ("config", "presets"),
     ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),

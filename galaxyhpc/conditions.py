@@ -1,0 +1,116 @@
+"""The table of conditions a network is measured under: one row each, known without torch.
+
+A row says how severe and in what unit; what is done to the pixels is the function of the same name in `corruptions`.
+Adding a condition is one row here and one function there. `a+b` is a condition too: a, then b on what a left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MOST_PARTS = 3  # of a combination
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Physical parameters by severity, their unit, and what is done, in words.
+
+    `levels` are the severities that a combination takes, mildest first; the first five unless named.
+    """
+
+    parameters: dict[float, float]
+    unit: str
+    what: str
+    levels: tuple[float, ...] = ()
+
+
+def _graded(*parameters: float) -> dict[float, float]:
+    """Number parameters from 1, the mildest, on."""
+    return {float(severity): parameter for severity, parameter in enumerate(parameters, 1)}
+
+
+def _angles(first: float, last: float) -> dict[float, float]:
+    """Return angles in steps of 7.5 degrees, each its own severity."""
+    steps = range(round(first / 7.5), round(last / 7.5) + 1)
+    return {7.5 * step: 7.5 * step for step in steps}
+
+
+_TURNS = (7.5, 15.0, 22.5, 30.0, 45.0)
+
+CONDITIONS = {
+    "clean": Condition({0.0: 0.0}, "", "the images as they are"),
+    "rotation": Condition(_angles(0.0, 352.5), "degrees", "turned counter-clockwise inside the disc", _TURNS),
+    "rotation_control": Condition(_angles(7.5, 82.5), "degrees", "turned there and back: interpolation alone", _TURNS),
+    "flip": Condition(_graded(1, 2), "axis", "mirrored: 1 left-right, 2 upside-down"),
+    "shift": Condition(_graded(1, 2, 4, 6, 8), "px", "moved along an axis, the sky mirrored at the edge"),
+    "pedestal_noise": Condition({snr: snr for snr in (0.75, 0.5, 0.25)}, "SNR", "the study's noise, really a pedestal"),
+    "shot_noise": Condition(_graded(0.5, 0.25, 0.1, 0.04, 0.02), "of the exposure time", "observed for a shorter time"),
+    "sky_noise": Condition(_graded(2, 4, 8, 16, 32), "DN", "Gaussian noise of this standard deviation"),
+    "sky_pedestal": Condition(_graded(5, 10, 20, 40, 80), "DN", "a brighter sky, left unsubtracted"),
+    "sky_gradient": Condition(_graded(10, 20, 40, 80, 160), "DN", "a sky brightening from one edge to the other"),
+    "psf_gaussian": Condition(_graded(0.7, 1.0, 1.3, 1.6, 2.0), "arcsec FWHM", "blurred by a Gaussian"),
+    "psf_moffat": Condition(_graded(0.7, 1.0, 1.3, 1.6, 2.0), "arcsec FWHM", "blurred by a Moffat function"),
+    "downsample": Condition(_graded(0.75, 0.5, 0.375, 0.25, 0.1875), "of the pixels a side", "fewer pixels, averaged"),
+    "downsample_bilinear": Condition(_graded(0.75, 0.5, 0.25), "of the pixels a side", "fewer pixels, as the study"),
+    "bad_pixels": Condition(_graded(0.001, 0.003, 0.01, 0.03, 0.1), "of the pixels", "hot or dead, in each band"),
+    "cosmic_rays": Condition(_graded(1, 2, 4, 8, 16), "streaks", "cosmic rays, each in one band"),
+    "saturation": Condition(_graded(200, 160, 120, 80, 50), "DN full well", "bright parts cut off"),
+    "band_loss": Condition(_graded(0, 1, 2), "channel", "one band gone: 0 z, 1 r, 2 g"),
+    "gain_error": Condition(_graded(0.05, 0.1, 0.2, 0.35, 0.5), "of ln gain", "each band mis-calibrated"),
+    "jpeg": Condition(_graded(75, 50, 25, 12, 6), "quality", "JPEG, decoded again"),
+    "star": Condition(_graded(1, 4, 16, 64, 256), "x full scale", "a star beside the galaxy, of this peak"),
+}
+DEFAULT = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
+EXPLAINED = f"or up to {MOST_PARTS} of them but clean joined by +, such as rotation+shot_noise"
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """Return the names that a combination is made of; a plain condition is its only part."""
+    return tuple(name.split("+"))
+
+
+def is_condition(name: str) -> bool:
+    """Whether a name is a row of the table, or a combination of different ones."""
+    several = parts(name)
+    if len(several) == 1:
+        return name in CONDITIONS
+    known = set(several) <= CONDITIONS.keys() - {"clean"}
+    return known and len(several) == len(set(several)) <= MOST_PARTS
+
+
+def levels(name: str) -> tuple[float, ...]:
+    """Return the severities that a condition takes inside a combination, mildest first: five or fewer."""
+    row = CONDITIONS[name]
+    return row.levels or tuple(row.parameters)[:5]
+
+
+def severities(name: str) -> tuple[float, ...]:
+    """Return the severities a condition is measured at; those of a combination are 1, 2 ... up to 5."""
+    several = parts(name)
+    if len(several) == 1:
+        return tuple(CONDITIONS[name].parameters)
+    return tuple(float(k + 1) for k in range(min(len(levels(part)) for part in several)))
+
+
+def split(name: str, severity: float) -> list[tuple[str, float]]:
+    """Return each part's name and parameter, in order."""
+    several = parts(name)
+    if len(several) == 1:
+        return [(name, CONDITIONS[name].parameters[severity])]
+    return [(part, CONDITIONS[part].parameters[levels(part)[round(severity) - 1]]) for part in several]
+
+
+def parameter(name: str, severity: float) -> float:
+    """Return the physical parameter of a severity in `unit(name)`; a combination has several, so its level."""
+    several = split(name, severity)
+    return several[0][1] if len(several) == 1 else severity
+
+
+def unit(name: str) -> str:
+    """Return the unit of `parameter`."""
+    return CONDITIONS[name].unit if len(parts(name)) == 1 else "level of each"
+
+
+def described(name: str, severity: float) -> str:
+    """Say a severity in physical words: `1.3 arcsec FWHM + 0.1 of the exposure time`."""
+    return " + ".join(f"{value:g} {CONDITIONS[part].unit}".strip() for part, value in split(name, severity))
