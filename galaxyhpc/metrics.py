@@ -1,18 +1,18 @@
-"""Counts in, metrics and intervals out.
+"""Counts in, metrics out.
 
 Logits are reduced once to counts that may be added over batches, processes and runs; rates are divided out at
-the very end. `metrics` and `wilson_interval` broadcast over leading axes, written (...): a sweep is one call.
+the very end. `metrics`, `per_class` and `reliability` broadcast over leading axes, written (...): a sweep is one call.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from galaxyhpc.statistics import bootstrap_interval as bootstrap_interval  # where it was before
 
 CLASSES = 10
 BINS = 15  # of the confidence, equally wide
@@ -92,54 +92,33 @@ def _mean_where(parts: Integers, wholes: Integers) -> Floats:
     return mean
 
 
-def wilson_interval(correct: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Wilson's score interval of a proportion: for ONE network on n independent galaxies (Wilson 1927)."""
-    total, z = np.asarray(n, dtype=np.float64), NormalDist().inv_cdf(0.5 + level / 2)
-    rate = np.asarray(correct, dtype=np.float64) / total
-    centre = (rate + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * np.sqrt(rate * (1 - rate) / total + z**2 / (4 * total**2))
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+def per_class(counts: Counts) -> dict[str, Floats]:
+    """Divide class by class: precision, recall, f1 and support, the class's galaxies, each of shape (..., 10).
 
-
-def bootstrap_interval(
-    correct: NDArray[Any],
-    groups: NDArray[np.integer[Any]],
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Floats, Floats]:
-    """Percentile interval of the accuracy of a network: the mean over its seeds, on galaxies like these.
-
-    Test galaxies are drawn again with replacement, whole sky groups at a time because overlapping frames are
-    not independent; each draw also draws the training seeds again, so that the interval holds the chance of
-    the test set and of the training. Conditions share each draw, as do networks tested on the same galaxies.
-
-    Its limits: S seeds show only (S-1)/S of the variance between trainings, and one seed none of it, so below
-    about five seeds the interval is too narrow for "another training"; where seeds err on different galaxies
-    it is too wide (that chance enters twice); it has no width where every galaxy is right, or wrong.
-
-    Parameters
-    ----------
-    correct : (S, K, n) array of 0 and 1, or of fractions where several conditions are averaged
-    groups : (n,) sky group of each galaxy
-
-    Returns
-    -------
-    low, high : (K,) arrays
+    As scikit-learn does with zero_division=nan: precision is nan where the class was never predicted, recall where
+    none of it occur, f1 where neither does.
     """
-    labels, of_galaxy, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order, starts = np.argsort(of_galaxy, kind="stable"), np.cumsum(sizes) - sizes
-    per_group = np.add.reduceat(correct[..., order], starts, axis=-1, dtype=np.float32)
-    times = _draws(len(labels), draws, seed)
-    accuracy = per_group @ times.T / (times @ sizes.astype(np.float32))  # (S, K, draws)
-    seeds = _draws(len(correct), draws, seed + 1) / len(correct)
-    low, high = np.quantile(np.einsum("skb,bs->kb", accuracy, seeds), [0.5 - level / 2, 0.5 + level / 2], axis=-1)
-    return low, high
+    hits = np.diagonal(counts.confusion, axis1=-2, axis2=-1).astype(np.float64)
+    truths, predictions = (counts.confusion.sum(axis=axis).astype(np.float64) for axis in (-1, -2))
+    with np.errstate(invalid="ignore"):
+        rates = {"precision": hits / predictions, "recall": hits / truths, "f1": 2 * hits / (truths + predictions)}
+    return rates | {"support": truths}
 
 
-@lru_cache(maxsize=8)
-def _draws(things: int, draws: int, seed: int) -> NDArray[np.float32]:
-    """(draws, things): how often each thing is drawn in `things` draws with replacement."""
-    chosen = np.random.default_rng([seed, things]).integers(things, size=(draws, things))
-    chosen += np.arange(draws)[:, None] * things
-    return np.bincount(chosen.ravel(), minlength=draws * things).reshape(draws, things).astype(np.float32)
+def reliability(counts: Counts) -> dict[str, Floats]:
+    """What a reliability diagram shows of the 15 bins of the confidence: galaxies, accuracy, confidence: (..., 15).
+
+    Accuracy and mean confidence are nan where a bin is empty (Guo et al. 2017, arXiv:1706.04599, equations 1 and 2).
+    """
+    galaxies, right, confidences = np.moveaxis(counts.bins, -1, 0)
+    with np.errstate(invalid="ignore"):
+        return {"galaxies": galaxies, "accuracy": right / galaxies, "confidence": confidences / galaxies}
+
+
+def consistency(predicted: NDArray[np.integer[Any]], clean: NDArray[np.integer[Any]]) -> Floats:
+    """Fraction of galaxies, (...), whose predicted class, (..., n), is the one predicted for them clean, right or not.
+
+    Leading axes broadcast: (S, K, n) under K conditions beside (S, 1, n) clean give (S, K).
+    """
+    same: Floats = (predicted == clean).mean(axis=-1)
+    return same

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
+    ("statistics",),
     ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
     ("figures",),
     ("calibration", "image_size", "conditions"),
