@@ -14,6 +14,7 @@ LEVELS = (
     ("statistics",),
     ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
     ("figures",),
+    ("page",),
     ("calibration", "image_size", "conditions"),
     ("config", "presets"),
     ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
