@@ -27,9 +27,8 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.intege
     ------
     metrics.MetricsError
     """
-    wide = logits.astype(np.float64)
     found = minimize_scalar(
-        lambda log: float(count(wide / math.exp(log), labels).nll_sum), bounds=np.log(LIMITS), method="bounded"
+        lambda log: float(count(logits, labels, math.exp(log)).nll_sum), bounds=np.log(LIMITS), method="bounded"
     )
     return math.exp(found.x)
 

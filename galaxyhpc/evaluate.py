@@ -22,8 +22,9 @@ from galaxyhpc import results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
+from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig
-from galaxyhpc.corruptions import Survey, corrupt, severities
+from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.lifecycle import Stop, find_place
 from galaxyhpc.models import build_model
@@ -144,10 +145,10 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
             saved = time.monotonic()
         if logits is None:
             return False
-    if measured.temperature is None:
-        whole = calibrated(task, measured, stop)
-        if whole is None:
-            return False
+    whole = calibrated(task, measured, stop) if measured.temperature is None else measured
+    if whole is None:
+        return False
+    if whole is not measured or not missing:  # results.csv lacks what follows from the temperature
         results.save(run, whole)
     run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
     console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)
@@ -155,11 +156,11 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
 
 
 def done(run: RunDir, config: RunConfig) -> bool:
-    """Whether both files of results hold every wanted condition for the weights in best.pt, and the temperature."""
+    """Whether both files of results hold every wanted condition for the weights in best.pt, and one temperature."""
     table = results.read_counts(run)
     if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:
         return False
     predictions = results.read_predictions(run)
-    if predictions is None or predictions.temperature is None:
+    if predictions is None or not (table.temperature == predictions.temperature).all():
         return False
     return set(wanted(config)) <= set(zip(table.condition, table.severity, strict=True))

@@ -40,8 +40,8 @@ class Counts:
         return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def count(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Counts:
-    """Count what (n, 10) logits say about n galaxies with `labels` in 0..9."""
+def count(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], temperature: float = 1.0) -> Counts:
+    """Count what (n, 10) logits, divided by the temperature, say about n galaxies with `labels` in 0..9."""
     if logits.shape != (len(labels), CLASSES):
         raise MetricsError(
             f"logits have the shape {logits.shape}; {len(labels)} labels need ({len(labels)}, {CLASSES})"
@@ -49,7 +49,7 @@ def count(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise MetricsError(f"the logits of {bad} of {len(labels)} galaxies are not finite")
-    shifted = logits.astype(np.float64)
+    shifted = logits.astype(np.float64) / temperature
     shifted -= shifted.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p, truth, predicted = np.exp(log_p), labels.astype(np.int64), logits.argmax(axis=1)

@@ -5,7 +5,9 @@ of the weights and of the data and is believed only where it agrees with the oth
 absent, which costs a recomputation and nothing else.
 
     results.csv     one row per (condition, severity); confusion is 10 x 10 integers, row by row, rows are the
-                    truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces
+                    truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces;
+                    the SCALED columns are of logits divided by the temperature: empty until it is known, and
+                    absent in files of before
     predictions.h5  rows (n,), labels (n,), groups (n,), condition (K,), severity (K,), logits (K, n, 10) and
                     predicted (K, n), which spares a bootstrap over 1,000 runs the logits; all with checksums;
                     and, as an attribute, the temperature, once all is measured (files of before have none)
@@ -13,7 +15,6 @@ absent, which costs a recomputation and nothing else.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from dataclasses import dataclass
@@ -33,13 +34,16 @@ Pair = tuple[str, float]  # a condition and its severity
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
+_BEFORE = (
     *("run_id", "condition", "severity", "n", "correct", "nll_sum", "brier_sum", "confusion", "bins"),
     *("weights", "fingerprint", "generated"),
 )
+RAW = ("nll_sum", "brier_sum", "bins")
+SCALED = ("nll_scaled_sum", "brier_scaled_sum", "bins_scaled")
+COLUMNS = (*_BEFORE, "temperature", *SCALED)
 _COMMON = ["rows", "labels", "groups", "weights", "fingerprint", "generated"]
 _DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-_DAMAGE += (RuntimeError, MemoryError, csv.Error)
+_DAMAGE += (RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,10 @@ def load(run: RunDir, weights: str | None = None, fingerprint: str | None = None
 
 
 def read_counts(run: RunDir) -> pd.DataFrame | None:
-    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if not there."""
+    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if not there.
+
+    Where no temperature was known yet, it and all SCALED counts are nan.
+    """
     if not run.results_file.exists():
         return None
     try:
@@ -117,12 +124,17 @@ def read_predictions(run: RunDir) -> Predictions | None:
     return None if found is None else Predictions(**found[0], predicted=found[1])
 
 
-def counts(table: pd.DataFrame) -> Counts:
-    """Stack the rows of `read_counts`, of one run or many, into Counts with a leading axis."""
-    plain = {name: table[name].to_numpy() for name in ("n", "correct", "nll_sum", "brier_sum")}
-    confusion = np.array(table["confusion"].tolist(), dtype=np.int64).reshape(-1, CLASSES, CLASSES)
-    bins = np.array(table["bins"].tolist(), dtype=np.float64).reshape(-1, BINS, 3)
-    return Counts(**plain, confusion=confusion, bins=bins)
+def counts(table: pd.DataFrame, scaled: bool = False) -> Counts:
+    """Stack the rows of `read_counts`, of one run or many, into Counts with a leading axis.
+
+    With `scaled` those of the logits divided by the temperature, which give another nll, brier and ece, or nan.
+    """
+    nll_sum, brier_sum, bins = SCALED if scaled else RAW
+    plain = {"n": table["n"].to_numpy(), "correct": table["correct"].to_numpy()}
+    sums = {"nll_sum": table[nll_sum].to_numpy(), "brier_sum": table[brier_sum].to_numpy()}
+    confusion = np.concatenate([np.empty((0, CLASSES), np.int64), *table["confusion"]]).reshape(-1, CLASSES, CLASSES)
+    of_bins = np.concatenate([np.empty((0, 3)), *table[bins]]).reshape(-1, BINS, 3)
+    return Counts(**plain, **sums, confusion=confusion, bins=of_bins)
 
 
 def _damaged(path: Path, error: BaseException) -> None:
@@ -147,11 +159,12 @@ def _agreeing(run: RunDir, table: pd.DataFrame, measured: Measured) -> list[Pair
 
 
 def _same_counts(written: pd.Series[Any], again: pd.Series[Any]) -> bool:
-    numbers = ["n", "correct", "nll_sum", "brier_sum"]
-    return (
-        np.allclose(written[numbers].to_numpy(float), again[numbers].to_numpy(float), rtol=1e-9)
-        and np.array_equal(written["confusion"].ravel(), _numbers([again["confusion"]])[0])
-        and np.allclose(written["bins"].ravel(), _numbers([again["bins"]])[0], rtol=1e-9)
+    """Whether two rows say the same; the scaled counts, where both have a temperature."""
+    numbers, arrays = ["n", "correct", "nll_sum", "brier_sum"], ["confusion", "bins"]
+    if not pd.isna([written["temperature"], again["temperature"]]).any():
+        numbers, arrays = [*numbers, "temperature", *SCALED[:2]], [*arrays, SCALED[2]]
+    return np.allclose(written[numbers].to_numpy(float), again[numbers].to_numpy(float), rtol=1e-9) and all(
+        np.allclose(written[name].ravel(), _numbers([again[name]])[0], rtol=1e-9) for name in arrays
     )
 
 
@@ -160,30 +173,31 @@ def _table(run: RunDir, measured: Measured) -> pd.DataFrame:
     rows = []
     for (condition, severity), logits in measured.logits.items():
         c = count(logits, measured.labels)
-        sums = {"nll_sum": f"{c.nll_sum:.12g}", "brier_sum": f"{c.brier_sum:.12g}"}
-        arrays = {name: " ".join(f"{v:.12g}" for v in getattr(c, name).ravel()) for name in ("confusion", "bins")}
-        whole = {
-            "condition": condition,
-            "severity": float(severity),
-            "n": int(c.n),
-            "correct": int(c.correct),
-        }
-        rows.append({"run_id": run.run_id, **whole, **sums, **arrays})
-    return pd.DataFrame(rows).assign(
-        weights=measured.weights, fingerprint=measured.fingerprint, generated=measured.generated
-    )
+        row = {"run_id": run.run_id, "condition": condition, "severity": float(severity)}
+        row |= {"n": int(c.n), "correct": int(c.correct), "confusion": _text(c.confusion)}
+        row |= dict(zip(RAW, map(_text, (c.nll_sum, c.brier_sum, c.bins)), strict=True))
+        if measured.temperature is not None:
+            c = count(logits, measured.labels, measured.temperature)
+            row |= dict(zip(SCALED, map(_text, (c.nll_sum, c.brier_sum, c.bins)), strict=True))
+            row["temperature"] = repr(measured.temperature)
+        rows.append(row)
+    source = {name: getattr(measured, name) for name in ("weights", "fingerprint", "generated")}
+    return pd.DataFrame(rows).assign(**source).reindex(columns=list(COLUMNS))
+
+
+def _text(numbers: NDArray[Any]) -> str:
+    return " ".join(f"{number:.12g}" for number in numbers.ravel())
 
 
 def _parse(run: RunDir) -> pd.DataFrame:
-    """Read results.csv and check that each row is possible (with csv: pandas takes far longer per file)."""
-    with run.results_file.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    if tuple(header) != COLUMNS or not rows:
+    """Read results.csv and check that each row is possible (by hand: pandas and csv take longer per file)."""
+    header, *rows = (line.split(",") for line in run.results_file.read_text("utf-8").rstrip("\n").split("\n"))
+    if tuple(header) not in (COLUMNS, _BEFORE) or not rows:
         raise ValueError(f"{len(rows)} rows of {', '.join(header)}; wanted are {', '.join(COLUMNS)}")
-    column = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    column = dict.fromkeys(COLUMNS, ("",) * len(rows)) | dict(zip(header, zip(*rows, strict=True), strict=True))
     if set(column["run_id"]) != {run.run_id}:
         raise ValueError(f"it is of run {column['run_id'][0]}")
-    one_source = all(len(set(column[name])) == 1 for name in ("weights", "fingerprint", "generated"))
+    one_source = all(len(set(column[name])) == 1 for name in ("weights", "fingerprint", "generated", "temperature"))
     if len(set(zip(column["condition"], column["severity"], strict=True))) < len(rows) or not one_source:
         raise ValueError("a condition stands twice, or the rows are of several weights")
     return pd.DataFrame(column | _checked(column))
@@ -192,25 +206,46 @@ def _parse(run: RunDir) -> pd.DataFrame:
 def _checked(column: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     """Turn columns of text into numbers and arrays that do not contradict one another."""
     n, correct = (np.array(column[name], dtype=np.int64) for name in ("n", "correct"))
-    sums = {name: np.array(column[name], dtype=np.float64) for name in ("severity", "nll_sum", "brier_sum")}
-    numbers = _numbers(column["confusion"])
-    if not ((numbers >= 0) & (numbers < 2**53)).all():
-        raise ValueError("counts that are none")
-    confusion = numbers.astype(np.int64).reshape(-1, CLASSES, CLASSES)
-    bins = _numbers(column["bins"]).reshape(-1, BINS, 3)
+    confusion = _numbers(column["confusion"], np.int64).reshape(-1, CLASSES, CLASSES)
     whole = (confusion.sum((1, 2)) == n) & (np.trace(confusion, axis1=1, axis2=2) == correct)
-    if not (whole & (bins[..., 0].sum(1) == n) & (bins[..., 1].sum(1) == correct)).all():
+    if not whole.all() or not ((confusion >= 0) & (confusion <= n[:, None, None])).all():
         raise ValueError("the counts contradict one another")
     generated = [{"True": True, "False": False}[text] for text in column["generated"]]
-    arrays = {"confusion": list(confusion), "bins": list(bins)}
-    return {"n": n, "correct": correct, **sums, **arrays, "generated": generated}
+    plain = {"n": n, "correct": correct, "confusion": list(confusion), "generated": generated}
+    plain["severity"] = np.array(column["severity"], dtype=np.float64)
+    return plain | _sums(column, RAW, n, correct) | _scaled(column, n, correct)
 
 
-def _numbers(texts: Any) -> NDArray[np.float64]:
+def _scaled(column: dict[str, tuple[str, ...]], n: NDArray[np.int64], correct: NDArray[np.int64]) -> dict[str, Any]:
+    """The temperature and the counts after scaling; nan where there are none."""
+    nothing = np.full(len(n), np.nan)
+    if not any("".join(column[name]) for name in ("temperature", *SCALED)):
+        bins = list(np.full((len(n), BINS, 3), np.nan))
+        return {"temperature": nothing, SCALED[0]: nothing, SCALED[1]: nothing, SCALED[2]: bins}
+    temperature = float(column["temperature"][0])
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature}")
+    return {"temperature": np.full(len(n), temperature)} | _sums(column, SCALED, n, correct)
+
+
+def _sums(
+    column: dict[str, tuple[str, ...]], names: tuple[str, str, str], n: NDArray[np.int64], correct: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Read two columns of sums and one of bins."""
+    sums = np.array([column[name] for name in names[:2]], dtype=np.float64)
+    bins = _numbers(column[names[2]]).reshape(-1, BINS, 3)
+    if not ((bins[..., 0].sum(1) == n) & (bins[..., 1].sum(1) == correct)).all():
+        raise ValueError("the counts contradict one another")
+    if not (np.isfinite(sums).all() and np.isfinite(bins).all()):
+        raise ValueError("sums that are none")
+    return dict(zip(names, (*sums, list(bins)), strict=True))
+
+
+def _numbers(texts: Any, dtype: type = np.float64) -> NDArray[Any]:
     """Parse texts of equally many numbers into (texts, numbers)."""
     if not all(text.strip() for text in texts):
         raise ValueError("numbers are missing")
-    return np.loadtxt(list(texts), dtype=np.float64, ndmin=2, comments=None)
+    return np.loadtxt(list(texts), dtype=dtype, ndmin=2, comments=None)
 
 
 def _write_predictions(path: Path, run: RunDir, measured: Measured) -> None:

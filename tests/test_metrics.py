@@ -12,7 +12,8 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss
 
-from galaxyhpc.metrics import Counts, MetricsError, bootstrap_interval, count, metrics, wilson_interval
+from galaxyhpc.metrics import Counts, MetricsError, count, metrics
+from galaxyhpc.statistics import bootstrap_interval, wilson_interval
 
 
 def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
