@@ -1,19 +1,22 @@
-"""Metrics against scikit-learn, intervals against what they promise."""
+"""Metrics against scikit-learn."""
 
 from __future__ import annotations
-
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
-from galaxyhpc.metrics import Counts, MetricsError, count, metrics
-from galaxyhpc.statistics import bootstrap_interval, wilson_interval
+from galaxyhpc.metrics import Counts, MetricsError, consistency, count, metrics, per_class, reliability
 
 
 def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -88,56 +91,51 @@ def test_logits_of_another_shape_are_refused() -> None:
         count(np.zeros((5, 9)), np.zeros(5, dtype=np.uint8))
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 5), (5, 5), (3, 7), (1500, 1774)])
-def test_wilson_is_that_of_scipy(correct: int, n: int) -> None:
-    wanted = binomtest(correct, n).proportion_ci(method="wilson")
-    assert [float(v) for v in wilson_interval(correct, n)] == pytest.approx([wanted.low, wanted.high])
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), classes=st.integers(1, 10))
+def test_rates_of_each_class_are_those_of_scikit_learn(seed: int, n: int, classes: int) -> None:
+    logits, labels = galaxies(seed, n, classes)
+    predicted = logits.argmax(1)
+    wanted = precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=np.nan)
+    found = per_class(count(logits, labels))
+    for name, values in zip(("precision", "recall", "f1", "support"), wanted, strict=True):
+        np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
 
-def test_with_one_seed_and_lone_galaxies_the_bootstrap_is_near_wilson() -> None:
-    hits = np.random.default_rng(0).random((1, 1, 1500)) < 0.8
-    low, high = bootstrap_interval(hits, np.arange(1500))
-    wanted = [float(v) for v in wilson_interval(hits.sum(), 1500)]
-    assert [low[0], high[0]] == pytest.approx(wanted, abs=0.004)
+def test_a_class_that_neither_occurs_nor_is_predicted_has_no_rates_and_no_support() -> None:
+    found = per_class(count(np.eye(10, dtype=np.float32)[:3], np.array([0, 1, 1], dtype=np.uint8)))
+    np.testing.assert_array_equal(found["precision"][:4], [1, 1, 0, np.nan])
+    np.testing.assert_array_equal(found["recall"][:4], [1, 0.5, np.nan, np.nan])
+    assert np.isnan(found["f1"][3]) and found["support"].tolist() == [1, 2] + [0] * 8
 
 
-def test_the_bootstrap_equals_one_written_out_as_loops_within_its_noise() -> None:
-    rng = np.random.default_rng(5)
-    groups = rng.integers(60, size=150)
-    correct = (rng.random((3, 2, 150)) < rng.uniform(0.4, 0.9, size=(3, 1, 1))).astype(float)
-    found, ids = [], np.unique(groups)
-    for _ in range(2000):
-        chosen = np.concatenate([np.flatnonzero(groups == g) for g in rng.choice(ids, len(ids))])
-        found.append(correct[rng.integers(3, size=3)][:, :, chosen].mean(axis=(0, 2)))
-    wanted = np.quantile(found, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(bootstrap_interval(correct, groups, draws=4000), wanted, atol=0.02)
+def test_the_bins_show_what_the_ece_sums() -> None:
+    logits, labels = galaxies(3, 500)
+    counts = count(logits, labels)
+    bins = reliability(counts)
+    gaps = bins["galaxies"] * np.abs(bins["accuracy"] - bins["confidence"])
+    assert np.nansum(gaps) / 500 == pytest.approx(float(metrics(counts)["ece"]))
+    confidence = softmax(logits.astype(np.float64), axis=1).max(1)
+    inside = (confidence >= 9 / 15) & (confidence < 10 / 15)
+    assert bins["galaxies"][9] == inside.sum() and bins["confidence"][9] == pytest.approx(confidence[inside].mean())
+    assert np.isnan(bins["accuracy"][0]) and np.isnan(bins["confidence"][0])  # ten classes: never below 1/10
 
 
-def test_overlapping_frames_and_unlike_seeds_widen_the_interval() -> None:
-    rng = np.random.default_rng(2)
-    hits = np.repeat(rng.random((1, 1, 300)) < 0.7, 4, axis=2)  # four frames of each of 300 pieces of sky
-    alike, unlike = np.repeat(hits, 4, axis=0), np.stack([hits[0], hits[0], ~hits[0], hits[0]])
-
-    def width(correct: np.ndarray, groups: np.ndarray) -> float:
-        low, high = bootstrap_interval(correct, groups)
-        return float(high[0] - low[0])
-
-    together, apart = np.repeat(np.arange(300), 4), np.arange(1200)
-    assert width(alike, together) == pytest.approx(2 * width(alike, apart), rel=0.15)
-    assert width(unlike, apart) > 2 * width(alike, apart)
+def test_rates_of_many_counts_at_once_are_those_of_each() -> None:
+    each = [count(*galaxies(seed, 50)) for seed in range(3)]
+    stacked = Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True)))
+    for of in (per_class, reliability):
+        for name, values in of(stacked).items():
+            np.testing.assert_array_equal(values, np.stack([of(c)[name] for c in each]))
 
 
-def test_about_nineteen_intervals_of_twenty_hold_the_truth() -> None:
-    """Galaxies are easy or hard for all seeds alike, as real ones are, and seeds differ by 3 points."""
-    rng, held = np.random.default_rng(11), 0
-    for _ in range(400):
-        difficulty, of_seed = rng.normal(size=(1, 1, 200)), rng.normal(scale=0.1, size=(8, 1, 1))
-        low, high = bootstrap_interval(difficulty + of_seed < 0.8, np.arange(200), draws=300)
-        held += int(low[0] <= NormalDist().cdf(0.8 / np.hypot(1, 0.1)) <= high[0])
-    assert 0.91 <= held / 400 <= 0.98
+def test_consistency_is_the_fraction_that_stays_right_or_wrong() -> None:
+    clean, noisy = np.array([[1, 2, 3, 3]]), np.array([[1, 2, 3, 0], [0, 0, 0, 0], [1, 2, 3, 3]])
+    assert consistency(noisy, clean).tolist() == [0.75, 0.0, 1.0]
 
 
-def test_the_same_input_gives_the_same_interval() -> None:
-    hits = np.random.default_rng(0).random((3, 4, 90)) < 0.5
-    first, again = (bootstrap_interval(hits, np.arange(90) // 2) for _ in range(2))
-    assert np.array_equal(first, again)
+def test_counts_at_a_temperature_are_those_of_the_divided_logits() -> None:
+    logits, labels = galaxies(4, 300)
+    scaled = count(logits, labels, 1.7)
+    assert float(metrics(scaled)["nll"]) == pytest.approx(log_loss(labels, softmax(logits.astype(float) / 1.7, axis=1)))
+    assert np.array_equal(scaled.confusion, count(logits, labels).confusion)
