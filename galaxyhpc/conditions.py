@@ -61,7 +61,6 @@ CONDITIONS = {
     "star": Condition(_graded(1, 4, 16, 64, 256), "x full scale", "a star beside the galaxy, of this peak"),
 }
 DEFAULT = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
-EXPLAINED = f"or up to {MOST_PARTS} of them but clean joined by +, such as rotation+shot_noise"
 
 
 def parts(name: str) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ import hashlib
 import json
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from galaxyhpc.conditions import CONDITIONS, DEFAULT, MOST_PARTS, is_condition
 from galaxyhpc.image_size import is_exact_image_size, nearest_image_sizes
 
 LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
@@ -32,7 +33,6 @@ Minutes = Annotated[int, Field(ge=2, le=10**6)]
 Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
 Gpus = Annotated[int, Field(ge=0, le=10**6)]
 Word = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # it stands in a line of an sbatch file as it is
-Condition = Literal["clean", "rotation", "pedestal_noise", "shot_noise"]
 
 BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
 Architecture = Literal[
@@ -55,12 +55,20 @@ def _is_a_group(value: str) -> str:
     return value
 
 
+def _is_a_condition(value: str) -> str:
+    if not is_condition(value):
+        joined = f"up to {MOST_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
+        raise ValueError(f"{', '.join(CONDITIONS)}, or {joined}")
+    return value
+
+
 def is_subgroup(name: str, of: str) -> bool:
     """Whether the rotations, and reflections, of one group are among those of the other."""
     return int(of[1:]) % int(name[1:]) == 0 and (name[0] == "C" or of[0] == "D")
 
 
 Group = Annotated[str, AfterValidator(_is_a_group)]
+ConditionName = Annotated[str, AfterValidator(_is_a_condition)]
 
 
 def _kind(value: object) -> str:
@@ -205,14 +213,14 @@ class TrainConfig(Settings):
 
 
 class EvaluateConfig(Settings):
-    """Under which conditions a finished run is measured; see `corruptions.CONDITIONS`."""
+    """Under which conditions a finished run is measured; see `conditions`."""
 
-    conditions: Annotated[tuple[Condition, ...], Field(strict=False)] = get_args(Condition)
+    conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT
     batch_size: Positive = 256
 
     @field_validator("conditions")
     @classmethod
-    def _at_least_one(cls, value: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) < len(value):
             raise ValueError("at least one item, each once")
         return value

@@ -1,13 +1,19 @@
-"""The conditions a network is measured under: pure batch functions, [0, 1] in and out.
+"""What is done to the pixels under each condition: pure batch functions, [0, 1] in and out.
 
 What happens to a pixel depends on the condition, its severity and the galaxy, never on the network, the batch or the
-device: every network sees the same pixels. A new condition is one function and one row of `CONDITIONS`.
+device: every network sees the same pixels. Each function has the name of a row in `conditions` and the signature
+
+    (images (N, 3, S, S) in [0, 1], parameter, draw, survey) -> images
+
+with `parameter` in the unit of its row; `draw(count)` gives (N, count) uniform numbers in (0, 1), float64, a function
+of the galaxy, the condition and the severity, the same at every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +21,14 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
+from galaxyhpc import psf
+from galaxyhpc.conditions import split
+from galaxyhpc.jpeg import compressed
 from galaxyhpc.randomness import key, uniform
+
+STREAK = (2.0, 16.0)  # arcsec, shortest and longest: 8 to 60 pixels of DECam, slanting through its thick CCDs
+SEEING = 1.3  # arcsec FWHM of a star, typical of DECaLS (Dey et al. 2019)
+RING = (9.0, 26.0)  # arcsec from the galaxy: where a star may stand
 
 
 @dataclass(frozen=True)
@@ -26,22 +39,22 @@ class Survey:
     pixel_scale: float
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A function (images (N, 3, S, S) in [0, 1], severity, draw, survey) -> images, and its severities.
-
-    `draw(count)` gives (N, count) uniform numbers in (0, 1), float64, a function of the galaxy.
-    """
-
-    apply: Callable[[Tensor, float, Callable[[int], Tensor], Survey], Tensor]
-    severities: tuple[float, ...]
-    meaning: str  # of the severity
+Draw = Callable[[int], Tensor]
+Corruption = Callable[[Tensor, float, Draw, Survey], Tensor]
 
 
-EXPOSURE = {1.0: 0.5, 2.0: 0.25, 3.0: 0.1, 4.0: 0.04, 5.0: 0.02}  # fraction of the exposure time
+def corrupt(images: Tensor, rows: Tensor, condition: str, severity: float, survey: Survey) -> Tensor:
+    """Apply a condition to (N, 3, S, S) images in [0, 1] of the galaxies in these rows of the data file."""
+    several = split(condition, severity)
+    for part, parameter in several:
+        own = () if len(several) == 1 else (part,)  # parts of a combination draw apart
+        draw = partial(uniform, key("corrupt", condition, float(severity), *own), rows)
+        apply: Corruption = globals()[part]
+        images = apply(images, parameter, draw, survey)
+    return images
 
 
-def clean(images: Tensor, severity: float, draw: Callable[[int], Tensor], survey: Survey) -> Tensor:
+def clean(images: Tensor, parameter: float, draw: Draw, survey: Survey) -> Tensor:
     """Leave the images as they are."""
     return images
 
@@ -52,9 +65,14 @@ def circle(size: int, device: torch.device) -> Tensor:
     return (offset[:, None] ** 2 + offset[None, :] ** 2 <= (size / 2) ** 2).float()
 
 
-def rotation(images: Tensor, severity: float, draw: Callable[[int], Tensor], survey: Survey) -> Tensor:
-    """Turn counter-clockwise by `severity` degrees inside the inscribed disc, at every angle, 0 included."""
-    return turned(images * circle(images.shape[-1], images.device), severity)
+def rotation(images: Tensor, degrees: float, draw: Draw, survey: Survey) -> Tensor:
+    """Turn counter-clockwise inside the inscribed disc, at every angle, 0 included."""
+    return turned(images * circle(images.shape[-1], images.device), degrees)
+
+
+def rotation_control(images: Tensor, degrees: float, draw: Draw, survey: Survey) -> Tensor:
+    """Turn there and back inside the same disc: what interpolation, twice, loses without any rotation."""
+    return turned(rotation(images, degrees, draw, survey), -degrees)
 
 
 def turned(images: Tensor, degrees: float) -> Tensor:
@@ -67,6 +85,22 @@ def turned(images: Tensor, degrees: float) -> Tensor:
     maps = torch.tensor(turn, dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
+
+
+def flip(images: Tensor, axis: float, draw: Draw, survey: Survey) -> Tensor:
+    """Mirror left-right (axis 1) or upside-down (axis 2)."""
+    return images.flip(3 if axis == 1.0 else 2)
+
+
+def shift(images: Tensor, pixels: float, draw: Draw, survey: Survey) -> Tensor:
+    """Move each galaxy right, down, left or up by whole pixels; the sky beyond an edge is the sky before it."""
+    way = (draw(1) * 4).long()
+    step = torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1]], device=images.device)[way[:, 0]] * round(pixels)
+    size = images.shape[-1]
+    from_ = (torch.arange(size, device=images.device) - step[:, :, None]) % (2 * size)
+    x, y = from_.minimum(2 * size - 1 - from_).unbind(1)
+    moved = images.gather(2, y[:, None, :, None].expand_as(images))
+    return moved.gather(3, x[:, None, None, :].expand_as(images))
 
 
 def poisson(rates: np.ndarray, which: Tensor, uniforms: Tensor) -> Tensor:
@@ -88,42 +122,140 @@ def poisson(rates: np.ndarray, which: Tensor, uniforms: Tensor) -> Tensor:
     return (torch.searchsorted(ladder, uniforms + 2.0 * which, right=True) - which * most).double()
 
 
-def pedestal_noise(images: Tensor, severity: float, draw: Callable[[int], Tensor], survey: Survey) -> Tensor:
-    """Add Poisson counts of one mean to every pixel: the study's "noise", really a bright pedestal.
-
-    Severity is the study's SNR; the mean is survey.mean (1/SNR - 1) DN (SCIENCE.md 2: +12, +37, +112 DN).
-    """
-    uniforms = draw(images[0].numel()).view_as(images)
-    rate = np.array([survey.mean * (1.0 / severity - 1.0)])
-    counts = poisson(rate, torch.zeros_like(images, dtype=torch.int64), uniforms)
+def _plus(images: Tensor, counts: Tensor) -> Tensor:
+    """Add DN to images in [0, 1]."""
     return (images + (counts / 255.0).to(images.dtype)).clamp(0.0, 1.0)
 
 
-def shot_noise(images: Tensor, severity: float, draw: Callable[[int], Tensor], survey: Survey) -> Tensor:
-    """Observe for a fraction t of the time: Poisson(I t)/t with one count per DN at t = 1 (EXPOSURE gives t).
+def pedestal_noise(images: Tensor, snr: float, draw: Draw, survey: Survey) -> Tensor:
+    """Add Poisson counts of one mean to every pixel: the study's "noise", really a bright pedestal.
 
-    t = 1/10 (severity 3) is the usual proxy for going from ten years of a survey to one.
+    The mean is survey.mean (1/SNR - 1) DN (SCIENCE.md 2: +12, +37, +112 DN).
     """
-    exposure = EXPOSURE[severity]
+    uniforms = draw(images[0].numel()).view_as(images)
+    rate = np.array([survey.mean * (1.0 / snr - 1.0)])
+    return _plus(images, poisson(rate, torch.zeros_like(images, dtype=torch.int64), uniforms))
+
+
+def shot_noise(images: Tensor, exposure: float, draw: Draw, survey: Survey) -> Tensor:
+    """Observe for a fraction t of the time: Poisson(I t)/t with one count per DN at t = 1.
+
+    t = 1/10 is the usual proxy for going from ten years of a survey to one.
+    """
     levels = (images * 255.0).round().long().clamp(0, 255)
     counts = poisson(np.arange(256) * exposure, levels, draw(images[0].numel()).view_as(images))
     return (counts / exposure / 255.0).to(images.dtype).clamp(0.0, 1.0)
 
 
-CONDITIONS = {
-    "clean": Condition(clean, (0.0,), "none"),
-    "rotation": Condition(rotation, tuple(np.arange(0.0, 360.0, 7.5).tolist()), "degrees"),
-    "pedestal_noise": Condition(pedestal_noise, (0.75, 0.5, 0.25), "the study's SNR"),
-    "shot_noise": Condition(shot_noise, tuple(EXPOSURE), "1 to 5"),
-}
+def sky_noise(images: Tensor, sigma: float, draw: Draw, survey: Survey) -> Tensor:
+    """Add Gaussian noise of mean 0 and this standard deviation in DN, apart in each pixel and band."""
+    return _plus(images, sigma * torch.special.ndtri(draw(images[0].numel())).view_as(images))
 
 
-def severities(condition: str) -> tuple[float, ...]:
-    """Return the severities that a condition is measured at."""
-    return CONDITIONS[condition].severities
+def sky_pedestal(images: Tensor, counts: float, draw: Draw, survey: Survey) -> Tensor:
+    """Add the same DN everywhere: sky that was not subtracted."""
+    return (images + counts / 255.0).clamp(0.0, 1.0)
 
 
-def corrupt(images: Tensor, rows: Tensor, condition: str, severity: float, survey: Survey) -> Tensor:
-    """Apply a condition to (N, 3, S, S) images in [0, 1] of the galaxies in these rows of the data file."""
-    name = key("corrupt", condition, severity)
-    return CONDITIONS[condition].apply(images, severity, lambda count: uniform(name, rows, count), survey)
+def sky_gradient(images: Tensor, amplitude: float, draw: Draw, survey: Survey) -> Tensor:
+    """Add a plane that rises from 0 to `amplitude` DN across the image, in a direction drawn: moonlight."""
+    angle = 2 * np.pi * draw(1)
+    right, down = angle.cos()[:, :, None], angle.sin()[:, :, None]
+    at = torch.linspace(-0.5, 0.5, images.shape[-1], dtype=angle.dtype, device=images.device)
+    ramp = (right * at + down * at[:, None]) / (right.abs() + down.abs()) + 0.5
+    return _plus(images, amplitude * ramp[:, None])
+
+
+def psf_gaussian(images: Tensor, fwhm: float, draw: Draw, survey: Survey) -> Tensor:
+    """Blur by a Gaussian of this FWHM in arcsec, on top of the seeing that is there."""
+    return psf.blurred(images, psf.gaussian_kernel(fwhm / survey.pixel_scale)).clamp(0.0, 1.0)
+
+
+def psf_moffat(images: Tensor, fwhm: float, draw: Draw, survey: Survey) -> Tensor:
+    """Blur by a Moffat function of this FWHM in arcsec, on top of the seeing that is there: wider wings."""
+    return psf.blurred(images, psf.moffat_kernel(fwhm / survey.pixel_scale)).clamp(0.0, 1.0)
+
+
+def _resampled(images: Tensor, fraction: float, antialias: bool) -> Tensor:
+    size = images.shape[-1]
+    few = max(1, round(fraction * size))
+    small = functional.interpolate(images, (few, few), mode="bilinear", antialias=antialias)
+    return functional.interpolate(small, (size, size), mode="bilinear").clamp(0.0, 1.0)
+
+
+def downsample(images: Tensor, fraction: float, draw: Draw, survey: Survey) -> Tensor:
+    """Average to this fraction of the pixels a side, as coarser pixels would see it, and interpolate back."""
+    return _resampled(images, fraction, antialias=True)
+
+
+def downsample_bilinear(images: Tensor, fraction: float, draw: Draw, survey: Survey) -> Tensor:
+    """Interpolate to this fraction of the pixels a side and back: the study's, which skips pixels and so aliases."""
+    return _resampled(images, fraction, antialias=False)
+
+
+def bad_pixels(images: Tensor, fraction: float, draw: Draw, survey: Survey) -> Tensor:
+    """Break this fraction of the pixels, apart in each band: one half is hot (1), the other dead (0)."""
+    uniforms = draw(images[0].numel()).view_as(images)
+    return images.masked_fill(uniforms < fraction / 2, 1.0).masked_fill(uniforms > 1.0 - fraction / 2, 0.0)
+
+
+def cosmic_rays(images: Tensor, streaks: float, draw: Draw, survey: Survey) -> Tensor:
+    """Add straight tracks one pixel wide, each in one band, with place, angle, length (STREAK) and peak drawn."""
+    size, every = images.shape[-1], torch.arange(len(images), device=images.device)
+    numbers = draw(6 * round(streaks)).view(len(images), round(streaks), 6).unbind(1)
+    pixels = torch.arange(size, device=images.device, dtype=images.dtype)
+    shortest, longest = (length / survey.pixel_scale for length in STREAK)
+    found = images.clone()
+    for streak in numbers:
+        x, y, turn, stretch, band, peak = streak.unbind(1)
+        half = shortest * (longest / shortest) ** stretch / 2
+        right, down, half = (
+            v.to(images.dtype)[:, None, None] for v in ((np.pi * turn).cos(), (np.pi * turn).sin(), half)
+        )
+        dx = pixels - (x * size - 0.5).to(images.dtype)[:, None, None]
+        dy = pixels[:, None] - (y * size - 0.5).to(images.dtype)[:, None, None]
+        beyond = ((dx * right + dy * down).abs() - half).clamp(min=0.0)
+        light = (1.0 - torch.hypot(dy * right - dx * down, beyond)).clamp(min=0.0)
+        hit = (every, (3 * band).long())
+        found[hit] += light * (0.5 + 0.5 * peak).to(images.dtype)[:, None, None]
+    return found.clamp(max=1.0)
+
+
+def saturation(images: Tensor, well: float, draw: Draw, survey: Survey) -> Tensor:
+    """Cut off what is brighter than `well` DN: the detector holds no more."""
+    return images.clamp(max=well / 255.0)
+
+
+def band_loss(images: Tensor, channel: float, draw: Draw, survey: Survey) -> Tensor:
+    """Blacken one channel, as where a band was not observed: 0 (red) is z, 1 is r, 2 (blue) is g."""
+    found = images.clone()
+    found[:, round(channel)] = 0.0
+    return found
+
+
+def gain_error(images: Tensor, sigma: float, draw: Draw, survey: Survey) -> Tensor:
+    """Multiply each band by its own factor, log-normal with this standard deviation of its logarithm."""
+    gains: Tensor = (sigma * torch.special.ndtri(draw(3))).exp().to(images.dtype)
+    return (images * gains[:, :, None, None]).clamp(0.0, 1.0)
+
+
+def jpeg(images: Tensor, quality: float, draw: Draw, survey: Survey) -> Tensor:
+    """Write as JPEG of this quality (libjpeg's, 4:4:4) and read again."""
+    return compressed(images, quality)
+
+
+def star(images: Tensor, peak: float, draw: Draw, survey: Survey) -> Tensor:
+    """Put a star beside the galaxy, a Moffat function of SEEING whose peak is `peak` times full scale, and saturates.
+
+    Its place in RING and its colour are drawn; a pixel's width is added to the seeing in quadrature.
+    """
+    far, turn, colour = draw(3).unbind(1)
+    near, furthest = (radius / survey.pixel_scale for radius in RING)
+    radius, turn = (near**2 + far * (furthest**2 - near**2)).sqrt(), 2 * np.pi * turn
+    at = torch.arange(images.shape[-1], device=images.device) - (images.shape[-1] - 1) / 2
+    dx, dy = at - (radius * turn.cos())[:, None], at - (radius * turn.sin())[:, None]
+    width = psf.moffat_width(np.hypot(SEEING / survey.pixel_scale, 1.0))
+    light: Tensor = (1.0 + (dx[:, None, :] ** 2 + dy[:, :, None] ** 2) / width**2) ** -psf.BETA
+    red = 0.6 * colour - 0.3
+    tint = torch.stack([1 + red, torch.ones_like(red), 1 - red], 1)
+    return _plus(images, 255.0 * peak * tint[:, :, None, None] * light[:, None])

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig
 from galaxyhpc.networks import Network, images_per_pass, training_bytes
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of
@@ -169,8 +170,6 @@ def fit(records: Sequence[Record]) -> Fit:
 
 def predict(config: RunConfig, network: Network, costs: Costs, tasks: int | None = None) -> Prediction:
     """Predict a run's time with these costs, on another number of processes where `tasks` says so."""
-    from galaxyhpc.corruptions import severities
-
     data, model = config.data, costs.of(config)
     per_image = model.fixed + model.slope * expected(network.multiply_adds, config, _on_gpu(config))
     images = costs.galaxies * training_fraction(config) * config.train.epochs

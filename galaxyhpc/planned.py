@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from galaxyhpc import results
+from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, state
@@ -39,6 +40,7 @@ STATES = {
     "trained": "trained but not evaluated",
     "evaluated": "evaluated, but results.csv is absent or damaged",
 }
+FLAT_HEAD = "flattening head (not invariant)"
 WIDTHS = {"fields": "equal fields", "parameters": "equal parameters", "multiply_adds": "equal multiply-adds"}
 
 
@@ -78,8 +80,6 @@ def read_plan(path: Path) -> pd.DataFrame:
 
 def find(run: RunDir) -> Found:
     """Look for a planned run's results, and for the reason where they are not all there."""
-    from galaxyhpc.corruptions import severities  # imports torch
-
     if not run.path.is_dir():
         return Found(run, reason="its directory is absent")
     try:
@@ -151,7 +151,7 @@ def _words(*key: Any) -> list[str]:
 
 def _label(key: tuple[Any, ...], words: list[str], common: list[str]) -> str:
     arch, group, _, head, *_ = key
-    flaw = ["flattening head (not invariant)"] if head == "flatten" else []
+    flaw = [FLAT_HEAD] if head == "flatten" else []
     return ", ".join([f"{group} {arch}".strip(), *flaw, *(word for word in words if word not in common)])
 
 

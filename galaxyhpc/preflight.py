@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster, networks, slurm
+from galaxyhpc.conditions import severities
 from galaxyhpc.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
@@ -236,8 +237,6 @@ def bytes_needed(
 
 
 def _run_bytes(config: RunConfig, network: Network, galaxies: int, directory: Path) -> float:
-    from galaxyhpc.corruptions import severities
-
     run = RunDir(directory / config.run_id)
     states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     if run.results_file.exists():

@@ -1,19 +1,44 @@
-"""The conditions: physics, sameness for every network, and references."""
+"""The conditions' pixels: physics, sameness for every network, and references."""
 
 from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from astropy.convolution import Gaussian2DKernel, Moffat2DKernel, convolve
+from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage, stats
+from skimage.transform import resize
 
-from galaxyhpc.corruptions import CONDITIONS, EXPOSURE, Survey, corrupt, poisson, rotation, severities
+from galaxyhpc import conditions, corruptions, psf
+from galaxyhpc.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
+from galaxyhpc.corruptions import Draw, Survey, corrupt, poisson
 from galaxyhpc.randomness import uniform
 
 SURVEY = Survey(mean=37.0, pixel_scale=0.524)
 IMAGES = torch.rand(6, 3, 33, 33, generator=torch.Generator().manual_seed(0))
 ROWS = torch.tensor([3, 1, 4, 15, 9, 26])
-PAIRS = [(name, severity) for name in CONDITIONS for severity in severities(name)[:4]]
+PAIRS = [(name, severity) for name in DEFAULT for severity in {*severities(name)[:2], severities(name)[-1]}]
+EVERY = [(name, severity) for name in CONDITIONS for severity in severities(name)]
+FLAT = torch.full((4, 3, 65, 65), 100 / 255)
+FOUR = torch.arange(4)
+
+
+def counts(condition: str, severity: float, flat: float = 100.0) -> NDArray[np.float32]:
+    """Return what a condition adds to an even image, in DN."""
+    found: NDArray[np.float32] = corrupt(FLAT * (flat / 100), FOUR, condition, severity, SURVEY).numpy() * 255 - flat
+    return found
+
+
+def smooth(size: int = 48) -> torch.Tensor:
+    """Make one image of a galaxy's smoothness, with something in every corner, in whole DN."""
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    bands = [np.exp(-(x**2 + y**2 * s) * 20) * 0.8 + 0.2 * np.abs(np.sin(s * 9 * x + y * 5)) for s in (1, 2, 3)]
+    return torch.tensor(np.round(np.array(bands)[None] * 255) / 255, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("condition", "severity"), PAIRS)
@@ -34,6 +59,26 @@ def test_the_pixels_depend_on_the_galaxy_and_not_on_its_batch(condition: str, se
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("condition", [name for name in CONDITIONS if not name.startswith(("clean", "flip", "band_"))])
+def test_a_higher_severity_changes_a_galaxy_more(condition: str) -> None:
+    images, levels = smooth(33).expand(24, -1, -1, -1) * 0.8, conditions.levels(condition)
+    inside = images * corruptions.circle(33, images.device) if condition.startswith("rotation") else images
+    changes = [(corrupt(images, torch.arange(24), condition, s, SURVEY) - inside).abs().mean() for s in levels]
+    if condition == "rotation_control":  # there and back loses most where pixels fall between, not at large angles
+        assert min(changes) > 0.0
+    else:
+        assert all(milder < harder for milder, harder in pairwise(changes))
+
+
+def test_the_pixels_of_finished_runs_are_those_of_the_first_day() -> None:
+    ramp = torch.arange(2 * 3 * 9 * 9).view(2, 3, 9, 9) % 256 / 255
+    rows, digests = torch.tensor([7, 11]), {}
+    for condition, severity in (("shot_noise", 3.0), ("pedestal_noise", 0.5), ("rotation", 90.0)):
+        found = (corrupt(ramp, rows, condition, severity, SURVEY) * 255).round().byte().numpy()
+        digests[condition] = hashlib.sha256(found.tobytes()).hexdigest()[:12]
+    assert digests == {"shot_noise": "40092b506106", "pedestal_noise": "3994bfed1497", "rotation": "c739d94c32ea"}
+
+
 def test_noise_differs_between_galaxies_and_severities() -> None:
     same = IMAGES[:1].expand(2, -1, -1, -1)
     one, other = corrupt(same, torch.tensor([0, 1]), "shot_noise", 3.0, SURVEY)
@@ -41,49 +86,186 @@ def test_noise_differs_between_galaxies_and_severities() -> None:
     assert not torch.equal(one, corrupt(same[:1], torch.tensor([0]), "shot_noise", 4.0, SURVEY)[0])
 
 
-@pytest.mark.parametrize("rate", [0.3, 4.0, 112.0])
-def test_poisson_counts_follow_the_poisson_distribution(rate: float) -> None:
-    uniforms = uniform(1, torch.arange(1), 20000)[0]
-    counts = poisson(np.array([1.0, rate]), torch.ones(20000, dtype=torch.int64), uniforms).numpy()
-    assert counts.mean() == pytest.approx(rate, abs=5 * (rate / 20000) ** 0.5)
-    edges = np.unique(stats.poisson.ppf(np.linspace(0.0, 1.0, 8)[1:-1], rate))
-    found = np.histogram(counts, np.concatenate([[-0.5], edges + 0.5, [1e9]]))[0]
-    wanted = np.diff(np.concatenate([[0.0], stats.poisson.cdf(edges, rate), [1.0]])) * 20000
-    assert stats.chisquare(found, wanted).pvalue > 1e-3
+# Combinations
 
 
-@pytest.mark.parametrize("severity", EXPOSURE)
-def test_shot_noise_keeps_the_mean_and_its_variance_grows_as_the_exposure_shrinks(severity: float) -> None:
-    flat = torch.full((4, 3, 65, 65), 40 / 255)
-    found = corrupt(flat, torch.arange(4), "shot_noise", severity, SURVEY) * 255
-    assert found.mean().item() == pytest.approx(40.0, rel=0.02)
-    assert found.var().item() == pytest.approx(40.0 / EXPOSURE[severity], rel=0.05)
+def test_a_combination_is_one_after_the_other_each_at_its_own_level() -> None:
+    mirrored = corrupt(IMAGES, ROWS, "saturation", 2.0, SURVEY).flip(2)
+    assert torch.equal(corrupt(IMAGES, ROWS, "saturation+flip", 2.0, SURVEY), mirrored)
+    turned = corrupt(IMAGES, ROWS, "rotation", 45.0, SURVEY).clamp(max=50 / 255)
+    assert torch.equal(corrupt(IMAGES, ROWS, "rotation+saturation", 5.0, SURVEY), turned)
 
 
-@pytest.mark.parametrize(("snr", "pedestal"), [(0.75, 12.3), (0.5, 37.0), (0.25, 111.0)])
-def test_pedestal_noise_adds_the_studys_counts_to_every_pixel(snr: float, pedestal: float) -> None:
-    found = corrupt(torch.full((4, 3, 65, 65), 20 / 255), torch.arange(4), "pedestal_noise", snr, SURVEY) * 255 - 20
-    assert found.mean().item() == pytest.approx(pedestal, rel=0.01)
-    assert found.std().item() == pytest.approx(pedestal**0.5, rel=0.03)
+def test_parts_of_a_combination_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def noted(images: torch.Tensor, parameter: float, draw: Draw, survey: Survey) -> torch.Tensor:
+        drawn.append(draw(5))
+        return images
+
+    for name in ("one", "two"):
+        monkeypatch.setitem(CONDITIONS, name, Condition({1.0: 1.0}, "", ""))
+        monkeypatch.setattr(corruptions, name, noted, raising=False)
+    for name in ("one", "two", "one+two", "two+one"):
+        corrupt(IMAGES, ROWS, name, 1.0, SURVEY)
+    assert len({tuple(numbers.flatten().tolist()) for numbers in drawn}) == len(drawn) == 6
+
+
+# Geometry
 
 
 @pytest.mark.parametrize("angle", [0.0, 90.0, 180.0, 270.0])
 def test_quarter_turns_move_pixels_exactly(angle: float) -> None:
-    inside = rotation(IMAGES, 0.0, lambda _: ROWS, SURVEY)
-    turned = rotation(IMAGES, angle, lambda _: ROWS, SURVEY)
+    inside = corrupt(IMAGES, ROWS, "rotation", 0.0, SURVEY)
+    turned = corrupt(IMAGES, ROWS, "rotation", angle, SURVEY)
     assert torch.equal(turned, torch.rot90(inside, int(angle // 90), dims=(2, 3)))
 
 
 @pytest.mark.parametrize("angle", [7.5, 45.0, 97.5, 322.5])
 def test_other_turns_agree_with_scipy(angle: float) -> None:
-    inside = rotation(IMAGES, 0.0, lambda _: ROWS, SURVEY)
+    inside = corrupt(IMAGES, ROWS, "rotation", 0.0, SURVEY)
     wanted = ndimage.rotate(inside.numpy(), angle, axes=(3, 2), reshape=False, order=1)
-    found = rotation(IMAGES, angle, lambda _: ROWS, SURVEY).numpy()
+    found = corrupt(IMAGES, ROWS, "rotation", angle, SURVEY).numpy()
+    np.testing.assert_allclose(found[..., inner()], wanted[..., inner()], atol=1e-4)
+
+
+def inner() -> NDArray[np.bool_]:
     y, x = np.mgrid[-16:17, -16:17]
-    inner = np.hypot(x, y) < 14  # beyond the edge scipy and torch extrapolate differently
-    np.testing.assert_allclose(found[..., inner], wanted[..., inner], atol=1e-4)
+    found: NDArray[np.bool_] = np.hypot(x, y) < 13.5  # beyond the edge scipy and torch extrapolate differently
+    return found
 
 
-def test_the_rotation_curve_goes_round_in_steps_of_seven_and_a_half_degrees() -> None:
-    angles = severities("rotation")
-    assert len(angles) == 48 and angles[0] == 0.0 and set(np.diff(angles)) == {7.5}
+@pytest.mark.parametrize("angle", [7.5, 45.0, 82.5])
+def test_the_rotation_control_turns_there_and_back_as_scipy_does(angle: float) -> None:
+    wanted = corrupt(IMAGES, ROWS, "rotation", 0.0, SURVEY).numpy()
+    for turn in (angle, -angle):
+        wanted = ndimage.rotate(wanted, turn, axes=(3, 2), reshape=False, order=1)
+    found = corrupt(IMAGES, ROWS, "rotation_control", angle, SURVEY).numpy()
+    np.testing.assert_allclose(found[..., inner()], wanted[..., inner()], atol=1e-4)
+
+
+def test_a_flip_mirrors_left_and_right_and_then_up_and_down() -> None:
+    assert np.array_equal(corrupt(IMAGES, ROWS, "flip", 1.0, SURVEY), IMAGES.numpy()[..., ::-1])
+    assert np.array_equal(corrupt(IMAGES, ROWS, "flip", 2.0, SURVEY), IMAGES.numpy()[..., ::-1, :])
+
+
+@pytest.mark.parametrize("severity", severities("shift"))
+def test_a_shift_is_scipys_in_one_of_four_directions(severity: float) -> None:
+    step, seen = parameter("shift", severity), set()
+    rows = torch.arange(24)
+    for found in corrupt(IMAGES[:1].expand(24, -1, -1, -1), rows, "shift", severity, SURVEY).numpy():
+        for way in ((0, step), (step, 0), (0, -step), (-step, 0)):
+            if np.array_equal(found, ndimage.shift(IMAGES[0].numpy(), (0, *way), order=0, mode="reflect")):
+                seen.add(way)
+    assert len(seen) == 4
+
+
+# Noise and sky
+
+
+@pytest.mark.parametrize("rate", [0.3, 4.0, 112.0])
+def test_poisson_counts_follow_the_poisson_distribution(rate: float) -> None:
+    uniforms = uniform(1, torch.arange(1), 20000)[0]
+    drawn = poisson(np.array([1.0, rate]), torch.ones(20000, dtype=torch.int64), uniforms).numpy()
+    assert drawn.mean() == pytest.approx(rate, abs=5 * (rate / 20000) ** 0.5)
+    edges = np.unique(stats.poisson.ppf(np.linspace(0.0, 1.0, 8)[1:-1], rate))
+    found = np.histogram(drawn, np.concatenate([[-0.5], edges + 0.5, [1e9]]))[0]
+    wanted = np.diff(np.concatenate([[0.0], stats.poisson.cdf(edges, rate), [1.0]])) * 20000
+    assert stats.chisquare(found, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("severity", severities("shot_noise"))
+def test_shot_noise_keeps_the_mean_and_its_variance_grows_as_the_exposure_shrinks(severity: float) -> None:
+    found = counts("shot_noise", severity, 40.0)
+    assert found.mean() == pytest.approx(0.0, abs=0.8)
+    assert found.var() == pytest.approx(40.0 / parameter("shot_noise", severity), rel=0.05)
+
+
+@pytest.mark.parametrize(("snr", "pedestal"), [(0.75, 12.3), (0.5, 37.0), (0.25, 111.0)])
+def test_pedestal_noise_adds_the_studys_counts_to_every_pixel(snr: float, pedestal: float) -> None:
+    found = counts("pedestal_noise", snr, 20.0)
+    assert found.mean() == pytest.approx(pedestal, rel=0.01)
+    assert found.std() == pytest.approx(pedestal**0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("severity", [1.0, 4.0])
+def test_sky_noise_is_gaussian_with_mean_zero_and_the_pixels_are_independent(severity: float) -> None:
+    found, sigma = counts("sky_noise", severity, 127.0), parameter("sky_noise", severity)
+    assert stats.kstest(found.ravel() / sigma, "norm").pvalue > 1e-3
+    beside = np.corrcoef(found[..., 1:].ravel(), found[..., :-1].ravel())[0, 1]
+    between = np.corrcoef(found[:, 0].ravel(), found[:, 1].ravel())[0, 1]
+    assert abs(beside) < 0.02 and abs(between) < 0.03
+
+
+def test_a_sky_pedestal_adds_the_same_everywhere() -> None:
+    np.testing.assert_allclose(counts("sky_pedestal", 3.0), 20.0, atol=1e-4)
+
+
+def test_a_sky_gradient_is_a_plane_from_nothing_to_its_amplitude_in_a_direction_of_its_own() -> None:
+    found = counts("sky_gradient", 3.0)
+    np.testing.assert_allclose(np.diff(found, 2, axis=-1), 0.0, atol=1e-3)
+    np.testing.assert_allclose(np.diff(found, 2, axis=-2), 0.0, atol=1e-3)
+    np.testing.assert_allclose(found.min((2, 3)), 0.0, atol=1e-3)
+    np.testing.assert_allclose(found.max((2, 3)), 40.0, atol=1e-3)
+    assert len(np.unique(np.round(found[:, 0, 0, 1] - found[:, 0, 0, 0], 3))) == 4
+
+
+# Optics
+
+
+@pytest.mark.parametrize("fwhm", [0.4, 1.0])  # pixels
+def test_kernels_are_astropys_integrated_over_pixels(fwhm: float) -> None:
+    gaussian, moffat = psf.gaussian_kernel(fwhm), psf.moffat_kernel(fwhm)
+    size = {"x_size": len(gaussian), "mode": "oversample", "factor": 101}
+    wanted = Gaussian2DKernel(fwhm / np.sqrt(8 * np.log(2)), **size)
+    wanted.normalize()
+    np.testing.assert_allclose(gaussian, wanted.array, atol=1e-4)
+    wanted = Moffat2DKernel(psf.moffat_width(fwhm), psf.BETA, **size)
+    wanted.normalize()
+    np.testing.assert_allclose(moffat, wanted.array, atol=1e-4)
+
+
+@pytest.mark.parametrize("condition", ["psf_gaussian", "psf_moffat"])
+@pytest.mark.parametrize("scale", [0.524, 1.03])
+def test_blurring_is_the_convolution_of_scipy_and_astropy_and_keeps_the_flux(condition: str, scale: float) -> None:
+    image, fwhm = smooth(48), parameter(condition, 4.0) / scale
+    kernel = psf.gaussian_kernel(fwhm) if condition == "psf_gaussian" else psf.moffat_kernel(fwhm)
+    found = corrupt(image, ROWS[:1], condition, 4.0, Survey(37.0, scale))[0].numpy()
+    for band in range(3):
+        wanted = ndimage.convolve(image[0, band].double().numpy(), kernel, mode="reflect")
+        np.testing.assert_allclose(found[band], wanted, atol=1e-6)
+    reach = len(kernel) // 2
+    inside = (slice(reach, -reach),) * 2
+    astropys = convolve(image[0, 0].numpy(), kernel)
+    np.testing.assert_allclose(found[0][inside], astropys[inside], atol=1e-6)
+    assert found.sum() == pytest.approx(image.sum().item(), rel=1e-5)
+
+
+def test_a_blurred_point_has_the_width_asked_for_in_arcsec() -> None:
+    point = torch.zeros(1, 3, 65, 65)
+    point[..., 32, 32] = 1.0
+    for severity in severities("psf_gaussian"):
+        found = corrupt(point, ROWS[:1], "psf_gaussian", severity, Survey(37.0, 0.262))[0, 0].double().numpy()
+        variance = (found.sum(0) * (np.arange(65) - 32) ** 2).sum() - 1 / 12  # a pixel's own
+        fwhm = 0.262 * np.sqrt(8 * np.log(2) * variance)
+        assert fwhm == pytest.approx(parameter("psf_gaussian", severity), rel=1e-3)
+
+
+@pytest.mark.parametrize("severity", severities("downsample"))
+def test_downsampling_is_pillows(severity: float) -> None:
+    band = smooth(65)[0, 0].numpy()
+    few = round(65 * parameter("downsample", severity))
+    small = Image.fromarray(band).resize((few, few), Image.Resampling.BILINEAR)
+    wanted = np.array(small.resize((65, 65), Image.Resampling.BILINEAR))
+    found = corrupt(smooth(65), ROWS[:1], "downsample", severity, SURVEY)[0, 0].numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("severity", severities("downsample_bilinear"))
+def test_the_studys_downsampling_is_scikit_images_without_smoothing(severity: float) -> None:
+    band = smooth(64)[0, 0].numpy()
+    few = round(64 * parameter("downsample_bilinear", severity))
+    small = resize(band, (few, few), order=1, mode="edge", anti_aliasing=False)
+    wanted = resize(small, (64, 64), order=1, mode="edge", anti_aliasing=False)
+    found = corrupt(smooth(64), ROWS[:1], "downsample_bilinear", severity, SURVEY)[0, 0].numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -18,7 +18,7 @@ LEVELS = (
     ("calibration", "image_size", "conditions"),
     ("config", "presets"),
     ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
-    ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "corruptions", "augment"),
+    ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "psf", "jpeg", "corruptions", "augment"),
     ("data", "distributed", "models", "planned", "standing", "images"),
     ("alarms", "history", "status", "batches", "validation", "networks", "optimizer", "costs", "fsck"),
     ("trainer", "evaluate", "aggregate", "classifier"),

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from galaxyhpc.conditions import CONDITIONS
 from galaxyhpc.config import EvaluateConfig, RunConfig
 from galaxyhpc.sweep import MOST_RUNS, Sweep, SweepError, load_sweep
 
@@ -230,9 +231,9 @@ def test_a_sweep_is_loaded_without_torch() -> None:
 
 
 def test_the_conditions_that_may_be_asked_for_are_those_there_are() -> None:
-    from galaxyhpc.corruptions import CONDITIONS
-
-    assert set(EvaluateConfig().conditions) == set(CONDITIONS)
+    combined = ("rotation+shot_noise", "psf_moffat+shot_noise")
+    assert EvaluateConfig().conditions == (*CONDITIONS, *combined)
+    assert EvaluateConfig(conditions=("jpeg+star+flip",)).conditions == ("jpeg+star+flip",)
 
 
 # What is said about a file that means none
@@ -317,7 +318,8 @@ SAID = {
     C4 + "base: {data.demo.size: 1000}": "x.yaml:2: data.demo.size: found 1000; allowed less than or equal to 256",
     C4 + "base: {data.demo: {siz: 1000}}": "x.yaml:2: data.demo.siz: unknown setting; did you mean size?",
     C4 + "base: {data.validation_fraction: 0.8}": "x.yaml:2: data.validation_fraction: found 0.8; validation_",
-    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: found klean; allowed 'clean',",
+    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: found klean; allowed clean,",
+    C4 + "base:\n  evaluate.conditions: [clean,\n    a+b]": "x.yaml:4: evaluate.conditions: found 'a+b'; allowed",
     C4 + "base: {evaluate: {conditions: []}}": "x.yaml:2: evaluate.conditions: found []; allowed at least one item",
     C4 + "base: {data: {source: '${UNSET}'}}": "x.yaml:2: data.source: found ${UNSET}, which is not set",
     C4 + "base: {data: {source: '${a b}'}}": "x.yaml:2: data.source: found '${a b}'; allowed ${NAME} and",
