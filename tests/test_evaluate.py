@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -99,6 +100,20 @@ def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_els
     assert load(run).temperature == before.temperature and done(run, run.load_config())
     assert run.events()[-1]["measured"] == 0
     np.testing.assert_array_equal(load(run).logits["clean", 0.0], before.logits["clean", 0.0])
+
+
+def test_results_of_before_there_were_scaled_counts_are_given_them_without_measuring(
+    tmp_path: Path, cache: Path
+) -> None:
+    run = make_run(tmp_path, cache, "clean")
+    evaluate(run, Stop())
+    whole, predictions = run.results_file.read_bytes(), load(run)
+    old = pd.read_csv(run.results_file, dtype=str).drop(columns=["temperature", *results.SCALED])
+    old.to_csv(run.results_file, index=False)
+    assert not done(run, run.load_config())
+    assert evaluate(run, Stop(leave=True))  # which would not measure one batch
+    assert run.results_file.read_bytes() == whole and done(run, run.load_config())
+    assert load(run).temperature == predictions.temperature and run.events()[-1]["kept"] == 1
 
 
 def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cache: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from galaxyhpc import results
@@ -84,6 +85,92 @@ def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
     for i, pair in enumerate(PAIRS):
         wanted = metrics(count(measured().logits[pair], measured().labels))
         assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+
+
+def before(run: RunDir) -> None:
+    """Take the columns out of results.csv that there were not when it had no temperature."""
+    table = pd.read_csv(run.results_file, dtype=str)
+    table.drop(columns=["temperature", *results.SCALED]).to_csv(run.results_file, index=False)
+
+
+def test_the_scaled_counts_on_disk_give_the_metrics_of_the_divided_logits(run: RunDir) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table = results.read_counts(run)
+    assert table is not None and (table["temperature"] == 1.7).all()
+    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    for i, pair in enumerate(PAIRS):
+        wanted = metrics(count(measured().logits[pair] / np.float64(1.7), measured().labels))
+        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+    assert (raw["nll"] != scaled["nll"]).all() and np.array_equal(raw["macro_f1"], scaled["macro_f1"])
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: RunDir, old: bool) -> None:
+    results.save(run, measured())
+    if old:
+        before(run)
+    table = results.read_counts(run)
+    assert table is not None and table["temperature"].isna().all()
+    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    assert np.isfinite(raw["ece"]).all() and np.array_equal(raw["accuracy"], scaled["accuracy"])
+    assert all(np.isnan(scaled[name]).all() for name in ("nll", "brier", "ece"))
+    assert same(measured(), results.load(run))
+
+
+def test_a_table_of_before_keeps_all_that_was_measured(run: RunDir) -> None:
+    warm = dataclasses.replace(measured(), temperature=1.7)
+    results.save(run, warm)
+    whole = run.results_file.read_bytes()
+    before(run)
+    loaded = results.load(run)
+    assert loaded is not None and same(warm, loaded)
+    results.save(run, loaded)
+    assert run.results_file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("column", "found", "said"),
+    [
+        ("temperature", "-1.7", "temperature -1.7"),
+        ("temperature", "", "could not convert"),
+        ("nll_scaled_sum", "", "could not convert"),
+        ("nll_scaled_sum", "nan", "sums that are none"),
+        ("brier_scaled_sum", "inf", "sums that are none"),
+        ("bins_scaled", "0 0 0" + " 0" * 42, "contradict one another"),
+        ("bins_scaled", "", "missing"),
+    ],
+)
+def test_scaled_counts_that_cannot_be_are_damage(
+    run: RunDir, column: str, found: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    pd.read_csv(run.results_file, dtype=str).assign(**{column: found}).to_csv(run.results_file, index=False)
+    assert results.read_counts(run) is None
+    assert "damaged, taken for absent" in caplog.text and said in caplog.text
+
+
+def test_rows_of_two_temperatures_are_damage(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    text = run.results_file.read_text()
+    run.results_file.write_text(text.replace(",1.7,", ",1.8,", 1))
+    assert results.read_counts(run) is None and "the rows are of several" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["nll_scaled_sum", "bins_scaled", "temperature"])
+def test_scaled_counts_that_do_not_follow_from_the_logits_are_not_believed(
+    run: RunDir, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table, others = pd.read_csv(run.results_file, dtype=str), dataclasses.replace(measured(), temperature=1.8)
+    results.save(run, others)
+    other = pd.read_csv(run.results_file, dtype=str)
+    rows = slice(None) if column == "temperature" else 1
+    table.loc[rows, column] = other.loc[rows, column]
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table.to_csv(run.results_file, index=False)
+    loaded = results.load(run)
+    assert (None if loaded is None else len(loaded.logits)) == (None if column == "temperature" else 2)
+    assert "does not follow" in caplog.text
 
 
 def test_predictions_are_read_without_logits(run: RunDir) -> None:
