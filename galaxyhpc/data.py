@@ -66,7 +66,7 @@ def prepare(config: DataConfig) -> Galaxies:
     cache = Path(config.cache)
     if not cache.is_absolute():
         raise DataError(f"data.cache: found {config.cache!r}; allowed is an absolute path")
-    source = _source(config, cache)
+    source = source_file(config)
     if (found := _find(source, config.image_size, cache)) is not None:
         return found
     cache.mkdir(parents=True, exist_ok=True)
@@ -79,15 +79,15 @@ def prepare(config: DataConfig) -> Galaxies:
 
 def converted(config: DataConfig) -> Galaxies | None:
     """Open the galaxies where they are converted already."""
-    cache = Path(config.cache)
-    return _find(_source(config, cache), config.image_size, cache)
+    return _find(source_file(config), config.image_size, Path(config.cache))
 
 
-def _source(config: DataConfig, cache: Path) -> Path:
+def source_file(config: DataConfig) -> Path:
+    """Return the file that the galaxies come from; that of the demo is written when they are prepared."""
     if config.source != "demo":
         return Path(config.source).expanduser()
     demo = config.demo
-    return cache / f"demo-{demo.galaxies}x{demo.size}px-s{demo.seed}.h5"
+    return Path(config.cache) / f"demo-{demo.galaxies}x{demo.size}px-s{demo.seed}.h5"
 
 
 def _write_demo(config: DataConfig, path: Path) -> None:

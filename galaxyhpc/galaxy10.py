@@ -85,13 +85,22 @@ def read_columns(path: Path) -> Columns:
         labels = _labels(path, _column(path, file, "ans", count, "iu"))
         ra = _within(path, "ra", _column(path, file, "ra", count, "f"), 0.0, 360.0)
         dec = _within(path, "dec", _column(path, file, "dec", count, "f"), -90.0, 90.0)
-        field = FIELD_ARCSEC
-        if "pxscale" in file:
-            scales = _column(path, file, "pxscale", count, "f")
-            scales = scales[np.isfinite(scales) & (scales > 0)]
-            field = float(np.median(scales)) * side if len(scales) else field
+        scales = _optional(path, file, "pxscale", count)
+        scales = scales[scales > 0]
+        field = float(np.median(scales)) * side if len(scales) else FIELD_ARCSEC
         rows = rows_at_once(path, images)
         return Columns(labels, ra, dec, side, rows, field, "generated_by" in file.attrs)
+
+
+def read_measured(path: Path, key: str) -> np.ndarray:
+    """Return an (N,) array of floats that a file may lack, such as `redshift`: NaN where nothing was measured.
+
+    Raises
+    ------
+    DataError
+    """
+    with _reading(path), h5py.File(path, "r", locking="best-effort") as file:
+        return _optional(path, file, key, len(_images(path, file)))
 
 
 def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
@@ -129,6 +138,11 @@ def _column(path: Path, file: h5py.File, key: str, count: int, kinds: str) -> np
     if column.dtype.kind not in kinds:
         raise _wrong(path, key, f"dtype {column.dtype}", "floating-point" if kinds == "f" else "integer")
     return np.asarray(column[:])
+
+
+def _optional(path: Path, file: h5py.File, key: str, count: int) -> np.ndarray:
+    values = _column(path, file, key, count, "f").astype(np.float64) if key in file else np.full(count, np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _labels(path: Path, labels: np.ndarray) -> np.ndarray:

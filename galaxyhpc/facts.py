@@ -1,0 +1,204 @@
+"""What a file of galaxies is, in arrays and tables: its layout, redshifts, brightness, duplicates and split.
+
+No figures. Pixels are read from the converted, memory-mapped images a few at a time, so that a file of any size fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from galaxyhpc.config import DataConfig
+from galaxyhpc.data import Galaxies
+from galaxyhpc.galaxy10 import CLASSES, read_columns, read_measured
+from galaxyhpc.split import SAME_ARCSEC, SPLITS, pairs_within, same_pixels, split_table
+
+SLICE_BYTES = 2**25  # of float32 pixels measured at once
+APERTURE, BORDER = 1 / 8, 1 / 16  # of the side: radius of the disc in the middle, width of the frame
+GAUSSIAN = 1.4826  # standard deviations in a median absolute deviation
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file keeps its galaxies."""
+
+    bytes: int
+    arrays: tuple[str, ...]  # `name: shape, dtype` of each
+    shape: tuple[int, ...]  # of images
+    chunks: tuple[int, ...] | None
+    compression: str  # gzip, lzf ...; empty: none
+    stored: int  # bytes of the images in the file
+    field: float  # arcsec, side of an image
+    scales: int  # galaxies with a pxscale
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A file of N galaxies."""
+
+    path: Path
+    layout: Layout
+    galaxies: Galaxies
+    redshift: np.ndarray  # (N,) NaN where not measured
+    light: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN) and snr
+    pairs: pd.DataFrame  # see `find_pairs`
+    split: pd.DataFrame  # see `split_table`
+    config: DataConfig  # of that split
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Galaxies of each class, (10,)."""
+        return np.bincount(self.galaxies.labels, minlength=len(CLASSES))
+
+    @property
+    def duplicates(self) -> pd.DataFrame:
+        return self.pairs[self.pairs["duplicate"]]
+
+    @property
+    def overlaps(self) -> pd.DataFrame:
+        return self.pairs[~self.pairs["duplicate"]]
+
+    @property
+    def empty(self) -> list[str]:
+        """Where a class has no galaxy in a split, which a launch refuses."""
+        counts = split_counts(self.split)
+        return [f"{CLASSES[label]} in {name}" for name in SPLITS for label in counts.index[counts[name] == 0]]
+
+
+def gather(path: Path, galaxies: Galaxies, config: DataConfig, advance: Callable[[int], None]) -> Facts:
+    """Read and measure a file that is converted already; `advance` is told how many more galaxies are measured.
+
+    Raises
+    ------
+    galaxyhpc.galaxy10.DataError
+    """
+    where = (galaxies.ra, galaxies.dec, galaxies.digests)
+    return Facts(
+        path=path,
+        layout=_layout(path),
+        galaxies=galaxies,
+        redshift=read_measured(path, "redshift"),
+        light=measure_light(galaxies.images, advance),
+        pairs=find_pairs(galaxies.labels, *where, config.link_arcsec),
+        split=split_table(config, galaxies.labels, *where),
+        config=config,
+    )
+
+
+def _layout(path: Path) -> Layout:
+    field = read_columns(path).field
+    scales = int(np.isfinite(read_measured(path, "pxscale")).sum())
+    with h5py.File(path, "r", locking="best-effort") as file:
+        images, arrays = file["images"], [item for item in file.items() if isinstance(item[1], h5py.Dataset)]
+        return Layout(
+            bytes=path.stat().st_size,
+            arrays=tuple(f"{name}: {array.shape}, {array.dtype}" for name, array in arrays),
+            shape=images.shape,
+            chunks=images.chunks,
+            compression=images.compression or "",
+            stored=images.id.get_storage_size(),
+            field=field,
+            scales=scales,
+        )
+
+
+def measure_light(images: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
+    """Measure the light in the middle of (N, 3, S, S) uint8 pictures against what lies at their borders.
+
+    On the mean of the three colours: `brightness` is the mean in a disc of radius S/8, `background` the median in a
+    frame S/16 wide, `scatter` that frame's median absolute deviation x 1.4826 (all DN in [0, 255]), and `snr` =
+    (brightness - background) / scatter: of one pixel, on a picture stretched for the eye. NaN without any scatter.
+    """
+    rows = max(1, SLICE_BYTES // (3 * 4 * images.shape[-1] ** 2))
+    parts = []
+    for start in range(0, len(images), rows):
+        parts.append(_light(_apart(images)[start : start + rows]))
+        advance(len(parts[-1]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _apart(images: np.ndarray) -> np.ndarray:
+    """Map a file's images anew: pages that were read count as this process's memory until their map goes."""
+    if not isinstance(images, np.memmap) or images.filename is None:
+        return images
+    return np.memmap(images.filename, images.dtype, "r", images.offset, images.shape)
+
+
+def _light(images: np.ndarray) -> pd.DataFrame:
+    grey = images.mean(axis=1, dtype=np.float32)
+    disc, frame = regions(images.shape[-1])
+    brightness, around = grey[:, disc].mean(axis=1), grey[:, frame]
+    background = np.median(around, axis=1)
+    scatter = GAUSSIAN * np.median(np.abs(around - background[:, None]), axis=1)
+    snr = (brightness - background) / np.where(scatter > 0, scatter, np.nan)
+    return pd.DataFrame({"brightness": brightness, "background": background, "scatter": scatter, "snr": snr})
+
+
+def regions(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (S, S) masks of the disc in the middle and of the frame at the border."""
+    offset, width = np.arange(size) - (size - 1) / 2, max(1, round(BORDER * size))
+    disc = offset[:, None] ** 2 + offset**2 <= (APERTURE * size) ** 2
+    inner = np.zeros((size, size), bool)
+    inner[width:-width, width:-width] = True
+    return disc, ~inner
+
+
+def find_pairs(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray, arcsec: float) -> pd.DataFrame:
+    """Return the pairs of galaxies that must not be divided, the nearest first: one row each.
+
+    first, second : rows of the file, first < second
+    arcsec : their distance
+    same_pixels, same_place : identical images; positions within 1 arcsec
+    duplicate : one of these, else only their frames overlap (nearer than `arcsec`)
+    conflict : duplicates under two labels
+    """
+    same = {(min(pair), max(pair)) for pair in same_pixels(digests).tolist()}
+    near = {(min(pair), max(pair)) for pair in pairs_within(ra, dec, max(arcsec, SAME_ARCSEC)).tolist()}
+    both = np.array(sorted(same | near), np.int64).reshape(-1, 2)
+    first, second = both.T
+    frame = pd.DataFrame({"first": first, "second": second, "arcsec": separation(ra, dec, first, second)})
+    frame["same_pixels"] = digests[first] == digests[second]
+    frame["same_place"] = frame["arcsec"] <= SAME_ARCSEC
+    frame["duplicate"] = frame["same_pixels"] | frame["same_place"]
+    frame["conflict"] = frame["duplicate"] & (labels[first] != labels[second])
+    return frame.sort_values(["arcsec", "first", "second"], ignore_index=True)
+
+
+def separation(ra: np.ndarray, dec: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how far apart pairs of rows are on the sky, in arcsec, by the haversine formula; ra, dec in degrees."""
+    alpha, delta = np.radians(ra), np.radians(dec)
+    across = np.cos(delta[first]) * np.cos(delta[second]) * np.sin((alpha[first] - alpha[second]) / 2) ** 2
+    chord = np.sqrt(np.sin((delta[first] - delta[second]) / 2) ** 2 + across)
+    return np.asarray(3600 * np.degrees(2 * np.arcsin(np.minimum(chord, 1))))
+
+
+def split_counts(split: pd.DataFrame) -> pd.DataFrame:
+    """Count the galaxies of each class (row) in each split and dropped (columns)."""
+    names = [*SPLITS, "dropped"]
+    return pd.crosstab(split["label"], split["split"]).reindex(index=range(len(CLASSES)), columns=names, fill_value=0)
+
+
+def spread(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Return, per class, how many values there are and are not, and their 16 %, 50 % and 84 % points."""
+    rows = []
+    for label in range(len(CLASSES)):
+        of_class = values[labels == label]
+        known = of_class[np.isfinite(of_class)]
+        points = np.percentile(known, [16, 50, 84]) if len(known) else np.full(3, np.nan)
+        rows.append((len(known), len(of_class) - len(known), *points))
+    return pd.DataFrame(rows, columns=["known", "missing", "low", "median", "high"])
+
+
+def examples(labels: np.ndarray, each: int) -> dict[int, list[int]]:
+    """Choose `each` galaxies of every class, spread evenly over its rows: always the same ones."""
+    found = {}
+    for label in range(len(CLASSES)):
+        rows = np.flatnonzero(labels == label)
+        places = np.unique(np.linspace(0, len(rows) - 1, each).round().astype(int))
+        found[label] = rows[places].tolist()
+    return found
