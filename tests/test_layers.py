@@ -13,17 +13,18 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("statistics",),
     ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
+    ("conditions",),
     ("figures",),
     ("page",),
-    ("calibration", "image_size", "conditions"),
+    ("calibration", "image_size"),
     ("config", "presets"),
     ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
     ("sweep", "lifecycle", "galaxy10", "demo", "results", "checkpoint", "psf", "jpeg", "corruptions", "augment"),
-    ("data", "distributed", "models", "planned", "standing", "images"),
-    ("alarms", "history", "status", "batches", "validation", "networks", "optimizer", "costs", "fsck"),
-    ("trainer", "evaluate", "aggregate", "classifier"),
+    ("data", "distributed", "models", "planned", "standing", "images", "explore_figures"),
+    ("alarms", "history", "status", "batches", "validation", "networks", "optimizer", "costs", "fsck", "facts"),
+    ("trainer", "evaluate", "aggregate", "classifier", "explore_page"),
     ("jobs",),
-    ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run", "export", "predict"),
+    ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run", "export", "predict", "explore"),
     ("launch", "cancel", "retry"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}

@@ -1,0 +1,33 @@
+"""Figures of a sweep, each a function of its tables; `FIGURES` names them in the order of a report.
+
+A figure is None where the sweep has nothing of its kind, such as no attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from galaxyhpc.figures.comparison import consistency, corruption_error, groups, pareto
+from galaxyhpc.figures.curves import angle, attack, polar, severity
+from galaxyhpc.figures.panels import confusion, reliability, training
+from galaxyhpc.figures.sheet import GENERATED, About, looks
+from galaxyhpc.tables import Tables
+
+__all__ = ["FIGURES", "GENERATED", "About", "looks"]
+
+# the name of each figure's file
+FIGURES: dict[str, Callable[[Tables, About], Figure | None]] = {
+    "accuracy_angle": angle,
+    "accuracy_polar": polar,
+    "accuracy_severity": severity,
+    "corruption_error": corruption_error,
+    "consistency": consistency,
+    "comparison": groups,
+    "pareto": pareto,
+    "confusion": confusion,
+    "reliability": reliability,
+    "attack": attack,
+    "training": training,
+}

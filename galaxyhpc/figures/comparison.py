@@ -1,0 +1,233 @@
+"""Networks against one another: what accuracy costs, which differences are real, and what harms whom."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from galaxyhpc.conditions import DEFAULT
+from galaxyhpc.figures.sheet import (
+    About,
+    Grid,
+    best,
+    draw_chance,
+    folded,
+    limits,
+    name_ends,
+    names,
+    plain,
+    ranked,
+    room,
+    sheet,
+    shown,
+    titled,
+)
+from galaxyhpc.statistics import cliques
+from galaxyhpc.tables import Tables
+
+ROWS = 32  # networks that have a row each
+COSTS = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds for one galaxy",
+    "label_fraction": "share of the training galaxies used (%)",
+}
+
+
+def pareto(tables: Tables, about: About) -> Figure | None:
+    """Draw the accuracy against what it costs, with the front as a guide; None where nothing is in."""
+    measured = tables.networks[tables.networks["accuracy_mean"].notna()]
+    costs = [c for c in COSTS if c in measured and (c != "label_fraction" or measured[c].nunique() > 1)]
+    costs = [c for c in costs if measured[c].gt(0).any()]
+    if measured.empty or not costs:
+        return None
+    chosen, look, note = shown(tables)
+    chosen = chosen[chosen["accuracy_mean"].notna()]
+    named = names(chosen)
+    grid = Grid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=room([*named.values()]) + 0.3)
+    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note]
+    notes += ["Grey line: nothing better costs as little; a guide, for most steps are within the intervals."]
+    notes += ["Grey points: the other networks."] if note else []
+    figure, panels = sheet(about, "Accuracy against cost", notes, grid)
+    span = limits(_percents(measured), about.chance)
+    for n, (axes, cost) in enumerate(zip(panels, costs, strict=True)):
+        plain(axes)
+        axes.set_ylim(span)
+        _costs(axes, cost, measured, look)
+        draw_chance(axes, about.chance, words=n == 0)
+        axes.set_xlabel(COSTS[cost])
+        axes.tick_params(labelleft=n == 0)
+    panels[0].set_ylabel("test accuracy (%)")
+    ends = zip(chosen["label"], chosen[costs[-1]], chosen["accuracy_mean"], strict=True)
+    name_ends(panels[-1], [(named[label], look[label], x, 100 * y) for label, x, y in ends if x > 0])
+    return figure
+
+
+def _percents(networks: pd.DataFrame) -> list[NDArray[np.float64]]:
+    return [100 * networks[column].to_numpy(float) for column in ("accuracy_mean", "ci_low", "ci_high")]
+
+
+def _costs(axes: Axes, cost: str, measured: pd.DataFrame, look: dict[str, dict[str, Any]]) -> None:
+    """Draw the points of one panel."""
+    networks = measured[measured[cost].gt(0)]
+    unit = 100.0 if cost == "label_fraction" else 1.0
+    for label, x, mean, low, high in networks[["label", cost, "accuracy_mean", "ci_low", "ci_high"]].itertuples(
+        index=False
+    ):
+        style = look.get(label, {"color": "0.75", "marker": "."})
+        axes.vlines(unit * x, 100 * low, 100 * high, color=style["color"], lw=0.9, alpha=0.6)
+        axes.plot(unit * x, 100 * mean, ms=5.5, zorder=3, **(style | {"linestyle": ""}))
+    if cost == "label_fraction":
+        for _, same in networks.sort_values(cost).groupby(["arch", "group"]):
+            axes.plot(unit * same[cost], 100 * same["accuracy_mean"], color="0.7", lw=0.8)
+    else:
+        front = networks[networks[f"front_{cost}"].astype(bool)].sort_values(cost)
+        axes.step(front[cost], 100 * front["accuracy_mean"], where="post", color="0.7", lw=1.0, zorder=1)
+    _logarithmic(axes, unit * networks[cost].to_numpy(float))
+
+
+def _logarithmic(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Scale an axis by factors, with ticks that have names even where it spans but a tenth."""
+    low, high = float(values.min()), float(values.max())
+    free = max((high / low) ** 0.08, 1.05)
+    axes.set(xscale="log", xlim=(low / free, high * free))
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    ticks = [t for t in steps if low / free <= t <= high * free]
+    if len(ticks) < 3:
+        ticks = [t for t in MaxNLocator(4).tick_values(low / free, high * free) if low / free <= t <= high * free]
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 6)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(value: float) -> str:
+    """`400 k`, `1.5 G`."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def groups(tables: Tables, about: About) -> Figure | None:
+    """Draw the networks in the order of their accuracy, joining those that cannot be told apart."""
+    measured = tables.networks[tables.networks["accuracy_mean"].notna()]
+    if measured.empty:
+        return None
+    chosen, note = best(measured, ROWS)
+    order = ranked(chosen)
+    look, named = shown(tables)[1], names(chosen)
+    bars, said = _bars(order["label"].tolist(), tables.comparisons)
+    texts = [folded(named[label], 44) for label in order["label"]]
+    left = 0.5 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
+    grid = Grid(1, 1, 5.0, 0.3 * len(order) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
+    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *said]
+    if np.isfinite(about.chance):
+        notes.append(f"Always naming the commonest class: {100 * about.chance:.1f} %.")
+    figure, (axes,) = sheet(about, "Which networks can be told apart", notes, grid)
+    plain(axes, "x")
+    mean, low, high = _percents(order)
+    for row, label in enumerate(order["label"]):
+        style = look.get(label, {"color": "0.45", "marker": "o"}) | {"linestyle": ""}
+        axes.hlines(row, low[row], high[row], color=style["color"], lw=1.2)
+        axes.plot(mean[row], row, ms=6, **style)
+    for n, bar in enumerate(bars):
+        x = 1 + (0.2 + 0.16 * n) / grid.width
+        axes.plot([x, x], bar, "-", lw=3, color="0.25", transform=axes.get_yaxis_transform(), clip_on=False)
+    axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="test accuracy (%)")
+    axes.set_yticks(range(len(order)), texts, fontsize=9)
+    return figure
+
+
+def _bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int, int]], list[str]]:
+    """Find the bars, as first and last place among `labels`, and say what they mean and what they cannot show."""
+    if comparisons.empty:
+        return [], ["The networks were not compared pair by pair."]
+    place = {label: n for n, label in enumerate(labels)}
+    apart = np.zeros((len(labels), len(labels)), dtype=bool)
+    for a, b, separable in comparisons[["a", "b", "separable"]].itertuples(index=False):
+        if a in place and b in place:
+            apart[place[a], place[b]] = apart[place[b], place[a]] = separable
+    bars = cliques(range(len(labels)), apart)
+    said = ["A bar joins networks of which no two can be told apart (exact McNemar with Holm's correction at 5 %, and"]
+    said[0] += " the 95 % interval of the paired difference)."
+    near = ~apart
+    for first, last in bars:
+        near[first : last + 1, first : last + 1] = False
+    unjoined = [f"{labels[i]} and {labels[j]}" for i, j in np.argwhere(np.triu(near, 1))]
+    more = f" and {len(unjoined) - 5} pairs more" if len(unjoined) > 5 else ""
+    said += [f"Not told apart either: {'; '.join(unjoined[:5])}{more}."] if unjoined else []
+    return bars, said
+
+
+def corruption_error(tables: Tables, about: About) -> Figure | None:
+    """Draw the errors of each network under each condition relative to the CNN's; None without a CNN."""
+    if tables.corruption_error.empty or not tables.corruption_error["ce"].notna().any():
+        return None
+    wide = tables.corruption_error.pivot(index="label", columns="condition", values="ce")
+    values = pd.concat([tables.networks.set_index("label")["mce"].rename("mean (mCE)"), wide[_order(wide)]], axis=1)
+    notes = ["Errors summed over severities, divided by those of the CNN: below 1 (blue) is better than the CNN."]
+    norm = LogNorm(0.4, 2.5, clip=True)
+    return _heat(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", 1.0)
+
+
+def consistency(tables: Tables, about: About) -> Figure | None:
+    """Draw how often each network's answer stays the same under each condition; None where nothing is in."""
+    if "consistency" not in tables.summary:
+        return None
+    kept = tables.summary[tables.summary["consistency"].notna()]
+    if kept.empty:
+        return None
+    wide = 100 * kept.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
+    notes = ["Per cent of galaxies given the class of their clean image, right or wrong; mean over severities."]
+    return _heat(tables, about, wide[_order(wide)], "Consistency", notes, Normalize(0, 100), "cividis", 100.0)
+
+
+def _order(wide: pd.DataFrame) -> list[str]:
+    known = [c for c in DEFAULT if c in wide]
+    return known + [c for c in wide.columns if c not in known and c != "rotation_mean"]
+
+
+def _heat(
+    tables: Tables,
+    about: About,
+    values: pd.DataFrame,
+    heading: str,
+    notes: list[str],
+    norm: Normalize,
+    colours: str,
+    unit: float,
+) -> Figure:
+    """Draw a table of label by column as colours, the best network first, with its numbers."""
+    chosen, note = best(tables.networks, ROWS)
+    order, named = ranked(chosen), names(chosen)
+    cells = values.reindex(order["label"])
+    texts = [folded(named[label], 44) for label in order["label"]]
+    left = 0.4 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
+    grid = Grid(1, 1, 0.42 * cells.shape[1], 0.3 * len(order), left=left, below=0.2, above=1.5, right=0.9)
+    notes = [*notes, "Networks in the order of their accuracy on clean galaxies.", note]
+    figure, (axes,) = sheet(about, heading, notes, grid)
+    image = axes.imshow(cells.to_numpy(float), norm=norm, cmap=colours, aspect="auto")
+    for (row, column), value in np.ndenumerate(cells.to_numpy(float)):
+        red, green, blue, _ = image.cmap(norm(value))
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        text = "-" if math.isnan(value) else f"{value:.2f}" if unit == 1.0 else f"{value:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
+    axes.set_yticks(range(len(order)), texts, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(cells.shape[1]), [titled(str(c)) for c in cells], rotation=60, ha="left", fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    box = axes.get_position()
+    bar = figure.add_axes((box.x1 + 0.2 / figure.get_figwidth(), box.y0, 0.12 / figure.get_figwidth(), box.height))
+    figure.colorbar(image, cax=bar, ticks=[0.4, 0.6, 1.0, 1.6, 2.5] if unit == 1.0 else None, format="{x:g}")
+    bar.minorticks_off()
+    bar.tick_params(labelsize=7)
+    return figure

@@ -1,0 +1,284 @@
+"""Curves: accuracy against the angle, against the severity of every condition, and success against an attack's budget.
+
+Curves are named at their ends, pushed apart where they meet, because a legend of eleven is a puzzle; small multiples
+share one legend, which stands in the order of the curves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+from numpy.typing import NDArray
+
+from galaxyhpc.conditions import CONDITIONS, is_condition, parts, split, unit
+from galaxyhpc.figures.sheet import (
+    BANDED,
+    About,
+    Grid,
+    Look,
+    draw_chance,
+    legend,
+    limits,
+    name,
+    name_ends,
+    names,
+    plain,
+    room,
+    say,
+    sheet,
+    shown,
+    titled,
+)
+from galaxyhpc.tables import Tables
+
+ABSENT = "no planned run is in yet"
+KINDS = {  # severities that are not more or less of the same
+    "flip": {1.0: "left-right", 2.0: "upside-down"},
+    "band_loss": {1.0: "no z", 2.0: "no r", 3.0: "no g"},
+}
+SETS = {"own": "galaxies that the network itself gets right", "common": "galaxies that all networks get right"}
+FEW = 6  # curves whose bands can be told apart
+COLUMNS = 5  # of the small multiples
+
+Point = tuple[float, str, float]  # where on the axis, and which condition and severity
+Rows = dict[tuple[str, str, float], tuple[float, float, float, float]]  # mean, low, high, seeds by label and pair
+NOTHING = (np.nan, np.nan, np.nan, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One network in one panel; accuracies in per cent, nan where nothing is in."""
+
+    label: str
+    name: str
+    look: Look
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def angle(tables: Tables, about: About) -> Figure:
+    """Draw the accuracy against the rotation angle; thin lines are turned there and back, which costs pixels alone."""
+    chosen, look, note = shown(tables)
+    rows = _rows(tables.summary, chosen)
+    curves = _curves(rows, chosen, look, _turns(tables.summary))
+    angles = sorted(_severities(tables.summary, "rotation_control"))
+    control = _curves(rows, chosen, look, [(x, "rotation_control", x) for x in angles])
+    thin = "Thin and dotted: turned there and back again, which interpolates and no more." if control else ""
+    notes = ["Mean over seeds.", note, _banded(curves), thin]
+    grid = Grid(1, 1, 7.6, 4.9, right=room([curve.name for curve in curves]) + 0.3)
+    figure, (axes,) = sheet(about, "Accuracy against rotation", notes, grid)
+    axes.set_ylim(limits(_values([*curves, *control]), about.chance))
+    _draw(axes, curves, every=6)
+    for curve in control:
+        axes.plot(curve.x, curve.mean, lw=0.8, color=curve.look["color"], linestyle=":")
+    axes.set(xlim=(0, 360), xticks=range(0, 361, 45), xlabel="rotation of the test galaxies (degrees)")
+    axes.set_ylabel("test accuracy (%)")
+    draw_chance(axes, about.chance)
+    _name_curves(axes, curves)
+    return figure
+
+
+def polar(tables: Tables, about: About) -> Figure | None:
+    """Draw the accuracy around the circle of angles; None where there is no circle to draw."""
+    chosen, look, note = shown(tables)
+    curves = _curves(_rows(tables.summary, chosen), chosen, look, _turns(tables.summary))
+    if not curves:
+        return None
+    named = {curve.label: curve.name for curve in curves}
+    right = room([*named.values()]) + 0.6
+    low, high = limits(_values(curves), np.nan)
+    notes = ["Mean over seeds.", note, _banded(curves), f"The centre is {low:.0f} %, not 0."]
+    grid = Grid(1, 1, 5.4, 5.4, left=0.5, right=right, below=0.35, above=0.35)
+    figure, (axes,) = sheet(about, "Accuracy against rotation", notes, grid, projection="polar")
+    assert isinstance(axes, PolarAxes)
+    for curve in curves:
+        turned = np.radians(curve.x)
+        axes.fill_between(turned, curve.low, curve.high, color=curve.look["color"], alpha=0.07, lw=0)
+        axes.plot(turned, curve.mean, lw=1.5, ms=4, markevery=6, **curve.look)
+    axes.set_theta_zero_location("N")  # counter-clockwise, as position angles in the sky
+    axes.set_rlim(low, high)
+    axes.set_thetagrids(range(0, 360, 45), fontsize=8)
+    for tick in axes.get_yticks():
+        if low < tick < high:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+            axes.text(np.radians(22.5), tick, f"{tick:g} %", fontsize=8, ha="center", va="center", bbox=box)
+    axes.set_yticklabels([])
+    axes.grid(color="0.9", linewidth=0.8)
+    legend(figure, chosen[chosen["label"].isin(named)], named, look, right)
+    return figure
+
+
+def severity(tables: Tables, about: About) -> Figure | None:
+    """Draw the accuracy against the severity of each condition, all to one scale, beginning with none."""
+    chosen, look, note = shown(tables)
+    conditions = _graded(tables.summary)
+    if not conditions:
+        return None
+    rows, named = _rows(tables.summary, chosen), names(chosen)
+    curves = {c: _curves(rows, chosen, look, _steps(tables.summary, c)) for c in conditions}
+    every = [curve for of_panel in curves.values() for curve in of_panel]
+    right, columns = room([*named.values()]) + 0.2, min(COLUMNS, len(conditions))
+    notes = ["Mean over seeds; further right is worse.", note, _banded(every)]
+    grid = Grid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, below=0.6, above=0.35)
+    figure, panels = sheet(about, "Accuracy against severity", notes, grid, count=len(conditions))
+    span = limits(_values(every), about.chance)
+    for n, (axes, condition) in enumerate(zip(panels, conditions, strict=True)):
+        axes.set_ylim(span)
+        _draw(axes, curves[condition], joined=condition not in KINDS)
+        _ticks(axes, condition, _severities(tables.summary, condition))
+        draw_chance(axes, about.chance, words=n == 0)
+        axes.tick_params(labelleft=n % columns == 0)
+        if n % columns == 0:
+            axes.set_ylabel("accuracy (%)", fontsize=8)
+    legend(figure, chosen, named, look, right)
+    return figure
+
+
+def attack(tables: Tables, about: About) -> Figure | None:
+    """Draw how often one changed pixel changes the answer, against the queries spent; None without an attack."""
+    if tables.attack.empty:
+        return None
+    chosen, look, note = shown(tables)
+    attacked = tables.attack[tables.attack["label"].isin(look)].sort_values("budget", kind="stable")
+    sets = {key: words for key, words in SETS.items() if (attacked["set"] == key).any()}
+    if not sets:
+        return None
+    named = names(chosen)
+    grid = Grid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=room([*named.values()]) + 0.3, above=0.35)
+    notes = ["One changed pixel; seeds together.", note, "The band is the 95 % interval of Clopper and Pearson."]
+    figure, panels = sheet(about, "One-pixel attack", notes, grid)
+    for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
+        curves = _attacked(attacked[attacked["set"] == key], named, look)
+        _draw(axes, curves)
+        axes.set(xscale="log", xlabel="queries to the network", ylim=(0, 105 * float(attacked["high"].max())))
+        budgets = sorted(set(attacked["budget"]))
+        axes.set_xticks(budgets[:: -(-len(budgets) // 6)], [f"{b:g}" for b in budgets[:: -(-len(budgets) // 6)]])
+        axes.minorticks_off()
+        axes.set_title(words, fontsize=9, loc="left")
+        axes.tick_params(labelleft=n == 0)
+    _name_curves(panels[-1], curves)
+    panels[0].set_ylabel("success of the attack (%)")
+    return figure
+
+
+def _attacked(rows: pd.DataFrame, named: dict[str, str], look: dict[str, Look]) -> list[Curve]:
+    found = []
+    for label, of_network in rows.groupby("label", sort=False):
+        rate, low, high = (100 * of_network[column].to_numpy(float) for column in ("rate", "low", "high"))
+        budgets = of_network["budget"].to_numpy(float)
+        found.append(Curve(str(label), named[str(label)], look[str(label)], budgets, rate, low, high))
+    return found
+
+
+def _severities(summary: pd.DataFrame, condition: str) -> list[float]:
+    """List the severities of a condition that occur, the mildest first as far as the table of conditions knows."""
+    there = set(summary.loc[summary["condition"] == condition, "severity"])
+    known = CONDITIONS[condition].parameters if condition in CONDITIONS else sorted(there)
+    return [severity for severity in known if severity in there]
+
+
+def _turns(summary: pd.DataFrame) -> list[Point]:
+    """List the angles, closing the circle."""
+    angles = _severities(summary, "rotation")
+    return [(x, "rotation", x) for x in angles] + [(360.0, "rotation", 0.0)] * bool(angles)
+
+
+def _graded(summary: pd.DataFrame) -> list[str]:
+    """List the conditions that have a severity curve, plain ones first."""
+    there = summary.groupby("condition", sort=False)["severity"].nunique()
+    several = [str(c) for c in there[there >= 2].index if is_condition(str(c))]
+    order = [*CONDITIONS, *(c for c in several if c not in CONDITIONS)]
+    return [c for c in order if c in several and c not in ("rotation", "rotation_control")]
+
+
+def _steps(summary: pd.DataFrame, condition: str) -> list[Point]:
+    severities = _severities(summary, condition)
+    return [(0.0, "clean", 0.0), *((float(x), condition, s) for x, s in enumerate(severities, 1))]
+
+
+def _ticks(axes: Axes, condition: str, severities: list[float]) -> None:
+    """Write a panel's severities in physical parameters, one line for each part of a combination."""
+    steps = ["\n".join(f"{value:.4g}" for _, value in split(condition, s)) for s in severities]
+    kinds = KINDS.get(condition, {})
+    free = 0.5 if kinds else 0.15
+    axes.set_xlim(-free, len(severities) + free)
+    axes.set_xticks(range(len(severities) + 1), ["clean", *(kinds.get(s, steps[n]) for n, s in enumerate(severities))])
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xlabel("" if kinds else "; ".join(unit(part) for part in parts(condition)), fontsize=8)
+    axes.set_title(titled(condition), fontsize=9, loc="left")
+
+
+def _curves(rows: Rows, networks: pd.DataFrame, look: dict[str, Look], points: list[Point]) -> list[Curve]:
+    """Cut the curves through `points` out of the summary; networks without any are left out."""
+    found = []
+    for network in networks.to_dict("records"):
+        label = str(network["label"])
+        at = [rows.get((label, condition, severity), NOTHING) for _, condition, severity in points]
+        mean, low, high, done = np.array(at, dtype=np.float64).reshape(-1, 4).T
+        if not np.isfinite(mean).any():
+            continue
+        x = np.array([place for place, _, _ in points])
+        seeds = _seeds(done.astype(int), network["seeds_planned"])
+        found.append(Curve(label, name(network, seeds), look[label], x, 100 * mean, 100 * low, 100 * high))
+    return found
+
+
+def _rows(summary: pd.DataFrame, networks: pd.DataFrame) -> Rows:
+    """Key the rows of some networks, for pandas would take longer over the cutting than matplotlib over the drawing."""
+    kept = summary[summary["label"].isin(networks["label"])]
+    keys, values = (
+        kept[columns].itertuples(index=False, name=None)
+        for columns in (["label", "condition", "severity"], ["accuracy_mean", "ci_low", "ci_high", "seeds_done"])
+    )
+    return dict(zip(keys, values, strict=True))
+
+
+def _seeds(done: NDArray[np.int64], planned: int) -> str:
+    """`3/5 seeds` where not all planned ones are in, `2-3/5 seeds` where points differ."""
+    if done.min() == planned:
+        return ""
+    return f"{done.min()}{f'-{done.max()}' if done.max() > done.min() else ''}/{planned} seeds"
+
+
+def _banded(curves: list[Curve]) -> str:
+    return BANDED if any(np.isfinite(curve.low).any() for curve in curves) else ""
+
+
+def _values(curves: list[Curve]) -> list[NDArray[np.float64]]:
+    return [part for curve in curves for part in (curve.mean, curve.low, curve.high)]
+
+
+def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True) -> None:
+    """Draw the curves of one panel with their intervals, as bars where bands would hide one another.
+
+    Steps that are no scale (`joined` False) stand as markers side by side.
+    """
+    plain(axes)
+    bands = joined and (every == 1 or len(curves) < FEW)
+    for n, curve in enumerate(curves):
+        colour, at = curve.look["color"], slice(n % every if not bands else 0, None, every)
+        x = curve.x if joined else curve.x + 0.7 * ((n + 0.5) / len(curves) - 0.5)
+        if bands:
+            alpha = 0.12 if len(curves) < FEW else 0.07
+            axes.fill_between(x, curve.low, curve.high, color=colour, alpha=alpha, lw=0)
+        else:
+            axes.vlines(x[at], curve.low[at], curve.high[at], color=colour, lw=0.9, alpha=0.5)
+        style = curve.look if joined else curve.look | {"linestyle": ""}
+        axes.plot(x, curve.mean, lw=1.5, ms=3.5, markevery=at, clip_on=False, **style)
+    if not curves:
+        say(axes, ABSENT)
+
+
+def _name_curves(axes: Axes, curves: list[Curve]) -> None:
+    ends = []
+    for curve in curves:
+        last = int(np.flatnonzero(np.isfinite(curve.mean))[-1])
+        ends.append((curve.name, curve.look, float(curve.x[last]), float(curve.mean[last])))
+    name_ends(axes, ends)

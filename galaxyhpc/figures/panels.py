@@ -1,0 +1,157 @@
+"""Small multiples, a panel for each network: what it confuses, how well it knows itself, how it was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from galaxyhpc.figures.sheet import About, Grid, best, folded, looks, name, plain, say, sheet, shown
+from galaxyhpc.tables import Tables
+
+CONFUSED, PANELS = 9, 12  # most networks in a figure
+COLUMNS = 4
+RAW, SCALED = "#D55E00", "#0072B2"
+ABSENT = "not in yet"
+
+
+def confusion(tables: Tables, about: About) -> Figure | None:
+    """Draw which classes each network takes for which, in per cent of the true class; None where nothing is in."""
+    if tables.confusion.empty:
+        return None
+    chosen, note = best(tables.networks, CONFUSED)
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    grid = Grid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, below=2.0, above=0.4)
+    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds together.", note]
+    figure, panels = sheet(about, "Confusion of classes", notes, grid, count=len(chosen))
+    classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
+    by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
+    for n, (axes, network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+        axes.set_title(folded(name(network), 44), fontsize=9, loc="left")
+        if network["label"] in by_label:
+            _matrix(axes, by_label[network["label"]])
+        else:
+            axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5))
+            say(axes, ABSENT)
+        lowest = n + columns >= len(chosen)
+        axes.set_xticks(range(10), classes if lowest else [], rotation=90, fontsize=8)
+        axes.set_yticks(range(10), classes if n % columns == 0 else [], fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted" if lowest else "")
+        axes.set_ylabel("truth" if n % columns == 0 else "")
+    return figure
+
+
+def _matrix(axes: Axes, counted: pd.DataFrame) -> None:
+    """Draw one 10 x 10 matrix; empty cells are those of no galaxy."""
+    counts = np.zeros((10, 10))
+    counts[counted["truth"], counted["predicted"]] = counted["count"]
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
+    axes.spines[:].set_color("0.8")
+    for truth, predicted in np.argwhere(counts > 0):
+        colour = "white" if percent[truth, predicted] > 55 else "0.15"
+        for text, y, size in ((percent[truth, predicted], 0.02, 7), (counts[truth, predicted], 0.38, 4.5)):
+            axes.text(predicted, truth + y, f"{text:.0f}", fontsize=size, ha="center", color=colour)
+
+
+def reliability(tables: Tables, about: About) -> Figure | None:
+    """Draw how often each network is right against how sure it is, as it is and scaled; None where nothing is in."""
+    if tables.reliability.empty:
+        return None
+    chosen, note = best(tables.networks, PANELS)
+    notes = ["Clean galaxies, all seeds together, 15 bins; ECE is the mean over seeds.", note]
+    notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
+    figure, panels = _pairs(about, "Reliability", notes, len(chosen), 2.5, 0.25)
+    clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
+    by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
+    for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+        upper.set_title(folded(name(network), 34), fontsize=9, loc="left")
+        upper.plot([0, 100], [0, 100], color="0.6", lw=0.8)
+        for axes in (upper, lower):
+            axes.set_xlim(0, 100)
+        upper.set_ylim(0, 100)
+        if network["label"] in by_label:
+            _binned(upper, lower, by_label[network["label"]], clean.loc[network["label"]])
+        else:
+            say(upper, ABSENT)
+        lower.set_xlabel("confidence (%)", fontsize=8)
+        if n % COLUMNS == 0:
+            upper.set_ylabel("accuracy (%)", fontsize=8)
+            lower.set_ylabel("galaxies", fontsize=8)
+    return figure
+
+
+def _binned(upper: Axes, lower: Axes, bins: pd.DataFrame, clean: pd.Series) -> None:
+    for scaled, colour, word, column in ((False, RAW, "as it is", "ece"), (True, SCALED, "scaled", "ece_scaled")):
+        rows = bins[bins["scaled"] == scaled].sort_values("bin")
+        if rows.empty:
+            continue
+        seen = rows[rows["galaxies"] > 0]
+        text = f"{word}, ECE {100 * clean[column]:.1f} %"
+        x, y = 100 * seen["confidence"].to_numpy(float), 100 * seen["accuracy"].to_numpy(float)
+        upper.plot(x, y, marker="s" if scaled else "o", ms=3.2, lw=1.1, color=colour, label=text)
+        edges = np.linspace(0, 100, len(rows) + 1)
+        lower.stairs(rows["galaxies"], edges, fill=not scaled, color=colour, alpha=1.0 if scaled else 0.35)
+    upper.legend(loc="upper left", fontsize=7, frameon=False, handlelength=1.5, borderpad=0.1)
+
+
+def training(tables: Tables, about: About) -> Figure | None:
+    """Draw accuracy and loss against the epoch, a line for each seed; None where no run has begun."""
+    if tables.training.empty:
+        return None
+    chosen, note = best(tables.networks, PANELS)
+    named = looks(shown(tables)[0])
+    notes = ["A line for each seed: grey of training galaxies (augmented), coloured of validation galaxies.", note]
+    notes += ["Level line: always the commonest class."] if np.isfinite(about.chance) else []
+    figure, panels = _pairs(about, "Training", notes, len(chosen), 2.6, 0.45)
+    curves = tables.training[tables.training["label"].isin(chosen["label"])]
+    by_label = dict(iter(curves.groupby("label", sort=False)))
+    losses = curves[["train_loss", "validation_loss"]].to_numpy(float)
+    highest = float(np.nanquantile(losses, 0.99)) * 1.05 if np.isfinite(losses).any() else 1.0
+    for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+        upper.set_title(folded(name(network), 34), fontsize=9, loc="left")
+        upper.set_ylim(0, 100)
+        lower.set_ylim(0, highest)
+        if network["label"] in by_label:
+            _trained(upper, lower, by_label[network["label"]], named[network["label"]]["color"])
+        else:
+            say(upper, "never begun")
+        if np.isfinite(about.chance):
+            upper.axhline(100 * about.chance, color="0.5", lw=0.8)
+        lower.set_xlabel("epoch", fontsize=8)
+        if n % COLUMNS == 0:
+            upper.set_ylabel("accuracy (%)", fontsize=8)
+            lower.set_ylabel("loss (nats)", fontsize=8)
+    return figure
+
+
+def _trained(upper: Axes, lower: Axes, rows: pd.DataFrame, colour: str) -> None:
+    for _, run in rows.groupby("run_id", sort=False):
+        epoch: NDArray[np.float64] = run["epoch"].to_numpy(float)
+        for axes, what, unit in ((upper, "accuracy", 100.0), (lower, "loss", 1.0)):
+            axes.plot(epoch, unit * run[f"train_{what}"].to_numpy(float), color="0.65", lw=0.8)
+            axes.plot(epoch, unit * run[f"validation_{what}"].to_numpy(float), color=colour, lw=0.9)
+
+
+def _pairs(
+    about: About, heading: str, notes: list[str], count: int, height: float, share: float
+) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """Make `count` panels, each in two parts with one horizontal axis; the lower part takes `share` of the height."""
+    columns = min(COLUMNS, count)
+    grid = Grid(-(-count // columns), columns, 2.35, height, (0.35, 1.0), left=0.7, below=0.55, above=0.4)
+    figure, uppers = sheet(about, heading, notes, grid, count=count)
+    pairs = []
+    for upper in uppers:
+        box = upper.get_position()
+        lower = figure.add_axes((box.x0, box.y0, box.width, (share - 0.03) * box.height))
+        upper.set_position((box.x0, box.y0 + share * box.height, box.width, (1 - share) * box.height))
+        for axes in (upper, lower):
+            plain(axes)
+            axes.tick_params(labelsize=7)
+        upper.tick_params(labelbottom=False)
+        pairs.append((upper, lower))
+    return figure, pairs

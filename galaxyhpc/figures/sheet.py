@@ -1,0 +1,240 @@
+"""What all figures of a sweep share: the paper they are drawn on, what they must say, and the look of a network.
+
+A network looks the same in every figure: its colour tells the order of its group; solid lines and full markers are
+rotations only, dashed lines and open markers have reflections too, black is the conventional network. Panels are
+placed in inches: a layout engine would take longer than all the drawing.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from galaxyhpc.tables import Tables
+
+# Okabe and Ito (2008) without yellow, which is lost on white; black is kept for networks without a group
+PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D46")
+LINES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
+MARKERS = "osD^vPX*"  # tell apart networks of one group
+MOST = 16  # networks that can be told apart in one figure
+GENERATED = "GENERATED galaxies (demo)"
+QUIET = "0.35"  # the grey of what is said beside the point
+BANDED = "The band is the 95 % interval: bootstrap over seeds and pieces of sky."
+
+Look = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What every figure of a sweep says of it."""
+
+    title: str
+    generated: bool  # demo galaxies
+    chance: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Panels of equal size and what is left free around them, in inches."""
+
+    rows: int
+    columns: int
+    width: float
+    height: float
+    between: tuple[float, float] = (0.25, 0.6)
+    left: float = 0.75
+    right: float = 0.25
+    below: float = 0.5
+    above: float = 0.1
+
+
+def sheet(
+    about: About,
+    heading: str,
+    notes: Sequence[str],
+    grid: Grid,
+    count: int | None = None,
+    projection: str | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure that says what all must, with its panels row by row, all or the first `count` of the grid."""
+    across, down = grid.between
+    width = grid.left + grid.columns * grid.width + (grid.columns - 1) * across + grid.right
+    generated = [f"{GENERATED}: this says nothing about real ones."] if about.generated else []
+    note = textwrap.fill(" ".join([*(n for n in notes if n), *generated]), int(14.5 * width))
+    title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _title(about, heading))
+    top = 0.2 + 0.19 * (1 + title.count("\n")) + grid.above
+    bottom = 0.15 + 0.14 * (1 + note.count("\n")) + grid.below
+    height = top + grid.rows * grid.height + (grid.rows - 1) * down + bottom
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, x=0.15 / width, y=1 - 0.1 / height, fontsize=11, ha="left", va="top")
+    figure.supxlabel(note, x=0.15 / width, y=0.1 / height, fontsize=8, color=QUIET, ha="left", va="bottom")
+    corners = [
+        (grid.left + column * (grid.width + across), height - top - grid.height - row * (grid.height + down))
+        for row in range(grid.rows)
+        for column in range(grid.columns)
+    ]
+    w, h = grid.width / width, grid.height / height
+    panels = [figure.add_axes((x / width, y / height, w, h), projection=projection) for x, y in corners[:count]]
+    return figure, panels
+
+
+def _title(about: About, heading: str) -> list[str]:
+    return [heading, about.title, *([GENERATED] if about.generated else [])]
+
+
+def plain(axes: Axes, grid: str = "y") -> None:
+    """Leave only what a reader needs of a panel's frame."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    if grid:
+        axes.grid(axis=grid, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def say(axes: Axes, text: str) -> None:
+    """Say in the middle of a panel why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=9, wrap=True)
+
+
+def best(networks: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
+    """Choose the networks best on clean galaxies, in their order, and say so where it is not all."""
+    if len(networks) <= most:
+        return networks, ""
+    first = networks["accuracy_mean"].sort_values(ascending=False, kind="stable").index[:most]
+    chosen = networks[networks.index.isin(first)]
+    return chosen, f"Of {len(networks)} networks, the {most} best on clean galaxies."
+
+
+def ranked(networks: pd.DataFrame) -> pd.DataFrame:
+    """Order networks from the best on clean galaxies to the worst, unmeasured ones last."""
+    return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
+
+
+def looks(networks: pd.DataFrame) -> dict[str, Look]:
+    """Choose a look for each label of a table with the columns label and group; the first of several groups counts."""
+    sizes = {group: int(re.split("[CD]", group)[1]) for group in networks["group"] if group}
+    orders = sorted(set(sizes.values()))
+    found: dict[str, Look] = {}
+    for label, group in zip(networks["label"], networks["group"], strict=True):
+        colour = PALETTE[orders.index(sizes[group]) % len(PALETTE)] if group else "black"
+        line = LINES[group[:1]]
+        twins = sum((look["color"], look["linestyle"]) == (colour, line) for look in found.values())
+        face = "white" if group.startswith("D") else colour
+        marker = MARKERS[twins % len(MARKERS)]
+        found[label] = {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": face}
+    return found
+
+
+def shown(tables: Tables) -> tuple[pd.DataFrame, dict[str, Look], str]:
+    """Choose the networks of a figure that tells them apart by their looks."""
+    chosen, note = best(tables.networks, MOST)
+    return chosen, looks(chosen), note
+
+
+def name(network: dict[Any, Any], seeds: str | None = None) -> str:
+    """Name a network with what a reader must know of it: its flaw, and how many of its seeds are in."""
+    done, planned = network["seeds_done"], network["seeds_planned"]
+    if seeds is None:
+        seeds = "" if done == planned else f"{done}/{planned} seeds"
+    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds) if part)
+
+
+def names(networks: pd.DataFrame) -> dict[str, str]:
+    """Name networks by their labels."""
+    return {str(network["label"]): name(network) for network in networks.to_dict("records")}
+
+
+def titled(condition: str) -> str:
+    """Write the name of a condition as words."""
+    words = {"psf": "PSF", "jpeg": "JPEG"}
+    return " + ".join(" ".join(words.get(w, w) for w in part.split("_")) for part in condition.split("+"))
+
+
+def folded(text: str, width: int = 30) -> str:
+    """Fold a long name into lines."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def room(texts: Sequence[str]) -> float:
+    """Inches that folded names of 9 points take."""
+    return 0.35 + 0.075 * max((len(line) for text in texts for line in folded(text).split("\n")), default=0)
+
+
+def legend(figure: Figure, networks: pd.DataFrame, named: dict[str, str], look: dict[str, Look], right: float) -> None:
+    """Name the networks in the margin `right` inches wide, the best first."""
+    lines = [Line2D([], [], lw=1.6, ms=4.5, **look[label]) for label in ranked(networks)["label"]]
+    texts = [folded(named[label]) for label in ranked(networks)["label"]]
+    width, height = figure.get_size_inches()
+    figure.legend(
+        lines,
+        texts,
+        loc="upper left",
+        bbox_to_anchor=(1 - (right - 0.1) / width, 1 - 0.8 / height),
+        frameon=False,
+        fontsize=9,
+        handlelength=3,
+        labelspacing=0.7,
+    )
+
+
+def limits(values: Sequence[NDArray[np.float64]], chance: float) -> tuple[float, float]:
+    """Lowest and highest per cent shown; chance is shown where that does not press the curves together."""
+    every = np.concatenate([np.ravel(part) for part in values]) if len(values) else np.array([])
+    every = every[np.isfinite(every)]
+    if not len(every):
+        return 0.0, 100.0
+    low, high = float(every.min()), float(every.max())
+    if low - 100 * chance < 0.5 * (high - low):
+        low, high = min(low, 100 * chance), max(high, 100 * chance)  # a network may be worse than chance
+    margin = 0.04 * (high - low) + 0.5
+    return low - margin, high + margin
+
+
+def draw_chance(axes: Axes, chance: float, words: bool = True) -> None:
+    """Draw the line of a network that always names the commonest class, or say that it is below."""
+    if not np.isfinite(chance):
+        return
+    below = bool(100 * chance < axes.get_ylim()[0])
+    height = axes.get_ylim()[0] if below else 100 * chance
+    if not below:
+        axes.axhline(height, color="0.5", linewidth=0.8)
+    if words:
+        text = f"{'↓ ' if below else ''}always the commonest class: {100 * chance:.1f} %"
+        axes.annotate(
+            text, (0.01, height), (0, 3), axes.get_yaxis_transform(), "offset points", fontsize=8, color=QUIET
+        )
+
+
+def name_ends(axes: Axes, ends: list[tuple[str, Look, float, float]]) -> None:
+    """Write each name right of the end (x, y) of its curve, apart from the next."""
+    ends = sorted(ends, key=lambda end: end[3])
+    texts = [folded(text) for text, _, _, _ in ends]
+    inches = axes.get_position().height * axes.figure.get_size_inches()[1]  # type: ignore[union-attr]
+    low, high = axes.get_ylim()
+    lines = np.array([1 + text.count("\n") for text in texts])
+    heights = apart(np.array([end[3] for end in ends]), lines * 0.155 * (high - low) / inches, high)
+    for (_, look, x, y), text, height in zip(ends, texts, heights, strict=True):
+        line = {"arrowstyle": "-", "color": look["color"], "lw": 0.7, "shrinkB": 2, "relpos": (0, 0.5), "patchA": None}
+        style = {"color": look["color"], "fontsize": 9, "va": "center", "annotation_clip": False}
+        axes.annotate(text, (x, y), (1.04, float(height)), "data", axes.get_yaxis_transform(), line, **style)
+
+
+def apart(heights: NDArray[np.float64], tall: NDArray[np.float64], high: float) -> NDArray[np.float64]:
+    """Move rising heights as little as needed for texts as `tall` as given to stand apart, below `high` if they can."""
+    if not len(heights):
+        return heights
+    gaps = np.cumsum(tall) - tall[0] / 2 - tall / 2
+    wanted = heights - gaps
+    # the mean of the upper and the lower monotone envelope keeps the order and the gaps, and stays near
+    placed = gaps + (np.maximum.accumulate(wanted) + np.minimum.accumulate(wanted[::-1])[::-1]) / 2
+    return np.asarray(placed - max(float(placed[-1]) - high, 0.0), dtype=np.float64)
