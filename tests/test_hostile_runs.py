@@ -248,7 +248,10 @@ COLUMN = st.sampled_from(["", "1", "-1", "9" * 400, "nan", "inf", "1e400", "x", 
 
 
 @settings(FUZZED, max_examples=80)
-@given(cells=st.dictionaries(st.integers(0, 11), COLUMN | st.text(max_size=5), max_size=4), twice=st.booleans())
+@given(
+    cells=st.dictionaries(st.integers(0, len(results.COLUMNS) - 1), COLUMN | st.text(max_size=5), max_size=4),
+    twice=st.booleans(),
+)
 def test_a_table_of_results_with_any_cells_is_counts_or_absent(
     cells: dict[int, str], twice: bool, finished: Path, desk: Path
 ) -> None:
