@@ -1,0 +1,86 @@
+"""Where a network looks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2).
+
+The heat of class c at a pixel of the last convolutional map A is ReLU(sum over channels k of a_k A_k), a_k the mean
+over pixels of the derivative of c's logit by A_k. The channels of a group are channels like others: a turn of the
+galaxy by one of the group's elements permutes them and their weights alike, so that the heat turns with the galaxy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from galaxyhpc.latent import Places, places
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A galaxy to look at, and two classes to look for."""
+
+    row: int  # in the data file
+    truth: int
+    predicted: int
+    other: int  # the predicted class; where that is the truth, the runner-up
+    confidence: float  # softmax of the raw logits, of the predicted class
+
+
+def heat_maps(network: nn.Module, images: Tensor, classes: Tensor, where: Places | None = None) -> Tensor:
+    """Return the heat of one class for each image on the last map's grid, (N, s, s), none below 0, of any scale.
+
+    `images` are (N, 3, S, S) in [0, 1], `classes` (N,) int64; the network is in evaluation mode. `where` is found
+    in the networks of this project.
+    """
+    where, kept = where or places(network), []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        found = output.detach()  # what came before needs no gradient
+        kept.append((found.relu() if where.relu_follows else found.clone()).requires_grad_())
+        # a ReLU that follows is passed by all pixels: those at 0 would hide their derivative
+        return kept[0] + torch.finfo(torch.float32).tiny
+
+    hook = where.last_map.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = network(images)
+            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+    finally:
+        hook.remove()
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * kept[0].detach()).sum(1).relu()
+
+
+def enlarged(heat: Tensor, size: int) -> Tensor:
+    """(N, s, s) -> (N, size, size), each with a maximum of 1 (or 0 everywhere).
+
+    The corners of the grids coincide: on the odd sizes of this project each layer keeps the first and last pixel.
+    """
+    large = F.interpolate(heat[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+    highest = large.amax((1, 2), keepdim=True)
+    return torch.where(highest > 0, large / highest.clamp_min(torch.finfo(large.dtype).tiny), 0.0)
+
+
+def described(row: int, truth: int, shares: NDArray[np.float64]) -> Choice:
+    """Put a galaxy and its (classes,) probabilities into a Choice."""
+    first, second = np.argsort(-shares, kind="stable")[:2]
+    return Choice(row, truth, int(first), int(second if first == truth else first), float(shares[first]))
+
+
+def most_confident(rows: NDArray[np.int64], labels: NDArray[np.int64], shares: NDArray[np.float64]) -> list[Choice]:
+    """Choose for each class its most confidently right and its most confidently wrong galaxy, where there are any.
+
+    `rows` and `labels` are (n,), `shares` the (n, classes) probabilities.
+    """
+    right, confidence = shares.argmax(1) == labels, shares.max(1)
+    found = []
+    for label in np.unique(labels):
+        for kind in (right, ~right):
+            among = np.flatnonzero((labels == label) & kind)
+            if len(among):
+                best = among[confidence[among].argmax()]
+                found.append(described(int(rows[best]), int(label), shares[best]))
+    return found

@@ -1,0 +1,128 @@
+"""Looks inside trained networks: `python -m galaxyhpc.inspect runs/SWEEP/RUN_ID` writes runs/SWEEP/RUN_ID/inspect/.
+
+features.h5 (what the network sees in the test galaxies, clean and corrupted), embedding.csv and its figure,
+latent_distance.csv and its figure, gradcam.png, and inspect.html with all of them. Several runs, or a sweep, are
+compared by latent distance alone, in SWEEP/inspect/; runs of a sweep that are not trained yet are left out. Exit
+status 2: what was asked for cannot be done, and why is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from galaxyhpc import conditions, inspect_page, latent
+from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.latent import LatentError, Pair
+from galaxyhpc.rundir import RunDir, readable, runs_of
+from galaxyhpc.subject import features, subject
+from galaxyhpc.table import make_console
+
+DEFAULT = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")
+
+
+def inspect_one(run: RunDir, pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:
+    """Write everything about one run; return the page."""
+    output = options.output or run.path / "inspect"
+    looked = subject(run, device())
+    inspect_page.check_rows(looked, options.galaxies or ())
+    found = features(looked, pairs, output / "features.h5", console)
+    sections = [
+        *inspect_page.embedding_section(looked, found, output, console),
+        *inspect_page.distance_section(inspect_page.distance_table(looked, found), run.run_id, output),
+        *inspect_page.gradcam_section(looked, found, options.galaxies, output),
+    ]
+    lead = (f"{looked.label}, {looked.used.image_size} px, weights {looked.used.weights[:12]}.",)
+    return inspect_page.write(output, f"Inside {run.run_id}", sections, looked.generated, lead)
+
+
+def inspect_several(runs: list[RunDir], pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:
+    """Compare trained runs by latent distance; return the page."""
+    if options.galaxies:
+        raise LatentError(f"--galaxies: found {len(runs)} runs; allowed: rows to look at in one run alone")
+    tables, compared, output = [], [], options.output or runs[0].sweep / "inspect"
+    for run in runs:
+        looked = subject(run, device())
+        place = output / run.run_id if options.output else run.path / "inspect"
+        compared.append(features(looked, pairs, place / "features.h5", console))
+        latent.check_same_galaxies(compared)
+        tables.append(inspect_page.distance_table(looked, compared[-1]))
+    table = inspect_page.told_apart(pd.concat(tables, ignore_index=True))
+    title = f"{table['label'].nunique()} networks, {len(runs)} runs"
+    sections = inspect_page.distance_section(table, title, output)
+    return inspect_page.write(output, f"Inside {title}", sections, bool(table["generated"].any()), ())
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def asked_runs(paths: Sequence[Path], console: Console) -> list[RunDir]:
+    """Return the runs named, and the trained ones of sweeps.
+
+    Raises
+    ------
+    rundir.NoRunError, evaluate.NotTrainedError
+    """
+    found: dict[Path, RunDir] = {}
+    for path in paths:
+        several = runs_of(path)
+        if (path / "config.json").is_file():
+            trained = several
+        else:
+            trained = [run for run in several if run.best_file.exists()]
+            if not trained:
+                raise NotTrainedError(
+                    f"{readable(str(path))}: found no best.pt in its {len(several)} runs; allowed: one"
+                )
+            if len(trained) < len(several):
+                console.print(f"{readable(str(path))}: {len(trained)} of {len(several)} runs are trained")
+        found |= {run.path: run for run in trained}
+    return list(found.values())
+
+
+def asked_pairs(names: Sequence[str]) -> list[Pair]:
+    """Return every severity of these conditions.
+
+    Raises
+    ------
+    LatentError
+    """
+    for name in names:
+        if not conditions.is_condition(name):
+            allowed = f"{', '.join(conditions.CONDITIONS)}, or several of them joined by +"
+            raise LatentError(f"--conditions: found {readable(name)!r}; allowed: {allowed}")
+    return list(dict.fromkeys((name, severity) for name in names for severity in conditions.severities(name)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Look into the runs named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.inspect", description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="runs/SWEEP/RUN_ID or runs/SWEEP")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="(RUN_DIR/inspect)")
+    parser.add_argument("--galaxies", nargs="+", type=int, metavar="ROW", help="of the data file, for Grad-CAM")
+    parser.add_argument("--conditions", nargs="+", default=DEFAULT, metavar="NAME", help=f"({' '.join(DEFAULT)})")
+    options, console = parser.parse_args(arguments), make_console()
+    try:
+        pairs, runs = asked_pairs(options.conditions), asked_runs(options.paths, console)
+        one = len(runs) == 1
+        written = (
+            inspect_one(runs[0], pairs, options, console) if one else inspect_several(runs, pairs, options, console)
+        )
+    except (ValueError, OSError, NotTrainedError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    console.print(f"{written}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What `inspect` writes of a run: tables, figures, and the sections of the page that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from galaxyhpc import embedding, gradcam, inspect_figures, latent, page
+from galaxyhpc.calibration import probabilities
+from galaxyhpc.data import CLASSES
+from galaxyhpc.figures.sheet import About
+from galaxyhpc.latent import CLEAN, Features, LatentError
+from galaxyhpc.rundir import replacing, write_text
+from galaxyhpc.subject import Subject
+
+MOST_GALAXIES = 60  # in one figure
+UNITS = (
+    "Distance between the penultimate features of a galaxy under a condition and of the clean one, in units of the "
+    "median distance between two different clean galaxies of the same network. "
+)
+
+
+def distance_table(looked: Subject, found: Features) -> pd.DataFrame:
+    """Tell how far each condition moves the galaxies, with the network's name."""
+    config = looked.used.config
+    return latent.distance_table(found).assign(label=looked.label, group=config.model.groups, seed=config.seed)
+
+
+def told_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """Call runs by their ids where two are the same seed of networks called alike, such as of two widths."""
+    runs = table[["run_id", "label", "seed"]].drop_duplicates()
+    alike = runs.loc[runs.duplicated(["label", "seed"]), "label"]
+    return table.assign(label=table["label"].where(~table["label"].isin(alike), table["run_id"]))
+
+
+def distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page.Section]:
+    """Write latent_distance.csv and its figure, for one network or several."""
+    if table.empty:  # clean galaxies alone
+        return []
+    write_table(output / "latent_distance.csv", table)
+    generated, several = bool(table["generated"].any()), table["label"].nunique() > 1
+    seeds = table[["label", "seed"]].drop_duplicates()["label"].value_counts()
+    spread = "Line: median over the galaxies, band: quartiles"
+    note = f"{UNITS}{spread}{', means over seeds' if seeds.max() > 1 else ''}. {table['n'].iloc[0]} test galaxies."
+    drawn = table[table["features"] == "penultimate"]
+    figure = inspect_figures.latent_distance(inspect_figures.about(title, generated), drawn, note)
+    alt = "Curves of the median distance against severity, one panel per condition" + ", one per network" * several
+    head = page.Figure("Latent distance", note, alt, *written(figure, output / "latent_distance"))
+    columns = [page.Column("network", "label"), page.Column("seed", "seed", "number")] if several else []
+    columns += [page.Column(name, name) for name in ("features", "condition")]
+    columns += [page.Column("severity", "severity", "number", digits=2), page.Column("unit", "unit")]
+    columns.append(page.Column("moved", ("median", "q25", "q75"), "interval", digits=3))
+    shown = page.Table("Latent distances", UNITS, table, tuple(columns), "latent_distance.csv")
+    return [page.Section("Latent distance", figures=(head,), tables=(shown,))]
+
+
+def embedding_section(looked: Subject, found: Features, output: Path, console: Console) -> list[page.Section]:
+    """Write embedding.csv, the clean galaxies in two dimensions, and its figure."""
+    clean, methods = found.seen[CLEAN], embedding.available()
+    latent.typical_distance(clean.penultimate)  # refuses what has no distances
+    known = clean.penultimate.astype(np.float64)
+    shown = track(methods, "embedding", console=console, transient=True, disable=not console.is_terminal)
+    placed = {method: embedding.METHODS[method](known) for method in shown}
+    if "UMAP" not in methods:
+        console.print(embedding.NO_UMAP)
+    table = pd.DataFrame({"row": found.rows, "class": found.labels, "name": [CLASSES[label] for label in found.labels]})
+    table = table.assign(predicted=clean.logits.argmax(1), generated=looked.generated)
+    for method, places in placed.items():
+        name = method.replace("-", "").lower()
+        table[f"{name}_1"], table[f"{name}_2"] = places.T
+    write_table(output / "embedding.csv", table)
+    note = f"Penultimate features, {known.shape[1]} numbers for each of {len(known)} clean test galaxies. "
+    figure = inspect_figures.embedding(about(looked), placed, found.labels, note)
+    caption = f"{note} {' '.join(inspect_figures.MEANING[method] for method in placed)}"
+    alt = f"Scatter plots by {' and '.join(placed)}, galaxies coloured by class"
+    return [
+        page.Section(
+            "Embedding", figures=(page.Figure("Clean galaxies", caption, alt, *written(figure, output / "embedding")),)
+        )
+    ]
+
+
+def chosen(looked: Subject, found: Features, rows: Sequence[int] | None) -> list[gradcam.Choice]:
+    """Return the galaxies to look at: those named, or each class's most confidently right and wrong one."""
+    if rows is None:
+        return gradcam.most_confident(found.rows, found.labels, probabilities(found.seen[CLEAN].logits))
+    with torch.inference_mode():
+        images, labels = looked.pictures.take(torch.tensor(rows))
+        shares = probabilities(looked.used.network(images).float().cpu().numpy())
+    return [gradcam.described(*each) for each in zip(rows, labels.tolist(), shares, strict=True)]
+
+
+def check_rows(looked: Subject, rows: Sequence[int]) -> None:
+    """Refuse rows that the data file does not have.
+
+    Raises
+    ------
+    LatentError
+    """
+    if bad := [row for row in rows if not 0 <= row < len(looked.split)]:
+        raise LatentError(f"--galaxies: found row {bad[0]}; allowed: 0 to {len(looked.split) - 1}, of the data file")
+    if len(rows) > MOST_GALAXIES:
+        raise LatentError(f"--galaxies: found {len(rows)} rows; allowed: at most {MOST_GALAXIES}")
+
+
+def panels(looked: Subject, choices: Sequence[gradcam.Choice]) -> tuple[list[inspect_figures.Panel], int]:
+    """Return the galaxies with their heat maps, and the side of the map these were enlarged from, in cells."""
+    images, labels = looked.pictures.take(torch.tensor([choice.row for choice in choices]))
+    heat = [
+        gradcam.heat_maps(looked.used.network, images, classes)
+        for classes in (labels, torch.tensor([choice.other for choice in choices], device=labels.device))
+    ]
+    truth, other = (gradcam.enlarged(each, images.shape[-1]).cpu().numpy() for each in heat)
+    pixels, splits = images.permute(0, 2, 3, 1).cpu().numpy(), looked.split["split"]
+    parts = [splits[choice.row] for choice in choices]
+    return list(map(inspect_figures.Panel, choices, pixels, truth, other, parts)), heat[0].shape[-1]
+
+
+def gradcam_section(looked: Subject, found: Features, rows: Sequence[int] | None, output: Path) -> list[page.Section]:
+    """Write gradcam.png: where the network looks for the true class, and for the one it says or would say next."""
+    drawn, side = panels(looked, chosen(looked, found, rows))
+    which = (
+        "The galaxies asked for. "
+        if rows is not None
+        else (
+            "Of each class the most confidently right galaxy and the most confidently wrong one, where there are any. "
+        )
+    )
+    note = (
+        f"{which}Heat (each map to its own maximum) of the true class, and of the class that was said or, where that "
+        f"is right, of the next one. The last convolutional map has only {side} x {side} cells: finer detail is "
+        "interpolation. Confidence: raw softmax."
+    )
+    figure = inspect_figures.grad_cam(about(looked), drawn, note)
+    alt = "Images of galaxies, each beside itself with heat maps of two classes laid over it"
+    return [
+        page.Section(
+            "Grad-CAM", figures=(page.Figure("Heat maps", note, alt, *written(figure, output / "gradcam", ("png",))),)
+        )
+    ]
+
+
+def about(looked: Subject) -> About:
+    """Return what all figures of a run say."""
+    return inspect_figures.about(looked.used.run.run_id, looked.generated)
+
+
+def written(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> tuple[bytes, tuple[str, ...]]:
+    """Write a figure beside the page; return the PNG and the names of the files."""
+    for kind in kinds:
+        with replacing(path.with_suffix(f".{kind}")) as aside:
+            figure.savefig(aside, format=kind, dpi=130, metadata={"CreationDate": None} if kind == "pdf" else {})
+    return path.with_suffix(".png").read_bytes(), tuple(f"{path.name}.{kind}" for kind in kinds)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(index=False, float_format="%.6g"))
+
+
+def write(output: Path, title: str, sections: Sequence[page.Section], generated: bool, lead: Sequence[str]) -> Path:
+    """Write inspect.html, all in one file; return where."""
+    write_text(output / "inspect.html", page.render(title, sections, generated, lead))
+    return output / "inspect.html"
