@@ -77,7 +77,7 @@ def _history(records: Records) -> Iterator[str]:
             yield f"{'':19}  {epochs} epochs"
         epochs = 0
         if event["event"]:
-            yield f"{_when(event)}  {event['event']}{_details(event)}"
+            yield f"{_when(event)}  {event['event']}{in_words(event)}"
 
 
 def _when(event: Record) -> str:
@@ -87,7 +87,8 @@ def _when(event: Record) -> str:
         return f"{'?':19}"
 
 
-def _details(event: Record) -> str:
+def in_words(event: Record) -> str:
+    """Say what belongs to an event: `: step 40, world 1`, with the host where that matters."""
     said = [
         f"{name} {_short(value)}" for name, value in event.items() if name not in QUIET and value not in ("", [], None)
     ]

@@ -2,8 +2,9 @@
 // Tables: drawn from their JSON, the first rows of long ones; sorted by a button in each head, filtered by words.
 // Whatever is shown is set as text, never as HTML.
 
-const FIRST_ROWS = 50;
-const PRINTED_ROWS = 1000;
+const FIRST_ROWS = 25;
+const MORE_ROWS = 2000;
+const PRINTED_ROWS = 200;
 const ABSENT = "–";
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -17,7 +18,7 @@ function make(name, attributes = {}, ...children) {
 
 function shownNumber(value, digits, signed) {
   if (value === null) return ABSENT;
-  const text = Math.abs(value).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const text = Math.abs(value).toLocaleString("en", { minimumFractionDigits: digits ?? 0, maximumFractionDigits: digits ?? 6 });
   const none = !/[1-9]/.test(text);
   return (value < 0 && !none ? "−" : signed && !none ? "+" : "") + text;
 }
@@ -66,7 +67,7 @@ class Sheet {
     figure.querySelector(".tools").hidden = data.rows < 2;
     this.heads.forEach((head, index) => head.firstChild.addEventListener("click", () => this.sort(index)));
     this.filter.addEventListener("input", () => this.choose());
-    this.more.firstChild.addEventListener("click", () => this.draw((this.limit = Infinity)));
+    this.more.firstChild.addEventListener("click", () => this.draw((this.limit += MORE_ROWS)));
     this.draw();
   }
 
@@ -94,9 +95,11 @@ class Sheet {
     this.body.replaceChildren(...rows);
     const [number, all] = [this.rows.length, this.all.length].map((count) => count.toLocaleString("en"));
     this.count.textContent = number === all ? `${all} rows` : `${number} of ${all} rows`;
-    this.more.hidden = rows.length === this.rows.length;
-    this.more.firstChild.textContent = `Show all ${number} rows`;
+    const left = this.rows.length - rows.length;
+    this.more.hidden = !left;
+    this.more.firstChild.textContent = left > MORE_ROWS ? `Show ${MORE_ROWS.toLocaleString("en")} more of ${number} rows` : `Show all ${number} rows`;
     this.more.dataset.printed = `The first ${rows.length} of ${number} rows.`;
+    this.body.closest(".box").classList.toggle("long", rows.length > FIRST_ROWS);
   }
 
   row(row) {

@@ -8,7 +8,7 @@ only ever set textContent, and the page's own policy lets no other script run an
     accuracy = page.Column("accuracy (%)", ("accuracy_mean", "ci_low", "ci_high"), "interval", scale=100, digits=1)
     table = page.Table("Networks", "Clean test galaxies.", frame, (network, accuracy), file="networks.csv")
     figure = page.Figure("Rotation", "What is seen.", "For those who cannot see it.", png, ("accuracy_angle.pdf",))
-    section = page.Section("Networks", ("A paragraph.",), (("runs", "24"),), (figure,), (table,))
+    section = page.Section("Networks", words=("A paragraph.",), figures=(figure,), tables=(table,))
     html = page.render("A title", [section], generated=True)
 """
 
@@ -40,7 +40,8 @@ class Column:
     """A column of a table.
 
     `source` names a column of the frame, of an interval those of value, lower and upper limit. Numbers are multiplied
-    by `scale` and shown with `digits` decimals; what is not finite shows as a dash and sorts last. A `run` is a run id
+    by `scale` and shown with `digits` decimals, None for as many as they have; what is not finite shows as a dash and
+    sorts last. A `run` is a run id
     that leads to the run's page. `strong` names a column of truth values: where it is true the cell is bold.
     """
 
@@ -48,7 +49,7 @@ class Column:
     source: str | tuple[str, str, str]
     kind: Literal["text", "number", "interval", "p", "run"] = "text"
     scale: float = 1.0
-    digits: int = 0
+    digits: int | None = 0
     signed: bool = False  # + before what is positive
     strong: str = ""
 
@@ -76,9 +77,9 @@ class Figure:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Width and height on the page, in its pixels of 1/96 inch: two thirds of the picture's own."""
         width, height = struct.unpack(">II", self.png[16:24])
-        return width, height
+        return width * 2 // 3, height * 2 // 3
 
     @property
     def uri(self) -> str:
@@ -86,14 +87,33 @@ class Figure:
 
 
 @dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """A small picture in JPEG and what is said below it: a name, and more."""
+
+    title: str
+    words: str
+    jpeg: bytes
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+@dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page with a heading: paragraphs, names with values, pictures, tables, in this order."""
+    """A part of the page with a heading: paragraphs, warnings, names with values, pictures, tables, in this order."""
 
     title: str
     words: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     figures: tuple[Figure, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
     tables: tuple[Table, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not any((self.words, self.warnings, self.facts, self.figures, self.thumbnails, self.tables))
 
     @property
     def anchor(self) -> str:
@@ -168,7 +188,7 @@ def _packed_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
         codes, words = pd.factorize(frame[sources[0]].map(_words))
         packed |= {"codes": codes.tolist(), "words": list(words)}
     else:
-        digits = 12 if column.kind == "p" else column.digits + 2  # more than are shown, to sort by
+        digits = 12 if column.kind == "p" else 6 if column.digits is None else column.digits + 2  # more than are shown
         packed["numbers"] = [rounded(column.scale * frame[name].astype(float), digits) for name in sources]
     if column.strong:
         packed["strong"] = np.flatnonzero(frame[column.strong]).tolist()

@@ -61,14 +61,14 @@ def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, no
 def _cells(networks: pd.DataFrame, summary: pd.DataFrame) -> Cells:
     """Key the summary by network, condition and severity, leaving out what no seed has."""
     done = summary["label"].map(networks.set_index("label")["seeds_done"])
-    marked = summary.assign(bold=_bold(summary), other=summary["seeds_done"] != done)
+    marked = summary.assign(bold=bold(summary), other=summary["seeds_done"] != done)
     cells = marked[marked["seeds_done"] > 0].to_dict("records")
     return {
         (cell["label"], cell["condition"], cell["severity"]): {str(k): v for k, v in cell.items()} for cell in cells
     }
 
 
-def _bold(summary: pd.DataFrame) -> pd.Series:
+def bold(summary: pd.DataFrame) -> pd.Series:
     """Mark, for each condition and severity, the best mean and all whose intervals overlap its own."""
     measured = summary[summary["accuracy_mean"].notna()]
     best = measured.loc[measured.groupby(["condition", "severity"])["accuracy_mean"].idxmax()]

@@ -1,0 +1,213 @@
+"""The report of a sweep as one HTML page: tables and figures, and the page of every run, drawn when it is opened.
+
+Pure: tables, figures and pictures in, one file out, and the same file from the same runs, for it does not say when it
+was made. `details.read` gives what it needs of each run; `wanted` says which galaxies' pictures it can show.
+
+    of_runs = [details.read(found.run, found.table, results.read_predictions(found.run)) for found in ...]
+    rows = report.wanted(of_runs, tables.hardest)
+    report.write(path, tables, about, of_runs, figures, dict(zip(rows, images[rows])), notes)
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from galaxyhpc import page, report_tables
+from galaxyhpc.captions import caption, captioned
+from galaxyhpc.details import Details
+from galaxyhpc.figures import GENERATED
+from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.page import Column, Section, Table, Thumbnail
+from galaxyhpc.run_pages import run_pages
+from galaxyhpc.rundir import write_text
+from galaxyhpc.tables import Tables
+
+MOST_PICTURES = 400  # of galaxies, about 3 kB each
+PICTURE_SIDE = 96  # px
+HARDEST = 24  # shown for all runs together
+
+Pictures = Mapping[int, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of its sweep."""
+
+    title: str
+    question: str  # paragraphs with an empty line between; empty if none was asked
+    generated: bool  # demo galaxies
+    fingerprint: str  # of the data file; empty where nothing is measured
+    galaxies: int  # test galaxies, 0 where nothing is measured
+    common: str = ""  # what all networks share
+
+
+def question(text: str) -> str:
+    """Return the comment that a sweep's YAML begins with, which asks its question; empty where there is none."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return "\n\n".join(" ".join(part.split()) for part in "\n".join(lines).split("\n\n") if part.strip())
+
+
+def wanted(of_runs: Sequence[Details], hardest: pd.DataFrame, most: int = MOST_PICTURES) -> list[int]:
+    """Choose rows of the data file to show: the hardest of all runs, then those that most runs' pages have."""
+    first = [int(row) for row in hardest["row"][:HARDEST]] if len(hardest) else []
+    asked = Counter(mistake.row for run in of_runs for mistake in run.mistakes)
+    rest = sorted(asked.keys() - set(first), key=lambda row: (-asked[row], row))
+    return [*first, *rest][:most]
+
+
+def write(
+    path: Path,
+    tables: Tables,
+    about: About,
+    of_runs: Sequence[Details],
+    figures: Mapping[str, bytes],
+    pictures: Pictures,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the report.
+
+    Parameters
+    ----------
+    path : of report.html; it appears whole
+    tables : of `aggregate`
+    about : the sweep
+    of_runs : the runs of tables.runs; those without one have a page with less on it
+    figures : PNG by the names of `figures.FIGURES`; the page links NAME.pdf beside itself
+    pictures : (S, S, 3) uint8 by row of the data file
+    notes : plain sentences that no reader may miss
+    """
+    jpegs = {row: jpeg(picture) for row, picture in pictures.items()}
+    order = [
+        *(_overview(tables, about, notes), report_tables.networks(tables), report_tables.robustness(tables)),
+        *(report_tables.comparisons(tables), report_tables.classes(tables), Section("Calibration")),
+        *(report_tables.attack(tables), Section("Training"), _hardest(tables, jpegs)),
+        *(Section("Other figures"), _runs(tables), _provenance(of_runs, about)),
+    ]
+    sections = [section for section in (_illustrated(section, figures) for section in order) if not section.empty]
+    lead = [part for part in about.question.split("\n\n") if part]
+    data = run_pages(tables.runs, tables.training, of_runs, jpegs)
+    write_text(path, page.render(about.title, sections, about.generated, lead, data, ["report.js"]))
+
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """Return a (S, S, 3) picture as JPEG, larger ones at PICTURE_SIDE."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _overview(tables: Tables, about: About, notes: Sequence[str]) -> Section:
+    """Say what is in, and whatever could mislead."""
+    runs, networks = tables.runs, tables.networks
+    lacking = runs[runs["reason"] != ""]
+    source = GENERATED if about.generated else f"data file with the fingerprint {about.fingerprint[:12]}"
+    measured = about.generated or about.fingerprint
+    facts = [
+        ("runs", f"{len(runs) - len(lacking)} of {len(runs)} planned runs are in"),
+        ("networks", f"{len(networks)}{f'; common to all: {about.common}' if about.common else ''}"),
+        ("galaxies", f"{about.galaxies:,} test galaxies, {source}" if measured else "nothing is measured yet"),
+    ]
+    columns = (Column("run", "run_id", "run"), Column("network", "label"), Column("why it is not in", "reason"))
+    missing = Table("Missing runs", "Planned runs that no number here includes.", lacking, columns, "missing.csv")
+    facts += [("best on clean galaxies", best)] if (best := report_tables.best(tables)) else []
+    warnings = (*_partial(networks), *_flaws(networks), *notes)
+    return Section("Overview", warnings=warnings, facts=tuple(facts), tables=(missing,) if len(lacking) else ())
+
+
+def _partial(networks: pd.DataFrame) -> list[str]:
+    """Name networks that lack seeds."""
+    partial = networks[networks["seeds_done"] < networks["seeds_planned"]]
+    counted = zip(partial["label"], partial["seeds_done"], partial["seeds_planned"], strict=True)
+    named = [f"{label} ({done} of {planned})" for label, done, planned in counted]
+    return [f"Partial results: not all planned seeds are in of {_listed(named)}."] if named else []
+
+
+def _flaws(networks: pd.DataFrame) -> list[str]:
+    """Name the flaws that networks reproduce."""
+    flawed = networks[networks["flaw"] != ""]
+    return [
+        f"A flaw is reproduced: {flaw}, by {_listed(labels.tolist())}. Their numbers are marked so and measure it, too."
+        for flaw, labels in flawed.groupby("flaw", sort=False)["label"]
+    ]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _hardest(tables: Tables, jpegs: Mapping[int, bytes]) -> Section:
+    """Show the galaxies that most runs misclassify."""
+    title = "Hardest galaxies"
+    if tables.hardest.empty:
+        return Section(title)
+    shown = [galaxy for galaxy in tables.hardest.head(HARDEST).to_dict("records") if galaxy["row"] in jpegs]
+    thumbnails = tuple(_thumbnail(galaxy, jpegs[int(galaxy["row"])]) for galaxy in shown)
+    words = (
+        "Test galaxies that most complete runs get wrong as they are, before any corruption. Where most runs agree, "
+    )
+    words += "the label may be at fault: it comes from votes of volunteers."
+    return Section(title, (words,), thumbnails=thumbnails)
+
+
+def _thumbnail(galaxy: Mapping[Any, Any], picture: bytes) -> Thumbnail:
+    truth, predicted = CLASSES[int(galaxy["truth"])], CLASSES[int(galaxy["predicted"])]
+    share = f"{100 * galaxy['wrong']:.0f} % of runs"
+    return Thumbnail(truth, f"mostly taken for {predicted}; wrong in {share} (row {galaxy['row']})", picture)
+
+
+def _runs(tables: Tables) -> Section:
+    """List all runs, each of which leads to its page."""
+    frame = tables.runs.assign(state=tables.runs["reason"].where(tables.runs["reason"] != "", "complete"))
+    columns = (
+        *(Column("run", "run_id", "run"), Column("network", "label"), Column("seed", "seed", "number")),
+        Column("clean accuracy (%)", "accuracy", "number", scale=100, digits=1),
+        *(Column("parameters", "parameters", "number"), Column("state", "state")),
+    )
+    words = "Each run leads to its page: settings, history, training, measurements, hardest galaxies."
+    return Section("Runs", tables=(Table("All runs", words, frame, columns),))
+
+
+def _provenance(of_runs: Sequence[Details], about: About) -> Section:
+    """Say which code, versions, machines and data the numbers are from, and when they were made."""
+    if not of_runs:
+        return Section("Provenance")
+    values: dict[str, Counter[str]] = {}
+    for of in of_runs:
+        for key, value in of.provenance.items():
+            values.setdefault(key, Counter())[value] += 1
+    times = sorted(event.when for of in of_runs for event in of.events if event.when)
+    facts = [("data fingerprint", about.fingerprint or "nothing is measured yet")]
+    facts += [("dates of the runs", f"{times[0]} to {times[-1]} UTC")] if times else []
+    facts += [(key.replace("versions.", "version of "), _counted(found)) for key, found in values.items()]
+    mixed = [key for key in ("commit", "uncommitted") if len(values.get(key, ())) > 1]
+    warnings = ("The runs were made with different code: see below.",) if mixed else ()
+    return Section("Provenance", warnings=warnings, facts=tuple(facts))
+
+
+def _counted(found: Counter[str]) -> str:
+    """`abc`, or `abc (20 runs), def (4 runs)`."""
+    if len(found) == 1:
+        return next(iter(found))
+    ordered = sorted(found.items(), key=lambda value: (-value[1], value[0]))
+    return _listed([f"{value} ({n} run{'s' * (n > 1)})" for value, n in ordered])
+
+
+def _illustrated(section: Section, figures: Mapping[str, bytes]) -> Section:
+    """Put the figures that belong here into a section."""
+    here = [name for name in figures if caption(name).section == section.title]
+    return replace(section, figures=tuple(captioned(name, figures[name]) for name in here))
