@@ -86,7 +86,11 @@ def _summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
     table = networks[kept].merge(_pairs(), how="cross")
     rng = np.random.default_rng(1)
     robust = table["group"].map(lambda g: 0.4 if g else 1.0)
-    mean = (table["accuracy_mean"] - table.pop("loss") * robust + rng.normal(0, 0.004, len(table))).clip(0.1, 1)
+    mean = (
+        table["accuracy_mean"]
+        - table.pop("loss") * robust
+        + np.where(table["condition"] == "clean", 0, rng.normal(0, 0.004, len(table)))
+    ).clip(0.1, 1)
     return table.assign(
         accuracy_mean=mean,
         accuracy_std=0.012,
