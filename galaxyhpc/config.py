@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from galaxyhpc.conditions import CONDITIONS, DEFAULT, MOST_PARTS, is_condition
+from galaxyhpc.group_names import checked, is_subgroup
 from galaxyhpc.image_size import is_exact_image_size, nearest_image_sizes
 
 LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
     "data": ("label_fraction",),
-    "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained"),
+    "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained", "opening"),
     "train": ("ema_decay", "body_learning_rate"),
 }
 SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
@@ -48,13 +48,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture may be told
 }
 
 
-def _is_a_group(value: str) -> str:
-    match = re.fullmatch(r"[CD]([1-9]\d?)", value)
-    if match is None or int(match[1]) > 64:
-        raise ValueError("C1 to C64 (rotations) or D1 to D64 (rotations and reflections)")
-    return value
-
-
 def _is_a_condition(value: str) -> str:
     if not is_condition(value):
         joined = f"up to {MOST_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
@@ -62,12 +55,7 @@ def _is_a_condition(value: str) -> str:
     return value
 
 
-def is_subgroup(name: str, of: str) -> bool:
-    """Whether the rotations, and reflections, of one group are among those of the other."""
-    return int(of[1:]) % int(name[1:]) == 0 and (name[0] == "C" or of[0] == "D")
-
-
-Group = Annotated[str, AfterValidator(_is_a_group)]
+Group = Annotated[str, AfterValidator(checked)]
 ConditionName = Annotated[str, AfterValidator(_is_a_condition)]
 
 
@@ -130,6 +118,7 @@ class ModelConfig(Settings):
     blocks: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # e2resnet: of four stages; none: as in ResNets
     base_width: Positive | None = None  # e2resnet: fields of the first stage; none: 64
     pretrained: bool | Annotated[str, Field(min_length=1)] = False  # baselines: ImageNet weights, or a file of them
+    opening: Annotated[int, Field(ge=0, le=32)] = 0  # px, radius of a morphological opening of what comes in
 
     @model_validator(mode="after")
     def _options_fit_architecture(self) -> ModelConfig:
@@ -138,7 +127,7 @@ class ModelConfig(Settings):
             said = "takes no group" if self.group else "needs a group, such as C4 or D8"
             raise ValueError(f"architecture {self.architecture} {said}")
         for name, field in type(self).model_fields.items():
-            if name in ("architecture", *takes) or getattr(self, name) == field.default:
+            if name in ("architecture", "opening", *takes) or getattr(self, name) == field.default:
                 continue
             raise ValueError(f"architecture {self.architecture} takes no {name}")
         return self
@@ -212,11 +201,20 @@ class TrainConfig(Settings):
     sync_batchnorm: bool = False
 
 
+class AttackConfig(Settings):
+    """The one-pixel attack (`attack`), by default with the population and the iterations of the study."""
+
+    galaxies: Annotated[int, Field(ge=0, le=10**9)] = 0  # most test galaxies, as many of each class; 0: no attack
+    population: Annotated[int, Field(ge=4, le=10**6)] = 400
+    iterations: Annotated[int, Field(ge=0, le=10**6)] = 200
+
+
 class EvaluateConfig(Settings):
     """Under which conditions a finished run is measured; see `conditions`."""
 
     conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT
     batch_size: Positive = 256
+    attack: AttackConfig = AttackConfig()
 
     @field_validator("conditions")
     @classmethod

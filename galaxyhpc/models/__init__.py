@@ -20,6 +20,7 @@ from galaxyhpc.config import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
 from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.models.opening import Opening
 from galaxyhpc.models.steerable_cnn import COLOURS
 
 
@@ -52,7 +53,10 @@ CLOSE = 0.01  # widths this near to each other count as equal
 
 def build_model(config: ModelConfig, image_size: int, classes: int = 10) -> nn.Module:
     """Build the network for images of `image_size` px with freshly drawn weights."""
-    return _build(config, _fields(config, image_size, classes), image_size, classes)
+    network = _build(config, _fields(config, image_size, classes), image_size, classes)
+    if config.opening:
+        network.front = nn.Sequential(Opening(config.opening), network.get_submodule("front"))
+    return network
 
 
 def count_parameters(model: nn.Module) -> int:

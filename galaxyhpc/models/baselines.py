@@ -38,6 +38,7 @@ class Baseline(nn.Module):
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float], begun_from: str | None) -> None:
         super().__init__()
+        self.front: nn.Module = nn.Identity()
         self.network = network
         self.begun_from = begun_from  # SHA-256 of the file of its weights; none where they were drawn at random
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -45,7 +46,7 @@ class Baseline(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, classes)."""
-        logits: Tensor = self.network((x - self.mean) / self.std)
+        logits: Tensor = self.network((self.front(x) - self.mean) / self.std)
         return logits
 
     @property

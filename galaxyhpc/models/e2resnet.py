@@ -65,7 +65,7 @@ class E2ResNet(nn.Module):
     ) -> None:
         super().__init__()
         order = groups.order(group)
-        self.mask = CircularMask(image_size)
+        self.front = CircularMask(image_size)
         stem = SteerableConv(group, 3, fields[0], 7, kind="trivial", stride=2, padding=3)
         self.stem = nn.Sequential(stem, FieldBatchNorm(fields[0], order), nn.ReLU(inplace=True))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -87,7 +87,7 @@ class E2ResNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields x |G|, s, s), whose channels and pixels turn."""
-        found: Tensor = self.stages(self.pool(self.stem(self.mask(images))))
+        found: Tensor = self.stages(self.pool(self.stem(self.front(images))))
         return found
 
 

@@ -72,7 +72,7 @@ class E2WRN(nn.Module):
         super().__init__()
         stem, *counts, trivial = fields
         kind: groups.FieldKind
-        self.mask = CircularMask(image_size)
+        self.front = CircularMask(image_size)
         self.stem = SteerableConv(stages[0], 3, stem, 5, kind="trivial", padding=2, cutoff=CUTOFF)
         self.stages = nn.Sequential()
         before, inputs = stages[0], stem
@@ -96,7 +96,7 @@ class E2WRN(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
-        return F.relu(self.norm(self.stages(self.stem(self.mask(images)))))
+        return F.relu(self.norm(self.stages(self.stem(self.front(images)))))
 
 
 def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:

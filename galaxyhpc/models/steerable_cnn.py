@@ -50,7 +50,7 @@ class StudyCNN(nn.Module):
         stride, padding, last_side = stem(image_size)
         convolutions = [convolution("trivial", COLOURS, fields[0], stride, padding)]
         convolutions += [convolution("regular", i, o, 1, 1) for i, o in pairwise(fields)]
-        self.mask = CircularMask(image_size)
+        self.front = CircularMask(image_size)
         self.blocks = nn.Sequential()
         for number, (convolve, count) in enumerate(zip(convolutions, fields, strict=True), start=1):
             layers = [convolve, FieldBatchNorm(count, order), nn.ReLU(inplace=True)]
@@ -67,7 +67,7 @@ class StudyCNN(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
-        found: Tensor = self.group_pool(self.blocks(self.mask(images)))
+        found: Tensor = self.group_pool(self.blocks(self.front(images)))
         return found
 
 

@@ -1,0 +1,23 @@
+"""What the name of a group says, known without e2cnn: C4 are the quarter turns, D4 those and reflections."""
+
+from __future__ import annotations
+
+import re
+
+
+def checked(name: str) -> str:
+    """Return a group's name.
+
+    Raises
+    ------
+    ValueError
+    """
+    match = re.fullmatch(r"[CD]([1-9]\d?)", name)
+    if match is None or int(match[1]) > 64:
+        raise ValueError("C1 to C64 (rotations) or D1 to D64 (rotations and reflections)")
+    return name
+
+
+def is_subgroup(name: str, of: str) -> bool:
+    """Whether the rotations, and reflections, of one group are among those of the other."""
+    return int(of[1:]) % int(name[1:]) == 0 and (name[0] == "C" or of[0] == "D")
