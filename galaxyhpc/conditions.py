@@ -22,11 +22,12 @@ class Condition:
     unit: str
     what: str
     levels: tuple[float, ...] = ()
+    said: str = ""  # how a value is written, such as `quality {:g}`, where its unit does not simply follow
 
 
 def _graded(*parameters: float) -> dict[float, float]:
     """Number parameters from 1, the mildest, on."""
-    return {float(severity): parameter for severity, parameter in enumerate(parameters, 1)}
+    return {float(severity): float(parameter) for severity, parameter in enumerate(parameters, 1)}
 
 
 def _angles(first: float, last: float) -> dict[float, float]:
@@ -36,29 +37,41 @@ def _angles(first: float, last: float) -> dict[float, float]:
 
 
 _TURNS = (7.5, 15.0, 22.5, 30.0, 45.0)
+_SEEING = _graded(0.7, 1.0, 1.3, 1.6, 2.0)
 
 CONDITIONS = {
     "clean": Condition({0.0: 0.0}, "", "the images as they are"),
     "rotation": Condition(_angles(0.0, 352.5), "degrees", "turned counter-clockwise inside the disc", _TURNS),
     "rotation_control": Condition(_angles(7.5, 82.5), "degrees", "turned there and back: interpolation alone", _TURNS),
-    "flip": Condition(_graded(1, 2), "axis", "mirrored: 1 left-right, 2 upside-down"),
+    "flip": Condition(_graded(1, 2), "axis", "mirrored: 1 left-right, 2 upside-down", said="axis {:g}"),
     "shift": Condition(_graded(1, 2, 4, 6, 8), "px", "moved along an axis, the sky mirrored at the edge"),
-    "pedestal_noise": Condition({snr: snr for snr in (0.75, 0.5, 0.25)}, "SNR", "the study's noise, really a pedestal"),
+    "pedestal_noise": Condition(
+        {snr: snr for snr in (0.75, 0.5, 0.25)}, "SNR", "the study's noise, really a pedestal", said="SNR {:g}"
+    ),
     "shot_noise": Condition(_graded(0.5, 0.25, 0.1, 0.04, 0.02), "of the exposure time", "observed for a shorter time"),
-    "sky_noise": Condition(_graded(2, 4, 8, 16, 32), "DN", "Gaussian noise of this standard deviation"),
+    "sky_noise": Condition(
+        _graded(2, 4, 8, 16, 32), "DN", "Gaussian noise of this standard deviation", said="sigma {:g} DN"
+    ),
     "sky_pedestal": Condition(_graded(5, 10, 20, 40, 80), "DN", "a brighter sky, left unsubtracted"),
     "sky_gradient": Condition(_graded(10, 20, 40, 80, 160), "DN", "a sky brightening from one edge to the other"),
-    "psf_gaussian": Condition(_graded(0.7, 1.0, 1.3, 1.6, 2.0), "arcsec FWHM", "blurred by a Gaussian"),
-    "psf_moffat": Condition(_graded(0.7, 1.0, 1.3, 1.6, 2.0), "arcsec FWHM", "blurred by a Moffat function"),
-    "downsample": Condition(_graded(0.75, 0.5, 0.375, 0.25, 0.1875), "of the pixels a side", "fewer pixels, averaged"),
+    "psf_gaussian": Condition(_SEEING, "arcsec FWHM", "blurred by a Gaussian"),
+    "psf_moffat": Condition(_SEEING, "arcsec FWHM", "blurred by a Moffat function, which has wings"),
+    "downsample": Condition(_graded(0.75, 0.5, 0.375, 0.25, 0.2), "of the pixels a side", "fewer pixels, averaged"),
     "downsample_bilinear": Condition(_graded(0.75, 0.5, 0.25), "of the pixels a side", "fewer pixels, as the study"),
     "bad_pixels": Condition(_graded(0.001, 0.003, 0.01, 0.03, 0.1), "of the pixels", "hot or dead, in each band"),
-    "cosmic_rays": Condition(_graded(1, 2, 4, 8, 16), "streaks", "cosmic rays, each in one band"),
-    "saturation": Condition(_graded(200, 160, 120, 80, 50), "DN full well", "bright parts cut off"),
-    "band_loss": Condition(_graded(0, 1, 2), "channel", "one band gone: 0 z, 1 r, 2 g"),
-    "gain_error": Condition(_graded(0.05, 0.1, 0.2, 0.35, 0.5), "of ln gain", "each band mis-calibrated"),
-    "jpeg": Condition(_graded(75, 50, 25, 12, 6), "quality", "JPEG, decoded again"),
-    "star": Condition(_graded(1, 4, 16, 64, 256), "x full scale", "a star beside the galaxy, of this peak"),
+    "cosmic_rays": Condition(_graded(1, 2, 4, 8, 16), "streaks", "cosmic rays, each in one band", said="streaks: {:g}"),
+    "saturation": Condition(_graded(200, 160, 120, 90, 65), "DN full well", "bright parts cut off"),
+    "band_loss": Condition(_graded(0, 1, 2), "channel", "one band gone: 0 z, 1 r, 2 g", said="channel {:g}"),
+    "gain_error": Condition(
+        _graded(0.05, 0.1, 0.2, 0.3, 0.4), "of ln gain", "each band mis-calibrated", said="sigma(ln gain) {:g}"
+    ),
+    "jpeg": Condition(_graded(75, 50, 30, 15, 8), "quality", "JPEG, decoded again", said="quality {:g}"),
+    "star": Condition(
+        _graded(1, 5, 25, 125, 625),
+        "x full scale",
+        "a star beside the galaxy, saturated",
+        said="peak {:g} x full scale",
+    ),
 }
 DEFAULT = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
 
@@ -112,4 +125,6 @@ def unit(name: str) -> str:
 
 def described(name: str, severity: float) -> str:
     """Say a severity in physical words: `1.3 arcsec FWHM + 0.1 of the exposure time`."""
-    return " + ".join(f"{value:g} {CONDITIONS[part].unit}".strip() for part, value in split(name, severity))
+    return " + ".join(
+        (CONDITIONS[part].said or f"{{:g}} {unit(part)}").format(value) for part, value in split(name, severity)
+    )

@@ -28,7 +28,8 @@ from galaxyhpc.randomness import key, uniform
 
 STREAK = (2.0, 16.0)  # arcsec, shortest and longest: 8 to 60 pixels of DECam, slanting through its thick CCDs
 SEEING = 1.3  # arcsec FWHM of a star, typical of DECaLS (Dey et al. 2019)
-RING = (9.0, 26.0)  # arcsec from the galaxy: where a star may stand
+WINGS = 2.5  # beta of a star: saturated ones show wings that turbulence alone does not have (Moffat 1969)
+RING = (0.08, 0.3)  # how far from the galaxy a star stands, in sides of the image: 5 to 20 arcsec
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def gain_error(images: Tensor, sigma: float, draw: Draw, survey: Survey) -> Tens
 
 
 def jpeg(images: Tensor, quality: float, draw: Draw, survey: Survey) -> Tensor:
-    """Write as JPEG of this quality (libjpeg's, 4:4:4) and read again."""
+    """Write as JPEG of this quality (4:4:4) and read again: libjpeg's pixels to the bit."""
     return compressed(images, quality)
 
 
@@ -249,13 +250,12 @@ def star(images: Tensor, peak: float, draw: Draw, survey: Survey) -> Tensor:
 
     Its place in RING and its colour are drawn; a pixel's width is added to the seeing in quadrature.
     """
-    far, turn, colour = draw(3).unbind(1)
-    near, furthest = (radius / survey.pixel_scale for radius in RING)
-    radius, turn = (near**2 + far * (furthest**2 - near**2)).sqrt(), 2 * np.pi * turn
-    at = torch.arange(images.shape[-1], device=images.device) - (images.shape[-1] - 1) / 2
+    size, (far, turn, colour) = images.shape[-1], draw(3).unbind(1)
+    radius, turn = (RING[0] ** 2 + far * (RING[1] ** 2 - RING[0] ** 2)).sqrt() * size, 2 * np.pi * turn
+    at = torch.arange(size, device=images.device) - (size - 1) / 2
     dx, dy = at - (radius * turn.cos())[:, None], at - (radius * turn.sin())[:, None]
-    width = psf.moffat_width(np.hypot(SEEING / survey.pixel_scale, 1.0))
-    light: Tensor = (1.0 + (dx[:, None, :] ** 2 + dy[:, :, None] ** 2) / width**2) ** -psf.BETA
+    width = psf.moffat_width(np.hypot(SEEING / survey.pixel_scale, 1.0), WINGS)
+    light: Tensor = (1.0 + (dx[:, None, :] ** 2 + dy[:, :, None] ** 2) / width**2) ** -WINGS
     red = 0.6 * colour - 0.3
     tint = torch.stack([1 + red, torch.ones_like(red), 1 - red], 1)
     return _plus(images, 255.0 * peak * tint[:, :, None, None] * light[:, None])

@@ -1,16 +1,17 @@
 """JPEG as libjpeg writes and reads it, on the device: 4:4:4, the standard tables (ITU-T T.81, annex K).
 
-In float64 with ties rounded away from zero, as libjpeg does, so that the same coefficients survive on every device.
+Its arithmetic is repeated, whole numbers with 13 or 16 binary places, in float64 where all of them are exact: the
+pixels are those of libjpeg, the same on every device and in every batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from galaxyhpc.psf import cosines
 
 LUMINANCE = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29),
@@ -21,9 +22,18 @@ CHROMINANCE = (
     *(17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66),
     *(99,) * 38,
 )
-TO_YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
-TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
-_TIE = 1e-9  # far above the rounding of float64, far below any other difference
+COSINES = (  # libjpeg's accurate transform (jfdctint.c: Loeffler, Ligtenberg and Moschytz 1989), 2^13 = 1
+    (8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192),
+    (11363, 9633, 6437, 2260, -2260, -6437, -9633, -11363),
+    (10703, 4433, -4433, -10703, -10703, -4433, 4433, 10703),
+    (9633, -2259, -11362, -6436, 6436, 11362, 2259, -9633),
+    (8192, -8192, -8192, 8192, 8192, -8192, -8192, 8192),
+    (6437, -11362, 2261, 9633, -9633, -2261, 11362, -6437),
+    (4433, -10704, 10704, -4433, -4433, 10704, -10704, 4433),
+    (2260, -6436, 9633, -11363, 11363, -9633, 6436, -2260),
+)
+TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))  # 2^16 = 1
+TO_RGB = ((65536, 0, 91881), (65536, -22554, -46802), (65536, 116130, 0))
 
 
 def quantisers(quality: float) -> Tensor:
@@ -33,28 +43,48 @@ def quantisers(quality: float) -> Tensor:
     return torch.from_numpy(((tables * scale + 50) // 100).clip(1, 255).reshape(3, 8, 8).astype(np.float64))
 
 
-def _rounded(values: Tensor) -> Tensor:
-    return values.sign() * (values.abs() + 0.5 + _TIE).floor()
+def _scaled(values: Tensor, places: int) -> Tensor:
+    """Divide whole numbers by 2^places, rounding a half upwards."""
+    return (values * 2.0**-places + 0.5).floor()
 
 
-def _mixed(images: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
+def _mixed(images: Tensor, matrix: Sequence[Sequence[int]]) -> Tensor:
     """Mix the channels of (N, 3, H, W)."""
-    return torch.einsum("dc,nchw->ndhw", torch.tensor(matrix, dtype=torch.float64, device=images.device), images)
+    weights = torch.tensor(matrix, dtype=torch.float64, device=images.device)
+    return torch.einsum("dc,nchw->ndhw", weights, images)
 
 
 def compressed(images: Tensor, quality: float) -> Tensor:
     """Return (N, 3, S, S) in [0, 1] as a JPEG file of 8 bits would give them back; the dtype stays."""
     size = images.shape[-1]
-    colours = _rounded(_mixed(_rounded(images.double() * 255.0), TO_YCC))
+    mixed = _mixed((images.double() * 255.0).round(), TO_YCC)
+    mixed[:, 1:] -= 1.0  # libjpeg rounds these halves downwards
+    colours = _scaled(mixed, 16)
     colours[:, 0] -= 128.0
     padded = functional.pad(colours, (0, -size % 8, 0, -size % 8), mode="replicate")
-    tall = padded.shape[-1]
-    to = torch.from_numpy(cosines(8)).to(images.device)
+    blocks = padded.unflatten(2, (-1, 8)).unflatten(4, (-1, 8))  # (N, 3, rows, 8, columns, 8)
     step = quantisers(quality).to(images.device)[:, None, :, None, :]
-    blocks = padded.view(len(images), 3, tall // 8, 8, tall // 8, 8)
-    spectrum = torch.einsum("ui,ncyixj,vj->ncyuxv", to, blocks, to)
-    kept = _rounded(spectrum / step) * step
-    back = torch.einsum("ui,ncyuxv,vj->ncyixj", to, kept, to).reshape(padded.shape)[..., :size, :size]
-    back = _rounded(back).clamp(-128.0, 127.0)
+    back = _pixels(_quantised(_spectrum(blocks), step)).reshape(padded.shape)[..., :size, :size]
     back[:, 0] += 128.0
-    return (_rounded(_mixed(back, TO_RGB)).clamp(0.0, 255.0) / 255.0).to(images.dtype)
+    return (_scaled(_mixed(back, TO_RGB), 16).clamp(0.0, 255.0) / 255.0).to(images.dtype)
+
+
+def _cosines(like: Tensor) -> Tensor:
+    return torch.tensor(COSINES, dtype=like.dtype, device=like.device)
+
+
+def _spectrum(blocks: Tensor) -> Tensor:
+    """Transform each block, rows first; 8 times the coefficients."""
+    rows = _scaled(torch.einsum("vj,ncyixj->ncyixv", _cosines(blocks), blocks), 11)
+    return _scaled(torch.einsum("ui,ncyixv->ncyuxv", _cosines(blocks), rows), 15)
+
+
+def _quantised(spectrum: Tensor, step: Tensor) -> Tensor:
+    """Round to multiples of the steps, halves away from zero."""
+    return spectrum.sign() * ((spectrum.abs() + 4.0 * step) / (8.0 * step)).floor() * step
+
+
+def _pixels(spectrum: Tensor) -> Tensor:
+    """Transform each block back, columns first, to pixels about 0."""
+    columns = _scaled(torch.einsum("ui,ncyuxv->ncyixv", _cosines(spectrum), spectrum), 11)
+    return _scaled(torch.einsum("vj,ncyixv->ncyixj", _cosines(spectrum), columns), 18).clamp(-128.0, 127.0)

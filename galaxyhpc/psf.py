@@ -34,9 +34,9 @@ def gaussian_kernel(fwhm: float) -> NDArray[np.float64]:
     return _normal(np.outer(profile, profile))
 
 
-def moffat_width(fwhm: float) -> float:
-    """Return gamma of the Moffat function (1 + (r / gamma)^2)^-BETA that has this FWHM."""
-    return float(fwhm / 2.0 / np.sqrt(2.0 ** (1.0 / BETA) - 1.0))
+def moffat_width(fwhm: float, beta: float = BETA) -> float:
+    """Return gamma of the Moffat function (1 + (r / gamma)^2)^-beta that has this FWHM."""
+    return float(fwhm / 2.0 / np.sqrt(2.0 ** (1.0 / beta) - 1.0))
 
 
 def moffat_kernel(fwhm: float) -> NDArray[np.float64]:

@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
-from galaxyhpc import results
+from galaxyhpc import corruptions, results
 from galaxyhpc.batches import load_pictures, predict
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
+from galaxyhpc.conditions import CONDITIONS, Condition
 from galaxyhpc.config import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.corruptions import Draw, Survey
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.lifecycle import Stop
@@ -137,6 +139,30 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, cache: Path) -> None:
     assert run.events()[-1]["measured"] == 3 and run.events()[-1]["kept"] == 6
     after = load(run).logits
     assert len(after) == 9 and all(np.array_equal(after[pair], before[pair]) for pair in before)
+
+
+def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, cache, "clean", "flip")
+    evaluate(run, Stop())
+    before, config = load(run).logits, run.load_config()
+
+    def dimmed(images: torch.Tensor, factor: float, draw: Draw, survey: Survey) -> torch.Tensor:
+        return images * factor
+
+    monkeypatch.setitem(CONDITIONS, "dimmed", Condition({1.0: 0.5, 2.0: 0.0}, "of the light", "dimmed"))
+    monkeypatch.setattr(corruptions, "dimmed", dimmed, raising=False)
+    more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "flip", "dimmed", "flip+dimmed"))})
+    write_text(run.config_file, more.model_dump_json())
+    assert run.load_config() == more and more.run_id == config.run_id
+    evaluate(run, Stop())
+    assert run.events()[-1]["measured"] == 4 and run.events()[-1]["kept"] == 3
+    after = load(run).logits
+    assert all(np.array_equal(after[pair], before[pair]) for pair in before)
+    assert len(np.unique(after["dimmed", 2.0].round(4), axis=0)) == 1  # every galaxy black
+    np.testing.assert_allclose(after["flip+dimmed", 2.0], after["dimmed", 2.0], rtol=1e-4)
+    assert done(run, more)
 
 
 def test_what_is_done_is_left_alone(tmp_path: Path, cache: Path) -> None:
