@@ -194,7 +194,7 @@ def spread(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["known", "missing", "low", "median", "high"])
 
 
-def examples(labels: np.ndarray, each: int) -> dict[int, list[int]]:
+def choose(labels: np.ndarray, each: int) -> dict[int, list[int]]:
     """Choose `each` galaxies of every class, spread evenly over its rows: always the same ones."""
     found = {}
     for label in range(len(CLASSES)):

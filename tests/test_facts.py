@@ -9,7 +9,7 @@ from test_galaxy10 import write_file
 
 from galaxyhpc.config import DataConfig
 from galaxyhpc.data import prepare
-from galaxyhpc.facts import Facts, examples, find_pairs, gather, measure_light, separation, split_counts, spread
+from galaxyhpc.facts import Facts, choose, find_pairs, gather, measure_light, separation, split_counts, spread
 from galaxyhpc.galaxy10 import DataError, read_measured
 from galaxyhpc.split import split_table
 
@@ -84,7 +84,7 @@ def test_spread_counts_what_is_missing() -> None:
 
 def test_examples_are_of_their_class_each_once() -> None:
     labels = np.repeat(np.arange(10), [3, 20, 8, 9, 5, 5, 5, 5, 5, 40])
-    chosen = examples(labels, 8)
+    chosen = choose(labels, 8)
     assert all((labels[rows] == label).all() and len(set(rows)) == len(rows) for label, rows in chosen.items())
     assert [len(rows) for rows in chosen.values()] == [3, 8, 8, 8, 5, 5, 5, 5, 5, 8]
 

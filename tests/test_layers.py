@@ -47,7 +47,7 @@ LEVELS = (
         "facts",
     ),
     ("details", "run_pages", "captions", "report_tables", "report"),
-    ("trainer", "evaluate", "aggregate", "classifier", "explore_page"),
+    ("trainer", "evaluate", "aggregate", "classifier", "explore_pictures", "explore_page"),
     ("latent", "gradcam", "embedding", "subject", "inspect_figures", "inspect_page"),
     ("jobs",),
     ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run", "export", "predict"),

@@ -1,0 +1,92 @@
+"""Looks at a file of galaxies: `python -m galaxyhpc.explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
+
+One HTML page with all in it: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise, duplicates
+and overlapping frames, and the split as a launch makes it with the default settings. The file is converted once, where
+launches keep their converted files. Exit status 2: nothing was written, and why is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from galaxyhpc import explore_page
+from galaxyhpc.config import DataConfig, DemoConfig
+from galaxyhpc.data import prepare, source_file
+from galaxyhpc.facts import Facts, gather
+from galaxyhpc.galaxy10 import SIDES, DataError, read_columns
+from galaxyhpc.rundir import readable, replacing
+from galaxyhpc.table import make_console
+
+LARGEST = 128  # px, of what is looked at where no size is asked for: a quarter of the bytes that are published
+
+
+def settings(file: str, size: int | None, cache: Path) -> DataConfig:
+    """Return a launch's settings for this file, its galaxies at `size` or at their own up to LARGEST px.
+
+    Raises
+    ------
+    DataError
+    """
+    if size is not None and not SIDES[0] <= size <= SIDES[1]:
+        raise DataError(f"--size: found {size}; allowed {SIDES[0]} to {SIDES[1]} px")
+    side = DemoConfig().size if file == "demo" else read_columns(Path(file).expanduser()).side
+    return DataConfig(source=file, cache=str(cache.expanduser().absolute()), image_size=size or min(side, LARGEST))
+
+
+def explore(config: DataConfig, output: Path) -> Facts:
+    """Write the page about these galaxies, whole or not at all, and return what it tells.
+
+    Raises
+    ------
+    DataError, OSError
+    """
+    console = make_console()
+    with replacing(output) as aside:
+        aside.touch()  # where nothing can be written, that shows before minutes of work
+        galaxies = prepare(config)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("measuring", total=len(galaxies.labels))
+            facts = gather(source_file(config), galaxies, config, lambda done: bar.advance(task, done))
+        aside.write_text(explore_page.render(facts), encoding="utf-8")
+    return facts
+
+
+def _check_output(path: Path) -> None:
+    shown = readable(str(path))
+    if path.suffix.lower() != ".html":  # no data are ever written over
+        raise DataError(f"--output: found {shown}; allowed: a name that ends in .html")
+    if path.is_dir():
+        raise DataError(f"--output: found {shown}, a directory; allowed: a file")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Explore the file named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.explore", description=__doc__)
+    parser.add_argument("file", metavar="FILE.h5", help="laid out as Galaxy10_DECals.h5; demo: generated galaxies")
+    parser.add_argument("--output", type=Path, default=Path("explore.html"), metavar="HTML", help="(%(default)s)")
+    parser.add_argument("--size", type=int, metavar="PX", help=f"side of a picture (as in the file, up to {LARGEST})")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/.cache"), metavar="DIR", help="of converted galaxies (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _check_output(options.output)
+        facts = explore(settings(options.file, options.size, options.cache), options.output)
+    except (ValueError, OSError) as error:
+        print(readable(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    console = make_console()
+    for line in (f"{options.output}: {explore_page.title(facts)}", *explore_page.findings(facts)):
+        console.print(line, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
