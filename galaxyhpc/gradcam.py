@@ -70,17 +70,20 @@ def described(row: int, truth: int, shares: NDArray[np.float64]) -> Choice:
     return Choice(row, truth, int(first), int(second if first == truth else first), float(shares[first]))
 
 
-def most_confident(rows: NDArray[np.int64], labels: NDArray[np.int64], shares: NDArray[np.float64]) -> list[Choice]:
-    """Choose for each class its most confidently right and its most confidently wrong galaxy, where there are any.
+def most_confident(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], shares: NDArray[np.float64]
+) -> list[Choice | None]:
+    """Choose of each class in turn its most confidently right galaxy and its most confidently wrong one, None for none.
 
     `rows` and `labels` are (n,), `shares` the (n, classes) probabilities.
     """
     right, confidence = shares.argmax(1) == labels, shares.max(1)
-    found = []
-    for label in np.unique(labels):
-        for kind in (right, ~right):
-            among = np.flatnonzero((labels == label) & kind)
-            if len(among):
-                best = among[confidence[among].argmax()]
-                found.append(described(int(rows[best]), int(label), shares[best]))
-    return found
+
+    def best(label: int, kind: NDArray[np.bool_]) -> Choice | None:
+        among = np.flatnonzero((labels == label) & kind)
+        if not len(among):
+            return None
+        surest = among[confidence[among].argmax()]
+        return described(int(rows[surest]), label, shares[surest])
+
+    return [best(label, kind) for label in np.unique(labels).tolist() for kind in (right, ~right)]

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from galaxyhpc import conditions, inspect_page, latent
+from galaxyhpc import conditions, inspect_page
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.latent import LatentError, Pair
 from galaxyhpc.rundir import RunDir, readable, runs_of
-from galaxyhpc.subject import features, subject
+from galaxyhpc.subject import check_same_galaxies, features, subject
 from galaxyhpc.table import make_console
 
 DEFAULT = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")
@@ -46,13 +46,12 @@ def inspect_several(runs: list[RunDir], pairs: Sequence[Pair], options: argparse
     """Compare trained runs by latent distance; return the page."""
     if options.galaxies:
         raise LatentError(f"--galaxies: found {len(runs)} runs; allowed: rows to look at in one run alone")
-    tables, compared, output = [], [], options.output or runs[0].sweep / "inspect"
+    check_same_galaxies(runs)
+    tables, output = [], options.output or runs[0].sweep / "inspect"
     for run in runs:
         looked = subject(run, device())
         place = output / run.run_id if options.output else run.path / "inspect"
-        compared.append(features(looked, pairs, place / "features.h5", console))
-        latent.check_same_galaxies(compared)
-        tables.append(inspect_page.distance_table(looked, compared[-1]))
+        tables.append(inspect_page.distance_table(looked, features(looked, pairs, place / "features.h5", console)))
     table = inspect_page.told_apart(pd.concat(tables, ignore_index=True))
     title = f"{table['label'].nunique()} networks, {len(runs)} runs"
     sections = inspect_page.distance_section(table, title, output)
@@ -73,16 +72,12 @@ def asked_runs(paths: Sequence[Path], console: Console) -> list[RunDir]:
     found: dict[Path, RunDir] = {}
     for path in paths:
         several = runs_of(path)
-        if (path / "config.json").is_file():
-            trained = several
-        else:
-            trained = [run for run in several if run.best_file.exists()]
-            if not trained:
-                raise NotTrainedError(
-                    f"{readable(str(path))}: found no best.pt in its {len(several)} runs; allowed: one"
-                )
-            if len(trained) < len(several):
-                console.print(f"{readable(str(path))}: {len(trained)} of {len(several)} runs are trained")
+        trained = [run for run in several if run.best_file.exists()]
+        if not trained:
+            what = f"{readable(str(path))}: not trained to its end yet: there is no best.pt"
+            raise NotTrainedError(f"{what} in any of {len(several)} runs" if len(several) > 1 else what)
+        if len(trained) < len(several):
+            console.print(f"{readable(str(path))}: {len(trained)} of {len(several)} runs are trained", soft_wrap=True)
         found |= {run.path: run for run in trained}
     return list(found.values())
 

@@ -118,12 +118,13 @@ def _dress(axes: Axes, name: str) -> None:
         axes.set_xticks(range(len(levels)), [f"{conditions.parameter(name, level):g}" for level in levels])
 
 
-def grad_cam(said: About, panels: Sequence[Panel], note: str) -> Figure:
+def grad_cam(said: About, panels: Sequence[Panel | None], note: str) -> Figure:
     """Draw galaxies in two columns, each with the heat of the true class and of another one over it."""
     grid = Grid(math.ceil(len(panels) / 2), 6, 1.9, 1.9, (0.06, 0.28), left=0.15, right=0.45, below=0.15, above=0.3)
     figure, axes = sheet(said, "Where the network looks (Grad-CAM)", [note], grid)
     for number, panel in enumerate(panels):
-        _draw_panel(axes[3 * number : 3 * number + 3], panel)
+        if panel is not None:
+            _draw_panel(axes[3 * number : 3 * number + 3], panel)
     for number, each in enumerate(axes):
         each.set_axis_off()
         if number % 6 >= 3:  # two galaxies stand side by side

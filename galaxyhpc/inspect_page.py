@@ -16,11 +16,15 @@ from galaxyhpc import embedding, gradcam, inspect_figures, latent, page
 from galaxyhpc.calibration import probabilities
 from galaxyhpc.data import CLASSES
 from galaxyhpc.figures.sheet import About
+from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import CLEAN, Features, LatentError
 from galaxyhpc.rundir import replacing, write_text
 from galaxyhpc.subject import Subject
 
 MOST_GALAXIES = 60  # in one figure
+CHOSEN = (
+    "Of each class the most confidently right galaxy (left) and the most confidently wrong one, where there is one."
+)
 UNITS = (
     "Distance between the penultimate features of a galaxy under a condition and of the clean one, in units of the "
     "median distance between two different clean galaxies of the same network. "
@@ -76,7 +80,7 @@ def embedding_section(looked: Subject, found: Features, output: Path, console: C
         name = method.replace("-", "").lower()
         table[f"{name}_1"], table[f"{name}_2"] = places.T
     write_table(output / "embedding.csv", table)
-    note = f"Penultimate features, {known.shape[1]} numbers for each of {len(known)} clean test galaxies. "
+    note = f"Penultimate features, {known.shape[1]} numbers for each of {len(known)} clean test galaxies."
     figure = inspect_figures.embedding(about(looked), placed, found.labels, note)
     caption = f"{note} {' '.join(inspect_figures.MEANING[method] for method in placed)}"
     alt = f"Scatter plots by {' and '.join(placed)}, galaxies coloured by class"
@@ -87,7 +91,7 @@ def embedding_section(looked: Subject, found: Features, output: Path, console: C
     ]
 
 
-def chosen(looked: Subject, found: Features, rows: Sequence[int] | None) -> list[gradcam.Choice]:
+def chosen(looked: Subject, found: Features, rows: Sequence[int] | None) -> list[gradcam.Choice | None]:
     """Return the galaxies to look at: those named, or each class's most confidently right and wrong one."""
     if rows is None:
         return gradcam.most_confident(found.rows, found.labels, probabilities(found.seen[CLEAN].logits))
@@ -110,41 +114,30 @@ def check_rows(looked: Subject, rows: Sequence[int]) -> None:
         raise LatentError(f"--galaxies: found {len(rows)} rows; allowed: at most {MOST_GALAXIES}")
 
 
-def panels(looked: Subject, choices: Sequence[gradcam.Choice]) -> tuple[list[inspect_figures.Panel], int]:
+def panels(looked: Subject, choices: Sequence[gradcam.Choice | None]) -> tuple[list[Panel | None], int]:
     """Return the galaxies with their heat maps, and the side of the map these were enlarged from, in cells."""
-    images, labels = looked.pictures.take(torch.tensor([choice.row for choice in choices]))
-    heat = [
-        gradcam.heat_maps(looked.used.network, images, classes)
-        for classes in (labels, torch.tensor([choice.other for choice in choices], device=labels.device))
-    ]
+    some = [choice for choice in choices if choice is not None]
+    images, labels = looked.pictures.take(torch.tensor([choice.row for choice in some]))
+    others = torch.tensor([choice.other for choice in some], device=labels.device)
+    heat = [gradcam.heat_maps(looked.used.network, images, classes) for classes in (labels, others)]
     truth, other = (gradcam.enlarged(each, images.shape[-1]).cpu().numpy() for each in heat)
     pixels, splits = images.permute(0, 2, 3, 1).cpu().numpy(), looked.split["split"]
-    parts = [splits[choice.row] for choice in choices]
-    return list(map(inspect_figures.Panel, choices, pixels, truth, other, parts)), heat[0].shape[-1]
+    made = iter(map(Panel, some, pixels, truth, other, (splits[choice.row] for choice in some)))
+    return [None if choice is None else next(made) for choice in choices], heat[0].shape[-1]
 
 
 def gradcam_section(looked: Subject, found: Features, rows: Sequence[int] | None, output: Path) -> list[page.Section]:
     """Write gradcam.png: where the network looks for the true class, and for the one it says or would say next."""
     drawn, side = panels(looked, chosen(looked, found, rows))
     which = (
-        "The galaxies asked for. "
-        if rows is not None
-        else (
-            "Of each class the most confidently right galaxy and the most confidently wrong one, where there are any. "
-        )
-    )
-    note = (
-        f"{which}Heat (each map to its own maximum) of the true class, and of the class that was said or, where that "
-        f"is right, of the next one. The last convolutional map has only {side} x {side} cells: finer detail is "
-        "interpolation. Confidence: raw softmax."
-    )
+        "The galaxies asked for." if rows else CHOSEN
+    ) + " Heat, each map to its own maximum: of the true class, and"
+    detail = f"The last convolutional map has only {side} x {side} cells: finer detail is interpolation."
+    note = f"{which} of the class that was said or, where that is right, of the next one. {detail} Confidence: softmax."
     figure = inspect_figures.grad_cam(about(looked), drawn, note)
     alt = "Images of galaxies, each beside itself with heat maps of two classes laid over it"
-    return [
-        page.Section(
-            "Grad-CAM", figures=(page.Figure("Heat maps", note, alt, *written(figure, output / "gradcam", ("png",))),)
-        )
-    ]
+    shown = page.Figure("Heat maps", note, alt, *written(figure, output / "gradcam", ("png",)))
+    return [page.Section("Grad-CAM", figures=(shown,))]
 
 
 def about(looked: Subject) -> About:

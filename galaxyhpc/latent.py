@@ -16,7 +16,6 @@ With a flattening head `pooled` is averaged all the same and `penultimate`, as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,18 +212,3 @@ def _row(features: Features, kind: str, pair: Pair) -> dict[str, Any]:
 def same_source(one: Features, other: Features) -> bool:
     """Whether these are of the same weights and the same galaxies."""
     return (one.weights, one.fingerprint) == (other.weights, other.fingerprint) and np.array_equal(one.rows, other.rows)
-
-
-def check_same_galaxies(several: Iterable[Features]) -> None:
-    """Refuse to compare networks on different galaxies.
-
-    Raises
-    ------
-    LatentError
-    """
-    first, *others = several
-    for other in others:
-        same = first.fingerprint == other.fingerprint and np.array_equal(first.rows, other.rows)
-        if not same:
-            found = ", ".join(f"{each.run_id}: {len(each.rows)} of {each.fingerprint[:12]}" for each in (first, other))
-            raise LatentError(f"found different test galaxies ({found}); allowed: runs with the same data and split")

@@ -17,7 +17,7 @@ from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.corruptions import Survey
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.latent import CLEAN, Features, Pair
+from galaxyhpc.latent import CLEAN, Features, LatentError, Pair
 from galaxyhpc.rundir import RunDir
 
 
@@ -72,3 +72,30 @@ def features(looked: Subject, pairs: Sequence[Pair], file: Path, console: Consol
     if missing:
         latent.save(file, found)
     return replace(found, seen={pair: found.seen[pair] for pair in wanted})
+
+
+def check_same_galaxies(runs: Sequence[RunDir]) -> None:
+    """Refuse to compare networks on different test galaxies.
+
+    Raises
+    ------
+    LatentError, rundir.NoRunError, data.DataError, OSError
+    """
+    first, *others = map(_test_galaxies, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other != first:
+            said = [
+                f"{run.run_id}: {len(rows)} of data {data[:12]}"
+                for run, (data, rows) in ((runs[0], first), (run, other))
+            ]
+            raise LatentError(
+                f"found different test galaxies ({', '.join(said)}); allowed: runs with one data and split"
+            )
+
+
+def _test_galaxies(run: RunDir) -> tuple[str, list[int]]:
+    """Return the fingerprint of the data and the rows of the test galaxies."""
+    data = run.load_config().data
+    galaxies = prepare(data)
+    split = load_split(data, galaxies, run.sweep)
+    return galaxies.fingerprint, split.loc[split.split == "test", "row"].tolist()

@@ -1,0 +1,237 @@
+"""Looking inside a run: features are the network's own, distances are theirs, and every mistake is one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from galaxyhpc import embedding, inspect_figures, inspect_page, latent
+from galaxyhpc.checkpoint import sha256
+from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.figures import GENERATED
+from galaxyhpc.inspect import main
+from galaxyhpc.latent import CLEAN, Features, LatentError, Seen
+from galaxyhpc.models import build_model
+from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.subject import features, subject
+
+SIDE = 33
+D4 = ModelConfig(group="D4", scale=0.1)
+
+
+def untrained(config: ModelConfig) -> nn.Module:
+    """Weights do not matter here, only that different images are seen differently."""
+    torch.manual_seed(0)
+    network = build_model(config, SIDE).train()
+    for layer in network.modules():
+        if isinstance(layer, FieldBatchNorm):
+            layer.momentum = 1.0  # statistics are those of the images that follow
+    with torch.no_grad():
+        network(images(16))
+    return network.eval()
+
+
+def images(count: int) -> Tensor:
+    coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")
+
+
+def make_run(sweep: Path, model: ModelConfig = D4, seed: int = 0, split_seed: int = 0) -> RunDir:
+    cache = sweep.parent / "cache"
+    demo = DemoConfig(galaxies=150, size=32)
+    data = DataConfig(cache=str(cache), image_size=SIDE, demo=demo, test_fraction=0.2, split_seed=split_seed)
+    config = RunConfig(data=data, model=model, seed=seed)
+    run = RunDir(sweep / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    torch.save({"model": untrained(model).state_dict()}, run.best_file)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_run(tmp_path_factory.mktemp("runs") / "sweep")
+
+
+@pytest.fixture(scope="module")
+def output(run: RunDir) -> Path:
+    """Everything about one run, written where it is by default."""
+    assert main([str(run.path), "--conditions", "clean", "flip", "shot_noise"]) == 0
+    return run.path / "inspect"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group": "D4", "scale": 0.1},
+        {"group": "D4", "scale": 0.1, "head": "flatten"},
+        {"architecture": "cnn", "scale": 0.1},
+        {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 3, "blocks": [1, 1, 1, 1]},
+        {"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1},
+        {"architecture": "resnet18"},
+    ],
+    ids=["steerable_cnn", "flattening head", "cnn", "e2resnet", "e2wrn", "resnet18"],
+)
+@torch.no_grad()
+def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: dict[str, object]) -> None:
+    network, some = untrained(ModelConfig.model_validate(settings)), images(3)
+    seen = latent.look(network, some)
+    torch.testing.assert_close(seen.logits, network(some))
+    torch.testing.assert_close(latent.places(network).last_linear(seen.penultimate), seen.logits)
+    if settings.get("architecture", "cnn") == "cnn":  # the study's layout: an MLP lies between them
+        torch.testing.assert_close(seen.pooled, network.features(some).mean((2, 3)))  # type: ignore[operator]
+        assert seen.penultimate.shape == (3, 32)
+    else:
+        assert torch.equal(seen.pooled, seen.penultimate)
+    assert (seen.penultimate[0] - seen.penultimate[1]).norm() > 1e-3
+
+
+def test_what_stands_before_a_network_is_looked_through() -> None:
+    class Darker(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.network(0.5 * x)
+            return logits
+
+    network = untrained(D4)
+    with torch.no_grad():
+        torch.testing.assert_close(latent.look(Darker(network), images(2)), latent.look(network, 0.5 * images(2)))
+
+
+def seen(features: np.ndarray) -> Seen:
+    return Seen(features, 2 * features, np.zeros((len(features), 10), np.float32))
+
+
+def made(clean: np.ndarray, moved: np.ndarray) -> Features:
+    columns = [np.arange(len(clean))] * 3
+    return Features(*columns, {CLEAN: seen(clean), ("flip", 1.0): seen(moved)}, "a", "w", "f", False)
+
+
+def test_distances_are_told_in_units_of_the_median_distance_between_two_galaxies() -> None:
+    random = np.random.default_rng(0)
+    clean, moved = random.normal(size=(2, 20, 5)).astype(np.float32)
+    pairs = [np.linalg.norm(clean[i] - clean[j]) for i in range(20) for j in range(i)]
+    wanted = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
+    np.testing.assert_allclose(latent.distances(clean, moved), wanted, rtol=1e-5)
+    table = latent.distance_table(made(clean, moved))
+    assert list(table.features) == ["penultimate", "pooled"] and (table.condition == "flip").all()
+    np.testing.assert_allclose(table[["q25", "median", "q75"]], [np.quantile(wanted, (0.25, 0.5, 0.75))] * 2, rtol=1e-5)
+    np.testing.assert_allclose(table.typical, np.median(pairs) * np.array([1, 2]), rtol=1e-5)
+
+
+def test_a_network_that_sees_no_difference_between_galaxies_is_named() -> None:
+    with pytest.raises(LatentError, match="allowed: more than 0: this network sees no difference"):
+        latent.typical_distance(np.ones((5, 3), np.float32))
+
+
+def test_the_features_file_holds_every_condition_and_where_it_comes_from(run: RunDir, output: Path) -> None:
+    found = latent.load(output / "features.h5")
+    assert found is not None and list(found.seen) == [CLEAN, *(("flip", s) for s in (1.0, 2.0))] + [
+        ("shot_noise", float(s)) for s in range(1, 6)
+    ]
+    with h5py.File(output / "features.h5") as file:
+        assert file.attrs["run_id"] == run.run_id and file.attrs["weights"] == sha256(run.best_file)
+        assert file.attrs["generated"] and len(file.attrs["fingerprint"]) == 64
+        assert file["penultimate"].shape == (8, len(found.rows), 32)
+    split = pd.read_csv(run.sweep / "split.csv", comment="#")
+    assert split.split[found.rows].eq("test").all() and np.array_equal(split.label[found.rows], found.labels)
+    assert not list(output.glob(".*"))
+
+
+def test_everything_made_of_generated_galaxies_says_so(output: Path) -> None:
+    page = (output / "inspect.html").read_text(encoding="utf-8")
+    assert page.count(GENERATED) >= 5  # the page, three figures and a table
+    assert pd.read_csv(output / "latent_distance.csv").generated.all()
+    assert pd.read_csv(output / "embedding.csv").generated.all()
+    places = {"t-SNE": np.random.default_rng(0).normal(size=(20, 2))}
+    figure = inspect_figures.embedding(inspect_figures.about("a", True), places, np.arange(20) % 10, "")
+    assert GENERATED in figure.get_suptitle()
+
+
+def test_the_coordinates_of_every_galaxy_are_kept(output: Path) -> None:
+    table = pd.read_csv(output / "embedding.csv")
+    assert {"row", "class", "name", "predicted", "isomap_1", "isomap_2", "tsne_1", "tsne_2"} <= set(table.columns)
+    assert table[["isomap_1", "tsne_2"]].std().min() > 0 and table["row"].is_unique
+
+
+def test_what_is_in_the_file_is_not_made_again_but_for_other_weights(run: RunDir, tmp_path: Path) -> None:
+    looked, file = subject(run, torch.device("cpu")), tmp_path / "features.h5"
+    first = features(looked, [("flip", 1.0)], file, Console())
+    untouched = file.stat().st_mtime_ns
+    again = features(looked, [("flip", 1.0)], file, Console())
+    assert file.stat().st_mtime_ns == untouched and list(again.seen) == [CLEAN, ("flip", 1.0)]
+    more = features(looked, [("flip", 2.0)], file, Console())
+    kept = latent.load(file)
+    assert list(more.seen) == [CLEAN, ("flip", 2.0)] and kept is not None and len(kept.seen) == 3
+    np.testing.assert_array_equal(kept.seen["flip", 1.0].logits, first.seen["flip", 1.0].logits)
+    other = replace(looked, used=replace(looked.used, weights="other"))
+    assert list(features(other, [], file, Console()).seen) == [CLEAN]
+    kept = latent.load(file)
+    assert kept is not None and (kept.weights, len(kept.seen)) == ("other", 1)
+
+
+def test_several_runs_are_compared_on_the_same_galaxies(run: RunDir, tmp_path: Path) -> None:
+    cnn = make_run(run.sweep, ModelConfig(architecture="cnn", scale=0.1))
+    assert main([str(run.path), str(cnn.path), "--output", str(tmp_path), "--conditions", "flip"]) == 0
+    table = pd.read_csv(tmp_path / "latent_distance.csv")
+    assert set(table.label) == {"D4 steerable_cnn", "cnn"} and set(table.run_id) == {run.run_id, cnn.run_id}
+    moved = table[table.features == "penultimate"].groupby("label")["median"]
+    assert moved.max()["D4 steerable_cnn"] < 1e-3 and moved.min()["cnn"] > 0.05
+    assert (tmp_path / cnn.run_id / "features.h5").exists() and "cnn" in (tmp_path / "inspect.html").read_text()
+
+
+def test_networks_called_alike_are_told_apart_by_their_runs() -> None:
+    table = pd.DataFrame({"run_id": ["a", "b", "c", "d"], "label": ["x", "x", "x", "y"], "seed": [0, 0, 1, 0]})
+    assert list(inspect_page.told_apart(table)["label"]) == ["a", "b", "c", "y"]
+    assert list(inspect_page.told_apart(table[1:])["label"]) == ["x", "x", "y"]  # seeds of one network
+
+
+def test_isomap_takes_as_many_neighbours_as_connect_all_galaxies() -> None:
+    near = np.random.default_rng(0).normal(size=(60, 4))
+    apart = np.concatenate([near[:30], near[30:] + 100])  # a graph of 10 neighbours falls in two
+    assert embedding.connecting_neighbours(near) == 10 and embedding.connecting_neighbours(apart) == 30
+    placed = embedding.isomap(apart)
+    assert np.array_equal(placed, embedding.isomap(apart))
+    assert np.ptp(placed[:30, 0]) < 0.3 * abs(placed[:30, 0].mean() - placed[30:, 0].mean())
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained_run = RunDir(tmp_path / "sweep" / run.run_id)
+    write_text(untrained_run.config_file, run.config_file.read_text())
+    write_text(tmp_path / "sweep" / "plan.csv", f"run_id\n{run.run_id}\n")
+    other = make_run(run.sweep.parent / "other", split_seed=1)
+    bad = {
+        "rows": ([run.path, "--galaxies", "0", "150"], "--galaxies: found row 150; allowed: 0 to 149"),
+        "negative": ([run.path, "--galaxies", "-1"], "found row -1"),
+        "condition": ([run.path, "--conditions", "snow"], "--conditions: found 'snow'; allowed: clean, rotation"),
+        "untrained": ([untrained_run.path], "not trained to its end"),
+        "sweep": ([untrained_run.sweep], "not trained to its end"),
+        "nothing": ([tmp_path], "neither config.json nor plan.csv"),
+        "others": ([run.path, other.path, "--conditions", "clean"], "different test galaxies"),
+        "rows of two": ([run.path, other.path, "--galaxies", "1"], "found 2 runs; allowed: rows to look at in one run"),
+    }
+    for arguments, message in bad.values():
+        out = tmp_path / "out"
+        assert main([*map(str, arguments), "--output", str(out)]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and message in told and not (out / "inspect.html").exists()
+
+
+def test_only_features_of_the_same_weights_and_galaxies_are_one_source() -> None:
+    one = made(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    assert latent.same_source(one, replace(one, run_id="b"))
+    for change in ({"weights": "v"}, {"fingerprint": "g"}, {"rows": np.array([0, 1, 5])}):
+        assert not latent.same_source(one, replace(one, **change))
