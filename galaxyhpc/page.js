@@ -52,8 +52,7 @@ function compare(column, sign, a, b) {
 }
 
 class Sheet {
-  constructor(figure) {
-    const data = JSON.parse(figure.querySelector("script").textContent);
+  constructor(figure, data) {
     this.columns = data.columns;
     for (const column of this.columns) column.bold = new Set(column.strong);
     this.all = Array.from({ length: data.rows }, (_, row) => row);
@@ -114,7 +113,7 @@ class Sheet {
   }
 }
 
-const sheets = [...document.querySelectorAll("figure.table")].map((figure) => new Sheet(figure));
+const sheets = [...document.querySelectorAll("figure.table")].map((figure) => new Sheet(figure, JSON.parse(figure.querySelector("script").textContent)));
 
 matchMedia("print").addEventListener("change", (print) => {
   for (const sheet of sheets) sheet.draw(print.matches ? Math.max(PRINTED_ROWS, sheet.limit) : sheet.limit);

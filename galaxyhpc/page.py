@@ -32,6 +32,7 @@ from markupsafe import Markup
 
 from galaxyhpc.figures import GENERATED
 
+MOST_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; the file beside it has all
 SCRIPT_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
@@ -63,6 +64,13 @@ class Table:
     frame: pd.DataFrame
     columns: tuple[Column, ...]
     file: str = ""
+
+    @property
+    def left_out(self) -> str:
+        """Say so where not all rows are on the page; empty where they are."""
+        if len(self.frame) <= MOST_ROWS:
+            return ""
+        return f"The first {MOST_ROWS:,} of {len(self.frame):,} rows are on this page."
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +181,16 @@ def json_text(value: Any) -> str:
 
 def rounded(values: Any, digits: int) -> list[float | None]:
     """Return numbers as JSON takes them: rounded, those that are not finite as None."""
-    return [value if np.isfinite(value) else None for value in np.round(np.asarray(values, float), digits).tolist()]
+    found = np.round(np.asarray(values, dtype=float), digits)
+    return [
+        value if finite else None for value, finite in zip(found.tolist(), np.isfinite(found).tolist(), strict=True)
+    ]
 
 
 def _packed(table: Table) -> dict[str, Any]:
     """Return a table column by column, which is a third of its size row by row."""
-    return {"rows": len(table.frame), "columns": [_packed_column(table.frame, column) for column in table.columns]}
+    frame = table.frame[:MOST_ROWS]
+    return {"rows": len(frame), "columns": [_packed_column(frame, column) for column in table.columns]}
 
 
 def _packed_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:

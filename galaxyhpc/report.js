@@ -4,6 +4,7 @@ const whole = document.getElementById("whole");
 const reportTitle = document.title;
 const shared = JSON.parse(document.getElementById("shared").textContent);
 const generated = document.querySelector("header .banner strong")?.textContent ?? "";
+const reportSheets = sheets.length;
 let runPage = null;
 let place = 0;
 
@@ -68,6 +69,8 @@ function drawCurves(svg, epochs, curves, x, y) {
 
 function training(curves) {
   if (!curves.epoch?.length) return [];
+  const real = Object.entries(curves).map(([name, values]) => [name, name === "epoch" ? values : values.map((value) => (value === null ? null : shared.unit * value))]);
+  curves = Object.fromEntries(real);
   const accuracies = curves.validation_accuracy;
   const known = accuracies.filter((value) => value !== null);
   const best = known.length ? curves.epoch[accuracies.indexOf(Math.max(...known))] : null;
@@ -85,17 +88,36 @@ function plainTable(title, heads, rows, numbers = false) {
   return make("figure", { class: "table plain" }, make("div", { class: "box", tabindex: 0, role: "region", "aria-label": title }, table));
 }
 
+// A column of texts or of numbers, as page.js takes them.
+const texts = (words) => ({ kind: "text", words, codes: words.map((_, row) => row) });
+const numbers = (values, digits) => ({ kind: "number", digits, signed: false, numbers: [values] });
+
+// A table that sorts and filters, as those of the report.
+function sheet(title, columns) {
+  const heads = Object.entries(columns).map(([head, column]) =>
+    make("th", { scope: "col", ...(column.codes ? {} : { class: "number" }) }, make("button", { type: "button" }, head)));
+  const table = make("table", { "aria-label": title }, make("thead", {}, make("tr", {}, ...heads)), make("tbody"));
+  const figure = make("figure", { class: "table" },
+    make("p", { class: "tools" }, make("label", {}, "Filter ", make("input", { type: "search" })), " ", make("output")),
+    make("div", { class: "box", tabindex: 0, role: "region", "aria-label": title }, table),
+    make("p", { class: "more" }, make("button", { type: "button" })));
+  const data = Object.values(columns);
+  sheets.push(new Sheet(figure, { rows: (data[0].codes ?? data[0].numbers[0]).length, columns: data }));
+  return figure;
+}
+
 function part(title, words, ...children) {
   return [make("h2", {}, title), ...(words ? [make("p", {}, words)] : []), ...children];
 }
 
 function measurements(measured) {
   if (!measured?.length) return [];
-  const heads = ["condition", "severity", "that is", "accuracy (%)", "balanced (%)", "macro F1 (%)", "NLL", "Brier score", "ECE (%)"];
-  const forms = [[100, 1], [100, 1], [100, 1], [1, 3], [1, 3], [100, 1]];
-  const rows = shared.pairs.map(([name, severity, physical], row) => [name, String(severity), physical,
-    ...measured.map((values, column) => shownNumber(values[row] === null ? null : values[row] * forms[column][0], forms[column][1], false))]);
-  return part("Measurements", "On the test galaxies.", plainTable("Measurements", heads, rows.filter((_, row) => measured[0][row] !== null), true));
+  const here = shared.pairs.map((_, row) => row).filter((row) => measured[0][row] !== null);
+  const of = (place) => here.map((row) => shared.pairs[row][place]);
+  const metric = (place, scale, digits) => numbers(here.map((row) => (measured[place][row] === null ? null : scale * shared.unit * measured[place][row])), digits);
+  return part("Measurements", "On the test galaxies.", sheet("Measurements", {
+    condition: texts(of(0)), severity: numbers(of(1), null), "that is": texts(of(2)), "accuracy (%)": metric(0, 100, 1),
+    "balanced accuracy (%)": metric(1, 100, 1), NLL: metric(2, 1, 3), "ECE (%)": metric(3, 100, 1) }));
 }
 
 function confusion(counts) {
@@ -134,7 +156,7 @@ function drawRun(id, run) {
   const position = shared.runs.indexOf(id);
   const link = (number, text) => (shared.runs[number] ? [make("a", { href: `#run-${encodeURIComponent(shared.runs[number])}` }, text)] : []);
   const clean = shared.pairs.findIndex(([name]) => name === "clean");
-  const right = run.measured?.length && run.measured[0][clean] != null ? ` ${(100 * run.measured[0][clean]).toFixed(1)} % of the clean test galaxies right.` : "";
+  const right = run.measured?.length && run.measured[0][clean] != null ? ` ${(100 * shared.unit * run.measured[0][clean]).toFixed(1)} % of the clean test galaxies right.` : "";
   const notes = [generated && `${generated}.`, run.reason && `Not complete: ${run.reason}.`].filter(Boolean);
   return make("main", { id: "run", class: "page" },
     make("nav", { "aria-label": "Runs", class: "steps" }, make("a", { href: "#runs" }, "← Report"), ...link(position - 1, "Previous run"), ...link(position + 1, "Next run")),
@@ -148,6 +170,7 @@ function drawRun(id, run) {
 function show() {
   const id = location.hash.startsWith("#run-") ? decodeURIComponent(location.hash.slice(5)) : "";
   const data = shared.runs.includes(id) ? document.getElementById(`of-${id}`) : null;
+  sheets.length = reportSheets;
   if (runPage) runPage.remove();
   else place = scrollY;
   runPage = data && drawRun(id, JSON.parse(data.textContent));

@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.conditions import described, is_condition, severities
-from galaxyhpc.details import METRICS, Details
+from galaxyhpc.details import Details
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import rounded
+from galaxyhpc.results import Pair
 
+UNIT = 1e-4
+MEASURED = ("accuracy", "balanced_accuracy", "nll", "ece")
 CURVES = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
 
 
@@ -33,29 +36,34 @@ def run_pages(
     """
     found = {of.run_id: of for of in of_runs}
     settings, provenance = _common(of.settings for of in of_runs), _common(of.provenance for of in of_runs)
-    pairs = pd.concat([of.measured[["condition", "severity"]] for of in of_runs]) if of_runs else _nothing()
-    pairs = pairs.drop_duplicates(ignore_index=True)
-    curves = dict(list(training.groupby("run_id"))) if len(training) else {}
+    pairs = list(dict.fromkeys(pair for of in of_runs for pair in _pairs(of)))
+    curves = _curves(training)
     shared = {
         "runs": runs["run_id"].tolist(),
         "classes": CLASSES,
-        "metrics": METRICS,
-        "pairs": [[name, severity, physical(name, severity)] for name, severity in pairs.to_numpy().tolist()],
+        "unit": UNIT,
+        "pairs": [[name, severity, physical(name, severity)] for name, severity in pairs],
         "settings": settings,
         "provenance": provenance,
         "pictures": {row: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for row, data in jpegs.items()},
     }
     pages: dict[str, Any] = {"shared": shared}
     for run in runs.to_dict("records"):
-        page = {"label": run["label"], "seed": run["seed"], "reason": run["reason"], "curves": _curves(curves, run)}
+        page = {"label": run["label"], "seed": run["seed"], "reason": run["reason"]}
+        page |= {"curves": curves.get(run["run_id"], {})}
         if run["run_id"] in found:
             page |= _packed(found[run["run_id"]], pairs, settings, provenance)
         pages[f"of-{run['run_id']}"] = page
     return pages
 
 
-def _nothing() -> pd.DataFrame:
-    return pd.DataFrame(columns=["condition", "severity"])
+def _pairs(of: Details) -> list[Pair]:
+    return list(zip(of.measured["condition"].tolist(), of.measured["severity"].tolist(), strict=True))
+
+
+def _whole(values: pd.Series[Any]) -> list[int | None]:
+    """Return numbers in units of UNIT, which is the shortest JSON; None where they are not finite."""
+    return [None if value is None else round(value) for value in rounded(values / UNIT, 0)]
 
 
 def _common(several: Iterable[dict[str, str]]) -> dict[str, str]:
@@ -70,22 +78,29 @@ def physical(name: str, severity: float) -> str:
     return described(name, severity) if known else ""
 
 
-def _curves(curves: Mapping[Any, pd.DataFrame], run: Mapping[Any, Any]) -> dict[str, Any]:
-    of_run = curves.get(run["run_id"])
-    if of_run is None:
+def _curves(training: pd.DataFrame) -> dict[str, Any]:
+    """Return the curves of each run."""
+    if training.empty:
         return {}
-    return {"epoch": of_run["epoch"].tolist()} | {name: rounded(of_run[name], 4) for name in CURVES}
+    columns = {"epoch": training["epoch"].tolist()} | {name: _whole(training[name]) for name in CURVES}
+    places = training.groupby("run_id", sort=False).indices
+    return {
+        str(run_id): {name: [values[i] for i in rows] for name, values in columns.items()}
+        for run_id, rows in places.items()
+    }
 
 
 def _packed(
-    of: Details, pairs: pd.DataFrame, settings: Mapping[str, str], provenance: Mapping[str, str]
+    of: Details, pairs: Sequence[Pair], settings: Mapping[str, str], provenance: Mapping[str, str]
 ) -> dict[str, Any]:
-    measured = pairs.merge(of.measured, on=["condition", "severity"], how="left")
+    place = {pair: row for row, pair in enumerate(_pairs(of))}
+    rows = [place.get(pair, -1) for pair in pairs]
+    measured = {name: [*_whole(of.measured[name]), None] for name in MEASURED}
     return {
         "settings": {key: value for key, value in of.settings.items() if key not in settings},
         "provenance": {key: value for key, value in of.provenance.items() if key not in provenance},
         "events": [[event.when, event.words, *filter(None, [event.trace])] for event in of.events],
-        "measured": [rounded(measured[name], 4) for name in METRICS] if len(of.measured) else [],
+        "measured": [[values[row] for row in rows] for values in measured.values()] if place else [],
         "confusion": [] if of.confusion is None else np.asarray(of.confusion).ravel().tolist(),
         "mistakes": [[mistake.row, mistake.truth, mistake.predicted, mistake.wrong] for mistake in of.mistakes],
     }
