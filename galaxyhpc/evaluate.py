@@ -1,8 +1,8 @@
 """Measure one trained run under the conditions that are still missing.
 
 The test galaxies are corrupted on the device in [0, 1], alike for every network; logits go to predictions.h5, counts
-to results.csv, every few seconds, so that an interrupted evaluation goes on where it was. Last, the temperature that
-makes probabilities of the logits is fitted on the validation galaxies.
+to results.csv, every few seconds, so that an interrupted evaluation goes on where it was. Then the temperature that
+makes probabilities of the logits is fitted on the validation galaxies. Last, where it is wanted, comes the attack.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import results
+from galaxyhpc import attack, results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
@@ -71,12 +72,17 @@ def wanted(config: RunConfig) -> list[tuple[str, float]]:
     return [(name, severity) for name in config.evaluate.conditions for severity in severities(name)]
 
 
+def halted(stop: Stop) -> bool:
+    """Whether to save and leave."""
+    return stop.wanted or stop.ends_within(NOTICE_SECONDS)
+
+
 @torch.inference_mode()
 def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float32] | None:
     """Return the (n, 10) logits of the test galaxies under one condition and severity; None where a signal came."""
     parts = []
     for rows in task.rows.split(task.batch_size):
-        if stop.wanted or stop.ends_within(NOTICE_SECONDS):
+        if halted(stop):
             return None
         images, _ = task.pictures.take(rows)
         corrupted = corrupt(images, rows.to(images.device), *pair, task.survey)
@@ -150,17 +156,26 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
         return False
     if whole is not measured or not missing:  # results.csv lacks what follows from the temperature
         results.save(run, whole)
+    if not attack.finished(run, config.evaluate.attack, measured.weights):
+        leave = partial(halted, stop)
+        if not attack.attack_run(run, task.network, task.pictures, measured, config.evaluate, leave):
+            return False
     run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
     console.print(f"{run.run_id}: measured {len(missing)} of {len(wanted(config))} conditions", highlight=False)
     return True
 
 
 def done(run: RunDir, config: RunConfig) -> bool:
-    """Whether both files of results hold every wanted condition for the weights in best.pt, and one temperature."""
+    """Whether both files of results hold every wanted condition for the weights in best.pt, and one temperature.
+
+    And whether these weights were attacked, where that is wanted.
+    """
     table = results.read_counts(run)
     if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:
         return False
     predictions = results.read_predictions(run)
     if predictions is None or not (table.temperature == predictions.temperature).all():
+        return False
+    if not attack.finished(run, config.evaluate.attack, table.weights.iloc[0]):
         return False
     return set(wanted(config)) <= set(zip(table.condition, table.severity, strict=True))

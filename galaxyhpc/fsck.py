@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import checkpoint, results
+from galaxyhpc import attack_results, checkpoint, results
 from galaxyhpc.config import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
@@ -69,6 +69,8 @@ def check_run(run: RunDir) -> Found:
     if problem := _best_problem(run, config, trained):
         damage.append(f"best.pt: {problem}; {_way_to_weights(run, steps)}")
     damage += _results_problems(run, any(event.get("event") == "evaluated" for event in events))
+    if problem := _attack_problem(run):
+        damage.append(f"attack.csv: {problem}; {AGAIN} attacks again")
     notes += [*torn, *torn_metrics, *(_attempt(_leftovers, run)[0] or [])]
     return Found(run.run_id, names, tuple(steps), tuple(damage), tuple(notes))
 
@@ -190,6 +192,21 @@ def _results_problems(run: RunDir, evaluated: bool) -> list[str]:
     if not problems and len(there) == len(files):
         problems = _attempt(_disagreements, run)[0] or []
     return [f"{problem}; {AGAIN} measures it again" for problem in problems]
+
+
+def _attack_problem(run: RunDir) -> str:
+    path = attack_results.attack_file(run)
+    if not path.exists() and not path.is_symlink():
+        return ""
+    found, problem = _attempt(_read_attack, run)
+    if found and run.best_file.is_file() and found.source.weights != checkpoint.sha256(run.best_file):
+        return "of other weights than best.pt"
+    return problem
+
+
+def _read_attack(run: RunDir) -> attack_results.Attacked:
+    _demand_file(attack_results.attack_file(run), LONG)
+    return attack_results.parse(run)
 
 
 def _disagreements(run: RunDir) -> list[str]:

@@ -1,0 +1,224 @@
+"""The one-pixel attack (Su, Vargas and Sakurai 2019, IEEE Trans. Evol. Comput. 23, 828; arXiv:1710.08864).
+
+Differential evolution looks for the pixel whose change takes most from the probability of the true class. A candidate
+is (x, y, r, g, b); a child is a + 0.5 (b - c) of three different candidates, without crossover, and takes its parent's
+place where it does better. The first candidates lie uniformly over the image, their colours are drawn from
+N(128, 127). The attack ends at the first image of another class, or when its queries are spent.
+
+It happens in the raw image, in 8 bits per colour as images are published: what is found is an image that could be.
+All galaxies still standing evolve together, their candidates in full batches. Every draw is a function of galaxy,
+iteration and candidate: networks meet the same first candidates, and batches of another size find the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from galaxyhpc.attack_results import Attacked, Source, empty, read, save
+from galaxyhpc.batches import Pictures, predict
+from galaxyhpc.config import AttackConfig, EvaluateConfig
+from galaxyhpc.randomness import key, uniform
+from galaxyhpc.results import Measured
+from galaxyhpc.rundir import RunDir
+
+WEIGHT = 0.5  # of the difference of two candidates, in a child
+BETTER = 1e-6  # nats that a child has to gain: less is what another size of batches may change
+LEAD = 1e-4  # of a wrong class's logit over the true one's, so that every way to compute them agrees
+TOGETHER = 64  # galaxies that evolve together, after which the table is saved
+
+Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, 10)
+Halted = Callable[[], bool]
+GoOn = Callable[[int], bool]  # told of queries made or spared; False: a signal came
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Galaxies under attack by one network."""
+
+    network: Logits
+    images: Tensor  # (G, 3, S, S) in [0, 1]
+    labels: Tensor  # (G,) int64, the truth, which the network predicts
+    rows: Tensor  # (G,) int64, in the data file
+    batch_size: int
+
+    def keep(self, which: Tensor) -> Target:
+        """Return these galaxies alone."""
+        return replace(self, images=self.images[which], labels=self.labels[which], rows=self.rows[which])
+
+
+def first_candidates(rows: Tensor, count: int, size: int) -> Tensor:
+    """Draw (G, count, 5) float64 candidates: x and y in [0, size], r, g and b in [0, 1]."""
+    draws = uniform(key("attack"), rows, 5 * count).view(len(rows), count, 5)
+    colours = (128.0 + 127.0 * torch.special.ndtri(draws[..., 2:])) / 255.0
+    return torch.cat([draws[..., :2] * size, colours.clamp(0.0, 1.0)], dim=-1)
+
+
+def children(parents: Tensor, rows: Tensor, iteration: int, size: int) -> Tensor:
+    """Return (G, P, 5) candidates a + 0.5 (b - c), where a, b and c are three different parents, kept in bounds."""
+    count = parents.shape[1]
+    draws = uniform(key("attack", iteration), rows, 3 * count).view(len(rows), count, 3)
+    a, b, c = (draws * torch.tensor([count, count - 1, count - 2], device=draws.device)).long().unbind(-1)
+    b = (a + 1 + b) % count
+    c = c + (c >= torch.minimum(a, b))
+    c = c + (c >= torch.maximum(a, b))
+    first, second, third = (parents.gather(1, which[..., None].expand_as(parents)) for which in (a, b, c))
+    found = first + WEIGHT * (second - third)
+    return torch.cat([found[..., :2].clamp(0.0, size), found[..., 2:].clamp(0.0, 1.0)], dim=-1)
+
+
+def pixels(candidates: Tensor, size: int) -> Tensor:
+    """Return (..., 5) int64: column and row in 0..size-1, colours in 0..255."""
+    places = candidates[..., :2].floor().clamp(0, size - 1)
+    return torch.cat([places, (candidates[..., 2:] * 255.0).round()], dim=-1).long()
+
+
+def changed(images: Tensor, found: Tensor) -> Tensor:
+    """Put one pixel (N, 5) into each of (N, 3, S, S) images, which are copied."""
+    images = images.clone()
+    images[torch.arange(len(images), device=images.device), :, found[:, 1], found[:, 0]] = found[:, 2:].float() / 255.0
+    return images
+
+
+def judged(target: Target, candidates: Tensor, go_on: GoOn) -> tuple[Tensor, Tensor] | None:
+    """Return log-probabilities of the truth, float64, and predicted classes, (G, P) both; None where a signal came."""
+    scores, classes = [], []
+    found, count = pixels(candidates, target.images.shape[-1]).flatten(0, 1), candidates.shape[1]
+    for which in torch.arange(len(found), device=found.device).split(target.batch_size):
+        of = which // count
+        logits, truth = target.network(changed(target.images[of], found[which])).double(), target.labels[of, None]
+        scores.append(logits.log_softmax(1).gather(1, truth)[:, 0])
+        best, wrong = logits.scatter(1, truth, -torch.inf).max(1)
+        classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > LEAD, wrong, truth[:, 0]))
+        if not go_on(len(which)):
+            return None
+    return torch.cat(scores).view(-1, count), torch.cat(classes).view(-1, count)
+
+
+@torch.inference_mode()
+def attack(target: Target, settings: AttackConfig, go_on: GoOn) -> NDArray[np.int64] | None:
+    """Attack galaxies together; None where a signal came.
+
+    Returns
+    -------
+    (G, 7) int64: queries, x, y, r, g, b and the predicted class; `attack_results` says of which image
+    """
+    count, size = settings.population, target.images.shape[-1]
+    answer = torch.zeros(len(target.rows), 7, dtype=torch.int64, device=target.rows.device)
+    standing = torch.arange(len(target.rows), device=target.rows.device)
+    population = candidates = first_candidates(target.rows, count, size)
+    best = torch.full(population.shape[:2], torch.inf, dtype=torch.float64, device=population.device)
+    for iteration in range(settings.iterations + 1):
+        if iteration:
+            candidates = children(population, target.rows, iteration, size)
+        found = judged(target, candidates, go_on)
+        if found is None:
+            return None
+        scores, classes = found
+        wins = scores < best - BETTER
+        population, best = torch.where(wins[..., None], candidates, population), torch.where(wins, scores, best)
+        fooled = classes != target.labels[:, None]
+        over = fooled.any(1)
+        first = fooled.int().argmax(1)
+        answer[standing[over]] = _outcome(candidates, classes, first, size, iteration * count + first + 1)[over]
+        go_on(int(over.sum()) * count * (settings.iterations - iteration))  # spared
+        left = ~over
+        target, standing, population, best = target.keep(left), standing[left], population[left], best[left]
+        if not len(standing):
+            break
+    budget = torch.full_like(standing, count * (settings.iterations + 1))
+    unmoved = target.labels[:, None].expand_as(best)
+    answer[standing] = _outcome(population, unmoved, best.argmin(1), size, budget)
+    result: NDArray[np.int64] = answer.cpu().numpy()
+    return result
+
+
+def _outcome(candidates: Tensor, classes: Tensor, which: Tensor, size: int, queries: Tensor) -> Tensor:
+    """Return the (G, 7) outcome with the chosen candidate of each galaxy."""
+    each = torch.arange(len(which), device=which.device)
+    pixel = pixels(candidates[each, which], size)
+    return torch.cat([queries[:, None], pixel, classes[each, which][:, None]], dim=1)
+
+
+def chosen(rows: NDArray[Any], labels: NDArray[Any], most: int) -> NDArray[np.int64]:
+    """Return which galaxies are attacked, as indices: as many of each class as there are, the same for all networks.
+
+    A larger number holds those of a smaller one.
+    """
+    draws = uniform(key("attacked"), torch.from_numpy(rows.astype(np.int64)), 1)[:, 0].numpy()
+    table = pd.DataFrame({"label": labels, "draw": draws})
+    turn = table.groupby("label")["draw"].rank(method="first")
+    order: NDArray[np.int64] = table.assign(turn=turn).sort_values(["turn", "label"]).index.to_numpy()
+    return order[:most]
+
+
+def finished(run: RunDir, settings: AttackConfig, weights: str) -> bool:
+    """Whether these weights were attacked as the settings want."""
+    if settings.galaxies == 0:
+        return True
+    found = read(run)
+    if found is None or not found.complete or found.source.weights != weights:
+        return False
+    return settings.model_dump().items() <= asdict(found.source).items()
+
+
+def attack_run(
+    run: RunDir, network: nn.Module, pictures: Pictures, test: Measured, config: EvaluateConfig, halted: Halted
+) -> bool:
+    """Attack the test galaxies that a run's network classifies rightly, those that are not attacked yet.
+
+    False where `halted` said so; galaxies that were finished with are saved then.
+    """
+    settings = config.attack
+    source = Source(run.run_id, test.weights, test.fingerprint, test.generated, **settings.model_dump())
+    which = chosen(test.rows, test.labels, settings.galaxies)
+    before = read(run)
+    table = before.table if before is not None and before.source.same_attack(source) else empty()
+    table = table[table["row"].isin(test.rows[which])]
+    new = which[~np.isin(test.rows[which], table["row"])]
+    right = new[_right(network, pictures, test, new, config.batch_size)]
+    save(run, Attacked(source, table, complete=len(right) == 0))
+    bar = Progress(console=Console(), transient=True, disable=not Console().is_terminal)
+    task = bar.add_task(f"{run.run_id}: one-pixel attack", total=len(right) * source.budget)
+
+    def go_on(queries: int) -> bool:
+        bar.advance(task, queries)
+        return not halted()
+
+    with bar:
+        for start in range(0, len(right), TOGETHER):
+            part = right[start : start + TOGETHER]
+            images, labels = pictures.take(torch.from_numpy(test.rows[part].astype(np.int64)))
+            rows = torch.from_numpy(test.rows[part].astype(np.int64)).to(images.device)
+            found = attack(Target(network, images, labels, rows, config.batch_size), settings, go_on)
+            if found is None:
+                return False
+            table = pd.concat([table, _as_table(test, part, found)], ignore_index=True)
+            save(run, Attacked(source, table, complete=start + TOGETHER >= len(right)))
+    return True
+
+
+def _right(
+    network: nn.Module, pictures: Pictures, test: Measured, which: NDArray[np.int64], batch_size: int
+) -> NDArray[np.bool_]:
+    """Tell which of these galaxies the network classifies rightly as they are."""
+    logits, labels = predict(network, pictures, torch.from_numpy(test.rows[which].astype(np.int64)), batch_size)
+    right: NDArray[np.bool_] = (logits.argmax(1) == labels).cpu().numpy()
+    return right
+
+
+def _as_table(test: Measured, which: NDArray[np.int64], found: NDArray[np.int64]) -> pd.DataFrame:
+    galaxies = {"row": test.rows[which], "label": test.labels[which], "sky_group": test.groups[which]}
+    queries, *pixel, predicted = found.T
+    outcome = dict(zip(("queries", "x", "y", "r", "g", "b", "predicted"), (queries, *pixel, predicted), strict=True))
+    table = pd.DataFrame(galaxies | {"success": predicted != galaxies["label"]} | outcome)
+    return table.astype(dict(empty().dtypes))

@@ -1,0 +1,172 @@
+"""What the one-pixel attack on a run came to: attack.csv, and rates of success against the budget.
+
+    attack.csv   one row per attacked galaxy, which are those that the network classifies rightly: row, label,
+                 sky_group; success; queries, up to and with the first image that is misclassified, or the whole budget;
+                 the pixel x (column), y (row), r, g, b (0 to 255) of that image, or of the one that came nearest; and
+                 the class predicted of it. The first line, a comment, says of which weights, galaxies and settings.
+
+The file grows with every few galaxies and appears whole each time. A damaged file counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from galaxyhpc.metrics import CLASSES
+from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.statistics import clopper_pearson
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+COLUMNS = ("row", "label", "sky_group", "success", "queries", "x", "y", "r", "g", "b", "predicted")
+RATES = ("label", "set", "budget", "n", "successes", "rate", "low", "high", "seeds")
+
+
+class AttackError(ValueError):
+    """Attacks that cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was attacked, and how."""
+
+    run_id: str
+    weights: str  # SHA-256 of best.pt
+    fingerprint: str  # of the data
+    generated: bool  # demo galaxies
+    population: int
+    iterations: int
+    galaxies: int  # most that were to be attacked
+
+    @property
+    def budget(self) -> int:
+        """Images that the network may be asked about per galaxy."""
+        return self.population * (self.iterations + 1)
+
+    def same_attack(self, other: Source) -> bool:
+        """Whether results of the one are results of the other, for the galaxies that are in both."""
+        return {**asdict(self), "galaxies": 0} == {**asdict(other), "galaxies": 0}
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """The galaxies attacked so far: a table of COLUMNS."""
+
+    source: Source
+    table: pd.DataFrame
+    complete: bool
+
+
+def attack_file(run: RunDir) -> Path:
+    """Return where the attack on a run is kept."""
+    return run.path / "attack.csv"
+
+
+def empty() -> pd.DataFrame:
+    """Return a table of no galaxies."""
+    return pd.DataFrame({name: pd.Series(dtype=bool if name == "success" else np.int64) for name in COLUMNS})
+
+
+def save(run: RunDir, attacked: Attacked) -> None:
+    """Write attack.csv, whole."""
+    head = json.dumps({"schema": SCHEMA, **asdict(attacked.source), "complete": attacked.complete})
+    write_text(attack_file(run), f"# {head}\n" + attacked.table.sort_values("row").to_csv(index=False))
+
+
+def read(run: RunDir) -> Attacked | None:
+    """Read attack.csv; None where it is absent or damaged, which is logged."""
+    if not attack_file(run).exists():
+        return None
+    try:
+        return parse(run)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+        said = " ".join(str(error).split())[:200]
+        log.warning("%s: damaged, taken for absent: %s", attack_file(run), said)
+        return None
+
+
+def parse(run: RunDir) -> Attacked:
+    """Read attack.csv and check that each row is possible.
+
+    Raises
+    ------
+    OSError, ValueError, LookupError, TypeError
+        where it is not what `save` wrote
+    """
+    head, _, rest = attack_file(run).read_text(encoding="utf-8").partition("\n")
+    said = json.loads(head.removeprefix("# "))
+    if said.pop("schema") != SCHEMA or said["run_id"] != run.run_id:
+        raise ValueError(f"it is of run {said['run_id']}")
+    complete, source = bool(said.pop("complete")), Source(**said)
+    table = pd.read_csv(StringIO(rest), dtype=dict(empty().dtypes))
+    if tuple(table.columns) != COLUMNS:
+        raise ValueError(f"found columns {', '.join(map(str, table.columns))}; wanted are {', '.join(COLUMNS)}")
+    possible = (
+        table["label"].between(0, CLASSES - 1)
+        & table["predicted"].between(0, CLASSES - 1)
+        & table["queries"].between(1, source.budget)
+        & (table[["x", "y"]] >= 0).all(axis=1)
+        & table[["r", "g", "b"]].isin(range(256)).all(axis=1)
+        & (table["success"] == (table["predicted"] != table["label"]))
+        & (table["success"] | (table["queries"] == source.budget))
+    )
+    if not possible.all() or table["row"].duplicated().any():
+        raise ValueError("rows that cannot be, or a galaxy that stands in it twice")
+    return Attacked(source, table, complete)
+
+
+def success_table(attacks: Mapping[str, Sequence[Attacked]], budgets: Sequence[int]) -> pd.DataFrame:
+    """Return how often networks were fooled within so many queries: a table of RATES.
+
+    Set `own` has, for each run, the galaxies that it classifies rightly; set `common` those that all runs of all
+    networks do. `rate` is the mean over a network's seeds; n and `successes` are means over them, rounded, and the
+    interval is Clopper and Pearson's for these. The seeds met the same galaxies: the sums of their counts would
+    pretend that there were several times as many. It says nothing of the chance of the training.
+
+    Parameters
+    ----------
+    attacks : a network's label -> its runs' attacks, all with one population and number of iterations
+    budgets : queries; those above the budget that was spent are left out
+
+    Raises
+    ------
+    AttackError
+    """
+    every = [one for runs in attacks.values() for one in runs]
+    kinds = {(one.source.population, one.source.iterations, one.source.fingerprint) for one in every}
+    if len(kinds) > 1:
+        found = "; ".join(f"{p} candidates, {i} iterations, galaxies {data[:12]}" for p, i, data in sorted(kinds))
+        raise AttackError(f"attacks of several kinds: {found}; allowed is one")
+    common = set.intersection(*(set(one.table["row"]) for one in every)) if every else set()
+    rows = []
+    for label, runs in attacks.items():
+        shared = [one.table[one.table["row"].isin(common)] for one in runs]
+        for name, tables in (("own", [one.table for one in runs]), ("common", shared)):
+            rows += [
+                {"label": label, "set": name, **_rate(tables, budget)}
+                for budget in budgets
+                if runs and budget <= runs[0].source.budget
+            ]
+    return pd.DataFrame(rows, columns=list(RATES))
+
+
+def _rate(tables: Sequence[pd.DataFrame], budget: int) -> dict[str, Any]:
+    """Return the row of one network, one set and one budget, from a table per seed."""
+    sizes = np.array([len(table) for table in tables], dtype=float)
+    fooled = np.array([(table["success"] & (table["queries"] <= budget)).sum() for table in tables], dtype=float)
+    rate = float((fooled / sizes).mean()) if sizes.all() else np.nan
+    n = round(sizes.mean())
+    successes = round(rate * n) if sizes.all() else 0
+    low, high = clopper_pearson(successes, n)
+    numbers = {"budget": budget, "n": n, "successes": successes, "rate": rate}
+    return {**numbers, "low": float(low), "high": float(high), "seeds": len(tables)}
