@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional
@@ -117,10 +118,18 @@ def poisson(rates: np.ndarray, which: Tensor, uniforms: Tensor) -> Tensor:
     -------
     counts, float64, same shape
     """
-    most = int(rates.max() + 12 * np.sqrt(rates.max()) + 20)
-    table = stats.poisson.cdf(np.arange(most), rates[:, None]) + 2.0 * np.arange(len(rates))[:, None]
+    table = _distributions(tuple(rates.tolist()))
     ladder = torch.from_numpy(table.ravel()).to(uniforms.device)  # one ascending row after the other: one search
-    return (torch.searchsorted(ladder, uniforms + 2.0 * which, right=True) - which * most).double()
+    found = torch.searchsorted(ladder, uniforms + 2.0 * which, right=True) - which * table.shape[1]
+    return found.double()
+
+
+@lru_cache(maxsize=8)
+def _distributions(rates: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the distribution function of each rate, one a row, each row 2 above the one before."""
+    most = int(max(rates) + 12 * np.sqrt(max(rates)) + 20)
+    table: NDArray[np.float64] = stats.poisson.cdf(np.arange(most), np.array(rates)[:, None])
+    return table + 2.0 * np.arange(len(rates))[:, None]
 
 
 def _plus(images: Tensor, counts: Tensor) -> Tensor:

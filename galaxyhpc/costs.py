@@ -28,7 +28,8 @@ CORE_SECONDS, GPU_SECONDS = 1e-3, 20e-3  # fixed: per image on a core, per pass 
 THREADS = 0.8  # n threads do the work of n to this power
 BACKWARD = 3  # a training image costs as much as so many forward passes
 START_SECONDS = 300.0  # of a job: imports, images, first pass
-EVALUATION_SECONDS = 1e-4  # per image and condition, besides the network
+EVALUATION_SECONDS = 1e-4  # per image and condition on a GPU, besides the network
+CORRUPTION_SECONDS = 1.2e-7  # per pixel, image and condition on a core: the mean of all, measured at 33 to 65 px
 MINUTES = (30, 60, 120, 240, 480, 720, 1440, 2880)
 GPUS = (1, 2, 4, 8)
 LONGEST = 24 * 3600.0  # on one GPU, before more are asked for
@@ -177,7 +178,8 @@ def predict(config: RunConfig, network: Network, costs: Costs, tasks: int | None
     measured = sum(len(severities(name)) for name in config.evaluate.conditions)
     answers = costs.galaxies * data.test_fraction * measured
     training = images * per_image / (tasks or config.resources.tasks)
-    return Prediction(training, answers * (per_image / passes + EVALUATION_SECONDS))
+    corrupted = EVALUATION_SECONDS if _on_gpu(config) else CORRUPTION_SECONDS * data.image_size**2
+    return Prediction(training, answers * (per_image / passes + corrupted))
 
 
 def resolved(

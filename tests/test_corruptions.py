@@ -20,8 +20,8 @@ from galaxyhpc.corruptions import RING, Draw, Survey, corrupt, poisson
 from galaxyhpc.randomness import key, uniform
 
 SURVEY = Survey(mean=37.0, pixel_scale=0.524)
-IMAGES = torch.rand(6, 3, 33, 33, generator=torch.Generator().manual_seed(0))
-ROWS = torch.tensor([3, 1, 4, 15, 9, 26])
+IMAGES = torch.rand(4, 3, 33, 33, generator=torch.Generator().manual_seed(0))
+ROWS = torch.tensor([3, 1, 4, 15])
 PAIRS = [(name, severity) for name in DEFAULT for severity in {*severities(name)[:2], severities(name)[-1]}]
 FLAT = torch.full((4, 3, 65, 65), 100 / 255)
 FOUR = torch.arange(4)
@@ -48,7 +48,7 @@ def test_the_pixels_depend_on_the_galaxy_and_not_on_its_batch(condition: str, se
     parts = [
         corrupt(image[None], row[None], condition, severity, SURVEY) for image, row in zip(IMAGES, ROWS, strict=True)
     ]
-    torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(whole, torch.cat(parts), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if not name.startswith(("clean", "flip", "band_"))])
