@@ -120,7 +120,7 @@ def poisson(rates: np.ndarray, which: Tensor, uniforms: Tensor) -> Tensor:
     """
     table = _distributions(tuple(rates.tolist()))
     ladder = torch.from_numpy(table.ravel()).to(uniforms.device)  # one ascending row after the other: one search
-    found = torch.searchsorted(ladder, uniforms + 2.0 * which, right=True) - which * table.shape[1]
+    found: Tensor = torch.searchsorted(ladder, uniforms + 2.0 * which, right=True) - which * table.shape[1]
     return found.double()
 
 
