@@ -29,6 +29,7 @@ from galaxyhpc.figures.sheet import (
     sheet,
     shown,
     titled,
+    write_cells,
 )
 from galaxyhpc.statistics import cliques
 from galaxyhpc.tables import Tables
@@ -175,7 +176,7 @@ def corruption_error(tables: Tables, about: About) -> Figure | None:
     values = pd.concat([tables.networks.set_index("label")["mce"].rename("mean (mCE)"), wide[_order(wide)]], axis=1)
     notes = ["Errors summed over severities, divided by those of the CNN: below 1 (blue) is better than the CNN."]
     norm = LogNorm(0.4, 2.5, clip=True)
-    return _heat(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", 1.0)
+    return _heat(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
 
 
 def consistency(tables: Tables, about: About) -> Figure | None:
@@ -187,7 +188,7 @@ def consistency(tables: Tables, about: About) -> Figure | None:
         return None
     wide = 100 * kept.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
     notes = ["Per cent of galaxies given the class of their clean image, right or wrong; mean over severities."]
-    return _heat(tables, about, wide[_order(wide)], "Consistency", notes, Normalize(0, 100), "cividis", 100.0)
+    return _heat(tables, about, wide[_order(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}")
 
 
 def _order(wide: pd.DataFrame) -> list[str]:
@@ -203,31 +204,37 @@ def _heat(
     notes: list[str],
     norm: Normalize,
     colours: str,
-    unit: float,
+    form: str,
 ) -> Figure:
     """Draw a table of label by column as colours, the best network first, with its numbers."""
     chosen, note = best(tables.networks, ROWS)
     order, named = ranked(chosen), names(chosen)
     cells = values.reindex(order["label"])
-    texts = [folded(named[label], 44) for label in order["label"]]
-    left = 0.4 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
+    named_rows = [folded(named[label], 44) for label in order["label"]]
+    left = 0.4 + 0.08 * max(len(line) for text in named_rows for line in text.split("\n"))
     grid = Grid(1, 1, 0.42 * cells.shape[1], 0.3 * len(order), left=left, below=0.2, above=1.5, right=0.9)
     notes = [*notes, "Networks in the order of their accuracy on clean galaxies.", note]
     figure, (axes,) = sheet(about, heading, notes, grid)
-    image = axes.imshow(cells.to_numpy(float), norm=norm, cmap=colours, aspect="auto")
-    for (row, column), value in np.ndenumerate(cells.to_numpy(float)):
-        red, green, blue, _ = image.cmap(norm(value))
-        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        text = "-" if math.isnan(value) else f"{value:.2f}" if unit == 1.0 else f"{value:.0f}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
-    axes.set_yticks(range(len(order)), texts, fontsize=8)
+    numbers = cells.to_numpy(float)
+    image = axes.imshow(numbers, norm=norm, cmap=colours, aspect="auto")
+    dark = image.to_rgba(numbers)[..., :3] @ (0.3, 0.59, 0.11) < 0.5
+    for flag, colour in ((True, "white"), (False, "0.1")):
+        places = np.argwhere(dark == flag).tolist()
+        write_cells(
+            axes,
+            [(c, r, "-" if np.isnan(numbers[r, c]) else form.format(numbers[r, c]), 7.0) for r, c in places],
+            colour,
+        )
+    axes.set_yticks(range(len(order)), named_rows, fontsize=8)
     axes.xaxis.tick_top()
     axes.set_xticks(range(cells.shape[1]), [titled(str(c)) for c in cells], rotation=60, ha="left", fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     box = axes.get_position()
     bar = figure.add_axes((box.x1 + 0.2 / figure.get_figwidth(), box.y0, 0.12 / figure.get_figwidth(), box.height))
-    figure.colorbar(image, cax=bar, ticks=[0.4, 0.6, 1.0, 1.6, 2.5] if unit == 1.0 else None, format="{x:g}")
+    figure.colorbar(
+        image, cax=bar, ticks=[0.4, 0.6, 1.0, 1.6, 2.5] if isinstance(norm, LogNorm) else None, format="{x:g}"
+    )
     bar.minorticks_off()
     bar.tick_params(labelsize=7)
     return figure

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def angle(tables: Tables, about: About) -> Figure:
     rows = _rows(tables.summary, chosen)
     curves = _curves(rows, chosen, look, _turns(tables.summary))
     angles = sorted(_severities(tables.summary, "rotation_control"))
-    control = _curves(rows, chosen, look, [(x, "rotation_control", x) for x in angles])
+    control = _curves(rows, chosen, look, [(x, "rotation_control", x) for x in angles]) if len(curves) <= 8 else []
     thin = "Thin and dotted: turned there and back again, which interpolates and no more." if control else ""
     notes = ["Mean over seeds.", note, _banded(curves), thin]
     grid = Grid(1, 1, 7.6, 4.9, right=room([curve.name for curve in curves]) + 0.3)
@@ -93,14 +94,18 @@ def polar(tables: Tables, about: About) -> Figure | None:
         return None
     named = {curve.label: curve.name for curve in curves}
     right = room([*named.values()]) + 0.6
-    low, high = limits(_values(curves), np.nan)
-    notes = ["Mean over seeds.", note, _banded(curves), f"The centre is {low:.0f} %, not 0."]
+    banded = len(curves) < FEW
+    values = _values(curves) if banded else [curve.mean for curve in curves]
+    low, high = limits(values, np.nan)
+    said = _banded(curves) if banded else "Without intervals, which would hide one another."
+    notes = ["Mean over seeds.", note, said, f"The centre is {low:.0f} %, not 0."]
     grid = Grid(1, 1, 5.4, 5.4, left=0.5, right=right, below=0.35, above=0.35)
     figure, (axes,) = sheet(about, "Accuracy against rotation", notes, grid, projection="polar")
     assert isinstance(axes, PolarAxes)
     for curve in curves:
         turned = np.radians(curve.x)
-        axes.fill_between(turned, curve.low, curve.high, color=curve.look["color"], alpha=0.07, lw=0)
+        if banded:
+            axes.fill_between(turned, curve.low, curve.high, color=curve.look["color"], alpha=0.12, lw=0)
         axes.plot(turned, curve.mean, lw=1.5, ms=4, markevery=6, **curve.look)
     axes.set_theta_zero_location("N")  # counter-clockwise, as position angles in the sky
     axes.set_rlim(low, high)
@@ -152,7 +157,7 @@ def attack(tables: Tables, about: About) -> Figure | None:
         return None
     named = names(chosen)
     grid = Grid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=room([*named.values()]) + 0.3, above=0.35)
-    notes = ["One changed pixel; seeds together.", note, "The band is the 95 % interval of Clopper and Pearson."]
+    notes = ["One changed pixel; seeds together.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
     figure, panels = sheet(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
         curves = _attacked(attacked[attacked["set"] == key], named, look)
@@ -256,22 +261,24 @@ def _values(curves: list[Curve]) -> list[NDArray[np.float64]]:
 
 
 def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True) -> None:
-    """Draw the curves of one panel with their intervals, as bars where bands would hide one another.
+    """Draw the curves of one panel with their intervals: bands, or bars side by side where bands would hide each other.
 
-    Steps that are no scale (`joined` False) stand as markers side by side.
+    Steps that are no scale (`joined` False) stand as markers.
     """
     plain(axes)
-    bands = joined and (every == 1 or len(curves) < FEW)
+    bands, bars, colours = joined and len(curves) < FEW, [], []
     for n, curve in enumerate(curves):
         colour, at = curve.look["color"], slice(n % every if not bands else 0, None, every)
-        x = curve.x if joined else curve.x + 0.7 * ((n + 0.5) / len(curves) - 0.5)
+        x = curve.x if bands or every > 1 else curve.x + 0.6 * ((n + 0.5) / len(curves) - 0.5)
         if bands:
-            alpha = 0.12 if len(curves) < FEW else 0.07
-            axes.fill_between(x, curve.low, curve.high, color=colour, alpha=alpha, lw=0)
+            axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.12, lw=0)
         else:
-            axes.vlines(x[at], curve.low[at], curve.high[at], color=colour, lw=0.9, alpha=0.5)
+            low_high = np.stack([np.stack([x, x]), np.stack([curve.low, curve.high])], axis=-1)[:, at]
+            bars += list(low_high.swapaxes(0, 1))
+            colours += [colour] * low_high.shape[1]
         style = curve.look if joined else curve.look | {"linestyle": ""}
-        axes.plot(x, curve.mean, lw=1.5, ms=3.5, markevery=at, clip_on=False, **style)
+        axes.plot(x, curve.mean, lw=1.4, ms=3.5, markevery=at, clip_on=False, **style)
+    axes.add_collection(LineCollection(bars, colors=colours, lw=0.9, alpha=0.5), autolim=False)
     if not curves:
         say(axes, ABSENT)
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from galaxyhpc.figures.sheet import About, Grid, best, folded, looks, name, plain, say, sheet, shown
+from galaxyhpc.figures.sheet import About, Grid, best, folded, looks, name, plain, say, sheet, shown, write_cells
 from galaxyhpc.tables import Tables
 
 CONFUSED, PANELS = 9, 12  # most networks in a figure
@@ -52,10 +52,11 @@ def _matrix(axes: Axes, counted: pd.DataFrame) -> None:
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
     axes.spines[:].set_color("0.8")
-    for truth, predicted in np.argwhere(counts > 0):
-        colour = "white" if percent[truth, predicted] > 55 else "0.15"
-        for text, y, size in ((percent[truth, predicted], 0.02, 7), (counts[truth, predicted], 0.38, 4.5)):
-            axes.text(predicted, truth + y, f"{text:.0f}", fontsize=size, ha="center", color=colour)
+    for dark, colour in ((False, "0.15"), (True, "white")):
+        cells = np.argwhere((counts > 0) & ((percent > 55) == dark)).tolist()
+        large = [(predicted, truth - 0.12, f"{percent[truth, predicted]:.0f}", 7.0) for truth, predicted in cells]
+        small = [(predicted, truth + 0.28, f"{counts[truth, predicted]:.0f}", 4.5) for truth, predicted in cells]
+        write_cells(axes, [*large, *small], colour)
 
 
 def reliability(tables: Tables, about: About) -> Figure | None:

@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from galaxyhpc.tables import Tables
@@ -29,18 +33,22 @@ MARKERS = "osD^vPX*"  # tell apart networks of one group
 MOST = 16  # networks that can be told apart in one figure
 GENERATED = "GENERATED galaxies (demo)"
 QUIET = "0.35"  # the grey of what is said beside the point
-BANDED = "The band is the 95 % interval: bootstrap over seeds and pieces of sky."
+BANDED = "Bands or bars: 95 % intervals by bootstrap over seeds and pieces of sky."
 
 Look = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class About:
-    """What every figure of a sweep says of it."""
+    """What every figure of a sweep says of it, and what its page says besides."""
 
     title: str
     generated: bool  # demo galaxies
     chance: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
+    question: str = ""  # that the sweep asks: paragraphs with an empty line between
+    fingerprint: str = ""  # of the data file; empty where nothing is measured
+    galaxies: int = 0  # test galaxies, 0 where nothing is measured
+    common: str = ""  # what all networks share
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,34 @@ def legend(figure: Figure, networks: pd.DataFrame, named: dict[str, str], look: 
         handlelength=3,
         labelspacing=0.7,
     )
+
+
+def write_cells(axes: Axes, cells: Sequence[tuple[float, float, str, float]], colour: str) -> None:
+    """Write short texts into the cells of an image, as one shape: a text each would take longer than all else.
+
+    `cells` has column, row, text and size in points; rows are counted from the top.
+    """
+    if not cells:
+        return
+    (right, left), (bottom, top) = axes.get_xlim()[::-1], axes.get_ylim()
+    box, (width, height) = axes.get_position(), axes.figure.get_size_inches()  # type: ignore[union-attr]
+    inches = np.array([box.width * width, box.height * height])
+    parts, codes = [], []
+    for column, row, text, size in cells:
+        shape = _glyphs(text)
+        place = np.array([(column - left) / (right - left), (row - bottom) / (top - bottom)])
+        parts.append(np.asarray(shape.vertices) * size / 72 / inches + place)
+        codes.append(np.asarray(shape.codes))
+    path = Path(np.concatenate(parts), np.concatenate(codes))
+    axes.add_artist(PathPatch(path, facecolor=colour, lw=0, transform=axes.transAxes))  # add_patch would measure it
+
+
+@lru_cache(maxsize=4096)
+def _glyphs(text: str) -> Path:
+    """Outline of a text one point high, around its middle."""
+    shape = TextPath((0, 0), text, size=1)
+    vertices = np.asarray(shape.vertices) - np.array([shape.get_extents().intervalx.mean(), 0.36])  # of a digit's 0.73
+    return Path(vertices, shape.codes)
 
 
 def limits(values: Sequence[NDArray[np.float64]], chance: float) -> tuple[float, float]:
