@@ -1,44 +1,57 @@
-"""Write the report of a sweep: tables and figures in runs/NAME/report/, and a table on the terminal.
+"""Write the report of a sweep: tables, figures and a page in runs/NAME/report/, and a table on the terminal.
 
     python -m galaxyhpc.aggregate runs/NAME
-    python -m galaxyhpc.aggregate runs/NAME --no-intervals     # a first look at a thousand runs
+    python -m galaxyhpc.aggregate runs/NAME --no-intervals     # a first look at a thousand runs: the counts alone
 
-    results.csv   one row per run, condition and severity     summary.csv   the same per network, over its seeds
-    missing.csv   each planned run that is not in, and why    accuracy_angle and accuracy_noise .png, .pdf
+    report.html       everything below on one page         tables.tex        for a paper (booktabs)
+    results.csv       one row per run and condition         summary.csv       the same per network, over its seeds
+    wide.csv          one row per network                   networks.csv      sizes, mean corruption error, fronts
+    comparisons.csv   all pairs of networks, tested         missing.csv       each planned run that is not in, and why
+    per_class.csv, confusion.csv, reliability.csv, corruption_error.csv, attack.csv, hardest.csv, and the figures
 
 It starts from plan.csv, not from the files found, and says how many of the planned runs are in. The condition
-rotation_mean of summary.csv is the accuracy over all angles together.
+rotation_mean is the accuracy over all angles together.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
-from galaxyhpc import figures, results
-from galaxyhpc.metrics import bootstrap_interval, metrics
-from galaxyhpc.planned import NETWORK, Found, PlanError, find, named, read_plan
-from galaxyhpc.results import Pair
+from galaxyhpc import details, evidence, figures, latex, summaries
+from galaxyhpc.attack_results import Attacked, AttackError, success_table
+from galaxyhpc.data import converted
+from galaxyhpc.details import Details
+from galaxyhpc.figures import About
+from galaxyhpc.planned import Found, PlanError, find, named, read_plan
+from galaxyhpc.report import question, wanted, write
 from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, replacing, write_text
-from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
+from galaxyhpc.table import make_console, terminal_table
+from galaxyhpc.tables import Tables
 
-METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
-RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "n", "correct"]
-RESULTS += [*METRICS, "data", "head", "scale", "image_size", "settings"]
-SUMMARY = ["arch", "group", "condition", "severity", "seeds_done", "seeds_planned"]
-SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high"]
+RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
+RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
+SUMMARY = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"]
+SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
 SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
+WITHOUT = "No intervals were computed, so that nothing is bold, compared or drawn."
+    "No intervals were computed, so that nothing is bold; no figures and no page: a report with intervals has them."
+)
+BUDGETS = 40  # points of the curve of success against queries
+LINK_ARCSEC = 67.0  # frames nearer than this show the same sky
 
 
 class AggregateError(ValueError):
@@ -50,11 +63,22 @@ class Report:
     """A sweep's report; `directory` holds it as files."""
 
     directory: Path
+    tables: Tables
     results: pd.DataFrame  # one row per run, condition and severity
-    summary: pd.DataFrame  # one row per network, condition and severity
-    missing: pd.DataFrame  # run_id, reason
     planned: int
+    notes: tuple[str, ...]  # what no reader may miss
     table: Table  # for a terminal
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per network, condition and severity."""
+        return self.tables.summary
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        """run_id and reason of each planned run that is not in."""
+        runs = self.tables.runs
+        return runs.loc[runs["reason"] != "", ["run_id", "reason"]].reset_index(drop=True)
 
 
 def aggregate(sweep: Path, intervals: bool = True) -> Report:
@@ -74,170 +98,119 @@ def aggregate(sweep: Path, intervals: bool = True) -> Report:
             found = [find(run) for run in runs]
             plan, common = named(plan, found)
             return _report(sweep, plan, found, common, intervals)
-    except (PlanError, NoRunError) as error:
+    except (PlanError, NoRunError, AttackError) as error:
         raise AggregateError(str(error)) from error
 
 
 def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, intervals: bool) -> Report:
     """Make all tables, then write all files."""
-    table = measured(plan, found)
-    summary, notes = summarise(plan, found, table), ["No intervals were computed, so that nothing is bold."]
+    table = summaries.measured(plan, found)
+    tables, gathered = from_counts(plan, found, table), evidence.Gathered({}, {}, [WITHOUT])
     if intervals:
-        summary, notes = _with_intervals(plan, found, summary)
-    missing = pd.DataFrame([(f.run.run_id, f.reason) for f in found if f.reason], columns=["run_id", "reason"])
+        gathered = evidence.gather(plan, found)
+        tables = with_evidence(tables, plan, found, gathered)
     about = _about(sweep, plan, table, common)
+    notes = (*_progress(tables.runs), *_strays(sweep, plan), *flaws(found), *gathered.notes)
     title = about.title + (f"\n{figures.GENERATED}" if about.generated else "")
-    notes = [*_progress(len(plan), missing), *_strays(sweep, plan), *notes]
-    shown = terminal_table(title, _networks(plan, found), summary, notes)
-    report = Report(sweep / "report", table[RESULTS], summary[SUMMARY], missing, len(plan), shown)
-    _write(report, summary, about)
+    shown = terminal_table(title, tables.networks, tables.summary, notes)
+    tables = replace(tables, summary=tables.summary[SUMMARY])
+    report = Report(sweep / "report", tables, table[RESULTS], len(plan), notes, shown)
+    _write_tables(report, about)
+    if intervals:
+        _write_page(report, about, found, gathered)
+    else:
+        _remove_pictures(report.directory)
     return report
 
 
-def measured(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
-    """All counts with their metrics and what the plan says of their run; different galaxies are refused."""
-    tables = [f.table for f in found if f.table is not None and len(f.table)]
-    if not tables:
-        return pd.DataFrame(columns=[*results.COLUMNS, *METRICS, *plan.columns.drop("run_id")])
-    table = pd.concat(tables, ignore_index=True)
-    sources = table.drop_duplicates("fingerprint")
-    if len(sources) > 1:
-        which = [f"{f[:12]} ({run_id})" for f, run_id in zip(sources["fingerprint"], sources["run_id"], strict=True)]
-        raise AggregateError(
-            f"plan.csv: its runs were measured on different galaxies: {', '.join(which)}; allowed is one data file"
+def from_counts(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame) -> Tables:
+    """All tables that need no predictions."""
+    summary = summaries.summarise(plan, found, table)
+    return Tables(
+        summary=summary,
+        networks=summaries.describe(plan, found, summary),
+        per_class=summaries.classes(table),
+        confusion=summaries.confusions(table),
+        reliability=summaries.reliabilities(table),
+        runs=summaries.runs(plan, found, table),
+        attack=attacked(plan, found),
+    )
+
+
+def attacked(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
+    """Rates of success of the one-pixel attacks that are complete; see `tables.Tables.attack`."""
+    attacks: dict[str, list[Attacked]] = {}
+    for label, f in zip(plan["label"], found, strict=True):
+        if f.attack is not None:
+            attacks.setdefault(label, []).append(f.attack)
+    budgets = [one.source.budget for of in attacks.values() for one in of]
+    if not budgets:
+        return pd.DataFrame()
+    steps = np.unique(np.geomspace(1, max(budgets), BUDGETS).round().astype(int)).tolist()
+    return success_table(attacks, steps)
+
+
+def with_evidence(tables: Tables, plan: pd.DataFrame, found: list[Found], gathered: evidence.Gathered) -> Tables:
+    """Add what follows from the predictions galaxy by galaxy."""
+    known = gathered.networks
+    summary = evidence.with_intervals(tables.summary, known)
+    networks = summaries.describe(plan, found, summary)
+    references = summaries.references(networks)
+    errors, means = evidence.corruption_errors(known, references)
+    if len(networks) > len(references):
+        gathered.notes.append(
+            "No mean corruption error where there is not exactly one conventional CNN to compare with."
         )
-    table = table.assign(**metrics(results.counts(table))).merge(plan.drop(columns="data"), on="run_id")
-    return table.assign(data=np.where(table["generated"], "demo", table["fingerprint"].str[:12]))
+    added = Tables(
+        summary=summary,
+        networks=networks.drop(columns=list(means.columns[1:])).merge(means, on="label", how="left"),
+        per_class=tables.per_class.merge(evidence.recall_intervals(known), on=["label", "class"], how="left"),
+        comparisons=evidence.compare(known),
+        corruption_error=errors,
+        hardest=evidence.hardest(known.values()),
+        training=summaries.courses(plan, found),
+    )
+    given = {field.name: getattr(added, field.name) for field in fields(Tables) if len(getattr(added, field.name))}
+    return replace(tables, **given)
 
 
-def summarise(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds for every network and every pair planned for it, measured or not."""
-    keys = ["label", "condition", "severity"]
-    accuracy = pd.concat([table[[*keys, "accuracy"]], _rotation_means(found, table)])
-    over_seeds = accuracy.groupby(keys)["accuracy"].agg(["count", "mean", "std"])
-    rows = over_seeds.reindex(pd.MultiIndex.from_tuples(_wanted(plan, found), names=keys)).reset_index()
-    rows = rows.rename(columns={"count": "seeds_done", "mean": "accuracy_mean", "std": "accuracy_std"})
-    network = plan.drop_duplicates("label")[["label", *NETWORK, "data"]]
-    network = network.assign(seeds_planned=network["label"].map(plan["label"].value_counts()))
-    if len(table):
-        network = network.assign(data=table["data"].iloc[0])
-    rows = rows.merge(network, on="label", how="left").assign(ci_low=np.nan, ci_high=np.nan)
-    return rows.assign(seeds_done=rows["seeds_done"].fillna(0).astype(int))
+def flaws(found: list[Found]) -> list[str]:
+    """Name what makes every number of a sweep suspicious, in words."""
+    known = [f.config for f in found if f.config]
+    said = []
+    if any(config.data.link_arcsec < LINK_ARCSEC for config in known):
+        least = min(config.data.link_arcsec for config in known)
+        said.append(
+            f"FLAW: data.link_arcsec is {least:g}, below {LINK_ARCSEC:g}: training and test galaxies may share sky."
+        )
+    if any(config.data.conflicting_duplicates == "keep" for config in known):
+        said.append("FLAW: galaxies that occur twice under different labels were kept.")
+    if any(config.model.head == "flatten" for config in known):
+        said.append("FLAW: a flattening head, as the study had it: such networks are not invariant.")
+    return said
 
 
-def _wanted(plan: pd.DataFrame, found: list[Found]) -> list[tuple[str, str, float]]:
-    """List network, condition and severity in the order planned; a network of unknown plan has everyone's."""
-    pairs: dict[str, dict[Pair, None]] = {label: {} for label in plan["label"]}
-    for label, f in zip(plan["label"], found, strict=True):
-        pairs[label] |= dict.fromkeys([*f.pairs, *([ROTATION_MEAN] if _angles(f) else [])])
-    everyones = dict.fromkeys(pair for some in pairs.values() for pair in some)
-    return [(label, *pair) for label, some in pairs.items() for pair in some or everyones]
-
-
-def _angles(f: Found) -> list[Pair]:
-    return [pair for pair in f.pairs if pair[0] == "rotation"]
-
-
-def _rotation_means(found: list[Found], table: pd.DataFrame) -> pd.DataFrame:
-    """One row per run that has every planned angle: its accuracy over all of them."""
-    by_run = table[table["condition"] == "rotation"].groupby(["label", "run_id"])["accuracy"]
-    means = by_run.agg(["size", "mean"]).reset_index()
-    planned = means["run_id"].map({f.run.run_id: len(_angles(f)) for f in found})
-    means = means[means["size"] == planned].rename(columns={"mean": "accuracy"})
-    return means.assign(condition=ROTATION_MEAN[0], severity=ROTATION_MEAN[1])[
-        ["label", "condition", "severity", "accuracy"]
-    ]
-
-
-def _with_intervals(plan: pd.DataFrame, found: list[Found], summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Fill ci_low and ci_high in; the notes name networks that must do without."""
-    runs = defaultdict(list)
-    for label, f in zip(plan["label"], found, strict=True):
-        if f.table is not None and len(f.table):
-            runs[label].append(f)
-    intervals: dict[Hashable, tuple[float, float]] = {}
-    notes = []
-    for label, of_network in runs.items():
-        hits = [_hits(f) for f in of_network]
-        unreadable = [f.run.run_id for f, some in zip(of_network, hits, strict=True) if some is None]
-        if unreadable:
-            notes.append(f"{label}: no intervals, for predictions.h5 of {', '.join(unreadable)} is absent or damaged.")
-            continue
-        of_pairs = _intervals(of_network, [some for some in hits if some is not None])
-        intervals |= {(label, *pair): limits for pair, limits in of_pairs.items()}
-    index = summary.set_index(["label", "condition", "severity"]).index
-    limits = np.array([intervals.get(key, (np.nan, np.nan)) for key in index]).reshape(-1, 2)
-    return summary.assign(ci_low=limits[:, 0], ci_high=limits[:, 1]), notes
-
-
-@dataclass(frozen=True, eq=False)
-class Hits:
-    """Which test galaxies a run got right."""
-
-    rows: NDArray[np.int32]  # (n,) in the data file
-    groups: NDArray[np.int32]  # (n,) sky group
-    right: dict[Pair, NDArray[Any]]  # (n,) of 0 and 1; the fraction of angles for ROTATION_MEAN
-
-
-def _hits(f: Found) -> Hits | None:
-    """Read which galaxies a run got right; None where predictions.h5 does not bear its counts out."""
-    read = results.read_predictions(f.run)
-    if read is None or f.table is None:
-        return None
-    right: dict[Pair, NDArray[Any]] = {}
-    for condition, severity, correct in zip(*(f.table[c] for c in ("condition", "severity", "correct")), strict=True):
-        predicted = read.predicted.get((condition, severity))
-        if predicted is None or (predicted == read.labels).sum() != correct:
-            return None
-        right[condition, severity] = predicted == read.labels
-    angles = _angles(f)
-    if angles and all(pair in right for pair in angles):
-        right[ROTATION_MEAN] = np.array([right[pair] for pair in angles]).mean(axis=0, dtype=np.float32)
-    return Hits(read.rows, read.groups, right)
-
-
-def _intervals(runs: list[Found], hits: list[Hits]) -> dict[Pair, tuple[float, float]]:
-    """Bootstrap a network; pairs that the same seeds have go together."""
-    for f, other in zip(runs, hits, strict=True):
-        if not np.array_equal(other.rows, hits[0].rows):
-            which = f"{runs[0].run.run_id} and {f.run.run_id}"
-            raise AggregateError(f"plan.csv: {which} were measured on different test galaxies; allowed is one split")
-    by_seeds = defaultdict(list)
-    for pair in dict.fromkeys(pair for some in hits for pair in some.right):
-        by_seeds[tuple(i for i, some in enumerate(hits) if pair in some.right)].append(pair)
-    limits: dict[Pair, tuple[float, float]] = {}
-    for seeds, pairs in by_seeds.items():
-        right = np.array([[hits[i].right[pair] for pair in pairs] for i in seeds], dtype=np.float32)
-        low, high = bootstrap_interval(right, hits[0].groups)
-        limits |= dict(zip(pairs, zip(low.tolist(), high.tolist(), strict=True), strict=True))
-    return limits
-
-
-def _networks(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
-    """One row per network: label, parameters, seeds_done (completely in) and seeds_planned."""
-    complete = plan.assign(complete=[not f.reason for f in found]).groupby("label", sort=False)
-    sums = {"seeds_done": ("complete", "sum"), "seeds_planned": ("complete", "size")}
-    return complete.agg(parameters=("parameters", "first"), **sums).reset_index()
-
-
-def _about(sweep: Path, plan: pd.DataFrame, table: pd.DataFrame, common: str) -> figures.About:
+def _about(sweep: Path, plan: pd.DataFrame, table: pd.DataFrame, common: str) -> About:
     """Say what is shown: the sweep, what its networks share, on how many galaxies of which kind."""
+    text = sweep / "sweep.yaml"
+    asked = question(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else ""
     title = f"{sweep.resolve().name}: test accuracy in %" + (f"; {common}" if common else "")
     if table.empty:
-        return figures.About(title, bool((plan["data"] == "demo").any()), np.nan)
+        return About(title, bool((plan["data"] == "demo").any()), np.nan, asked, "", 0, common)
     first = table.iloc[0]
     chance = first["confusion"].sum(axis=1).max() / first["n"]
     sizes = sorted(set(table["n"]))
     title += f"; {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} test galaxies"
-    return figures.About(title, bool(table["generated"].any()), float(chance))
+    generated = bool(table["generated"].any())
+    return About(title, generated, float(chance), asked, first["fingerprint"], int(sizes[0]), common)
 
 
-def _progress(planned: int, missing: pd.DataFrame) -> list[str]:
+def _progress(runs: pd.DataFrame) -> list[str]:
     """Say how many runs are in, and why the others are not, the commonest reasons first."""
-    said = [f"{planned - len(missing)} of {planned} planned runs are in."]
-    reasons = Counter(missing["reason"]).most_common()
-    said += [f"  {n} x {reason}" for reason, n in reasons[:5]]
-    left = sum(n for _, n in reasons[5:])
+    reasons = Counter(runs.loc[runs["reason"] != "", "reason"])
+    said = [f"{len(runs) - reasons.total()} of {len(runs)} planned runs are in."]
+    said += [f"  {n} x {reason}" for reason, n in reasons.most_common()[:5]]
+    left = sum(n for _, n in reasons.most_common()[5:])
     return said + [f"  {left} for other reasons: see missing.csv"] * bool(left)
 
 
@@ -248,15 +221,71 @@ def _strays(sweep: Path, plan: pd.DataFrame) -> list[str]:
     return [f"Not in the plan and left out: {', '.join(there[:5])}{more}."] if there else []
 
 
-def _write(report: Report, summary: pd.DataFrame, about: figures.About) -> None:
-    for name in ("results", "summary", "missing"):
-        write_text(report.directory / f"{name}.csv", getattr(report, name).to_csv(index=False, float_format="%.8g"))
-    for name in ("accuracy_angle", "accuracy_noise"):
-        figure = getattr(figures, name)(summary, about)
-        for kind, quirk in (("png", {}), ("pdf", {"CreationDate": None})):  # the same numbers give the same file
-            with replacing(report.directory / f"{name}.{kind}") as aside:
-                figure.savefig(aside, format=kind, dpi=150, metadata=quirk)
-            figure.set_layout_engine("none")  # laid out once for both, half the time of a small report
+def _write_tables(report: Report, about: About) -> None:
+    """Write every table; one there is nothing of is removed, should an earlier report have left it."""
+    tables = {"results": report.results, "missing": report.missing, "wide": summaries.wide(report.summary)}
+    named = ("summary", "networks", "per_class", "confusion", "reliability", "comparisons", "corruption_error")
+    tables |= {name: getattr(report.tables, name) for name in (*named, "attack", "hardest")}
+    for name, table in tables.items():
+        path = report.directory / f"{name}.csv"
+        if len(table.columns):
+            write_text(path, csv_text(table))
+        else:
+            path.unlink(missing_ok=True)
+    write_text(report.directory / "tables.tex", latex.document(report.tables, about))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Write numbers with 8 digits; half the time that pandas takes with a format, which tells on 1,000 runs."""
+    floats = {name: [f"{v:.8g}" if v == v else "" for v in table[name]] for name in table.select_dtypes("float")}
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(table.columns)
+    rows.writerows(zip(*(floats.get(name, table[name]) for name in table), strict=True))
+    return out.getvalue()
+
+
+def _write_page(report: Report, about: About, found: list[Found], gathered: evidence.Gathered) -> None:
+    """Draw every figure, and put all on one page."""
+    drawn = {name: draw(report.tables, about) for name, draw in figures.FIGURES.items()}
+    wrong = gathered.mistakes
+    of_runs = [details.read(f.run, f.table, wrong.get(f.run.run_id, ())) for f in found]
+    pictures = pictured(found, report.tables.hardest, of_runs)
+    images = {name: _save(report.directory / name, figure) for name, figure in drawn.items()}
+    given = {name: image for name, image in images.items() if image is not None}
+    write(report.directory / "report.html", report.tables, about, of_runs, given, pictures, report.notes)
+
+
+def _remove_pictures(directory: Path) -> None:
+    """Remove what would show the numbers of an earlier report beside the tables of this one."""
+    (directory / "report.html").unlink(missing_ok=True)
+    for name in figures.FIGURES:
+        _save(directory / name, None)
+
+
+def _save(path: Path, figure: Figure | None) -> bytes | None:
+    """Write a figure as PNG and PDF, and return the PNG; without one remove both."""
+    if figure is None:
+        for kind in ("png", "pdf"):
+            path.with_suffix(f".{kind}").unlink(missing_ok=True)
+        return None
+    for kind, quirk in (("png", {}), ("pdf", {"CreationDate": None})):  # the same numbers give the same file
+        with replacing(path.with_suffix(f".{kind}")) as aside:
+            figure.savefig(aside, format=kind, dpi=150, metadata=quirk)
+    return path.with_suffix(".png").read_bytes()
+
+
+def pictured(found: list[Found], hardest: pd.DataFrame, of_runs: list[Details]) -> dict[int, NDArray[np.uint8]]:
+    """Return the (S, S, 3) pictures that a report shows, by row; none where the galaxies are not at hand."""
+    config = next((f.config for f in found if f.config and f.table is not None), None)
+    rows = wanted(of_runs, hardest)
+    galaxies = None
+    if config is not None and rows:
+        with suppress(OSError, ValueError):  # the report may be made where the data are not
+            galaxies = converted(config.data)
+    if galaxies is None or max(rows) >= len(galaxies.images):
+        return {}
+    return {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows}
 
 
 def main(arguments: list[str] | None = None) -> int:

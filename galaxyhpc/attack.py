@@ -13,7 +13,7 @@ iteration and candidate: networks meet the same first candidates, and batches of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from galaxyhpc.attack_results import Attacked, Source, empty, read, save
+from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.batches import Pictures, predict
 from galaxyhpc.config import AttackConfig, EvaluateConfig
 from galaxyhpc.randomness import key, uniform
@@ -163,12 +163,7 @@ def chosen(rows: NDArray[Any], labels: NDArray[Any], most: int) -> NDArray[np.in
 
 def finished(run: RunDir, settings: AttackConfig, weights: str) -> bool:
     """Whether these weights were attacked as the settings want."""
-    if settings.galaxies == 0:
-        return True
-    found = read(run)
-    if found is None or not found.complete or found.source.weights != weights:
-        return False
-    return settings.model_dump().items() <= asdict(found.source).items()
+    return settings.galaxies == 0 or wanted_attack(run, settings, weights) is not None
 
 
 def attack_run(

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.config import AttackConfig
 from galaxyhpc.metrics import CLASSES
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.statistics import clopper_pearson
@@ -93,6 +94,14 @@ def read(run: RunDir) -> Attacked | None:
         said = " ".join(str(error).split())[:200]
         log.warning("%s: damaged, taken for absent: %s", attack_file(run), said)
         return None
+
+
+def wanted_attack(run: RunDir, settings: AttackConfig, weights: str) -> Attacked | None:
+    """Return the complete attack on these weights as the settings want it; None where none is wanted, or there."""
+    found = read(run) if settings.galaxies else None
+    if found is None or not found.complete or found.source.weights != weights:
+        return None
+    return found if settings.model_dump().items() <= asdict(found.source).items() else None
 
 
 def parse(run: RunDir) -> Attacked:

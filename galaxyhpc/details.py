@@ -62,8 +62,8 @@ class Details:
     mistakes: tuple[Mistake, ...]  # the worst first
 
 
-def read(run: RunDir, counts: pd.DataFrame | None, predictions: Predictions | None) -> Details:
-    """Read a run's directory; `counts` and `predictions` are those of `results`, which whoever reports has read."""
+def read(run: RunDir, counts: pd.DataFrame | None, wrong: tuple[Mistake, ...] = ()) -> Details:
+    """Read a run's directory; whoever reports has read the counts of `results`, and the `mistakes`, already."""
     table = pd.DataFrame(columns=["condition", "severity", *METRICS])
     confusion = None
     if counts is not None and len(counts):
@@ -78,7 +78,7 @@ def read(run: RunDir, counts: pd.DataFrame | None, predictions: Predictions | No
         events=tuple(_events(run.events())),
         measured=table,
         confusion=confusion,
-        mistakes=() if predictions is None else mistakes(predictions),
+        mistakes=wrong,
     )
 
 

@@ -21,10 +21,11 @@ from galaxyhpc import cluster
 from galaxyhpc.config import RunConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
+from galaxyhpc.located import leading_comment
 from galaxyhpc.networks import Network
 from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.rundir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
-from galaxyhpc.sweep import Sweep, SweepError, load_sweep
+from galaxyhpc.sweep import SweepError, load_sweep
 from galaxyhpc.table import make_console
 
 PLAN = (
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(symmetries(checked))
         with FileLock(_made(directory) / ".launch.lock", timeout=0):
             refuse_orphans(directory, configs)
-            write_plan(sweep, directory, configs, networks)
+            text = f"{leading_comment(options.sweep)}\n{sweep.text}"  # the question it asks, for its report
+            write_plan(text, directory, configs, networks)
             to_do = missing(directory, checked.heavy_first)
             busy = len(configs) - len(to_do)
             console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
@@ -104,9 +106,9 @@ def _at_home(config: RunConfig, runs: Path) -> RunConfig:
     return config.model_copy(update={"data": data, "model": model})
 
 
-def write_plan(sweep: Sweep, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
+def write_plan(text: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
     """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
-    write_text(directory / "sweep.yaml", sweep.text)
+    write_text(directory / "sweep.yaml", text)
     for config in configs:
         run = RunDir(directory / config.run_id)
         write_text(run.config_file, config.model_dump_json(indent=1) + "\n")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,12 @@ def read_file(path: Path, mistakes: Mistakes) -> Entry | None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         mistakes.add(place, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")
     return None
+
+
+def leading_comment(path: Path) -> str:
+    """Return the lines of a readable file up to the first that is no comment, where a sweep asks its question."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
 
 
 def read_yaml(text: str, start: Place, mistakes: Mistakes, key: str = "") -> Entry | None:

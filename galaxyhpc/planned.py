@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from galaxyhpc import results
+from galaxyhpc.attack_results import Attacked, wanted_attack
 from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.results import Pair
@@ -57,6 +58,7 @@ class Found:
     pairs: tuple[Pair, ...] = ()  # conditions and severities that it is to be measured under
     table: pd.DataFrame | None = None  # of results.read_counts, the planned pairs alone
     reason: str = ""  # why it is not in; empty if it is
+    attack: Attacked | None = None  # complete, and as planned
 
 
 def read_plan(path: Path) -> pd.DataFrame:
@@ -92,8 +94,11 @@ def find(run: RunDir) -> Found:
         return Found(run, config, pairs, reason=_why(run))
     measured, planned = list(zip(table["condition"], table["severity"], strict=True)), set(pairs)
     table = table[[pair in planned for pair in measured]]
+    attack = wanted_attack(run, config.evaluate.attack, table["weights"].iloc[0]) if len(table) else None
     lacks = _lacks(pairs, set(measured))
-    return Found(run, config, pairs, table, lacks and f"partly evaluated, lacks {lacks}{_since(run)}")
+    if config.evaluate.attack.galaxies and attack is None:
+        lacks = ", ".join(filter(None, (lacks, "the one-pixel attack")))
+    return Found(run, config, pairs, table, lacks and f"partly evaluated, lacks {lacks}{_since(run)}", attack)
 
 
 def _lacks(pairs: tuple[Pair, ...], measured: set[Pair]) -> str:

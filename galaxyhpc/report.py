@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from PIL import Image
 from galaxyhpc import page, report_tables
 from galaxyhpc.captions import caption, captioned
 from galaxyhpc.details import Details
-from galaxyhpc.figures import GENERATED
+from galaxyhpc.figures import GENERATED, About
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table, Thumbnail
 from galaxyhpc.run_pages import run_pages
@@ -37,18 +37,6 @@ PICTURE_SIDE = 96  # px
 HARDEST = 24  # shown for all runs together
 
 Pictures = Mapping[int, NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class About:
-    """What a report says of its sweep."""
-
-    title: str
-    question: str  # paragraphs with an empty line between; empty if none was asked
-    generated: bool  # demo galaxies
-    fingerprint: str  # of the data file; empty where nothing is measured
-    galaxies: int  # test galaxies, 0 where nothing is measured
-    common: str = ""  # what all networks share
 
 
 def question(text: str) -> str:

@@ -46,7 +46,7 @@ LEVELS = (
         "fsck",
         "facts",
     ),
-    ("details", "run_pages", "captions", "report_tables", "report"),
+    ("details", "run_pages", "captions", "report_tables", "report", "evidence", "summaries"),
     ("trainer", "evaluate", "aggregate", "classifier", "explore_pictures", "explore_page"),
     ("latent", "gradcam", "embedding", "subject", "inspect_figures", "inspect_page"),
     ("jobs",),

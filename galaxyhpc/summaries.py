@@ -1,0 +1,198 @@
+"""The tables of a report that follow from the counts of runs alone: mean and spread over seeds, network by network.
+
+Means are over runs, never over networks; what is not in is nan, and says how many seeds it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from galaxyhpc import conditions, results
+from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.metrics import Counts, metrics, per_class, reliability
+from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
+from galaxyhpc.results import Pair
+from galaxyhpc.statistics import pareto
+from galaxyhpc.table import ROTATION_MEAN
+
+METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
+SCALED = ["nll", "brier", "ece"]  # what a temperature changes
+ALL_METRICS = [*METRICS, *(f"{name}_scaled" for name in SCALED)]
+
+
+def angles(f: Found) -> list[Pair]:
+    """Return the rotations that a run is to be measured under."""
+    return [pair for pair in f.pairs if pair[0] == "rotation"]
+
+
+def measured(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
+    """All counts with their metrics and what the plan says of their run.
+
+    Raises
+    ------
+    planned.PlanError
+        where runs were measured on different galaxies
+    """
+    tables = [f.table for f in found if f.table is not None and len(f.table)]
+    if not tables:
+        return pd.DataFrame(columns=[*results.COLUMNS, *ALL_METRICS, "parameter", "unit", *plan.columns.drop("run_id")])
+    table = pd.concat(tables, ignore_index=True)
+    sources = table.drop_duplicates("fingerprint")
+    if len(sources) > 1:
+        which = [f"{f[:12]} ({run_id})" for f, run_id in zip(sources["fingerprint"], sources["run_id"], strict=True)]
+        raise PlanError(
+            f"plan.csv: its runs were measured on different galaxies: {', '.join(which)}; allowed is one data file"
+        )
+    scaled = metrics(results.counts(table, scaled=True))
+    table = table.assign(**metrics(results.counts(table)), **{f"{name}_scaled": scaled[name] for name in SCALED})
+    table = physical(table.merge(plan.drop(columns="data"), on="run_id"))
+    return table.assign(data=np.where(table["generated"], "demo", table["fingerprint"].str[:12]))
+
+
+def physical(table: pd.DataFrame) -> pd.DataFrame:
+    """Add what a severity means: parameter and unit."""
+    pairs = table[["condition", "severity"]].drop_duplicates()
+    known = [pair[0] != ROTATION_MEAN[0] for pair in pairs.itertuples(index=False, name=None)]
+    values = {pair: (conditions.parameter(*pair), conditions.unit(pair[0])) for pair in map(tuple, pairs[known].values)}
+    here = [values.get(pair, (np.nan, "")) for pair in zip(table["condition"], table["severity"], strict=True)]
+    return table.assign(parameter=[value for value, _ in here], unit=[unit for _, unit in here])
+
+
+def summarise(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread over seeds for every network and every pair planned for it, measured or not."""
+    keys = ["label", "condition", "severity"]
+    runs = pd.concat([table[[*keys, *ALL_METRICS]], _rotation_means(found, table)])
+    over_seeds = runs.groupby(keys)[ALL_METRICS].mean().drop(columns="accuracy")
+    over_seeds = over_seeds.join(runs.groupby(keys)["accuracy"].agg(["count", "mean", "std"]))
+    rows = over_seeds.reindex(pd.MultiIndex.from_tuples(_wanted(plan, found), names=keys)).reset_index()
+    rows = rows.rename(columns={"count": "seeds_done", "mean": "accuracy_mean", "std": "accuracy_std"})
+    network = plan.drop_duplicates("label")[["label", *NETWORK, "data"]]
+    network = network.assign(seeds_planned=network["label"].map(plan["label"].value_counts()))
+    if len(table):
+        network = network.assign(data=table["data"].iloc[0])
+    rows = physical(rows.merge(network, on="label", how="left"))
+    rows = rows.assign(ci_low=np.nan, ci_high=np.nan, consistency=np.nan)
+    return rows.assign(seeds_done=rows["seeds_done"].fillna(0).astype(int))
+
+
+def _wanted(plan: pd.DataFrame, found: list[Found]) -> list[tuple[str, str, float]]:
+    """List network, condition and severity in the order planned; a network of unknown plan has everyone's."""
+    pairs: dict[str, dict[Pair, None]] = {label: {} for label in plan["label"]}
+    for label, f in zip(plan["label"], found, strict=True):
+        pairs[label] |= dict.fromkeys([*f.pairs, *([ROTATION_MEAN] if angles(f) else [])])
+    everyones = dict.fromkeys(pair for some in pairs.values() for pair in some)
+    return [(label, *pair) for label, some in pairs.items() for pair in some or everyones]
+
+
+def _rotation_means(found: list[Found], table: pd.DataFrame) -> pd.DataFrame:
+    """One row per run that has every planned angle: its metrics, averaged over them."""
+    by_run = table[table["condition"] == "rotation"].groupby(["label", "run_id"])
+    means = by_run[ALL_METRICS].mean().assign(size=by_run.size()).reset_index()
+    planned = means["run_id"].map({f.run.run_id: len(angles(f)) for f in found})
+    means = means[means["size"] == planned]
+    means = means.assign(condition=ROTATION_MEAN[0], severity=ROTATION_MEAN[1])
+    return means[["label", "condition", "severity", *ALL_METRICS]]
+
+
+def wide(summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per network, one column per condition and severity: mean accuracies, for printing."""
+    names = [f"{name}@{severity:g}" for name, severity in zip(summary["condition"], summary["severity"], strict=True)]
+    named = summary.assign(column=names)
+    order = named["column"].drop_duplicates()
+    table = named.pivot(index="label", columns="column", values="accuracy_mean")
+    return table.reindex(index=summary["label"].drop_duplicates(), columns=order).reset_index()
+
+
+def describe(plan: pd.DataFrame, found: list[Found], summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per network, see `tables.Tables.networks`; seeds_done are those completely in."""
+    fractions = [f.config.data.label_fraction if f.config else np.nan for f in found]
+    complete = plan.assign(complete=[not f.reason for f in found], label_fraction=fractions)
+    first = {name: (name, "first") for name in (*NETWORK, "parameters", "multiply_adds")}
+    sums = {"seeds_done": ("complete", "sum"), "seeds_planned": ("complete", "size")}
+    networks = complete.groupby("label", sort=False).agg(**first, label_fraction=("label_fraction", "max"), **sums)
+    columns = ["accuracy_mean", "ci_low", "ci_high", *ALL_METRICS[1:]]
+    clean = summary[summary["condition"] == "clean"].set_index("label")[columns]
+    networks = networks.join(clean).reset_index()
+    networks = networks.assign(flaw=np.where(networks["head"] == "flatten", FLAT_HEAD, ""))
+    networks = networks.assign(mce=np.nan, mce_low=np.nan, mce_high=np.nan)  # `evidence.corruption_errors` knows
+    fronts = {f"front_{cost}": pareto(networks[cost], networks["accuracy_mean"]) for cost in COSTS}
+    return networks.assign(**fronts)
+
+
+COSTS = ("parameters", "multiply_adds")
+
+
+def references(networks: pd.DataFrame) -> dict[str, str]:
+    """Name, for each network, the conventional CNN that its corruption errors are relative to.
+
+    That of the same settings and sizes where there is one, else the only one; networks without any are left out.
+    """
+    cnns = networks[networks["arch"] == "cnn"]
+    alike = ["settings", "image_size", "width", "scale"]
+    found = {}
+    for network in networks.to_dict("records"):
+        same = cnns[(cnns[alike] == [network[name] for name in alike]).all(axis=1)]
+        chosen = same if len(same) == 1 else cnns
+        if len(chosen) == 1:
+            found[network["label"]] = str(chosen["label"].iloc[0])
+    return found
+
+
+def classes(table: pd.DataFrame) -> pd.DataFrame:
+    """Precision, recall and F1 by class on clean galaxies, means over seeds; see `tables.Tables.per_class`."""
+
+    def rates(counts: Counts) -> pd.DataFrame:
+        # pandas leaves out what is nan: a class that one seed never predicts has no precision there
+        means = {name: pd.DataFrame(values).mean() for name, values in per_class(counts).items()}
+        return pd.DataFrame({"class": range(len(CLASSES)), "name": CLASSES, **means})
+
+    return _by_network(table, rates)
+
+
+def confusions(table: pd.DataFrame) -> pd.DataFrame:
+    """Confusion matrices on clean galaxies, summed over seeds: label, truth, predicted, count."""
+
+    def cells(counts: Counts) -> pd.DataFrame:
+        truth, predicted = np.indices((len(CLASSES), len(CLASSES))).reshape(2, -1)
+        return pd.DataFrame({"truth": truth, "predicted": predicted, "count": counts.confusion.sum(axis=0).ravel()})
+
+    return _by_network(table, cells)
+
+
+def reliabilities(table: pd.DataFrame) -> pd.DataFrame:
+    """Reliability on clean galaxies, seeds together, raw and scaled; see `tables.Tables.reliability`."""
+
+    def bins(counts: Counts) -> pd.DataFrame:
+        together = Counts(*(values.sum(axis=0) for values in vars(counts).values()))
+        return pd.DataFrame(reliability(together)).rename_axis("bin").reset_index()
+
+    raw, scaled = (_by_network(table, bins, scaled) for scaled in (False, True))
+    return pd.concat([raw.assign(scaled=False), scaled.assign(scaled=True)], ignore_index=True)
+
+
+def _by_network(table: pd.DataFrame, rows: Callable[[Counts], pd.DataFrame], scaled: bool = False) -> pd.DataFrame:
+    clean = table[table["condition"] == "clean"]
+    networks = clean.groupby("label", sort=False)
+    parts = [rows(results.counts(of, scaled)).assign(label=label) for label, of in networks]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def courses(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
+    """Losses and accuracies of every run, epoch by epoch; see `tables.Tables.training`."""
+    numbers = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    rows = [
+        (f.run.run_id, label, seed, *(epoch.get(name, np.nan) for name in numbers))
+        for label, seed, f in zip(plan["label"], plan["seed"], found, strict=True)
+        for epoch in f.run.metrics()
+    ]
+    return pd.DataFrame(rows, columns=["run_id", "label", "seed", *numbers])
+
+
+def runs(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame) -> pd.DataFrame:
+    """One row per planned run; see `tables.Tables.runs`."""
+    clean = table[table["condition"] == "clean"].set_index("run_id")["accuracy"]
+    reasons = [f.reason for f in found]
+    return plan[["run_id", "label", "seed", "parameters"]].assign(reason=reasons, accuracy=plan["run_id"].map(clean))
