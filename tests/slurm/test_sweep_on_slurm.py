@@ -26,7 +26,8 @@ from jobs.train import TrainJob
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 300.0  # s, for everything that is waited for
-EVERY_CONDITION = 1 + 48 + 3 + 5  # clean, angles every 7.5 degrees, pedestal noise, shot noise
+CONDITIONS = "  evaluate.conditions: [clean, shot_noise, cosmic_rays+flip]\n"
+MEASURED = 1 + 5 + 2  # at the severities of each
 
 TINY = """\
 base:
@@ -127,7 +128,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def swept(place: Path) -> tuple[Desk, list[str]]:
     """A sweep of two networks, finished, and what the first and the second launch said."""
-    ours = desk(place / "swept", tiny="blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
+    ours = desk(place / "swept", tiny=CONDITIONS + "blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
     gate = ours.path / "gate"
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
@@ -149,7 +150,7 @@ def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tupl
     assert [event["step"] for event in other] == [0]
     assert [event["step"] for event in heaviest] == [0, 3]  # the canary's first steps are the run's own
     assert heaviest[1]["job"].split("_")[0] == other[0]["job"].split("_")[0] != heaviest[0]["job"].split(".")[0]
-    assert len(ours.report("tiny", "results")) == 2 * EVERY_CONDITION
+    assert len(ours.report("tiny", "results")) == 2 * MEASURED
     assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
     assert ours.report("tiny", "missing") == []
 
@@ -178,7 +179,7 @@ def test_sbatch_evaluates_what_is_missing_and_reports_as_one_job_or_an_array(swe
         ours.sbatch(*array, "slurm/eval.sh", f"my runs/{sweep}")
     ours.wait_for_jobs()
     for sweep in before:
-        assert len(ours.report(sweep, "results")) == 2 * EVERY_CONDITION, ours.evidence()
+        assert len(ours.report(sweep, "results")) == 2 * MEASURED, ours.evidence()
         assert ours.runs(sweep)[1].results_file.stat().st_mtime_ns == before[sweep]
 
 
@@ -259,7 +260,7 @@ def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(pl
 
 def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place: Path) -> None:
     """Nine runs where an array may have eight; the first launch to write its arrays dies right after the first one."""
-    ours = desk(place / "twice", many="seeds: 9\nblocks: [points: [{model.architecture: cnn}]]\n")
+    ours = desk(place / "twice", many=CONDITIONS + "seeds: 9\nblocks: [points: [{model.architecture: cnn}]]\n")
     deadly = ours.path / "bin" / "sbatch"
     deadly.parent.mkdir()
     real = shutil.which("sbatch")
