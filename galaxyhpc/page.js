@@ -16,9 +16,16 @@ function make(name, attributes = {}, ...children) {
   return made;
 }
 
+// A formatter takes far longer to make than to use.
+const formatters = new Map();
+function formatter(digits) {
+  if (!formatters.has(digits)) formatters.set(digits, new Intl.NumberFormat("en", { minimumFractionDigits: digits ?? 0, maximumFractionDigits: digits ?? 6 }));
+  return formatters.get(digits);
+}
+
 function shownNumber(value, digits, signed) {
   if (value === null) return ABSENT;
-  const text = Math.abs(value).toLocaleString("en", { minimumFractionDigits: digits ?? 0, maximumFractionDigits: digits ?? 6 });
+  const text = formatter(digits).format(Math.abs(value));
   const none = !/[1-9]/.test(text);
   return (value < 0 && !none ? "−" : signed && !none ? "+" : "") + text;
 }
@@ -84,8 +91,11 @@ class Sheet {
   // Keep the rows in which every word of the filter stands somewhere.
   choose() {
     const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const text = (row) => this.columns.map((column) => shown(column, row)).join(" ").toLowerCase();
-    this.rows = words.length ? this.all.filter((row) => words.every((word) => text(row).includes(word))) : this.all;
+    if (words.length && !this.texts) {
+      this.texts = this.all.map(() => "");
+      for (const row of this.all) this.texts[row] = this.columns.map((column) => shown(column, row)).join(" ").toLowerCase();
+    }
+    this.rows = words.length ? this.all.filter((row) => words.every((word) => this.texts[row].includes(word))) : this.all;
     this.draw();
   }
 
