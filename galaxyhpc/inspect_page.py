@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -26,8 +27,8 @@ CHOSEN = (
     "Of each class the most confidently right galaxy (left) and the most confidently wrong one, where there is one."
 )
 UNITS = (
-    "Distance between the penultimate features of a galaxy under a condition and of the clean one, in units of the "
-    "median distance between two different clean galaxies of the same network. "
+    "Distance between the features of a galaxy under a condition and of the clean one, in units of the median distance "
+    "between two different clean galaxies of the same network. "
 )
 
 
@@ -51,15 +52,15 @@ def distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page
     write_table(output / "latent_distance.csv", table)
     generated, several = bool(table["generated"].any()), table["label"].nunique() > 1
     seeds = table[["label", "seed"]].drop_duplicates()["label"].value_counts()
-    spread = "Line: median over the galaxies, band: quartiles"
-    note = f"{UNITS}{spread}{', means over seeds' if seeds.max() > 1 else ''}. {table['n'].iloc[0]} test galaxies."
+    spread = f"Line: median over {table['n'].iloc[0]} test galaxies, band: quartiles"
+    note = f"Penultimate features. {UNITS}{spread}{', means over seeds' if seeds.max() > 1 else ''}."
     drawn = table[table["features"] == "penultimate"]
     figure = inspect_figures.latent_distance(inspect_figures.about(title, generated), drawn, note)
     alt = "Curves of the median distance against severity, one panel per condition" + ", one per network" * several
     head = page.Figure("Latent distance", note, alt, *written(figure, output / "latent_distance"))
     columns = [page.Column("network", "label"), page.Column("seed", "seed", "number")] if several else []
     columns += [page.Column(name, name) for name in ("features", "condition")]
-    columns += [page.Column("severity", "severity", "number", digits=2), page.Column("unit", "unit")]
+    columns += [page.Column("severity", "parameter", "number", digits=2), page.Column("unit", "unit")]
     columns.append(page.Column("moved", ("median", "q25", "q75"), "interval", digits=3))
     shown = page.Table("Latent distances", UNITS, table, tuple(columns), "latent_distance.csv")
     return [page.Section("Latent distance", figures=(head,), tables=(shown,))]
@@ -67,28 +68,29 @@ def distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page
 
 def embedding_section(looked: Subject, found: Features, output: Path, console: Console) -> list[page.Section]:
     """Write embedding.csv, the clean galaxies in two dimensions, and its figure."""
-    clean, methods = found.seen[CLEAN], embedding.available()
-    latent.typical_distance(clean.penultimate)  # refuses what has no distances
-    known = clean.penultimate.astype(np.float64)
-    shown = track(methods, "embedding", console=console, transient=True, disable=not console.is_terminal)
-    placed = {method: embedding.METHODS[method](known) for method in shown}
+    known, methods = found.seen[CLEAN].penultimate.astype(np.float64), embedding.available()
+    latent.typical_distance(known)  # refuses what has no distances
+    steps = track(methods, "embedding", console=console, transient=True, disable=not console.is_terminal)
+    placed = {method: embedding.METHODS[method](known) for method in steps}
     if "UMAP" not in methods:
         console.print(embedding.NO_UMAP)
-    table = pd.DataFrame({"row": found.rows, "class": found.labels, "name": [CLASSES[label] for label in found.labels]})
-    table = table.assign(predicted=clean.logits.argmax(1), generated=looked.generated)
-    for method, places in placed.items():
-        name = method.replace("-", "").lower()
-        table[f"{name}_1"], table[f"{name}_2"] = places.T
-    write_table(output / "embedding.csv", table)
+    write_table(output / "embedding.csv", coordinates(found, placed))
     note = f"Penultimate features, {known.shape[1]} numbers for each of {len(known)} clean test galaxies."
     figure = inspect_figures.embedding(about(looked), placed, found.labels, note)
     caption = f"{note} {' '.join(inspect_figures.MEANING[method] for method in placed)}"
     alt = f"Scatter plots by {' and '.join(placed)}, galaxies coloured by class"
-    return [
-        page.Section(
-            "Embedding", figures=(page.Figure("Clean galaxies", caption, alt, *written(figure, output / "embedding")),)
-        )
-    ]
+    shown = page.Figure("Clean galaxies", caption, alt, *written(figure, output / "embedding"))
+    return [page.Section("Embedding", figures=(shown,))]
+
+
+def coordinates(found: Features, placed: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Put each method's (n, 2) places into columns such as tsne_1 and tsne_2, beside what is known of the galaxies."""
+    table = pd.DataFrame({"row": found.rows, "class": found.labels, "name": [CLASSES[label] for label in found.labels]})
+    table = table.assign(predicted=found.seen[CLEAN].logits.argmax(1), generated=found.generated)
+    for method, places in placed.items():
+        name = method.replace("-", "").lower()
+        table[f"{name}_1"], table[f"{name}_2"] = places.T
+    return table
 
 
 def chosen(looked: Subject, found: Features, rows: Sequence[int] | None) -> list[gradcam.Choice | None]:
