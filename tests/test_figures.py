@@ -1,47 +1,52 @@
-"""Figures show each network once, alike everywhere, with its name readable."""
+"""Figures show each network once, alike everywhere, with its name readable, and say what they do not show."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+from made import tables
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from galaxyhpc.figures import GENERATED, About, accuracy_angle, accuracy_noise, looks
+from galaxyhpc.conditions import CONDITIONS, DEFAULT
+from galaxyhpc.figures import FIGURES, GENERATED, About, looks
+from galaxyhpc.tables import Tables
 
-STUDY = ["", "C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
+ELEVEN = ["CNN", "C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 ABOUT = About("all_groups: equal parameters", generated=False, chance=0.149)
+SOME = ("CNN", "C4", "D4D4D1 e2wrn10-4", "C4 e2resnet18")
+FLAW = "flattening head (not invariant)"
+Draw = Callable[[Tables, About], Figure | None]
 
 
-def summary(groups: list[str], done: int = 5, base: float = 0.8, interval: float = 0.02) -> pd.DataFrame:
-    """Networks that lie as near to one another as those of a good sweep do."""
-    pairs = [("clean", 0.0), *(("rotation", 7.5 * i) for i in range(48))]
-    pairs += [("pedestal_noise", snr) for snr in (0.75, 0.5, 0.25)] + [("shot_noise", float(s)) for s in range(1, 6)]
-    rows = []
-    for i, group in enumerate(groups):
-        for condition, severity in pairs:
-            mean = base + 0.003 * i - (0.05 * severity if condition == "shot_noise" else 0.0)
-            rows.append(
-                (
-                    f"{group} steerable_cnn".strip(),
-                    group,
-                    condition,
-                    severity,
-                    done,
-                    5,
-                    mean,
-                    mean - interval,
-                    mean + interval,
-                )
-            )
-    names = "label group condition severity seeds_done seeds_planned accuracy_mean ci_low ci_high"
-    return pd.DataFrame(rows, columns=names.split())
+@cache
+def study(labels: tuple[str, ...], flaw: str = "") -> Tables:
+    return tables(list(labels), flaw=flaw)
+
+
+def drawn(name: str, given: Tables, about: About = ABOUT) -> Figure:
+    figure = FIGURES[name](given, about)
+    assert figure is not None
+    return figure
+
+
+def close(labels: list[str], base: float, interval: float = 0.02) -> Tables:
+    """Networks that lie so near to one another that their names must be pushed apart."""
+    made = tables(labels)
+    place = made.summary["label"].map({label: 0.003 * n for n, label in enumerate(labels)})
+    mean = base + place
+    summary = made.summary.assign(accuracy_mean=mean, ci_low=mean - interval, ci_high=mean + interval, seeds_done=3)
+    return replace(made, summary=summary, networks=made.networks.assign(seeds_done=3))
 
 
 def extent(text: Text) -> Bbox:
@@ -49,21 +54,26 @@ def extent(text: Text) -> Bbox:
     return Text.get_window_extent(text)
 
 
-def names(figure: Figure, panel: int = 0) -> dict[str, float]:
-    """Height in pixels of each text of a panel that names a curve."""
-    figure.savefig(io.BytesIO(), format="png")
-    return {t.get_text(): extent(t).y0 for t in figure.axes[panel].texts if "cnn" in t.get_text()}
-
-
 def words(figure: Figure) -> str:
-    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
-    return "\n".join([figure.get_suptitle(), figure.get_supxlabel(), *texts])
+    """All that a figure says in letters."""
+    texts = [t for axes in figure.axes for t in [*axes.texts, *axes.get_yticklabels(), axes.title]]
+    texts += [axes._left_title for axes in figure.axes]  # type: ignore[attr-defined]
+    legends = [of for of in [*figure.legends, *(axes.get_legend() for axes in figure.axes)] if of is not None]
+    texts += [text for of in legends for text in of.get_texts()]
+    said = [figure.get_suptitle(), figure.get_supxlabel(), *(t.get_text() for t in texts)]
+    return " ".join("\n".join(said).split())
+
+
+def names(axes: Axes, labels: list[str]) -> dict[str, float]:
+    """Height in pixels of each text of a panel that names a curve."""
+    return {t.get_text(): extent(t).y0 for t in axes.texts if t.get_text() in labels}
 
 
 def test_all_eleven_networks_of_the_study_look_different() -> None:
-    table = summary(STUDY)[["label", "group"]].drop_duplicates()
+    table = study(tuple(ELEVEN)).networks
     seen = {(look["color"], str(look["linestyle"]), look["marker"]) for look in looks(table).values()}
-    assert len(seen) == 11
+    points = {(look["color"], look["markerfacecolor"], look["marker"]) for look in looks(table).values()}
+    assert len(seen) == len(points) == 11
 
 
 def test_networks_of_one_group_differ_by_their_markers() -> None:
@@ -74,71 +84,152 @@ def test_networks_of_one_group_differ_by_their_markers() -> None:
     assert found["C4 a"]["linestyle"] != found["D4 a"]["linestyle"]
 
 
-def test_a_network_looks_the_same_in_every_panel_of_every_figure() -> None:
-    table = summary(STUDY)
-    panels = [*accuracy_angle(table, ABOUT).axes, *accuracy_noise(table, ABOUT).axes]
-    curves = [[line for line in axes.lines if len(line.get_xdata()) > 2] for axes in panels]
-    colours = [[matplotlib.colors.to_hex(line.get_color()) for line in of_panel] for of_panel in curves]
-    assert len(colours[0]) == 11 and colours[0] == colours[1] == colours[2]
+def test_a_network_has_the_same_colours_in_every_figure() -> None:
+    expected = [matplotlib.colors.to_hex(look["color"]) for look in looks(study(SOME).networks).values()]
+    for name in ("accuracy_angle", "accuracy_polar", "accuracy_severity", "attack"):
+        axes = drawn(name, study(SOME)).axes[-1]
+        curves = [line for line in axes.lines if line.get_linewidth() > 1 and len(line.get_xdata()) > 2]
+        assert [matplotlib.colors.to_hex(line.get_color()) for line in curves] == expected, name
 
 
 @pytest.mark.parametrize("base", [0.1, 0.8, 0.96])
 def test_names_of_curves_that_meet_do_not_overlap_and_stay_on_the_sheet(base: float) -> None:
-    for draw, panel in ((accuracy_angle, 0), (accuracy_noise, 0), (accuracy_noise, 1)):
-        figure = draw(summary(STUDY, base=base, interval=0.0), ABOUT)
-        heights = sorted(names(figure, panel).values())
-        tall = extent(figure.axes[panel].texts[-1]).height
-        assert len(heights) == 11
-        assert all(above - below > 0.85 * tall for below, above in pairwise(heights))
-        assert heights[0] > 0 and heights[-1] + tall < figure.bbox.height
+    figure = drawn("accuracy_angle", close(ELEVEN, base))
+    figure.draw_without_rendering()
+    heights = names(figure.axes[0], ELEVEN)
+    tall = extent(figure.axes[0].texts[-1]).height
+    assert sorted(heights, key=heights.__getitem__) == ELEVEN  # in the order of the curves
+    assert all(above - below > 0.85 * tall for below, above in pairwise(sorted(heights.values())))
+    assert min(heights.values()) > 0 and max(heights.values()) + tall < figure.bbox.height
+
+
+def test_a_long_name_is_folded_and_still_stands_apart() -> None:
+    labels = [f"C{n} a network with many settings, label_fraction 0.{n}" for n in range(1, 9)]
+    figure = drawn("accuracy_angle", close(labels, 0.8))
+    figure.draw_without_rendering()
+    boxes = sorted((extent(t) for t in figure.axes[0].texts if "fraction" in t.get_text()), key=lambda box: box.y0)
+    assert len(boxes) == 8 and all(above.y0 >= below.y1 - 1 for below, above in pairwise(boxes))
+    assert max(box.x1 for box in boxes) < figure.bbox.width
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_generated_galaxies_flaws_and_missing_seeds_are_said_and_no_text_is_cut_off(name: str) -> None:
+    figure = drawn(name, study(SOME, FLAW), replace(ABOUT, generated=True))
+    said = words(figure)
+    assert GENERATED in said and f"CNN, {FLAW}" in said and "C4 e2resnet18, 2/3 seeds" in said and ABOUT.title in said
+    figure.draw_without_rendering()
+    edge = figure.get_tightbbox().padded(-0.02)
+    assert edge.x0 >= 0 and edge.y0 >= 0
+    assert edge.x1 <= figure.get_figwidth() and edge.y1 <= figure.get_figheight()
+
+
+def test_whole_sweeps_of_real_galaxies_are_not_said_to_lack_anything() -> None:
+    for name in ("accuracy_angle", "comparison"):
+        made = study(("CNN", "C4"))
+        summary, networks = (table.assign(seeds_done=3) for table in (made.summary, made.networks))
+        said = words(drawn(name, replace(made, summary=summary, networks=networks)))
+        assert GENERATED not in said and FLAW not in said and "/3 seeds" not in said
 
 
 def test_more_networks_than_can_be_told_apart_are_not_drawn_over_one_another() -> None:
-    figure = accuracy_noise(summary([f"C{n}" for n in range(1, 41)]), ABOUT)
-    assert [*names(figure)] == [f"C{n} steerable_cnn" for n in range(25, 41)]
-    assert "Of 40 networks, the 16 best on clean galaxies" in words(figure)
-
-
-def test_names_stand_in_the_order_of_the_curves() -> None:
-    heights = names(accuracy_angle(summary(STUDY), ABOUT))
-    assert sorted(heights, key=heights.__getitem__) == [f"{group} steerable_cnn".strip() for group in STUDY]
+    many = study(tuple(f"C{n} net" for n in range(1, 41)))
+    kept = many.networks.sort_values("accuracy_mean", ascending=False)["label"].tolist()
+    for name, most in (
+        ("accuracy_severity", 16),
+        ("pareto", 16),
+        ("confusion", 9),
+        ("training", 12),
+        ("comparison", 32),
+    ):
+        said = words(drawn(name, many))
+        assert f"Of 40 networks, the {most} best on clean galaxies" in said
+        assert all(label in said for label in kept[:most]) and not any(f" {label} " in said for label in kept[most:])
 
 
 def test_the_curve_closes_at_360_degrees() -> None:
-    axes = accuracy_angle(summary(["C4"]), ABOUT).axes[0]
-    x, y = axes.lines[0].get_data()
-    assert np.asarray(x)[-1] == 360 and np.asarray(y)[-1] == np.asarray(y)[0] and len(np.asarray(x)) == 49
+    axes = drawn("accuracy_angle", study(("C4",))).axes[0]
+    x, y = (np.asarray(values) for values in axes.lines[0].get_data())
+    assert x[-1] == 360 and y[-1] == y[0] and len(x) == 49
     assert list(axes.get_xticks()) == list(range(0, 361, 45))
 
 
-def test_noise_begins_with_none_and_grows_to_the_right() -> None:
-    panels = accuracy_noise(summary(["C4"]), ABOUT).axes
-    ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in panels]
-    assert ticks == [["clean", "0.75", "0.5", "0.25"], ["clean", "1", "2", "3", "4", "5"]]
+def test_every_condition_has_its_panel_from_clean_to_worst_in_physical_parameters() -> None:
+    panels = {axes.get_title(loc="left"): axes for axes in drawn("accuracy_severity", study(("C4",))).axes}
+    ticks = {title: [label.get_text() for label in axes.get_xticklabels()] for title, axes in panels.items()}
+    assert len(panels) == len(set(DEFAULT) - {"clean", "rotation", "rotation_control"})
+    assert ticks["pedestal noise"] == ["clean", "0.75", "0.5", "0.25"]  # from much signal to little
+    assert ticks["PSF moffat"][1:] == [f"{p:g}" for p in CONDITIONS["psf_moffat"].parameters.values()]
+    assert ticks["rotation + shot noise"][1].split("\n") == ["7.5", "0.5"]
+    assert panels["PSF moffat"].get_xlabel() == "arcsec FWHM"
+    assert len({axes.get_ylim() for axes in panels.values()}) == 1
 
 
 @pytest.mark.parametrize(("base", "line"), [(0.3, True), (0.9, False)])
 def test_chance_is_drawn_where_it_fits_and_told_where_it_does_not(base: float, line: bool) -> None:
-    table = summary(["C4", "D4"], base=base)
-    table.loc[(table["severity"] == 45.0), "accuracy_mean"] -= 0.15  # a span that chance is near to, or far from
-    figure = accuracy_angle(table, ABOUT)
+    made = close(["C4", "D4"], base)
+    made.summary.loc[made.summary["severity"] == 45.0, "accuracy_mean"] -= 0.15  # a span that chance is near to, or not
+    figure = drawn("accuracy_angle", made)
     low, high = figure.axes[0].get_ylim()
     assert bool(low < 14.9 < high) is line
     assert "always the commonest class: 14.9 %" in words(figure) and ("↓" in words(figure)) is not line
 
 
-@pytest.mark.parametrize("draw", [accuracy_angle, accuracy_noise])
-def test_generated_galaxies_and_missing_seeds_are_said_in_the_figure(draw: type) -> None:
-    whole = words(draw(summary(["C4"]), ABOUT))
-    assert GENERATED not in whole and "seeds" not in whole.replace("Mean over seeds", "").replace("over seeds and", "")
-    partial = words(draw(summary(["C4"], done=3), About("demo", True, float("nan"))))
-    assert GENERATED in partial and "C4 steerable_cnn, 3/5 seeds" in partial and "commonest" not in partial
+def test_a_confusion_matrix_is_in_per_cent_of_the_true_class() -> None:
+    figure = drawn("confusion", study(("CNN", "C4")))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert np.allclose(shown.sum(1), 100)
+    counted = study(("CNN", "C4")).confusion.query("label == 'CNN' and truth == 3")
+    assert np.allclose(shown[3], 100 * counted["count"] / counted["count"].sum())
 
 
-@pytest.mark.parametrize("draw", [accuracy_angle, accuracy_noise])
-@pytest.mark.parametrize("empty", [True, False])
-def test_a_sweep_of_which_nothing_is_in_has_figures_that_say_so(draw: type, empty: bool) -> None:
-    table = summary(["C4"]).assign(accuracy_mean=np.nan, ci_low=np.nan, ci_high=np.nan, seeds_done=0)
-    figure = draw(table[:0] if empty else table, About("none", False, float("nan")))
-    figure.savefig(io.BytesIO(), format="pdf")
-    assert "no planned run is in yet" in words(figure) and "interval" not in words(figure)
+def test_bars_join_exactly_the_networks_that_cannot_be_told_apart() -> None:
+    made = tables(["C1", "C2", "C4", "C8"])
+    networks = made.networks.assign(accuracy_mean=[0.9, 0.8, 0.79, 0.5])
+    pairs = [("C1", "C2", True), ("C1", "C4", False), ("C1", "C8", True), ("C2", "C4", False), ("C2", "C8", True)]
+    comparisons = pd.DataFrame([*pairs, ("C4", "C8", True)], columns=["a", "b", "separable"])
+    figure = drawn("comparison", replace(made, networks=networks, comparisons=comparisons))
+    bars = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert bars == [[1, 2]] and "Not told apart either: C1 and C4." in words(figure)
+    alone = drawn("comparison", replace(made, networks=networks, comparisons=pd.DataFrame()))
+    assert "not compared pair by pair" in words(alone)
+
+
+def test_the_fraction_of_labels_has_a_panel_where_it_varies() -> None:
+    made = study(("CNN", "C1", "C4"))
+    varied = replace(made, networks=made.networks.assign(label_fraction=[0.1, 0.5, 1.0]))
+    assert len(drawn("pareto", made).axes) == 2 and len(drawn("pareto", varied).axes) == 3
+
+
+def test_reliability_tells_the_error_before_and_after_scaling() -> None:
+    clean = study(("CNN", "C4")).summary.query("condition == 'clean' and label == 'CNN'").iloc[0]
+    said = words(drawn("reliability", study(("CNN", "C4"))))
+    assert f"ECE {100 * clean['ece']:.1f} %" in said and f"ECE {100 * clean['ece_scaled']:.1f} %" in said
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_sweep_of_which_nothing_is_in_has_figures_that_say_so_or_none(name: str) -> None:
+    made = study(("CNN", "C4"))
+    nothing = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
+    networks = made.networks.assign(**nothing, seeds_done=0)
+    for summary in (made.summary[:0], made.summary.assign(**nothing, consistency=np.nan, seeds_done=0)):
+        figure = FIGURES[name](Tables(summary, networks), About("none", False, float("nan")))
+        if figure is not None:
+            figure.savefig(io.BytesIO(), format="pdf")
+            assert "no planned run is in yet" in words(figure) and "interval" not in words(figure)
+
+
+@pytest.mark.parametrize("name", ["confusion", "reliability", "training"])
+def test_a_network_of_which_nothing_is_in_has_a_panel_that_says_so(name: str) -> None:
+    made = study(("CNN", "C4"))
+    table = getattr(made, name)
+    said = words(drawn(name, replace(made, **{name: table[table["label"] == "CNN"]})))
+    assert "C4" in said and ("not in yet" in said or "never begun" in said)
+
+
+def test_a_figure_is_written_as_the_same_bytes_again() -> None:
+    def written() -> bytes:
+        file = io.BytesIO()
+        drawn("confusion", study(("CNN",))).savefig(file, format="pdf", metadata={"CreationDate": None})
+        return file.getvalue()
+
+    assert written() == written()
