@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.batches import Pictures, predict
 from galaxyhpc.config import AttackConfig, EvaluateConfig
+from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.randomness import key, uniform
 from galaxyhpc.results import Measured
 from galaxyhpc.rundir import RunDir
@@ -37,23 +38,36 @@ LEAD = 1e-4  # of a wrong class's logit over the true one's, so that every way t
 TOGETHER = 64  # galaxies that evolve together, after which the table is saved
 
 Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, 10)
+Ask = Callable[[Tensor, Tensor], Tensor]  # numbers of galaxies (N,) and pixels (N, 5) -> logits (N, 10)
 Halted = Callable[[], bool]
 GoOn = Callable[[int], bool]  # told of queries made or spared; False: a signal came
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Galaxies under attack by one network."""
+    """Galaxies under attack, and the network that is asked about them."""
 
-    network: Logits
-    images: Tensor  # (G, 3, S, S) in [0, 1]
+    ask: Ask
+    size: int  # px
     labels: Tensor  # (G,) int64, the truth, which the network predicts
     rows: Tensor  # (G,) int64, in the data file
+    numbers: Tensor  # (G,) int64, by which the network knows them
     batch_size: int
 
     def keep(self, which: Tensor) -> Target:
         """Return these galaxies alone."""
-        return replace(self, images=self.images[which], labels=self.labels[which], rows=self.rows[which])
+        return replace(self, labels=self.labels[which], rows=self.rows[which], numbers=self.numbers[which])
+
+
+@torch.inference_mode()
+def aim(network: Logits, images: Tensor, labels: Tensor, rows: Tensor, batch_size: int) -> Target:
+    """Show a network the images (G, 3, S, S) in [0, 1]; one whose pixels reach little is asked about that alone."""
+
+    def ask(numbers: Tensor, found: Tensor) -> Tensor:
+        return network(changed(images[numbers], found))
+
+    asked = OnePixel(network, images) if is_local(network) else ask
+    return Target(asked, images.shape[-1], labels, rows, torch.arange(len(rows), device=rows.device), batch_size)
 
 
 def first_candidates(rows: Tensor, count: int, size: int) -> Tensor:
@@ -92,10 +106,10 @@ def changed(images: Tensor, found: Tensor) -> Tensor:
 def judged(target: Target, candidates: Tensor, go_on: GoOn) -> tuple[Tensor, Tensor] | None:
     """Return log-probabilities of the truth, float64, and predicted classes, (G, P) both; None where a signal came."""
     scores, classes = [], []
-    found, count = pixels(candidates, target.images.shape[-1]).flatten(0, 1), candidates.shape[1]
+    found, count = pixels(candidates, target.size).flatten(0, 1), candidates.shape[1]
     for which in torch.arange(len(found), device=found.device).split(target.batch_size):
         of = which // count
-        logits, truth = target.network(changed(target.images[of], found[which])).double(), target.labels[of, None]
+        logits, truth = target.ask(target.numbers[of], found[which]).double(), target.labels[of, None]
         scores.append(logits.log_softmax(1).gather(1, truth)[:, 0])
         best, wrong = logits.scatter(1, truth, -torch.inf).max(1)
         classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > LEAD, wrong, truth[:, 0]))
@@ -112,7 +126,7 @@ def attack(target: Target, settings: AttackConfig, go_on: GoOn) -> NDArray[np.in
     -------
     (G, 7) int64: queries, x, y, r, g, b and the predicted class; `attack_results` says of which image
     """
-    count, size = settings.population, target.images.shape[-1]
+    count, size = settings.population, target.size
     answer = torch.zeros(len(target.rows), 7, dtype=torch.int64, device=target.rows.device)
     standing = torch.arange(len(target.rows), device=target.rows.device)
     population = candidates = first_candidates(target.rows, count, size)
@@ -194,7 +208,7 @@ def attack_run(
             part = right[start : start + TOGETHER]
             images, labels = pictures.take(torch.from_numpy(test.rows[part].astype(np.int64)))
             rows = torch.from_numpy(test.rows[part].astype(np.int64)).to(images.device)
-            found = attack(Target(network, images, labels, rows, config.batch_size), settings, go_on)
+            found = attack(aim(network, images, labels, rows, config.batch_size), settings, go_on)
             if found is None:
                 return False
             table = pd.concat([table, _as_table(test, part, found)], ignore_index=True)

@@ -9,16 +9,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from galaxyhpc import attack_results, fsck
-from galaxyhpc.attack import Target, attack, changed, children, chosen, first_candidates, pixels
+from galaxyhpc.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
 from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
 from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
@@ -27,6 +28,7 @@ from galaxyhpc.evaluate import done, evaluate, load_network
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.rundir import RunDir, state, write_text
 
 SIZE = 12  # px
@@ -53,7 +55,7 @@ class Blind(Lamp):
 
 def target(network: Lamp, galaxies: int, batch_size: int = 64) -> Target:
     labels = torch.zeros(galaxies, dtype=torch.int64)
-    return Target(network, torch.full((galaxies, 3, SIZE, SIZE), 0.2), labels, 100 + torch.arange(galaxies), batch_size)
+    return aim(network, torch.full((galaxies, 3, SIZE, SIZE), 0.2), labels, 100 + torch.arange(galaxies), batch_size)
 
 
 def go_on(queries: int) -> bool:
@@ -74,9 +76,9 @@ def test_the_one_pixel_that_matters_is_found_and_the_queries_up_to_it_are_counte
     generations = -(-found[:, 0] // 50)  # whole ones are asked
     assert lamp.asked == 50 * generations.sum()
     for galaxy in range(6):  # the last query is the first success of the generations before and its own
-        one = replace(target(Lamp(), 6).keep(torch.tensor([galaxy])))
-        shown = changed(one.images, torch.from_numpy(found[galaxy : galaxy + 1, 1:6]))
-        assert Lamp()(shown).argmax() == 1 and int((shown != one.images).any(1).sum()) == 1
+        image = torch.full((1, 3, SIZE, SIZE), 0.2)
+        shown = changed(image, torch.from_numpy(found[galaxy : galaxy + 1, 1:6]))
+        assert Lamp()(shown).argmax() == 1 and int((shown != image).any(1).sum()) == 1
 
 
 def test_a_network_that_ignores_its_input_is_never_fooled_and_the_whole_budget_is_spent() -> None:
@@ -93,13 +95,32 @@ def test_what_is_found_depends_neither_on_the_batches_nor_on_the_other_galaxies(
     images = images[:6]
     with torch.inference_mode():
         labels = network(images).argmax(1)
-    whole = Target(network, images, labels, rows, 64)
+    whole = aim(network, images, labels, rows, 64)
     first = attack(whole, settings, go_on)
     assert first is not None and 0 < (first[:, 6] != labels.numpy()).sum() < 6
     for other in (replace(whole, batch_size=7), replace(whole, batch_size=1000)):
         np.testing.assert_array_equal(attack(other, settings, go_on), first)
     alone = [attack(whole.keep(torch.tensor([galaxy])), settings, go_on) for galaxy in range(6)]
     np.testing.assert_array_equal(np.concatenate([one for one in alone if one is not None]), first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({"group": "C4"}, 33), ({"group": "D2", "head": "flatten"}, 65), ({"architecture": "cnn"}, 63)],
+    ids=str,
+)
+def test_what_a_pixel_does_not_reach_need_not_be_computed(settings: dict[str, Any], size: int) -> None:
+    images = torch.rand(20, 3, size, size, generator=torch.Generator().manual_seed(0))
+    network = fitted(ModelConfig(**settings, scale=0.05), images, torch.arange(20) % 10)
+    edges = torch.tensor([0, 1, 5, size // 2, size - 2, size - 1])
+    places = torch.cat([torch.cartesian_prod(edges, edges), torch.randint(size, (40, 2))])
+    found = torch.cat([places, torch.randint(256, (len(places), 3))], dim=1)
+    numbers = torch.arange(len(found)) % 20
+    assert is_local(network) and not is_local(build_model(ModelConfig(**settings, scale=0.05, opening=1), size))
+    with torch.inference_mode():
+        wanted, clean = network(changed(images[numbers], found)), network(images)[numbers]
+        torch.testing.assert_close(OnePixel(network, images)(numbers, found), wanted, rtol=0, atol=2e-5)
+    assert (wanted - clean).abs().amax() > 1e-2
 
 
 def test_first_candidates_lie_anywhere_and_their_colours_are_the_papers() -> None:

@@ -61,7 +61,11 @@ class StudyCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        pooled: Tensor = self.average(self.features(images))
+        return self.classify(self.blocks(self.front(images)))
+
+    def classify(self, last: Tensor) -> Tensor:
+        """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""
+        pooled: Tensor = self.average(self.group_pool(last))
         logits: Tensor = self.mlp(pooled.flatten(1))
         return logits
 

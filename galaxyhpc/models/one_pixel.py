@@ -1,0 +1,141 @@
+"""The study's layout on images that differ from known ones in one pixel: only what the pixel reaches is computed.
+
+After a convolution of 3x3 a pixel has changed 3x3 places, after two 5x5; the rest of a map is that of the unchanged
+image. A patch is computed from a window of the known map into which what has changed is put, for as long as it is much
+smaller than the map. The arithmetic is the network's own, up to its rounding; batch norms are folded into filters.
+Maps are (N, H, W, C) here, so that a window is a row of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from galaxyhpc.models.layers import CircularMask, SteerableConv
+from galaxyhpc.models.steerable_cnn import StudyCNN
+
+SMALL = 0.8  # of a map's side: larger patches are not worth their windows
+
+
+class Stage(NamedTuple):
+    """A convolution with the batch norm and ReLU that follow it, or a pool, which nothing follows."""
+
+    filters: Tensor
+    bias: Tensor | None
+    stride: int
+    padding: int
+
+    def __call__(self, x: Tensor, padding: int) -> Tensor:
+        """(N, H, W, C) -> (N, H', W', C')."""
+        groups = x.shape[-1] // self.filters.shape[1]
+        found = F.conv2d(x.permute(0, 3, 1, 2), self.filters, self.bias, self.stride, padding, 1, groups)
+        return (found if self.bias is None else found.relu_()).permute(0, 2, 3, 1)
+
+    def reach(self, side: int) -> int:
+        """Return how many places along a side depend on `side` neighbours, at most."""
+        return (side + self.filters.shape[-1] - 2) // self.stride + 1
+
+
+class Known(NamedTuple):
+    """A map of G images with zeros around it, as its convolution sees it and a little wider."""
+
+    values: Tensor  # (G, H + 2 margin, H + 2 margin, C)
+    margin: int
+
+    @property
+    def size(self) -> int:
+        return self.values.shape[1] - 2 * self.margin
+
+    @property
+    def inside(self) -> Tensor:
+        """The map alone, (G, H, H, C)."""
+        return self.values[:, self.margin : self.margin + self.size, self.margin : self.margin + self.size]
+
+
+class OnePixel:
+    """A network of the study's layout that knows G images, (G, 3, S, S) in [0, 1], and is asked about their changes.
+
+    `(galaxies (N,), pixels (N, 5)) -> logits (N, classes)`: a pixel is column, row and red, green, blue in 0..255. The
+    network is in evaluation mode.
+    """
+
+    def __init__(self, network: StudyCNN, images: Tensor) -> None:
+        self.network, self.stages, self.rest = network, list[Stage](), list(_stages(network))
+        self.mask = network.front(torch.ones_like(images[:1]))[0, 0]
+        self.known = [_known(network.front(images).permute(0, 2, 3, 1), 1)]
+        side = 1
+        while side <= SMALL * self.known[-1].size and self.rest:
+            stage = self.rest.pop(0)
+            side = stage.reach(side)
+            self.stages.append(stage)
+            self.known.append(_known(stage(self.known[-1].inside, stage.padding), side))
+
+    def __call__(self, galaxies: Tensor, pixels: Tensor) -> Tensor:
+        columns, rows, *_ = pixels.unbind(1)
+        values = (pixels[:, 2:] / 255.0 * self.mask[rows, columns, None])[:, None, None]
+        first = torch.stack([rows, columns], dim=1)
+        for stage, before, after in zip(self.stages, self.known, self.known[1:], strict=False):
+            values, first = _reached(stage, before, galaxies, values, first, after.size)
+        last = self.known[-1]
+        whole = last.values[galaxies]
+        _put(whole, values, first + last.margin)
+        x = Known(whole, last.margin).inside
+        for stage in self.rest:
+            x = stage(x, stage.padding)
+        return self.network.classify(x.permute(0, 3, 1, 2))
+
+
+def is_local(network: object) -> TypeGuard[StudyCNN]:
+    """Whether a network is of the study's layout, and looks at pixels one by one first: an opening does not."""
+    return isinstance(network, StudyCNN) and isinstance(network.front, CircularMask)
+
+
+def _stages(network: StudyCNN) -> Iterator[Stage]:
+    for block in network.blocks:
+        layers: list[Any] = list(block.children())
+        convolution, norm, _, *pools = layers
+        filters = convolution.dense_filter() if isinstance(convolution, SteerableConv) else convolution.weight
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = (norm.bias - norm.running_mean * scale).repeat_interleave(norm.size)
+        scale = scale.repeat_interleave(norm.size)[:, None, None, None]
+        stride, padding = (v[0] if isinstance(v, tuple) else v for v in (convolution.stride, convolution.padding))
+        filters = (filters * scale).contiguous(memory_format=torch.channels_last)
+        yield Stage(filters, bias, stride, padding)
+        for pool in pools:
+            yield Stage(pool.kernel.expand(len(filters), 1, -1, -1), None, pool.stride, pool.padding)
+
+
+def _known(x: Tensor, side: int) -> Known:
+    """Put zeros around a map, as many as patches `side` wide and the windows of their convolutions may reach out."""
+    margin = side + 10
+    return Known(F.pad(x, (0, 0, margin, margin, margin, margin)).contiguous(), margin)
+
+
+def _reached(
+    stage: Stage, before: Known, galaxies: Tensor, values: Tensor, first: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return what a patch (n, w, w, C), whose first row and column are (n, 2), does to the next map, `size` wide."""
+    kernel, side = stage.filters.shape[-1], stage.reach(values.shape[1])
+    reached = -((kernel - 1 - stage.padding - first) // stage.stride)
+    start = reached * stage.stride - stage.padding
+    rows, columns = _places(start + before.margin, (side - 1) * stage.stride + kernel)
+    window = before.values[galaxies[:, None, None], rows, columns]
+    _put(window, values, first - start)
+    rows, columns = _places(reached, side)
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    return stage(window, 0) * inside[..., None], reached
+
+
+def _put(maps: Tensor, values: Tensor, first: Tensor) -> None:
+    rows, columns = _places(first, values.shape[1])
+    maps[torch.arange(len(maps), device=maps.device)[:, None, None], rows, columns] = values
+
+
+def _places(first: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return rows (n, side, 1) and columns (n, 1, side) from first ones (n, 2) on."""
+    steps = first[..., None] + torch.arange(side, device=first.device)
+    return steps[:, 0, :, None], steps[:, 1, None, :]
