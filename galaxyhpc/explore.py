@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.progress import Progress
 
@@ -19,7 +20,7 @@ from galaxyhpc.config import DataConfig, DemoConfig
 from galaxyhpc.data import prepare, source_file
 from galaxyhpc.facts import Facts, gather
 from galaxyhpc.galaxy10 import SIDES, DataError, read_columns
-from galaxyhpc.rundir import readable, replacing
+from galaxyhpc.rundir import readable, write_text
 from galaxyhpc.table import make_console
 
 LARGEST = 128  # px, of what is looked at where no size is asked for: a quarter of the bytes that are published
@@ -45,14 +46,14 @@ def explore(config: DataConfig, output: Path) -> Facts:
     ------
     DataError, OSError
     """
-    console = make_console()
-    with replacing(output) as aside:
-        aside.touch()  # where nothing can be written, that shows before minutes of work
-        galaxies = prepare(config)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task("measuring", total=len(galaxies.labels))
-            facts = gather(source_file(config), galaxies, config, lambda done: bar.advance(task, done))
-        aside.write_text(explore_page.render(facts), encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=output.parent):
+        pass  # where nothing can be written, that shows before minutes of work
+    galaxies, console = prepare(config), make_console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("measuring", total=len(galaxies.labels))
+        facts = gather(source_file(config), galaxies, config, lambda done: bar.advance(task, done))
+    write_text(output, explore_page.render(facts))
     return facts
 
 
