@@ -21,9 +21,10 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from galaxyhpc import checkpoint, launch, networks
+from galaxyhpc import checkpoint, latent, launch, networks
 from galaxyhpc.config import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluate import load_network
+from galaxyhpc.gradcam import heat_maps
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import baselines, build_model, count_parameters
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
@@ -348,3 +349,19 @@ def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(t
     network = load_network(tuned, moved, torch.device("cpu"))
     best = torch.load(tuned.best_file, weights_only=True)["model"]
     assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "densenet121"])
+def test_their_features_and_last_map_are_found(architecture: str) -> None:
+    """An average and one linear layer: the heat of a class is the linear layer's weights times the map."""
+    ours, images, classes = baseline(settings(architecture), 10).eval(), torch.rand(2, 3, 65, 65), torch.tensor([1, 7])
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        found = latent.look(ours, images)
+        torch.testing.assert_close(ours.head(found.penultimate), ours(images))
+        where = latent.places(ours)
+        where.last_map.register_forward_hook(lambda layer, inputs, output: seen.append(output.relu()))
+        ours(images)
+    torch.testing.assert_close(seen[0].mean((2, 3)), found.pooled)
+    wanted = torch.einsum("nk,nkyx->nyx", where.last_linear.weight[classes], seen[0]).relu() / seen[0][0, 0].numel()
+    torch.testing.assert_close(heat_maps(ours, images, classes), wanted, atol=1e-6, rtol=1e-4)
