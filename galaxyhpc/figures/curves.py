@@ -161,7 +161,7 @@ def attack(tables: Tables, about: About) -> Figure | None:
     figure, panels = sheet(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
         curves = _attacked(attacked[attacked["set"] == key], named, look)
-        _draw(axes, curves)
+        _draw(axes, curves, factors=True)
         axes.set(xscale="log", xlabel="queries to the network", ylim=(0, 105 * float(attacked["high"].max())))
         budgets = sorted(set(attacked["budget"]))
         axes.set_xticks(budgets[:: -(-len(budgets) // 6)], [f"{b:g}" for b in budgets[:: -(-len(budgets) // 6)]])
@@ -212,7 +212,7 @@ def _ticks(axes: Axes, condition: str, severities: list[float]) -> None:
     """Write a panel's severities in physical parameters, one line for each part of a combination."""
     steps = ["\n".join(f"{value:.4g}" for _, value in split(condition, s)) for s in severities]
     kinds = KINDS.get(condition, {})
-    free = 0.5 if kinds else 0.15
+    free = 0.45  # for bars beside one another
     axes.set_xlim(-free, len(severities) + free)
     axes.set_xticks(range(len(severities) + 1), ["clean", *(kinds.get(s, steps[n]) for n, s in enumerate(severities))])
     axes.tick_params(axis="x", labelsize=7)
@@ -260,16 +260,16 @@ def _values(curves: list[Curve]) -> list[NDArray[np.float64]]:
     return [part for curve in curves for part in (curve.mean, curve.low, curve.high)]
 
 
-def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True) -> None:
+def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True, factors: bool = False) -> None:
     """Draw the curves of one panel with their intervals: bands, or bars side by side where bands would hide each other.
 
-    Steps that are no scale (`joined` False) stand as markers.
+    Steps that are no scale (`joined` False) stand as markers; `factors` of an axis that is logarithmic.
     """
     plain(axes)
     bands, bars, colours = joined and len(curves) < FEW, [], []
     for n, curve in enumerate(curves):
         colour, at = curve.look["color"], slice(n % every if not bands else 0, None, every)
-        x = curve.x if bands or every > 1 else curve.x + 0.6 * ((n + 0.5) / len(curves) - 0.5)
+        x = curve.x if bands or every > 1 else _aside(curve.x, 0.5 * ((n + 0.5) / len(curves) - 0.5), factors)
         if bands:
             axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.12, lw=0)
         else:
@@ -281,6 +281,14 @@ def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True) 
     axes.add_collection(LineCollection(bars, colors=colours, lw=0.9, alpha=0.5), autolim=False)
     if not curves:
         say(axes, ABSENT)
+
+
+def _aside(x: NDArray[np.float64], share: float, factors: bool) -> NDArray[np.float64]:
+    """Move points by a share of the step between the first two."""
+    if len(x) < 2:
+        return x
+    step = float(x[1] / x[0] if factors else x[1] - x[0])
+    return x * step**share if factors else x + share * step
 
 
 def _name_curves(axes: Axes, curves: list[Curve]) -> None:

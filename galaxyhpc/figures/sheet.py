@@ -258,7 +258,7 @@ def name_ends(axes: Axes, ends: list[tuple[str, Look, float, float]]) -> None:
     inches = axes.get_position().height * axes.figure.get_size_inches()[1]  # type: ignore[union-attr]
     low, high = axes.get_ylim()
     lines = np.array([1 + text.count("\n") for text in texts])
-    heights = apart(np.array([end[3] for end in ends]), lines * 0.155 * (high - low) / inches, high)
+    heights = apart(np.array([end[3] for end in ends]), lines * 0.168 * (high - low) / inches, high)
     for (_, look, x, y), text, height in zip(ends, texts, heights, strict=True):
         line = {"arrowstyle": "-", "color": look["color"], "lw": 0.7, "shrinkB": 2, "relpos": (0, 0.5), "patchA": None}
         style = {"color": look["color"], "fontsize": 9, "va": "center", "annotation_clip": False}
