@@ -48,8 +48,6 @@ SUMMARY = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds
 SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
 SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 WITHOUT = "No intervals were computed, so that nothing is bold, compared or drawn."
-    "No intervals were computed, so that nothing is bold; no figures and no page: a report with intervals has them."
-)
 BUDGETS = 40  # points of the curve of success against queries
 LINK_ARCSEC = 67.0  # frames nearer than this show the same sky
 

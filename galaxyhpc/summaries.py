@@ -19,6 +19,8 @@ from galaxyhpc.statistics import pareto
 from galaxyhpc.table import ROTATION_MEAN
 
 METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
+RATES = ["precision", "recall", "f1", "support"]
+COSTS = ("parameters", "multiply_adds")
 SCALED = ["nll", "brier", "ece"]  # what a temperature changes
 ALL_METRICS = [*METRICS, *(f"{name}_scaled" for name in SCALED)]
 
@@ -122,9 +124,6 @@ def describe(plan: pd.DataFrame, found: list[Found], summary: pd.DataFrame) -> p
     return networks.assign(**fronts)
 
 
-COSTS = ("parameters", "multiply_adds")
-
-
 def references(networks: pd.DataFrame) -> dict[str, str]:
     """Name, for each network, the conventional CNN that its corruption errors are relative to.
 
@@ -149,7 +148,7 @@ def classes(table: pd.DataFrame) -> pd.DataFrame:
         means = {name: pd.DataFrame(values).mean() for name, values in per_class(counts).items()}
         return pd.DataFrame({"class": range(len(CLASSES)), "name": CLASSES, **means})
 
-    return _by_network(table, rates)
+    return _by_network(table, rates, ["class", "name", *RATES])
 
 
 def confusions(table: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +158,7 @@ def confusions(table: pd.DataFrame) -> pd.DataFrame:
         truth, predicted = np.indices((len(CLASSES), len(CLASSES))).reshape(2, -1)
         return pd.DataFrame({"truth": truth, "predicted": predicted, "count": counts.confusion.sum(axis=0).ravel()})
 
-    return _by_network(table, cells)
+    return _by_network(table, cells, ["truth", "predicted", "count"])
 
 
 def reliabilities(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,15 +168,20 @@ def reliabilities(table: pd.DataFrame) -> pd.DataFrame:
         together = Counts(*(values.sum(axis=0) for values in vars(counts).values()))
         return pd.DataFrame(reliability(together)).rename_axis("bin").reset_index()
 
-    raw, scaled = (_by_network(table, bins, scaled) for scaled in (False, True))
+    names = ["bin", "galaxies", "accuracy", "confidence"]
+    raw, scaled = (_by_network(table, bins, names, scaled) for scaled in (False, True))
     return pd.concat([raw.assign(scaled=False), scaled.assign(scaled=True)], ignore_index=True)
 
 
-def _by_network(table: pd.DataFrame, rows: Callable[[Counts], pd.DataFrame], scaled: bool = False) -> pd.DataFrame:
+def _by_network(
+    table: pd.DataFrame, rows: Callable[[Counts], pd.DataFrame], columns: list[str], scaled: bool = False
+) -> pd.DataFrame:
+    """Make the same rows of every network's counts on clean galaxies, seeds stacked."""
     clean = table[table["condition"] == "clean"]
     networks = clean.groupby("label", sort=False)
     parts = [rows(results.counts(of, scaled)).assign(label=label) for label, of in networks]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    named = ["label", *columns]
+    return pd.concat(parts, ignore_index=True)[named] if parts else pd.DataFrame(columns=named)
 
 
 def courses(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:

@@ -21,10 +21,10 @@ ROTATION_MEAN = ("rotation_mean", 0.0)  # over all planned angles; a row of its 
 NOISES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
 HEADS = (
     *("parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),
-    *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5"),
+    *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5", "mean corruption\nerror, CNN = 1"),
 )
 
-LOG_WIDTH = 150
+LOG_WIDTH = 170
 
 Cell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
 Cells = dict[tuple[str, str, float], Cell]
@@ -41,7 +41,7 @@ def make_console() -> Console:
 def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:
     """Lay out a sweep.
 
-    `networks` has label, parameters, seeds_done and seeds_planned; `summary` is that of aggregate, with label.
+    `networks` and `summary` are those of `tables.Tables`.
     """
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("network", min_width=12)
@@ -89,7 +89,15 @@ def _row(network: dict[Any, Any], cells: Cells) -> list[Text]:
         _with_interval(cells.get((label, *ROTATION_MEAN))),
         _percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),
         *(_side_by_side([cells.get((label, name, s)) for s in some]) for name, some in NOISES.items()),
+        _corruption_error(network),
     ]
+
+
+def _corruption_error(network: dict[Any, Any]) -> Text:
+    """`0.93 (0.90-0.97)`, the interval that of the ratio to the CNN; never bold."""
+    if math.isnan(network["mce"]):
+        return Text("-")
+    return Text(f"{network['mce']:.2f} ({network['mce_low']:.2f}-{network['mce_high']:.2f})")
 
 
 def _percent(cell: Cell | None) -> Text:

@@ -34,7 +34,12 @@ PAIRS = [(name, severity) for name in CHOSEN for severity in conditions.severiti
 
 def configured(group: str | None, rate: float, seed: int) -> RunConfig:
     model = {"architecture": "steerable_cnn" if group else "cnn", "group": group}
-    settings = {"model": model, "seed": seed, "train": {"learning_rate": rate}, "evaluate": {"conditions": list(CHOSEN)}}
+    settings = {
+        "model": model,
+        "seed": seed,
+        "train": {"learning_rate": rate},
+        "evaluate": {"conditions": list(CHOSEN)},
+    }
     return RunConfig.model_validate(settings)
 
 
