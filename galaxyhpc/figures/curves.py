@@ -6,7 +6,7 @@ share one legend, which stands in the order of the curves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -160,8 +160,7 @@ def attack(tables: Tables, about: About) -> Figure | None:
     notes = ["One changed pixel; seeds together.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
     figure, panels = sheet(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
-        curves = _attacked(attacked[attacked["set"] == key], named, look)
-        _draw(axes, curves, factors=True)
+        curves = _draw(axes, _attacked(attacked[attacked["set"] == key], named, look), factors=True)
         axes.set(xscale="log", xlabel="queries to the network", ylim=(0, 105 * float(attacked["high"].max())))
         budgets = sorted(set(attacked["budget"]))
         axes.set_xticks(budgets[:: -(-len(budgets) // 6)], [f"{b:g}" for b in budgets[:: -(-len(budgets) // 6)]])
@@ -260,13 +259,14 @@ def _values(curves: list[Curve]) -> list[NDArray[np.float64]]:
     return [part for curve in curves for part in (curve.mean, curve.low, curve.high)]
 
 
-def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True, factors: bool = False) -> None:
+def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True, factors: bool = False) -> list[Curve]:
     """Draw the curves of one panel with their intervals: bands, or bars side by side where bands would hide each other.
 
-    Steps that are no scale (`joined` False) stand as markers; `factors` of an axis that is logarithmic.
+    Steps that are no scale (`joined` False) stand as markers; `factors` of an axis that is logarithmic. Returned are
+    the curves where they were drawn.
     """
     plain(axes)
-    bands, bars, colours = joined and len(curves) < FEW, [], []
+    bands, bars, colours, placed = joined and len(curves) < FEW, [], [], []
     for n, curve in enumerate(curves):
         colour, at = curve.look["color"], slice(n % every if not bands else 0, None, every)
         x = curve.x if bands or every > 1 else _aside(curve.x, 0.5 * ((n + 0.5) / len(curves) - 0.5), factors)
@@ -277,10 +277,12 @@ def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True, 
             bars += list(low_high.swapaxes(0, 1))
             colours += [colour] * low_high.shape[1]
         style = curve.look if joined else curve.look | {"linestyle": ""}
+        placed.append(replace(curve, x=x))
         axes.plot(x, curve.mean, lw=1.4, ms=3.5, markevery=at, clip_on=False, **style)
-    axes.add_collection(LineCollection(bars, colors=colours, lw=0.9, alpha=0.5), autolim=False)
+    axes.add_collection(LineCollection(bars, colors=colours, lw=0.9, alpha=0.5, zorder=1.5), autolim=False)
     if not curves:
         say(axes, ABSENT)
+    return placed
 
 
 def _aside(x: NDArray[np.float64], share: float, factors: bool) -> NDArray[np.float64]:
