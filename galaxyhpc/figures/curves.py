@@ -157,7 +157,7 @@ def attack(tables: Tables, about: About) -> Figure | None:
         return None
     named = names(chosen)
     grid = Grid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=room([*named.values()]) + 0.3, above=0.35)
-    notes = ["One changed pixel; seeds together.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
+    notes = ["One changed pixel; the mean over seeds.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
     figure, panels = sheet(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
         curves = _draw(axes, _attacked(attacked[attacked["set"] == key], named, look), factors=True)
