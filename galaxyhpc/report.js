@@ -95,7 +95,7 @@ const numbers = (values, digits) => ({ kind: "number", digits, signed: false, nu
 // A table that sorts and filters, as those of the report.
 function sheet(title, columns) {
   const heads = Object.entries(columns).map(([head, column]) =>
-    make("th", { scope: "col", ...(column.codes ? {} : { class: "number" }) }, make("button", { type: "button" }, head)));
+    make("th", { scope: "col", "data-head": head, ...(column.codes ? {} : { class: "number" }) }, make("button", { type: "button" }, head)));
   const table = make("table", { "aria-label": title }, make("thead", {}, make("tr", {}, ...heads)), make("tbody"));
   const figure = make("figure", { class: "table" },
     make("p", { class: "tools" }, make("label", {}, "Filter ", make("input", { type: "search" })), " ", make("output")),

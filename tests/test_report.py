@@ -229,6 +229,8 @@ def test_on_paper_tables_are_whole_and_buttons_gone(tab: Any) -> None:
     sheet.locator("tbody tr").nth(rows - 1).wait_for(state="attached")
     assert sheet.locator("tbody tr").count() == rows
     assert sheet.locator(".box").evaluate("box => getComputedStyle(box).overflow") == "visible"
+    printed = "heads => heads.map((head) => getComputedStyle(head, '::before').content)"
+    assert sheet.locator("thead th").evaluate_all(printed)[:2] == ['"network"', '"class"']
     assert not sheet.get_by_role("searchbox").is_visible() and not sheet.locator(".more button").is_visible()
 
 
