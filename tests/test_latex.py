@@ -36,9 +36,12 @@ def bold(text: str, head: str) -> set[str]:
     return {re.sub(r"\$.*", "", row[0]) for row in body if "textbf" in row[heads.index(head)]}
 
 
+STUDIED, THREE = tables(flaw=FLAW), tables(["a", "b", "c"])
+
+
 def three(means: tuple[float, float, float], half: float, separable: dict[str, bool]) -> Tables:
     """Networks a, b and c; `separable` of the pairs ab, ac and bc that were compared."""
-    made = tables(["a", "b", "c"], half_width=half)
+    made = THREE
     low, high = np.array(means) - half, np.array(means) + half
     networks = made.networks.assign(accuracy_mean=means, ci_low=low, ci_high=high)
     numbers = networks.set_index("label")[["accuracy_mean", "ci_low", "ci_high"]]
@@ -79,7 +82,7 @@ def test_where_only_intervals_are_known_overlapping_ones_are_bold_together() -> 
 
 
 def test_a_small_corruption_error_is_the_best() -> None:
-    text = latex.main_table(tables(), ABOUT)
+    text = latex.main_table(STUDIED, ABOUT)
     heads, *body = rows(text)
     errors = [float(re.sub(r"[^0-9.]", "", row[heads.index("mCE")])) for row in body]
     assert "textbf" in body[int(np.argmin(errors))][heads.index("mCE")]
@@ -102,7 +105,7 @@ def test_environments_are_balanced_and_rows_have_all_columns(labels: list[str]) 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_pdflatex_reads_them(tmp_path: Path) -> None:
-    body = latex.document(tables(flaw=FLAW), ABOUT)
+    body = latex.document(STUDIED, ABOUT)
     packages = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}"
     (tmp_path / "t.tex").write_text(rf"{packages}\begin{{document}}{body}\end{{document}}")
     subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True)
