@@ -108,9 +108,9 @@ def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, in
         gathered = evidence.gather(plan, found)
         tables = with_evidence(tables, plan, found, gathered)
     about = _about(sweep, plan, table, common)
-    notes = (*_progress(tables.runs), *_strays(sweep, plan), *flaws(found), *gathered.notes)
-    title = about.title + (f"\n{figures.GENERATED}" if about.generated else "")
-    shown = terminal_table(title, tables.networks, tables.summary, notes)
+    notes = (*_strays(sweep, plan), *flaws(found), *gathered.notes)
+    title = f"test accuracy in %: {about.title}" + (f"\n{figures.GENERATED}" if about.generated else "")
+    shown = terminal_table(title, tables.networks, tables.summary, [*_progress(tables.runs), *notes])
     tables = replace(tables, summary=tables.summary[SUMMARY])
     report = Report(sweep / "report", tables, table[RESULTS], len(plan), notes, shown)
     _write_tables(report, about)
@@ -173,7 +173,7 @@ def with_evidence(tables: Tables, plan: pd.DataFrame, found: list[Found], gather
 
 
 def flaws(found: list[Found]) -> list[str]:
-    """Name what makes every number of a sweep suspicious, in words."""
+    """Name what makes every number of a sweep suspicious, in words; what is one network's stands in its name."""
     known = [f.config for f in found if f.config]
     said = []
     if any(config.data.link_arcsec < LINK_ARCSEC for config in known):
@@ -183,8 +183,6 @@ def flaws(found: list[Found]) -> list[str]:
         )
     if any(config.data.conflicting_duplicates == "keep" for config in known):
         said.append("FLAW: galaxies that occur twice under different labels were kept.")
-    if any(config.model.head == "flatten" for config in known):
-        said.append("FLAW: a flattening head, as the study had it: such networks are not invariant.")
     return said
 
 
@@ -192,7 +190,7 @@ def _about(sweep: Path, plan: pd.DataFrame, table: pd.DataFrame, common: str) ->
     """Say what is shown: the sweep, what its networks share, on how many galaxies of which kind."""
     text = sweep / "sweep.yaml"
     asked = question(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else ""
-    title = f"{sweep.resolve().name}: test accuracy in %" + (f"; {common}" if common else "")
+    title = sweep.resolve().name + (f": {common}" if common else "")
     if table.empty:
         return About(title, bool((plan["data"] == "demo").any()), np.nan, asked, "", 0, common)
     first = table.iloc[0]

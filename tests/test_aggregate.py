@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy.stats import binomtest
 
 from galaxyhpc import figures, results
 from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
@@ -338,3 +339,75 @@ def test_reports_made_at_once_by_many_processes_are_whole(sweep: Path, finished:
     assert texts[0] == texts[1] and "D4 steerable_cnn" in texts[0]
     hidden = [path.name for path in (sweep / "report").iterdir() if path.name.startswith(".")]
     assert set(hidden) <= {".lock"} and len(pd.read_csv(sweep / "report" / "results.csv")) == 4 * len(PAIRS)
+
+
+def test_pairs_of_networks_are_tested_seed_by_seed_on_the_same_galaxies(sweep: Path, finished: list[RunDir]) -> None:
+    (pair,) = aggregate(sweep).tables.comparisons.to_dict("records")
+    right = []
+    for run in finished:
+        measured = results.load(run)
+        assert measured is not None
+        right.append(measured.logits[("clean", 0.0)].argmax(1) == measured.labels)
+    p = [
+        binomtest(int((one & ~other).sum()), int((one ^ other).sum())).pvalue
+        for one, other in zip(right[:2], right[2:], strict=True)
+    ]
+    assert (pair["a"], pair["b"], pair["seeds"]) == ("C1 steerable_cnn", "D4 steerable_cnn", 2)
+    assert pair["p"] == pair["p_holm"] == pytest.approx(min(1.0, 2 * np.median(p)))
+    assert pair["difference"] == pytest.approx(np.mean(right[:2]) - np.mean(right[2:]))
+    assert pair["ci_low"] < pair["difference"] < pair["ci_high"] < 0 and pair["separable"]
+
+
+def test_corruption_errors_are_relative_to_the_cnn_of_the_same_sweep(sweep: Path) -> None:
+    runs = plan(sweep, [configured(group, seed) for group in (None, "C4") for seed in (0, 1)])
+    for run, accuracy in zip(runs, (0.5, 0.5, 0.8, 0.8), strict=True):
+        measure(run, accuracy)
+    tables = aggregate(sweep).tables
+    errors = 1 - tables.summary.set_index(["label", "condition", "severity"])["accuracy_mean"]
+    sums = errors.groupby(level=["label", "condition"]).sum()
+    wanted = {name: sums["C4 steerable_cnn", name] / sums["cnn", name] for name in CONDITIONS[1:]}
+    found = tables.corruption_error.set_index(["label", "condition"])["ce"]
+    assert found["C4 steerable_cnn"].to_dict() == pytest.approx(wanted)
+    networks = tables.networks.set_index("label")
+    assert networks.loc["cnn", "mce"] == 1.0
+    low, mean, high = networks.loc["C4 steerable_cnn", ["mce_low", "mce", "mce_high"]]
+    assert mean == pytest.approx(np.mean(list(wanted.values()))) and low < mean < high < 1
+
+
+def test_without_one_cnn_to_compare_with_there_is_no_corruption_error_and_the_report_says_so(
+    sweep: Path, finished: list[RunDir]
+) -> None:
+    report = aggregate(sweep)
+    assert report.tables.networks["mce"].isna().all() and "No mean corruption error" in printed(report)
+
+
+def test_the_hardest_galaxies_are_those_that_most_runs_get_wrong(sweep: Path, finished: list[RunDir]) -> None:
+    table = aggregate(sweep).tables.hardest
+    wrong = np.zeros(N)
+    for run in finished:
+        measured = results.load(run)
+        assert measured is not None
+        wrong += measured.logits[("clean", 0.0)].argmax(1) != measured.labels
+    assert table["wrong"].tolist() == sorted(wrong / 4, reverse=True)[: len(table)]
+    assert all(wrong[row] / 4 == share for row, share in zip(table["row"], table["wrong"], strict=True))
+    assert (table["predicted"] == (table["truth"] + 1) % 10).all()
+
+
+def test_a_split_that_may_share_sky_is_named_where_the_numbers_stand(sweep: Path) -> None:
+    data = {"source": "demo", "link_arcsec": 0.0, "conflicting_duplicates": "keep"}
+    (run,) = plan(sweep, [configured("C4", 0, data=data)])
+    measure(run)
+    text, page = printed(aggregate(sweep)), (sweep / "report" / "report.html").read_text()
+    for words in ("training and test galaxies may share sky", "twice under different labels were kept"):
+        assert words in text and words in page
+
+
+@pytest.mark.drawn
+def test_a_first_look_leaves_no_figures_of_an_earlier_report_beside_its_tables(sweep: Path) -> None:
+    (run,) = plan(sweep, [configured("C4", 0)])
+    measure(run)
+    for name in ("accuracy_angle.png", "accuracy_angle.pdf", "report.html"):
+        (sweep / "report").mkdir(exist_ok=True)
+        (sweep / "report" / name).write_text("earlier")
+    aggregate(sweep, intervals=False)
+    assert not list((sweep / "report").glob("*.p[nd]*")) and not (sweep / "report" / "report.html").exists()

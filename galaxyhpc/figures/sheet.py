@@ -115,12 +115,17 @@ def say(axes: Axes, text: str) -> None:
 
 
 def best(networks: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
-    """Choose the networks best on clean galaxies, in their order, and say so where it is not all."""
+    """Choose the networks best on clean galaxies, in their order, and say so where it is not all.
+
+    One place is the best conventional CNN's, whatever its own: the others are measured by it.
+    """
     if len(networks) <= most:
         return networks, ""
-    first = networks["accuracy_mean"].sort_values(ascending=False, kind="stable").index[:most]
-    chosen = networks[networks.index.isin(first)]
-    return chosen, f"Of {len(networks)} networks, the {most} best on clean galaxies."
+    order = networks["accuracy_mean"].sort_values(ascending=False, kind="stable").index
+    cnn = [place for place in order if networks.loc[place, "arch"] == "cnn"][:1]
+    chosen = networks[networks.index.isin([*cnn, *(place for place in order if place not in cnn)][:most])]
+    beside = " and the CNN" if cnn and cnn[0] not in order[:most] else ""
+    return chosen, f"Of {len(networks)} networks, the {most - bool(beside)} best on clean galaxies{beside}."
 
 
 def ranked(networks: pd.DataFrame) -> pd.DataFrame:
