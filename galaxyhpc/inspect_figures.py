@@ -147,6 +147,7 @@ def _draw_panel(three: Sequence[Axes], panel: Panel) -> None:
         axes.imshow(panel.image, interpolation="nearest")
         if heat is not None:
             axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * heat)
+            head += "" if heat.any() else " (no heat)"  # every channel speaks against the class
         axes.set_title(head, fontsize=8, color=colour if heat is None else "black", pad=3)
 
 

@@ -194,10 +194,12 @@ def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_rig
     sure, wrong = Choice(3, 0, 0, 1, 0.9), Choice(5, 1, 4, 4, 0.5)
     panels, side = inspect_page.panels(looked, [sure, None, None, wrong])
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
+    assert panels[3] is not None
+    panels[3] = replace(panels[3], other=0 * panels[3].other)
     figure = inspect_figures.grad_cam(inspect_figures.about("a", True), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
     assert heads[:3] == ["row 3 (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(heads[3:9])
-    assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "said: Cigar Shaped Smooth"]
+    assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "said: Cigar Shaped Smooth (no heat)"]
     for axes, panel in zip((figure.axes[1], figure.axes[10]), (panels[0], panels[3]), strict=True):
         assert panel is not None and panel.truth.shape == (SIDE, SIDE) and len(axes.images) == 2
         np.testing.assert_array_equal(axes.images[1].get_array(), panel.truth)
