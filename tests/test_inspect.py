@@ -191,14 +191,17 @@ def test_several_runs_are_compared_on_the_same_galaxies(run: RunDir, tmp_path: P
 
 def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_right(run: RunDir) -> None:
     looked = subject(run, torch.device("cpu"))
-    sure, wrong = Choice(3, 0, 0, 1, 0.9), Choice(5, 1, 4, 4, 0.5)
+    trained_on = int(looked.split.loc[looked.split.split == "train", "row"].iloc[0])
+    sure, wrong = Choice(trained_on, 0, 0, 1, 0.9), Choice(5, 1, 4, 4, 0.5)
     panels, side = inspect_page.panels(looked, [sure, None, None, wrong])
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
     assert panels[3] is not None
     panels[3] = replace(panels[3], other=0 * panels[3].other)
     figure = inspect_figures.grad_cam(inspect_figures.about("a", True), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
-    assert heads[:3] == ["row 3 (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(heads[3:9])
+    assert heads[:3] == [f"row {trained_on} (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(
+        heads[3:9]
+    )
     assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "said: Cigar Shaped Smooth (no heat)"]
     for axes, panel in zip((figure.axes[1], figure.axes[10]), (panels[0], panels[3]), strict=True):
         assert panel is not None and panel.truth.shape == (SIDE, SIDE) and len(axes.images) == 2

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,14 +98,6 @@ def test_environments_are_balanced_and_rows_have_all_columns(labels: list[str]) 
         assert depth.min() == 0 and depth[-1] == 0
     if len(labels) > 40:
         assert "Of 42 networks, the 40 best" in text and "Of 42 networks, the 8 best" in text
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_pdflatex_reads_them(tmp_path: Path) -> None:
-    body = latex.document(STUDIED, ABOUT)
-    packages = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}"
-    (tmp_path / "t.tex").write_text(rf"{packages}\begin{{document}}{body}\end{{document}}")
-    subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True)
 
 
 def test_every_special_character_is_printed_as_it_is() -> None:
