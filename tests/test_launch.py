@@ -60,7 +60,8 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
     table = pd.read_csv(report / "results.csv")
     assert len(table) == 2 * 6 and set(table.data) == {"demo"}
     assert pd.read_csv(report / "missing.csv").empty
-    assert {path.name for path in report.glob("*.png")} == {"accuracy_angle.png", "accuracy_noise.png"}
+    assert "2 of 2 planned runs are in" in (report / "report.html").read_text()
+    assert {path.stem for path in report.glob("*.pdf")} == {path.stem for path in report.glob("*.png")}
 
 
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:

@@ -129,7 +129,7 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
 def test_the_room_that_runs_need_is_that_of_what_is_missing(tmp_path: Path) -> None:
     config = run("C2", tmp_path / "cache")
     told = {config.run_id: networks.Network(10**6, 1)}
-    sweep, wanted = tmp_path / "sweep", 57 * 0.2 * 300 * 41 + preflight.LOGS
+    sweep, wanted = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOGS
     found = preflight.bytes_needed([config], told, 300, sweep)
     assert found == {sweep: pytest.approx(wanted + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)
