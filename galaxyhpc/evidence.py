@@ -227,16 +227,18 @@ def corruption_errors(known: dict[str, Evidence], references: dict[str, str]) ->
 
 def recall_intervals(known: dict[str, Evidence]) -> pd.DataFrame:
     """Intervals of the recall of each class on clean galaxies: label, class, recall_low, recall_high."""
-    found = []
+    found, drawn = [], {}
     for label, one in known.items():
         numbers = np.unique(one.labels)
         of_class = one.labels == numbers[:, None]
-        seeds = list(one.clean)
+        seeds = tuple(one.clean)
         if not seeds:
             continue
         right = np.array([one.right(seed) & of_class for seed in seeds])
         hits = accuracy_draws(right, one.groups, trainings=seeds)
-        galaxies = accuracy_draws(np.broadcast_to(of_class, right.shape), one.groups, trainings=seeds)
+        if seeds not in drawn:  # the same galaxies for all networks
+            drawn[seeds] = accuracy_draws(np.broadcast_to(of_class, right.shape), one.groups, trainings=seeds)
+        galaxies = drawn[seeds]
         # a draw without the class has no recall
         recall = np.divide(hits, galaxies, out=np.full(hits.shape, np.nan), where=galaxies > 0)
         low, high = np.nanquantile(recall, [0.025, 0.975], axis=-1)
