@@ -28,13 +28,11 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.table import Table
 
 from galaxyhpc import details, evidence, figures, latex, summaries
 from galaxyhpc.attack_results import Attacked, AttackError, success_table
-from galaxyhpc.data import converted
-from galaxyhpc.details import Details
+from galaxyhpc.data import Galaxies, converted
 from galaxyhpc.figures import About
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.report import question, wanted, write
@@ -48,6 +46,7 @@ SUMMARY = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds
 SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
 SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 WITHOUT = "No intervals were computed, so that nothing is bold, compared or drawn."
+WIDEST = 2400  # px of a figure
 BUDGETS = 40  # points of the curve of success against queries
 LINK_ARCSEC = 67.0  # frames nearer than this show the same sky
 
@@ -248,16 +247,31 @@ def _write_page(report: Report, about: About, found: list[Found], gathered: evid
     drawn = {name: draw(report.tables, about) for name, draw in figures.FIGURES.items()}
     wrong = gathered.mistakes
     of_runs = [details.read(f.run, f.table, wrong.get(f.run.run_id, ())) for f in found]
-    pictures = pictured(found, report.tables.hardest, of_runs)
+    galaxies = at_hand(found)
+    rows = wanted(of_runs, report.tables.hardest) if galaxies else []
+    pictures = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
+    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], about) if galaxies and drawn and rows else None
     images = {name: _save(report.directory / name, figure) for name, figure in drawn.items()}
     given = {name: image for name, image in images.items() if image is not None}
     write(report.directory / "report.html", report.tables, about, of_runs, given, pictures, report.notes)
 
 
+def _contact_sheet(galaxies: Galaxies, rows: list[int], about: About) -> Figure:
+    """Show a few of the galaxies under every condition."""
+    import torch  # a report without pictures does without
+
+    from galaxyhpc.contact_sheet import contact_sheet
+    from galaxyhpc.corruptions import Survey
+
+    images = torch.from_numpy(np.stack([galaxies.images[row] for row in rows])).float() / 255.0
+    survey = Survey(galaxies.mean, galaxies.pixel_scale)
+    return contact_sheet(images, torch.tensor(rows), survey, about.title, generated=about.generated)
+
+
 def _remove_pictures(directory: Path) -> None:
     """Remove what would show the numbers of an earlier report beside the tables of this one."""
     (directory / "report.html").unlink(missing_ok=True)
-    for name in figures.FIGURES:
+    for name in (*figures.FIGURES, "contact_sheet"):
         _save(directory / name, None)
 
 
@@ -267,23 +281,21 @@ def _save(path: Path, figure: Figure | None) -> bytes | None:
         for kind in ("png", "pdf"):
             path.with_suffix(f".{kind}").unlink(missing_ok=True)
         return None
+    dots = min(150.0, WIDEST / figure.get_figwidth())
     for kind, quirk in (("png", {}), ("pdf", {"CreationDate": None})):  # the same numbers give the same file
         with replacing(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=150, metadata=quirk)
+            figure.savefig(aside, format=kind, dpi=dots, metadata=quirk)
     return path.with_suffix(".png").read_bytes()
 
 
-def pictured(found: list[Found], hardest: pd.DataFrame, of_runs: list[Details]) -> dict[int, NDArray[np.uint8]]:
-    """Return the (S, S, 3) pictures that a report shows, by row; none where the galaxies are not at hand."""
-    config = next((f.config for f in found if f.config and f.table is not None), None)
-    rows = wanted(of_runs, hardest)
-    galaxies = None
-    if config is not None and rows:
-        with suppress(OSError, ValueError):  # the report may be made where the data are not
-            galaxies = converted(config.data)
-    if galaxies is None or max(rows) >= len(galaxies.images):
-        return {}
-    return {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows}
+def at_hand(found: list[Found]) -> Galaxies | None:
+    """Open the galaxies where they are converted; a report may be made where the data are not."""
+    config = next((f.config for f in found if f.config and f.table is not None and len(f.table)), None)
+    with suppress(OSError, ValueError):
+        galaxies = converted(config.data) if config else None
+        measured = {f.table["fingerprint"].iloc[0] for f in found if f.table is not None and len(f.table)}
+        return galaxies if galaxies and measured == {galaxies.fingerprint} else None
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -202,16 +202,16 @@ def corruption_errors(known: dict[str, Evidence], references: dict[str, str]) ->
 
     Returns
     -------
-    (label, condition, ce) and (label, mce, mce_low, mce_high); a condition counts where both have all of it
+    (label, condition, ce) and (label, mce, mce_low, mce_high); of networks that have all their reference has
     """
     errors, means = [], []
     for label, reference in references.items():
         if label not in known or reference not in known:
             continue
         one, other = known[label], known[reference]
-        pairs = [pair for pair in one.accuracy if pair in other.accuracy and pair[0] not in UNCOUNTED]
-        if not pairs:
-            continue
+        pairs = [pair for pair in other.accuracy if pair[0] not in UNCOUNTED]
+        if not pairs or not set(pairs) <= one.accuracy.keys():
+            continue  # a mean over the easier conditions would flatter
         conditions = [name for name, _ in pairs]
         exact = [np.array([1 - each.accuracy[pair] for pair in pairs]) for each in (one, other)]
         drawn = [np.array([1 - each.draws[pair] for pair in pairs]).T for each in (one, other)]

@@ -41,6 +41,7 @@ STATES = {
     "trained": "trained but not evaluated",
     "evaluated": "evaluated, but results.csv is absent or damaged",
 }
+MOST_NAMED = 4  # conditions that a run lacks
 FLAT_HEAD = "flattening head (not invariant)"
 WIDTHS = {"fields": "equal fields", "parameters": "equal parameters", "multiply_adds": "equal multiply-adds"}
 
@@ -105,7 +106,9 @@ def _lacks(pairs: tuple[Pair, ...], measured: set[Pair]) -> str:
     """Name planned conditions that are not measured: `rotation (12 of 48)`."""
     lacking = Counter(name for name, severity in pairs if (name, severity) not in measured)
     planned = Counter(name for name, _ in pairs)
-    return ", ".join(f"{name} ({n} of {planned[name]})" for name, n in lacking.items())
+    named = [f"{name} ({n} of {planned[name]})" for name, n in lacking.items()]
+    more = f" and {len(named) - MOST_NAMED} more conditions" if len(named) > MOST_NAMED else ""
+    return ", ".join(named[:MOST_NAMED]) + more
 
 
 def _why(run: RunDir) -> str:
