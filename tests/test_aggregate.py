@@ -411,3 +411,11 @@ def test_a_first_look_leaves_no_figures_of_an_earlier_report_beside_its_tables(s
         (sweep / "report" / name).write_text("earlier")
     aggregate(sweep, intervals=False)
     assert not list((sweep / "report").glob("*.p[nd]*")) and not (sweep / "report" / "report.html").exists()
+
+
+def test_a_network_that_lacks_a_condition_has_no_mean_corruption_error(sweep: Path) -> None:
+    runs = plan(sweep, [configured(group, 0) for group in (None, "C4", "D4")])
+    for run, pairs in zip(runs, (PAIRS, PAIRS, PAIRS[:-1]), strict=True):
+        measure(run, pairs=pairs)
+    found = aggregate(sweep).tables.networks.set_index("group")["mce"]
+    assert found[""] == 1.0 and found["C4"] > 0 and np.isnan(found["D4"])
