@@ -37,7 +37,7 @@ from galaxyhpc.figures import About
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.report import question, wanted, write
 from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, replacing, write_text
-from galaxyhpc.table import make_console, terminal_table
+from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
 from galaxyhpc.tables import Tables
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
@@ -250,14 +250,16 @@ def _write_page(report: Report, about: About, found: list[Found], gathered: evid
     galaxies = at_hand(found)
     rows = wanted(of_runs, report.tables.hardest) if galaxies else []
     pictures = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
-    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], about) if galaxies and drawn and rows else None
+    planned = [name for name in report.summary["condition"].unique() if name not in ("clean", ROTATION_MEAN[0])]
+    shown = bool(rows and planned)  # without any, one of an earlier report is removed
+    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], planned, about) if galaxies and shown else None
     images = {name: _save(report.directory / name, figure) for name, figure in drawn.items()}
     given = {name: image for name, image in images.items() if image is not None}
     write(report.directory / "report.html", report.tables, about, of_runs, given, pictures, report.notes)
 
 
-def _contact_sheet(galaxies: Galaxies, rows: list[int], about: About) -> Figure:
-    """Show a few of the galaxies under every condition."""
+def _contact_sheet(galaxies: Galaxies, rows: list[int], planned: list[str], about: About) -> Figure:
+    """Show a few of the galaxies under every condition that is planned."""
     import torch  # a report without pictures does without
 
     from galaxyhpc.contact_sheet import contact_sheet
@@ -265,7 +267,7 @@ def _contact_sheet(galaxies: Galaxies, rows: list[int], about: About) -> Figure:
 
     images = torch.from_numpy(np.stack([galaxies.images[row] for row in rows])).float() / 255.0
     survey = Survey(galaxies.mean, galaxies.pixel_scale)
-    return contact_sheet(images, torch.tensor(rows), survey, about.title, generated=about.generated)
+    return contact_sheet(images, torch.tensor(rows), survey, about.title, planned, about.generated)
 
 
 def _remove_pictures(directory: Path) -> None:
