@@ -21,7 +21,7 @@ import io
 import sys
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,14 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from galaxyhpc import details, evidence, figures, latex, summaries
+from galaxyhpc import details, evidence, figure_files, figures, latex, summaries
 from galaxyhpc.attack_results import Attacked, AttackError, success_table
+from galaxyhpc.config import DataConfig
 from galaxyhpc.data import Galaxies, converted
 from galaxyhpc.figures import About
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.report import question, wanted, write
-from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, replacing, write_text
+from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, write_text
 from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
 from galaxyhpc.tables import Tables
 
@@ -48,7 +49,7 @@ SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 WITHOUT = "No intervals were computed, so that nothing is bold, compared or drawn."
 WIDEST = 2400  # px of a figure
 BUDGETS = 40  # points of the curve of success against queries
-LINK_ARCSEC = 67.0  # frames nearer than this show the same sky
+LINK_ARCSEC = DataConfig().link_arcsec  # frames nearer than this show the same sky
 
 
 class AggregateError(ValueError):
@@ -62,7 +63,6 @@ class Report:
     directory: Path
     tables: Tables
     results: pd.DataFrame  # one row per run, condition and severity
-    planned: int
     notes: tuple[str, ...]  # what no reader may miss
     table: Table  # for a terminal
 
@@ -102,27 +102,27 @@ def aggregate(sweep: Path, intervals: bool = True) -> Report:
 def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, intervals: bool) -> Report:
     """Make all tables, then write all files."""
     table = summaries.measured(plan, found)
-    tables, gathered = from_counts(plan, found, table), evidence.Gathered({}, {}, [WITHOUT])
+    gathered = evidence.gather(plan, found) if intervals else evidence.Gathered({}, {}, [WITHOUT])
+    summary = evidence.with_intervals(summaries.summarise(plan, found, table), gathered.networks)
+    tables = from_counts(plan, found, table, summary)
     if intervals:
-        gathered = evidence.gather(plan, found)
-        tables = with_evidence(tables, plan, found, gathered)
+        tables = with_evidence(replace(tables, training=summaries.courses(plan, found)), gathered)
     about = _about(sweep, plan, table, common)
     notes = (*_strays(sweep, plan), *flaws(found), *gathered.notes)
     title = f"test accuracy in %: {about.title}" + (f"\n{figures.GENERATED}" if about.generated else "")
     shown = terminal_table(title, tables.networks, tables.summary, [*_progress(tables.runs), *notes])
     tables = replace(tables, summary=tables.summary[SUMMARY])
-    report = Report(sweep / "report", tables, table[RESULTS], len(plan), notes, shown)
+    report = Report(sweep / "report", tables, table[RESULTS], notes, shown)
     _write_tables(report, about)
     if intervals:
-        _write_page(report, about, found, gathered)
+        _write_page(report, about, found, table, gathered)
     else:
         _remove_pictures(report.directory)
     return report
 
 
-def from_counts(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame) -> Tables:
-    """All tables that need no predictions."""
-    summary = summaries.summarise(plan, found, table)
+def from_counts(plan: pd.DataFrame, found: list[Found], table: pd.DataFrame, summary: pd.DataFrame) -> Tables:
+    """All tables that need no predictions but for the intervals in `summary`."""
     return Tables(
         summary=summary,
         networks=summaries.describe(plan, found, summary),
@@ -147,28 +147,23 @@ def attacked(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
     return success_table(attacks, steps)
 
 
-def with_evidence(tables: Tables, plan: pd.DataFrame, found: list[Found], gathered: evidence.Gathered) -> Tables:
+def with_evidence(tables: Tables, gathered: evidence.Gathered) -> Tables:
     """Add what follows from the predictions galaxy by galaxy."""
-    known = gathered.networks
-    summary = evidence.with_intervals(tables.summary, known)
-    networks = summaries.describe(plan, found, summary)
+    known, networks = gathered.networks, tables.networks
     references = summaries.references(networks)
     errors, means = evidence.corruption_errors(known, references)
     if len(networks) > len(references):
         gathered.notes.append(
             "No mean corruption error where there is not exactly one conventional CNN to compare with."
         )
-    added = Tables(
-        summary=summary,
+    added = replace(
+        tables,
         networks=networks.drop(columns=list(means.columns[1:])).merge(means, on="label", how="left"),
         per_class=tables.per_class.merge(evidence.recall_intervals(known), on=["label", "class"], how="left"),
-        comparisons=evidence.compare(known),
-        corruption_error=errors,
-        hardest=evidence.hardest(known.values()),
-        training=summaries.courses(plan, found),
     )
-    given = {field.name: getattr(added, field.name) for field in fields(Tables) if len(getattr(added, field.name))}
-    return replace(tables, **given)
+    several = {"comparisons": evidence.compare(known), "corruption_error": errors}
+    several["hardest"] = evidence.hardest(known.values())
+    return replace(added, **{name: table for name, table in several.items() if len(table)})
 
 
 def flaws(found: list[Found]) -> list[str]:
@@ -242,32 +237,29 @@ def csv_text(table: pd.DataFrame) -> str:
     return out.getvalue()
 
 
-def _write_page(report: Report, about: About, found: list[Found], gathered: evidence.Gathered) -> None:
+def _write_page(
+    report: Report, about: About, found: list[Found], table: pd.DataFrame, gathered: evidence.Gathered
+) -> None:
     """Draw every figure, and put all on one page."""
     drawn = {name: draw(report.tables, about) for name, draw in figures.FIGURES.items()}
-    wrong = gathered.mistakes
-    of_runs = [details.read(f.run, f.table, wrong.get(f.run.run_id, ())) for f in found]
+    counts, wrong = dict(iter(table.groupby("run_id", sort=False))), gathered.mistakes
+    of_runs = [details.read(f.run, counts.get(f.run.run_id), wrong.get(f.run.run_id, ())) for f in found]
     galaxies = at_hand(found)
     rows = wanted(of_runs, report.tables.hardest) if galaxies else []
     pictures = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
     planned = [name for name in report.summary["condition"].unique() if name not in ("clean", ROTATION_MEAN[0])]
     shown = bool(rows and planned)  # without any, one of an earlier report is removed
-    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], planned, about) if galaxies and shown else None
+    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], planned, about.title) if galaxies and shown else None
     images = {name: _save(report.directory / name, figure) for name, figure in drawn.items()}
     given = {name: image for name, image in images.items() if image is not None}
     write(report.directory / "report.html", report.tables, about, of_runs, given, pictures, report.notes)
 
 
-def _contact_sheet(galaxies: Galaxies, rows: list[int], planned: list[str], about: About) -> Figure:
+def _contact_sheet(galaxies: Galaxies, rows: list[int], planned: list[str], title: str) -> Figure:
     """Show a few of the galaxies under every condition that is planned."""
-    import torch  # a report without pictures does without
+    from galaxyhpc.contact_sheet import of_galaxies  # imports torch, which a report without pictures does without
 
-    from galaxyhpc.contact_sheet import contact_sheet
-    from galaxyhpc.corruptions import Survey
-
-    images = torch.from_numpy(np.stack([galaxies.images[row] for row in rows])).float() / 255.0
-    survey = Survey(galaxies.mean, galaxies.pixel_scale)
-    return contact_sheet(images, torch.tensor(rows), survey, about.title, planned, about.generated)
+    return of_galaxies(galaxies, rows, title, planned)
 
 
 def _remove_pictures(directory: Path) -> None:
@@ -280,22 +272,18 @@ def _remove_pictures(directory: Path) -> None:
 def _save(path: Path, figure: Figure | None) -> bytes | None:
     """Write a figure as PNG and PDF, and return the PNG; without one remove both."""
     if figure is None:
-        for kind in ("png", "pdf"):
+        for kind in figure_files.KINDS:
             path.with_suffix(f".{kind}").unlink(missing_ok=True)
         return None
-    dots = min(150.0, WIDEST / figure.get_figwidth())
-    for kind, quirk in (("png", {}), ("pdf", {"CreationDate": None})):  # the same numbers give the same file
-        with replacing(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=dots, metadata=quirk)
-    return path.with_suffix(".png").read_bytes()
+    return figure_files.save(figure, path, min(150.0, WIDEST / figure.get_figwidth()))
 
 
 def at_hand(found: list[Found]) -> Galaxies | None:
     """Open the galaxies where they are converted; a report may be made where the data are not."""
-    config = next((f.config for f in found if f.config and f.table is not None and len(f.table)), None)
+    config = next((f.config for f in found if f.table is not None), None)
     with suppress(OSError, ValueError):
         galaxies = converted(config.data) if config else None
-        measured = {f.table["fingerprint"].iloc[0] for f in found if f.table is not None and len(f.table)}
+        measured = {f.table["fingerprint"].iloc[0] for f in found if f.table is not None}
         return galaxies if galaxies and measured == {galaxies.fingerprint} else None
     return None
 

@@ -206,9 +206,9 @@ def attack_run(
     with bar:
         for start in range(0, len(right), TOGETHER):
             part = right[start : start + TOGETHER]
-            images, labels = pictures.take(torch.from_numpy(test.rows[part].astype(np.int64)))
-            rows = torch.from_numpy(test.rows[part].astype(np.int64)).to(images.device)
-            found = attack(aim(network, images, labels, rows, config.batch_size), settings, go_on)
+            rows = torch.from_numpy(test.rows[part].astype(np.int64))
+            images, labels = pictures.take(rows)
+            found = attack(aim(network, images, labels, rows.to(images.device), config.batch_size), settings, go_on)
             if found is None:
                 return False
             table = pd.concat([table, _as_table(test, part, found)], ignore_index=True)

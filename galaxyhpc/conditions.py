@@ -6,6 +6,7 @@ Adding a condition is one row here and one function there. `a+b` is a condition 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MOST_PARTS = 3  # of a combination
@@ -102,6 +103,11 @@ def severities(name: str) -> tuple[float, ...]:
     if len(several) == 1:
         return tuple(CONDITIONS[name].parameters)
     return tuple(float(k + 1) for k in range(min(len(levels(part)) for part in several)))
+
+
+def pairs(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+    """Return every severity of these conditions, each with its condition."""
+    return tuple((name, severity) for name in names for severity in severities(name))
 
 
 def split(name: str, severity: float) -> list[tuple[str, float]]:

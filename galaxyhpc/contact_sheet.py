@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from galaxyhpc.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
 from galaxyhpc.corruptions import Survey, corrupt
+from galaxyhpc.data import Galaxies
 from galaxyhpc.figures import GENERATED
 
 COLUMNS = 6  # as they are, and five severities
@@ -59,6 +61,13 @@ def contact_sheet(
             found = corrupt(images, rows, name, severity, survey)
             _tile(axes, found, column * wide, top + ABOVE, described(name, severity))
     return figure
+
+
+def of_galaxies(galaxies: Galaxies, rows: Sequence[int], title: str, conditions: Sequence[str]) -> Figure:
+    """Draw galaxies of these rows of the data file under conditions."""
+    images = torch.from_numpy(np.stack([galaxies.images[row] for row in rows])).float() / 255.0
+    survey = Survey(galaxies.mean, galaxies.pixel_scale)
+    return contact_sheet(images, torch.tensor(rows), survey, title, conditions, galaxies.generated)
 
 
 def shown_severities(name: str) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from galaxyhpc.conditions import severities
+from galaxyhpc.conditions import pairs
 from galaxyhpc.config import RunConfig
 from galaxyhpc.networks import Network, images_per_pass, training_bytes
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of
@@ -175,7 +175,7 @@ def predict(config: RunConfig, network: Network, costs: Costs, tasks: int | None
     per_image = model.fixed + model.slope * expected(network.multiply_adds, config, _on_gpu(config))
     images = costs.galaxies * training_fraction(config) * config.train.epochs
     passes = BACKWARD + data.validation_fraction / training_fraction(config)
-    measured = sum(len(severities(name)) for name in config.evaluate.conditions)
+    measured = len(pairs(config.evaluate.conditions))
     answers = costs.galaxies * data.test_fraction * measured
     training = images * per_image / (tasks or config.resources.tasks)
     corrupted = EVALUATION_SECONDS if _on_gpu(config) else CORRUPTION_SECONDS * data.image_size**2

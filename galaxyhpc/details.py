@@ -17,17 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc import results
 from galaxyhpc.config import flat
 from galaxyhpc.history import in_words
-from galaxyhpc.metrics import metrics
-from galaxyhpc.results import Predictions
+from galaxyhpc.metrics import METRICS
+from galaxyhpc.results import CLEAN, Predictions
 from galaxyhpc.rundir import RunDir, readable
 
 MOST_EVENTS = 60
 MOST_MISTAKES = 12
 TRACE_LINES = 25
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece")
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,11 @@ class Details:
 
 
 def read(run: RunDir, counts: pd.DataFrame | None, wrong: tuple[Mistake, ...] = ()) -> Details:
-    """Read a run's directory; whoever reports has read the counts of `results`, and the `mistakes`, already."""
+    """Read a run's directory; whoever reports has its counts, with their METRICS, and its `mistakes` already."""
     table = pd.DataFrame(columns=["condition", "severity", *METRICS])
     confusion = None
-    if counts is not None and len(counts):
-        found = {name: values for name, values in metrics(results.counts(counts)).items() if name in METRICS}
-        table = counts[["condition", "severity"]].assign(**found).reset_index(drop=True)
+    if counts is not None:
+        table = counts[["condition", "severity", *METRICS]].reset_index(drop=True)
         clean = counts.loc[counts["condition"] == "clean", "confusion"]
         confusion = np.asarray(clean.iloc[0]) if len(clean) else None
     return Details(
@@ -84,7 +81,7 @@ def read(run: RunDir, counts: pd.DataFrame | None, wrong: tuple[Mistake, ...] = 
 
 def mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> tuple[Mistake, ...]:
     """Return the clean galaxies a run gets wrong, those first that it gets wrong under most conditions."""
-    clean = predictions.predicted.get(("clean", 0.0))
+    clean = predictions.predicted.get(CLEAN)
     if clean is None:
         return ()
     misses = np.array([classes != predictions.labels for classes in predictions.predicted.values()])

@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import attack, results
+from galaxyhpc import attack, conditions, results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
-from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import load_split, prepare
@@ -69,7 +68,7 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
 
 def wanted(config: RunConfig) -> list[tuple[str, float]]:
     """Return every (condition, severity) that this run is to be measured under."""
-    return [(name, severity) for name in config.evaluate.conditions for severity in severities(name)]
+    return list(conditions.pairs(config.evaluate.conditions))
 
 
 def halted(stop: Stop) -> bool:
@@ -93,7 +92,7 @@ def measure(task: Task, pair: tuple[str, float], stop: Stop) -> NDArray[np.float
 
 def calibrated(task: Task, measured: results.Measured, stop: Stop) -> results.Measured | None:
     """Add the temperature that the validation galaxies ask for; None where a signal came."""
-    logits = measure(replace(task, rows=task.validation), ("clean", 0.0), stop)
+    logits = measure(replace(task, rows=task.validation), results.CLEAN, stop)
     if logits is None:
         return None
     labels = task.pictures.labels.cpu()[task.validation].numpy()

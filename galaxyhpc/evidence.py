@@ -20,7 +20,7 @@ from galaxyhpc import results
 from galaxyhpc.details import Mistake, mistakes
 from galaxyhpc.metrics import consistency
 from galaxyhpc.planned import Found, PlanError
-from galaxyhpc.results import Pair, Predictions
+from galaxyhpc.results import CLEAN, Pair, Predictions
 from galaxyhpc.statistics import (
     accuracy_draws,
     corruption_error,
@@ -32,7 +32,6 @@ from galaxyhpc.statistics import (
 )
 from galaxyhpc.table import ROTATION_MEAN
 
-CLEAN: Pair = ("clean", 0.0)
 UNCOUNTED = ("clean", "rotation_control", ROTATION_MEAN[0])  # no corruptions: not part of a mean corruption error
 ALPHA = 0.05  # of the family of all pairs
 
@@ -76,7 +75,7 @@ def gather(plan: pd.DataFrame, found: list[Found]) -> Gathered:
     """
     runs: dict[str, dict[int, Found]] = defaultdict(dict)
     for label, seed, f in zip(plan["label"], plan["seed"], found, strict=True):
-        if f.table is not None and len(f.table):
+        if f.table is not None:
             runs[label][int(seed)] = f
     gathered, first = Gathered({}, {}, []), None
     for label, of_network in runs.items():

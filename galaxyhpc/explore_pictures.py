@@ -61,22 +61,15 @@ def opening(facts: Facts) -> Section:
 
 def noise(facts: Facts) -> Section:
     """Show a faint and a bright kind of galaxy under the noises that networks are measured under."""
-    import torch
+    from galaxyhpc.contact_sheet import of_galaxies
 
-    from galaxyhpc.contact_sheet import contact_sheet
-    from galaxyhpc.corruptions import Survey
-
-    galaxies = facts.galaxies
     rows = [_typical(facts, label) for label in NOISY]
-    pixels = torch.from_numpy(galaxies.images[rows]).float() / 255.0
-    survey = Survey(galaxies.mean, galaxies.pixel_scale)
     names = " and ".join(f"{CLASSES[label]}, row {row}" for label, row in zip(NOISY, rows, strict=True))
-    drawn = contact_sheet(pixels, torch.tensor(rows), survey, "Under noise", NOISES, galaxies.generated)
     figure = draw.framed(
         "Under noise",
         f"{names}: of median signal-to-noise in their classes. Networks are shown these very pixels.",
         f"Two galaxies ({names}) as they are and under {', '.join(NOISES)}, each from mild to severe.",
-        drawn,
+        of_galaxies(facts.galaxies, rows, "Under noise", NOISES),
         dpi=110,
     )
     return Section("Noise", figures=(figure,))

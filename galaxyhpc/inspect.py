@@ -19,7 +19,8 @@ from rich.console import Console
 
 from galaxyhpc import conditions, inspect_page
 from galaxyhpc.evaluate import NotTrainedError
-from galaxyhpc.latent import LatentError, Pair
+from galaxyhpc.latent import LatentError
+from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, readable, runs_of
 from galaxyhpc.subject import check_same_galaxies, features, subject
 from galaxyhpc.table import make_console
@@ -93,7 +94,7 @@ def asked_pairs(names: Sequence[str]) -> list[Pair]:
         if not conditions.is_condition(name):
             allowed = f"{', '.join(conditions.CONDITIONS)}, or several of them joined by +"
             raise LatentError(f"--conditions: found {readable(name)!r}; allowed: {allowed}")
-    return list(dict.fromkeys((name, severity) for name in names for severity in conditions.severities(name)))
+    return list(dict.fromkeys(conditions.pairs(names)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

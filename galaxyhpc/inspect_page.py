@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc import embedding, gradcam, inspect_figures, latent, page
+from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
 from galaxyhpc.calibration import probabilities
 from galaxyhpc.data import CLASSES
 from galaxyhpc.figures.sheet import About
 from galaxyhpc.inspect_figures import Panel
-from galaxyhpc.latent import CLEAN, Features, LatentError
-from galaxyhpc.rundir import replacing, write_text
+from galaxyhpc.latent import Features, LatentError
+from galaxyhpc.results import CLEAN
+from galaxyhpc.rundir import write_text
 from galaxyhpc.subject import Subject
 
 MOST_GALAXIES = 60  # in one figure
+DOTS = 130.0  # per inch
 CHOSEN = (
     "Of each class the most confidently right galaxy (left) and the most confidently wrong one, where there is one."
 )
@@ -148,12 +150,9 @@ def about(looked: Subject) -> About:
     return inspect_figures.about(looked.used.run.run_id, looked.generated)
 
 
-def written(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> tuple[bytes, tuple[str, ...]]:
+def written(figure: Figure, path: Path, kinds: Sequence[str] = figure_files.KINDS) -> tuple[bytes, tuple[str, ...]]:
     """Write a figure beside the page; return the PNG and the names of the files."""
-    for kind in kinds:
-        with replacing(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=130, metadata={"CreationDate": None} if kind == "pdf" else {})
-    return path.with_suffix(".png").read_bytes(), tuple(f"{path.name}.{kind}" for kind in kinds)
+    return figure_files.save(figure, path, DOTS, kinds), tuple(f"{path.name}.{kind}" for kind in kinds)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

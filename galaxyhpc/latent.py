@@ -34,13 +34,12 @@ from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN
 from galaxyhpc.models.steerable_cnn import StudyCNN
+from galaxyhpc.results import CLEAN, Pair
 from galaxyhpc.rundir import replacing
 
 SCHEMA = 1
 KINDS = ("penultimate", "pooled")
-CLEAN = ("clean", 0.0)
 
-Pair = tuple[str, float]  # a condition and its severity
 Array = NDArray[np.float32]
 
 
@@ -81,7 +80,7 @@ class Features:
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """Return a network without what stands before it: an opening, torchvision's normalisation."""
+    """Return a network without what stands before it, as torchvision's normalisation does."""
     while isinstance(inner := getattr(network, "network", None), nn.Module):
         network = inner
     return network

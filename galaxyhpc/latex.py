@@ -16,13 +16,14 @@ import pandas as pd
 
 from galaxyhpc.conditions import DEFAULT, described, is_condition
 from galaxyhpc.figures import GENERATED, About
+from galaxyhpc.figures.curves import KINDS
+from galaxyhpc.figures.sheet import ranked
 from galaxyhpc.tables import Tables
 
 ROWS, COLUMNS = 40, 8  # networks that fit a page as rows, and as columns
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
 SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 ABSENT = "--"
-DISCRETE = ("flip", "band_loss")  # whose severities are not more or less of the same
 BOLD = (
     "Bold: the best, and all that cannot be told apart from it (clean: paired comparisons, exact McNemar with Holm's "
     "correction and bootstrap; elsewhere: overlapping intervals)."
@@ -132,7 +133,7 @@ def _separable(best: str, comparisons: pd.DataFrame) -> dict[str, bool]:
 
 
 def _best(networks: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
-    order = networks.sort_values("accuracy_mean", ascending=False, kind="stable")
+    order = ranked(networks)
     left_out = len(order) > most
     return order[:most], f"Of {len(order)} networks, the {most} best on clean galaxies." if left_out else ""
 
@@ -158,7 +159,7 @@ def _hardest(summary: pd.DataFrame) -> list[tuple[str, str, float]]:
         if name in ("clean", "rotation", "rotation_control"):
             continue
         severities = [severity for condition, severity in there if condition == name]
-        for severity in severities if name in DISCRETE else severities[-1:]:
+        for severity in severities if name in KINDS else severities[-1:]:
             words = f"{name.replace('_', ' ').replace('+', ' + ')}, {described(name, severity)}"
             rows.append((escaped(words), name, severity))
     return rows

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galaxyhpc.statistics import bootstrap_interval as bootstrap_interval  # where it was before
-
 CLASSES = 10
 BINS = 15  # of the confidence, equally wide
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece")  # of `metrics`
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -36,6 +36,11 @@ MOST_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; 
 SCRIPT_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
+def data_uri(kind: str, image: bytes) -> str:
+    """Return a picture, `kind` png or jpeg, as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
@@ -91,7 +96,7 @@ class Figure:
 
     @property
     def uri(self) -> str:
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        return data_uri("png", self.png)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,7 @@ class Thumbnail:
 
     @property
     def uri(self) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+        return data_uri("jpeg", self.jpeg)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from galaxyhpc import results
+from galaxyhpc import conditions, results
 from galaxyhpc.attack_results import Attacked, wanted_attack
-from galaxyhpc.conditions import severities
 from galaxyhpc.config import RunConfig, flat
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, state
@@ -57,7 +56,7 @@ class Found:
     run: RunDir
     config: RunConfig | None = None
     pairs: tuple[Pair, ...] = ()  # conditions and severities that it is to be measured under
-    table: pd.DataFrame | None = None  # of results.read_counts, the planned pairs alone
+    table: pd.DataFrame | None = None  # of results.read_counts, the planned pairs alone; none where there is none
     reason: str = ""  # why it is not in; empty if it is
     attack: Attacked | None = None  # complete, and as planned
 
@@ -87,7 +86,7 @@ def find(run: RunDir) -> Found:
         return Found(run, reason="its directory is absent")
     try:
         config = run.load_config()
-        pairs = tuple((name, severity) for name in config.evaluate.conditions for severity in severities(name))
+        pairs = conditions.pairs(config.evaluate.conditions)
     except (OSError, ValueError) as error:
         return Found(run, reason=f"its config.json cannot be used: {_line(error)}")
     table = results.read_counts(run)
@@ -96,6 +95,7 @@ def find(run: RunDir) -> Found:
     measured, planned = list(zip(table["condition"], table["severity"], strict=True)), set(pairs)
     table = table[[pair in planned for pair in measured]]
     attack = wanted_attack(run, config.evaluate.attack, table["weights"].iloc[0]) if len(table) else None
+    table = table if len(table) else None
     lacks = _lacks(pairs, set(measured))
     if config.evaluate.attack.galaxies and attack is None:
         lacks = ", ".join(filter(None, (lacks, "the one-pixel attack")))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster, networks, slurm
-from galaxyhpc.conditions import severities
+from galaxyhpc.conditions import pairs
 from galaxyhpc.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
@@ -241,7 +241,7 @@ def _run_bytes(config: RunConfig, network: Network, galaxies: int, directory: Pa
     states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     if run.results_file.exists():
         return 0.0
-    measured = sum(len(severities(name)) for name in config.evaluate.conditions)
+    measured = len(pairs(config.evaluate.conditions))
     wanted = LOGS + 41 * measured * config.data.test_fraction * galaxies
     if not run.best_file.exists():
         wanted += (KEPT * states + 4) * network.parameters

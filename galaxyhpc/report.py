@@ -3,7 +3,7 @@
 Pure: tables, figures and pictures in, one file out, and the same file from the same runs, for it does not say when it
 was made. `details.read` gives what it needs of each run; `wanted` says which galaxies' pictures it can show.
 
-    of_runs = [details.read(found.run, found.table, results.read_predictions(found.run)) for found in ...]
+    of_runs = [details.read(found.run, counts, mistakes) for found in ...]
     rows = report.wanted(of_runs, tables.hardest)
     report.write(path, tables, about, of_runs, figures, dict(zip(rows, images[rows])), notes)
 """

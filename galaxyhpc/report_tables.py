@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.figures.sheet import names
+from galaxyhpc.figures.sheet import names, ranked
 from galaxyhpc.page import Column, Section, Table
 from galaxyhpc.run_pages import physical
 from galaxyhpc.table import ROTATION_MEAN, bold
@@ -98,7 +98,7 @@ def _by_condition(tables: Tables) -> tuple[Table, ...]:
     frame = tables.summary[tables.summary["accuracy_mean"].notna()]
     if len(frame):
         frame = _named(tables, frame).assign(strong=bold(frame))
-        order = {label: place for place, label in enumerate(_ranked(tables)["label"])}
+        order = {label: place for place, label in enumerate(ranked(tables.networks)["label"])}
         frame = frame.assign(place=frame["label"].map(order)).sort_values("place", kind="stable")
         frame = frame.assign(physical=list(map(cache(physical), frame["condition"], frame["severity"])))
     columns = (
@@ -170,20 +170,16 @@ def attack(tables: Tables) -> Section:
 
 def best(tables: Tables) -> str:
     """Say which network is best on clean galaxies, and how many cannot be told from it; empty where none is in."""
-    ranked = _ranked(tables).dropna(subset="accuracy_mean")
-    if ranked.empty:
+    measured = ranked(tables.networks).dropna(subset="accuracy_mean")
+    if measured.empty:
         return ""
-    first, others = ranked.iloc[0], ranked.iloc[1:]
+    first, others = measured.iloc[0], measured.iloc[1:]
     said = f"{names(tables.networks)[first['label']]}: {100 * first['accuracy_mean']:.1f} %"
     if not np.isfinite(first["ci_low"]):
         return f"{said}; without intervals nothing says by how much"
     near = int((others["ci_high"] >= first["ci_low"]).sum())
     said += f" ({100 * first['ci_low']:.1f}–{100 * first['ci_high']:.1f})"
     return f"{said}; the intervals of {near or 'no'} other{'s' * (near != 1)} overlap its own"
-
-
-def _ranked(tables: Tables) -> pd.DataFrame:
-    return tables.networks.sort_values("accuracy_mean", ascending=False, kind="stable")
 
 
 def _named(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from galaxyhpc.rundir import RunDir, replacing, write_text
 
 SCHEMA = 1
 Pair = tuple[str, float]  # a condition and its severity
+CLEAN: Pair = ("clean", 0.0)
 
 log = logging.getLogger(__name__)
 

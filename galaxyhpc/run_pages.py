@@ -5,7 +5,6 @@ What all runs share (settings, versions, pictures, the list of conditions) is wr
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 from galaxyhpc.conditions import described, is_condition, severities
 from galaxyhpc.details import Details
 from galaxyhpc.galaxy10 import CLASSES
-from galaxyhpc.page import rounded
+from galaxyhpc.page import data_uri, rounded
 from galaxyhpc.results import Pair
 
 UNIT = 1e-4
@@ -45,7 +44,7 @@ def run_pages(
         "pairs": [[name, severity, physical(name, severity)] for name, severity in pairs],
         "settings": settings,
         "provenance": provenance,
-        "pictures": {row: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for row, data in jpegs.items()},
+        "pictures": {row: data_uri("jpeg", data) for row, data in jpegs.items()},
     }
     pages: dict[str, Any] = {"shared": shared}
     for run in runs.to_dict("records"):

@@ -17,7 +17,8 @@ from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.corruptions import Survey
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.latent import CLEAN, Features, LatentError, Pair
+from galaxyhpc.latent import Features, LatentError
+from galaxyhpc.results import CLEAN, Pair
 from galaxyhpc.rundir import RunDir
 
 

@@ -12,13 +12,12 @@ import pandas as pd
 
 from galaxyhpc import conditions, results
 from galaxyhpc.galaxy10 import CLASSES
-from galaxyhpc.metrics import Counts, metrics, per_class, reliability
+from galaxyhpc.metrics import METRICS, Counts, metrics, per_class, reliability
 from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
 from galaxyhpc.results import Pair
 from galaxyhpc.statistics import pareto
 from galaxyhpc.table import ROTATION_MEAN
 
-METRICS = ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
 RATES = ["precision", "recall", "f1", "support"]
 COSTS = ("parameters", "multiply_adds")
 SCALED = ["nll", "brier", "ece"]  # what a temperature changes
@@ -38,7 +37,7 @@ def measured(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
     planned.PlanError
         where runs were measured on different galaxies
     """
-    tables = [f.table for f in found if f.table is not None and len(f.table)]
+    tables = [f.table for f in found if f.table is not None]
     if not tables:
         return pd.DataFrame(columns=[*results.COLUMNS, *ALL_METRICS, "parameter", "unit", *plan.columns.drop("run_id")])
     table = pd.concat(tables, ignore_index=True)

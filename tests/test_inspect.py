@@ -19,9 +19,10 @@ from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.figures import GENERATED
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
-from galaxyhpc.latent import CLEAN, Features, LatentError, Seen
+from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.results import CLEAN
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.subject import features, subject
 

@@ -32,7 +32,17 @@ LEVELS = (
         "corruptions",
         "augment",
     ),
-    ("data", "distributed", "models", "planned", "standing", "images", "contact_sheet", "explore_figures"),
+    (
+        "data",
+        "distributed",
+        "models",
+        "planned",
+        "standing",
+        "images",
+        "contact_sheet",
+        "figure_files",
+        "explore_figures",
+    ),
     (
         "alarms",
         "history",

@@ -20,6 +20,7 @@ from written import learn, make, tell
 from galaxyhpc import details, page, report, results
 from galaxyhpc.details import Details, Mistake
 from galaxyhpc.figures import GENERATED, About
+from galaxyhpc.metrics import metrics
 from galaxyhpc.results import Measured
 from galaxyhpc.tables import Tables
 
@@ -338,9 +339,9 @@ def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
     rows = np.array([10, 20, 30, 40], dtype=np.int32)
     logits = {("clean", 0.0): clean, ("shot_noise", 1.0): noisy}
     results.save(run, Measured(rows, labels, rows, logits, "w", "f", False))
-    predictions = results.read_predictions(run)
-    assert predictions is not None
-    found = details.read(run, results.read_counts(run), details.mistakes(predictions))
+    predictions, table = results.read_predictions(run), results.read_counts(run)
+    assert predictions is not None and table is not None
+    found = details.read(run, table.assign(**metrics(results.counts(table))), details.mistakes(predictions))
     assert found.mistakes == (Mistake(30, 2, 1, 1.0), Mistake(20, 1, 2, 0.5))
     assert found.settings["model.group"] == "C4" and found.measured["accuracy"].tolist() == [0.5, 0.5]
     assert [event.words.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from galaxyhpc.figures.sheet import About, Grid, best, folded, looks, name, plain, say, sheet, shown, write_cells
+from galaxyhpc.figures.sheet import About, Grid, best, folded, name, plain, say, sheet, shown, write_cells
 from galaxyhpc.tables import Tables
 
 CONFUSED, PANELS = 9, 12  # most networks in a figure
@@ -105,7 +105,7 @@ def training(tables: Tables, about: About) -> Figure | None:
     if tables.training.empty:
         return None
     chosen, note = best(tables.networks, PANELS)
-    named = looks(shown(tables)[0])
+    look = shown(tables)[1]
     notes = ["A line for each seed: grey of training galaxies (augmented), coloured of validation galaxies.", note]
     notes += ["Level line: always the commonest class."] if np.isfinite(about.chance) else []
     figure, panels = _pairs(about, "Training", notes, len(chosen), 2.6, 0.45)
@@ -118,7 +118,7 @@ def training(tables: Tables, about: About) -> Figure | None:
         upper.set_ylim(0, 100)
         lower.set_ylim(0, highest)
         if network["label"] in by_label:
-            _trained(upper, lower, by_label[network["label"]], named[network["label"]]["color"])
+            _trained(upper, lower, by_label[network["label"]], look[network["label"]]["color"])
         else:
             say(upper, "never begun")
         if np.isfinite(about.chance):
