@@ -16,30 +16,26 @@ rotation_mean is the accuracy over all angles together.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import gc
 import sys
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from galaxyhpc import details, evidence, figure_files, figures, latex, summaries
+from galaxyhpc import evidence, latex, summaries
 from galaxyhpc.attack_results import Attacked, AttackError, success_table
 from galaxyhpc.config import DataConfig
-from galaxyhpc.data import Galaxies, converted
-from galaxyhpc.figures import About
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
-from galaxyhpc.report import question, wanted, write
+from galaxyhpc.report import question
 from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, write_text
-from galaxyhpc.table import ROTATION_MEAN, make_console, terminal_table
-from galaxyhpc.tables import Tables
+from galaxyhpc.table import make_console, terminal_table
+from galaxyhpc.tables import GENERATED, About, Tables
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
 RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
@@ -47,7 +43,7 @@ SUMMARY = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds
 SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
 SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 WITHOUT = "No intervals were computed, so that nothing is bold, compared or drawn."
-WIDEST = 2400  # px of a figure
+QUOTE, SPECIAL = '"', ',"\r\n'  # what a CSV field is put into, and where it has to be
 BUDGETS = 40  # points of the curve of success against queries
 LINK_ARCSEC = DataConfig().link_arcsec  # frames nearer than this show the same sky
 
@@ -109,13 +105,15 @@ def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, in
         tables = with_evidence(replace(tables, training=summaries.courses(plan, found)), gathered)
     about = _about(sweep, plan, table, common)
     notes = (*_strays(sweep, plan), *flaws(found), *gathered.notes)
-    title = f"test accuracy in %: {about.title}" + (f"\n{figures.GENERATED}" if about.generated else "")
+    title = f"test accuracy in %: {about.title}" + (f"\n{GENERATED}" if about.generated else "")
     shown = terminal_table(title, tables.networks, tables.summary, [*_progress(tables.runs), *notes])
     tables = replace(tables, summary=tables.summary[SUMMARY])
     report = Report(sweep / "report", tables, table[RESULTS], notes, shown)
     _write_tables(report, about)
     if intervals:
-        _write_page(report, about, found, table, gathered)
+        from galaxyhpc.report_figures import write_page  # imports matplotlib, which tables do without
+
+        write_page(report.directory, report.tables, about, found, table, gathered.mistakes, notes)
     else:
         _remove_pictures(report.directory)
     return report
@@ -226,66 +224,34 @@ def _write_tables(report: Report, about: About) -> None:
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """Write numbers with 8 digits; half the time that pandas takes with a format, which tells on 1,000 runs."""
-    columns = {name: table[name].tolist() for name in table}
-    for name in table.select_dtypes("float"):
-        columns[name] = [f"{value:.8g}" if value == value else "" for value in columns[name]]
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(columns)
-    rows.writerows(zip(*columns.values(), strict=True))
-    return out.getvalue()
+    """Write numbers with 8 digits; a third of the time that pandas takes with a format, which tells on 1,000 runs."""
+    columns = [_written(table[name]) for name in table]
+    row = ",".join(form for form, _ in columns)
+    rows = zip(*(values for _, values in columns), strict=True)
+    return "\n".join([",".join(table.columns), *map(row.__mod__, rows), ""])
 
 
-def _write_page(
-    report: Report, about: About, found: list[Found], table: pd.DataFrame, gathered: evidence.Gathered
-) -> None:
-    """Draw every figure, and put all on one page."""
-    drawn = {name: draw(report.tables, about) for name, draw in figures.FIGURES.items()}
-    counts, wrong = dict(iter(table.groupby("run_id", sort=False))), gathered.mistakes
-    of_runs = [details.read(f.run, counts.get(f.run.run_id), wrong.get(f.run.run_id, ())) for f in found]
-    galaxies = at_hand(found)
-    rows = wanted(of_runs, report.tables.hardest) if galaxies else []
-    pictures = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
-    planned = [name for name in report.summary["condition"].unique() if name not in ("clean", ROTATION_MEAN[0])]
-    shown = bool(rows and planned)  # without any, one of an earlier report is removed
-    drawn["contact_sheet"] = _contact_sheet(galaxies, rows[:3], planned, about.title) if galaxies and shown else None
-    images = {name: _save(report.directory / name, figure) for name, figure in drawn.items()}
-    given = {name: image for name, image in images.items() if image is not None}
-    write(report.directory / "report.html", report.tables, about, of_runs, given, pictures, report.notes)
-
-
-def _contact_sheet(galaxies: Galaxies, rows: list[int], planned: list[str], title: str) -> Figure:
-    """Show a few of the galaxies under every condition that is planned."""
-    from galaxyhpc.contact_sheet import of_galaxies  # imports torch, which a report without pictures does without
-
-    return of_galaxies(galaxies, rows, title, planned)
+def _written(column: pd.Series[Any]) -> tuple[str, list[Any]]:
+    """Return how a value is written, and the values."""
+    kind = column.dtype.kind
+    if kind == "f" and column.notna().all():
+        return "%.8g", column.tolist()
+    if kind == "f":
+        return "%s", [f"{value:.8g}" if value == value else "" for value in column.tolist()]
+    if kind in "iub":
+        return "%s", column.tolist()
+    values = column.fillna("").tolist()
+    quoted = {text: f'"{text.replace(QUOTE, 2 * QUOTE)}"' for text in set(values) if set(text) & set(SPECIAL)}
+    return "%s", [quoted.get(text, text) for text in values]
 
 
 def _remove_pictures(directory: Path) -> None:
     """Remove what would show the numbers of an earlier report beside the tables of this one."""
     (directory / "report.html").unlink(missing_ok=True)
-    for name in (*figures.FIGURES, "contact_sheet"):
-        _save(directory / name, None)
+    if any(path.suffix in (".png", ".pdf") for path in directory.iterdir()):
+        from galaxyhpc.report_figures import remove
 
-
-def _save(path: Path, figure: Figure | None) -> bytes | None:
-    """Write a figure as PNG and PDF, and return the PNG; without one remove both."""
-    if figure is None:
-        for kind in figure_files.KINDS:
-            path.with_suffix(f".{kind}").unlink(missing_ok=True)
-        return None
-    return figure_files.save(figure, path, min(150.0, WIDEST / figure.get_figwidth()))
-
-
-def at_hand(found: list[Found]) -> Galaxies | None:
-    """Open the galaxies where they are converted; a report may be made where the data are not."""
-    config = next((f.config for f in found if f.table is not None), None)
-    with suppress(OSError, ValueError):
-        galaxies = converted(config.data) if config else None
-        measured = {f.table["fingerprint"].iloc[0] for f in found if f.table is not None}
-        return galaxies if galaxies and measured == {galaxies.fingerprint} else None
-    return None
+        remove(directory)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -294,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path, help="runs/NAME")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     options = parser.parse_args(arguments)
+    gc.set_threshold(100_000)  # nothing of 1,000 runs is garbage, and looking for it takes a tenth of the time
     try:
         report = aggregate(options.sweep, intervals=not options.no_intervals)
     except AggregateError as error:

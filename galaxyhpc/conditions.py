@@ -74,6 +74,10 @@ CONDITIONS = {
         said="peak {:g} x full scale",
     ),
 }
+KINDS = {  # severities that are not more or less of the same
+    "flip": {1.0: "left-right", 2.0: "upside-down"},
+    "band_loss": {1.0: "no z", 2.0: "no r", 3.0: "no g"},
+}
 DEFAULT = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from galaxyhpc.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import Galaxies
-from galaxyhpc.figures import GENERATED
+from galaxyhpc.tables import GENERATED
 
 COLUMNS = 6  # as they are, and five severities
 HEIGHT = 1.2  # inches of a galaxy

@@ -20,7 +20,9 @@ from galaxyhpc import results
 from galaxyhpc.details import Mistake, mistakes
 from galaxyhpc.metrics import consistency
 from galaxyhpc.planned import Found, PlanError
+from galaxyhpc.processes import mapped
 from galaxyhpc.results import CLEAN, Pair, Predictions
+from galaxyhpc.rundir import RunDir
 from galaxyhpc.statistics import (
     accuracy_draws,
     corruption_error,
@@ -49,6 +51,7 @@ class Evidence:
     draws: dict[Pair, Floats]  # (draws,) of the same
     consistency: dict[Pair, float]  # with the prediction on clean galaxies, mean over seeds
     clean: dict[int, NDArray[np.uint8]]  # training seed -> (n,) predictions on clean galaxies
+    recalls: pd.DataFrame  # class, recall_low, recall_high: intervals on clean galaxies, where there are any
 
     def right(self, seed: int) -> NDArray[np.bool_]:
         """(n,) whether a seed classifies each clean galaxy rightly."""
@@ -78,23 +81,38 @@ def gather(plan: pd.DataFrame, found: list[Found]) -> Gathered:
         if f.table is not None:
             runs[label][int(seed)] = f
     gathered, first = Gathered({}, {}, []), None
-    for label, of_network in runs.items():
-        read = {seed: _borne_out(f) for seed, f in of_network.items()}
-        unreadable = [of_network[seed].run.run_id for seed, some in read.items() if some is None]
-        if unreadable:
-            who = ", ".join(unreadable)
-            gathered.notes.append(f"{label}: no intervals, for predictions.h5 of {who} is absent or damaged.")
+    read = mapped(_read, list(runs.values()), "predictions", least=20)
+    for (label, of_network), found_there in zip(runs.items(), read, strict=True):
+        if isinstance(found_there, str):
+            gathered.notes.append(f"{label}: no intervals, for predictions.h5 of {found_there} is absent or damaged.")
             continue
-        sound = {seed: some for seed, some in read.items() if some is not None}
-        for seed, some in sound.items():
-            first = first or (of_network[seed].run.run_id, some.rows)
-            if not np.array_equal(some.rows, first[1]):
-                which = f"{first[0]} and {of_network[seed].run.run_id}"
-                raise PlanError(f"plan.csv: {which} were measured on different test galaxies; allowed is one split")
-        pairs = {seed: of_network[seed].pairs for seed in sound}
-        gathered.networks[label] = _evidence(sound, pairs)
-        gathered.mistakes.update({of_network[seed].run.run_id: mistakes(some) for seed, some in sound.items()})
+        one, wrong = found_there
+        here = next(iter(of_network.values())).run
+        first = first or (here, one.rows)
+        _refuse_other_galaxies(*first, here, one.rows)
+        gathered.networks[label] = one
+        gathered.mistakes.update(wrong)
     return gathered
+
+
+def _read(of_network: dict[int, Found]) -> tuple[Evidence, dict[str, tuple[Mistake, ...]]] | str:
+    """Return a network's evidence and its runs' mistakes, or name the runs whose predictions are no evidence."""
+    read = {seed: _borne_out(f) for seed, f in of_network.items()}
+    sound = {seed: some for seed, some in read.items() if some is not None}
+    runs = {seed: f.run for seed, f in of_network.items()}
+    if len(sound) < len(read):
+        return ", ".join(runs[seed].run_id for seed in read if seed not in sound)
+    first = next(iter(sound))
+    for seed, some in sound.items():
+        _refuse_other_galaxies(runs[first], sound[first].rows, runs[seed], some.rows)
+    wrong = {runs[seed].run_id: mistakes(some) for seed, some in sound.items()}
+    return _evidence(sound, {seed: f.pairs for seed, f in of_network.items()}), wrong
+
+
+def _refuse_other_galaxies(a: RunDir, rows: NDArray[np.int32], b: RunDir, others: NDArray[np.int32]) -> None:
+    if not np.array_equal(rows, others):
+        which = f"{a.run_id} and {b.run_id}"
+        raise PlanError(f"plan.csv: {which} were measured on different test galaxies; allowed is one split")
 
 
 def _borne_out(f: Found) -> Predictions | None:
@@ -135,7 +153,8 @@ def _evidence(read: dict[int, Predictions], planned: Mapping[int, Sequence[Pair]
         if angles and angles <= some.keys():
             some[ROTATION_MEAN] = float(np.mean([some[angle] for angle in angles]))
     clean_of = {seed: some.predicted[CLEAN] for seed, some in read.items() if CLEAN in some.predicted}
-    return Evidence(one.rows, one.labels, one.groups, means, drawn, same, clean_of)
+    recalls = _recall_intervals(one, clean_of)
+    return Evidence(one.rows, one.labels, one.groups, means, drawn, same, clean_of, recalls)
 
 
 def with_intervals(summary: pd.DataFrame, known: dict[str, Evidence]) -> pd.DataFrame:
@@ -145,8 +164,8 @@ def with_intervals(summary: pd.DataFrame, known: dict[str, Evidence]) -> pd.Data
         low, high = percentile_interval(np.array(list(one.draws.values())))
         for pair, *interval in zip(one.draws, low.tolist(), high.tolist(), strict=True):
             limits[(label, *pair)] = (*interval, one.consistency.get(pair, np.nan))
-    index = summary.set_index(["label", "condition", "severity"]).index
-    columns = np.array([limits.get(key, (np.nan,) * 3) for key in index]).reshape(-1, 3).T
+    keys = zip(*(summary[name].tolist() for name in ("label", "condition", "severity")), strict=True)
+    columns = np.array([limits.get(key, (np.nan,) * 3) for key in keys]).reshape(-1, 3).T
     return summary.assign(**dict(zip(("ci_low", "ci_high", "consistency"), columns, strict=True)))
 
 
@@ -224,24 +243,23 @@ def corruption_errors(known: dict[str, Evidence], references: dict[str, str]) ->
     )
 
 
+def _recall_intervals(one: Predictions, clean: Mapping[int, NDArray[np.uint8]]) -> pd.DataFrame:
+    numbers = np.unique(one.labels)
+    of_class = one.labels == numbers[:, None]
+    right = np.array([of_class & (predicted == one.labels) for predicted in clean.values()])
+    if not len(right):
+        return pd.DataFrame(columns=["class"])
+    hits = accuracy_draws(right, one.groups, trainings=tuple(clean))
+    galaxies = accuracy_draws(of_class[None], one.groups)  # the same for all seeds
+    # a draw without the class has no recall
+    recall = np.divide(hits, galaxies, out=np.full(hits.shape, np.nan), where=galaxies > 0)
+    low, high = np.nanquantile(recall, [0.025, 0.975], axis=-1)
+    return pd.DataFrame({"class": numbers, "recall_low": low, "recall_high": high})
+
+
 def recall_intervals(known: dict[str, Evidence]) -> pd.DataFrame:
     """Intervals of the recall of each class on clean galaxies: label, class, recall_low, recall_high."""
-    found, drawn = [], {}
-    for label, one in known.items():
-        numbers = np.unique(one.labels)
-        of_class = one.labels == numbers[:, None]
-        seeds = tuple(one.clean)
-        if not seeds:
-            continue
-        right = np.array([one.right(seed) & of_class for seed in seeds])
-        hits = accuracy_draws(right, one.groups, trainings=seeds)
-        if seeds not in drawn:  # the same galaxies for all networks
-            drawn[seeds] = accuracy_draws(np.broadcast_to(of_class, right.shape), one.groups, trainings=seeds)
-        galaxies = drawn[seeds]
-        # a draw without the class has no recall
-        recall = np.divide(hits, galaxies, out=np.full(hits.shape, np.nan), where=galaxies > 0)
-        low, high = np.nanquantile(recall, [0.025, 0.975], axis=-1)
-        found.append(pd.DataFrame({"label": label, "class": numbers, "recall_low": low, "recall_high": high}))
+    found = [one.recalls.assign(label=label) for label, one in known.items() if len(one.recalls)]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["label", "class"])
 
 

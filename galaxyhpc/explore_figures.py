@@ -17,8 +17,9 @@ from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
 from galaxyhpc import page
-from galaxyhpc.figures.sheet import GENERATED, PALETTE, plain
+from galaxyhpc.figures.sheet import PALETTE, plain
 from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.tables import GENERATED
 
 WARNING = "#B00020"
 TILE = 1.2  # inches, side of a picture

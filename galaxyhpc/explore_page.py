@@ -9,10 +9,10 @@ from galaxyhpc import explore_figures as draw
 from galaxyhpc import page
 from galaxyhpc.explore_pictures import examples, noise, opening
 from galaxyhpc.facts import APERTURE, BORDER, Facts, split_counts, spread
-from galaxyhpc.figures.sheet import GENERATED
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table
 from galaxyhpc.split import SAME_ARCSEC, SPLITS
+from galaxyhpc.tables import GENERATED
 
 SHOWN = 4  # pairs of each kind as pictures
 BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))

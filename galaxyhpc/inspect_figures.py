@@ -16,9 +16,10 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from galaxyhpc import conditions
-from galaxyhpc.figures.sheet import About, Grid, Look, folded, looks, plain, room, sheet
+from galaxyhpc.figures.sheet import Grid, Look, folded, looks, plain, room, sheet
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.gradcam import Choice
+from galaxyhpc.tables import About
 
 COLOURS = [colormaps["tab10"](number) for number in range(len(CLASSES))]
 MARKERS = "osD^v<>PX*"  # with the colours: ten colours alone are too many for many eyes

@@ -16,12 +16,12 @@ from rich.progress import track
 from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
 from galaxyhpc.calibration import probabilities
 from galaxyhpc.data import CLASSES
-from galaxyhpc.figures.sheet import About
 from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.results import CLEAN
 from galaxyhpc.rundir import write_text
 from galaxyhpc.subject import Subject
+from galaxyhpc.tables import About
 
 MOST_GALAXIES = 60  # in one figure
 DOTS = 130.0  # per inch

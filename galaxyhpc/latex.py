@@ -14,11 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.conditions import DEFAULT, described, is_condition
-from galaxyhpc.figures import GENERATED, About
-from galaxyhpc.figures.curves import KINDS
-from galaxyhpc.figures.sheet import ranked
-from galaxyhpc.tables import Tables
+from galaxyhpc.conditions import DEFAULT, KINDS, described, is_condition
+from galaxyhpc.tables import GENERATED, About, Tables, ranked
 
 ROWS, COLUMNS = 40, 8  # networks that fit a page as rows, and as columns
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}

@@ -92,8 +92,10 @@ def find(run: RunDir) -> Found:
     table = results.read_counts(run)
     if table is None:
         return Found(run, config, pairs, reason=_why(run))
-    measured, planned = list(zip(table["condition"], table["severity"], strict=True)), set(pairs)
-    table = table[[pair in planned for pair in measured]]
+    measured = list(zip(table["condition"].tolist(), table["severity"].tolist(), strict=True))
+    planned = set(pairs)
+    if not planned.issuperset(measured):
+        table = table[[pair in planned for pair in measured]]
     attack = wanted_attack(run, config.evaluate.attack, table["weights"].iloc[0]) if len(table) else None
     table = table if len(table) else None
     lacks = _lacks(pairs, set(measured))

@@ -25,12 +25,11 @@ from PIL import Image
 from galaxyhpc import page, report_tables
 from galaxyhpc.captions import caption, captioned
 from galaxyhpc.details import Details
-from galaxyhpc.figures import GENERATED, About
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table, Thumbnail
 from galaxyhpc.run_pages import run_pages
 from galaxyhpc.rundir import write_text
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import GENERATED, About, Tables
 
 MOST_PICTURES = 400  # of galaxies, about 3 kB each
 PICTURE_SIDE = 96  # px

@@ -10,11 +10,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.figures.sheet import names, ranked
 from galaxyhpc.page import Column, Section, Table
 from galaxyhpc.run_pages import physical
 from galaxyhpc.table import ROTATION_MEAN, bold
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import Tables, names, ranked
 
 
 def _percent(head: str, source: str) -> Column:

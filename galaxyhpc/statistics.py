@@ -46,10 +46,11 @@ def accuracy_draws(
     """
     labels, of_galaxy, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order, starts = np.argsort(of_galaxy, kind="stable"), np.cumsum(sizes) - sizes
-    per_group = np.add.reduceat(correct[..., order], starts, axis=-1, dtype=np.float32)
+    per_galaxy = correct.reshape(-1, correct.shape[-1]).T[order]
+    per_group = np.add.reduceat(per_galaxy, starts, dtype=np.float32)  # along rows of memory: twice as fast
     times = _draws(len(labels), draws, (seed, len(labels)))
     chosen = _draws(len(correct), draws, (seed + 1, *(trainings or range(len(correct)))))
-    hits = per_group.reshape(-1, len(labels)) @ times.T  # one product takes half the time of S
+    hits = per_group.T @ times.T  # one product takes half the time of S
     right = np.einsum("skb,bs->kb", hits.reshape(*correct.shape[:2], draws), chosen, dtype=np.float64)
     accuracy: Floats = right / (len(correct) * (times @ sizes.astype(np.float64)))
     return accuracy

@@ -5,14 +5,16 @@ Means are over runs, never over networks; what is not in is nan, and says how ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from galaxyhpc import conditions, results
 from galaxyhpc.galaxy10 import CLASSES
-from galaxyhpc.metrics import METRICS, Counts, metrics, per_class, reliability
+from galaxyhpc.metrics import BINS, METRICS, Counts, metrics, per_class, reliability
 from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
 from galaxyhpc.results import Pair
 from galaxyhpc.statistics import pareto
@@ -55,10 +57,10 @@ def measured(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
 
 def physical(table: pd.DataFrame) -> pd.DataFrame:
     """Add what a severity means: parameter and unit."""
-    pairs = table[["condition", "severity"]].drop_duplicates()
-    known = [pair[0] != ROTATION_MEAN[0] for pair in pairs.itertuples(index=False, name=None)]
-    values = {pair: (conditions.parameter(*pair), conditions.unit(pair[0])) for pair in map(tuple, pairs[known].values)}
-    here = [values.get(pair, (np.nan, "")) for pair in zip(table["condition"], table["severity"], strict=True)]
+    pairs = list(zip(table["condition"].tolist(), table["severity"].tolist(), strict=True))
+    known = set(pairs) - {ROTATION_MEAN}
+    meant = {pair: (conditions.parameter(*pair), conditions.unit(pair[0])) for pair in known}
+    here = [meant.get(pair, (np.nan, "")) for pair in pairs]
     return table.assign(parameter=[value for value, _ in here], unit=[unit for _, unit in here])
 
 
@@ -141,46 +143,47 @@ def references(networks: pd.DataFrame) -> dict[str, str]:
 
 def classes(table: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall and F1 by class on clean galaxies, means over seeds; see `tables.Tables.per_class`."""
-
-    def rates(counts: Counts) -> pd.DataFrame:
-        # pandas leaves out what is nan: a class that one seed never predicts has no precision there
-        means = {name: pd.DataFrame(values).mean() for name, values in per_class(counts).items()}
-        return pd.DataFrame({"class": range(len(CLASSES)), "name": CLASSES, **means})
-
-    return _by_network(table, rates, ["class", "name", *RATES])
+    clean = table[table["condition"] == "clean"]
+    found = _long(clean["label"], {"class": len(CLASSES)}, per_class(results.counts(clean)))
+    # pandas leaves out what is nan: a class that one seed never predicts has no precision there
+    means = found.groupby(["label", "class"], sort=False)[RATES].mean().reset_index()
+    return means.assign(name=np.array(CLASSES)[means["class"]])[["label", "class", "name", *RATES]]
 
 
 def confusions(table: pd.DataFrame) -> pd.DataFrame:
     """Confusion matrices on clean galaxies, summed over seeds: label, truth, predicted, count."""
-
-    def cells(counts: Counts) -> pd.DataFrame:
-        truth, predicted = np.indices((len(CLASSES), len(CLASSES))).reshape(2, -1)
-        return pd.DataFrame({"truth": truth, "predicted": predicted, "count": counts.confusion.sum(axis=0).ravel()})
-
-    return _by_network(table, cells, ["truth", "predicted", "count"])
+    labels, together = _together(table)
+    return _long(labels, {"truth": len(CLASSES), "predicted": len(CLASSES)}, {"count": together.confusion})
 
 
 def reliabilities(table: pd.DataFrame) -> pd.DataFrame:
     """Reliability on clean galaxies, seeds together, raw and scaled; see `tables.Tables.reliability`."""
-
-    def bins(counts: Counts) -> pd.DataFrame:
-        together = Counts(*(values.sum(axis=0) for values in vars(counts).values()))
-        return pd.DataFrame(reliability(together)).rename_axis("bin").reset_index()
-
-    names = ["bin", "galaxies", "accuracy", "confidence"]
-    raw, scaled = (_by_network(table, bins, names, scaled) for scaled in (False, True))
-    return pd.concat([raw.assign(scaled=False), scaled.assign(scaled=True)], ignore_index=True)
+    parts = []
+    for scaled in (False, True):
+        labels, together = _together(table, scaled)
+        parts.append(_long(labels, {"bin": BINS}, reliability(together)).assign(scaled=scaled))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _by_network(
-    table: pd.DataFrame, rows: Callable[[Counts], pd.DataFrame], columns: list[str], scaled: bool = False
-) -> pd.DataFrame:
-    """Make the same rows of every network's counts on clean galaxies, seeds stacked."""
+def _together(table: pd.DataFrame, scaled: bool = False) -> tuple[pd.Index[Any], Counts]:
+    """Add up each network's counts on clean galaxies over its seeds."""
     clean = table[table["condition"] == "clean"]
-    networks = clean.groupby("label", sort=False)
-    parts = [rows(results.counts(of, scaled)).assign(label=label) for label, of in networks]
-    named = ["label", *columns]
-    return pd.concat(parts, ignore_index=True)[named] if parts else pd.DataFrame(columns=named)
+    network, labels = pd.factorize(clean["label"])
+
+    def added(values: NDArray[Any]) -> NDArray[Any]:
+        sums = np.zeros((len(labels), *values.shape[1:]), values.dtype)
+        np.add.at(sums, network, values)
+        return sums
+
+    return labels, Counts(*map(added, vars(results.counts(clean, scaled)).values()))
+
+
+def _long(labels: Iterable[Any], axes: dict[str, int], values: dict[str, NDArray[Any]]) -> pd.DataFrame:
+    """Write arrays (L, *axes) as a table with a row for each number, and a column of labels."""
+    of_label = np.array(list(labels), dtype=object)
+    places = np.indices((len(of_label), *axes.values())).reshape(1 + len(axes), -1)
+    columns = {"label": of_label[places[0]], **dict(zip(axes, places[1:], strict=True))}
+    return pd.DataFrame(columns | {name: array.ravel() for name, array in values.items()})
 
 
 def courses(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:

@@ -24,10 +24,13 @@ HEADS = (
     *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5", "mean corruption\nerror, CNN = 1"),
 )
 
+PAIR = ["condition", "severity"]
+SHOWN = ["accuracy_mean", "ci_low", "ci_high", "seeds_done"]
+
 LOG_WIDTH = 170
 
 Cell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
-Cells = dict[tuple[str, str, float], Cell]
+Cells = dict[tuple[str, float], Cell]  # of a network, by condition and severity
 
 
 def make_console() -> Console:
@@ -50,45 +53,48 @@ def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, no
     cells = _cells(networks, summary)
     order: list[tuple[float, int, dict[Any, Any]]] = []
     for network in networks.to_dict("records"):
-        clean = cells.get((network["label"], "clean", 0.0), {"accuracy_mean": math.nan})["accuracy_mean"]
+        clean = cells[network["label"]].get(("clean", 0.0), {"accuracy_mean": math.nan})["accuracy_mean"]
         order.append((-clean if math.isfinite(clean) else 1.0, len(order), network))
     for _, _, network in sorted(order, key=lambda entry: entry[:2]):
-        table.add_row(*_row(network, cells))
-    table.caption = Text("\n".join([*_explanations(networks, cells), *notes]), style="not italic")
+        table.add_row(*_row(network, cells[network["label"]]))
+    table.caption = Text(
+        "\n".join([*_explanations(networks, [cell for own in cells.values() for cell in own.values()]), *notes]),
+        style="not italic",
+    )
     return table
 
 
-def _cells(networks: pd.DataFrame, summary: pd.DataFrame) -> Cells:
-    """Key the summary by network, condition and severity, leaving out what no seed has."""
+def _cells(networks: pd.DataFrame, summary: pd.DataFrame) -> dict[str, Cells]:
+    """Key what the table shows of the summary by network, leaving out what no seed has."""
     done = summary["label"].map(networks.set_index("label")["seeds_done"])
-    marked = summary.assign(bold=bold(summary), other=summary["seeds_done"] != done)
-    cells = marked[marked["seeds_done"] > 0].to_dict("records")
-    return {
-        (cell["label"], cell["condition"], cell["severity"]): {str(k): v for k, v in cell.items()} for cell in cells
-    }
+    marked = summary[[*PAIR, *SHOWN]].assign(bold=bold(summary), other=summary["seeds_done"] != done)
+    cells: dict[str, Cells] = {label: {} for label in networks["label"]}
+    measured = marked[marked["seeds_done"] > 0]
+    for label, cell in zip(summary.loc[measured.index, "label"], measured.to_dict("records"), strict=True):
+        cells[label][cell["condition"], cell["severity"]] = {str(name): value for name, value in cell.items()}
+    return cells
 
 
 def bold(summary: pd.DataFrame) -> pd.Series:
     """Mark, for each condition and severity, the best mean and all whose intervals overlap its own."""
     measured = summary[summary["accuracy_mean"].notna()]
-    best = measured.loc[measured.groupby(["condition", "severity"])["accuracy_mean"].idxmax()]
-    pairs = ["condition", "severity"]
-    rival = summary[pairs].merge(best[[*pairs, "ci_low", "ci_high"]], on=pairs, how="left").set_index(summary.index)
+    best = measured.loc[measured.groupby(PAIR)["accuracy_mean"].idxmax()]
+    rival = summary[PAIR].merge(best[[*PAIR, "ci_low", "ci_high"]], on=PAIR, how="left").set_index(summary.index)
     return (summary["ci_high"] >= rival["ci_low"]) & (summary["ci_low"] <= rival["ci_high"])
 
 
 def _row(network: dict[Any, Any], cells: Cells) -> list[Text]:
     label, done, planned = network["label"], network["seeds_done"], network["seeds_planned"]
-    angles = [cell for (of, condition, _), cell in cells.items() if (of, condition) == (label, "rotation")]
+    angles = [cell for (condition, _), cell in cells.items() if condition == "rotation"]
     worst = min(angles, key=lambda cell: float(cell["accuracy_mean"]), default=None)
     return [
         Text(label),
         Text(f"{network['parameters']:,}"),
         Text(f"{done}/{planned}{'†' if done < planned else ''}"),
-        _with_interval(cells.get((label, "clean", 0.0))),
-        _with_interval(cells.get((label, *ROTATION_MEAN))),
+        _with_interval(cells.get(("clean", 0.0))),
+        _with_interval(cells.get(ROTATION_MEAN)),
         _percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),
-        *(_side_by_side([cells.get((label, name, s)) for s in some]) for name, some in NOISES.items()),
+        *(_side_by_side([cells.get((name, s)) for s in some]) for name, some in NOISES.items()),
         _corruption_error(network),
     ]
 
@@ -118,15 +124,15 @@ def _side_by_side(cells: list[Cell | None]) -> Text:
     return Text(" / ").join([_percent(cell) for cell in cells])
 
 
-def _explanations(networks: pd.DataFrame, cells: Cells) -> list[str]:
+def _explanations(networks: pd.DataFrame, cells: list[Cell]) -> list[str]:
     """Say what the signs mean that occur."""
     said = []
-    if any(math.isfinite(cell["ci_low"]) for cell in cells.values()):
+    if any(math.isfinite(cell["ci_low"]) for cell in cells):
         said.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and pieces of sky).")
-    if any(cell["bold"] for cell in cells.values()):
+    if any(cell["bold"] for cell in cells):
         said.append("Bold: the best, and all whose intervals overlap the best's: they cannot be told apart.")
     if (networks["seeds_done"] < networks["seeds_planned"]).any():
         said.append("†: not all planned seeds are in.")
-    if any(cell["other"] for cell in cells.values()):
+    if any(cell["other"] for cell in cells):
         said.append("[k]: a mean over k seeds, not over the number in the column seeds.")
     return said

@@ -7,8 +7,24 @@ absent is a table without rows, and such a table may lack columns too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
+
+GENERATED = "GENERATED galaxies (demo)"
+
+
+@dataclass(frozen=True)
+class About:
+    """What every table and figure of a sweep says of it, and what its page says besides."""
+
+    title: str
+    generated: bool  # demo galaxies
+    chance: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
+    question: str = ""  # that the sweep asks: paragraphs with an empty line between
+    fingerprint: str = ""  # of the data file; empty where nothing is measured
+    galaxies: int = 0  # test galaxies, 0 where nothing is measured
+    common: str = ""  # what all networks share
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,3 +55,21 @@ class Tables:
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
     # row (of the galaxy), truth, predicted (its commonest mistake), wrong (fraction of complete runs)
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def ranked(networks: pd.DataFrame) -> pd.DataFrame:
+    """Order networks from the best on clean galaxies to the worst, unmeasured ones last."""
+    return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
+
+
+def name(network: dict[Any, Any], seeds: str | None = None) -> str:
+    """Name a network with what a reader must know of it: its flaw, and how many of its seeds are in."""
+    done, planned = network["seeds_done"], network["seeds_planned"]
+    if seeds is None:
+        seeds = "" if done == planned else f"{done}/{planned} seeds"
+    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds) if part)
+
+
+def names(networks: pd.DataFrame) -> dict[str, str]:
+    """Name networks by their labels."""
+    return {str(network["label"]): name(network) for network in networks.to_dict("records")}

@@ -19,8 +19,8 @@ from test_galaxy10 import write_file
 from galaxyhpc import demo, explore, explore_page
 from galaxyhpc.data import prepare
 from galaxyhpc.facts import gather
-from galaxyhpc.figures import GENERATED
 from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.tables import GENERATED
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 

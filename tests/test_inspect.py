@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from galaxyhpc import embedding, inspect_figures, inspect_page, latent
 from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig
-from galaxyhpc.figures import GENERATED
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
 from galaxyhpc.latent import Features, LatentError, Seen
@@ -25,6 +24,7 @@ from galaxyhpc.models.layers import FieldBatchNorm
 from galaxyhpc.results import CLEAN
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.subject import features, subject
+from galaxyhpc.tables import GENERATED
 
 SIDE = 33
 D4 = ModelConfig(group="D4", scale=0.1)

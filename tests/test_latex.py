@@ -11,8 +11,7 @@ import pytest
 from made import STUDY, tables
 
 from galaxyhpc import latex
-from galaxyhpc.figures import GENERATED, About
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import GENERATED, About, Tables
 
 ABOUT = About("all_groups: 50 % of $\\mu$_x {y} & #1 ~^<>", generated=False, chance=0.148)
 FLAW = "flattening head (not invariant)"

@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1]
 # from the foundation up: a module imports from lower levels, or sideways within its own
 LEVELS = (
     ("statistics",),
-    ("provenance", "randomness", "e2cnn_compat", "located", "metrics", "morphology", "table", "averaging", "tables"),
+    (
+        "provenance",
+        "randomness",
+        "e2cnn_compat",
+        "located",
+        "metrics",
+        "morphology",
+        "table",
+        "averaging",
+        "tables",
+        "processes",
+    ),
     ("conditions",),
     ("figures", "latex"),
     ("page",),
@@ -56,7 +67,7 @@ LEVELS = (
         "fsck",
         "facts",
     ),
-    ("details", "run_pages", "captions", "report_tables", "report", "evidence", "summaries"),
+    ("details", "run_pages", "captions", "report_tables", "report", "evidence", "summaries", "report_figures"),
     ("trainer", "evaluate", "aggregate", "classifier", "explore_pictures", "explore_page"),
     ("latent", "gradcam", "embedding", "subject", "inspect_figures", "inspect_page"),
     ("jobs",),

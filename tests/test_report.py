@@ -19,10 +19,9 @@ from written import learn, make, tell
 
 from galaxyhpc import details, page, report, results
 from galaxyhpc.details import Details, Mistake
-from galaxyhpc.figures import GENERATED, About
 from galaxyhpc.metrics import metrics
 from galaxyhpc.results import Measured
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import GENERATED, About, Tables
 
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"

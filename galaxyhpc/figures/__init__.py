@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from galaxyhpc.figures.comparison import consistency, corruption_error, groups, pareto
 from galaxyhpc.figures.curves import angle, attack, polar, severity
 from galaxyhpc.figures.panels import confusion, reliability, training
-from galaxyhpc.figures.sheet import GENERATED, About, looks
-from galaxyhpc.tables import Tables
+from galaxyhpc.figures.sheet import looks
+from galaxyhpc.tables import About, Tables
 
-__all__ = ["FIGURES", "GENERATED", "About", "looks"]
+__all__ = ["FIGURES", "looks"]
 
 # the name of each figure's file
 FIGURES: dict[str, Callable[[Tables, About], Figure | None]] = {

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from galaxyhpc.conditions import DEFAULT
 from galaxyhpc.figures.sheet import (
-    About,
     Grid,
     best,
     draw_chance,
     folded,
     limits,
     name_ends,
-    names,
     plain,
-    ranked,
     room,
     sheet,
     shown,
@@ -32,7 +29,7 @@ from galaxyhpc.figures.sheet import (
     write_cells,
 )
 from galaxyhpc.statistics import cliques
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import About, Tables, names, ranked
 
 ROWS = 32  # networks that have a row each
 COSTS = {

@@ -16,18 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
-from galaxyhpc.conditions import CONDITIONS, is_condition, parts, split, unit
+from galaxyhpc.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
 from galaxyhpc.figures.sheet import (
     BANDED,
-    About,
     Grid,
     Look,
     draw_chance,
     legend,
     limits,
-    name,
     name_ends,
-    names,
     plain,
     room,
     say,
@@ -35,13 +32,9 @@ from galaxyhpc.figures.sheet import (
     shown,
     titled,
 )
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import About, Tables, name, names
 
 ABSENT = "no planned run is in yet"
-KINDS = {  # severities that are not more or less of the same
-    "flip": {1.0: "left-right", 2.0: "upside-down"},
-    "band_loss": {1.0: "no z", 2.0: "no r", 3.0: "no g"},
-}
 SETS = {"own": "galaxies that the network itself gets right", "common": "galaxies that all networks get right"}
 FEW = 6  # curves whose bands can be told apart
 COLUMNS = 5  # of the small multiples

@@ -24,31 +24,17 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from galaxyhpc.tables import Tables
+from galaxyhpc.tables import GENERATED, About, Tables, ranked
 
 # Okabe and Ito (2008) without yellow, which is lost on white; black is kept for networks without a group
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D46")
 LINES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
 MARKERS = "osD^vPX*"  # tell apart networks of one group
 MOST = 16  # networks that can be told apart in one figure
-GENERATED = "GENERATED galaxies (demo)"
 QUIET = "0.35"  # the grey of what is said beside the point
 BANDED = "Bands or bars: 95 % intervals by bootstrap over seeds and pieces of sky."
 
 Look = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class About:
-    """What every figure of a sweep says of it, and what its page says besides."""
-
-    title: str
-    generated: bool  # demo galaxies
-    chance: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
-    question: str = ""  # that the sweep asks: paragraphs with an empty line between
-    fingerprint: str = ""  # of the data file; empty where nothing is measured
-    galaxies: int = 0  # test galaxies, 0 where nothing is measured
-    common: str = ""  # what all networks share
 
 
 @dataclass(frozen=True)
@@ -128,11 +114,6 @@ def best(networks: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
     return chosen, f"Of {len(networks)} networks, the {most - bool(beside)} best on clean galaxies{beside}."
 
 
-def ranked(networks: pd.DataFrame) -> pd.DataFrame:
-    """Order networks from the best on clean galaxies to the worst, unmeasured ones last."""
-    return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
-
-
 def looks(networks: pd.DataFrame) -> dict[str, Look]:
     """Choose a look for each label of a table with the columns label and group; the first of several groups counts."""
     sizes = {group: int(re.split("[CD]", group)[1]) for group in networks["group"] if group}
@@ -152,19 +133,6 @@ def shown(tables: Tables) -> tuple[pd.DataFrame, dict[str, Look], str]:
     """Choose the networks of a figure that tells them apart by their looks."""
     chosen, note = best(tables.networks, MOST)
     return chosen, looks(chosen), note
-
-
-def name(network: dict[Any, Any], seeds: str | None = None) -> str:
-    """Name a network with what a reader must know of it: its flaw, and how many of its seeds are in."""
-    done, planned = network["seeds_done"], network["seeds_planned"]
-    if seeds is None:
-        seeds = "" if done == planned else f"{done}/{planned} seeds"
-    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds) if part)
-
-
-def names(networks: pd.DataFrame) -> dict[str, str]:
-    """Name networks by their labels."""
-    return {str(network["label"]): name(network) for network in networks.to_dict("records")}
 
 
 def titled(condition: str) -> str:
