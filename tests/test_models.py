@@ -29,6 +29,7 @@ from galaxyhpc.models.layers import (
     SteerableConv,
     synchronise_batchnorm,
 )
+from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
 from galaxyhpc.models.symmetry import invariance_error
 
@@ -87,6 +88,17 @@ def test_so_do_the_filters_of_wide_resnets(group: str) -> None:
         theirs = e2cnn_convolution(ours)
         x = torch.randn(2, theirs.in_type.size, 9, 9)
         assert_near(ours(x), theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor)
+
+
+@pytest.mark.parametrize("group", ["C1", "C4", "D4"])
+def test_a_network_learns_as_one_of_e2cnns_own_modules_does(group: str) -> None:
+    ours = network(group)
+    theirs = PlainCNN(ours, 33)
+    x = torch.rand(4, 3, 33, 33)
+    assert_near(ours(x), theirs(x), 1e-4)
+    gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, theirs)]
+    assert_near(*gradients, 1e-4)
+    assert_near(ours.eval()(x), theirs.eval()(x), 1e-4)  # by the statistics of the batches before
 
 
 def test_the_gradients_are_those_of_e2cnn() -> None:

@@ -182,7 +182,7 @@ class AntialiasedPool(nn.Module):
 
     def __init__(self, sigma: float = 0.66, stride: int = 2) -> None:
         super().__init__()
-        self.stride, self.padding = stride, round(3 * sigma)
+        self.sigma, self.stride, self.padding = sigma, stride, round(3 * sigma)
         with torch.device("cpu"):  # arithmetic on the meta device takes long
             offsets = torch.arange(-self.padding, self.padding + 1, dtype=torch.float32)
             line = torch.exp(-offsets.square() / (2 * sigma**2))

@@ -1,0 +1,44 @@
+"""The steerable CNN in e2cnn's own modules, as the study ran it: what ours is compared with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.models.steerable_cnn import StudyCNN
+
+
+class PlainCNN(nn.Module):
+    """The function of one of our steerable CNNs, with a copy of its weights."""
+
+    def __init__(self, network: StudyCNN, image_size: int) -> None:
+        super().__init__()
+        convolution: Any = next(network.blocks[0].children())
+        space = groups.group_space(convolution.recipe[0])
+        from e2cnn import nn as modules  # after the space, which makes e2cnn work
+
+        self.colours = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)
+        layers: list[Any] = [modules.MaskModule(self.colours, image_size, margin=1)]
+        for block in network.blocks:
+            convolution, norm, _, *pools = block.children()
+            fields = modules.FieldType(space, [space.regular_repr] * convolution.out_fields)
+            options = {"stride": convolution.stride, "padding": convolution.padding, "bias": False}
+            layers.append(modules.R2Conv(layers[-1].out_type, fields, 3, initialize=False, **options))
+            layers[-1].weights.data.copy_(convolution.weight.data)
+            layers += [modules.InnerBatchNorm(fields), modules.ReLU(fields, inplace=True)]
+            next(layers[-2].children()).load_state_dict(norm.state_dict(), strict=False)
+            layers += [modules.PointwiseAvgPoolAntialiased(fields, pool.sigma, pool.stride) for pool in pools]
+        layers.append(modules.GroupPooling(layers[-1].out_type))
+        self.layers = modules.SequentialModule(*layers)
+        self.average, self.mlp = copy.deepcopy(network.average), copy.deepcopy(network.mlp)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
+        from e2cnn.nn import GeometricTensor
+
+        found: Tensor = self.layers(GeometricTensor(images, self.colours)).tensor
+        logits: Tensor = self.mlp(self.average(found).flatten(1))
+        return logits
