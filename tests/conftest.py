@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from xdist.scheduler import LoadFileScheduling
 
 HERE = Path(__file__).parent
 OURS = HERE / "slurm" / "cluster"
+CHROMIUM = Path("/usr/bin/chromium")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 # whatever the tests start may import torchvision, too
@@ -72,3 +74,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[Callable[[Path], Any]]:
+    """Open HTML files in Debian's Chromium; a page's `said` is what it complains about, and asks for."""
+    if not CHROMIUM.exists():
+        if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
+            pytest.fail(f"{CHROMIUM} is absent", pytrace=False)
+        pytest.skip(f"{CHROMIUM} is absent")
+    from playwright.sync_api import sync_playwright
+
+    def opened(file: Path) -> Any:
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.set_default_timeout(120_000)  # of a machine with other things to do
+        page.said = []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.said.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        browser.close()

@@ -140,6 +140,19 @@ def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -
         assert png.startswith(b"\x89PNG") and min(struct.unpack(">II", png[16:24])) > 200
 
 
+def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, galaxies: Path, open_page: Any) -> None:
+    file = galaxies.with_name("page.html")
+    tab = open_page(file)
+    table = tab.locator("figure.table").filter(has=tab.get_by_role("heading", name="Class counts", exact=True))
+    for reverse in (True, False):
+        table.get_by_role("button", name="galaxies").first.click()
+        shown = [int(text) for text in table.locator("tbody tr > :nth-child(3)").all_inner_texts()]
+        assert shown == sorted(page.tables["Class counts"]["galaxies"], reverse=reverse)
+    tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert [said for said in tab.said if not said.startswith("data:")] == [file.as_uri()]
+
+
 def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
     assert GENERATED in page.words[0] or GENERATED in page.text[:200]
     assert all(GENERATED in caption for caption in page.captions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -156,6 +157,16 @@ def test_everything_made_of_generated_galaxies_says_so(output: Path) -> None:
     places = {"t-SNE": np.random.default_rng(0).normal(size=(20, 2))}
     figure = inspect_figures.embedding(inspect_figures.about("a", True), places, np.arange(20) % 10, "")
     assert GENERATED in figure.get_suptitle()
+
+
+def test_a_browser_shows_the_page_with_all_its_figures_and_asks_for_nothing(output: Path, open_page: Any) -> None:
+    tab = open_page(output / "inspect.html")
+    images = tab.locator("img")
+    assert images.count() >= 3
+    assert all(images.nth(n).evaluate("image => image.naturalWidth > 0") for n in range(images.count()))
+    tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert [said for said in tab.said if not said.startswith("data:")] == [(output / "inspect.html").as_uri()]
 
 
 def test_the_coordinates_of_every_galaxy_are_kept(output: Path) -> None:

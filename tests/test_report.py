@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +21,6 @@ from galaxyhpc.metrics import metrics
 from galaxyhpc.results import Measured
 from galaxyhpc.tables import GENERATED, About, Tables
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
 RUN = "C4-s1"
@@ -73,32 +70,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
-            pytest.fail(f"{CHROMIUM} is absent", pytrace=False)
-        pytest.skip(f"{CHROMIUM} is absent")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser: Any, file: Path) -> Iterator[Any]:
-    """The report, opened; whatever it complains about or asks for fails the test that sees it first."""
-    opened = browser.new_page(viewport={"width": 1300, "height": 900})
-    opened.set_default_timeout(120_000)  # of a machine with other things to do
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: said.append(request.url))
-    opened.goto(file.as_uri())
-    opened.said = said
-    yield opened
-    opened.close()
+def tab(open_page: Any, file: Path) -> Any:
+    """The report, opened once; whatever it complains about or asks for stands in `said`."""
+    return open_page(file)
 
 
 @pytest.fixture(autouse=True)
