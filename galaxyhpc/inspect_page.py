@@ -30,8 +30,8 @@ CHOSEN = (
 )
 UNITS = (
     "Distance between the features of a galaxy under a condition and of the clean one, in units of the median distance "
-    "between two different clean galaxies of the same network. Little is not good by itself: a network that learned "
-    "little is moved little. "
+    "between two different clean galaxies of the same network; under turns and flips it is the equivariance error. "
+    "Little is not good by itself: a network that learned little is moved little. "
 )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from galaxyhpc.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
 from galaxyhpc.figures.sheet import (
     BANDED,
+    BESIDE,
     Grid,
     Look,
     draw_chance,
@@ -86,7 +87,7 @@ def polar(tables: Tables, about: About) -> Figure | None:
     if not curves:
         return None
     named = {curve.label: curve.name for curve in curves}
-    right = room([*named.values()]) + 0.6
+    right = room([*named.values()]) + BESIDE
     banded = len(curves) < FEW
     values = _values(curves) if banded else [curve.mean for curve in curves]
     low, high = limits(values, np.nan)
@@ -122,7 +123,7 @@ def severity(tables: Tables, about: About) -> Figure | None:
     rows, named = _rows(tables.summary, chosen), names(chosen)
     curves = {c: _curves(rows, chosen, look, _steps(tables.summary, c)) for c in conditions}
     every = [curve for of_panel in curves.values() for curve in of_panel]
-    right, columns = room([*named.values()]) + 0.2, min(COLUMNS, len(conditions))
+    right, columns = room([*named.values()]) + BESIDE, min(COLUMNS, len(conditions))
     notes = ["Mean over seeds; further right is worse.", note, _banded(every)]
     grid = Grid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, below=0.6, above=0.35)
     figure, panels = sheet(about, "Accuracy against severity", notes, grid, count=len(conditions))
@@ -153,7 +154,8 @@ def attack(tables: Tables, about: About) -> Figure | None:
     notes = ["One changed pixel; the mean over seeds.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
     figure, panels = sheet(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
-        curves = _draw(axes, _attacked(attacked[attacked["set"] == key], named, look), factors=True)
+        curves = _attacked(attacked[attacked["set"] == key], named, look)
+        curves = _draw(axes, curves, every=max(1, min(len(curves), len(curves[0].x) // 2)), factors=True)
         axes.set(xscale="log", xlabel="queries to the network", ylim=(0, 105 * float(attacked["high"].max())))
         budgets = sorted(set(attacked["budget"]))
         axes.set_xticks(budgets[:: -(-len(budgets) // 6)], [f"{b:g}" for b in budgets[:: -(-len(budgets) // 6)]])

@@ -31,6 +31,7 @@ PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8
 LINES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
 MARKERS = "osD^vPX*"  # tell apart networks of one group
 MOST = 16  # networks that can be told apart in one figure
+BESIDE = 0.6  # inches of a legend's lines, beside the room for names
 QUIET = "0.35"  # the grey of what is said beside the point
 BANDED = "Bands or bars: 95 % intervals by bootstrap over seeds and pieces of sky."
 
