@@ -117,6 +117,33 @@ def basis(
     return SampledBasis(*kept(asked, lambda: _sampled(name, kernel_size, kind, out_kind, cutoff)))
 
 
+@dataclass(frozen=True, eq=False)
+class Irreps:
+    """A field as a sum of irreducible representations, side by side: field = change @ irreps; read-only."""
+
+    change: np.ndarray  # (d, d) float64, orthogonal
+    sizes: tuple[int, ...]  # of each irrep in turn, 1 or 2
+    kinds: tuple[int, ...]  # equal numbers are copies of one irrep
+
+
+@cache
+def irreps(name: str, kind: FieldKind) -> Irreps:
+    """Return e2cnn's decomposition of a field."""
+    if kind == "trivial":
+        return Irreps(np.ones((1, 1)), (1,), (0,))
+    from galaxyhpc.basis_cache import kept
+
+    def decomposed() -> tuple[np.ndarray, np.ndarray]:
+        space = group_space(name)
+        regular, known = space.regular_repr, space.fibergroup.irreps
+        names = list(dict.fromkeys(regular.irreps))
+        slots = [(known[irrep].size, names.index(irrep)) for irrep in regular.irreps]
+        return np.array(regular.change_of_basis, dtype=np.float64), np.array(slots)
+
+    change, slots = kept({"group": name, "irreps": "regular"}, decomposed)
+    return Irreps(change, *(tuple(column) for column in slots.T.tolist()))
+
+
 def _sampled(
     name: str, kernel_size: int, kind: FieldKind, out_kind: FieldKind, cutoff: float | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,47 @@
+"""The compiled part of the harmonic convolution, built once per machine by its own C++ compiler, where there is one."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch  # brings its OpenMP, which the library is to share  # noqa: F401
+
+from galaxyhpc.basis_cache import directory
+from galaxyhpc.rundir import replacing
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled `harmonic.cpp`; None where it cannot be had."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++")
+    if compiler is None:
+        return None
+    source = files("galaxyhpc.models") / "harmonic.cpp"
+    recipe = "\0".join((source.read_text(), compiler, *FLAGS, _processor()))
+    path = directory() / f"harmonic-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
+    try:
+        if not path.exists():
+            with replacing(path) as aside:
+                subprocess.run([compiler, *FLAGS, "-o", aside, str(source)], check=True, capture_output=True)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    """Name what `-march=native` means: a home directory may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].split("\n")
+        return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
+    except OSError:
+        return platform.processor()

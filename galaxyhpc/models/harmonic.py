@@ -1,0 +1,176 @@
+"""Steerable convolution without the dense filter: the function of `layers.SteerableConv`, of the same weights.
+
+Let Q be the change of basis from irreps to a field. In the basis of irreps every filter of e2cnn's basis is one small
+block, from one irrep j of the input to one irrep l of the output, and copies of l share it:
+
+    x' = Q^-1 x,    z[l, m] = K[l, m] * x'[j],    y'[l, copy] = sum over m of W[copy, m] z[l, m],    y = Q y'
+
+where m counts the blocks that lead to l. The product with W does not know the d components of l apart, and there are 6
+blocks a row of x' for 3x3 pixels: D16 needs 360 multiply-adds per pair of fields and pixel where its dense filter has
+9,216. All entries of all blocks are multiples of few filters of pixels (6 for 3x3): these are applied first.
+
+`reference` says so in plain tensors, `harmonic_tiles` does it fast on a CPU (Weiler and Cesa 2019, arXiv:1911.08251,
+section 2.4 and appendix B, for the blocks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from galaxyhpc import groups
+
+SAME = 1e-5  # two filters that differ by less, relative to the larger, are one: e2cnn samples in float32
+
+Recipe = tuple[str, int, groups.FieldKind, groups.FieldKind, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Irrep:
+    """An irrep of the output with all its copies."""
+
+    size: int
+    rows: NDArray[np.int64]  # (copies, size) rows of y'
+    weights: NDArray[np.int64]  # (blocks, copies) numbers in the basis
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A component of a block applied to x': the sum of `factors[i]` times row `rows[i]` seen through `filters[i]`."""
+
+    slot: int  # irrep of the input
+    kind: int  # place in Blocks.outputs
+    component: int
+    block: int
+    rows: tuple[int, ...]
+    filters: tuple[int, ...]
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """What a basis of filters is in the basis of irreps."""
+
+    size: int  # px, the filter's side
+    inputs: groups.Irreps
+    outputs: groups.Irreps
+    filters: NDArray[np.float64]  # (S, size^2), every entry of a block is a multiple of one
+    irreps: tuple[Irrep, ...]  # of the output, that any block leads to
+    terms: tuple[Term, ...]  # all rows of z, by input irrep
+
+
+@cache
+def blocks(recipe: Recipe) -> Blocks:
+    """Find the blocks of a basis.
+
+    Raises
+    ------
+    ValueError
+        where a filter is more than one block
+    """
+    name, size, kind, out_kind, _ = recipe
+    inputs, outputs = groups.irreps(name, kind), groups.irreps(name, out_kind)
+    sampled = groups.basis(*recipe).filters.astype(np.float64)
+    filters = np.einsum("ao,boikl,ic->backl", outputs.change.T, sampled, inputs.change).reshape(*sampled.shape[:3], -1)
+    ins, outs = _rows(inputs), _rows(outputs)
+    found: dict[int, list[tuple[int, NDArray[Any], dict[int, int]]]] = {}  # kind -> input irrep, block, copy: number
+    for number, each in enumerate(filters):
+        slot, copy = _block(each, ins, outs)
+        block, same_kind = each[np.ix_(outs[copy], ins[slot])], found.setdefault(outputs.kinds[copy], [])
+        alike = [members for j, known, members in same_kind if j == slot and _same(block, known)]
+        alike = [members for members in alike if copy not in members]
+        if alike:
+            alike[0][copy] = number
+        else:
+            same_kind.append((slot, block, {copy: number}))
+    pixels: list[NDArray[Any]] = []
+    irreps, terms = [], []
+    for place, of_kind in enumerate(found.values()):
+        copies = sorted(of_kind[0][2])
+        if any(sorted(members) != copies for _, _, members in of_kind):
+            raise ValueError(f"{recipe}: copies of an irrep have different filters")
+        weights = np.array([[members[copy] for copy in copies] for _, _, members in of_kind])
+        irreps.append(Irrep(len(outs[copies[0]]), np.array([outs[copy] for copy in copies]), weights))
+        for m, (slot, block, _) in enumerate(of_kind):
+            for component, entries in enumerate(block):
+                sums = [(int(row), *_multiple(entry, pixels)) for row, entry in zip(ins[slot], entries, strict=True)]
+                rows, numbers, factors = zip(*[one for one in sums if one[2]], strict=True)
+                terms.append(Term(slot, place, component, m, rows, numbers, factors))
+    return Blocks(
+        size, inputs, outputs, np.array(pixels), tuple(irreps), tuple(sorted(terms, key=lambda term: term.slot))
+    )
+
+
+def _rows(field: groups.Irreps) -> list[NDArray[np.int64]]:
+    """Return the rows of each irrep."""
+    ends = np.cumsum(field.sizes)
+    return [np.arange(end - size, end) for end, size in zip(ends, field.sizes, strict=True)]
+
+
+def _block(each: NDArray[Any], ins: list[NDArray[np.int64]], outs: list[NDArray[np.int64]]) -> tuple[int, int]:
+    """Return which irrep of the input and which of the output a filter joins."""
+    largest = np.abs(each).max()
+    joined = [
+        (slot, copy)
+        for slot, some in enumerate(ins)
+        for copy, others in enumerate(outs)
+        if np.abs(each[np.ix_(others, some)]).max() > SAME * largest
+    ]
+    if len(joined) != 1:
+        raise ValueError(f"a filter of {len(joined)} blocks; allowed is one")
+    return joined[0]
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.shape == other.shape and bool(np.abs(one - other).max() < SAME * np.abs(other).max())
+
+
+def _multiple(entry: NDArray[Any], known: list[NDArray[Any]]) -> tuple[int, float]:
+    """Return which of the known filters an entry is how many times, adding it to them where it is new."""
+    length = float(np.linalg.norm(entry))
+    if length < SAME:
+        return 0, 0.0
+    for number, one in enumerate(known):
+        along = float(entry @ one)
+        if np.linalg.norm(entry - along * one) < SAME * length:
+            return number, along
+    known.append(entry / length)
+    return len(known) - 1, length
+
+
+def reference(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
+    """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), by plain tensors."""
+    of = blocks(recipe)
+    d_in, d_out = len(of.inputs.change), len(of.outputs.change)
+    fields = x.shape[1] // d_in
+    given = weight.view(-1, fields, sum(irrep.weights.size for irrep in of.irreps))
+    hat = torch.einsum("rg,nfghw->nfrhw", _tensor(of.inputs.change.T, x), x.unflatten(1, (fields, d_in)))
+    kernels = _tensor(of.filters, x).view(-1, 1, of.size, of.size)
+    seen = F.conv2d(hat.reshape(-1, 1, *x.shape[2:]), kernels, stride=stride, padding=padding)
+    seen = seen.view(len(x), fields, d_in, *seen.shape[1:])
+    found = seen.new_zeros(len(x), len(given), d_out, *seen.shape[-2:])
+    for place, irrep in enumerate(of.irreps):
+        for component in range(irrep.size):
+            mine = [term for term in of.terms if (term.kind, term.component) == (place, component)]
+            z = torch.stack([_sum(seen, term) for term in sorted(mine, key=lambda term: term.block)])
+            product = torch.einsum("ofmc,mnfhw->nochw", given[:, :, torch.from_numpy(irrep.weights)], z)
+            found[:, :, irrep.rows[:, component]] = product
+    y = torch.einsum("gr,norhw->noghw", _tensor(of.outputs.change, x), found)
+    return y.flatten(1, 2)
+
+
+def _sum(seen: Tensor, term: Term) -> Tensor:
+    parts = zip(term.rows, term.filters, term.factors, strict=True)
+    total: Tensor = sum(factor * seen[:, :, row, number] for row, number, factor in parts)  # type: ignore[assignment]
+    return total
+
+
+def _tensor(values: NDArray[Any], like: Tensor) -> Tensor:
+    return torch.tensor(values.copy(), dtype=like.dtype, device=like.device)

@@ -1,0 +1,107 @@
+"""The harmonic convolution computes what the dense one does, its gradients too, from the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import Tensor
+
+from galaxyhpc import groups
+from galaxyhpc.models import compiled
+from galaxyhpc.models.harmonic import blocks, reference
+from galaxyhpc.models.harmonic_tiles import harmonic
+from galaxyhpc.models.layers import SteerableConv
+
+GROUPS = [*(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 17))]
+
+
+def layer(group: str, fields: tuple[int, int], size: int, kind: groups.FieldKind, stride: int) -> SteerableConv:
+    """Return a dense layer in float64."""
+    made = SteerableConv(group, *fields, size, kind=kind, stride=stride, padding=size // 2).double()
+    made.basis = made.basis.double()
+    return made
+
+
+def assert_same(dense: SteerableConv, x: Tensor, y: Tensor) -> None:
+    """Compare outputs and both gradients."""
+    expected = dense(x)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((one * upstream).sum(), (x, dense.weight)) for one in (expected, y)]
+    for found, wanted in zip((y, *gradients[1]), (expected, *gradients[0]), strict=True):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_tiles_and_plain_tensors_give_the_maps_and_gradients_of_the_dense_filter(group: str) -> None:
+    for kind, size, stride in (("regular", 3, 1), ("trivial", 3, 2)):
+        dense = layer(group, (2, 3), size, kind, stride)
+        x = torch.randn(2, dense.in_fields * dense.basis.shape[2], 7, 9, dtype=torch.float64, requires_grad=True)
+        for way in (reference, harmonic):
+            assert_same(dense, x, way(x, dense.weight, dense.recipe, stride, dense.padding))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    group=some.sampled_from(["C2", "C3", "C4", "C6", "C8", "D1", "D2", "D3", "D4", "D6"]),
+    kind=some.sampled_from(["regular", "trivial"]),
+    size=some.sampled_from([3, 5, 7]),
+    stride=some.sampled_from([1, 2]),
+    fields=some.tuples(some.integers(1, 37), some.integers(1, 9)),
+    sides=some.tuples(some.integers(7, 13), some.integers(7, 13)),
+    images=some.integers(1, 3),
+    padding=some.integers(0, 3),
+)
+def test_so_they_do_for_any_shape(
+    group: str,
+    kind: groups.FieldKind,
+    size: int,
+    stride: int,
+    fields: tuple[int, int],
+    sides: tuple[int, int],
+    images: int,
+    padding: int,
+) -> None:
+    dense = layer(group, fields, size, kind, stride)
+    dense.padding = padding
+    shape = (images, dense.in_fields * dense.basis.shape[2], *sides)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, stride, padding))
+
+
+def test_many_tiles_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = layer("D4", (5, 3), 3, "regular", 1)
+    x = torch.randn(2, 40, 9, 9, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr("galaxyhpc.models.harmonic_tiles.TILE_BYTES", 7 * 48 * 5 * 8)  # 7 pixels, 162 in all
+    assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
+
+
+def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
+    dense = layer("D8", (12, 8), 3, "regular", 1)
+    x = torch.randn(2, 192, 9, 9, dtype=torch.float64)
+    exact, single = dense(x), dense.float()
+    errors = [
+        (one - exact).abs().max()
+        for one in (single(x.float()), harmonic(x.float(), single.weight, single.recipe, 1, 1))
+    ]
+    assert errors[1] < 2 * errors[0] + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("group", "products"), [("C4", 36), ("C8", 84), ("C16", 180), ("D4", 72), ("D8", 168), ("D16", 360)]
+)
+def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_components(group: str, products: int) -> None:
+    of = blocks((group, 3, "regular", "regular", None))
+    assert len(of.filters) == 6
+    assert sum(irrep.size * irrep.weights.size for irrep in of.irreps) == products
+
+
+def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for compiler in ("absent", "false"):
+        monkeypatch.setenv("CXX", compiler)
+        assert compiled.library.__wrapped__() is None
