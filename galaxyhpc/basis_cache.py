@@ -30,7 +30,7 @@ def directory() -> Path:
 
 
 def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of what is asked for, read-only float32, from the disk where they are."""
+    """Return the two arrays of what is asked for, read-only, from the disk where they are."""
     recipe = json.dumps({"format": FORMAT, "e2cnn": version("e2cnn"), **asked}, sort_keys=True)
     path = directory() / f"basis-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.npz"
     arrays = _read(path)

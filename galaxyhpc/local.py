@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.processes import cores
 from galaxyhpc.rundir import RunDir, state
 from galaxyhpc.status import room, table
 from jobs.evaluate import EvaluateJob
@@ -67,7 +68,7 @@ def this_machine(jobs: int | None) -> Machine:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     numbers = tuple(map(int, visible)) if all(map(str.isdecimal, visible)) else tuple(range(torch.cuda.device_count()))
-    return Machine(len(os.sched_getaffinity(0)), numbers if torch.cuda.is_available() else (), jobs)
+    return Machine(cores(), numbers if torch.cuda.is_available() else (), jobs)
 
 
 def start(job: TrainJob | EvaluateJob, run: RunDir, resources: ResourcesConfig, gpus: tuple[int, ...]) -> Running:

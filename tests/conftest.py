@@ -65,24 +65,26 @@ def give_way() -> None:
     os.nice(10)
 
 
+def do_without(reason: str) -> None:
+    """Skip a test, or fail it where skipping is forbidden."""
+    if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if not item.get_closest_marker("slurm"):
         give_way()
     elif not slurm_answers():
-        reason = "no Slurm answers; tests/slurm/cluster up starts one"
-        if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        do_without("no Slurm answers; tests/slurm/cluster up starts one")
 
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[[Path], Any]]:
     """Open HTML files in Debian's Chromium; a page's `said` is what it complains about, and asks for."""
     if not CHROMIUM.exists():
-        if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
-            pytest.fail(f"{CHROMIUM} is absent", pytrace=False)
-        pytest.skip(f"{CHROMIUM} is absent")
+        do_without(f"{CHROMIUM} is absent")
     from playwright.sync_api import sync_playwright
 
     def opened(file: Path) -> Any:

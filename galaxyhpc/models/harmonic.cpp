@@ -2,7 +2,6 @@
 // adjoint; `harmonic.py` says what they are. Arrays are rows of `fields` values, which all inner loops run along.
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace {
@@ -60,7 +59,7 @@ void forward(const Plan<T>& plan, const T* x, T* z, const Index* first, Index pi
 #pragma omp parallel num_threads(threads)
     {
         std::vector<T> parts(2 * plan.filters * fields);
-        std::vector<const T*> source(plan.taps + 2 * plan.filters + 64);
+        std::vector<const T*> source(plan.taps + 2 * plan.filters);
 #pragma omp for schedule(static)
         for (Index pixel = 0; pixel < pixels; ++pixel)
             for (Index slot = 0; slot < plan.slots; ++slot) {
@@ -121,11 +120,11 @@ void adjoint(const Plan<T>& plan, T* x, const T* z, const Index* first, Index pi
 #define EXPORT(T, name)                                                                                            \
     extern "C" void forward_##name(const Plan<T>* plan, const T* x, T* z, const Index* first, Index pixels,        \
                                    Index fields, Index plane, int threads) {                                       \
-        forward(*plan, x, z, first, pixels, fields, plane, threads);                                                      \
+        forward(*plan, x, z, first, pixels, fields, plane, threads);                                               \
     }                                                                                                              \
     extern "C" void adjoint_##name(const Plan<T>* plan, T* x, const T* z, const Index* first, Index pixels,        \
                                    Index fields, Index plane, int threads) {                                       \
-        adjoint(*plan, x, z, first, pixels, fields, plane, threads);                                                      \
+        adjoint(*plan, x, z, first, pixels, fields, plane, threads);                                               \
     }
 
 EXPORT(float, float32)

@@ -46,7 +46,7 @@ class Term:
     """A component of a block applied to x': the sum of `factors[i]` times row `rows[i]` seen through `filters[i]`."""
 
     slot: int  # irrep of the input
-    kind: int  # place in Blocks.outputs
+    kind: int  # place in Blocks.irreps
     component: int
     block: int
     rows: tuple[int, ...]
@@ -64,6 +64,11 @@ class Blocks:
     filters: NDArray[np.float64]  # (S, size^2), every entry of a block is a multiple of one
     irreps: tuple[Irrep, ...]  # of the output, that any block leads to
     terms: tuple[Term, ...]  # all rows of z, by input irrep
+
+    @property
+    def weights(self) -> int:
+        """Weights of a pair of fields."""
+        return sum(irrep.weights.size for irrep in self.irreps)
 
 
 @cache
@@ -84,8 +89,7 @@ def blocks(recipe: Recipe) -> Blocks:
     for number, each in enumerate(filters):
         slot, copy = _block(each, ins, outs)
         block, same_kind = each[np.ix_(outs[copy], ins[slot])], found.setdefault(outputs.kinds[copy], [])
-        alike = [members for j, known, members in same_kind if j == slot and _same(block, known)]
-        alike = [members for members in alike if copy not in members]
+        alike = [m for j, known, m in same_kind if j == slot and copy not in m and _same(block, known)]
         if alike:
             alike[0][copy] = number
         else:
@@ -150,7 +154,7 @@ def reference(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: i
     of = blocks(recipe)
     d_in, d_out = len(of.inputs.change), len(of.outputs.change)
     fields = x.shape[1] // d_in
-    given = weight.view(-1, fields, sum(irrep.weights.size for irrep in of.irreps))
+    given = weight.view(-1, fields, of.weights)
     hat = torch.einsum("rg,nfghw->nfrhw", _tensor(of.inputs.change.T, x), x.unflatten(1, (fields, d_in)))
     kernels = _tensor(of.filters, x).view(-1, 1, of.size, of.size)
     seen = F.conv2d(hat.reshape(-1, 1, *x.shape[2:]), kernels, stride=stride, padding=padding)

@@ -158,7 +158,7 @@ class _Walk:
     def __init__(self, plan: _Plan, x: Tensor, weight: Tensor, stride: int, padding: int) -> None:
         self.plan, self.irreps, self.padding = plan, plan.of.irreps, padding
         self.fields = x.shape[1] // len(plan.to_irreps)
-        given = weight.detach().view(-1, self.fields, sum(irrep.weights.size for irrep in self.irreps))
+        given = weight.detach().view(-1, self.fields, plan.of.weights)
         self.out_fields = len(given)
         rows, columns = (side + 2 * padding for side in x.shape[2:])
         self.grid = (len(x), rows, columns)
@@ -209,7 +209,7 @@ class _Walk:
 
     def together(self, by_weights: list[Tensor], weight: Tensor) -> Tensor:
         """Put the gradients of `weights` in their places."""
-        found = weight.new_empty(self.out_fields, self.fields, weight.numel() // self.out_fields // self.fields)
+        found = weight.new_empty(self.out_fields, self.fields, self.plan.of.weights)
         for irrep, each in zip(self.irreps, by_weights, strict=True):
             one = each.view(len(irrep.weights), self.fields, -1, self.out_fields)
             found[:, :, torch.from_numpy(irrep.weights)] = one.permute(3, 1, 0, 2)
