@@ -72,8 +72,8 @@ class Blocks:
 
 
 @cache
-def blocks(recipe: Recipe) -> Blocks:
-    """Find the blocks of a basis.
+def blocks(recipe: Recipe, transposed: bool = False) -> Blocks:
+    """Find the blocks of a basis, or of the basis that brings gradients back: its transpose, turned by 180 degrees.
 
     Raises
     ------
@@ -83,6 +83,8 @@ def blocks(recipe: Recipe) -> Blocks:
     name, size, kind, out_kind, _ = recipe
     inputs, outputs = groups.irreps(name, kind), groups.irreps(name, out_kind)
     sampled = groups.basis(*recipe).filters.astype(np.float64)
+    if transposed:
+        inputs, outputs, sampled = outputs, inputs, sampled.swapaxes(1, 2)[..., ::-1, ::-1]
     filters = np.einsum("ao,boikl,ic->backl", outputs.change.T, sampled, inputs.change).reshape(*sampled.shape[:3], -1)
     ins, outs = _rows(inputs), _rows(outputs)
     found: dict[int, list[tuple[int, NDArray[Any], dict[int, int]]]] = {}  # kind -> input irrep, block, copy: number
