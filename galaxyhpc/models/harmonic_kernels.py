@@ -73,17 +73,17 @@ def into_field(
 
 @triton.jit
 def make(
-    hat, z, constants, slots, sources, targets, pixels, grid_width,
+    hat, z, constants, slots, sources, targets, pixels, begin, count, grid_width,
     F: tl.constexpr, SIZE: tl.constexpr, MP: tl.constexpr, KP: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr,
     TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows of z that come of one irrep of x', of TURNS tiles."""
+    """Make the rows of z that come of one irrep of x', of TURNS tiles; z holds `count` pixels from `begin`."""
     slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # irreps that share lines: at once
-    first, count, maps = tl.load(slots + 3 * slot), tl.load(slots + 3 * slot + 1), tl.load(slots + 3 * slot + 2)
+    first, rows, maps = tl.load(slots + 3 * slot), tl.load(slots + 3 * slot + 1), tl.load(slots + 3 * slot + 2)
     row, tap = k // (SIZE * SIZE), k % (SIZE * SIZE)
-    near = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2
-    held = row < count
-    row = first + tl.minimum(row, count - 1)
+    near = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
+    held = row < rows
+    row = first + tl.minimum(row, rows - 1)
     before, beside, place = tl.load(sources + 3 * row), tl.load(sources + 3 * row + 1), tl.load(sources + 3 * row + 2)
     start = (before * pixels + place + near * beside) * F
     for turn in tl.range(TURNS):
@@ -92,6 +92,161 @@ def make(
         at = start[:, None] + (n // F)[None, :] * (beside * F)[:, None] + (n % F)[None, :]
         values = tl.load(hat + at, mask=held[:, None] & (moved >= 0) & (moved < pixels * F), other=0.0)
         found = times(constants, values, SPLIT, MP, KP, slot * MP * KP)
-        at = places(targets, slot * MP + m, n // F, n % F, pixels, F)
-        mask = (m < maps)[:, None] & (n < pixels * F)[None, :]
+        at = places(targets, slot * MP + m, n // F, n % F, count, F)
+        mask = (m < maps)[:, None] & (n < count * F)[None, :]
         tl.store(z + at, found.to(z.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def inside(pixel, pixels, grid_height, grid_width):
+    """Whether a pixel is none of the border of one."""
+    place = pixel % (grid_height * grid_width)
+    down, right = place // grid_width, place % grid_width
+    found = (down > 0) & (down < grid_height - 1) & (right > 0) & (right < grid_width - 1)
+    return found & (pixel < pixels)
+
+
+@triton.jit
+def sums(
+    rows, weights, table, found, pixels, grid_height, grid_width,
+    F: tl.constexpr, FP: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, TURNS: tl.constexpr,
+):  # fmt: skip
+    """Add rows times their weights, and their squares, by field: found (programs, 2, F)."""
+    field = tl.arange(0, FP)
+    first = tl.zeros((FP,), tl.float32)
+    second = tl.zeros((FP,), tl.float32)
+    for turn in range(TURNS):
+        pixel = (tl.program_id(0) * TURNS + turn) * BP + tl.arange(0, BP)
+        mask = inside(pixel, pixels, grid_height, grid_width)[:, None] & (field < F)[None, :]
+        for row in range(R):
+            before, beside = tl.load(table + 3 * row), tl.load(table + 3 * row + 1)
+            start = (before * pixels + tl.load(table + 3 * row + 2)) * F
+            at = start + pixel[:, None] * (beside * F) + field[None, :]
+            value = tl.load(rows + at, mask=mask, other=0.0).to(tl.float32)
+            first += tl.sum(value, 0) * tl.load(weights + row)
+            second += tl.sum(value * value, 0)
+    at = found + tl.program_id(0) * 2 * F + field
+    tl.store(at, first, mask=field < F)
+    tl.store(at + F, second, mask=field < F)
+
+
+@triton.jit
+def normalise(
+    rows, hat, out, into, table, factors, pixels, grid_height, grid_width,
+    F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    """y' -> x': into the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
+    n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
+    pixel, field = n // F, n % F
+    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    mask = (r < R)[:, None] & (pixel < pixels)[None, :]
+    held = inside(pixel, pixels, grid_height, grid_width)
+    values = times(out, tl.load(rows + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    values = values * tl.load(factors + field)[None, :] + tl.load(factors + F + field)[None, :]
+    values = tl.where(held[None, :] & (values > 0), values, 0.0)
+    found = times(into, values.to(rows.dtype.element_ty), SPLIT, RP, DP, 0)
+    tl.store(hat + at, found.to(hat.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def passed(
+    rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width,
+    F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Return y, and the gradient behind the ReLU that came through it, both (DP, columns) float32."""
+    r = tl.arange(0, RP)
+    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    held = inside(pixel, pixels, grid_height, grid_width) & (field < F)
+    mask = (r < R)[:, None] & held[None, :]
+    y = times(out, tl.load(rows + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    gradient = times(out, tl.load(by_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    scale = tl.load(factors + field, mask=field < F, other=0.0)
+    shift = tl.load(factors + F + field, mask=field < F, other=0.0)
+    lit = (y * scale[None, :] + shift[None, :] > 0) & held[None, :]
+    return y, tl.where(lit & (tl.arange(0, DP) < D)[:, None], gradient, 0.0)
+
+
+@triton.jit
+def normalise_sums(
+    rows, by_hat, out, table, factors, found, pixels, grid_height, grid_width,
+    F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr,
+    BF: tl.constexpr, TURNS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients behind the ReLU, and they times y, by field: found (programs, 2, F)."""
+    column = tl.arange(0, BP * BF)
+    field = tl.program_id(1) * BF + column % BF
+    first = tl.zeros((BP * BF,), tl.float32)
+    second = tl.zeros((BP * BF,), tl.float32)
+    for turn in range(TURNS):
+        pixel = (tl.program_id(0) * TURNS + turn) * BP + column // BF
+        y, gradient = passed(
+            rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width, F, D, R, DP, RP, SPLIT
+        )
+        first += tl.sum(gradient, 0)
+        second += tl.sum(gradient * y, 0)
+    field = tl.program_id(1) * BF + tl.arange(0, BF)
+    at = found + tl.program_id(0) * 2 * F + field
+    tl.store(at, tl.sum(tl.reshape(first, (BP, BF)), 0), mask=field < F)
+    tl.store(at + F, tl.sum(tl.reshape(second, (BP, BF)), 0), mask=field < F)
+
+
+@triton.jit
+def normalise_back(
+    rows, by_hat, by_rows, out, into, table, factors, pixels, grid_height, grid_width,
+    F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Gradients of x' -> of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
+    n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
+    pixel, field = n // F, n % F
+    y, gradient = passed(
+        rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width, F, D, R, DP, RP, SPLIT
+    )
+    one, two, three = (
+        tl.load(factors + 2 * F + field),
+        tl.load(factors + 3 * F + field),
+        tl.load(factors + 4 * F + field),
+    )
+    held = inside(pixel, pixels, grid_height, grid_width)[None, :] & (tl.arange(0, DP) < D)[:, None]
+    values = tl.where(held, gradient * one[None, :] + y * two[None, :] + three[None, :], 0.0)
+    found = times(into, values.to(rows.dtype.element_ty), SPLIT, RP, DP, 0)
+    mask = (r < R)[:, None] & (pixel < pixels)[None, :]
+    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    tl.store(by_rows + at, found.to(by_rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def blur(
+    source, target, kernel, table, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
+    F: tl.constexpr, WIDE: tl.constexpr, COLS: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """Weight the neighbours of every second pixel within the border, and add; BACK: the transpose, from the smaller.
+
+    Source and target lie on the larger grid and on the one `out_...` describes, or the other way round.
+    """
+    row, n = tl.program_id(0), tl.program_id(1) * COLS + tl.arange(0, COLS)
+    pixel, field = n // F, n % F
+    before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
+    height, width = (grid_height, grid_width) if BACK else (out_height, out_width)
+    total, other = (pixels, out_pixels) if BACK else (out_pixels, pixels)
+    image, at = pixel // (height * width), pixel % (height * width)
+    down, right = at // width - 1, at % width - 1
+    held = inside(pixel, total, height, width)
+    sum = tl.zeros((COLS,), tl.float32)
+    for tap in range(WIDE * WIDE):
+        y, x = tap // WIDE - WIDE // 2, tap % WIDE - WIDE // 2
+        if BACK:  # of the pixels that saw this one
+            near, beyond = down - y, right - x
+            there = held & (near % 2 == 0) & (beyond % 2 == 0) & (near >= 0) & (beyond >= 0)
+            near, beyond = near // 2, beyond // 2
+            there = there & (near < out_height - 2) & (beyond < out_width - 2)
+            seen = (image * out_height + near + 1) * out_width + beyond + 1
+        else:
+            near, beyond = 2 * down + y, 2 * right + x
+            there = held & (near >= 0) & (beyond >= 0) & (near < grid_height - 2) & (beyond < grid_width - 2)
+            seen = (image * grid_height + near + 1) * grid_width + beyond + 1
+        value = tl.load(source + (before * other + place + seen * beside) * F + field, mask=there, other=0.0)
+        sum += value.to(tl.float32) * tl.load(kernel + tap)
+    at = (before * total + place + pixel * beside) * F + field
+    tl.store(target + at, sum.to(target.dtype.element_ty), mask=pixel < total)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class _Alike:
 
 
 @dataclass(frozen=True, eq=False)
-class _Field:
+class Field:
     """The rows of a field's irreps that any block leads to."""
 
     into: Tensor  # (parts, RP, DP)
@@ -53,17 +53,21 @@ class _Field:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class Plan:
     """The blocks of a recipe, or of its transpose, as the kernels read them."""
 
     of: Blocks
     alike: tuple[_Alike, ...]
-    inputs: _Field
-    outputs: _Field
+    inputs: Field
+    outputs: Field
     sources: Tensor  # (rows of x', 3) int32, a table; rows that lead to nothing are not there
     slots: Tensor  # (slots, 3) int32: first row, rows, maps
     maps: Tensor  # (slots x MP, 3) int32, a table
     constants: Tensor  # (parts, slots, MP, KP)
+
+    def z_bytes(self, x: Tensor, fields: int) -> int:
+        """Return how large z is, for each pixel."""
+        return len(self.of.terms) * fields * x.element_size()
 
 
 def _power(count: int) -> int:
@@ -78,15 +82,11 @@ def _parts(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.stack(parts).to(device).contiguous()
 
 
-def _shapes(of: Blocks) -> list[tuple[int, int, int]]:
-    """Return (components, blocks, copies) of each irrep of the output."""
-    return [(irrep.size, *irrep.weights.shape) for irrep in of.irreps]
-
-
 def _alike(of: Blocks) -> list[list[int]]:
-    """Return the irreps of the output, of one shape together."""
-    shapes = _shapes(of)
-    return [[place for place, each in enumerate(shapes) if each == shape] for shape in dict.fromkeys(shapes)]
+    """Return the irreps of the output, of one shape together; in the order of their rows, as for the transpose."""
+    shapes = [(irrep.size, *irrep.weights.shape) for irrep in of.irreps]
+    order = sorted(range(len(shapes)), key=lambda place: int(of.irreps[place].rows.min()))
+    return [[place for place in order if shapes[place] == shape] for shape in sorted(set(shapes))]
 
 
 def _rows(of: Blocks) -> Rows:
@@ -102,7 +102,7 @@ def _rows(of: Blocks) -> Rows:
 
 
 @cache
-def _plan(recipe: Recipe, transposed: bool, device: torch.device, dtype: torch.dtype) -> _Plan:
+def _plan(recipe: Recipe, transposed: bool, device: torch.device, dtype: torch.dtype) -> Plan:
     of, back = blocks(recipe, transposed), blocks(recipe, not transposed)
     inputs, outputs = _rows(back), _rows(of)
     sources = torch.tensor([inputs.get(row, (0, 1, 0)) for row in range(len(of.inputs.change))], dtype=torch.int32)
@@ -114,14 +114,14 @@ def _plan(recipe: Recipe, transposed: bool, device: torch.device, dtype: torch.d
         _field(of.inputs.change, inputs, device, dtype),
         _field(of.outputs.change, outputs, device, dtype),
     )
-    return _Plan(of, tuple(alike), *fields, sources.to(device), *_constants(of, device, dtype))
+    return Plan(of, tuple(alike), *fields, sources.to(device), *_constants(of, device, dtype))
 
 
-def _field(change: Any, rows: Rows, device: torch.device, dtype: torch.dtype) -> _Field:
+def _field(change: Any, rows: Rows, device: torch.device, dtype: torch.dtype) -> Field:
     matrix = torch.zeros(_power(len(change)), _power(len(rows)), dtype=torch.float64)
     matrix[: len(change), : len(rows)] = torch.tensor(change[:, list(rows)])
     table = torch.tensor(list(rows.values()), dtype=torch.int32, device=device)
-    return _Field(_parts(matrix.T, dtype, device), _parts(matrix, dtype, device), table, len(change))
+    return Field(_parts(matrix.T, dtype, device), _parts(matrix, dtype, device), table, len(change))
 
 
 def _constants(of: Blocks, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,54 +146,54 @@ def _constants(of: Blocks, device: torch.device, dtype: torch.dtype) -> tuple[Te
     return read, maps.flatten(0, 1).to(device), _parts(values, dtype, device)
 
 
-class _Walk:
-    """One pass over a batch, on the grid of its padded input."""
+class Grid(NamedTuple):
+    """The pixels of a padded input."""
 
-    def __init__(self, x: Tensor, padding: int, of: Blocks, fields: int) -> None:
-        """Take the maps that come in, and the blocks and fields of which z is made."""
-        height, width = (side + 2 * padding for side in x.shape[2:])
-        self.grid, self.per_image = (height, width), height * width
-        size = len(of.terms) * fields * self.per_image * x.element_size()
-        self.images = max(1, CHUNK_BYTES // size)
+    height: int
+    width: int
 
-    def chunks(self, x: Tensor) -> Iterator[tuple[slice, int]]:
-        """Return which images go together, and how many pixels they have."""
-        for begin in range(0, len(x), self.images):
-            some = slice(begin, min(begin + self.images, len(x)))
-            yield some, (some.stop - begin) * self.per_image
+    @property
+    def size(self) -> int:
+        return self.height * self.width
 
-    def into_irreps(self, x: Tensor, field: _Field, origin: int, step: int) -> Tensor:
+    def into_irreps(self, x: Tensor, field: Field, origin: int, step: int) -> Tensor:
         """Channels-last maps (n, fields x d, H, W) -> rows; the first pixel is the grid's (origin, origin)."""
-        pixels, fields = len(x) * self.per_image, x.shape[1] // field.channels
+        pixels, fields = len(x) * self.size, x.shape[1] // field.channels
         found = x.new_empty(len(field.table) * pixels * fields)
         kernels.into_irreps[(triton.cdiv(pixels * fields, COLUMNS),)](
-            x, found, field.into, field.table, pixels, *self.grid, *x.shape[2:], origin, step, **_sides(field, fields)
+            x, found, field.into, field.table, pixels, *self, *x.shape[2:], origin, step, **sides_of(field, fields)
         )
         return found
 
-    def into_field(self, rows: Tensor, y: Tensor, field: _Field, origin: int, step: int) -> None:
+    def into_field(self, rows: Tensor, y: Tensor, field: Field, origin: int, step: int) -> None:
         """Rows -> channels-last maps, which are written."""
         fields = y.shape[1] // field.channels
         values = len(y) * y.shape[2] * y.shape[3] * fields
         kernels.into_field[(triton.cdiv(values, COLUMNS),)](
-            rows, y, field.out, field.table, len(y) * self.per_image, *self.grid, *y.shape[2:], origin, step, len(y),
-            **_sides(field, fields),
+            rows, y, field.out, field.table, len(y) * self.size, *self, *y.shape[2:], origin, step, len(y),
+            **sides_of(field, fields),
         )  # fmt: skip
 
-    def make(self, plan: _Plan, hat: Tensor, pixels: int) -> list[Tensor]:
-        """Make z, in batches of matrices (irreps, components x pixels, blocks x fields)."""
-        fields = len(hat) // (len(plan.inputs.table) * pixels)
-        z = hat.new_empty(len(plan.of.terms) * pixels * fields)
+    def make(self, plan: Plan, hat: Tensor, pixels: int, begin: int = 0, count: int | None = None) -> list[Tensor]:
+        """Make z of some pixels, in batches of matrices (irreps, components x pixels, blocks x fields)."""
+        fields, count = len(hat) // (len(plan.inputs.table) * pixels), pixels if count is None else count
+        z = hat.new_empty(len(plan.of.terms) * count * fields)
         parts, slots, m, k = plan.constants.shape
         columns = max(16, min(COLUMNS, LOADED // (k * hat.element_size())))
-        kernels.make[(slots, triton.cdiv(pixels * fields, columns * TURNS))](
-            hat, z, plan.constants, plan.slots, plan.sources, plan.maps, pixels, self.grid[1], F=fields,
+        kernels.make[(slots, triton.cdiv(count * fields, columns * TURNS))](
+            hat, z, plan.constants, plan.slots, plan.sources, plan.maps, pixels, begin, count, self.width, F=fields,
             SIZE=plan.of.size, MP=m, KP=k, COLS=columns, SPLIT=(parts - 1) * slots * m * k, TURNS=TURNS,
         )  # fmt: skip
-        return _split(plan, z, pixels, 1, fields)
+        return split(plan, z, count, 1, fields)
 
 
-def _multiply(plan: _Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Divide `count` things into runs of at most CHUNK_BYTES, each of `size` bytes: where they begin and end."""
+    most = max(1, CHUNK_BYTES // size)
+    return ((begin, min(begin + most, count)) for begin in range(0, count, most))
+
+
+def _multiply(plan: Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Return y' of z and weights (irreps, blocks x fields, copies x fields of the output)."""
     sizes = [(len(maps), maps.shape[1], each.shape[2]) for maps, each in zip(z, weights, strict=True)]
     rows = z[0].new_empty(sum(a * b * c for a, b, c in sizes))
@@ -203,26 +203,26 @@ def _multiply(plan: _Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Te
     return rows
 
 
-def _split(plan: _Plan, flat: Tensor, pixels: int, which: int, fields: int) -> list[Tensor]:
+def split(plan: Plan, flat: Tensor, pixels: int, which: int, fields: int) -> list[Tensor]:
     shapes = [(len(one.numbers), one.size * pixels, one.numbers.shape[which] * fields) for one in plan.alike]
     parts = flat.split([a * b * c for a, b, c in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _sides(field: _Field, fields: int) -> dict[str, int]:
+def sides_of(field: Field, fields: int) -> dict[str, int]:
     parts, rows, channels = field.into.shape
     sides = {"F": fields, "D": field.channels, "R": len(field.table), "DP": channels, "RP": rows}
     return sides | {"COLS": COLUMNS, "SPLIT": (parts - 1) * rows * channels}
 
 
-def _gathered(plan: _Plan, weight: Tensor) -> list[Tensor]:
+def gathered(plan: Plan, weight: Tensor) -> list[Tensor]:
     """Weights (fields of the output, of the input, basis) -> (irreps, blocks x fields, copies x fields)."""
     several = [weight[:, :, one.numbers].permute(2, 3, 1, 4, 0) for one in plan.alike]
     return [each.flatten(3).flatten(1, 2).contiguous() for each in several]
 
 
-def _scattered(plan: _Plan, several: Sequence[Tensor], fields: tuple[int, int]) -> Tensor:
-    """Put gradients of `_gathered` in their places."""
+def scattered(plan: Plan, several: Sequence[Tensor], fields: tuple[int, int]) -> Tensor:
+    """Put gradients of `gathered` in their places."""
     found = several[0].new_empty(*fields, plan.of.weights)
     for one, each in zip(plan.alike, several, strict=True):
         irreps, number, copies = one.numbers.shape
@@ -233,15 +233,15 @@ def _scattered(plan: _Plan, several: Sequence[Tensor], fields: tuple[int, int]) 
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    plan, given = _plan(recipe, False, x.device, x.dtype), _weights(x, weight, recipe)
-    walk = _Walk(x, padding, plan.of, given.shape[1])
-    sides = [(side - plan.of.size) // stride + 1 for side in walk.grid]
+    plan, given, grid = plan_of(recipe, False, x), weights_of(x, weight, recipe), _grid(x, padding)
+    sides = [(side - plan.of.size) // stride + 1 for side in grid]
     shape = (len(x), len(given) * plan.outputs.channels, *sides)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    weights = _gathered(plan, given)
-    for some, pixels in walk.chunks(x):
-        z = walk.make(plan, walk.into_irreps(x[some], plan.inputs, padding, 1), pixels)
-        walk.into_field(_multiply(plan, z, weights), y[some], plan.outputs, plan.of.size // 2, stride)
+    weights = gathered(plan, given)
+    for begin, end in chunks(len(x), plan.z_bytes(x, given.shape[1]) * grid.size):
+        hat = grid.into_irreps(x[begin:end], plan.inputs, padding, 1)
+        rows = _multiply(plan, grid.make(plan, hat, (end - begin) * grid.size), weights)
+        grid.into_field(rows, y[begin:end], plan.outputs, plan.of.size // 2, stride)
     return y
 
 
@@ -250,22 +250,32 @@ def backward(
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x, where it is wanted, and of the weights."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    plan, given = _plan(recipe, True, x.device, x.dtype), _weights(x, weight, recipe).transpose(0, 1)
-    walk = _Walk(x, padding, plan.of, given.shape[1])
+    plan, given, grid = plan_of(recipe, True, x), weights_of(x, weight, recipe).transpose(0, 1), _grid(x, padding)
     by_x = torch.empty_like(x) if wants_x else None
-    weights = _gathered(plan, given)
+    weights = gathered(plan, given)
     totals = [torch.zeros_like(each, dtype=weight.dtype) for each in weights]
-    for some, pixels in walk.chunks(x):
-        z = walk.make(plan, walk.into_irreps(gradient[some], plan.inputs, plan.of.size // 2, stride), pixels)
+    for begin, end in chunks(len(x), plan.z_bytes(x, given.shape[1]) * grid.size):
+        pixels = (end - begin) * grid.size
+        by_rows = grid.into_irreps(gradient[begin:end], plan.inputs, plan.of.size // 2, stride)
+        z = grid.make(plan, by_rows, pixels)
         if by_x is not None:
-            walk.into_field(_multiply(plan, z, weights), by_x[some], plan.outputs, padding, 1)
-        seen = _split(plan, walk.into_irreps(x[some], plan.outputs, padding, 1), pixels, 2, len(given))
+            grid.into_field(_multiply(plan, z, weights), by_x[begin:end], plan.outputs, padding, 1)
+        seen = split(plan, grid.into_irreps(x[begin:end], plan.outputs, padding, 1), pixels, 2, len(given))
         for total, maps, rows in zip(totals, z, seen, strict=True):
             total += torch.bmm(maps.mT, rows)
-    return by_x, _scattered(plan, totals, (len(given), given.shape[1])).transpose(0, 1).reshape(weight.shape)
+    return by_x, scattered(plan, totals, (len(given), given.shape[1])).transpose(0, 1).reshape(weight.shape)
 
 
-def _weights(x: Tensor, weight: Tensor, recipe: Recipe) -> Tensor:
+def _grid(x: Tensor, padding: int) -> Grid:
+    return Grid(*(int(side) + 2 * padding for side in x.shape[2:]))
+
+
+def plan_of(recipe: Recipe, transposed: bool, x: Tensor) -> Plan:
+    """Return the plan for maps of this type on this device."""
+    return _plan(recipe, transposed, x.device, x.dtype)
+
+
+def weights_of(x: Tensor, weight: Tensor, recipe: Recipe) -> Tensor:
     """Return weights (fields of the output, of the input, basis) in the maps' type."""
     of = blocks(recipe)
     return weight.to(x.dtype).view(-1, x.shape[1] // len(of.inputs.change), of.weights)
