@@ -22,9 +22,10 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from galaxyhpc.models import harmonic_kernels as kernels
-from galaxyhpc.models.harmonic import Blocks, Recipe, blocks
+from galaxyhpc.models.harmonic import Blocks, Irrep, Recipe, blocks
 
 CHUNK_BYTES = 1 << 30  # of z
 COLUMNS = 256  # pixels x fields of a tile
@@ -40,6 +41,7 @@ class _Alike:
 
     size: int
     numbers: Tensor  # (irreps, blocks, copies) int64, in the basis
+    beside: int  # copies, or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Field:
     into: Tensor  # (parts, RP, DP)
     out: Tensor  # (parts, DP, RP)
     table: Tensor  # (rows, 3) int32
+    planes: int  # rows and what fills their places up
     channels: int
 
 
@@ -89,39 +92,45 @@ def _alike(of: Blocks) -> list[list[int]]:
     return [[place for place in order if shapes[place] == shape] for shape in sorted(set(shapes))]
 
 
-def _rows(of: Blocks) -> Rows:
-    """Return where the rows of y' lie."""
+def _beside(irrep: Irrep, fill: bool) -> int:
+    """Return how many rows lie beside each other: for a matrix of few columns that is slow an empty one more."""
+    copies = len(irrep.rows)
+    return copies + copies % 2 if fill and irrep.size == 1 else copies
+
+
+def _rows(of: Blocks, fill: bool) -> tuple[Rows, int]:
+    """Return where the rows of y' lie, and their number."""
     found: Rows = {}
     before = 0
     for place in chain.from_iterable(_alike(of)):
-        irrep, copies = of.irreps[place], len(of.irreps[place].rows)
+        irrep, beside = of.irreps[place], _beside(of.irreps[place], fill)
         for component in range(irrep.size):
-            found |= {int(row): (before, copies, copy) for copy, row in enumerate(irrep.rows[:, component])}
-            before += copies
-    return found
+            found |= {int(row): (before, beside, copy) for copy, row in enumerate(irrep.rows[:, component])}
+            before += beside
+    return found, before
 
 
 @cache
-def _plan(recipe: Recipe, transposed: bool, device: torch.device, dtype: torch.dtype) -> Plan:
+def _plan(recipe: Recipe, transposed: bool, fills: tuple[bool, bool], device: torch.device, dtype: torch.dtype) -> Plan:
     of, back = blocks(recipe, transposed), blocks(recipe, not transposed)
-    inputs, outputs = _rows(back), _rows(of)
+    (inputs, planes), (outputs, out_planes) = _rows(back, fills[0]), _rows(of, fills[1])
     sources = torch.tensor([inputs.get(row, (0, 1, 0)) for row in range(len(of.inputs.change))], dtype=torch.int32)
     alike = []
     for places in _alike(of):
         numbers = torch.tensor(np.stack([of.irreps[place].weights for place in places]), device=device)
-        alike.append(_Alike(of.irreps[places[0]].size, numbers))
+        alike.append(_Alike(of.irreps[places[0]].size, numbers, _beside(of.irreps[places[0]], fills[1])))
     fields = (
-        _field(of.inputs.change, inputs, device, dtype),
-        _field(of.outputs.change, outputs, device, dtype),
+        _field(of.inputs.change, inputs, planes, device, dtype),
+        _field(of.outputs.change, outputs, out_planes, device, dtype),
     )
     return Plan(of, tuple(alike), *fields, sources.to(device), *_constants(of, device, dtype))
 
 
-def _field(change: Any, rows: Rows, device: torch.device, dtype: torch.dtype) -> Field:
+def _field(change: Any, rows: Rows, planes: int, device: torch.device, dtype: torch.dtype) -> Field:
     matrix = torch.zeros(_power(len(change)), _power(len(rows)), dtype=torch.float64)
     matrix[: len(change), : len(rows)] = torch.tensor(change[:, list(rows)])
     table = torch.tensor(list(rows.values()), dtype=torch.int32, device=device)
-    return Field(_parts(matrix.T, dtype, device), _parts(matrix, dtype, device), table, len(change))
+    return Field(_parts(matrix.T, dtype, device), _parts(matrix, dtype, device), table, planes, len(change))
 
 
 def _constants(of: Blocks, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,7 +168,7 @@ class Grid(NamedTuple):
     def into_irreps(self, x: Tensor, field: Field, origin: int, step: int) -> Tensor:
         """Channels-last maps (n, fields x d, H, W) -> rows; the first pixel is the grid's (origin, origin)."""
         pixels, fields = len(x) * self.size, x.shape[1] // field.channels
-        found = x.new_empty(len(field.table) * pixels * fields)
+        found = x.new_empty(field.planes * pixels * fields)
         kernels.into_irreps[(triton.cdiv(pixels * fields, COLUMNS),)](
             x, found, field.into, field.table, pixels, *self, *x.shape[2:], origin, step, **sides_of(field, fields)
         )
@@ -176,7 +185,7 @@ class Grid(NamedTuple):
 
     def make(self, plan: Plan, hat: Tensor, pixels: int, begin: int = 0, count: int | None = None) -> list[Tensor]:
         """Make z of some pixels, in batches of matrices (irreps, components x pixels, blocks x fields)."""
-        fields, count = len(hat) // (len(plan.inputs.table) * pixels), pixels if count is None else count
+        fields, count = len(hat) // (plan.inputs.planes * pixels), pixels if count is None else count
         z = hat.new_empty(len(plan.of.terms) * count * fields)
         parts, slots, m, k = plan.constants.shape
         columns = max(16, min(COLUMNS, LOADED // (k * hat.element_size())))
@@ -184,11 +193,12 @@ class Grid(NamedTuple):
             hat, z, plan.constants, plan.slots, plan.sources, plan.maps, pixels, begin, count, self.width, F=fields,
             SIZE=plan.of.size, MP=m, KP=k, COLS=columns, SPLIT=(parts - 1) * slots * m * k, TURNS=TURNS,
         )  # fmt: skip
-        return split(plan, z, count, 1, fields)
+        shapes = [(len(one.numbers), one.size * count, one.numbers.shape[1] * fields) for one in plan.alike]
+        return _matrices(z, shapes)
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Divide `count` things into runs of at most CHUNK_BYTES, each of `size` bytes: where they begin and end."""
+    """Divide `count` things of `size` bytes into runs of at most CHUNK_BYTES: where they begin and end."""
     most = max(1, CHUNK_BYTES // size)
     return ((begin, min(begin + most, count)) for begin in range(0, count, most))
 
@@ -203,8 +213,13 @@ def _multiply(plan: Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Ten
     return rows
 
 
-def split(plan: Plan, flat: Tensor, pixels: int, which: int, fields: int) -> list[Tensor]:
-    shapes = [(len(one.numbers), one.size * pixels, one.numbers.shape[which] * fields) for one in plan.alike]
+def split(plan: Plan, rows: Tensor, pixels: int) -> list[Tensor]:
+    """Return y' as batches of matrices (irreps, components x pixels, rows beside each other x fields)."""
+    fields = len(rows) // (plan.outputs.planes * pixels)
+    return _matrices(rows, [(len(one.numbers), one.size * pixels, one.beside * fields) for one in plan.alike])
+
+
+def _matrices(flat: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
     parts = flat.split([a * b * c for a, b, c in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -216,9 +231,13 @@ def sides_of(field: Field, fields: int) -> dict[str, int]:
 
 
 def gathered(plan: Plan, weight: Tensor) -> list[Tensor]:
-    """Weights (fields of the output, of the input, basis) -> (irreps, blocks x fields, copies x fields)."""
-    several = [weight[:, :, one.numbers].permute(2, 3, 1, 4, 0) for one in plan.alike]
-    return [each.flatten(3).flatten(1, 2).contiguous() for each in several]
+    """Weights (fields of the output, of the input, basis) -> (irreps, blocks x fields, rows x fields)."""
+    found = []
+    for one in plan.alike:
+        each = weight[:, :, one.numbers].permute(2, 3, 1, 4, 0)
+        filled = pad(each, (0, 0, 0, one.beside - each.shape[3]))
+        found.append(filled.flatten(3).flatten(1, 2).contiguous())
+    return found
 
 
 def scattered(plan: Plan, several: Sequence[Tensor], fields: tuple[int, int]) -> Tensor:
@@ -226,14 +245,16 @@ def scattered(plan: Plan, several: Sequence[Tensor], fields: tuple[int, int]) ->
     found = several[0].new_empty(*fields, plan.of.weights)
     for one, each in zip(plan.alike, several, strict=True):
         irreps, number, copies = one.numbers.shape
-        found[:, :, one.numbers] = each.view(irreps, number, fields[1], copies, fields[0]).permute(4, 2, 0, 1, 3)
+        mine = each.view(irreps, number, fields[1], one.beside, fields[0])[:, :, :, :copies]
+        found[:, :, one.numbers] = mine.permute(4, 2, 0, 1, 3)
     return found
 
 
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    plan, given, grid = plan_of(recipe, False, x), weights_of(x, weight, recipe), _grid(x, padding)
+    given, grid = weights_of(x, weight, recipe), _grid(x, padding)
+    plan = plan_of(recipe, False, x, (given.shape[1], len(given)))
     sides = [(side - plan.of.size) // stride + 1 for side in grid]
     shape = (len(x), len(given) * plan.outputs.channels, *sides)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -250,7 +271,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x, where it is wanted, and of the weights."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    plan, given, grid = plan_of(recipe, True, x), weights_of(x, weight, recipe).transpose(0, 1), _grid(x, padding)
+    given, grid = weights_of(x, weight, recipe).transpose(0, 1), _grid(x, padding)
+    plan = plan_of(recipe, True, x, (given.shape[1], len(given)))
     by_x = torch.empty_like(x) if wants_x else None
     weights = gathered(plan, given)
     totals = [torch.zeros_like(each, dtype=weight.dtype) for each in weights]
@@ -260,7 +282,7 @@ def backward(
         z = grid.make(plan, by_rows, pixels)
         if by_x is not None:
             grid.into_field(_multiply(plan, z, weights), by_x[begin:end], plan.outputs, padding, 1)
-        seen = split(plan, grid.into_irreps(x[begin:end], plan.outputs, padding, 1), pixels, 2, len(given))
+        seen = split(plan, grid.into_irreps(x[begin:end], plan.outputs, padding, 1), pixels)
         for total, maps, rows in zip(totals, z, seen, strict=True):
             total += torch.bmm(maps.mT, rows)
     return by_x, scattered(plan, totals, (len(given), given.shape[1])).transpose(0, 1).reshape(weight.shape)
@@ -270,9 +292,10 @@ def _grid(x: Tensor, padding: int) -> Grid:
     return Grid(*(int(side) + 2 * padding for side in x.shape[2:]))
 
 
-def plan_of(recipe: Recipe, transposed: bool, x: Tensor) -> Plan:
-    """Return the plan for maps of this type on this device."""
-    return _plan(recipe, transposed, x.device, x.dtype)
+def plan_of(recipe: Recipe, transposed: bool, x: Tensor, fields: tuple[int, int]) -> Plan:
+    """Return the plan for maps of this type on this device, from so many fields to so many."""
+    narrow = [each * x.element_size() % 16 != 0 for each in fields]  # bytes that are read at once
+    return _plan(recipe, transposed, (narrow[0], narrow[1]), x.device, x.dtype)
 
 
 def weights_of(x: Tensor, weight: Tensor, recipe: Recipe) -> Tensor:
