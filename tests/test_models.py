@@ -21,14 +21,8 @@ from torch import Tensor, nn
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
-from galaxyhpc.models.layers import (
-    AntialiasedPool,
-    CircularMask,
-    FieldBatchNorm,
-    GroupPooling,
-    SteerableConv,
-    synchronise_batchnorm,
-)
+from galaxyhpc.models.batch_norm import FieldBatchNorm, synchronise_batchnorm
+from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
 from galaxyhpc.models.symmetry import invariance_error

@@ -13,7 +13,6 @@ import math
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,88 +92,6 @@ class SteerableConv(nn.Module):
         return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
 
 
-class FieldBatchNorm(nn.Module):
-    """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
-
-    With `size` 1 it serves ordinary channels and (N, fields) features. With `sync` the statistics are those of the
-    batch over all processes, whose local batches may differ in size.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, fields: int, size: int = 1, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.fields, self.size, self.eps, self.momentum = fields, size, eps, momentum
-        self.sync = False
-        self.weight = nn.Parameter(torch.ones(fields))
-        self.bias = nn.Parameter(torch.zeros(fields))
-        self.register_buffer("running_mean", torch.zeros(fields))
-        self.register_buffer("running_var", torch.ones(fields))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, fields x size, ...) -> the same shape."""
-        per_field = x if self.size == 1 else x.reshape(len(x), self.fields, -1)
-        if self.training and self.sync and _world_size() > 1:
-            return self._normalise_together(per_field).view_as(x)
-        running = (self.running_mean, self.running_var)
-        affine = (self.weight, self.bias)
-        normalised = F.batch_norm(per_field, *running, *affine, self.training, self.momentum, self.eps)
-        return normalised.view_as(x)
-
-    def _normalise_together(self, x: Tensor) -> Tensor:
-        """Normalise (N, fields, ...) by the mean and variance over all processes' values.
-
-        The squares are taken about the process's own mean and only then about zero, in float64, where the difference
-        of two sums loses nothing that float32 held.
-        """
-        axes = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        values = x.float()
-        count = values.numel() // self.fields
-        mean = (values.sum(axes) / max(count, 1)).double()
-        spread = (values - mean.float().view(shape)).square().sum(axes).double()
-        sums = torch.stack([torch.full_like(mean, count), mean * count, spread + count * mean.square()])
-        total, first, second = _Sum.apply(sums)  # type: ignore[no-untyped-call]
-        mean = first / total
-        variance = (second / total - mean.square()).clamp_min(0.0)
-        self._remember(mean.detach(), (variance * total / (total - 1)).detach())
-        scale = (self.weight * (variance + self.eps).rsqrt().float()).view(shape)
-        normalised: Tensor = (values - mean.float().view(shape)) * scale + self.bias.view(shape)
-        return normalised.to(x.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
-
-    def extra_repr(self) -> str:
-        return f"{self.fields}, size={self.size}, sync={self.sync}"
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs. (torch's own is deprecated since 2.10.)"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def synchronise_batchnorm(model: nn.Module) -> None:
-    """Let every batch normalisation of the model use the statistics of all processes together."""
-    for module in model.modules():
-        if isinstance(module, FieldBatchNorm):
-            module.sync = True
-
-
 class AntialiasedPool(nn.Module):
     """Gaussian blur, sigma in px, then every `stride`-th pixel; exact under quarter turns of odd sizes."""
 
@@ -247,10 +164,6 @@ class CircularMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, size, size) -> the same shape."""
         return x * self.mask
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _working_dtype(weight: Tensor) -> torch.dtype:
