@@ -94,6 +94,6 @@ def test_in_half_precision_statistics_and_affine_are_of_float32(kind: torch.dtyp
 def test_values_far_from_zero_lose_nothing_more_than_they_did_as_float32() -> None:
     norm, x = layer(momentum=1.0).float(), (torch.randn(SHAPE) + 1000).to(memory_format=torch.channels_last)
     norm(x)
-    by_field = x.double().view(len(x), FIELDS, -1)
+    by_field = x.double().reshape(len(x), FIELDS, -1)
     torch.testing.assert_close(norm.running_var.double(), by_field.var((0, 2)), rtol=1e-4, atol=0)
     torch.testing.assert_close(norm.running_mean.double(), by_field.mean((0, 2)), rtol=1e-6, atol=0)
