@@ -91,7 +91,7 @@ def test_a_network_learns_as_one_of_e2cnns_own_modules_does(group: str) -> None:
     x = torch.rand(4, 3, 33, 33)
     assert_near(ours(x), theirs(x), 1e-4)
     gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, theirs)]
-    assert_near(*gradients, 1e-4)
+    assert_near(*gradients, 1e-3)  # four images through thirteen batch norms: float32 rounds either by 1e-4
     assert_near(ours.eval()(x), theirs.eval()(x), 1e-4)  # by the statistics of the batches before
 
 
