@@ -22,7 +22,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # torch's own doing, 2.13
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.autograd.function.Function.*should not be instantiated", "ignore:.*torch.jit.script_method"
+)
 
 
 @pytest.fixture(autouse=True)
