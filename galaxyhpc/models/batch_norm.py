@@ -150,6 +150,8 @@ def _moments_together(mean: Tensor, variance: Tensor, count: int) -> tuple[Tenso
 
 def _sums(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
     """Return the sums of the gradient and of its products with the normalised x, per channel, (2, C)."""
+    if not x.numel():
+        return mean.new_zeros(2, len(mean))
     given = (gradient, x, torch.ones_like(mean), None, None, mean, inverse, True, 0.0, [False, True, True])
     _, products, plain = torch.ops.aten.native_batch_norm_backward(*given)
     return torch.stack([plain, products])
