@@ -46,7 +46,7 @@ class FieldBatchNorm(nn.Module):
 
     def _normalised_by_fields(self, x: Tensor, together: bool) -> Tensor:
         with torch.no_grad():
-            mean, variance = _field_moments(x, self.size)
+            mean, variance = _field_moments(x, self.fields)
             count: int | Tensor = x.numel() // self.fields
             total = None
             if together:
@@ -111,18 +111,19 @@ def synchronise_batchnorm(model: nn.Module) -> None:
             module.sync = True
 
 
-def _field_moments(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of every field, (fields,): a field's variance is its channels' and that of their means.
+def _field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of every field, (fields,): its parts' mean variance and the variance of their means.
 
     Nothing is subtracted from anything nearly as large.
     """
-    means, variances = (values.view(-1, size) for values in _channel_moments(x))
-    among, mean = torch.var_mean(means, 1, correction=0)
-    return mean, variances.mean(1) + among
+    means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _moments(x))
+    mean = means.mean((0, 2))
+    among = (means - mean[:, None]).square()
+    return mean, (variances + among).mean((0, 2))
 
 
-def _channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of every channel, (C,), in float32 or wider."""
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of every channel, (C,), in float32 or wider; or of its columns of pixels, (W x C,)."""
     kind = torch.promote_types(x.dtype, torch.float32)
     if not x.numel():  # the share of a process for which no image is left
         return x.new_zeros(x.shape[1], dtype=kind), x.new_zeros(x.shape[1], dtype=kind)
@@ -130,6 +131,9 @@ def _channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x.to(kind), axes, correction=0)  # not compiled, it takes 20 times as long
         return mean, variance
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        # torch adds up one float32 after the other: of columns on their own, gradients are 10 to 100 times as exact
+        x = x.permute(0, 2, 3, 1).flatten(2).transpose(1, 2)[..., None]
     unused = x.new_zeros(2, x.shape[1], dtype=kind)  # says in which type to answer
     mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 1.0)
     return mean, variance
