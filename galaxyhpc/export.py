@@ -35,7 +35,8 @@ from galaxyhpc.classifier import Classifier
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
-from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.provenance import provenance
 from galaxyhpc.rundir import readable, write_text
 from galaxyhpc.table import make_console

@@ -35,7 +35,7 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import synchronise_batchnorm
+from galaxyhpc.models.batch_norm import synchronise_batchnorm
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance

@@ -27,7 +27,7 @@ from galaxyhpc.data import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.rundir import RunDir, state, write_text
 

@@ -21,7 +21,8 @@ from galaxyhpc.config import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import FieldBatchNorm, GroupPooling, Restriction, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import GroupPooling, Restriction, SteerableConv
 from galaxyhpc.rundir import RunDir, write_text
 
 SIZE = 33  # px

@@ -30,7 +30,8 @@ from galaxyhpc.config import (
 )
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
-from galaxyhpc.models.layers import FieldBatchNorm, Restriction, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
 from galaxyhpc.presets import PRESETS
 from galaxyhpc.rundir import RunDir, write_text

@@ -21,7 +21,7 @@ from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
 from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.results import CLEAN
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.subject import features, subject

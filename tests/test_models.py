@@ -21,14 +21,8 @@ from torch import Tensor, nn
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
-from galaxyhpc.models.layers import (
-    AntialiasedPool,
-    CircularMask,
-    FieldBatchNorm,
-    GroupPooling,
-    SteerableConv,
-    synchronise_batchnorm,
-)
+from galaxyhpc.models.batch_norm import FieldBatchNorm, synchronise_batchnorm
+from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
 from galaxyhpc.models.symmetry import invariance_error
@@ -97,7 +91,7 @@ def test_a_network_learns_as_one_of_e2cnns_own_modules_does(group: str) -> None:
     x = torch.rand(4, 3, 33, 33)
     assert_near(ours(x), theirs(x), 1e-4)
     gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, theirs)]
-    assert_near(*gradients, 1e-4)
+    assert_near(*gradients, 1e-3)  # four images through thirteen batch norms: float32 rounds either by 1e-4
     assert_near(ours.eval()(x), theirs.eval()(x), 1e-4)  # by the statistics of the batches before
 
 
@@ -186,25 +180,24 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(7, 8, 5, 5, generator=generator) * 3 + 100, torch.randn(7, 5, generator=generator)
 
 
-SHARES = (slice(0, 5), slice(5, 7))  # uneven on purpose
-
-
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(rank: int, folder: str, first: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, (x, upstream) = two_layers(), batch()
     synchronise_batchnorm(model)
-    found = step(model, x[SHARES[rank]], upstream[SHARES[rank]])
+    share = (slice(None, first), slice(first, None))[rank]
+    found = step(model, x[share], upstream[share])
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("first", [5, 7])  # of 7 images
+def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path, first: int) -> None:
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), first), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     whole = step(two_layers(), *batch())
-    alone = step(two_layers(), *(part[SHARES[0]] for part in batch()))
-    assert not torch.allclose(alone["output"], whole["output"][SHARES[0]], atol=0.1)  # the shares do differ
+    alone = step(two_layers(), *(part[:5] for part in batch()))
+    assert not torch.allclose(alone["output"], whole["output"][:5], atol=0.1)  # the shares do differ
     for name, expected in whole.items():
         parts = [share[name] for share in shares]
         if name in ("output", "input"):

@@ -25,7 +25,7 @@ from galaxyhpc.evaluate import evaluate
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.predict import main
 from galaxyhpc.rundir import RunDir, write_text
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 
 
 class BaselineError(ValueError):

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models.layers import CircularMask, FieldBatchNorm, GroupPooling, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import CircularMask, GroupPooling, SteerableConv
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 EXPANSION = {18: 1, 50: 2}

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models.layers import CircularMask, FieldBatchNorm, Restriction, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import CircularMask, Restriction, SteerableConv
 
 CUTOFF = 3.0  # angular frequencies per px of radius
 DROPOUT = 0.3

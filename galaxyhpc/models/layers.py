@@ -1,5 +1,5 @@
-"""The layers of all networks, on plain tensors (N, fields x |G|, H, W): a field's |G| channels lie side by
-side.
+"""The layers of all networks, on plain tensors (N, fields x |G|, H, W), channels last in memory: a field's |G| channels
+lie side by side.
 
 They compute what e2cnn's modules compute, with the weights in e2cnn's order, but a state dict is the same in
 training and in evaluation, building is immediate, and nothing is shared between models. `SteerableConv`
@@ -13,7 +13,6 @@ import math
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,7 +70,7 @@ class SteerableConv(nn.Module):
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
 
     def _filter(self) -> Tensor:
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():  # a graph keeps nothing
             return self.dense_filter()
         # An optimizer step or a load raises the version; a parameter moved or exchanged lies elsewhere.
         key = (self.weight._version, self.weight.data_ptr(), self.weight.device, _working_dtype(self.weight))
@@ -93,88 +92,6 @@ class SteerableConv(nn.Module):
         return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
 
 
-class FieldBatchNorm(nn.Module):
-    """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
-
-    With `size` 1 it serves ordinary channels and (N, fields) features. With `sync` the statistics are those of the
-    batch over all processes, whose local batches may differ in size.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, fields: int, size: int = 1, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.fields, self.size, self.eps, self.momentum = fields, size, eps, momentum
-        self.sync = False
-        self.weight = nn.Parameter(torch.ones(fields))
-        self.bias = nn.Parameter(torch.zeros(fields))
-        self.register_buffer("running_mean", torch.zeros(fields))
-        self.register_buffer("running_var", torch.ones(fields))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, fields x size, ...) -> the same shape."""
-        per_field = x if self.size == 1 else x.reshape(len(x), self.fields, -1)
-        if self.training and self.sync and _world_size() > 1:
-            return self._normalise_together(per_field).view_as(x)
-        running = (self.running_mean, self.running_var)
-        affine = (self.weight, self.bias)
-        normalised = F.batch_norm(per_field, *running, *affine, self.training, self.momentum, self.eps)
-        return normalised.view_as(x)
-
-    def _normalise_together(self, x: Tensor) -> Tensor:
-        """Normalise (N, fields, ...) by the mean and variance over all processes' values.
-
-        The squares are taken about the process's own mean and only then about zero, in float64, where the difference
-        of two sums loses nothing that float32 held.
-        """
-        axes = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        values = x.float()
-        count = values.numel() // self.fields
-        mean = (values.sum(axes) / max(count, 1)).double()
-        spread = (values - mean.float().view(shape)).square().sum(axes).double()
-        sums = torch.stack([torch.full_like(mean, count), mean * count, spread + count * mean.square()])
-        total, first, second = _Sum.apply(sums)  # type: ignore[no-untyped-call]
-        mean = first / total
-        variance = (second / total - mean.square()).clamp_min(0.0)
-        self._remember(mean.detach(), (variance * total / (total - 1)).detach())
-        scale = (self.weight * (variance + self.eps).rsqrt().float()).view(shape)
-        normalised: Tensor = (values - mean.float().view(shape)) * scale + self.bias.view(shape)
-        return normalised.to(x.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
-
-    def extra_repr(self) -> str:
-        return f"{self.fields}, size={self.size}, sync={self.sync}"
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs. (torch's own is deprecated since 2.10.)"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def synchronise_batchnorm(model: nn.Module) -> None:
-    """Let every batch normalisation of the model use the statistics of all processes together."""
-    for module in model.modules():
-        if isinstance(module, FieldBatchNorm):
-            module.sync = True
-
-
 class AntialiasedPool(nn.Module):
     """Gaussian blur, sigma in px, then every `stride`-th pixel; exact under quarter turns of odd sizes."""
 
@@ -191,8 +108,21 @@ class AntialiasedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), zeros outside."""
+        if x.is_cuda and torch.compiler.is_compiling():
+            # cuDNN is slow at depthwise convolutions of channels-last maps; sums of slices are fused into one pass
+            return self._sum_of_slices(x)
+        # on a CPU, and where nothing is fused, slices take 5 to 20 times as long as the convolution
         kernel = self.kernel.expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+    def _sum_of_slices(self, x: Tensor) -> Tensor:
+        """Compute the same in two passes, down and along the image, of as many multiply-adds as the kernel is wide."""
+        x, line = F.pad(x, [self.padding] * 4), self.kernel.sum(0)
+        for axis in (2, 3):
+            last = x.shape[axis] - len(line) + 1
+            parts = [x.narrow(axis, i, last).unfold(axis, 1, self.stride)[..., 0] * line[i] for i in range(len(line))]
+            x = torch.stack(parts).sum(0)
+        return x
 
 
 class GroupPooling(nn.Module):
@@ -204,8 +134,9 @@ class GroupPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, H, W) -> (N, fields, H, W)."""
-        largest: Tensor = x.unflatten(1, (-1, self.size)).amax(2)  # without the batch's size, for exports
-        return largest
+        per_pixel = x.permute(0, 2, 3, 1)  # a channels-last map as it lies in memory
+        largest: Tensor = per_pixel.unflatten(3, (-1, self.size)).amax(4)  # without the batch's size, for exports
+        return largest.permute(0, 3, 1, 2)
 
 
 class Restriction(nn.Module):
@@ -215,6 +146,7 @@ class Restriction(nn.Module):
     """
 
     order: Tensor  # (|G|,) int64
+    inverse: Tensor
 
     def __init__(self, group: str, subgroup: str) -> None:
         super().__init__()
@@ -222,11 +154,25 @@ class Restriction(nn.Module):
         with torch.device("cpu"):
             order = torch.tensor(groups.restriction(group, subgroup))
         self.register_buffer("order", order.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("inverse", order.argsort().to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x |G|, H, W) -> the same shape."""
-        moved: Tensor = x.unflatten(1, (-1, self.size))[:, :, self.order]
-        return moved.flatten(1, 2)
+        moved: Tensor = _Reordered.apply(x, self.order, self.inverse)  # type: ignore[no-untyped-call]
+        return moved
+
+
+class _Reordered(torch.autograd.Function):
+    """A change of places within fields; the gradient of an index would be added up one value at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return _taken(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _taken(gradient, ctx.saved_tensors[0]), None, None
 
 
 class CircularMask(nn.Module):
@@ -245,12 +191,15 @@ class CircularMask(nn.Module):
         self.register_buffer("mask", mask.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, size, size) -> the same shape."""
-        return x * self.mask
+        """(N, C, size, size) -> the same shape, channels last in memory, as all layers behind it keep it."""
+        return (x * self.mask).contiguous(memory_format=torch.channels_last)
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _taken(x: Tensor, order: Tensor) -> Tensor:
+    """Take the channels of every field of (N, fields x |G|, H, W) in another order; indexing takes 5 times as long."""
+    per_pixel = x.permute(0, 2, 3, 1)
+    moved = per_pixel.reshape(-1, len(order)).index_select(1, order)
+    return moved.view(per_pixel.shape).permute(0, 3, 1, 2)
 
 
 def _working_dtype(weight: Tensor) -> torch.dtype:

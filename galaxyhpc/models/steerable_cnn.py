@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models.layers import AntialiasedPool, CircularMask, FieldBatchNorm, GroupPooling, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
 POOLED = (2, 4, 7, 9, 11)  # blocks, counted from 1, that a pool of stride 2 follows

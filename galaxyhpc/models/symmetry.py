@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.models.layers import FieldBatchNorm
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 
 BLOBS = 16  # images of the rotation curve
 

@@ -1,0 +1,170 @@
+"""Batch normalisation over fields of channels that lie side by side, whatever the memory format of a map.
+
+A field's moments are merged from those of its channels, which torch finds and applies without a copy of the map's
+layout: a reshape to (N, fields, -1) would copy every channels-last map. What is remembered for the gradient is the map
+and two numbers per field.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class FieldBatchNorm(nn.Module):
+    """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
+
+    With `size` 1 it serves ordinary channels and (N, fields) features. With `sync` the statistics are those of the
+    batch over all processes, whose local batches may differ in size. Statistics are of float32 also in half precision.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, fields: int, size: int = 1, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.fields, self.size, self.eps, self.momentum = fields, size, eps, momentum
+        self.sync = False
+        self.weight = nn.Parameter(torch.ones(fields))
+        self.bias = nn.Parameter(torch.zeros(fields))
+        self.register_buffer("running_mean", torch.zeros(fields))
+        self.register_buffer("running_var", torch.ones(fields))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, fields x size, ...) -> the same shape, in the same memory format."""
+        together = self.sync and _world_size() > 1
+        if self.training and (together or self.size > 1):
+            return self._normalised_by_fields(x, together)
+        per_field = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, variance, weight, bias = per_field if self.size == 1 else _for_channels(self.size, *per_field)
+        return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
+
+    def _normalised_by_fields(self, x: Tensor, together: bool) -> Tensor:
+        with torch.no_grad():
+            mean, variance = _field_moments(x, self.fields)
+            count: int | Tensor = x.numel() // self.fields
+            total = None
+            if together:
+                mean, variance, total = _moments_together(mean, variance, x.numel() // self.fields)
+                count = total
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
+        moments = (mean, variance, total, self.eps)
+        found: Tensor = _Normalise.apply(x, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
+        return found
+
+    def extra_repr(self) -> str:
+        return f"{self.fields}, size={self.size}, sync={self.sync}"
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalise (N, fields x size, ...) by its own moments per field, those of `total` values of all processes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        total: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps = eps
+        size = x.shape[1] // len(mean)
+        mean, variance, weight, bias = _for_channels(size, mean, variance, weight, bias)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, total = ctx.saved_tensors
+        fields, size = len(mean), x.shape[1] // len(mean)
+        inverse = (variance + ctx.eps).rsqrt()
+        sums = _sums(gradient, x, *_for_channels(size, mean, inverse)).view(2, fields, size).sum(2)
+        by_bias, by_weight = sums  # of this process: the trainer adds up those of all
+        if total is not None:
+            sums = sums.clone()
+            dist.all_reduce(sums)
+        first, second = sums / (x.numel() // fields if total is None else total)
+        # d/dx = scale * (gradient - first - (x - mean) * inverse * second), as gradient * scale + x * slope + shift
+        scale = weight * inverse
+        slope = -scale * inverse * second
+        shift = -scale * first - mean * slope
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale, slope, shift = (values.view(shape) for values in _for_channels(size, scale, slope, shift))
+        by_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
+        return by_x, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None, None, None
+
+
+def synchronise_batchnorm(model: nn.Module) -> None:
+    """Let every batch normalisation of the model use the statistics of all processes together."""
+    for module in model.modules():
+        if isinstance(module, FieldBatchNorm):
+            module.sync = True
+
+
+def _field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of every field, (fields,): its parts' mean variance and the variance of their means.
+
+    Nothing is subtracted from anything nearly as large.
+    """
+    means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _moments(x))
+    mean = means.mean((0, 2))
+    among = (means - mean[:, None]).square()
+    return mean, (variances + among).mean((0, 2))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of every channel, (C,), in float32 or wider; or of its columns of pixels, (W x C,)."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    if not x.numel():  # the share of a process for which no image is left
+        return x.new_zeros(x.shape[1], dtype=kind), x.new_zeros(x.shape[1], dtype=kind)
+    if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(x.to(kind), axes, correction=0)  # not compiled, it takes 20 times as long
+        return mean, variance
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        # torch adds up one float32 after the other: of columns on their own, gradients are 10 to 100 times as exact
+        x = x.permute(0, 2, 3, 1).flatten(2).transpose(1, 2)[..., None]
+    unused = x.new_zeros(2, x.shape[1], dtype=kind)  # says in which type to answer
+    mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 1.0)
+    return mean, variance
+
+
+def _moments_together(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, variance and number of all processes' values from those of this process's.
+
+    In float64, where the difference of two sums loses nothing that float32 held.
+    """
+    kind, mean, variance = mean.dtype, mean.double(), variance.double()
+    sums = count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+    dist.all_reduce(sums)
+    total, first, second = sums
+    mean = first / total
+    return mean.to(kind), (second / total - mean.square()).clamp_min(0.0).to(kind), total.to(kind)
+
+
+def _sums(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """Return the sums of the gradient and of its products with the normalised x, per channel, (2, C)."""
+    if not x.numel():
+        return mean.new_zeros(2, len(mean))
+    given = (gradient, x, torch.ones_like(mean), None, None, mean, inverse, True, 0.0, [False, True, True])
+    _, products, plain = torch.ops.aten.native_batch_norm_backward(*given)
+    return torch.stack([plain, products])
+
+
+def _for_channels(size: int, *per_field: Tensor) -> tuple[Tensor, ...]:
+    """(fields,) each -> (fields x size,) each."""
+    return tuple(values.repeat_interleave(size) for values in per_field)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,153 @@
+"""Networks compiled whole: one graph, the same numbers, and maps that lie in memory as convolutions like them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models import build_model
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, Restriction, SteerableConv
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "steerable_cnn": {"group": "D4", "scale": 0.04},
+    "cnn": {"architecture": "cnn", "scale": 0.2},
+    "e2resnet": {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 1, "blocks": (1, 1, 1, 1)},
+    "e2wrn": {"architecture": "e2wrn", "group": "D4", "depth": 10, "widen": 1, "restriction": ("C4", "C1")},
+}
+
+# torch's own doing, 2.13
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.autograd.function.Function.*should not be instantiated", "ignore:.*torch.jit.script_method"
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+
+
+def network(family: str) -> nn.Module:
+    return build_model(ModelConfig(**FAMILIES[family]), 33)
+
+
+def step(model: nn.Module, run: Any, images: Tensor) -> dict[str, Tensor]:
+    """Return the logits of a training step, its gradients, and what the batch norms remember."""
+    torch.manual_seed(1)  # of dropout
+    logits = run(images)
+    (logits * torch.linspace(-1, 1, 10)).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), **gradients, **dict(model.named_buffers())}
+
+
+def assert_as_compiled(family: str, backend: str) -> None:
+    """Compare a training step and an evaluation, without gradients and with them."""
+    model, images = network(family).double(), torch.rand(4, 3, 33, 33, dtype=torch.float64)
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0  # compilers draw numbers of their own
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend=backend)
+    found, wanted = step(twin, compiled, images), step(model, model, images)
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-7, atol=1e-9, msg=lambda told, n=name: f"{n}: {told}")
+    model.eval(), twin.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(compiled(images), model(images), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_is_one_graph_that_computes_the_same(family: str) -> None:
+    assert_as_compiled(family, "aot_eager")
+
+
+def test_every_kind_of_layer_can_be_turned_into_code() -> None:
+    layers = [SteerableConv("D4", 2, 2, padding=1), FieldBatchNorm(2, 8), nn.ReLU(inplace=True), AntialiasedPool()]
+    model = nn.Sequential(CircularMask(9), *layers, Restriction("D4", "C4"), GroupPooling(4))
+    twin, x = copy.deepcopy(model), torch.rand(3, 16, 9, 9)
+    compiled = torch.compile(twin, fullgraph=True)
+    outputs = [run(x) for run in (model, compiled)]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    pairs = zip(outputs, (model, twin), strict=True)
+    gradients = [torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in pairs]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()))
+
+
+def test_batches_of_any_size_share_a_graph() -> None:
+    model, graphs = network("steerable_cnn"), 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, backend=count, dynamic=True)
+    for images in (4, 5, 7):
+        compiled(torch.rand(images, 3, 33, 33)).sum().backward()
+    assert graphs == 1
+
+
+@pytest.mark.parametrize("family", ["steerable_cnn", "e2wrn"])
+def test_a_network_under_autocast_is_one_graph(family: str) -> None:
+    model = network(family)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled(torch.rand(4, 3, 33, 33)).float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_are_channels_last_in_every_layer(family: str, training: bool) -> None:
+    model, seen = network(family).train(training), []
+
+    def look(name: str, values: Tensor) -> None:
+        if values.dim() == 4:
+            seen.append(name)
+            assert values.is_contiguous(memory_format=torch.channels_last), name
+
+    def look_at_both(name: str, found: Tensor) -> None:
+        look(name, found)
+        if found.requires_grad and found[0, 0].numel() > 4:  # the last map's gradient is one number repeated
+            found.register_hook(lambda gradient: look(f"the gradient of {name}", gradient))
+
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda _, given, found, name=name: look_at_both(name, found))
+    model(torch.rand(4, 3, 33, 33)).sum().backward()
+    assert len(seen) > 30
+
+
+def test_the_fused_blur_is_the_convolution() -> None:
+    for size in (33, 34, (9, 6)):
+        height, width = (size, size) if isinstance(size, int) else size
+        x = torch.randn(2, 6, height, width, requires_grad=True)
+        pool = AntialiasedPool()
+        ours, theirs = pool._sum_of_slices(x), pool(x)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        upstream = torch.randn_like(theirs)
+        gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+def test_group_pooling_and_restriction_are_those_of_channels_by_hand() -> None:
+    x = torch.randn(2, 3 * 16, 5, 5, requires_grad=True)
+    restriction = Restriction("D8", "C4")
+    by_field = x.view(2, 3, 16, 5, 5)
+    pairs = (
+        (restriction(x), by_field[:, :, restriction.order].flatten(1, 2)),
+        (GroupPooling(16)(x), by_field.amax(2)),
+    )
+    for found, wanted in pairs:
+        upstream = torch.randn_like(wanted)
+        assert torch.equal(found, wanted)
+        assert torch.equal(*(torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (found, wanted)))
