@@ -13,7 +13,7 @@ from torch import Tensor
 from galaxyhpc import groups
 from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import blocks, reference
-from galaxyhpc.models.harmonic_tiles import harmonic
+from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
 
 GROUPS = [*(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 17))]
