@@ -15,7 +15,8 @@ import math
 import os
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -35,7 +36,7 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import synchronise_batchnorm
+from galaxyhpc.models.layers import accumulating, synchronise_batchnorm
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance
@@ -181,7 +182,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     parts = mine.tensor_split(math.ceil(largest / (config.resources.micro_batch or largest)))
     loss_sum, correct = 0.0, 0.0
     for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
-        with nullcontext() if last else training.model.no_sync():
+        with nullcontext() if last else _more_to_come(training):
             loss, hits = _loss(training, part)
             (loss * process.world / len(batch)).backward()  # DDP divides by the number of processes
         loss_sum, correct = loss_sum + loss.item(), correct + hits.item()
@@ -206,6 +207,13 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     if leave > 0:
         stop.leave = True
     return requeue + leave > 0
+
+
+@contextmanager
+def _more_to_come(training: Training) -> Iterator[None]:
+    """Let gradients wait for the last part of a step: those of filters, and those of other processes."""
+    with accumulating(training.network), training.model.no_sync():
+        yield
 
 
 def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:

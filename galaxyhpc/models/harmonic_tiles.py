@@ -1,7 +1,7 @@
 """The harmonic convolution of a CPU: z is made a tile of pixels at a time, multiplied in the cache, and forgotten.
 
-Nothing but x is kept for the backward. Making z and its adjoint are compiled (`harmonic.cpp`); products are torch's. x' is
-held as (d, padded pixels x fields), z as (component, pixel, block, fields) for each irrep of the output, so that
+Nothing but x is kept for the backward. Making z and its adjoint are compiled (`harmonic.cpp`); products are torch's.
+x' is held as (d, padded pixels x fields), z as (component, pixel, block, fields) for each irrep of the output, so that
 everything runs along fields and a product is one matrix.
 """
 
