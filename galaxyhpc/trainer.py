@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from galaxyhpc import checkpoint
+from galaxyhpc import checkpoint, paths
 from galaxyhpc.augment import augment
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
@@ -138,6 +138,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     pictures = load_pictures(galaxies, process.device)
     torch.manual_seed(key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
+    paths.settle(run, network, config, process)
     if config.train.sync_batchnorm:
         synchronise_batchnorm(network)
     devices = [process.device] if process.device.type == "cuda" else None

@@ -38,11 +38,12 @@ def faster(use: rates.Use, known: rates.Rates, training: bool) -> bool:
     return harmonic < BAR * dense
 
 
-def apply(network: nn.Module, paths: Paths, device: torch.device) -> None:
-    """Let every layer named true be harmonic and all others dense; all are dense where there is no kernel."""
-    able = any(paths.values()) and harmonic_op.available(device.type, torch.float32)
+def apply(network: nn.Module, paths: Paths, device: torch.device) -> bool:
+    """Let every layer named true be harmonic and all others dense; all are, and False returned, without a kernel."""
+    able = not any(paths.values()) or harmonic_op.available(device.type, torch.float32)
     for name, layer in layers(network).items():
         layer.harmonic = able and paths.get(name, False)
+    return able
 
 
 def in_use(network: nn.Module, shape: tuple[int, int, int, int]) -> dict[str, rates.Use]:

@@ -197,6 +197,7 @@ def of_machine(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     known = _read(path)
     if known is None:
         known = measured(device, dtype)
+        known = _read(path) or known  # of who was quicker: two runs begun together are to choose alike
         with suppress(OSError):
             write_text(path, json.dumps(known))
     return known
