@@ -28,7 +28,10 @@ from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.rundir import write_text
 
 FORMAT = 1  # raised when counts or layers change
-SECONDS, ROUNDS = 4.0, 3  # for measuring, at least
+SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
+PATIENCE = 15.0  # s, after which blurred rates are taken, too
+CLEAR = 0.2  # relative error of the rates
+LARGE = 1 << 20  # values of a filter, about what a cache holds
 
 Rates = dict[str, list[float]]  # way -> seconds of each count
 
@@ -67,7 +70,8 @@ LAYERS = (
     ("C4", 96, 96, 5, 8),
     ("D4", 12, 24, 17, 4),
     ("D4", 48, 48, 9, 8),
-    ("D4", 64, 64, 3, 2),
+    ("C2", 192, 112, 3, 8),
+    ("D8", 48, 64, 3, 4),
     ("C8", 24, 48, 17, 2),
     ("D8", 12, 24, 17, 2),
     ("D8", 32, 32, 5, 8),
@@ -83,13 +87,17 @@ def uses() -> list[Use]:
 
 
 def dense_counts(use: Use, training: bool) -> list[float]:
-    """Count passes, values of maps, products of the convolution, and of expanding the filter in training."""
+    """Count passes, values of maps, products of the convolution; the filter's values, and products of its expansion.
+
+    A filter that leaves the cache, which most are far from or far beyond, costs more a value.
+    """
     of, pairs = blocks(use.recipe), use.fields[0] * use.fields[1]
     entries = len(of.inputs.change) * len(of.outputs.change) * of.size**2
     passes = 2 + use.by_x if training else 1
     products = passes * use.pixels * pairs * entries
-    filters = [pairs * entries, pairs * entries * of.weights] if training else [pairs * entries]
-    return [1.0, passes * sum(use.values), products, *filters]
+    filters = [pairs * entries, max(0, pairs * entries - LARGE)]
+    expanded = [pairs * entries * of.weights] if training else []
+    return list(map(float, (1, passes * sum(use.values), products, *filters, *expanded)))
 
 
 def harmonic_counts(use: Use, training: bool) -> list[float]:
@@ -166,25 +174,30 @@ def fastest(several: list[Timed], most: float) -> list[float]:
     return found
 
 
-def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
-    """Return the rates, none negative, whose relative errors are least: counts (n, k), times (n,) -> (k,)."""
+def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], float]:
+    """Return the rates, none negative, whose relative errors are least, and these: counts (n, k), times (n,)."""
     relative = counts / times[:, None]
     scale = relative.max(0)
-    found, _ = nnls(relative / scale, np.ones(len(times)))
-    return [float(rate) for rate in found / scale]
+    scale[scale == 0] = 1.0
+    found, error = nnls(relative / scale, np.ones(len(times)))
+    return [float(rate) for rate in found / scale], float(error) / math.sqrt(len(times))
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Time the layers and find the rates. Random numbers go on as if nothing had been."""
-    asked = [(use, way, training) for training in (True, False) for way in COUNTS for use in uses()]
+    """Time the layers and find the rates, longer where other load blurs them. Random numbers are left alone."""
     with torch.random.fork_rng():
-        times = fastest([Timed(*one, device, dtype) for one in asked], SECONDS)
-    rates = {}
-    for training, of in ((True, "training"), (False, "inference")):
-        for way, count in COUNTS.items():
-            taken = [taken for taken, (_, *one) in zip(times, asked, strict=True) if one == [way, training]]
-            rates[f"{way} {of}"] = fitted(np.array([count(use, training) for use in uses()]), np.array(taken))
-    return rates
+        asked = [(use, way, training) for training in (True, False) for way in COUNTS for use in uses()]
+        several = [Timed(*one, device, dtype) for one in asked]
+    times, begun, errors = np.full(len(asked), math.inf), time.monotonic(), [math.inf]
+    while max(errors) > CLEAR and time.monotonic() - begun < PATIENCE:
+        times = np.minimum(times, fastest(several, SECONDS))
+        found, errors = Rates(), []
+        for place, (_, way, training) in enumerate(asked[:: len(uses())]):
+            counts = np.array([COUNTS[way](use, training) for use in uses()])
+            rates, error = fitted(counts, times[place * len(uses()) :][: len(uses())])
+            found[f"{way} {'training' if training else 'inference'}"] = rates
+            errors.append(error)
+    return found
 
 
 @cache
