@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,12 @@ def _of(run: RunDir, known: dict[str, choice.Paths] | None, use: str, names: lis
 def _chosen(network: nn.Module, config: RunConfig, device: torch.device) -> dict[str, choice.Paths]:
     if (asked := config.resources.convolution) != "auto":
         return dict.fromkeys(USES, dict.fromkeys(choice.layers(network), asked == "harmonic"))
-    size = config.data.image_size
+    size, count = config.data.image_size, images_per_pass(config)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    training = choice.choose(network, (images_per_pass(config), 3, size, size), device, low, training=True)
-    images = (config.evaluate.batch_size, 3, size, size)
-    return {"training": training, "inference": choice.choose(network, images, device, torch.float32, training=False)}
+    step = choice.Images(count, size, math.ceil(config.train.batch_size / config.resources.tasks / count))
+    batch = choice.Images(config.evaluate.batch_size, size)
+    training = choice.choose(network, step, device, low, training=True)
+    return {"training": training, "inference": choice.choose(network, batch, device, torch.float32, training=False)}
 
 
 def _apply(run: RunDir, network: nn.Module, wanted: choice.Paths, device: torch.device) -> None:

@@ -24,7 +24,7 @@ MACHINE = {
 
 def chosen(group: str, training: bool = True, images: int = 8) -> list[bool]:
     network = build_model(ModelConfig(group=group), 65)
-    uses = choice.in_use(network, (images, 3, 65, 65)).values()
+    uses = choice.in_use(network, choice.Images(images, 65)).values()
     return [choice.faster(use, MACHINE, training) for use in uses]
 
 
@@ -49,7 +49,7 @@ def test_rates_are_found_again_from_times() -> None:
 def test_what_comes_into_a_layer_is_found_without_computing() -> None:
     network = build_model(ModelConfig(group="D2", scale=0.2), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    uses = list(choice.in_use(network, (5, 3, 33, 33)).values())
+    uses = list(choice.in_use(network, choice.Images(5, 33)).values())
     seen: list[tuple[int, ...]] = []
     for layer in choice.layers(network).values():
         layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
@@ -84,13 +84,13 @@ def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33)
-    assert not any(choice.choose(network, (4, 3, 33, 33), CPU, torch.bfloat16, training=True).values())
+    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.bfloat16, training=True).values())
     monkeypatch.setattr(harmonic_op.KERNELS["cpu"], "available", lambda: False)
-    assert not any(choice.choose(network, (4, 3, 33, 33), CPU, torch.float32, training=True).values())
+    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.float32, training=True).values())
     every = dict.fromkeys(choice.layers(network), True)
     assert not choice.apply(network, every, CPU)
     assert not any(layer.harmonic for layer in choice.layers(network).values())
 
 
 def test_a_network_without_steerable_layers_has_no_choice() -> None:
-    assert choice.choose(nn.Conv2d(3, 3, 1), (1, 3, 5, 5), CPU, torch.float32, training=True) == {}
+    assert choice.choose(nn.Conv2d(3, 3, 1), choice.Images(1, 5), CPU, torch.float32, training=True) == {}

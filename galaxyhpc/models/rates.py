@@ -46,6 +46,7 @@ class Use(NamedTuple):
     images: int
     sides: tuple[int, int]  # px
     by_x: bool = True  # whether training needs the gradient of what comes in
+    parts: int = 1  # passes of a training step, which share a dense filter
 
     @property
     def pixels(self) -> int:
@@ -96,7 +97,7 @@ def dense_counts(use: Use, training: bool) -> list[float]:
     passes = 2 + use.by_x if training else 1
     products = passes * use.pixels * pairs * entries
     filters = [pairs * entries, max(0, pairs * entries - LARGE)]
-    expanded = [pairs * entries * of.weights] if training else []
+    expanded = [pairs * entries * of.weights / use.parts] if training else []
     return list(map(float, (1, passes * sum(use.values), products, *filters, *expanded)))
 
 

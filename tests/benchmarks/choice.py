@@ -30,7 +30,7 @@ def compared(group: str, training: bool) -> dict[str, Any]:
     network = build_model(ModelConfig(group=group), SIZE)
     found: dict[str, Any] = {}
     sums = dict.fromkeys(("dense", "harmonic", "chosen", "best"), 0.0)
-    uses = choice.in_use(network, (BATCH.get(group, 16), 3, SIZE, SIZE))
+    uses = choice.in_use(network, choice.Images(BATCH.get(group, 16), SIZE))
     timed: dict[rates.Use, list[float]] = {}
     for name, use in uses.items():
         if use not in timed:
