@@ -221,13 +221,14 @@ def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache:
     assert not paths.paths_file(run).exists()
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
-    tmp_path: Path, cache: Path
+    parts: int, tmp_path: Path, cache: Path
 ) -> None:
     # one step of plain gradient descent: more of them, or Adam, would blow rounding up
     options = {"sync_batchnorm": True, "epochs": 1, "batch_size": 200, "optimizer": "sgd", "learning_rate": 1.0}
-    one = finish(make_run(tmp_path / "one", cache, **options))
-    two = make_run(tmp_path / "two", cache, **options)
+    one = finish(make_run(tmp_path / "one", cache, micro_batch=200 // parts, **options))
+    two = make_run(tmp_path / "two", cache, micro_batch=100 // parts, **options)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
