@@ -31,6 +31,7 @@ FORMAT = 1  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
 PATIENCE = 15.0  # s, after which blurred rates are taken, too
 CLEAR = 0.2  # relative error of the rates
+SHARED = 0.01  # how much counts that grow together share a time, which tells more of layers larger than those timed
 LARGE = 1 << 20  # values of a filter, about what a cache holds
 
 Rates = dict[str, list[float]]  # way -> seconds of each count
@@ -180,8 +181,12 @@ def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[lis
     relative = counts / times[:, None]
     scale = relative.max(0)
     scale[scale == 0] = 1.0
-    found, error = nnls(relative / scale, np.ones(len(times)))
-    return [float(rate) for rate in found / scale], float(error) / math.sqrt(len(times))
+    share = math.sqrt(SHARED * len(times)) * np.eye(
+        counts.shape[1]
+    )  # else one of like counts takes all
+    found, _ = nnls(np.vstack([relative / scale, share]), np.r_[np.ones(len(times)), np.zeros(len(share))])
+    rates = found / scale
+    return [float(rate) for rate in rates], float(np.sqrt(np.mean((relative @ rates - 1) ** 2)))
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> Rates:
