@@ -42,7 +42,9 @@ def settle(run: RunDir, network: nn.Module, config: RunConfig, process: Process)
     """Let the network train as the run began to, choosing where it begins now: rank 0's answer holds for all."""
     names = list(choice.layers(network))
     mine: choice.Paths = {}
-    if process.writes and names:
+    if not names:
+        return
+    if process.writes:
         known = read(run)
         if known is None and not checkpoint.found(run):
             known = _chosen(network, config, process.device)
