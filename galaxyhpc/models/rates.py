@@ -181,9 +181,7 @@ def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[lis
     relative = counts / times[:, None]
     scale = relative.max(0)
     scale[scale == 0] = 1.0
-    share = math.sqrt(SHARED * len(times)) * np.eye(
-        counts.shape[1]
-    )  # else one of like counts takes all
+    share = math.sqrt(SHARED * len(times)) * np.eye(counts.shape[1])  # else one of like counts takes all
     found, _ = nnls(np.vstack([relative / scale, share]), np.r_[np.ones(len(times)), np.zeros(len(share))])
     rates = found / scale
     return [float(rate) for rate in rates], float(np.sqrt(np.mean((relative @ rates - 1) ** 2)))
