@@ -244,6 +244,7 @@ class WantedResources(Settings):
     exclude_nodes: Annotated[tuple[Word, ...], Field(strict=False)] = ()
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
+    convolution: Literal["auto", "dense", "harmonic"] = "auto"  # settled when a run begins: `paths`
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
 
     @property

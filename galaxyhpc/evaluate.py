@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import attack, conditions, results
+from galaxyhpc import attack, conditions, paths, results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
@@ -63,6 +63,7 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
             "allowed: what training wrote: remove it, and training goes on from the last checkpoint and writes it anew"
         )
         raise NotTrainedError(f"{run.best_file}: no weights of this network ({said}); {help_}") from error
+    paths.restore(run, network, device)
     return network.to(device).eval()
 
 

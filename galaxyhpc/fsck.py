@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import attack_results, checkpoint, results
+from galaxyhpc import attack_results, checkpoint, paths, results
 from galaxyhpc.config import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
@@ -61,6 +61,8 @@ def check_run(run: RunDir) -> Found:
     config, problem = _attempt(_read_config, run)
     if problem:
         damage.append(f"config.json: {problem}; {AGAIN} writes it anew")
+    if problem := _attempt(paths.read, run)[1]:
+        damage.append(problem.replace(f"{run.path}/", ""))
     steps, names, bad = _check_checkpoints(run, config)
     damage += bad
     events, torn = _lines(run.events_file)
@@ -79,7 +81,7 @@ def _attempt(check: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
     """Return what a check returns, or None and one line that says what is wrong."""
     try:
         return check(*arguments), ""
-    except (DamageError, checkpoint.CheckpointError) as error:
+    except (DamageError, checkpoint.CheckpointError, paths.PathsError) as error:
         return None, _plain(str(error))
     except OSError as error:
         return None, _plain(error.strerror or str(error))  # without the path, which stands before it already

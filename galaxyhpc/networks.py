@@ -46,12 +46,16 @@ def training_bytes(network: Network, config: RunConfig) -> float:
     -----
     500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd; 4 more for an average),
     and 4 per value (2 in bfloat16) of: images x (maps kept for the backward pass + 3 x the largest), filters expanded
-    + 2 x the largest.
+    + 2 x the largest. With a micro-batch, filters and the sums of their gradients stay in float32: 8 per value, and
+    2 more in bfloat16.
     """
     size = 2 if config.train.precision == "bfloat16" else 4
     maps = images_per_pass(config) * (network.kept + TRANSIENT * network.largest)
     states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
-    return PROCESS_BYTES + states * network.parameters + size * (maps + network.filters + 2 * network.largest_filter)
+    whole = images_per_pass(config) == math.ceil(config.train.batch_size / config.resources.tasks)
+    filters = size if whole else 8 + (2 if size == 2 else 0)
+    values = maps + 2 * network.largest_filter
+    return PROCESS_BYTES + states * network.parameters + filters * network.filters + size * values
 
 
 def measure(model: ModelConfig, size: int) -> Network:

@@ -25,6 +25,7 @@ from galaxyhpc.rundir import RunDir
 SHARED = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
 SHARED |= {"conflicting_duplicates"}
 KEPT, LOGS = 3, 2e6  # checkpoints: two, and one that is being written; bytes of a run's logs and records
+NOT_ASKED = {"setup", "micro_batch", "convolution", "checkpoint_minutes"}  # of Slurm
 REFUSED = "change resources, in the sweep, by --profile or --set resources...; sinfo shows what there is"
 ROOM = "free some room, choose another place with --runs or data.cache, or launch fewer runs"
 
@@ -293,5 +294,5 @@ def _starts(configs: Sequence[RunConfig], directory: Path, problems: list[Proble
 
 def words(resources: ResourcesConfig) -> str:
     """Say what is asked for, defaults left out."""
-    asked = resources.model_dump(exclude_defaults=True, exclude={"setup", "micro_batch", "checkpoint_minutes"})
+    asked = resources.model_dump(exclude_defaults=True, exclude=NOT_ASKED)
     return ", ".join(f"{name} {value}" for name, value in asked.items()) or "defaults"

@@ -1,6 +1,6 @@
 """Where a run keeps its files. A run IS its directory; a job is given the path and nothing else.
 
-Files appear whole (written aside, then renamed); events.jsonl only grows, and a line torn by a crash is skipped.
+Files appear whole, written aside and renamed; events.jsonl only grows, torn lines are skipped. paths.json: see `paths`.
 """
 
 from __future__ import annotations

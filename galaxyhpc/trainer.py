@@ -15,7 +15,8 @@ import math
 import os
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from galaxyhpc import checkpoint
+from galaxyhpc import checkpoint, paths
 from galaxyhpc.augment import augment
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
@@ -36,6 +37,7 @@ from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import synchronise_batchnorm
+from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.provenance import provenance
@@ -137,6 +139,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     pictures = load_pictures(galaxies, process.device)
     torch.manual_seed(key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
+    paths.settle(run, network, config, process)
     if config.train.sync_batchnorm:
         synchronise_batchnorm(network)
     devices = [process.device] if process.device.type == "cuda" else None
@@ -181,7 +184,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     parts = mine.tensor_split(math.ceil(largest / (config.resources.micro_batch or largest)))
     loss_sum, correct = 0.0, 0.0
     for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
-        with nullcontext() if last else training.model.no_sync():
+        with nullcontext() if last else _more_to_come(training):
             loss, hits = _loss(training, part)
             (loss * process.world / len(batch)).backward()  # DDP divides by the number of processes
         loss_sum, correct = loss_sum + loss.item(), correct + hits.item()
@@ -206,6 +209,13 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     if leave > 0:
         stop.leave = True
     return requeue + leave > 0
+
+
+@contextmanager
+def _more_to_come(training: Training) -> Iterator[None]:
+    """Let gradients wait for the last part of a step: those of filters, and those of other processes."""
+    with accumulating(training.network), training.model.no_sync():
+        yield
 
 
 def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:

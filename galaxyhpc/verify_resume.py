@@ -34,7 +34,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import checkpoint
+from galaxyhpc import checkpoint, paths
 from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
@@ -150,7 +150,7 @@ def prove(
     for number, fault in enumerate(faults, 1):
         step = rng.randint(1, max(1, steps - 4))
         say(f"{fault} after step {step}, {number} of {len(faults)}")
-        broken = _fresh(folder, fault.replace(" ", "-"), copy)
+        broken = _fresh(folder, fault.replace(" ", "-"), copy, like=whole)
         hit = _hit(broken, copy, fault, step, rng.random())
         begun = time.time()
         _finish(broken, copy)
@@ -164,11 +164,13 @@ def _last(run: RunDir, name: str) -> dict[str, Any]:
     return next(event for event in reversed(run.events()) if event["event"] == name)
 
 
-def _fresh(folder: Path, name: str, config: RunConfig) -> RunDir:
-    """Write the directory of a run that was never begun, in a sweep of its own with the same split."""
+def _fresh(folder: Path, name: str, config: RunConfig, like: RunDir | None = None) -> RunDir:
+    """Write the directory of a run that was never begun, in a sweep of its own with the same split and paths."""
     run = RunDir(folder / name / config.run_id)
     write_text(run.config_file, config.model_dump_json(indent=1))
     shutil.copy(folder / "split.csv", run.sweep)
+    if like is not None and paths.paths_file(like).exists():
+        shutil.copy(paths.paths_file(like), run.path)
     return run
 
 

@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {
     "resources.exclude_nodes": ["node3"],
     "resources.setup": ["module load cuda"],
     "resources.micro_batch": 4,
+    "resources.convolution": "dense",
     "resources.checkpoint_minutes": 2.0,
 }
 RESNET = {"model.architecture": "e2resnet", "model.depth": 18}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import checkpoint, fsck, results
+from galaxyhpc import checkpoint, fsck, paths, results
 from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
@@ -136,6 +136,10 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
     "all checkpoints": (
         lambda run: [flip(path / "state.pt") for path in checkpoint.found(run)],
         ("0/2", "launching again starts at step 0"),
+    ),
+    "paths damaged": (
+        lambda run: write_text(paths.paths_file(run), "{"),
+        ("paths.json: found no JSON", "bring it back from a copy"),
     ),
     "best missing": (
         lambda run: run.best_file.unlink(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from galaxyhpc import groups
-from galaxyhpc.models import compiled
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models import build_model, choice, compiled
 from galaxyhpc.models.harmonic import blocks, reference
-from galaxyhpc.models.harmonic_tiles import harmonic
+from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
 
 GROUPS = [*(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 17))]
@@ -98,6 +100,37 @@ def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_compon
     of = blocks((group, 3, "regular", "regular", None))
     assert len(of.filters) == 6
     assert sum(irrep.size * irrep.weights.size for irrep in of.irreps) == products
+
+
+def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
+    network = build_model(ModelConfig(group="D4", scale=0.1), 33).train()
+    assert choice.apply(network, dict.fromkeys(choice.layers(network), True), torch.device("cpu"))
+    compiled_network = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
+    images = torch.rand(3, 3, 33, 33)
+    found, wanted = compiled_network(images), network(images)
+    assert torch.equal(found, wanted)
+    for logits in (found, wanted):
+        logits.square().sum().backward()
+    for one, other in zip(compiled_network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_the_operators_are_what_torch_expects() -> None:
+    dense = layer("D3", (2, 3), 3, "regular", 1)
+    for grad, padding in ((True, 1), (False, 2)):
+        x = torch.randn(2, 12, 6, 7, dtype=torch.float64, requires_grad=grad)
+        torch.library.opcheck(torch.ops.galaxyhpc.harmonic, (x, dense.weight, *dense.recipe, 1, padding))
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_a_layer_told_to_be_harmonic_is_dense_where_there_is_no_kernel(low: bool) -> None:
+    told = SteerableConv("D4", 2, 2, padding=1)
+    told.harmonic = True
+    dense, x = copy.deepcopy(told), torch.randn(2, 16, 5, 5)
+    dense.harmonic = False
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        assert torch.equal(told(x), dense(x)) == low
+    assert list(told.state_dict()) == list(dense.state_dict())
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ LEVELS = (
         "attack",
         "validation",
         "networks",
+        "paths",
         "optimizer",
         "costs",
         "fsck",

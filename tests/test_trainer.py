@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc import checkpoint
+from galaxyhpc import checkpoint, paths
 from galaxyhpc.config import (
     AugmentConfig,
     DataConfig,
@@ -42,7 +42,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(sweep: Path, cache: Path, **changes: object) -> RunDir:
     """Write the directory of a small run."""
     train: dict[str, object] = {"epochs": EPOCHS, "batch_size": 40, "learning_rate": 3e-3, "schedule": "cosine"}
-    resources = {name: changes.pop(name) for name in ("checkpoint_minutes", "micro_batch") if name in changes}
+    resources = {
+        name: changes.pop(name) for name in ("checkpoint_minutes", "micro_batch", "convolution") if name in changes
+    }
     model = (
         ModelConfig(group="C4", scale=0.1)
         if not changes.pop("cnn", False)
@@ -186,13 +188,47 @@ def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Pat
     assert_same_end(run, whole)
 
 
+def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path: Path, cache: Path) -> None:
+    options = {"convolution": "harmonic", "micro_batch": 20, "checkpoint_minutes": 0.0, "epochs": 1}
+    whole = finish(make_run(tmp_path / "whole", cache, **options))
+    assert set(paths.read(whole)["training"].values()) == {True}
+    run = make_run(tmp_path / "broken", cache, **options)
+    kill_at(run, 2)
+    config = run.load_config()
+    resources = config.resources.model_copy(update={"convolution": "dense"})  # comes too late
+    write_text(run.config_file, config.model_copy(update={"resources": resources}).model_dump_json())
+    assert_same_end(finish(run), whole)
+
+
+def test_without_dense_filters_the_losses_are_the_same_to_rounding(tmp_path: Path, cache: Path) -> None:
+    options = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-2, "schedule": "constant"}
+    ways = [make_run(tmp_path / way, cache, convolution=way, **options) for way in ("dense", "harmonic")]
+    with stopping_on_signals() as stop:
+        assert all(train(run, stop) for run in ways)
+    dense, harmonic = (run.metrics()[0]["train_loss"] for run in ways)
+    assert dense != harmonic and harmonic == pytest.approx(dense, rel=1e-4)
+
+
+def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache: Path) -> None:
+    run = make_run(tmp_path, cache, convolution="dense", epochs=1)
+    with stopping_on_signals() as stop:
+        assert not train(run, stop, most_steps=2)
+        paths.paths_file(run).unlink()
+        config = run.load_config()
+        resources = config.resources.model_copy(update={"convolution": "harmonic"})
+        write_text(run.config_file, config.model_copy(update={"resources": resources}).model_dump_json())
+        assert train(run, stop)
+    assert not paths.paths_file(run).exists()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
-    tmp_path: Path, cache: Path
+    parts: int, tmp_path: Path, cache: Path
 ) -> None:
     # one step of plain gradient descent: more of them, or Adam, would blow rounding up
     options = {"sync_batchnorm": True, "epochs": 1, "batch_size": 200, "optimizer": "sgd", "learning_rate": 1.0}
-    one = finish(make_run(tmp_path / "one", cache, **options))
-    two = make_run(tmp_path / "two", cache, **options)
+    one = finish(make_run(tmp_path / "one", cache, micro_batch=200 // parts, **options))
+    two = make_run(tmp_path / "two", cache, micro_batch=100 // parts, **options)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     source = files("galaxyhpc.models") / "harmonic.cpp"
-    recipe = "\0".join((source.read_text(), compiler, *FLAGS, _processor()))
+    recipe = "\0".join((source.read_text(), compiler, *FLAGS, processor()))
     path = directory() / f"harmonic-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
     try:
         if not path.exists():
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name what `-march=native` means: a home directory may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].split("\n")

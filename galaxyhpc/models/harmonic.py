@@ -85,7 +85,8 @@ def blocks(recipe: Recipe, transposed: bool = False) -> Blocks:
     sampled = groups.basis(*recipe).filters.astype(np.float64)
     if transposed:
         inputs, outputs, sampled = outputs, inputs, sampled.swapaxes(1, 2)[..., ::-1, ::-1]
-    filters = np.einsum("ao,boikl,ic->backl", outputs.change.T, sampled, inputs.change).reshape(*sampled.shape[:3], -1)
+    turned = np.einsum("ao,boikl,ic->backl", outputs.change.T, sampled, inputs.change, optimize=True)
+    filters = turned.reshape(*sampled.shape[:3], -1)
     ins, outs = _rows(inputs), _rows(outputs)
     found: dict[int, list[tuple[int, NDArray[Any], dict[int, int]]]] = {}  # kind -> input irrep, block, copy: number
     for number, each in enumerate(filters):
@@ -123,15 +124,14 @@ def _rows(field: groups.Irreps) -> list[NDArray[np.int64]]:
 def _block(each: NDArray[Any], ins: list[NDArray[np.int64]], outs: list[NDArray[np.int64]]) -> tuple[int, int]:
     """Return which irrep of the input and which of the output a filter joins."""
     largest = np.abs(each).max()
-    joined = [
-        (slot, copy)
-        for slot, some in enumerate(ins)
-        for copy, others in enumerate(outs)
-        if np.abs(each[np.ix_(others, some)]).max() > SAME * largest
-    ]
+    sizes, *begins = np.abs(each).max(2), [some[0] for some in outs], [some[0] for some in ins]
+    for axis, begin in enumerate(begins):
+        sizes = np.maximum.reduceat(sizes, begin, axis)
+    joined = np.argwhere(sizes > SAME * largest)
     if len(joined) != 1:
         raise ValueError(f"a filter of {len(joined)} blocks; allowed is one")
-    return joined[0]
+    copy, slot = joined[0]
+    return int(slot), int(copy)
 
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -30,7 +30,8 @@ from galaxyhpc.models.harmonic_triton import (
     sides_of,
     split,
 )
-from galaxyhpc.models.layers import FieldBatchNorm, SteerableConv
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import SteerableConv
 
 TURNS = 8  # tiles that a program adds up
 HIGH = 64  # pixels of one of these tiles, where all fields are in it

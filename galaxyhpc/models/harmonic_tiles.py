@@ -1,7 +1,7 @@
 """The harmonic convolution of a CPU: z is made a tile of pixels at a time, multiplied in the cache, and forgotten.
 
-Forward and backward keep x alone. Making z and its adjoint are compiled (`harmonic.cpp`); products are torch's. x' is
-held as (d, padded pixels x fields), z as (component, pixel, block, fields) for each irrep of the output, so that
+Nothing but x is kept for the backward. Making z and its adjoint are compiled (`harmonic.cpp`); products are torch's.
+x' is held as (d, padded pixels x fields), z as (component, pixel, block, fields) for each irrep of the output, so that
 everything runs along fields and a product is one matrix.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -23,64 +23,57 @@ from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, blocks
 
 TILE_BYTES = 4 << 20  # of z
+DTYPES = (torch.float32, torch.float64)
 ZERO = 1e-9  # a smaller entry of a filter is none
 
 Lists = list[list[tuple[int, float]]]  # of numbers and factors
 Packed = tuple[Tensor, Tensor, Tensor]
 
 
-def harmonic(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
-    """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last.
-
-    Float32 or float64 on a CPU, where `compiled.library` is to be had.
-    """
-    found: Tensor = Harmonic.apply(x, weight, recipe, stride, padding)  # type: ignore[no-untyped-call]
-    return found
+def available() -> bool:
+    """Whether this machine can compile what is needed."""
+    return compiled.library() is not None
 
 
-class Harmonic(torch.autograd.Function):
-    """`harmonic.reference` in tiles; the backward makes z again."""
+def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
+    """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
+    walk = _Walk(_plan(recipe, x.dtype), x, weight, stride, padding)
+    to_field, fields = walk.plan.to_field, walk.out_fields
+    hat = walk.into_irreps(x)
+    y = x.new_empty(len(walk.first) * fields, len(to_field))
+    for begin, count in walk.tiles():
+        z = walk.make(hat, begin, count)
+        hats = x.new_zeros(len(to_field), count, fields)  # irreps that nothing leads to stay zero
+        for irrep, maps, product in zip(walk.irreps, walk.split(z, count), walk.weights, strict=True):
+            each = (maps @ product).view(irrep.size, count, -1, fields)
+            hats[irrep.rows.T] = each.transpose(1, 2)
+        torch.mm(hats.flatten(1).T, to_field.T, out=y[begin * fields : (begin + count) * fields])
+    return y.view(len(x), *walk.out_grid, -1).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.asked = (recipe, stride, padding)
-        walk = _Walk(_plan(recipe, x.dtype), x, weight, stride, padding)
-        to_field, fields = walk.plan.to_field, walk.out_fields
-        hat = walk.into_irreps(x)
-        y = x.new_empty(len(walk.first) * fields, len(to_field))
-        for begin, count in walk.tiles():
-            z = walk.make(hat, begin, count)
-            hats = x.new_zeros(len(to_field), count, fields)  # irreps that nothing leads to stay zero
-            for irrep, maps, product in zip(walk.irreps, walk.split(z, count), walk.weights, strict=True):
-                each = (maps @ product).view(irrep.size, count, -1, fields)
-                hats[irrep.rows.T] = each.transpose(1, 2)
-            torch.mm(hats.flatten(1).T, to_field.T, out=y[begin * fields : (begin + count) * fields])
-        return y.view(len(x), *walk.out_grid, -1).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        x, weight = ctx.saved_tensors
-        recipe, stride, padding = ctx.asked
-        walk = _Walk(_plan(recipe, x.dtype), x, weight, stride, padding)
-        to_field = walk.plan.to_field
-        hat = walk.into_irreps(x)
-        by_hat = torch.zeros_like(hat) if ctx.needs_input_grad[0] else None
-        rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(to_field))
-        by_hats = (to_field.T @ rows.T).view(len(to_field), -1, walk.out_fields)
-        by_weights = [torch.zeros_like(product) for product in walk.weights]
-        for begin, count in walk.tiles():
-            z = walk.make(hat, begin, count)
-            by_z = torch.empty_like(z)
-            several = zip(walk.irreps, walk.split(z, count), walk.split(by_z, count), strict=True)
-            for (irrep, maps, by_maps), product, by_product in zip(several, walk.weights, by_weights, strict=True):
-                each = by_hats[irrep.rows.T, begin : begin + count].transpose(1, 2).reshape(len(maps), -1)
-                by_product.addmm_(maps.T, each)
-                torch.mm(each, product.T, out=by_maps)
-            if by_hat is not None:
-                walk.unmake(by_hat, by_z, begin, count)
-        by_x = None if by_hat is None else walk.out_of_irreps(by_hat, x)
-        return by_x, walk.together(by_weights, weight), None, None, None
+def backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int, for_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients by x, where it is asked for, and by the weights; z is made again."""
+    walk = _Walk(_plan(recipe, x.dtype), x, weight, stride, padding)
+    to_field = walk.plan.to_field
+    hat = walk.into_irreps(x)
+    by_hat = torch.zeros_like(hat) if for_x else None
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(to_field))
+    by_hats = (to_field.T @ rows.T).view(len(to_field), -1, walk.out_fields)
+    by_weights = [torch.zeros_like(product) for product in walk.weights]
+    for begin, count in walk.tiles():
+        z = walk.make(hat, begin, count)
+        by_z = torch.empty_like(z) if for_x else None
+        for place, maps in enumerate(walk.split(z, count)):
+            each = by_hats[walk.irreps[place].rows.T, begin : begin + count].transpose(1, 2).reshape(len(maps), -1)
+            by_weights[place].addmm_(maps.T, each)
+            if by_z is not None:
+                torch.mm(each, walk.weights[place].T, out=walk.split(by_z, count)[place])
+        if by_hat is not None and by_z is not None:
+            walk.unmake(by_hat, by_z, begin, count)
+    by_x = None if by_hat is None else walk.out_of_irreps(by_hat, x)
+    return by_x, walk.together(by_weights, weight)
 
 
 class _Sums(ctypes.Structure):
@@ -173,6 +166,7 @@ class _Walk:
         gathered = [given[:, :, torch.from_numpy(irrep.weights)] for irrep in self.irreps]
         # (blocks x fields, copies x out_fields)
         self.weights = [each.permute(2, 1, 3, 0).flatten(2).flatten(0, 1) for each in gathered]
+        self._read: dict[int, tuple[_Read, Tensor, Tensor]] = {}  # of whole tiles and of the last one
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Return where tiles begin and how many pixels they have."""
@@ -216,20 +210,21 @@ class _Walk:
         return found.view_as(weight)
 
     def _call(self, function: Any, hat: Tensor, z: Tensor, begin: int, count: int) -> None:
-        base, step = self._whole if count == self.tile else self._places(count)
-        filters, taps = len(self.plan.of.filters), len(self.offset)
-        sums = [_Sums(*(each.data_ptr() for each in some)) for some in self.plan.sums]
-        places = [each.data_ptr() for each in (self.offset, base, step)]
-        slots = [each.data_ptr() for each in self.plan.slots]
-        read = _Read(len(self.plan.of.inputs.sizes), filters, taps, *slots, *sums, *places)
+        if count not in self._read:
+            self._read[count] = self._packed(count)
         first = self.first[begin : begin + count]
         pointers = (ctypes.c_void_p(each.data_ptr()) for each in (hat, z, first))
         numbers = (ctypes.c_int64(number) for number in (count, self.fields, hat.shape[1]))
-        function(ctypes.byref(read), *pointers, *numbers, ctypes.c_int(torch.get_num_threads()))
+        function(ctypes.byref(self._read[count][0]), *pointers, *numbers, ctypes.c_int(torch.get_num_threads()))
 
-    @cached_property
-    def _whole(self) -> tuple[Tensor, Tensor]:
-        return self._places(self.tile)
+    def _packed(self, count: int) -> tuple[_Read, Tensor, Tensor]:
+        """Return what harmonic.cpp reads of a tile of so many pixels, and what has to live as long as it does."""
+        base, step = self._places(count)
+        sums = [_Sums(*(each.data_ptr() for each in some)) for some in self.plan.sums]
+        places = [each.data_ptr() for each in (self.offset, base, step)]
+        slots = [each.data_ptr() for each in self.plan.slots]
+        sizes = (len(self.plan.of.inputs.sizes), len(self.plan.of.filters), len(self.offset))
+        return _Read(*sizes, *slots, *sums, *places), base, step
 
     def _places(self, count: int) -> tuple[Tensor, Tensor]:
         """Return where each map's first pixel lies in z, and how far it is to the next pixel."""

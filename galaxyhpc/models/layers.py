@@ -4,24 +4,44 @@ lie side by side.
 They compute what e2cnn's modules compute, with the weights in e2cnn's order, but a state dict is the same in
 training and in evaluation, building is immediate, and nothing is shared between models. `SteerableConv`
 expands its few weights to a dense filter at every training step, and keeps it in evaluation without
-gradients until they change.
+gradients until they change; told to be `harmonic`, it does without the filter (`harmonic_op`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc import groups
+from galaxyhpc.models.harmonic_op import SERVED, harmonic
+
+
+class _Parts(NamedTuple):
+    """A filter expanded once for several passes, whose gradients come to the weights with the last of them."""
+
+    key: Any  # of the weights it was expanded from
+    filter: Tensor
+    kept: Tensor  # the same without a past: its `grad` is the sum over all passes but the last
+
+    @torch.no_grad()
+    def with_the_others(self, gradient: Tensor) -> Tensor:
+        return gradient if self.kept.grad is None else gradient + self.kept.grad
 
 
 class SteerableConv(nn.Module):
-    """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`."""
+    """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`.
 
+    With `harmonic` it computes the same, to rounding, without a dense filter, where there is a kernel for the device
+    and the type. State dicts do not tell the two apart; see `choice` for which is faster.
+    """
+
+    harmonic: bool = False
     basis: Tensor  # (n_basis, d_out, d_in, k, k)
 
     def __init__(
@@ -46,6 +66,8 @@ class SteerableConv(nn.Module):
         copied = torch.tensor(sampled.filters, device=self.weight.device)
         self.register_buffer("basis", copied, persistent=False)
         self._kept: tuple[Any, Tensor] | None = None
+        self.accumulates = False
+        self._parts: _Parts | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -57,39 +79,81 @@ class SteerableConv(nn.Module):
             weights = self.weight.normal_().view(-1, len(std))
             weights.mul_(torch.tensor(std, device=weights.device))
 
-    def dense_filter(self) -> Tensor:
-        """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision."""
+    def dense_filter(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision or another."""
         n_basis, out_size, in_size, k, _ = self.basis.shape
-        dtype = _working_dtype(self.weight)
+        dtype = dtype or _working_dtype(self.weight)
         blocks = _matmul_in_full(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
         blocks = blocks.view(self.out_fields, self.in_fields, out_size, in_size, k, k).transpose(1, 2)
         return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
+        dtype = _working_dtype(self.weight)
+        if self.harmonic and (x.device.type, dtype) in SERVED:
+            return harmonic(x.to(dtype), self.weight, self.recipe, self.stride, self.padding)
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
 
     def _filter(self) -> Tensor:
+        if torch.is_grad_enabled() and (self.accumulates or self._parts is not None):
+            return self._filter_of_parts()
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():  # a graph keeps nothing
             return self.dense_filter()
-        # An optimizer step or a load raises the version; a parameter moved or exchanged lies elsewhere.
-        key = (self.weight._version, self.weight.data_ptr(), self.weight.device, _working_dtype(self.weight))
+        key = self._key(_working_dtype(self.weight))
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self.dense_filter())
         return self._kept[1]
+
+    def _filter_of_parts(self) -> Tensor:
+        """Expand only in the first part; let the others' gradients wait for the last part's."""
+        key = self._key(self.weight.dtype)
+        if self._parts is None or self._parts.key != key:
+            expanded = self.dense_filter(self.weight.dtype)  # bfloat16 would round every sum of gradients
+            self._parts = _Parts(key, expanded, expanded.detach().requires_grad_())
+        parts = self._parts
+        if self.accumulates:
+            return parts.kept.to(_working_dtype(self.weight))
+        self._parts = None
+        if parts.filter.requires_grad:
+            parts.filter.register_hook(parts.with_the_others)
+        return parts.filter.to(_working_dtype(self.weight))
+
+    def _key(self, dtype: torch.dtype) -> Any:
+        """Tell weights apart: a step or a load raises the version; a parameter moved or exchanged lies elsewhere."""
+        return self.weight._version, self.weight.data_ptr(), self.weight.device, dtype
 
     def train(self, mode: bool = True) -> Self:
         self._kept = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the kept filter out of copies and pickles: it is large and follows from the weights."""
-        return {**self.__dict__, "_kept": None}
+        """Leave the kept filters out of copies and pickles: they are large and follow from the weights."""
+        return {**self.__dict__, "_kept": None, "_parts": None, "accumulates": False}
 
     def extra_repr(self) -> str:
         group, size, kind, out_kind, _ = self.recipe
         fields = f"{self.in_fields} {kind} -> {self.out_fields} {out_kind}"
         return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
+
+
+@contextmanager
+def accumulating(model: nn.Module) -> Iterator[None]:
+    """Run passes whose filters' gradients reach the weights with those of the next pass after the block.
+
+    Every dense filter is then expanded once, and its gradient brought back once, however many passes there are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, SteerableConv)]
+    for layer in layers:
+        layer.accumulates = True
+    try:
+        yield
+    except BaseException:
+        for layer in layers:
+            layer._parts = None  # the step is given up: no later one must get what it left
+        raise
+    finally:
+        for layer in layers:
+            layer.accumulates = False
 
 
 class AntialiasedPool(nn.Module):

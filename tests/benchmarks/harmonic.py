@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.models.harmonic_tiles import harmonic
+from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 

@@ -1,0 +1,81 @@
+"""Which layers of a network are computed without their dense filter: those that are faster so, by `rates`."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from galaxyhpc.models import harmonic_op, rates
+from galaxyhpc.models.layers import SteerableConv
+
+BAR = 0.9  # of the dense time: what is not clearly faster stays dense
+
+Paths = dict[str, bool]  # layer -> whether it is harmonic
+
+
+class Images(NamedTuple):
+    """What a network is given at a time: (number, 3, size, size), in each of some parts of a training step."""
+
+    number: int
+    size: int  # px
+    parts: int = 1
+
+
+def layers(network: nn.Module) -> dict[str, SteerableConv]:
+    """Return a network's steerable convolutions by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, SteerableConv)}
+
+
+def choose(network: nn.Module, images: Images, device: torch.device, dtype: torch.dtype, training: bool) -> Paths:
+    """Choose for images like these, with autocast to `dtype`, in training or without gradients."""
+    found = layers(network)
+    if not found or not harmonic_op.available(device.type, dtype):
+        return dict.fromkeys(found, False)
+    known = rates.of_machine(device, dtype, torch.get_num_threads())
+    return {name: faster(use, known, training) for name, use in in_use(network, images).items()}
+
+
+def faster(use: rates.Use, known: rates.Rates, training: bool) -> bool:
+    """Whether a layer is clearly faster without its dense filter."""
+    harmonic, dense = (rates.seconds(use, known, way, training) for way in ("harmonic", "dense"))
+    return harmonic < BAR * dense
+
+
+def apply(network: nn.Module, paths: Paths, device: torch.device) -> bool:
+    """Let every layer named true be harmonic and all others dense; all are, and False returned, without a kernel."""
+    able = not any(paths.values()) or harmonic_op.available(device.type, torch.float32)
+    for name, layer in layers(network).items():
+        layer.harmonic = able and paths.get(name, False)
+    return able
+
+
+def in_use(network: nn.Module, images: Images) -> dict[str, rates.Use]:
+    """Return what comes into each layer when the network is given images, found without computing."""
+    found: dict[str, rates.Use] = {}
+    named = layers(network)
+
+    def note(name: str, layer: SteerableConv, x: Tensor) -> None:
+        of, fields = layer.recipe, (layer.in_fields, layer.out_fields)
+        sides = (x.shape[2], x.shape[3])
+        found[name] = rates.Use(of, fields, layer.stride, layer.padding, len(x), sides, x.requires_grad, images.parts)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, *inputs))
+        for name, layer in named.items()
+    ]
+    tensors = {k: v.detach().to("meta") for k, v in chain(network.named_parameters(), network.named_buffers())}
+    for name, _ in network.named_parameters():
+        tensors[name].requires_grad_()
+    was, shape = network.training, (images.number, 3, images.size, images.size)
+    try:
+        with torch.enable_grad():  # synchronised statistics would ask the other processes in training
+            functional_call(network.eval(), tensors, (torch.empty(shape, device="meta"),))
+    finally:
+        network.train(was)
+        for hook in hooks:
+            hook.remove()
+    return found

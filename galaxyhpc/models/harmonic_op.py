@@ -1,0 +1,92 @@
+"""The harmonic convolution as an operator of torch, which autograd and torch.compile know, whatever the device.
+
+A kernel is a module with `DTYPES`, `available()`, `forward` and `backward`, as `harmonic_tiles` has them: the one place
+where a kind of device is added is `KERNELS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from galaxyhpc.models import harmonic_tiles
+from galaxyhpc.models.harmonic import Recipe, blocks
+
+KERNELS: dict[str, Any] = {"cpu": harmonic_tiles}  # by kind of device
+SERVED = frozenset((kind, dtype) for kind, kernel in KERNELS.items() for dtype in kernel.DTYPES)
+
+_RECIPE = "str group, int size, str kind, str out_kind, float? cutoff, int stride, int padding"
+
+
+def harmonic(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
+    """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last.
+
+    The output has the type of x.
+    """
+    y: Tensor = torch.ops.galaxyhpc.harmonic(x, weight, *recipe, stride, padding)
+    return y
+
+
+def available(kind: str, dtype: torch.dtype) -> bool:
+    """Whether the operator computes on this kind of device here; the first question may compile a library."""
+    return (kind, dtype) in SERVED and bool(KERNELS[kind].available())
+
+
+def _forward(x: Tensor, weight: Tensor, *asked: Any) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = KERNELS[x.device.type].forward(x, weight, asked[:5], *asked[5:])
+    return y
+
+
+def _backward(gradient: Tensor, x: Tensor, weight: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
+    kernel = KERNELS[x.device.type]
+    with torch.autocast(x.device.type, enabled=False):
+        by_x, by_weight = kernel.backward(gradient, x, weight, asked[:5], *asked[5:])
+    return x.new_empty(0) if by_x is None else by_x, by_weight
+
+
+# Schemas are spelt out: torch 2.4 does not read postponed annotations.
+_forward_op = torch.library.custom_op(
+    "galaxyhpc::harmonic", _forward, mutates_args=(), schema=f"(Tensor x, Tensor weight, {_RECIPE}) -> Tensor"
+)
+_backward_op = torch.library.custom_op(
+    "galaxyhpc::harmonic_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor x, Tensor weight, {_RECIPE}, bool for_x) -> (Tensor, Tensor)",
+)
+
+
+@_forward_op.register_fake
+def _(x: Tensor, weight: Tensor, *asked: Any) -> Tensor:
+    of, (size, stride, padding) = blocks(asked[:5]), (asked[1], *asked[5:])
+    fields_out = weight.numel() // (x.shape[1] // len(of.inputs.change) * of.weights)
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
+    return x.new_empty(len(x), rows, columns, fields_out * len(of.outputs.change)).permute(0, 3, 1, 2)
+
+
+@_backward_op.register_fake
+def _(gradient: Tensor, x: Tensor, weight: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
+    padding, for_x = asked[6:]
+    by_weight = torch.empty_like(weight)
+    if not for_x:
+        return x.new_empty(0), by_weight
+    images, channels, rows, columns = x.shape
+    padded = x.new_empty(images, rows + 2 * padding, columns + 2 * padding, channels)
+    return padded[:, padding : padding + rows, padding : padding + columns].permute(0, 3, 1, 2), by_weight
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.asked = inputs[2:]
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    for_x = ctx.needs_input_grad[0]
+    by_x, by_weight = torch.ops.galaxyhpc.harmonic_backward(gradient, *ctx.saved_tensors, *ctx.asked, for_x)
+    return (by_x if for_x else None, by_weight, *[None] * len(ctx.asked))
+
+
+_forward_op.register_autograd(_gradients, setup_context=_keep)

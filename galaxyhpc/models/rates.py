@@ -1,0 +1,230 @@
+"""What a steerable convolution costs on this machine, dense and harmonic: seconds, from what is counted of a layer.
+
+A way's time is taken for a sum of counts times rates. The rates are those that agree best with a dozen small layers,
+which are timed once per machine, in seconds, and kept on its disk. No layer of a network is timed: a choice made by
+stop-watch would change from start to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from galaxyhpc.basis_cache import directory
+from galaxyhpc.models import compiled
+from galaxyhpc.models.harmonic import Recipe, blocks
+from galaxyhpc.models.harmonic_tiles import TILE_BYTES
+from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.rundir import write_text
+
+FORMAT = 1  # raised when counts or layers change
+SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
+PATIENCE = 15.0  # s, after which blurred rates are taken, too
+CLEAR = 0.2  # relative error of the rates
+SHARED = 0.01  # how much counts that grow together share a time, which tells more of layers larger than those timed
+LARGE = 1 << 20  # values of a filter, about what a cache holds
+
+Rates = dict[str, list[float]]  # way -> seconds of each count
+
+
+class Use(NamedTuple):
+    """A layer in a network, and what comes in."""
+
+    recipe: Recipe
+    fields: tuple[int, int]  # in, out
+    stride: int
+    padding: int
+    images: int
+    sides: tuple[int, int]  # px
+    by_x: bool = True  # whether training needs the gradient of what comes in
+    parts: int = 1  # passes of a training step, which share a dense filter
+
+    @property
+    def pixels(self) -> int:
+        """Number of the output, all images together."""
+        rows, columns = ((side + 2 * self.padding - self.recipe[1]) // self.stride + 1 for side in self.sides)
+        return self.images * rows * columns
+
+    @property
+    def values(self) -> tuple[int, int]:
+        """Of x and of y."""
+        d_in, d_out = (len(each.change) for each in (blocks(self.recipe).inputs, blocks(self.recipe).outputs))
+        return self.images * self.sides[0] * self.sides[1] * self.fields[0] * d_in, self.pixels * self.fields[1] * d_out
+
+
+# group, fields in and out, side (px), images: wide and narrow layers, large and small maps
+LAYERS = (
+    ("C1", 48, 48, 17, 8),
+    ("C2", 12, 24, 33, 8),
+    ("C2", 96, 96, 5, 8),
+    ("D1", 48, 48, 17, 8),
+    ("C4", 12, 24, 33, 4),
+    ("C4", 96, 96, 5, 8),
+    ("D4", 12, 24, 17, 4),
+    ("D4", 48, 48, 9, 8),
+    ("C2", 192, 112, 3, 8),
+    ("D8", 48, 64, 3, 4),
+    ("C8", 24, 48, 17, 2),
+    ("D8", 12, 24, 17, 2),
+    ("D8", 32, 32, 5, 8),
+    ("C16", 24, 24, 9, 4),
+)
+STEMS = (("C4", 12, 33, 8), ("D8", 12, 33, 4))  # group, fields out, side, images: from colours, stride 2
+
+
+def uses() -> list[Use]:
+    """Return the layers that are timed."""
+    inner = [Use((g, 3, "regular", "regular", None), (i, o), 1, 1, n, (s, s)) for g, i, o, s, n in LAYERS]
+    return inner + [Use((g, 3, "trivial", "regular", None), (3, o), 2, 1, n, (s, s), False) for g, o, s, n in STEMS]
+
+
+def dense_counts(use: Use, training: bool) -> list[float]:
+    """Count passes, values of maps, products of the convolution; the filter's values, and products of its expansion.
+
+    A filter that leaves the cache, which most are far from or far beyond, costs more a value.
+    """
+    of, pairs = blocks(use.recipe), use.fields[0] * use.fields[1]
+    entries = len(of.inputs.change) * len(of.outputs.change) * of.size**2
+    passes = 2 + use.by_x if training else 1
+    products = passes * use.pixels * pairs * entries
+    filters = [pairs * entries, max(0, pairs * entries - LARGE)]
+    expanded = [pairs * entries * of.weights / use.parts] if training else []
+    return list(map(float, (1, passes * sum(use.values), products, *filters, *expanded)))
+
+
+def harmonic_counts(use: Use, training: bool) -> list[float]:
+    """Count calls, rows of tiles, work on z and on its values, values of maps, products, changes of basis, weights."""
+    of, passes = blocks(use.recipe), 2 + use.by_x if training else 1
+    made = (2 + use.by_x) if training else 1  # z, or its adjoint
+    z = use.pixels * use.fields[0] * len(of.terms)
+    taps = sum(np.count_nonzero(np.abs(one) > 1e-9) for one in of.filters)
+    work = sum(of.inputs.sizes) * taps + sum(len(term.factors) for term in of.terms)
+    products = sum(irrep.size * irrep.weights.size for irrep in of.irreps) * use.fields[0] * use.fields[1]
+    x, y = use.values
+    turned = x * len(of.inputs.change) + y * len(of.outputs.change)
+    tiles = max(1, 4 * z // TILE_BYTES)
+    return [
+        1.0,
+        float(passes * tiles * len(of.irreps)),
+        float(made * use.pixels * use.fields[0] * work),
+        float(made * z),
+        float(passes * (x + y)),
+        float(passes * use.pixels * products),
+        float(passes * turned),
+        float((2 if training else 1) * use.fields[0] * use.fields[1] * of.weights),
+    ]
+
+
+COUNTS = {"dense": dense_counts, "harmonic": harmonic_counts}
+
+
+def seconds(use: Use, rates: Rates, way: str, training: bool) -> float:
+    """Tell a layer's time."""
+    counts = COUNTS[way](use, training)
+    return float(np.dot(counts, rates[f"{way} {'training' if training else 'inference'}"]))
+
+
+class Timed:
+    """A layer that can be timed again and again."""
+
+    def __init__(self, use: Use, way: str, training: bool, device: torch.device, dtype: torch.dtype) -> None:
+        group, size, kind, out_kind, cutoff = use.recipe
+        given: Any = {"kind": kind, "out_kind": out_kind, "cutoff": cutoff}
+        given |= {"stride": use.stride, "padding": use.padding}
+        self.layer = SteerableConv(group, *use.fields, size, **given).to(device).train(training)
+        self.layer.harmonic = way == "harmonic"
+        self.way, self.training, self.dtype = way, training, dtype
+        channels = use.fields[0] * self.layer.basis.shape[2]
+        self.x = torch.rand(use.images, channels, *use.sides, device=device, requires_grad=training and use.by_x)
+
+    def seconds(self) -> float:
+        """Return the time of one pass, and of its backward in training."""
+        device, autocast = self.x.device, self.dtype != torch.float32
+        begun = _now(device)
+        with torch.set_grad_enabled(self.training), torch.autocast(device.type, self.dtype, enabled=autocast):
+            y = self.layer(self.x)
+        if self.training:
+            y.backward(torch.ones_like(y))
+        return _now(device) - begun
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def fastest(several: list[Timed], most: float) -> list[float]:
+    """Return each layer's shortest time; they take turns for `most` seconds, so that no other load hits one alone."""
+    begun, found = time.perf_counter(), [math.inf] * len(several)
+    for each in several:
+        each.seconds()  # warms up
+    rounds = 0
+    while rounds < ROUNDS or time.perf_counter() - begun < most:
+        found = [min(shortest, each.seconds()) for shortest, each in zip(found, several, strict=True)]
+        rounds += 1
+    return found
+
+
+def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], float]:
+    """Return the rates, none negative, whose relative errors are least, and these: counts (n, k), times (n,)."""
+    relative = counts / times[:, None]
+    scale = relative.max(0)
+    scale[scale == 0] = 1.0
+    share = math.sqrt(SHARED * len(times)) * np.eye(counts.shape[1])  # else one of like counts takes all
+    found, _ = nnls(np.vstack([relative / scale, share]), np.r_[np.ones(len(times)), np.zeros(len(share))])
+    rates = found / scale
+    return [float(rate) for rate in rates], float(np.sqrt(np.mean((relative @ rates - 1) ** 2)))
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Time the layers and find the rates, longer where other load blurs them. Random numbers are left alone."""
+    with torch.random.fork_rng():
+        asked = [(use, way, training) for training in (True, False) for way in COUNTS for use in uses()]
+        several = [Timed(*one, device, dtype) for one in asked]
+    times, begun, errors = np.full(len(asked), math.inf), time.monotonic(), [math.inf]
+    while max(errors) > CLEAR and time.monotonic() - begun < PATIENCE:
+        times = np.minimum(times, fastest(several, SECONDS))
+        found, errors = Rates(), []
+        for place, (_, way, training) in enumerate(asked[:: len(uses())]):
+            counts = np.array([COUNTS[way](use, training) for use in uses()])
+            rates, error = fitted(counts, times[place * len(uses()) :][: len(uses())])
+            found[f"{way} {'training' if training else 'inference'}"] = rates
+            errors.append(error)
+    return found
+
+
+@cache
+def of_machine(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
+    """Return the rates of this machine, measured where they are not on the disk."""
+    on_cpu = device.type == "cpu"
+    name = compiled.processor() if on_cpu else torch.cuda.get_device_name(device)
+    asked = [FORMAT, torch.__version__, name, threads if on_cpu else 0, str(dtype), uses()]
+    path = directory() / f"rates-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
+    known = _read(path)
+    if known is None:
+        known = measured(device, dtype)
+        known = _read(path) or known  # of who was quicker: two runs begun together are to choose alike
+        with suppress(OSError):
+            write_text(path, json.dumps(known))
+    return known
+
+
+def _read(path: Any) -> Rates | None:
+    """Read a file; None where it is absent or is not what was written."""
+    try:
+        found: Rates = json.loads(path.read_text())
+        sound = {f"{way} {of}" for way in COUNTS for of in ("training", "inference")} == set(found)
+        return found if sound and all(type(n) is float and n >= 0 for some in found.values() for n in some) else None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None

@@ -1,0 +1,96 @@
+"""Which layers are computed without their dense filter, given what a machine's rates are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models import build_model, choice, harmonic_op, rates
+
+CPU = torch.device("cpu")
+# of two cores of a Xeon; with them all harmonic is 9.6 times as fast as dense for D16, and 0.4 times for C1
+MACHINE = {
+    "dense training": [3.5e-4, 4.5e-10, 3.7e-12, 3.1e-9, 0.0, 4.5e-11],
+    "harmonic training": [5.9e-4, 6.4e-5, 5.7e-11, 6.9e-10, 2.1e-9, 2.2e-12, 0.0, 5.8e-9],
+    "dense inference": [6.4e-5, 3.3e-10, 4.3e-12, 2.7e-10, 0.0],
+    "harmonic inference": [3.8e-4, 4.9e-5, 1.4e-10, 5.4e-10, 7.3e-10, 2.7e-12, 0.0, 2.1e-9],
+}
+
+
+def chosen(group: str, training: bool = True, images: int = 8) -> list[bool]:
+    network = build_model(ModelConfig(group=group), 65)
+    uses = choice.in_use(network, choice.Images(images, 65)).values()
+    return [choice.faster(use, MACHINE, training) for use in uses]
+
+
+@pytest.mark.parametrize("group", ["C1", "C2", "D1"])
+def test_small_groups_stay_dense(group: str) -> None:
+    assert not any(chosen(group)) and not any(chosen(group, training=False))
+
+
+@pytest.mark.parametrize("group", ["D8", "C16"])
+def test_large_groups_do_without_dense_filters_after_the_colours(group: str) -> None:
+    first, *others = chosen(group)
+    assert not first and all(others[1:])
+
+
+def test_rates_are_found_again_from_times() -> None:
+    counts = np.array([rates.harmonic_counts(use, True) for use in rates.uses()])
+    wanted = MACHINE["harmonic training"]
+    found, error = rates.fitted(counts, counts @ wanted)
+    assert counts @ found == pytest.approx(counts @ wanted, rel=0.1) and error < 0.05
+
+
+def test_what_comes_into_a_layer_is_found_without_computing() -> None:
+    network = build_model(ModelConfig(group="D2", scale=0.2), 33).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    uses = list(choice.in_use(network, choice.Images(5, 33)).values())
+    seen: list[tuple[int, ...]] = []
+    for layer in choice.layers(network).values():
+        layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
+        layer.register_forward_hook(lambda layer, inputs, y: seen.append((y.numel(),)))
+    network(torch.rand(5, 3, 33, 33))
+    for number, use in enumerate(uses):
+        (images, _, *sides), (values,) = seen[2 * number : 2 * number + 2]
+        assert (use.images, use.sides, use.values[1]) == (images, tuple(sides), values)
+        assert use.by_x == (number > 0)
+    assert network.training and len(uses) == 11
+    assert all(
+        torch.equal(before[name], value) for name, value in network.state_dict().items() if "running" not in name
+    )
+
+
+def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    monkeypatch.setattr(rates, "ROUNDS", 1)
+    monkeypatch.setattr(rates, "PATIENCE", 0.1)
+    state = torch.get_rng_state()
+    found = rates.of_machine.__wrapped__(CPU, torch.float32, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    (path,) = (tmp_path / "galaxyhpc").glob("rates-*.json")
+    monkeypatch.setattr(rates, "measured", lambda *machine: pytest.fail("measured again"))
+    assert rates.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+    for damaged in ("", "[]", "{}", '{"dense training": [1.0]}', path.read_text().replace("[", '["', 1)):
+        path.write_text(damaged)
+        monkeypatch.setattr(rates, "measured", lambda *machine: found)
+        assert rates.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+
+
+def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_model(ModelConfig(group="D4", scale=0.1), 33)
+    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.bfloat16, training=True).values())
+    monkeypatch.setattr(harmonic_op.KERNELS["cpu"], "available", lambda: False)
+    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.float32, training=True).values())
+    every = dict.fromkeys(choice.layers(network), True)
+    assert not choice.apply(network, every, CPU)
+    assert not any(layer.harmonic for layer in choice.layers(network).values())
+
+
+def test_a_network_without_steerable_layers_has_no_choice() -> None:
+    assert choice.choose(nn.Conv2d(3, 3, 1), choice.Images(1, 5), CPU, torch.float32, training=True) == {}

@@ -1,0 +1,103 @@
+"""How a run keeps to the paths that it began with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from galaxyhpc import paths
+from galaxyhpc.config import ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.distributed import Process
+from galaxyhpc.evaluate import load_network
+from galaxyhpc.lifecycle import find_place
+from galaxyhpc.models import build_model, choice
+from galaxyhpc.rundir import RunDir, write_text
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process(find_place(), CPU)
+
+
+def begun(run: RunDir, process: Process, convolution: str) -> list[bool]:
+    """Settle the paths of a small network and return which layers train without dense filters."""
+    network, config = build_model(ModelConfig(group="D4", scale=0.1), 33), settings(convolution)
+    paths.settle(run, network, config, process)
+    return [layer.harmonic for layer in choice.layers(network).values()]
+
+
+def settings(convolution: str) -> RunConfig:
+    resources = ResourcesConfig(convolution=convolution)
+    return RunConfig(model=ModelConfig(group="D4", scale=0.1), resources=resources)
+
+
+def test_what_was_settled_first_holds(tmp_path: Path, process: Process) -> None:
+    run = RunDir(tmp_path)
+    assert set(begun(run, process, "harmonic")) == {True}
+    assert set(begun(run, process, "dense")) == {True}
+
+
+def test_the_choice_is_made_for_training_and_for_inference(
+    tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(choice.layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
+    monkeypatch.setattr(choice, "choose", lambda *given, training: {n: training and n == names[3] for n in names})
+    run = RunDir(tmp_path)
+    assert begun(run, process, "auto") == [name == names[3] for name in names]
+    assert set(paths.read(run)["inference"].values()) == {False}
+
+
+def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Process) -> None:
+    run = RunDir(tmp_path)
+    (run.checkpoints / "step_00000003").mkdir(parents=True)
+    assert set(begun(run, process, "harmonic")) == {False}
+    assert not paths.paths_file(run).exists()
+
+
+def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process) -> None:
+    config = settings("harmonic")
+    network, images = build_model(config.model, 65).eval(), torch.rand(2, 3, 65, 65)
+    run = RunDir(tmp_path)
+    torch.save({"model": network.state_dict()}, run.best_file)
+    dense = load_network(run, config, CPU)
+    paths.settle(run, network, config, process)
+    harmonic = load_network(run, config, CPU)
+    assert [layer.harmonic for layer in choice.layers(harmonic).values()] == [True] * 11
+    with torch.inference_mode():
+        torch.testing.assert_close(harmonic(images), dense(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no choice of true or false"),
+        ('{"training": {}}', "no choice of true or false"),
+        ('{"training": {"a": 1}, "inference": {}}', "no choice of true or false"),
+        ('{"training": {}, "inference": {"a": true}}', "other layers than the network's"),
+        (" " * 2_000_000, "something else than a small file"),
+    ],
+)
+def test_a_file_that_training_did_not_write_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    run = RunDir(tmp_path)
+    write_text(paths.paths_file(run), content)
+    with pytest.raises(paths.PathsError, match=f"paths.json: found {said}"):
+        paths.restore(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
+
+
+def test_a_network_without_steerable_layers_leaves_no_file(tmp_path: Path, process: Process) -> None:
+    run = RunDir(tmp_path)
+    paths.settle(run, build_model(ModelConfig(architecture="cnn", scale=0.1), 33), settings("auto"), process)
+    assert not paths.paths_file(run).exists()
+
+
+def test_the_file_names_every_layer(tmp_path: Path, process: Process) -> None:
+    run = RunDir(tmp_path)
+    begun(run, process, "dense")
+    found = json.loads(paths.paths_file(run).read_text())
+    assert list(found) == ["training", "inference"] and len(found["training"]) == 11
