@@ -211,7 +211,7 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
 def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss summed over these rows and the number classified right, both on the device."""
     config, device = training.config, training.process.device
-    images, labels = training.pictures.take(rows)
+    images, labels = training.pictures.take_bytes(rows)
     images = augment(images, rows.to(device), config.seed, training.progress.epoch, config.augment)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
         logits = training.model(images)
