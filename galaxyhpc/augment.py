@@ -5,6 +5,8 @@ What happens to a galaxy is a function of (seed, epoch, row) alone: not of the b
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,16 +45,26 @@ def sampling_grid(maps: Tensor, side: int) -> Tensor:
     return along[:, None] + down[:, :, None]
 
 
+@lru_cache(maxsize=2)
+def maps_of_epoch(count: int, seed: int, epoch: int, config: AugmentConfig, device: torch.device) -> Tensor:
+    """Draw the maps of all rows below `count`, once: a GPU would be told of ninety small kernels for every batch."""
+    return affine_maps(torch.arange(count, device=device), seed, epoch, config)
+
+
 def augment(images: Tensor, rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
+    """Resample the images of these rows as `resample` does, by their own maps."""
+    return resample(images, affine_maps(rows, seed, epoch, config))
+
+
+def resample(images: Tensor, maps: Tensor) -> Tensor:
     """Resample (N, 3, S, S) images bilinearly; the sky beyond an edge is the sky before it, mirrored.
 
     What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. On a CPU a few images are done at
     a time: memory that is new for every batch costs three times what the arithmetic does.
     """
-    maps, side = affine_maps(rows, seed, epoch, config), images.shape[-1]
     if images.device.type != "cpu":
         return _resampled(images, maps)
-    moved, few = torch.empty(images.shape), max(1, PIECE // side**2)
+    moved, few = torch.empty(images.shape), max(1, PIECE // images.shape[-1] ** 2)
     for begin in range(0, len(images), few):
         piece = slice(begin, begin + few)
         moved[piece] = _resampled(images[piece], maps[piece])

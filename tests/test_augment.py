@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galaxyhpc import augment as module
-from galaxyhpc.augment import affine_maps, augment, sampling_grid
+from galaxyhpc.augment import affine_maps, augment, maps_of_epoch, sampling_grid
 from galaxyhpc.config import AugmentConfig
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
@@ -36,6 +36,11 @@ def test_the_batch_the_threads_and_the_pieces_of_a_cpu_change_no_bit(monkeypatch
         assert torch.equal(augment(pixels, ROWS, 3, 4, config), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
+    rows, config = torch.tensor([7, 400, 3]), AugmentConfig()
+    assert torch.equal(maps_of_epoch(500, 3, 4, config, rows.device)[rows], affine_maps(rows, 3, 4, config))
 
 
 def test_bytes_become_what_their_floats_become() -> None:
