@@ -79,13 +79,16 @@ def dense_limit(network: nn.Module) -> nn.Module:
     return changed
 
 
-def chosen(network: nn.Module, images: Tensor) -> None:
-    """Let every layer take the faster of its ways to convolve, where the models know several."""
+def settle(network: nn.Module, case: Case, training: bool) -> int:
+    """Let every layer convolve in the faster of its ways, where the models know several; return how many changed."""
     try:
         choice = importlib.import_module("galaxyhpc.models.choice")
     except ModuleNotFoundError:
-        return
-    choice.choose(network, images)
+        return 0
+    device, shape = torch.device(case.device), (case.batch, 3, case.size, case.size)
+    paths = choice.choose(network, shape, device, getattr(torch, case.precision), training=training)
+    choice.apply(network, paths, device)
+    return sum(paths.values())
 
 
 class Subject:
@@ -97,13 +100,15 @@ class Subject:
         self.images = torch.rand(case.batch, 3, case.size, case.size, device=case.device)
         self.labels = torch.randint(CLASSES, (case.batch,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
+        self.network: nn.Module | None = None  # not compiled; ours alone, whose layers have a choice
 
     def start(self) -> dict[str, float]:
         """Build the network and take the first step; what the later layouts take is not counted."""
-        before, begun = self._memory_now(), time.perf_counter()
+        before, begun, harmonic = self._memory_now(), time.perf_counter(), 0
         network = self._built()
         if self.way == "ours":
-            chosen(network, self.images.contiguous(memory_format=torch.channels_last))
+            self.network = network
+            harmonic = settle(network, self.case, training=True)
         first, *others = self._layouts()
         self.variants = [self._in(network, first)]
         self._wait()
@@ -113,18 +118,23 @@ class Subject:
         took, peak = time.perf_counter() - begun, self._peak() - before
         for layout in others:
             self.variants.append(self._in(copy.deepcopy(network), layout))
-        return {"build_seconds": built, "startup_seconds": took, "peak_bytes": float(peak)}
+        found = {"build_seconds": built, "startup_seconds": took, "peak_bytes": float(peak)}
+        return found | ({"harmonic_layers": harmonic} if self.way == "ours" else {})
 
     def training(self, seconds: float) -> float:
         """Return the s of a step, the mean of a turn of about `seconds`, in the faster layout."""
         for network, _ in self.variants:
             network.train()
+        if self.network is not None:
+            settle(self.network, self.case, training=True)
         return min(self._turn(self._step, *variant, seconds) for variant in self.variants)
 
     def inference(self, seconds: float) -> float:
         """Return the s that a batch takes."""
         for network, _ in self.variants:
             network.eval()
+        if self.network is not None:
+            settle(self.network, self.case, training=False)
         with torch.no_grad():
             return min(self._turn(self._logits, *variant, seconds) for variant in self.variants)
 
