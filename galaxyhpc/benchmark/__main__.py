@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], found: Found, b
         note(data=_data(options, found["networks"], effort))
     if "processes" in rest:
         bar.update(task, description="processes")
-        note(processes=together.measured(_case(options, "C4")))
+        note(processes=together.measured(_case(options, "C4"), effort))
 
 
 def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effort) -> Found:
@@ -105,7 +105,7 @@ def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effor
         if "training" not in known.get("ways", {}).get("ours", {}):
             known = compare(_case(options, name), ["ours"], ["training"], effort, lambda one: None)
         smallest[name] = known
-    data = pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device)
+    data = pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
     return data | {"share_of_step": pipeline.shares(data, smallest)}
 
 

@@ -15,16 +15,15 @@ from torch import Tensor
 
 from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.batches import Pictures
+from galaxyhpc.benchmark.turns import Effort, summary
 from galaxyhpc.config import AugmentConfig
 
 GALAXIES = 256
-TURNS = 5
-SECONDS = 0.3  # of a turn
 
 Found = dict[str, Any]
 
 
-def measured(size: int, batch: int, device: str) -> Found:
+def measured(size: int, batch: int, device: str, effort: Effort) -> Found:
     """Time batches of pictures of noise, whose bytes lie where the trainer's do."""
     pixels = torch.randint(256, (GALAXIES, 3, size, size), dtype=torch.uint8)
     pictures = Pictures(
@@ -40,12 +39,12 @@ def measured(size: int, batch: int, device: str) -> Found:
     else:
         ways["torchvision"] = lambda rows: torch.stack([chain(pixels[row].permute(1, 2, 0).numpy()) for row in rows])
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(TURNS):
+    for turn in range(effort.turns):
         rows = (torch.arange(batch) * 7 + turn) % GALAXIES
         for name, way in ways.items():
-            times[name].append(_turn(way, rows, device))
+            times[name].append(_turn(way, rows, device, effort.seconds))
     for name, some in times.items():
-        found[name] = {"seconds": min(some), "images_per_second": batch / min(some)}
+        found[name] = summary(some, batch)
     if "torchvision" in times:
         found["ratios"]["torchvision_to_ours"] = found["torchvision"]["seconds"] / found["ours"]["seconds"]
     return found
@@ -82,12 +81,12 @@ def _chain() -> Callable[[Any], Tensor]:
     return chain
 
 
-def _turn(way: Callable[[Tensor], object], rows: Tensor, device: str) -> float:
+def _turn(way: Callable[[Tensor], object], rows: Tensor, device: str, seconds: float) -> float:
     """Return the mean s of a batch over a turn, after one batch that is not counted."""
     way(rows)
     _wait(device)
     begun, count = time.perf_counter(), 0
-    while count == 0 or (time.perf_counter() - begun < SECONDS and count < 100):
+    while count == 0 or (time.perf_counter() - begun < seconds and count < 100):
         way(rows)
         count += 1
     _wait(device)

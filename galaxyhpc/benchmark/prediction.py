@@ -1,7 +1,8 @@
 """A sweep's hours from what was measured on one device.
 
-A network that was measured, with its settings, its image size and its precision, takes its own seconds per image; any
-other is predicted by `costs` from a fit through all that were. One run on one device at a time; no early stop.
+A network that was measured, with its settings, its image size and its precision, takes its own seconds per image, those
+of the median turn; any other is predicted by `costs` from a fit through all that were. One run on one device at a time,
+without an early stop.
 """
 
 from __future__ import annotations
@@ -68,15 +69,15 @@ def of(found: Found) -> Measured:
     """Take what is needed out of a benchmark's answers."""
     machine = found["machine"]
     data = found.get("data", {}).get("ours", {})
-    augmented = data["seconds"] / found["data"]["batch"] if data else 0.0
+    augmented = data["median_seconds"] / found["data"]["batch"] if data else 0.0
     rates, records = {}, []
     for one in found["networks"].values():
         ours = one["ways"].get("ours", {})
         if "training" not in ours:
             continue
         model, batch = ModelConfig.model_validate_json(json.dumps(one["model"])), one["batch"]
-        training = ours["training"]["seconds"] / batch
-        inference = ours["inference"]["seconds"] / batch if "inference" in ours else training / costs.BACKWARD
+        training = ours["training"]["median_seconds"] / batch
+        inference = ours["inference"]["median_seconds"] / batch if "inference" in ours else training / costs.BACKWARD
         each = Rates(training + augmented, inference, ours.get("optimizer_seconds", 0.0))
         rates[model, one["size"], one["precision"]] = each
         records.append(_record(model, one, each, machine))

@@ -19,17 +19,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from galaxyhpc.benchmark.turns import Effort
 from galaxyhpc.benchmark.ways import Case
 from galaxyhpc.models import build_model
 
-TURNS, SECONDS = 3, 1.0
 WORLD = 2
 PATIENCE = 600.0  # s
 
 Found = dict[str, Any]
 
 
-def measured(case: Case) -> Found:
+def measured(case: Case, effort: Effort) -> Found:
     """Train a network in one process and in two that add their gradients up."""
     if case.device == "cuda" and torch.cuda.device_count() < WORLD:
         count = torch.cuda.device_count()
@@ -39,14 +39,14 @@ def measured(case: Case) -> Found:
     seconds = {}
     for world in (1, WORLD):
         try:
-            seconds[world] = _seconds(case, world)
+            seconds[world] = _seconds(case, world, effort)
         except RuntimeError as error:
             return found | {"failed": str(error)}
         found[f"images_per_second_{world}"] = world * case.batch / seconds[world]
     return found | {"efficiency": seconds[1] / seconds[WORLD]}
 
 
-def _seconds(case: Case, world: int) -> float:
+def _seconds(case: Case, world: int, effort: Effort) -> float:
     """Return the s of a step, the fastest turn.
 
     Raises
@@ -58,7 +58,8 @@ def _seconds(case: Case, world: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         processes = [
-            context.Process(target=_train, args=(case, rank, world, place), daemon=True) for rank in range(world)
+            context.Process(target=_train, args=(case, rank, world, place, effort), daemon=True)
+            for rank in range(world)
         ]
         for process in processes:
             process.start()
@@ -72,7 +73,7 @@ def _seconds(case: Case, world: int) -> float:
         return float(json.loads((place / "seconds.json").read_text()))
 
 
-def _train(case: Case, rank: int, world: int, place: Path) -> None:
+def _train(case: Case, rank: int, world: int, place: Path, effort: Effort) -> None:
     """Take turns of steps; rank 0 writes down the fastest."""
     torch.set_num_threads(case.threads)
     if Path("/sys/class/net/lo").exists():
@@ -94,9 +95,9 @@ def _train(case: Case, rank: int, world: int, place: Path) -> None:
 
     for _ in range(2):  # DDP arranges its buckets anew after its first pass
         once = _timed(step, 1, device)
-    count = torch.tensor(max(1.0, min(200.0, SECONDS / once)), device=device)
+    count = torch.tensor(max(1.0, min(200.0, effort.seconds / once)), device=device)
     dist.broadcast(count, 0)  # as many steps in all processes, or one would wait for ever
-    best = min(_timed(step, int(count.item()), device) for _ in range(TURNS))
+    best = min(_timed(step, int(count.item()), device) for _ in range(effort.turns))
     dist.destroy_process_group()
     if rank == 0:
         (place / "seconds.json").write_text(json.dumps(best))

@@ -56,7 +56,7 @@ def main() -> None:
     case = Case(model, options.size, options.batch, options.device, options.compile, options.threads)
     config = settings(case)
     found["networks"]["one"] = compare(case, ["ours"], PARTS, EFFORT, lambda one: None)
-    found["data"] = pipeline.measured(options.size, options.batch, options.device)
+    found["data"] = pipeline.measured(options.size, options.batch, options.device, EFFORT)
     (predicted,) = prediction.predict([config], prediction.of(found))
     took = trained(config)
     measured = median(took[1:])
@@ -81,7 +81,8 @@ def trained(config: RunConfig) -> list[float]:
     """Train; return what the run recorded of its epochs, s."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "sweep" / config.run_id)
-        write_text(run.config_file, config.model_dump_json())
+        data = config.data.model_copy(update={"cache": folder})
+        write_text(run.config_file, config.model_copy(update={"data": data}).model_dump_json())
         subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], check=True)
         return [event["seconds"] for event in run.events() if event["event"] == "epoch"]
 
