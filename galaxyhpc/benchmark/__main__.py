@@ -195,7 +195,8 @@ def _head(options: argparse.Namespace) -> Found:
         "seconds": "of forward and backward of a batch, or of forward; the mean of a turn, the fastest turn",
         "ratios": "of the seconds of the fastest turns, of the bytes, of the start-up seconds",
         "peak_bytes": "from building to the end of the first step; CPU: growth of the process's resident memory",
-        "startup_seconds": "from building to the end of the first step",
+        "startup_seconds": "from building to the end of the first step; imports and bases are at hand",
+        "bases_seconds": "of imports and of sampling the filters' bases, or reading them from the cache",
     }
     return {"machine": machine(options.device, options.threads), "how": how, "words": words, "networks": {}}
 

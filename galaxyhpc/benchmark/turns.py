@@ -6,7 +6,6 @@ others'; while one computes, the others wait. On a GPU, whose allocator counts b
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +46,9 @@ def answered(subject: Subject, verb: str, *arguments: float) -> Any:
         return getattr(subject, verb)(*arguments)
     except Exception as error:  # whatever it is, the other ways go on
         lines = str(error).strip().splitlines() or [""]
-        raise WayError(f"{type(error).__name__}: {lines[0][:300]}") from None
+        said = f"{type(error).__name__}: {lines[0][:300]}"
+    subject.release()  # now that no traceback holds its tensors
+    raise WayError(said)
 
 
 class Here:
@@ -63,9 +64,7 @@ class Here:
         return answered(self.subject, verb, *arguments)
 
     def close(self) -> None:
-        del self.subject
-        gc.collect()
-        torch.cuda.empty_cache()
+        self.subject.release()
 
 
 class Apart:

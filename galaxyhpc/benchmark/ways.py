@@ -12,9 +12,11 @@ forward and backward of cross-entropy, without the optimizer.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import SteerableConv
@@ -80,7 +83,10 @@ def dense_limit(network: nn.Module) -> nn.Module:
 
 
 def settle(network: nn.Module, case: Case, training: bool) -> int:
-    """Let every layer convolve in the faster of its ways, where the models know several; return how many changed."""
+    """Let every layer convolve in the faster of its ways, where the models know several.
+
+    Returns the number of layers without a dense filter.
+    """
     try:
         choice = importlib.import_module("galaxyhpc.models.choice")
     except ModuleNotFoundError:
@@ -101,14 +107,26 @@ class Subject:
         self.labels = torch.randint(CLASSES, (case.batch,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
         self.network: nn.Module | None = None  # not compiled; ours alone, whose layers have a choice
+        self.settled: bool | None = None  # for training, or not
+
+    def _prepare(self) -> float:
+        """Import what is needed, sample or read the filters' bases; return the s of that, charged to no way."""
+        begun = time.perf_counter()
+        with torch.device("meta"):
+            build_model(self.case.model, self.case.size, CLASSES)
+        if self.way == "plain" and self.case.model.group:
+            groups.group_space(self.case.model.group)  # makes e2cnn work
+            importlib.import_module("e2cnn.nn")
+        return time.perf_counter() - begun
 
     def start(self) -> dict[str, float]:
         """Build the network and take the first step; what the later layouts take is not counted."""
-        before, begun, harmonic = self._memory_now(), time.perf_counter(), 0
+        bases = self._prepare()
+        before, begun = self._memory_now(), time.perf_counter()
         network = self._built()
         if self.way == "ours":
             self.network = network
-            harmonic = settle(network, self.case, training=True)
+        harmonic = self._settle(training=True)
         first, *others = self._layouts()
         self.variants = [self._in(network, first)]
         self._wait()
@@ -118,23 +136,21 @@ class Subject:
         took, peak = time.perf_counter() - begun, self._peak() - before
         for layout in others:
             self.variants.append(self._in(copy.deepcopy(network), layout))
-        found = {"build_seconds": built, "startup_seconds": took, "peak_bytes": float(peak)}
-        return found | ({"harmonic_layers": harmonic} if self.way == "ours" else {})
+        found = {"bases_seconds": bases, "build_seconds": built, "startup_seconds": took}
+        return found | {"peak_bytes": float(peak)} | ({"harmonic_layers": harmonic} if self.network is not None else {})
 
     def training(self, seconds: float) -> float:
         """Return the s of a step, the mean of a turn of about `seconds`, in the faster layout."""
         for network, _ in self.variants:
             network.train()
-        if self.network is not None:
-            settle(self.network, self.case, training=True)
+        self._settle(training=True)
         return min(self._turn(self._step, *variant, seconds) for variant in self.variants)
 
     def inference(self, seconds: float) -> float:
         """Return the s that a batch takes."""
         for network, _ in self.variants:
             network.eval()
-        if self.network is not None:
-            settle(self.network, self.case, training=False)
+        self._settle(training=False)
         with torch.no_grad():
             return min(self._turn(self._logits, *variant, seconds) for variant in self.variants)
 
@@ -145,6 +161,19 @@ class Subject:
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
         self._step(network, images)
         return self._turn(lambda *_: optimizer.step(), network, images, seconds)
+
+    def _settle(self, training: bool) -> int:
+        if self.network is None or self.settled == training:
+            return 0
+        self.settled = training
+        return settle(self.network, self.case, training)
+
+    def release(self) -> None:
+        """Let go of what a way that failed still holds."""
+        self.variants, self.network = [], None
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
 
     def _built(self) -> nn.Module:
         torch.manual_seed(0)
@@ -185,9 +214,11 @@ class Subject:
     def _turn(
         self, work: Callable[[nn.Module, Tensor], Any], network: nn.Module, images: Tensor, given: float
     ) -> float:
-        """Return the mean s of a piece of work, after one that is not counted unless it fills the turn alone."""
+        """Return the mean s of a piece of work, after some that is not counted unless one fills the turn alone."""
+        if self.case.compiled:
+            work(network, images)  # the first of its kind is compiled
         once = self._timed(lambda: work(network, images))
-        if once > given / 2 and not self.cuda:
+        if once > given / 2:
             return once
         count = max(1, min(MOST_STEPS, round(given / max(once, 1e-6))))
         return self._timed(lambda: [work(network, images) for _ in range(count)]) / count
@@ -213,6 +244,8 @@ class Subject:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
         return resident("VmRSS")
 
     def _peak(self) -> int:

@@ -34,7 +34,7 @@ from galaxyhpc.config import (
 )
 from galaxyhpc.rundir import RunDir, write_text
 
-EPOCHS, GALAXIES = 4, 400
+EPOCHS, GALAXIES = 4, {"cpu": 400, "cuda": 800}
 EFFORT = Effort(3, 0.5)
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0 if cuda else 0.5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=cuda)
+    parser.add_argument("--compile", action="store_true", help="where the trainer compiles, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = {"machine": machine(options.device, options.threads), "networks": {}}
@@ -70,7 +70,9 @@ def settings(case: Case) -> RunConfig:
     """Return a short run of the network that was measured."""
     return RunConfig(
         model=case.model,
-        data=DataConfig(image_size=case.size, demo=DemoConfig(galaxies=GALAXIES, size=32 if case.size == 33 else 64)),
+        data=DataConfig(
+            image_size=case.size, demo=DemoConfig(galaxies=GALAXIES[case.device], size=32 if case.size == 33 else 64)
+        ),
         train=TrainConfig(epochs=EPOCHS, batch_size=case.batch, precision=case.precision),
         evaluate=EvaluateConfig(conditions=("clean",)),
         resources=ResourcesConfig(cpus_per_task=case.threads, gpus_per_node=1 if case.device == "cuda" else 0),
