@@ -62,9 +62,10 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. On a CPU a few images are done at
     a time: memory that is new for every batch costs three times what the arithmetic does.
     """
-    if images.device.type != "cpu":
+    few = max(1, PIECE // images.shape[-1] ** 2)
+    if images.device.type != "cpu" or len(images) <= few:
         return _resampled(images, maps)
-    moved, few = torch.empty(images.shape), max(1, PIECE // images.shape[-1] ** 2)
+    moved = torch.empty(images.shape)
     for begin in range(0, len(images), few):
         piece = slice(begin, begin + few)
         moved[piece] = _resampled(images[piece], maps[piece])

@@ -122,7 +122,7 @@ Subjects = dict[str, Here | Apart]
 
 @contextmanager
 def _open(case: Case, ways: Sequence[str]) -> Iterator[Subjects]:
-    if case.device == "cuda":
+    if case.device == "cuda" and case.compiled:
         torch._dynamo.reset()  # it compiles one function for few networks only, then leaves it as it is
     subjects: Subjects = {}
     try:

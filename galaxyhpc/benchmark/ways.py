@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def settle(network: nn.Module, case: Case, training: bool) -> int:
     return sum(paths.values())
 
 
+@cache
+def start_compiler(device: str) -> None:
+    """Compile something small: the first to be compiled in a process waits for the compiler's own processes."""
+    layer = nn.Conv2d(3, 8, 3).to(device)
+    torch.compile(layer)(torch.rand(2, 3, 9, 9, device=device)).sum().backward()
+
+
 class Subject:
     """A network computed in one way; nothing is built before it is told to start."""
 
@@ -117,6 +125,8 @@ class Subject:
         if self.way == "plain" and self.case.model.group:
             groups.group_space(self.case.model.group)  # makes e2cnn work
             importlib.import_module("e2cnn.nn")
+        if self.case.compiled and self.way != "plain":
+            start_compiler(self.case.device)
         return time.perf_counter() - begun
 
     def start(self) -> dict[str, float]:
