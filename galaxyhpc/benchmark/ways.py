@@ -4,9 +4,9 @@
     dense: the dense limit; filters are ready-made parameters, nothing is expanded
     ours:  the network as the trainer runs it
 
-On a GPU dense and ours are channels-last, in bfloat16 and compiled, and cuDNN searches its algorithms for dense alone:
-the trainer wants deterministic ones. On a CPU all are float32 and eager; the faster layout of dense counts. A step is
-forward and backward of cross-entropy, without the optimizer.
+On a GPU dense and ours are channels-last, in bfloat16 and compiled (ours not in inference: evaluation is eager), and
+cuDNN searches its algorithms for dense alone: the trainer wants deterministic ones. On a CPU all are float32 and eager;
+the faster layout of dense counts. A step is forward and backward of cross-entropy, without the optimizer.
 """
 
 from __future__ import annotations
@@ -157,12 +157,13 @@ class Subject:
         return min(self._turn(self._step, *variant, seconds) for variant in self.variants)
 
     def inference(self, seconds: float) -> float:
-        """Return the s that a batch takes."""
-        for network, _ in self.variants:
+        """Return the s that a batch takes; ours is eager, as in evaluation, where every layer keeps its filter."""
+        variants = self.variants if self.network is None else [(self.network, self.variants[0][1])]
+        for network, _ in variants:
             network.eval()
         self._settle(training=False)
         with torch.no_grad():
-            return min(self._turn(self._logits, *variant, seconds) for variant in self.variants)
+            return min(self._turn(self._logits, *variant, seconds) for variant in variants)
 
     def optimizer(self, seconds: float) -> float:
         """Return the s of a step of the study's optimizer, which no way is charged with."""
