@@ -5,12 +5,16 @@ What happens to a galaxy is a function of (seed, epoch, row) alone: not of the b
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from galaxyhpc.config import AugmentConfig
 from galaxyhpc.randomness import key, uniform
+
+PIECE = 2**18  # pixels of a CPU's cache
 
 
 def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
@@ -34,8 +38,41 @@ def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> T
     return torch.stack([top, bottom], 1).float()
 
 
+def sampling_grid(maps: Tensor, side: int) -> Tensor:
+    """Return where (N, side, side, 2) pixels come from: `affine_grid`, a sum in the place of a matrix product."""
+    at = ((2.0 * torch.arange(side, device=maps.device) + 1.0) / side - 1.0)[:, None]
+    along, down = maps[:, None, :, 0] * at, maps[:, None, :, 1] * at + maps[:, None, :, 2]
+    return along[:, None] + down[:, :, None]
+
+
+@lru_cache(maxsize=2)
+def maps_of_epoch(count: int, seed: int, epoch: int, config: AugmentConfig, device: torch.device) -> Tensor:
+    """Draw the maps of all rows below `count`, once: a GPU would be told of ninety small kernels for every batch."""
+    return affine_maps(torch.arange(count, device=device), seed, epoch, config)
+
+
 def augment(images: Tensor, rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
-    """Resample (N, 3, S, S) images in [0, 1], bilinearly; the sky beyond an edge is the sky before it, mirrored."""
-    maps = affine_maps(rows, seed, epoch, config)
-    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    """Resample the images of these rows as `resample` does, by their own maps."""
+    return resample(images, affine_maps(rows, seed, epoch, config))
+
+
+def resample(images: Tensor, maps: Tensor) -> Tensor:
+    """Resample (N, 3, S, S) images bilinearly; the sky beyond an edge is the sky before it, mirrored.
+
+    What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. On a CPU a few images are done at
+    a time: memory that is new for every batch costs three times what the arithmetic does.
+    """
+    few = max(1, PIECE // images.shape[-1] ** 2)
+    if images.device.type != "cpu" or len(images) <= few:
+        return _resampled(images, maps)
+    moved = torch.empty(images.shape)
+    for begin in range(0, len(images), few):
+        piece = slice(begin, begin + few)
+        moved[piece] = _resampled(images[piece], maps[piece])
+    return moved
+
+
+def _resampled(images: Tensor, maps: Tensor) -> Tensor:
+    pixels = images / 255.0 if images.dtype == torch.uint8 else images
+    grid = sampling_grid(maps, images.shape[-1])
+    return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)

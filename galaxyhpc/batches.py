@@ -28,10 +28,15 @@ class Pictures:
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return (n, 3, S, S) float32 in [0, 1] and (n,) int64 labels of these rows, both on the device."""
+        taken, labels = self.take_bytes(rows)
+        return taken / 255.0, labels
+
+    def take_bytes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same as (n, 3, S, S) uint8, as `augment` likes it best."""
         taken = self.images[rows.to(self.images.device)]
         if self.device.type == "cuda" and not taken.is_cuda:
             taken = taken.pin_memory().to(self.device, non_blocking=True)
-        return taken.float() / 255.0, self.labels[rows.to(self.device)]
+        return taken, self.labels[rows.to(self.device)]
 
 
 def load_pictures(galaxies: Galaxies, device: torch.device) -> Pictures:

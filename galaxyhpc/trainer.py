@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc import checkpoint, paths
-from galaxyhpc.augment import augment
+from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.config import RunConfig, TrainConfig
@@ -221,8 +221,10 @@ def _more_to_come(training: Training) -> Iterator[None]:
 def _loss(training: Training, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss summed over these rows and the number classified right, both on the device."""
     config, device = training.config, training.process.device
-    images, labels = training.pictures.take(rows)
-    images = augment(images, rows.to(device), config.seed, training.progress.epoch, config.augment)
+    pictures, epoch = training.pictures, training.progress.epoch
+    maps = maps_of_epoch(len(pictures.images), config.seed, epoch, config.augment, device)
+    images, labels = pictures.take_bytes(rows)
+    images = resample(images, maps[rows.to(device)])
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
         logits = training.model(images)
     smoothing = config.train.label_smoothing

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from galaxyhpc.augment import affine_maps, augment
+from galaxyhpc import augment as module
+from galaxyhpc.augment import affine_maps, augment, maps_of_epoch, sampling_grid
 from galaxyhpc.config import AugmentConfig
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
@@ -22,6 +24,35 @@ def test_what_happens_to_a_galaxy_depends_on_seed_epoch_and_row_alone() -> None:
     torch.testing.assert_close(augment(IMAGES[5:], ROWS[5:], 3, 4, config), whole[5:])
     for seed, epoch in ((3, 5), (4, 4)):
         assert not torch.allclose(augment(IMAGES, ROWS, seed, epoch, config), whole)
+
+
+def test_the_batch_the_threads_and_the_pieces_of_a_cpu_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, pixels = AugmentConfig(), (255 * IMAGES).byte()
+    whole, threads = augment(pixels, ROWS, 3, 4, config), torch.get_num_threads()
+    assert torch.equal(torch.cat([augment(pixels[i : i + 3], ROWS[i : i + 3], 3, 4, config) for i in (0, 3, 6)]), whole)
+    monkeypatch.setattr(module, "PIECE", 3 * 33**2)
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert torch.equal(augment(pixels, ROWS, 3, 4, config), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
+    rows, config = torch.tensor([7, 400, 3]), AugmentConfig()
+    assert torch.equal(maps_of_epoch(500, 3, 4, config, rows.device)[rows], affine_maps(rows, 3, 4, config))
+
+
+def test_bytes_become_what_their_floats_become() -> None:
+    pixels = (255 * IMAGES).byte()
+    found, same = (augment(images, ROWS, 0, 0, AugmentConfig()) for images in (pixels, pixels.float() / 255.0))
+    assert found.dtype == torch.float32 and torch.equal(found, same)
+
+
+def test_the_sampling_grid_is_torchs() -> None:
+    maps = affine_maps(ROWS, 0, 0, AugmentConfig())
+    expected = torch.nn.functional.affine_grid(maps, [8, 3, 65, 65], align_corners=False)
+    torch.testing.assert_close(sampling_grid(maps, 65), expected, rtol=0, atol=1e-6)
 
 
 def test_certain_flips_turn_the_image_upside_down_and_mirror_it() -> None:

@@ -33,7 +33,7 @@ def errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
     wanted = [y.detach(), *torch.autograd.grad((y * upstream).sum(), (x, dense.weight))]
     weight = dense.weight.detach().to(dtype if dtype == torch.float64 else torch.float32)
     asked = (x.detach().to(dtype), weight, dense.recipe, dense.stride, dense.padding)
-    by_x, by_weight = harmonic_triton.backward(upstream.to(dtype), *asked, wants_x=True)
+    by_x, by_weight = harmonic_triton.backward(upstream.to(dtype), *asked, for_x=True)
     assert by_x is not None
     found = [harmonic_triton.forward(*asked), by_x, by_weight]
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]

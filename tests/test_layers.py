@@ -74,7 +74,7 @@ LEVELS = (
     ("jobs",),
     ("cluster", "local", "dispatch", "verify_resume", "preflight", "dry_run", "export", "predict"),
     ("explore", "inspect"),
-    ("launch", "cancel", "retry"),
+    ("launch", "cancel", "retry", "benchmark"),
 )
 MAY_IMPORT_E2CNN = {"groups", "models", "e2cnn_compat"}
 

@@ -1,21 +1,23 @@
 """The harmonic convolution as an operator of torch, which autograd and torch.compile know, whatever the device.
 
-A kernel is a module with `DTYPES`, `available()`, `forward` and `backward`, as `harmonic_tiles` has them: the one place
-where a kind of device is added is `KERNELS`.
+A kernel is a module with `available()`, `forward` and `backward`, as `harmonic_tiles` has them: the one place where a
+kind of device is added is `KERNELS`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from galaxyhpc.models import harmonic_tiles
 from galaxyhpc.models.harmonic import Recipe, blocks
 
-KERNELS: dict[str, Any] = {"cpu": harmonic_tiles}  # by kind of device
-SERVED = frozenset((kind, dtype) for kind, kernel in KERNELS.items() for dtype in kernel.DTYPES)
+# by kind of device; imported where asked for, because Triton is not everywhere
+KERNELS = {"cpu": "harmonic_tiles", "cuda": "harmonic_triton"}
+EXACT, HALF = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
+SERVED = frozenset([*(("cpu", dtype) for dtype in EXACT), *(("cuda", dtype) for dtype in EXACT + HALF)])
 
 _RECIPE = "str group, int size, str kind, str out_kind, float? cutoff, int stride, int padding"
 
@@ -31,17 +33,26 @@ def harmonic(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: in
 
 def available(kind: str, dtype: torch.dtype) -> bool:
     """Whether the operator computes on this kind of device here; the first question may compile a library."""
-    return (kind, dtype) in SERVED and bool(KERNELS[kind].available())
+    if (kind, dtype) not in SERVED:
+        return False
+    try:
+        return bool(_kernel(kind).available())
+    except ImportError:
+        return False
+
+
+def _kernel(kind: str) -> Any:
+    return import_module(f"galaxyhpc.models.{KERNELS[kind]}")
 
 
 def _forward(x: Tensor, weight: Tensor, *asked: Any) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = KERNELS[x.device.type].forward(x, weight, asked[:5], *asked[5:])
+        y: Tensor = _kernel(x.device.type).forward(x, weight, asked[:5], *asked[5:])
     return y
 
 
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
-    kernel = KERNELS[x.device.type]
+    kernel = _kernel(x.device.type)
     with torch.autocast(x.device.type, enabled=False):
         by_x, by_weight = kernel.backward(gradient, x, weight, asked[:5], *asked[5:])
     return x.new_empty(0) if by_x is None else by_x, by_weight
@@ -73,6 +84,8 @@ def _(gradient: Tensor, x: Tensor, weight: Tensor, *asked: Any) -> tuple[Tensor,
     by_weight = torch.empty_like(weight)
     if not for_x:
         return x.new_empty(0), by_weight
+    if x.device.type != "cpu":
+        return torch.empty_like(x, memory_format=torch.channels_last), by_weight
     images, channels, rows, columns = x.shape
     padded = x.new_empty(images, rows + 2 * padding, columns + 2 * padding, channels)
     return padded[:, padding : padding + rows, padding : padding + columns].permute(0, 3, 1, 2), by_weight

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor, nn
 
 from galaxyhpc.models import harmonic_kernels as kernels
+from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.harmonic import Recipe, blocks
 from galaxyhpc.models.harmonic_triton import (
     COLUMNS,
@@ -30,7 +31,6 @@ from galaxyhpc.models.harmonic_triton import (
     sides_of,
     split,
 )
-from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import SteerableConv
 
 TURNS = 8  # tiles that a program adds up
@@ -69,7 +69,8 @@ def run(layers: nn.Sequential, x: Tensor) -> Tensor:
     """Apply blocks of convolution, `FieldBatchNorm`, ReLU and, perhaps, `AntialiasedPool` to channels-last maps."""
     maps: Tensor | Rows = x
     for block in layers:
-        convolution, norm, _, *pools = block
+        parts: list[Any] = list(block.children())
+        convolution, norm, _, *pools = parts
         if not is_fit(convolution):
             maps = block(_field(maps))
             continue
@@ -264,7 +265,8 @@ class _Blur(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _blurred(gradient, *ctx.saved_tensors, *ctx.asked, True), None, None, None
+        (kernel,), (maps, grid) = ctx.saved_tensors, ctx.asked
+        return _blurred(gradient, kernel, maps, grid, True), None, None, None
 
 
 def _blurred(values: Tensor, kernel: Tensor, maps: Rows, small: Grid, back: bool) -> Tensor:

@@ -23,7 +23,6 @@ from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, blocks
 
 TILE_BYTES = 4 << 20  # of z
-DTYPES = (torch.float32, torch.float64)
 ZERO = 1e-9  # a smaller entry of a filter is none
 
 Lists = list[list[tuple[int, float]]]  # of numbers and factors

@@ -250,6 +250,11 @@ def scattered(plan: Plan, several: Sequence[Tensor], fields: tuple[int, int]) ->
     return found
 
 
+def available() -> bool:
+    """Whether there is a GPU."""
+    return torch.cuda.is_available()
+
+
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
@@ -267,13 +272,13 @@ def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int
 
 
 def backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int, wants_x: bool
+    gradient: Tensor, x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int, for_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x, where it is wanted, and of the weights."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
     given, grid = weights_of(x, weight, recipe).transpose(0, 1), _grid(x, padding)
     plan = plan_of(recipe, True, x, (given.shape[1], len(given)))
-    by_x = torch.empty_like(x) if wants_x else None
+    by_x = torch.empty_like(x) if for_x else None
     weights = gathered(plan, given)
     totals = [torch.zeros_like(each, dtype=weight.dtype) for each in weights]
     for begin, end in chunks(len(x), plan.z_bytes(x, given.shape[1]) * grid.size):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from galaxyhpc import groups
@@ -62,7 +63,15 @@ class StudyCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        return self.classify(self.blocks(self.front(images)))
+        return self.classify(self._trunk(self.front(images)))
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        if not (self.training and x.is_cuda) or torch.compiler.is_compiling():
+            last: Tensor = self.blocks(x)
+            return last
+        from galaxyhpc.models import harmonic_rows  # Triton is not everywhere
+
+        return harmonic_rows.run(self.blocks, x)
 
     def classify(self, last: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""

@@ -1,0 +1,205 @@
+"""Measures this project on this machine: networks, data, processes; a sweep's hours from what was measured.
+
+    python -m galaxyhpc.benchmark --out here.json
+    python -m galaxyhpc.benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --ways dense,ours --out gpu.json
+    python -m galaxyhpc.benchmark --predict sweeps/all_groups.yaml --from gpu.json
+
+The file is written anew after every measured item: a run that is ended early leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from galaxyhpc.benchmark import pipeline, prediction, tables, together
+from galaxyhpc.benchmark.machine import machine
+from galaxyhpc.benchmark.prediction import BenchmarkFileError
+from galaxyhpc.benchmark.turns import PARTS, Effort, compare
+from galaxyhpc.benchmark.ways import WAYS, Case
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.group_names import checked
+from galaxyhpc.image_size import is_exact_image_size
+from galaxyhpc.rundir import write_text
+from galaxyhpc.sweep import SweepError, load_sweep
+from galaxyhpc.table import make_console
+
+GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
+BATCH = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # on a CPU; 16 images for smaller groups
+GPU_BATCH = 32
+ALL_PARTS = (*PARTS, "data", "processes")
+SMALLEST = ("C1", "cnn")
+EFFORTS = {"cpu": Effort(3, 0.5), "cuda": Effort(4, 0.5)}
+
+Found = dict[str, Any]
+
+
+class BenchmarkError(ValueError):
+    """What was asked for cannot be measured."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    options, console = _parser().parse_args(arguments), make_console()
+    try:
+        if options.predict:
+            return _predict(options, console)
+        cases = _cases(options)
+        _check(options)
+    except (BenchmarkError, BenchmarkFileError, SweepError, OSError) as error:
+        print("\n".join(f"galaxyhpc.benchmark: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    torch.set_num_threads(options.threads)
+    found = _head(options)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            _measure(options, cases, found, bar)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        for table in tables.of_all(found):
+            console.print(table)
+    console.print(f"{options.out}: {found['machine']['name']}, {options.threads} threads", soft_wrap=True)
+    return 0
+
+
+def _measure(options: argparse.Namespace, cases: Sequence[Case], found: Found, bar: Progress) -> None:
+    """Measure the parts asked for, and write what is known after every item."""
+    effort, rest = EFFORTS[options.device], [part for part in options.parts if part not in PARTS]
+    parts = [part for part in PARTS if part in options.parts]
+    items = len(options.ways) + len(parts) + 1
+    task = bar.add_task("", total=items * len(cases) * bool(parts) + len(rest))
+
+    def note(**known: Found) -> None:
+        found.update(known)
+        write_text(options.out, json.dumps(found, indent=1) + "\n")
+        bar.advance(task)
+
+    def keep(name: str) -> Callable[[Found], None]:
+        return lambda one: note(networks=found["networks"] | {name: one})
+
+    for number, case in enumerate(cases if parts else ()):
+        bar.update(task, description=case.name, completed=number * items)
+        compare(case, options.ways, parts, effort, keep(case.name))
+    if "data" in rest:
+        bar.update(task, description="data")
+        note(data=_data(options, found["networks"], effort))
+    if "processes" in rest:
+        bar.update(task, description="processes")
+        note(processes=together.measured(_case(options, "C4"), effort))
+
+
+def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effort) -> Found:
+    """Time the data, alone and as a part of a step of the smallest networks, which are measured where they were not."""
+    smallest = {}
+    for name in SMALLEST:
+        known = networks.get(name, {})
+        if "training" not in known.get("ways", {}).get("ours", {}):
+            known = compare(_case(options, name), ["ours"], ["training"], effort, lambda one: None)
+        smallest[name] = known
+    data = pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
+    return data | {"share_of_step": pipeline.shares(data, smallest)}
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    """Print the hours of a sweep from a benchmark's file."""
+    if options.source is None:
+        raise BenchmarkError("--predict: found no --from; allowed: --from JSON, which a benchmark on the device wrote")
+    measured, sweep = prediction.read(options.source), load_sweep(options.predict)
+    console.print(tables.of_sweep(sweep.name, prediction.predict(sweep.runs, measured), measured.name))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m galaxyhpc.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="(%(default)s)",
+    )
+    add("--groups", type=_list, default=list(GROUPS), metavar="D16,...", help="groups and cnn, in this order (all)")
+    add("--size", type=int, default=65, help="px (%(default)s)")
+    add("--batch", type=int, metavar="N", help="images (4 to 16 on a CPU, by group; 32 on a GPU)")
+    add("--scale", type=float, default=1.0, help="of the study's fields (%(default)s)")
+    add("--ways", type=_list, default=list(WAYS), help=f"of {','.join(WAYS)} (all)")
+    add("--parts", type=_list, default=list(ALL_PARTS), help=f"of {','.join(ALL_PARTS)} (all)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense and ours (on a GPU)")
+    add("--predict", type=Path, metavar="SWEEP", help="nothing is measured: the sweep's hours, from --from")
+    add("--from", dest="source", type=Path, metavar="JSON", help="what a benchmark wrote, with `ours` in training")
+    add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="(%(default)s)")
+    return parser
+
+
+def _list(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, before anything is."""
+    for name, allowed in (("ways", WAYS), ("parts", ALL_PARTS)):
+        wrong = [one for one in getattr(options, name) if one not in allowed]
+        if wrong or not getattr(options, name):
+            raise BenchmarkError(f"--{name}: found {','.join(wrong) or 'none'}; allowed: {', '.join(allowed)}")
+        setattr(options, name, [one for one in allowed if one in getattr(options, name)])
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("--device: found cuda, but torch sees no GPU; allowed here: cpu")
+    if options.threads < 1:
+        raise BenchmarkError(f"--threads: found {options.threads}; allowed: 1 or more")
+    if not options.out.absolute().parent.is_dir():
+        raise BenchmarkError(f"--out: no directory {options.out.parent}; allowed: a file in one that is there")
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.batch is not None and options.batch < 2:
+        raise BenchmarkError(f"--batch: found {options.batch}; allowed: 2 or more, for batch normalisation")
+    if not is_exact_image_size(options.size, "steerable_cnn"):
+        raise BenchmarkError(f"--size: found {options.size}; allowed: 33, 65, 127, 129, 255, 257 and the like")
+    if not 0 < options.scale <= 4:
+        raise BenchmarkError(f"--scale: found {options.scale:g}; allowed: above 0, at most 4")
+    if not options.groups:
+        raise BenchmarkError("--groups: found none; allowed: cnn and groups such as D16,C4")
+    return [_case(options, name) for name in options.groups]
+
+
+def _case(options: argparse.Namespace, name: str) -> Case:
+    """Return the study's network of a group, or its conventional one."""
+    try:
+        asked = {"architecture": "cnn"} if name == "cnn" else {"group": checked(name)}
+    except ValueError as error:
+        raise BenchmarkError(f"--groups: found {name}; allowed: cnn, {error}") from None
+    model = ModelConfig.model_validate(asked | {"scale": options.scale})
+    cuda = options.device == "cuda"
+    compiled = cuda if options.compile is None else options.compile
+    batch = options.batch or (GPU_BATCH if cuda else BATCH.get(name, 16))
+    return Case(model, options.size, batch, options.device, compiled, options.threads)
+
+
+def _head(options: argparse.Namespace) -> Found:
+    """Return the head of the file: where, how, and what a ratio is."""
+    effort = EFFORTS[options.device]
+    how = {"ways": options.ways, "parts": options.parts, "size": options.size, "turns": effort.turns}
+    words = {
+        "seconds": "of forward and backward of a batch, or of forward; the mean of a turn, the fastest turn",
+        "ratios": "of the seconds of the fastest turns, of the bytes, of the start-up seconds",
+        "peak_bytes": "from building to the end of the first step; CPU: growth of the process's resident memory",
+        "startup_seconds": "from building to the end of the first step; imports and bases are at hand",
+        "bases_seconds": "of imports and of sampling the filters' bases, or reading them from the cache",
+    }
+    return {"machine": machine(options.device, options.threads), "how": how, "words": words, "networks": {}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

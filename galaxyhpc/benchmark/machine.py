@@ -1,0 +1,42 @@
+"""On what something was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from galaxyhpc.provenance import provenance
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """Describe the device, the software and the state of the code."""
+    made = provenance()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {
+        "device": device,
+        "name": name,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "commit": made["commit"],
+        "uncommitted": made["uncommitted"],
+    }
+
+
+def processor() -> str:
+    """Return what the CPU's maker calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

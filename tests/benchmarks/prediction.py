@@ -1,0 +1,93 @@
+"""Does a benchmark foretell a training? A minute or two on a CPU, less than one on a GPU.
+
+    python tests/benchmarks/prediction.py OUT.json [--device cuda --size 255 --group C4]
+
+The network is measured as `galaxyhpc.benchmark` does, an epoch is predicted, and a run of four epochs on generated
+galaxies is really trained by `jobs.train`. The measured epoch is the median of those after the first, in which things
+are done once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from galaxyhpc.benchmark import pipeline, prediction
+from galaxyhpc.benchmark.machine import machine
+from galaxyhpc.benchmark.turns import PARTS, Effort, compare
+from galaxyhpc.benchmark.ways import Case
+from galaxyhpc.config import (
+    DataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
+from galaxyhpc.rundir import RunDir, write_text
+
+EPOCHS, GALAXIES = 4, {"cpu": 400, "cuda": 800}
+EFFORT = Effort(3, 0.5)
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--size", type=int, default=255 if cuda else 33)
+    parser.add_argument("--group", default="C4")
+    parser.add_argument("--scale", type=float, default=1.0 if cuda else 0.5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="where the trainer compiles, too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = {"machine": machine(options.device, options.threads), "networks": {}}
+    model = ModelConfig(group=options.group, scale=options.scale)
+    case = Case(model, options.size, options.batch, options.device, options.compile, options.threads)
+    config = settings(case)
+    found["networks"]["one"] = compare(case, ["ours"], PARTS, EFFORT, lambda one: None)
+    found["data"] = pipeline.measured(options.size, options.batch, options.device, EFFORT)
+    (predicted,) = prediction.predict([config], prediction.of(found))
+    took = trained(config)
+    measured = median(took[1:])
+    found |= {"predicted_epoch_s": predicted.epoch, "measured_epoch_s": measured, "epochs_s": took}
+    found |= {"predicted_to_measured": predicted.epoch / measured}
+    write_text(options.out, json.dumps(found, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in found.items() if "epoch" in key or "_to_" in key}))
+
+
+def settings(case: Case) -> RunConfig:
+    """Return a short run of the network that was measured."""
+    return RunConfig(
+        model=case.model,
+        data=DataConfig(
+            image_size=case.size, demo=DemoConfig(galaxies=GALAXIES[case.device], size=32 if case.size == 33 else 64)
+        ),
+        train=TrainConfig(epochs=EPOCHS, batch_size=case.batch, precision=case.precision),
+        evaluate=EvaluateConfig(conditions=("clean",)),
+        resources=ResourcesConfig(cpus_per_task=case.threads, gpus_per_node=1 if case.device == "cuda" else 0),
+    )
+
+
+def trained(config: RunConfig) -> list[float]:
+    """Train; return what the run recorded of its epochs, s."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "sweep" / config.run_id)
+        data = config.data.model_copy(update={"cache": folder})
+        write_text(run.config_file, config.model_copy(update={"data": data}).model_dump_json())
+        subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], check=True)
+        return [event["seconds"] for event in run.events() if event["event"] == "epoch"]
+
+
+if __name__ == "__main__":
+    main()
