@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models import build_model, choice, harmonic_op, rates
+from galaxyhpc.models import build_model, choice, harmonic_tiles, rates
 
 CPU = torch.device("cpu")
 # of two cores of a Xeon; with them all harmonic is 9.6 times as fast as dense for D16, and 0.4 times for C1
@@ -85,7 +85,7 @@ def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33)
     assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.bfloat16, training=True).values())
-    monkeypatch.setattr(harmonic_op.KERNELS["cpu"], "available", lambda: False)
+    monkeypatch.setattr(harmonic_tiles, "available", lambda: False)
     assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.float32, training=True).values())
     every = dict.fromkeys(choice.layers(network), True)
     assert not choice.apply(network, every, CPU)

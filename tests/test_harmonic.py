@@ -102,6 +102,7 @@ def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_compon
     assert sum(irrep.size * irrep.weights.size for irrep in of.irreps) == products
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")  # torch's own
 def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33).train()
     assert choice.apply(network, dict.fromkeys(choice.layers(network), True), torch.device("cpu"))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -84,16 +84,9 @@ def dense_limit(network: nn.Module) -> nn.Module:
 
 
 def settle(network: nn.Module, case: Case, training: bool) -> int:
-    """Let every layer convolve in the faster of its ways, where the models know several.
-
-    Returns the number of layers without a dense filter.
-    """
-    try:
-        choice = importlib.import_module("galaxyhpc.models.choice")
-    except ModuleNotFoundError:
-        return 0
-    device, shape = torch.device(case.device), (case.batch, 3, case.size, case.size)
-    paths = choice.choose(network, shape, device, getattr(torch, case.precision), training=training)
+    """Let every layer convolve in the faster of its ways; return the number of those without a dense filter."""
+    device, images = torch.device(case.device), choice.Images(case.batch, case.size)
+    paths = choice.choose(network, images, device, getattr(torch, case.precision), training)
     choice.apply(network, paths, device)
     return sum(paths.values())
 
