@@ -37,6 +37,7 @@ from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import synchronise_batchnorm
+from galaxyhpc.models.graph import Graph
 from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
@@ -74,8 +75,8 @@ class Training:
 
     @property
     def network(self) -> nn.Module:
-        module: nn.Module = self.model.module
-        return module
+        graph: Graph = self.model.module
+        return graph.network
 
     @property
     def judged(self) -> nn.Module:
@@ -145,7 +146,8 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     devices = [process.device] if process.device.type == "cuda" else None
     with warnings.catch_warnings():  # what is to replace broadcast_buffers is not in torch 2.4
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        model = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        graph = Graph(network, compiled=process.device.type == "cuda")
+        model = DistributedDataParallel(graph, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     weights = class_weights(pictures.labels[rows["train"]], config.train)
     training = Training(config, process, model, make_optimizer(model, config.train), pictures, rows, weights)
     training.average = make_average(network, config.train.ema_decay)
@@ -182,15 +184,15 @@ def train_step(training: Training, batch: Tensor, stop: Stop) -> bool:
     mine = share(batch, process.rank, process.world)
     largest = math.ceil(len(batch) / process.world)  # every process makes as many passes as the busiest
     parts = mine.tensor_split(math.ceil(largest / (config.resources.micro_batch or largest)))
-    loss_sum, correct = 0.0, 0.0
+    found = torch.zeros(2, device=process.device, dtype=torch.float64)  # read once: a GPU need not wait
     for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
         with nullcontext() if last else _more_to_come(training):
             loss, hits = _loss(training, part)
             (loss * process.world / len(batch)).backward()  # DDP divides by the number of processes
-        loss_sum, correct = loss_sum + loss.item(), correct + hits.item()
+        found += torch.stack([loss.detach(), hits])
     stop.ends_within(pace.notice)
     told = [float(stop.requeue), float(stop.leave), float(mine.sum()), float((mine**2).sum())]
-    loss_sum, correct, requeue, leave, *rows = process.total([loss_sum, correct, *told])
+    loss_sum, correct, requeue, leave, *rows = process.total([*found.tolist(), *told])
     pace.longest_gap = max(pace.longest_gap, time.monotonic() - pace.agreed)
     pace.agreed = time.monotonic()
     if not math.isfinite(loss_sum):

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model, choice
+from galaxyhpc.models.graph import Graph
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -200,7 +201,9 @@ class Subject:
         for values in (*network.parameters(), *network.buffers()):
             if values.dim() == 4:  # a sampled basis has five axes, which channels last does not know
                 values.data = values.data.contiguous(memory_format=layout)
-        if self.case.compiled and self.way != "plain":
+        if self.way == "ours":
+            network = Graph(network, compiled=self.case.compiled)
+        elif self.case.compiled and self.way == "dense":
             network = torch.compile(network)  # type: ignore[assignment]
         return network, self.images.contiguous(memory_format=layout)
 

@@ -1,4 +1,4 @@
-"""Which layers of a network are computed without their dense filter: those that are faster so, by `rates`."""
+"""Which layers are computed without their dense filter: those that are faster so, by `rates` or, on a GPU, `roofline`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from galaxyhpc.models import harmonic_op, rates
+from galaxyhpc.models import harmonic_op, rates, roofline
 from galaxyhpc.models.layers import SteerableConv
 
 BAR = 0.9  # of the dense time: what is not clearly faster stays dense
@@ -35,6 +35,9 @@ def choose(network: nn.Module, images: Images, device: torch.device, dtype: torc
     found = layers(network)
     if not found or not harmonic_op.available(device.type, dtype):
         return dict.fromkeys(found, False)
+    if device.type == "cuda":
+        used = in_use(network, images) if training else {}  # evaluation, in float32, is dense
+        return dict.fromkeys(found, False) | {name: faster_on_gpu(use, device, dtype) for name, use in used.items()}
     known = rates.of_machine(device, dtype, torch.get_num_threads())
     return {name: faster(use, known, training) for name, use in in_use(network, images).items()}
 
@@ -42,6 +45,12 @@ def choose(network: nn.Module, images: Images, device: torch.device, dtype: torc
 def faster(use: rates.Use, known: rates.Rates, training: bool) -> bool:
     """Whether a layer is clearly faster without its dense filter."""
     harmonic, dense = (rates.seconds(use, known, way, training) for way in ("harmonic", "dense"))
+    return harmonic < BAR * dense
+
+
+def faster_on_gpu(use: rates.Use, device: torch.device, dtype: torch.dtype) -> bool:
+    """The same on a GPU, in training."""
+    dense, harmonic = roofline.seconds(use, device, dtype)
     return harmonic < BAR * dense
 
 

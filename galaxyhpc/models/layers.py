@@ -95,9 +95,11 @@ class SteerableConv(nn.Module):
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
 
     def _filter(self) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.dense_filter()  # a graph keeps nothing
         if torch.is_grad_enabled() and (self.accumulates or self._parts is not None):
             return self._filter_of_parts()
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():  # a graph keeps nothing
+        if self.training or torch.is_grad_enabled():
             return self.dense_filter()
         key = self._key(_working_dtype(self.weight))
         if self._kept is None or self._kept[0] != key:
