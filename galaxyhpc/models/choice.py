@@ -1,4 +1,4 @@
-"""Which layers are computed without their dense filter: those that are faster so, by `rates` or, on a GPU, `roofline`."""
+"""Which layers do without their dense filter: those that are faster so, by `rates` or, on a GPU, `roofline`."""
 
 from __future__ import annotations
 

@@ -48,12 +48,11 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0 if cuda else 0.5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="where the trainer compiles, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = {"machine": machine(options.device, options.threads), "networks": {}}
     model = ModelConfig(group=options.group, scale=options.scale)
-    case = Case(model, options.size, options.batch, options.device, options.compile, options.threads)
+    case = Case(model, options.size, options.batch, options.device, cuda, options.threads)
     config = settings(case)
     found["networks"]["one"] = compare(case, ["ours"], PARTS, EFFORT, lambda one: None)
     found["data"] = pipeline.measured(options.size, options.batch, options.device, EFFORT)
