@@ -37,7 +37,6 @@ from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import synchronise_batchnorm
-from galaxyhpc.models.graph import Graph
 from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
@@ -75,8 +74,8 @@ class Training:
 
     @property
     def network(self) -> nn.Module:
-        graph: Graph = self.model.module
-        return graph.network
+        module: nn.Module = self.model.module
+        return module
 
     @property
     def judged(self) -> nn.Module:
@@ -146,8 +145,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     devices = [process.device] if process.device.type == "cuda" else None
     with warnings.catch_warnings():  # what is to replace broadcast_buffers is not in torch 2.4
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        graph = Graph(network, compiled=process.device.type == "cuda")
-        model = DistributedDataParallel(graph, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     weights = class_weights(pictures.labels[rows["train"]], config.train)
     training = Training(config, process, model, make_optimizer(model, config.train), pictures, rows, weights)
     training.average = make_average(network, config.train.ema_decay)

@@ -11,11 +11,9 @@ from galaxyhpc.models.harmonic import blocks
 from galaxyhpc.models.layers import SteerableConv
 
 pytest.importorskip("triton")
+from galaxyhpc.models import harmonic_triton
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-with pytest.MonkeyPatch.context() as patch:  # it is asked for where kernels are defined
-    if DEVICE == "cpu":
-        patch.setenv("TRITON_INTERPRET", "1")
-    from galaxyhpc.models import harmonic_triton
 
 
 def made(group: str, kind: groups.FieldKind, size: int, stride: int, padding: int) -> tuple[SteerableConv, Tensor]:

@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ways", type=_list, default=list(WAYS), help=f"of {','.join(WAYS)} (all)")
     add("--parts", type=_list, default=list(ALL_PARTS), help=f"of {','.join(ALL_PARTS)} (all)")
     add("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
-    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense and ours (on a GPU)")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense (on a GPU)")
     add("--predict", type=Path, metavar="SWEEP", help="nothing is measured: the sweep's hours, from --from")
     add("--from", dest="source", type=Path, metavar="JSON", help="what a benchmark wrote, with `ours` in training")
     add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="(%(default)s)")

@@ -4,9 +4,9 @@
     dense: the dense limit; filters are ready-made parameters, nothing is expanded
     ours:  the network as the trainer runs it
 
-On a GPU dense and ours are channels-last, in bfloat16 and compiled (ours not in inference: evaluation is eager), and
-cuDNN searches its algorithms for dense alone: the trainer wants deterministic ones. On a CPU all are float32 and eager;
-the faster layout of dense counts. A step is forward and backward of cross-entropy, without the optimizer.
+On a GPU dense and ours are channels-last and in bfloat16, and dense alone is compiled and lets cuDNN search its
+algorithms: the trainer is eager and wants deterministic ones. On a CPU all are float32 and eager; the faster layout of
+dense counts. A step is forward and backward of cross-entropy, without the optimizer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from galaxyhpc import groups
 from galaxyhpc.config import ModelConfig
 from galaxyhpc.models import build_model, choice
-from galaxyhpc.models.graph import Graph
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -47,7 +46,7 @@ class Case:
     size: int  # px
     batch: int  # images
     device: str  # cpu or cuda
-    compiled: bool  # dense and ours, by torch.compile
+    compiled: bool  # dense, by torch.compile
     threads: int
 
     @property
@@ -108,7 +107,7 @@ class Subject:
         self.images = torch.rand(case.batch, 3, case.size, case.size, device=case.device)
         self.labels = torch.randint(CLASSES, (case.batch,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
-        self.network: nn.Module | None = None  # not compiled; ours alone, whose layers have a choice
+        self.network: nn.Module | None = None  # ours alone, whose layers have a choice
         self.settled: bool | None = None  # for training, or not
 
     def _prepare(self) -> float:
@@ -119,7 +118,7 @@ class Subject:
         if self.way == "plain" and self.case.model.group:
             groups.group_space(self.case.model.group)  # makes e2cnn work
             importlib.import_module("e2cnn.nn")
-        if self.case.compiled and self.way != "plain":
+        if self.case.compiled and self.way == "dense":
             start_compiler(self.case.device)
         return time.perf_counter() - begun
 
@@ -201,9 +200,7 @@ class Subject:
         for values in (*network.parameters(), *network.buffers()):
             if values.dim() == 4:  # a sampled basis has five axes, which channels last does not know
                 values.data = values.data.contiguous(memory_format=layout)
-        if self.way == "ours":
-            network = Graph(network, compiled=self.case.compiled)
-        elif self.case.compiled and self.way == "dense":
+        if self.case.compiled and self.way == "dense":
             network = torch.compile(network)  # type: ignore[assignment]
         return network, self.images.contiguous(memory_format=layout)
 

@@ -7,9 +7,8 @@ and y' is written, and z by and by. 3x3 convolutions with regular fields, paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def run(layers: nn.Sequential, x: Tensor) -> Tensor:
         parts: list[Any] = list(block.children())
         convolution, norm, _, *pools = parts
         if not is_fit(convolution):
-            maps = _compiled(block)(_field(maps)) if x.is_cuda else block(_field(maps))
+            maps = block(_field(maps))
             continue
         if isinstance(maps, Tensor):
             maps = _into_rows(maps.to(_working_dtype(maps)), convolution)
@@ -87,11 +86,6 @@ def run(layers: nn.Sequential, x: Tensor) -> Tensor:
             values = _Blur.apply(maps.values, pool.kernel, maps.place, grid)  # type: ignore[no-untyped-call]
             maps = replace(maps, values=values, grid=grid)
     return _field(maps)
-
-
-@lru_cache(maxsize=64)
-def _compiled(block: nn.Module) -> Callable[[Tensor], Tensor]:
-    return torch.compile(block)  # type: ignore[no-any-return]
 
 
 def _into_rows(x: Tensor, convolution: SteerableConv) -> Rows:

@@ -1,0 +1,92 @@
+"""Blocks that stay in irreps compute what the layers do, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from galaxyhpc import groups
+from galaxyhpc.config import ModelConfig
+from galaxyhpc.models import build_model, choice, roofline
+from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.models.layers import AntialiasedPool, SteerableConv
+
+pytest.importorskip("triton")
+from galaxyhpc.models import harmonic_rows, harmonic_triton
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+H200 = (790e12, 4.3e12)  # operations of bfloat16 and bytes per second
+
+
+def made(group: str, fields: tuple[int, ...], pooled: int) -> nn.Sequential:
+    """Return blocks from so many fields to so many, a pool behind one of them."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential()
+    for number, (before, after) in enumerate(pairwise(fields)):
+        convolution, norm = SteerableConv(group, before, after, padding=1), FieldBatchNorm(after, groups.order(group))
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        convolution.harmonic = True
+        blocks.append(nn.Sequential(convolution, norm, nn.ReLU(), *([AntialiasedPool()] if number == pooled else [])))
+    return blocks.to(DEVICE).train()
+
+
+def step(blocks: nn.Sequential, run: Any, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    """Return the last map, all gradients, and what the batch norms remember."""
+    x = x.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+    last = run(x)
+    last.backward(upstream.to(last.dtype))
+    found = {name: value.grad for name, value in blocks.named_parameters()}
+    found |= {name: value for name, value in blocks.named_buffers() if "running" in name}
+    return found | {"last": last.detach(), "x": x.grad}
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "pooled", "side", "chunk"),
+    [("D4", (2, 4, 3), 0, 9, 1 << 30), ("C4", (3, 4, 3), 1, 7, 20_000), ("C3", (2, 2), 0, 6, 1 << 30)],
+)
+def test_rows_give_what_the_layers_give(
+    group: str, fields: tuple[int, ...], pooled: int, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harmonic_triton, "CHUNK_BYTES", chunk)
+    layers = made(group, fields, pooled)
+    rows = copy.deepcopy(layers)
+    x = torch.randn(2, fields[0] * groups.order(group), side, side, device=DEVICE)
+    with torch.no_grad():
+        upstream = torch.randn_like(copy.deepcopy(layers)(x))
+    for layer in choice.layers(layers).values():
+        layer.harmonic = False
+    wanted = step(layers, layers, x, upstream)
+    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+
+
+def test_a_block_that_is_dense_stands_between_rows() -> None:
+    layers = made("C4", (2, 3, 2, 2), 1)
+    rows = copy.deepcopy(layers)
+    for number, layer in enumerate(choice.layers(rows).values()):
+        layer.harmonic = number != 1
+    x, upstream = torch.randn(2, 8, 5, 5, device=DEVICE), torch.randn(2, 8, 3, 3, device=DEVICE)
+    for layer in choice.layers(layers).values():
+        layer.harmonic = False
+    wanted = step(layers, layers, x, upstream)
+    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+
+
+@pytest.mark.parametrize(("group", "harmonic"), [("C1", 0), ("C2", 0), ("D1", 0), ("C4", 0), ("D16", 10)])
+def test_a_gpu_is_given_what_is_faster_by_its_rates(group: str, harmonic: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "_rates", lambda device, dtype: H200)
+    network = build_model(ModelConfig(group=group), 255)
+    used = choice.in_use(network, choice.Images(32, 255))
+    chosen = [choice.faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
+    assert sum(chosen) == harmonic
+    assert not chosen[0]
