@@ -102,6 +102,7 @@ def calibrated(task: Task, measured: results.Measured, stop: Stop) -> results.Me
 
 def set_up(run: RunDir, config: RunConfig) -> tuple[Task, results.Measured]:
     """Load the network and the test galaxies, and what was measured of them before."""
+    keep_freed()
     torch.set_num_threads(config.resources.cpus_per_task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(run, config, device)

@@ -35,6 +35,7 @@ from galaxyhpc.config import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop
+from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import synchronise_batchnorm
 from galaxyhpc.models.layers import accumulating
@@ -99,6 +100,7 @@ def train(run: RunDir, stop: Stop, most_steps: float = math.inf) -> bool:
     config = run.load_config()
     checkpoint.refuse_drift(run, config)
     config = config.model_copy(update={"resources": run.amended(config.resources.plain)})
+    keep_freed()
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True
     with joined(run) as process, _bar(process) as bar:

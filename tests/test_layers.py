@@ -23,6 +23,7 @@ LEVELS = (
         "averaging",
         "tables",
         "processes",
+        "memory",
     ),
     ("conditions",),
     ("figures", "latex"),

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.benchmark.turns import Effort
 from galaxyhpc.benchmark.ways import Case
+from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
 
 WORLD = 2
@@ -75,6 +76,7 @@ def _seconds(case: Case, world: int, effort: Effort) -> float:
 
 def _train(case: Case, rank: int, world: int, place: Path, effort: Effort) -> None:
     """Take turns of steps; rank 0 writes down the fastest."""
+    keep_freed()
     torch.set_num_threads(case.threads)
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

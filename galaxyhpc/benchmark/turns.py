@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from galaxyhpc.benchmark.ways import Case, Subject
+from galaxyhpc.memory import keep_freed
 
 PARTS = ("training", "inference")
 IMPORT_SECONDS = 120.0
@@ -103,6 +104,7 @@ class Apart:
 
 def serve(connection: Connection, case: Case, way: str) -> None:
     """Answer until nobody asks any more."""
+    keep_freed()  # as the trainer does
     torch.set_num_threads(case.threads)
     subject = Subject(case, way)
     connection.send("ready")

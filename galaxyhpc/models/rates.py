@@ -27,7 +27,7 @@ from galaxyhpc.models.harmonic_tiles import TILE_BYTES
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.rundir import write_text
 
-FORMAT = 1  # raised when counts or layers change
+FORMAT = 2  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
 PATIENCE = 15.0  # s, after which blurred rates are taken, too
 CLEAR = 0.2  # relative error of the rates
