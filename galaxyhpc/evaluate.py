@@ -27,6 +27,7 @@ from galaxyhpc.config import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.lifecycle import Stop, find_place
+from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
 from galaxyhpc.rundir import RunDir, state
 
