@@ -12,8 +12,8 @@ MOST, LARGEST = 2**31 - 1, 32 << 20  # bytes, the largest that glibc takes
 def keep_freed() -> None:
     """Tell glibc not to give large pieces back to the system.
 
-    The system fills each page with zeros before it gives it out anew, which is a tenth to a quarter of a small network's
-    step on a CPU. What other C libraries do is left alone.
+    The system fills each page with zeros before it gives it out anew: a tenth to a quarter of a small network's step on
+    a CPU. What other C libraries do is left alone.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
