@@ -94,3 +94,34 @@ def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_network_without_steerable_layers_has_no_choice() -> None:
     assert choice.choose(nn.Conv2d(3, 3, 1), choice.Images(1, 5), CPU, torch.float32, training=True) == {}
+
+
+def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    paths = {name: number > 0 for number, name in enumerate(choice.layers(network))}
+    asked = (network, paths, choice.Images(4, 33), CPU, torch.float32)
+    steps = {False: 2.0, True: 1.0}
+    real = choice._step
+    monkeypatch.setattr(choice, "_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())]))
+    assert choice.proven(*asked) == paths
+    steps[True] = 3.0
+    assert not any(choice.proven(*asked).values())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(layer.harmonic for layer in choice.layers(network).values())
+
+
+@pytest.mark.parametrize("broken", ["wrong", "fails"])
+def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kernel(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: object) -> object:
+        if broken == "fails":
+            raise RuntimeError("no kernel image")
+        return torch.randn_like(x), torch.randn_like(weight)
+
+    network = build_model(ModelConfig(group="C4", scale=0.1), 33)
+    monkeypatch.setattr(harmonic_tiles, "backward", kernel)
+    every = dict.fromkeys(choice.layers(network), True)
+    assert not any(choice.proven(network, every, choice.Images(3, 33), CPU, torch.float32).values())
+    assert ("no kernel image" if broken == "fails" else "another one") in caplog.text

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from galaxyhpc.models import harmonic_op, rates, roofline
 from galaxyhpc.models.layers import SteerableConv
 
 BAR = 0.9  # of the dense time: what is not clearly faster stays dense
+ALIKE = 0.9  # cosine of two gradients in bfloat16
+STEPS = 3  # of a trial; the first compiles kernels
+
+log = logging.getLogger(__name__)
 
 Paths = dict[str, bool]  # layer -> whether it is harmonic
 
@@ -37,7 +44,8 @@ def choose(network: nn.Module, images: Images, device: torch.device, dtype: torc
         return dict.fromkeys(found, False)
     if device.type == "cuda":
         used = in_use(network, images) if training else {}  # evaluation, in float32, is dense
-        return dict.fromkeys(found, False) | {name: faster_on_gpu(use, device, dtype) for name, use in used.items()}
+        paths = {name: faster_on_gpu(use, device, dtype) for name, use in used.items()}
+        return dict.fromkeys(found, False) | proven(network, paths, images, device, dtype)
     known = rates.of_machine(device, dtype, torch.get_num_threads())
     return {name: faster(use, known, training) for name, use in in_use(network, images).items()}
 
@@ -52,6 +60,43 @@ def faster_on_gpu(use: rates.Use, device: torch.device, dtype: torch.dtype) -> b
     """The same on a GPU, in training."""
     dense, harmonic = roofline.seconds(use, device, dtype)
     return harmonic < BAR * dense
+
+
+def proven(network: nn.Module, paths: Paths, images: Images, device: torch.device, dtype: torch.dtype) -> Paths:
+    """Return the paths if a training step on them is faster than a dense one and agrees with it; else all dense.
+
+    Nothing that a GPU, its driver or its compiler of kernels does can be tested elsewhere.
+    """
+    dense = dict.fromkeys(paths, False)
+    if not any(paths.values()):
+        return dense
+    given = torch.rand(images.number, 3, images.size, images.size, device=device)
+    try:
+        expected, slow = _step(network, dense, given, dtype)
+        found, fast = _step(network, paths, given, dtype)
+    except Exception as error:  # a compiler's, a driver's, no memory: whatever it is, dense is left
+        log.warning("all layers are dense: a step without filters failed: %s", str(error).split("\n")[0])
+        return dense
+    alike = float(functional.cosine_similarity(expected, found, dim=0))
+    if not alike > ALIKE:
+        log.warning("all layers are dense: without filters a step's gradient is another one, cosine %.3f", alike)
+    return paths if alike > ALIKE and fast < slow else dense
+
+
+def _step(network: nn.Module, paths: Paths, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Return the gradient of all weights, float32, and the s of a step; the network is left as it is."""
+    tried = copy.deepcopy(network).train()
+    apply(tried, paths, images.device)
+    times = []
+    for _ in range(STEPS):
+        tried.zero_grad()
+        begun = rates.now(images.device)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            logits = tried(images)
+        logits.float().square().mean().backward()
+        times.append(rates.now(images.device) - begun)
+    gradients = [value.grad.flatten().float() for value in tried.parameters() if value.grad is not None]
+    return torch.cat(gradients), min(times)
 
 
 def apply(network: nn.Module, paths: Paths, device: torch.device) -> bool:

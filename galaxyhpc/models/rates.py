@@ -150,15 +150,16 @@ class Timed:
     def seconds(self) -> float:
         """Return the time of one pass, and of its backward in training."""
         device, autocast = self.x.device, self.dtype != torch.float32
-        begun = _now(device)
+        begun = now(device)
         with torch.set_grad_enabled(self.training), torch.autocast(device.type, self.dtype, enabled=autocast):
             y = self.layer(self.x)
         if self.training:
             y.backward(torch.ones_like(y))
-        return _now(device) - begun
+        return now(device) - begun
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return the time at which a device has done what it was told, s."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
