@@ -18,6 +18,7 @@ TWIN_SIDE = 33  # px
 ANGLES = (15.0, 30.0, 45.0)  # degrees, between those that need no interpolation
 MANY = 1009  # images on the meta device: no layer has as many channels, so what has as many rows belongs to the images
 PROCESS_BYTES = 5e8  # Python, torch and e2cnn, before any network
+FILTER_COPIES = 4  # of the largest filter and its gradient: in the convolution's order of memory, and as blocks
 TRANSIENT = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
 
 
@@ -46,7 +47,7 @@ def training_bytes(network: Network, config: RunConfig) -> float:
     -----
     500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd; 4 more for an average),
     and 4 per value (2 in bfloat16) of: images x (maps kept for the backward pass + 3 x the largest), filters expanded
-    + 2 x the largest. With a micro-batch, filters and the sums of their gradients stay in float32: 8 per value, and
+    + 4 x the largest. With a micro-batch, filters and the sums of their gradients stay in float32: 8 per value, and
     2 more in bfloat16.
     """
     size = 2 if config.train.precision == "bfloat16" else 4
@@ -54,7 +55,7 @@ def training_bytes(network: Network, config: RunConfig) -> float:
     states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     whole = images_per_pass(config) == math.ceil(config.train.batch_size / config.resources.tasks)
     filters = size if whole else 8 + (2 if size == 2 else 0)
-    values = maps + 2 * network.largest_filter
+    values = maps + FILTER_COPIES * network.largest_filter
     return PROCESS_BYTES + states * network.parameters + filters * network.filters + size * values
 
 

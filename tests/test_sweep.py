@@ -267,7 +267,7 @@ seeds: [1, 1]
         "--set: train.epochs: found many; allowed a whole number",
         f"--set: train.size: unknown setting; did you mean data.demo.size? known: {known}",
         "p.yaml:1: resources.gpu: unknown setting; known: nodes, tasks_per_node, gpus_per_node, cpus_per_task, "
-        "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, setup, micro_batch, "
+        "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, setup, micro_batch, convolution, "
         "checkpoint_minutes",
         f"x.yaml:3: train.learning_rat: unknown setting; did you mean learning_rate? known: {known}",
         "x.yaml:4: train.epochs: found -3; allowed greater than or equal to 1",
