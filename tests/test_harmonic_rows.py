@@ -47,6 +47,19 @@ def step(blocks: nn.Sequential, run: Any, x: Tensor, upstream: Tensor) -> dict[s
     return found | {"last": last.detach(), "x": x.grad}
 
 
+def assert_same(rows: nn.Sequential, x: Tensor) -> None:
+    """Compare a step of blocks as rows with a dense one."""
+    dense = copy.deepcopy(rows)
+    for layer in choice.layers(dense).values():
+        layer.harmonic = False
+    with torch.no_grad():
+        upstream = torch.randn_like(copy.deepcopy(dense)(x))
+    wanted = step(dense, dense, x, upstream)
+    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+
+
 @pytest.mark.parametrize(
     ("group", "fields", "pooled", "side", "chunk"),
     [("D4", (2, 4, 3), 0, 9, 1 << 30), ("C4", (3, 4, 3), 1, 7, 20_000), ("C3", (2, 2), 0, 6, 1 << 30)],
@@ -55,31 +68,14 @@ def test_rows_give_what_the_layers_give(
     group: str, fields: tuple[int, ...], pooled: int, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harmonic_triton, "CHUNK_BYTES", chunk)
-    layers = made(group, fields, pooled)
-    rows = copy.deepcopy(layers)
-    x = torch.randn(2, fields[0] * groups.order(group), side, side, device=DEVICE)
-    with torch.no_grad():
-        upstream = torch.randn_like(copy.deepcopy(layers)(x))
-    for layer in choice.layers(layers).values():
-        layer.harmonic = False
-    wanted = step(layers, layers, x, upstream)
-    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
-    for name, value in wanted.items():
-        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+    assert_same(made(group, fields, pooled), torch.randn(2, fields[0] * groups.order(group), side, side, device=DEVICE))
 
 
 def test_a_block_that_is_dense_stands_between_rows() -> None:
     layers = made("C4", (2, 3, 2, 2), 1)
-    rows = copy.deepcopy(layers)
-    for number, layer in enumerate(choice.layers(rows).values()):
-        layer.harmonic = number != 1
-    x, upstream = torch.randn(2, 8, 5, 5, device=DEVICE), torch.randn(2, 8, 3, 3, device=DEVICE)
-    for layer in choice.layers(layers).values():
-        layer.harmonic = False
-    wanted = step(layers, layers, x, upstream)
-    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
-    for name, value in wanted.items():
-        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+    middle = list(choice.layers(layers).values())[1]
+    middle.harmonic = False
+    assert_same(layers, torch.randn(2, 8, 5, 5, device=DEVICE))
 
 
 @pytest.mark.parametrize(("group", "harmonic"), [("C1", 0), ("C2", 0), ("D1", 0), ("C4", 0), ("D16", 10)])

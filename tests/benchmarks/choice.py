@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harmonic import BATCH, GROUPS, SIZE
 from rich.progress import track
 
+from galaxyhpc.benchmark.__main__ import BATCH, GROUPS
 from galaxyhpc.config import ModelConfig
+from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model, choice, rates
 
 CPU = torch.device("cpu")
+SIZE = 65  # px
 
 
 def compared(group: str, training: bool) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def compared(group: str, training: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_freed()  # as the trainer does
     out, *groups = sys.argv[1:]
     machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     found: dict[str, Any] = {"machine": machine}
