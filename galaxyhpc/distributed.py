@@ -24,6 +24,9 @@ from galaxyhpc.lifecycle import Place, find_place
 from galaxyhpc.rundir import RunDir, write_text
 
 MEETING_SECONDS = 600  # nodes of a big job may start minutes apart
+# Gloo's thread (torch 2.13) needs Python's lock to let go of the last sum; freeing the group holds it and waits for
+# that thread. Seen as a process that had done all and never ended.
+LETTING_GO_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def joined(run: RunDir) -> Iterator[Process]:
             notice.unlink(missing_ok=True)
         yield process
     finally:
+        time.sleep(LETTING_GO_SECONDS)
         dist.destroy_process_group()
 
 
