@@ -150,13 +150,12 @@ class Subject:
         return min(self._turn(self._step, *variant, seconds) for variant in self.variants)
 
     def inference(self, seconds: float) -> float:
-        """Return the s that a batch takes; ours is eager, as in evaluation, where every layer keeps its filter."""
-        variants = self.variants if self.network is None else [(self.network, self.variants[0][1])]
-        for network, _ in variants:
+        """Return the s that a batch takes, in the faster layout."""
+        for network, _ in self.variants:
             network.eval()
         self._settle(training=False)
         with torch.no_grad():
-            return min(self._turn(self._logits, *variant, seconds) for variant in variants)
+            return min(self._turn(self._logits, *variant, seconds) for variant in self.variants)
 
     def optimizer(self, seconds: float) -> float:
         """Return the s of a step of the study's optimizer, which no way is charged with."""

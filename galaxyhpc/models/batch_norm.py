@@ -37,7 +37,7 @@ class FieldBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, ...) -> the same shape, in the same memory format."""
-        together = self.sync and _world_size() > 1
+        together = self.sync and world_size() > 1
         if self.training and (together or self.size > 1):
             return self._normalised_by_fields(x, together)
         per_field = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -166,5 +166,6 @@ def _for_channels(size: int, *per_field: Tensor) -> tuple[Tensor, ...]:
     return tuple(values.repeat_interleave(size) for values in per_field)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -17,8 +17,8 @@ import triton
 from torch import Tensor, nn
 
 from galaxyhpc.models import harmonic_kernels as kernels
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.harmonic import Recipe, blocks
+from galaxyhpc.models.batch_norm import FieldBatchNorm, world_size
+from galaxyhpc.models.harmonic import Recipe
 from galaxyhpc.models.harmonic_triton import (
     COLUMNS,
     Field,
@@ -30,8 +30,9 @@ from galaxyhpc.models.harmonic_triton import (
     scattered,
     sides_of,
     split,
+    weights_of,
 )
-from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.models.layers import SteerableConv, working_dtype
 
 TURNS = 8  # tiles that a program adds up
 HIGH = 64  # pixels of one of these tiles, where all fields are in it
@@ -75,7 +76,7 @@ def run(layers: nn.Sequential, x: Tensor) -> Tensor:
             maps = block(_field(maps))
             continue
         if isinstance(maps, Tensor):
-            maps = _into_rows(maps.to(_working_dtype(maps)), convolution)
+            maps = _into_rows(maps.to(working_dtype(maps)), convolution)
         y: Tensor = _Convolution.apply(maps.values, convolution.weight, convolution.recipe, maps)  # type: ignore[no-untyped-call]
         field = plan_of(convolution.recipe, False, y, (maps.fields, norm.fields)).outputs
         maps = Rows(y, maps.images, maps.grid, field, norm.fields)
@@ -93,11 +94,6 @@ def _into_rows(x: Tensor, convolution: SteerableConv) -> Rows:
     field = plan_of(convolution.recipe, False, x, fields).inputs
     maps = Rows(x, len(x), Grid(x.shape[2] + 2, x.shape[3] + 2), field, fields[0])
     return replace(maps, values=_IntoRows.apply(x, maps.place))  # type: ignore[no-untyped-call]
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _field(maps: Tensor | Rows) -> Tensor:
@@ -147,7 +143,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, hat: Tensor, weight: Tensor, recipe: Recipe, maps: Rows) -> Tensor:
         ctx.save_for_backward(hat, weight)
         ctx.asked = (recipe, maps.place)
-        given = weight.to(hat.dtype).view(-1, maps.fields, blocks(recipe).weights)
+        given = weights_of(weight, recipe, maps.fields, hat.dtype)
         plan = plan_of(recipe, False, hat, (maps.fields, len(given)))
         rows = hat.new_empty(plan.outputs.planes * maps.pixels * len(given))
         weights, parts = gathered(plan, given), split(plan, rows, maps.pixels)
@@ -159,7 +155,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_rows: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (hat, weight), (recipe, maps) = ctx.saved_tensors, ctx.asked
-        given = weight.to(hat.dtype).view(-1, maps.fields, blocks(recipe).weights).transpose(0, 1)
+        given = weights_of(weight, recipe, maps.fields, hat.dtype).transpose(0, 1)
         plan = plan_of(recipe, True, hat, (given.shape[1], maps.fields))
         by_hat, weights = torch.empty_like(hat), gathered(plan, given)
         parts, seen = (split(plan, each, maps.pixels) for each in (by_hat, hat))
@@ -213,7 +209,7 @@ class _Normalisation(torch.autograd.Function):
         factors = torch.stack([scale, bias.double() - mean * scale]).float()
         hat = torch.empty_like(rows)
         kernels.normalise[(triton.cdiv(maps.pixels * maps.fields, COLUMNS),)](
-            rows, hat, field.out, field.into, field.table, factors, maps.pixels, *maps.grid, **sides
+            rows, hat, field.out, field.into, field.table, factors, maps.pixels, *maps.grid, COLS=COLUMNS, **sides
         )
         ctx.save_for_backward(rows, factors, mean, rstd, scale)
         ctx.asked = (norm, maps.place, own)
@@ -227,10 +223,9 @@ class _Normalisation(torch.autograd.Function):
         wide = 16 if maps.fields % 32 else 32
         programs = triton.cdiv(maps.pixels, COLUMNS // wide * TURNS)
         found = torch.empty(programs, 2, maps.fields, device=rows.device)
-        added = {key: value for key, value in sides.items() if key != "COLS"}
         kernels.normalise_sums[(programs, triton.cdiv(maps.fields, wide))](
             rows, by_hat, field.out, field.table, factors, found, maps.pixels, *maps.grid,
-            BP=COLUMNS // wide, BF=wide, TURNS=TURNS, **added,
+            BP=COLUMNS // wide, BF=wide, TURNS=TURNS, **sides,
         )  # fmt: skip
         mine = found.double().sum(0)
         by_bias, by_weight = mine[0], rstd * (mine[1] - mean * mine[0])
@@ -240,14 +235,14 @@ class _Normalisation(torch.autograd.Function):
         by_rows = torch.empty_like(rows)
         kernels.normalise_back[(triton.cdiv(maps.pixels * maps.fields, COLUMNS),)](
             rows, by_hat, by_rows, field.out, field.into, field.table, torch.cat([factors, parts]), maps.pixels,
-            *maps.grid, **sides,
+            *maps.grid, COLS=COLUMNS, **sides,
         )  # fmt: skip
         return by_rows, by_weight.float(), by_bias.float(), None, None
 
 
 def _over_processes(norm: FieldBatchNorm, sums: Tensor, count: float) -> tuple[Tensor, Tensor, float]:
     """Return two sums (fields,) float64 and the number of values, of all processes where the norm asks for it."""
-    if norm.sync and dist.is_initialized() and dist.get_world_size() > 1:
+    if norm.sync and world_size() > 1:
         together = torch.cat([sums.flatten(), sums.new_tensor([count])])
         dist.all_reduce(together)
         sums, count = together[:-1].view_as(sums), float(together[-1])

@@ -170,8 +170,9 @@ class Grid(NamedTuple):
         pixels, fields = len(x) * self.size, x.shape[1] // field.channels
         found = x.new_empty(field.planes * pixels * fields)
         kernels.into_irreps[(triton.cdiv(pixels * fields, COLUMNS),)](
-            x, found, field.into, field.table, pixels, *self, *x.shape[2:], origin, step, **sides_of(field, fields)
-        )
+            x, found, field.into, field.table, pixels, *self, *x.shape[2:], origin, step, COLS=COLUMNS,
+            **sides_of(field, fields),
+        )  # fmt: skip
         return found
 
     def into_field(self, rows: Tensor, y: Tensor, field: Field, origin: int, step: int) -> None:
@@ -180,7 +181,7 @@ class Grid(NamedTuple):
         values = len(y) * y.shape[2] * y.shape[3] * fields
         kernels.into_field[(triton.cdiv(values, COLUMNS),)](
             rows, y, field.out, field.table, len(y) * self.size, *self, *y.shape[2:], origin, step, len(y),
-            **sides_of(field, fields),
+            COLS=COLUMNS, **sides_of(field, fields),
         )  # fmt: skip
 
     def make(self, plan: Plan, hat: Tensor, pixels: int, begin: int = 0, count: int | None = None) -> list[Tensor]:
@@ -227,7 +228,7 @@ def _matrices(flat: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
 def sides_of(field: Field, fields: int) -> dict[str, int]:
     parts, rows, channels = field.into.shape
     sides = {"F": fields, "D": field.channels, "R": len(field.table), "DP": channels, "RP": rows}
-    return sides | {"COLS": COLUMNS, "SPLIT": (parts - 1) * rows * channels}
+    return sides | {"SPLIT": (parts - 1) * rows * channels}
 
 
 def gathered(plan: Plan, weight: Tensor) -> list[Tensor]:
@@ -258,7 +259,7 @@ def available() -> bool:
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    given, grid = weights_of(x, weight, recipe), _grid(x, padding)
+    given, grid = _given(x, weight, recipe), _grid(x, padding)
     plan = plan_of(recipe, False, x, (given.shape[1], len(given)))
     sides = [(side - plan.of.size) // stride + 1 for side in grid]
     shape = (len(x), len(given) * plan.outputs.channels, *sides)
@@ -276,7 +277,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x, where it is wanted, and of the weights."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    given, grid = weights_of(x, weight, recipe).transpose(0, 1), _grid(x, padding)
+    given, grid = _given(x, weight, recipe).transpose(0, 1), _grid(x, padding)
     plan = plan_of(recipe, True, x, (given.shape[1], len(given)))
     by_x = torch.empty_like(x) if for_x else None
     weights = gathered(plan, given)
@@ -303,7 +304,11 @@ def plan_of(recipe: Recipe, transposed: bool, x: Tensor, fields: tuple[int, int]
     return _plan(recipe, transposed, (narrow[0], narrow[1]), x.device, x.dtype)
 
 
-def weights_of(x: Tensor, weight: Tensor, recipe: Recipe) -> Tensor:
-    """Return weights (fields of the output, of the input, basis) in the maps' type."""
-    of = blocks(recipe)
-    return weight.to(x.dtype).view(-1, x.shape[1] // len(of.inputs.change), of.weights)
+def weights_of(weight: Tensor, recipe: Recipe, fields: int, dtype: torch.dtype) -> Tensor:
+    """Return weights (fields of the output, `fields` of the input, basis) in the maps' type."""
+    return weight.to(dtype).view(-1, fields, blocks(recipe).weights)
+
+
+def _given(x: Tensor, weight: Tensor, recipe: Recipe) -> Tensor:
+    """Return the weights for channels-last maps."""
+    return weights_of(weight, recipe, x.shape[1] // len(blocks(recipe).inputs.change), x.dtype)

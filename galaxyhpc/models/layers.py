@@ -82,14 +82,14 @@ class SteerableConv(nn.Module):
     def dense_filter(self, dtype: torch.dtype | None = None) -> Tensor:
         """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision or another."""
         n_basis, out_size, in_size, k, _ = self.basis.shape
-        dtype = dtype or _working_dtype(self.weight)
+        dtype = dtype or working_dtype(self.weight)
         blocks = _matmul_in_full(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
         blocks = blocks.view(self.out_fields, self.in_fields, out_size, in_size, k, k).transpose(1, 2)
         return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
-        dtype = _working_dtype(self.weight)
+        dtype = working_dtype(self.weight)
         if self.harmonic and (x.device.type, dtype) in SERVED:
             return harmonic(x.to(dtype), self.weight, self.recipe, self.stride, self.padding)
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
@@ -101,7 +101,7 @@ class SteerableConv(nn.Module):
             return self._filter_of_parts()
         if self.training or torch.is_grad_enabled():
             return self.dense_filter()
-        key = self._key(_working_dtype(self.weight))
+        key = self._key(working_dtype(self.weight))
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self.dense_filter())
         return self._kept[1]
@@ -114,11 +114,11 @@ class SteerableConv(nn.Module):
             self._parts = _Parts(key, expanded, expanded.detach().requires_grad_())
         parts = self._parts
         if self.accumulates:
-            return parts.kept.to(_working_dtype(self.weight))
+            return parts.kept.to(working_dtype(self.weight))
         self._parts = None
         if parts.filter.requires_grad:
             parts.filter.register_hook(parts.with_the_others)
-        return parts.filter.to(_working_dtype(self.weight))
+        return parts.filter.to(working_dtype(self.weight))
 
     def _key(self, dtype: torch.dtype) -> Any:
         """Tell weights apart: a step or a load raises the version; a parameter moved or exchanged lies elsewhere."""
@@ -268,7 +268,7 @@ def _taken(x: Tensor, order: Tensor) -> Tensor:
     return moved.view(per_pixel.shape).permute(0, 3, 1, 2)
 
 
-def _working_dtype(weight: Tensor) -> torch.dtype:
+def working_dtype(weight: Tensor) -> torch.dtype:
     """The type autocast would run a convolution in, or the weight's own."""
     kind = weight.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from galaxyhpc.models.harmonic import blocks
-from galaxyhpc.models.rates import Use
+from galaxyhpc.models.rates import Use, now
 
 PRODUCT, COPY = 8192, 1 << 30  # side of a matrix; bytes
 DENSE, HARMONIC = 0.88, 0.6  # shares of the matrix products' and the copy's rates
@@ -49,18 +49,15 @@ def _rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     factor = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype)
     source = torch.empty(COPY, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _fastest(lambda: factor @ factor)
-    copied = _fastest(lambda: target.copy_(source))
+    product = _fastest(lambda: factor @ factor, device)
+    copied = _fastest(lambda: target.copy_(source), device)
     return 2.0 * PRODUCT**3 / product, 2.0 * COPY / copied
 
 
-def _fastest(work: Callable[[], object]) -> float:
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
     found = math.inf
     for _ in range(REPEATS):
-        ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        ends[0].record()
+        begun = now(device)
         work()
-        ends[1].record()
-        torch.cuda.synchronize()
-        found = min(found, ends[0].elapsed_time(ends[1]) / 1000)
+        found = min(found, now(device) - begun)
     return found
