@@ -170,7 +170,7 @@ def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any
     tab.get_by_role("link", name="Next run").click()
     tab.wait_for_function("document.querySelector('#run h1').textContent != 'C4-s1'")
     tab.get_by_role("link", name="← Report").click()
-    assert tab.get_by_role("heading", name="Runs", exact=True).is_visible()
+    tab.get_by_role("heading", name="Runs", exact=True).wait_for(state="visible")
 
 
 def test_a_run_that_is_not_in_says_why_on_its_page(tab: Any) -> None:
