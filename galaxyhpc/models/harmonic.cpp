@@ -1,130 +1,399 @@
-// The maps z of a steerable convolution in the basis of irreps, made for a tile of pixels and never for all, and the
-// adjoint; `harmonic.py` says what they are. Arrays are rows of `fields` values, which all inner loops run along.
+// Steerable convolution in the basis of irreps, a tile of pixels at a time: the maps z are made in the cache, multiplied
+// and forgotten; `harmonic.py` says what they are. All inner loops run along fields, in rows of whole vectors.
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 namespace {
 
 using Index = std::int64_t;
 
-// Lists of lists: those of number i are [start[i], start[i + 1]).
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, MOST_ROWS[] = {0, 14, 12, 8};  // of a vector; of a product by vectors in a row
+#elif defined(__AVX__)
+constexpr int BYTES = 32, MOST_ROWS[] = {0, 8, 6, 4};
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
+#else
+constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
+#endif
+constexpr int WIDEST = 3;   // vectors of a product's row
+constexpr Index RUN = 8;    // pixels in a row whose z are made together
+constexpr int TOGETHER = 9; // terms of a sum
+
 template <typename T>
-struct Sums {
-    const Index* start;
-    const Index* source;
-    const T* factor;
+constexpr Index LANES = BYTES / sizeof(T);
+
+template <typename T, int lanes>
+struct Vectors {
+    typedef T type __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
 
+// What does not depend on the number of fields. Fields come in as `rows_in` values side by side and go out as
+// `rows_out`.
 template <typename T>
 struct Plan {
-    Index slots, filters, taps;
-    const Index* slot_row;  // (slots + 1): first row of x of each input irrep
-    const Index* slot_map;  // (slots + 1): first map z of each
-    Sums<T> filter;         // of a filter: taps
-    Sums<T> tap;            // of a tap: filters, the transpose
-    Sums<T> map;            // of a map: component x filter within its slot
-    Sums<T> part;           // of slot, component x filter: maps within the slot, the transpose
-    const Index* offset;    // (taps): from a pixel's first neighbour, in values
-    const Index* base;      // (maps): of the first pixel's row in z
-    const Index* step;      // (maps): from one pixel's row to the next
+    Index size, rows_in, rows_out;
+    const T *turn_in, *turn_out;  // from a field to its irreps, (rows, rows)
+    Index steps, parts, maps;     // the sums that make a pixel's maps; most parts at a time; maps
+    const Index *target;          // (steps) of a sum: a map, or ~n for part n
+    const Index *of_parts;        // (steps) whether it adds up parts, or what neighbours have
+    const Index *start;           // (steps + 1) of its terms
+    const Index *source;          // (terms) a part, or row x size^2 + neighbour
+    const T *factor;              // (terms)
+    Index kinds;                  // of irreps that go out
+    const Index *kind;            // (kinds, 3) components, blocks, copies
+    const Index *row;             // (kinds x copies x components) among rows_out
+    const Index *number;          // (kinds x blocks x copies) of a weight
 };
 
-template <typename T, int width>
-inline void run(T* out, const T* const* source, const T* factor, Index count, Index at, bool add) {
-    typedef T Vector __attribute__((vector_size(width * sizeof(T)), aligned(sizeof(T)), may_alias));
-    Vector sum = add ? *reinterpret_cast<const Vector*>(out + at) : Vector{};
-    for (Index i = 0; i < count; ++i) sum += factor[i] * *reinterpret_cast<const Vector*>(source[i] + at);
-    *reinterpret_cast<Vector*>(out + at) = sum;
+struct Shape {
+    Index images, rows, columns;       // that come in
+    Index spread, pad;                 // pixels between theirs, before them
+    Index out_rows, out_columns, step; // that go out
+    Index fields, out_fields;
+    Index weights, by_field, by_out_field;  // of a pair of fields; from one field's to the next's
+    Index tile, threads;                    // pixels
+};
+
+// Uninitialised memory whose rows begin with a cache line.
+template <typename T>
+struct Space {
+    explicit Space(Index count) : at(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {}
+    T *get() const { return at.get(); }
+    struct Free {
+        void operator()(T *values) const { std::free(values); }
+    };
+    std::unique_ptr<T, Free> at;
+};
+
+// c (rows, width vectors) = or += the sum over k of a[row, k] b[k].
+template <typename T, int width, int rows>
+void product(const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c, Index c_row, bool add) {
+    using Vector = typename Vectors<T, LANES<T>>::type;
+    Vector sum[rows][width];
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < width; ++j)
+            sum[i][j] = add ? *reinterpret_cast<const Vector *>(c + i * c_row + j * LANES<T>) : Vector{};
+    for (Index k = 0; k < count; ++k) {
+        Vector right[width];
+        for (int j = 0; j < width; ++j) right[j] = *reinterpret_cast<const Vector *>(b + k * b_k + j * LANES<T>);
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < width; ++j) sum[i][j] += a[i * a_row + k * a_k] * right[j];
+    }
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < width; ++j) *reinterpret_cast<Vector *>(c + i * c_row + j * LANES<T>) = sum[i][j];
 }
 
+template <typename T, int width, int rows = MOST_ROWS[width]>
+void product_of(Index wanted, const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c,
+                Index c_row, bool add) {
+    if (wanted == rows) return product<T, width, rows>(a, a_row, a_k, b, b_k, count, c, c_row, add);
+    if constexpr (rows > 1) product_of<T, width, rows - 1>(wanted, a, a_row, a_k, b, b_k, count, c, c_row, add);
+}
+
+// The same for any number of rows, in pieces of about the same number.
 template <typename T>
-inline void combine(T* out, const T* const* source, const T* factor, Index count, Index fields, bool add) {
-    Index at = 0;
-    for (; at + 32 <= fields; at += 32) run<T, 32>(out, source, factor, count, at, add);
-    if (at + 16 <= fields) run<T, 16>(out, source, factor, count, at, add), at += 16;
-    if (at + 8 <= fields) run<T, 8>(out, source, factor, count, at, add), at += 8;
-    if (at + 4 <= fields) run<T, 4>(out, source, factor, count, at, add), at += 4;
-    for (; at < fields; ++at) {
-        T sum = add ? out[at] : T(0);
-        for (Index i = 0; i < count; ++i) sum += factor[i] * source[i][at];
-        out[at] = sum;
+void products(Index width, Index rows, const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c,
+              Index c_row, bool add) {
+    const Index most = MOST_ROWS[width], pieces = (rows + most - 1) / most;
+    for (Index piece = 0; piece < pieces; ++piece) {
+        const Index begin = rows * piece / pieces, some = rows * (piece + 1) / pieces - begin;
+        const T *from = a + begin * a_row;
+        T *to = c + begin * c_row;
+        if (width == 3) product_of<T, 3>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
+        if (width == 2) product_of<T, 2>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
+        if (width == 1) product_of<T, 1>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
     }
 }
 
-// x (rows, padded pixels, fields), rows `plane` values apart -> z; `first`: where a pixel's first neighbour lies.
-template <typename T>
-void forward(const Plan<T>& plan, const T* x, T* z, const Index* first, Index pixels, Index fields, Index plane,
-             int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<T> parts(2 * plan.filters * fields);
-        std::vector<const T*> source(plan.taps + 2 * plan.filters);
-#pragma omp for schedule(static)
-        for (Index pixel = 0; pixel < pixels; ++pixel)
-            for (Index slot = 0; slot < plan.slots; ++slot) {
-                T* part = parts.data();
-                for (Index row = plan.slot_row[slot]; row < plan.slot_row[slot + 1]; ++row) {
-                    const T* near = x + first[pixel] + row * plane;
-                    for (Index f = 0; f < plan.filters; ++f, part += fields) {
-                        const Index begin = plan.filter.start[f], count = plan.filter.start[f + 1] - begin;
-                        for (Index i = 0; i < count; ++i)
-                            source[i] = near + plan.offset[plan.filter.source[begin + i]];
-                        combine(part, source.data(), plan.filter.factor + begin, count, fields, false);
-                    }
-                }
-                for (Index m = plan.slot_map[slot]; m < plan.slot_map[slot + 1]; ++m) {
-                    const Index begin = plan.map.start[m], count = plan.map.start[m + 1] - begin;
-                    for (Index i = 0; i < count; ++i)
-                        source[i] = parts.data() + plan.map.source[begin + i] * fields;
-                    combine(z + plan.base[m] + pixel * plan.step[m], source.data(), plan.map.factor + begin, count,
-                            fields, false);
-                }
+template <typename T, int count, int lanes>
+inline void chunk(T *out, const T *const *source, const T *factor, Index at, bool add) {
+    using Vector = typename Vectors<T, lanes>::type;
+    Vector sum = add ? *reinterpret_cast<const Vector *>(out + at) : Vector{};
+    for (int i = 0; i < count; ++i) sum += factor[i] * *reinterpret_cast<const Vector *>(source[i] + at);
+    *reinterpret_cast<Vector *>(out + at) = sum;
+}
+
+// out = or += the sum of factors times sources, for some pixels.
+template <typename T, int count>
+void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index pixels, Index fields,
+         bool add) {
+    T factor[count];
+    const T *source[count];
+    for (int i = 0; i < count; ++i) factor[i] = factors[i], source[i] = sources[i];
+    constexpr int lanes = LANES<T>;
+    for (Index p = 0; p < pixels; ++p, out += out_pixel) {
+        Index at = 0;
+        for (; at + lanes <= fields; at += lanes) chunk<T, count, lanes>(out, source, factor, at, add);
+        for (int half = lanes / 2; half >= 1; half /= 2)
+            if (at + half <= fields) {
+                if (half == 8) chunk<T, count, 8>(out, source, factor, at, add);
+                if (half == 4) chunk<T, count, 4>(out, source, factor, at, add);
+                if (half == 2) chunk<T, count, 2>(out, source, factor, at, add);
+                if (half == 1) chunk<T, count, 1>(out, source, factor, at, add);
+                at += half;
             }
+        for (int i = 0; i < count; ++i) source[i] += pixel;
     }
 }
 
-// Add to x what its neighbours' z have from it. A thread has slots of its own: no two write to the same rows.
+template <typename T, int count = TOGETHER>
+void sum_of(Index wanted, T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors,
+            Index pixels, Index fields, bool add) {
+    if (wanted == count) return sum<T, count>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
+    if constexpr (count > 1)
+        sum_of<T, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, fields, add);
+}
+
+template <typename T, int rows>
+void into_rows(const T *field, T *out, Index row, Index fields, const T *turn) {
+    for (Index f = 0; f < fields; ++f)
+        for (int r = 0; r < rows; ++r) {
+            T value = 0;
+            for (int i = 0; i < rows; ++i) value += turn[r * rows + i] * field[f * rows + i];
+            out[r * row + f] = value;
+        }
+}
+
+template <typename T, int rows>
+void out_of_rows(const T *given, Index row, T *field, Index fields, const T *turn) {
+    for (Index f = 0; f < fields; ++f)
+        for (int i = 0; i < rows; ++i) {
+            T value = 0;
+            for (int r = 0; r < rows; ++r) value += turn[r * rows + i] * given[r * row + f];
+            field[f * rows + i] = value;
+        }
+}
+
 template <typename T>
-void adjoint(const Plan<T>& plan, T* x, const T* z, const Index* first, Index pixels, Index fields, Index plane,
-             int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (Index slot = 0; slot < plan.slots; ++slot) {
-        const Index rows = plan.slot_row[slot + 1] - plan.slot_row[slot], map = plan.slot_map[slot];
-        std::vector<T> parts(2 * plan.filters * fields);
-        std::vector<const T*> source(plan.filters + plan.slot_map[slot + 1] - map);
-        for (Index pixel = 0; pixel < pixels; ++pixel) {
-            const Index zero = 2 * slot * plan.filters;
-            for (Index c = 0; c < rows * plan.filters; ++c) {
-                const Index begin = plan.part.start[zero + c], count = plan.part.start[zero + c + 1] - begin;
-                for (Index i = 0; i < count; ++i) {
-                    const Index m = map + plan.part.source[begin + i];
-                    source[i] = z + plan.base[m] + pixel * plan.step[m];
+class Convolution {
+  public:
+    Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
+        row = padded(shape.fields), out_row = padded(shape.out_fields);
+        pixel = row * plan.rows_in, out_pixel = out_row * plan.rows_out;
+        z_pixel = plan.maps * shape.fields + LANES<T>;  // no power of two apart
+        grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
+        grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
+        pixels = shape.images * shape.out_rows * shape.out_columns;
+        const Index taps = plan.size * plan.size;
+        for (Index i = 0; i < plan.start[plan.steps]; ++i) {
+            const Index tap = plan.source[i] % taps;
+            near.push_back((tap / plan.size * grid_columns + tap % plan.size) * pixel + plan.source[i] / taps * row);
+        }
+        Index rows = 0, numbers = 0, map = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index *of = plan.kind + 3 * kind;
+            for (Index copy = 0; copy < of[2]; ++copy)
+                for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) {
+                    const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+                    panels.push_back({of[0], of[1], width, begin, map * shape.fields, packed, plan.row + rows + copy * of[0],
+                                      plan.number + numbers + copy, of[2]});
+                    packed += of[1] * shape.fields * width * LANES<T>;
                 }
-                combine(parts.data() + c * fields, source.data(), plan.part.factor + begin, count, fields, false);
-            }
-            for (Index row = 0; row < rows; ++row)
-                for (Index tap = 0; tap < plan.taps; ++tap) {
-                    const Index begin = plan.tap.start[tap], count = plan.tap.start[tap + 1] - begin;
-                    for (Index i = 0; i < count; ++i)
-                        source[i] = parts.data() + (row * plan.filters + plan.tap.source[begin + i]) * fields;
-                    T* near = x + first[pixel] + (plan.slot_row[slot] + row) * plane + plan.offset[tap];
-                    combine(near, source.data(), plan.tap.factor + begin, count, fields, true);
-                }
+            rows += of[0] * of[2], numbers += of[1] * of[2], map += of[0] * of[1];
         }
     }
-}
+
+    // given (images, rows, columns, fields, rows_in) -> out (images, out_rows, out_columns, out_fields, rows_out), or
+    // the gradient by weights of its product with `other`, which is shaped like out; or both.
+    void operator()(const T *given, const T *weights, const T *other, T *out, T *by_weights) const {
+        Space<T> grid(shape.images * grid_rows * grid_columns * pixel), right(out ? packed : 0);
+        std::vector<Space<T>> sums;
+        for (Index t = 0; t < shape.threads && by_weights; ++t) sums.emplace_back(packed);
+        const Index tiles = (pixels + shape.tile - 1) / shape.tile;
+#pragma omp parallel num_threads(static_cast<int>(shape.threads))
+        {
+            Scratch own(*this);
+#pragma omp for schedule(static) nowait
+            for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
+#pragma omp for schedule(static)
+            for (Index field = 0; field < shape.fields; ++field)
+                if (out) pack(weights, right.get(), field);
+#pragma omp for schedule(static)
+            for (Index t = 0; t < shape.threads; ++t) {
+                if (by_weights) std::memset(sums[t].get(), 0, packed * sizeof(T));
+                for (Index i = tiles * t / shape.threads; i < tiles * (t + 1) / shape.threads; ++i) {
+                    const Index begin = i * shape.tile, count = std::min(shape.tile, pixels - begin);
+                    make(grid.get(), begin, count, own);
+                    if (out) multiply(right.get(), out, begin, count, own);
+                    if (by_weights) collect(other, sums[t].get(), begin, count, own);
+                }
+            }
+#pragma omp for schedule(static)
+            for (Index field = 0; field < shape.fields; ++field)
+                if (by_weights) unpack(sums, by_weights, field);
+        }
+    }
+
+  private:
+    // The product that leads to some fields of one copy of an irrep: (pixels, blocks x fields) by (blocks x fields,
+    // width vectors), alike for all components.
+    struct Panel {
+        Index components, blocks, width, begin;  // first field
+        Index z, packed;                         // where its maps and its weights begin
+        const Index *rows;                       // (components)
+        const Index *numbers;                    // (blocks), `copies` apart
+        Index copies;
+    };
+
+    struct Scratch {
+        explicit Scratch(const Convolution &of)
+            : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
+              hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
+              line(std::max(of.pixel, of.out_pixel)) {
+            std::memset(hats.get(), 0, of.shape.tile * of.out_pixel * sizeof(T));  // rows that no irrep leads to
+        }
+        Space<T> z, parts, hats, others, line;
+    };
+
+    static Index padded(Index fields) { return (fields + LANES<T> - 1) / LANES<T> * LANES<T>; }
+
+    void turn(const T *field, T *out, Index rows, Index row, Index fields, const T *turn, T *line) const {
+        if (rows == 1) return into_rows<T, 1>(field, out, row, fields, turn);
+        if (rows == 2) return into_rows<T, 2>(field, out, row, fields, turn);
+        if (rows == 4) return into_rows<T, 4>(field, out, row, fields, turn);
+        for (Index f = 0; f < fields; ++f)
+            for (Index i = 0; i < rows; ++i) line[i * row + f] = field[f * rows + i];
+        turned(turn, rows, 1, rows, line, out, row);
+    }
+
+    void turn_back(const T *hats, T *field, Index rows, Index row, Index fields, const T *turn, T *line) const {
+        if (rows == 1) return out_of_rows<T, 1>(hats, row, field, fields, turn);
+        if (rows == 2) return out_of_rows<T, 2>(hats, row, field, fields, turn);
+        if (rows == 4) return out_of_rows<T, 4>(hats, row, field, fields, turn);
+        turned(turn, 1, rows, rows, hats, line, row);
+        for (Index f = 0; f < fields; ++f)
+            for (Index i = 0; i < rows; ++i) field[f * rows + i] = line[i * row + f];
+    }
+
+    static void turned(const T *turn, Index turn_row, Index turn_k, Index rows, const T *from, T *to, Index row) {
+        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
+            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), rows, turn, turn_row, turn_k, from + at, row, rows,
+                     to + at, row, false);
+    }
+
+    // Write a line of the padded grid.
+    void fill(const T *given, T *grid, Index line, Scratch &own) const {
+        const Index image = line / grid_rows, i = line % grid_rows - shape.pad;
+        const bool empty = i < 0 || i % shape.spread || i / shape.spread >= shape.rows;
+        T *out = grid + line * grid_columns * pixel;
+        if (empty) {
+            std::memset(out, 0, grid_columns * pixel * sizeof(T));
+            return;
+        }
+        const T *from = given + (image * shape.rows + i / shape.spread) * shape.columns * shape.fields * plan.rows_in;
+        for (Index column = 0; column < grid_columns; ++column, out += pixel) {
+            const Index j = column - shape.pad;
+            if (j < 0 || j % shape.spread || j / shape.spread >= shape.columns)
+                std::memset(out, 0, pixel * sizeof(T));
+            else
+                turn(from + j / shape.spread * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields,
+                     plan.turn_in, own.line.get());
+        }
+    }
+
+    // Make the maps of a tile, (count, z_pixel).
+    void make(const T *grid, Index begin, Index count, Scratch &own) const {
+        for (Index done = 0; done < count;) {
+            const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
+            const Index some = std::min({RUN, count - done, shape.out_columns - column});
+            const Index image = line / shape.out_rows, i = line % shape.out_rows;
+            make_run(grid + ((image * grid_rows + i * shape.step) * grid_columns + column * shape.step) * pixel,
+                     own.z.get() + done * z_pixel, some, own);
+            done += some;
+        }
+    }
+
+    void make_run(const T *first, T *z, Index count, Scratch &own) const {
+        const Index fields = shape.fields, part_pixel = plan.parts * fields;
+        for (Index step = 0; step < plan.steps; ++step) {
+            const Index target = plan.target[step];
+            T *to = target >= 0 ? z + target * fields : own.parts.get() + ~target * fields;
+            const Index to_pixel = target >= 0 ? z_pixel : part_pixel;
+            const bool of_parts = plan.of_parts[step];
+            for (Index i = plan.start[step], end = plan.start[step + 1]; i < end; i += TOGETHER) {
+                const T *sources[TOGETHER];
+                const Index terms = std::min<Index>(TOGETHER, end - i);
+                for (Index k = 0; k < terms; ++k)
+                    sources[k] = of_parts ? own.parts.get() + plan.source[i + k] * fields : first + near[i + k];
+                sum_of<T>(terms, to, to_pixel, sources, of_parts ? part_pixel : shape.step * pixel, plan.factor + i,
+                          count, fields, i > plan.start[step]);
+            }
+        }
+    }
+
+    void multiply(const T *right, T *out, Index begin, Index count, Scratch &own) const {
+        for (const Panel &panel : panels)
+            for (Index c = 0; c < panel.components; ++c)
+                products(panel.width, count, own.z.get() + panel.z + c * panel.blocks * shape.fields, z_pixel, 1,
+                         right + panel.packed, panel.width * LANES<T>, panel.blocks * shape.fields,
+                         own.hats.get() + panel.rows[c] * out_row + panel.begin, out_pixel, false);
+        const Index values = shape.out_fields * plan.rows_out;
+        for (Index p = 0; p < count; ++p)
+            turn_back(own.hats.get() + p * out_pixel, out + (begin + p) * values, plan.rows_out, out_row,
+                      shape.out_fields, plan.turn_out, own.line.get());
+    }
+
+    // Add a tile's part to the gradient by the weights.
+    void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
+        const Index values = shape.out_fields * plan.rows_out;
+        for (Index p = 0; p < count; ++p)
+            turn(other + (begin + p) * values, own.others.get() + p * out_pixel, plan.rows_out, out_row,
+                 shape.out_fields, plan.turn_out, own.line.get());
+        for (const Panel &panel : panels)
+            for (Index c = 0; c < panel.components; ++c)
+                products(panel.width, panel.blocks * shape.fields,
+                         own.z.get() + panel.z + c * panel.blocks * shape.fields, 1, z_pixel,
+                         own.others.get() + panel.rows[c] * out_row + panel.begin, out_pixel, count,
+                         sums + panel.packed, panel.width * LANES<T>, true);
+    }
+
+    // Put one field's weights in their places.
+    void pack(const T *weights, T *right, Index field) const {
+        for (const Panel &panel : panels)
+            for (Index block = 0; block < panel.blocks; ++block) {
+                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
+                T *to = right + panel.packed + (block * shape.fields + field) * width;
+                const T *from = weights + field * shape.by_field + panel.begin * shape.by_out_field +
+                                panel.numbers[block * panel.copies];
+                for (Index j = 0; j < some; ++j) to[j] = from[j * shape.by_out_field];
+                std::fill(to + some, to + width, T(0));
+            }
+    }
+
+    void unpack(const std::vector<Space<T>> &sums, T *by_weights, Index field) const {
+        for (const Panel &panel : panels)
+            for (Index block = 0; block < panel.blocks; ++block) {
+                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
+                const Index at = panel.packed + (block * shape.fields + field) * width;
+                T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
+                        panel.numbers[block * panel.copies];
+                for (Index j = 0; j < some; ++j) {
+                    T total = 0;
+                    for (const Space<T> &each : sums) total += each.get()[at + j];
+                    to[j * shape.by_out_field] = total;
+                }
+            }
+    }
+
+    const Plan<T> &plan;
+    const Shape &shape;
+    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0;
+    std::vector<Index> near;
+    std::vector<Panel> panels;
+};
 
 }  // namespace
 
-#define EXPORT(T, name)                                                                                            \
-    extern "C" void forward_##name(const Plan<T>* plan, const T* x, T* z, const Index* first, Index pixels,        \
-                                   Index fields, Index plane, int threads) {                                       \
-        forward(*plan, x, z, first, pixels, fields, plane, threads);                                               \
-    }                                                                                                              \
-    extern "C" void adjoint_##name(const Plan<T>* plan, T* x, const T* z, const Index* first, Index pixels,        \
-                                   Index fields, Index plane, int threads) {                                       \
-        adjoint(*plan, x, z, first, pixels, fields, plane, threads);                                               \
+#define EXPORT(T, name)                                                                                             \
+    extern "C" void convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
+                                    const T *other, T *out, T *by_weights) {                                        \
+        Convolution<T>(*plan, *shape)(given, weights, other, out, by_weights);                                      \
     }
 
 EXPORT(float, float32)
