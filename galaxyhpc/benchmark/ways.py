@@ -113,6 +113,7 @@ class Subject:
     def _prepare(self) -> float:
         """Import what is needed, sample or read the filters' bases; return the s of that, charged to no way."""
         begun = time.perf_counter()
+        importlib.import_module("torch._dynamo")  # as every optimizer does
         with torch.device("meta"):
             build_model(self.case.model, self.case.size, CLASSES)
         if self.way == "plain" and self.case.model.group:

@@ -22,7 +22,7 @@ constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
 constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
 #endif
 constexpr int WIDEST = 3;   // vectors of a product's row
-constexpr Index RUN = 8;    // pixels in a row whose z are made together
+constexpr Index RUN = 32;    // pixels in a row whose z are made together
 constexpr int TOGETHER = 9; // terms of a sum
 
 template <typename T>
@@ -111,39 +111,36 @@ void products(Index width, Index rows, const T *a, Index a_row, Index a_k, const
     }
 }
 
+// A vector of the sum of factors times sources, for some pixels.
 template <typename T, int count, int lanes>
-inline void chunk(T *out, const T *const *source, const T *factor, Index at, bool add) {
+void sum_vector(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index pixels,
+                bool add) {
     using Vector = typename Vectors<T, lanes>::type;
-    Vector sum = add ? *reinterpret_cast<const Vector *>(out + at) : Vector{};
-    for (int i = 0; i < count; ++i) sum += factor[i] * *reinterpret_cast<const Vector *>(source[i] + at);
-    *reinterpret_cast<Vector *>(out + at) = sum;
-}
-
-// out = or += the sum of factors times sources, for some pixels.
-template <typename T, int count>
-void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index pixels, Index fields,
-         bool add) {
     T factor[count];
     const T *source[count];
     for (int i = 0; i < count; ++i) factor[i] = factors[i], source[i] = sources[i];
-    constexpr int lanes = LANES<T>;
-    for (Index p = 0; p < pixels; ++p, out += out_pixel) {
-        Index at = 0;
-        for (; at + lanes <= fields; at += lanes) chunk<T, count, lanes>(out, source, factor, at, add);
-        for (int half = lanes / 2; half >= 1; half /= 2)
-            if (at + half <= fields) {
-                if (half == 8) chunk<T, count, 8>(out, source, factor, at, add);
-                if (half == 4) chunk<T, count, 4>(out, source, factor, at, add);
-                if (half == 2) chunk<T, count, 2>(out, source, factor, at, add);
-                if (half == 1) chunk<T, count, 1>(out, source, factor, at, add);
-                at += half;
-            }
-        for (int i = 0; i < count; ++i) source[i] += pixel;
+    for (Index p = 0; p < pixels; ++p) {
+        Vector *to = reinterpret_cast<Vector *>(out + p * out_pixel);
+        Vector sum = add ? *to : Vector{};
+        for (int i = 0; i < count; ++i) sum += factor[i] * *reinterpret_cast<const Vector *>(source[i] + p * pixel);
+        *to = sum;
     }
 }
 
+// out = or += the sum of factors times sources, for some pixels: whole vectors, then what is left in halves of halves.
+template <typename T, int count, int lanes = LANES<T>>
+void sum(T *out, Index out_pixel, const T **sources, Index pixel, const T *factors, Index pixels, Index fields,
+         bool add) {
+    for (; fields >= lanes; fields -= lanes, out += lanes) {
+        sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
+        for (int i = 0; i < count; ++i) sources[i] += lanes;
+    }
+    if constexpr (lanes > 1)
+        if (fields) sum<T, count, lanes / 2>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
+}
+
 template <typename T, int count = TOGETHER>
-void sum_of(Index wanted, T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors,
+void sum_of(Index wanted, T *out, Index out_pixel, const T **sources, Index pixel, const T *factors,
             Index pixels, Index fields, bool add) {
     if (wanted == count) return sum<T, count>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
     if constexpr (count > 1)

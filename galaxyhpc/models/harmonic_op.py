@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from galaxyhpc.models.harmonic import Recipe, blocks
 
@@ -27,7 +28,10 @@ def harmonic(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: in
 
     The output has the type of x.
     """
-    y: Tensor = torch.ops.galaxyhpc.harmonic(x, weight, *recipe, stride, padding)
+    asked = (*recipe, stride, padding)
+    # a compiler knows the operator; eager, its bookkeeping would take a twentieth of a small network's step
+    compiling = torch.compiler.is_compiling()
+    y: Tensor = torch.ops.galaxyhpc.harmonic(x, weight, *asked) if compiling else _Harmonic.apply(x, weight, *asked)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -89,10 +93,24 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.asked = inputs[2:]
 
 
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, gradient: Tensor, backward: Any = torch.ops.galaxyhpc.harmonic_backward) -> Any:
     for_x = ctx.needs_input_grad[0]
-    by_x, by_weight = torch.ops.galaxyhpc.harmonic_backward(gradient, *ctx.saved_tensors, *ctx.asked, for_x)
+    by_x, by_weight = backward(gradient, *ctx.saved_tensors, *ctx.asked, for_x)
     return (by_x if for_x else None, by_weight, *[None] * len(ctx.asked))
 
 
 _forward_op.register_autograd(_gradients, setup_context=_keep)
+
+
+class _Harmonic(torch.autograd.Function):
+    """The operator without torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _keep(ctx, inputs, inputs[0])
+        return _forward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _gradients(ctx, gradient, _backward)

@@ -7,6 +7,8 @@ that it makes of the gradient give the weights' gradient, too. All of it is comp
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,7 +22,7 @@ from torch import Tensor
 from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
 
-TILE_BYTES = 384 << 10  # of z; a core's second cache holds them and some weights
+TILE_BYTES = 512 << 10  # of z; a core's second cache holds them and some weights
 ZERO = 1e-9  # a smaller entry of a filter is none
 
 Terms = list[tuple[int, float]]  # of a sum: what, how many times
@@ -33,14 +35,13 @@ def available() -> bool:
 
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
-    plan, given = _plan(recipe, x.dtype, False), x.permute(0, 2, 3, 1).contiguous()
-    images, *sides, channels = given.shape
-    fields, weights = channels // len(plan.of.inputs.change), plan.of.weights
-    out_fields = weight.numel() // (fields * weights)
-    out_sides = [(side + 2 * padding - plan.of.size) // stride + 1 for side in sides]
-    y = x.new_empty(images, *out_sides, out_fields * len(plan.of.outputs.change))
-    pairs = (fields, out_fields, weights, weights, fields * weights)
-    _convolve(plan, (images, *sides, 1, padding, *out_sides, stride, *pairs), given, weight, out=y)
+    plan, given = _plan(recipe, x.dtype, False), _pixels(x)
+    shape = _shape(plan, given, weight)
+    shape.by_field, shape.by_out_field = plan.of.weights, plan.of.weights * shape.fields
+    shape.spread, shape.pad, shape.step = 1, padding, stride
+    sides = [(side + 2 * padding - plan.of.size) // stride + 1 for side in given.shape[1:3]]
+    y = x.new_empty(len(x), *sides, shape.out_fields * len(plan.of.outputs.change))
+    _convolve(plan, shape, sides, given, weight, out=y)
     return y.permute(0, 3, 1, 2)
 
 
@@ -48,36 +49,59 @@ def backward(
     gradient: Tensor, x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int, for_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients by x, where it is asked for, and by the weights."""
-    plan, given, other = _plan(recipe, x.dtype, True), *(each.permute(0, 2, 3, 1).contiguous() for each in (gradient, x))
-    images, *sides, channels = given.shape
-    fields, weights = channels // len(plan.of.inputs.change), plan.of.weights
-    out_fields = weight.numel() // (fields * weights)
-    by_x = torch.empty_like(other) if for_x else None
-    by_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    pairs = (fields, out_fields, weights, out_fields * weights, weights)
-    shape = (images, *sides, stride, plan.of.size - 1 - padding, *other.shape[1:3], 1, *pairs)
-    _convolve(plan, shape, given, weight, other, by_x, by_weight)
+    plan, given, other = _plan(recipe, x.dtype, True), _pixels(gradient), _pixels(x)
+    shape = _shape(plan, given, weight)
+    shape.by_field, shape.by_out_field = plan.of.weights * shape.out_fields, plan.of.weights
+    shape.spread, shape.pad, shape.step = stride, plan.of.size - 1 - padding, 1
+    by_x, by_weight = torch.empty_like(other) if for_x else None, torch.empty_like(weight)
+    _convolve(plan, shape, other.shape[1:3], given, weight, other, by_x, by_weight)
     return None if by_x is None else by_x.permute(0, 3, 1, 2), by_weight
+
+
+class _Shape(ctypes.Structure):
+    """`Shape` of harmonic.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "rows", "columns", "spread", "pad", "out_rows", "out_columns", "step"),
+            *("fields", "out_fields", "weights", "by_field", "by_out_field", "tile", "threads"),
+        )
+    ]
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _shape(plan: _Plan, given: Tensor, weight: Tensor) -> _Shape:
+    *maps, channels = given.shape
+    shape = _Shape(**dict(zip(("images", "rows", "columns"), maps, strict=True)), weights=plan.of.weights)
+    shape.fields = channels // len(plan.of.inputs.change)
+    shape.out_fields = weight.numel() // (shape.fields * shape.weights)
+    return shape
 
 
 def _convolve(
     plan: _Plan,
-    shape: tuple[int, ...],
+    shape: _Shape,
+    sides: Sequence[int],
     given: Tensor,
     weight: Tensor,
     other: Tensor | None = None,
     out: Tensor | None = None,
     by_weights: Tensor | None = None,
 ) -> None:
-    threads, (images, rows, columns) = torch.get_num_threads(), (shape[0], *shape[5:7])
-    most = max(1, TILE_BYTES // (given.element_size() * shape[8] * len(plan.of.terms)))
-    pixels = max(1, images * rows * columns)
-    tiles = -(-pixels // min(most, -(-pixels // threads)))
-    tiles = -(-tiles // threads) * threads  # as much for each of them
-    asked = (ctypes.c_int64 * 15)(*shape, -(-pixels // tiles), threads)
+    shape.out_rows, shape.out_columns = sides
+    shape.threads, pixels = torch.get_num_threads(), max(1, len(given) * math.prod(sides))
+    most = max(1, TILE_BYTES // (given.element_size() * shape.fields * len(plan.of.terms)))
+    tiles = -(-pixels // min(most, -(-pixels // shape.threads)))
+    tiles = -(-tiles // shape.threads) * shape.threads  # as many for each
+    shape.tile = -(-pixels // tiles)
     tensors = (given, weight.detach().contiguous(), other, out, by_weights)
     pointers = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in tensors]
-    plan.convolve(ctypes.byref(plan.read), ctypes.byref(asked), *pointers)
+    plan.convolve(ctypes.byref(plan.read), ctypes.byref(shape), *pointers)
 
 
 class _Read(ctypes.Structure):
@@ -156,6 +180,12 @@ def _program(of: Blocks) -> tuple[list[tuple[int, bool, Terms]], int]:
                 (row, number), factor = sources[0]
                 steps.append((target, False, [(row * of.size**2 + n, value * factor) for n, value in taps[number]]))
     return steps, most
+
+
+@cache
+def terms(of: Blocks) -> int:
+    """Return how many values are added up, and sums kept, to make a pixel's maps of one field."""
+    return sum(1 + len(some) for _, _, some in _program(of)[0])
 
 
 def _parts(term: Term) -> list[tuple[int, int]]:

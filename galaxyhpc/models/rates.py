@@ -23,15 +23,16 @@ from scipy.optimize import nnls
 from galaxyhpc.basis_cache import directory
 from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Recipe, blocks
-from galaxyhpc.models.harmonic_tiles import TILE_BYTES
+from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.rundir import write_text
 
-FORMAT = 2  # raised when counts or layers change
+FORMAT = 3  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
 PATIENCE = 15.0  # s, after which blurred rates are taken, too
 CLEAR = 0.2  # relative error of the rates
 SHARED = 0.01  # how much counts that grow together share a time, which tells more of layers larger than those timed
+LANES = 16  # float32 values of a vector
 LARGE = 1 << 20  # values of a filter, about what a cache holds
 
 Rates = dict[str, list[float]]  # way -> seconds of each count
@@ -103,26 +104,30 @@ def dense_counts(use: Use, training: bool) -> list[float]:
 
 
 def harmonic_counts(use: Use, training: bool) -> list[float]:
-    """Count calls, rows of tiles, work on z and on its values, values of maps, products, changes of basis, weights."""
-    of, passes = blocks(use.recipe), 2 + use.by_x if training else 1
-    made = (2 + use.by_x) if training else 1  # z, or its adjoint
-    z = use.pixels * use.fields[0] * len(of.terms)
-    taps = sum(np.count_nonzero(np.abs(one) > 1e-9) for one in of.filters)
-    work = sum(of.inputs.sizes) * taps + sum(len(term.factors) for term in of.terms)
-    products = sum(irrep.size * irrep.weights.size for irrep in of.irreps) * use.fields[0] * use.fields[1]
-    x, y = use.values
-    turned = x * len(of.inputs.change) + y * len(of.outputs.change)
-    tiles = max(1, 4 * z // TILE_BYTES)
-    return [
-        1.0,
-        float(passes * tiles * len(of.irreps)),
-        float(made * use.pixels * use.fields[0] * work),
-        float(made * z),
-        float(passes * (x + y)),
-        float(passes * use.pixels * products),
-        float(passes * turned),
-        float((2 if training else 1) * use.fields[0] * use.fields[1] * of.weights),
-    ]
+    """Count calls, vectors of z, products, values and products of the changes of basis, weights, of all passes.
+
+    Backward makes the maps of the gradient, at the pixels of x, for two products.
+    """
+    d_in, d_out = (len(each.change) for each in (blocks(use.recipe).inputs, blocks(use.recipe).outputs))
+    pixels, (fields_in, fields_out) = use.images * math.prod(use.sides), use.fields
+    passes = [(False, use.pixels, fields_in, fields_out, 1, (d_in, d_out))]
+    if training:
+        passes.append((True, pixels, fields_out, fields_in, 1 + use.by_x, (d_out, d_in)))
+    total = np.zeros(6)
+    for transposed, at, into, out, products, rows in passes:
+        of = blocks(use.recipe, transposed)
+        pairs = sum(irrep.size * irrep.weights.size for irrep in of.irreps) * into * whole(out)
+        turned = np.array([at * each * fields for each, fields in zip(rows, (into, out), strict=True)])
+        turned = turned * (1, products)
+        values = turned.sum(), turned @ rows
+        weights = products * into * out * of.weights
+        total += np.array([1, at * terms(of) * whole(into), products * at * pairs, *values, weights])
+    return [float(each) for each in total]
+
+
+def whole(fields: int) -> int:
+    """Return the lanes of the vectors that some fields take."""
+    return -(-fields // LANES) * LANES
 
 
 COUNTS = {"dense": dense_counts, "harmonic": harmonic_counts}
