@@ -39,21 +39,19 @@ def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> T
 
 
 def sampling_grid(maps: Tensor, side: int) -> Tensor:
-    """Return where (N, side, side, 2) pixels come from: `affine_grid`, a sum in the place of a matrix product."""
-    at = ((2.0 * torch.arange(side, device=maps.device) + 1.0) / side - 1.0)[:, None]
-    along, down = maps[:, None, :, 0] * at, maps[:, None, :, 1] * at + maps[:, None, :, 2]
-    return along[:, None] + down[:, :, None]
+    """Return where (N, side, side, 2) pixels come from: `affine_grid`, a sum in the place of a matrix product.
+
+    In memory all x lie together, and all y: sums and sampling run along rows of pixels.
+    """
+    at = (2.0 * torch.arange(side, device=maps.device) + 1.0) / side - 1.0
+    along, down = maps[:, :, :1] * at, maps[:, :, 1:2] * at + maps[:, :, 2:]
+    return (along[:, :, None] + down[..., None]).permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=2)
 def maps_of_epoch(count: int, seed: int, epoch: int, config: AugmentConfig, device: torch.device) -> Tensor:
     """Draw the maps of all rows below `count`, once: a GPU would be told of ninety small kernels for every batch."""
     return affine_maps(torch.arange(count, device=device), seed, epoch, config)
-
-
-def augment(images: Tensor, rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
-    """Resample the images of these rows as `resample` does, by their own maps."""
-    return resample(images, affine_maps(rows, seed, epoch, config))
 
 
 def resample(images: Tensor, maps: Tensor) -> Tensor:

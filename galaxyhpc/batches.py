@@ -32,8 +32,8 @@ class Pictures:
         return taken / 255.0, labels
 
     def take_bytes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same as (n, 3, S, S) uint8, as `augment` likes it best."""
-        taken = self.images[rows.to(self.images.device)]
+        """Return the same as (n, 3, S, S) uint8, as `augment.resample` likes it best."""
+        taken = self.images.index_select(0, rows.to(self.images.device))  # an index takes ten times as long
         if self.device.type == "cuda" and not taken.is_cuda:
             taken = taken.pin_memory().to(self.device, non_blocking=True)
         return taken, self.labels[rows.to(self.device)]

@@ -116,4 +116,5 @@ def _chosen(network: nn.Module, config: RunConfig, device: torch.device) -> dict
 
 def _apply(run: RunDir, network: nn.Module, wanted: choice.Paths, device: torch.device) -> None:
     if not choice.apply(network, wanted, device):
-        log.warning("%s: no C++ compiler here: all layers are dense, whose last bits differ", paths_file(run))
+        missing = "no Triton" if device.type == "cuda" else "no C++ compiler"
+        log.warning("%s: %s here: all layers are dense, whose last bits differ", paths_file(run), missing)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from galaxyhpc import augment as module
-from galaxyhpc.augment import affine_maps, augment, maps_of_epoch, sampling_grid
+from galaxyhpc.augment import affine_maps, maps_of_epoch, resample, sampling_grid
 from galaxyhpc.config import AugmentConfig
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(8)
 NONE = AugmentConfig(rotation=0.0, shift=0.0, flip=0.0)
+
+
+def augment(images: Tensor, rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
+    return resample(images, affine_maps(rows, seed, epoch, config))
 
 
 def test_without_rotation_shift_and_flips_images_stay_as_they_are() -> None:
