@@ -182,18 +182,7 @@ class Convolution {
             const Index tap = plan.source[i] % taps;
             near.push_back((tap / plan.size * grid_columns + tap % plan.size) * pixel + plan.source[i] / taps * row);
         }
-        Index rows = 0, numbers = 0, map = 0;
-        for (Index kind = 0; kind < plan.kinds; ++kind) {
-            const Index *of = plan.kind + 3 * kind;
-            for (Index copy = 0; copy < of[2]; ++copy)
-                for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) {
-                    const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
-                    panels.push_back({of[0], of[1], width, begin, map * shape.fields, packed, plan.row + rows + copy * of[0],
-                                      plan.number + numbers + copy, of[2]});
-                    packed += of[1] * shape.fields * width * LANES<T>;
-                }
-            rows += of[0] * of[2], numbers += of[1] * of[2], map += of[0] * of[1];
-        }
+        for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) add_panels(begin);
     }
 
     // given (images, rows, columns, fields, rows_in) -> out (images, out_rows, out_columns, out_fields, rows_out), or
@@ -237,6 +226,22 @@ class Convolution {
         const Index *numbers;                    // (blocks), `copies` apart
         Index copies;
     };
+
+    // The panels of all irreps for some fields: what weights are brought to and from lies together.
+    void add_panels(Index begin) {
+        const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        Index rows = 0, numbers = 0, map = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
+            const Index copies = plan.kind[3 * kind + 2];
+            for (Index copy = 0; copy < copies; ++copy, rows += components) {
+                panels.push_back({components, blocks, width, begin, map * shape.fields, packed, plan.row + rows,
+                                  plan.number + numbers + copy, copies});
+                packed += blocks * shape.fields * width * LANES<T>;
+            }
+            numbers += blocks * copies, map += components * blocks;
+        }
+    }
 
     struct Scratch {
         explicit Scratch(const Convolution &of)

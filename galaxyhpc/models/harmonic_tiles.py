@@ -22,7 +22,7 @@ from torch import Tensor
 from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
 
-TILE_BYTES = 512 << 10  # of z; a core's second cache holds them and some weights
+TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
 ZERO = 1e-9  # a smaller entry of a filter is none
 
 Terms = list[tuple[int, float]]  # of a sum: what, how many times
