@@ -102,7 +102,7 @@ def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effor
     smallest = {}
     for name in SMALLEST:
         known = networks.get(name, {})
-        if "training" not in known.get("ways", {}).get("ours", {}):
+        if "optimizer_seconds" not in known.get("ways", {}).get("ours", {}):
             known = compare(_case(options, name), ["ours"], ["training"], effort, lambda one: None)
         smallest[name] = known
     data = pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
@@ -196,6 +196,7 @@ def _head(options: argparse.Namespace) -> Found:
         "ratios": "of the seconds of the fastest turns, of the bytes, of the start-up seconds",
         "peak_bytes": "from building to the end of the first step; CPU: growth of the process's resident memory",
         "startup_seconds": "from building to the end of the first step; imports and bases are at hand",
+        "share_of_step": "of the data, to forward, backward and the optimizer's step",
         "bases_seconds": "of imports and of sampling the filters' bases, or reading them from the cache",
     }
     return {"machine": machine(options.device, options.threads), "how": how, "words": words, "networks": {}}

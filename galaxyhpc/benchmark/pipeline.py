@@ -51,10 +51,11 @@ def measured(size: int, batch: int, device: str, effort: Effort) -> Found:
 
 
 def shares(data: Found, networks: dict[str, Found]) -> dict[str, float]:
-    """Return which part of a training step of each network the data would take, at the network's batch."""
+    """Return the data's time by that of a training step of each network and its optimizer, at the network's batch."""
     per_image = data["ours"]["seconds"] / data["batch"]
-    steps = {name: found["ways"].get("ours", {}).get("training") for name, found in networks.items()}
-    return {name: per_image * networks[name]["batch"] / step["seconds"] for name, step in steps.items() if step}
+    ours = {name: found["ways"].get("ours", {}) for name, found in networks.items()}
+    steps = {name: of["training"]["seconds"] + of["optimizer_seconds"] for name, of in ours.items() if "training" in of}
+    return {name: per_image * networks[name]["batch"] / seconds for name, seconds in steps.items()}
 
 
 def _ours(pictures: Pictures, rows: Tensor) -> Tensor:
