@@ -27,7 +27,7 @@ from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.rundir import write_text
 
-FORMAT = 3  # raised when counts or layers change
+FORMAT = 4  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
 PATIENCE = 15.0  # s, after which blurred rates are taken, too
 CLEAR = 0.2  # relative error of the rates
@@ -65,6 +65,8 @@ class Use(NamedTuple):
 
 # group, fields in and out, side (px), images: wide and narrow layers, large and small maps
 LAYERS = (
+    ("C1", 12, 24, 33, 8),
+    ("C1", 24, 48, 17, 8),
     ("C1", 48, 48, 17, 8),
     ("C2", 12, 24, 33, 8),
     ("C2", 96, 96, 5, 8),
