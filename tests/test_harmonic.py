@@ -82,6 +82,25 @@ def test_many_tiles_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None
     assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_pixels_and_add_up_gradients(threads: int) -> None:
+    dense, before = layer("C4", (17, 50), 3, "regular", 1), torch.get_num_threads()
+    x = torch.randn(1, 68, 8, 8, dtype=torch.float64, requires_grad=True)
+    torch.set_num_threads(threads)
+    try:
+        assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_batch_without_images_has_no_gradient() -> None:
+    dense = layer("D2", (2, 3), 3, "regular", 1)
+    x = torch.empty(0, 8, 5, 5, dtype=torch.float64, requires_grad=True)
+    y = harmonic(x, dense.weight, dense.recipe, 1, 1)
+    by_weight = torch.autograd.grad(y.sum(), dense.weight)[0]
+    assert y.shape == (0, 12, 5, 5) and not by_weight.any()
+
+
 def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     dense = layer("D8", (12, 8), 3, "regular", 1)
     x = torch.randn(2, 192, 9, 9, dtype=torch.float64)

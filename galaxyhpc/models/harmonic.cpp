@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace {
@@ -21,9 +22,9 @@ constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
 #else
 constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
 #endif
-constexpr int WIDEST = 3;   // vectors of a product's row
+constexpr int WIDEST = 3;    // vectors of a product's row
 constexpr Index RUN = 32;    // pixels in a row whose z are made together
-constexpr int TOGETHER = 9; // terms of a sum
+constexpr int TOGETHER = 9;  // terms of a sum
 
 template <typename T>
 constexpr Index LANES = BYTES / sizeof(T);
@@ -52,18 +53,20 @@ struct Plan {
 };
 
 struct Shape {
-    Index images, rows, columns;       // that come in
-    Index spread, pad;                 // pixels between theirs, before them
-    Index out_rows, out_columns, step; // that go out
+    Index images, rows, columns;        // that come in
+    Index spread, pad;                  // from one pixel of theirs to the next, and pixels before the first
+    Index out_rows, out_columns, step;  // that go out
     Index fields, out_fields;
-    Index weights, by_field, by_out_field;  // of a pair of fields; from one field's to the next's
-    Index tile, threads;                    // pixels
+    Index by_field, by_out_field;  // from one field's weights to the next's
+    Index tile, threads;           // pixels
 };
 
 // Uninitialised memory whose rows begin with a cache line.
 template <typename T>
 struct Space {
-    explicit Space(Index count) : at(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {}
+    explicit Space(Index count) : at(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
+        if (!at) throw std::bad_alloc();
+    }
     T *get() const { return at.get(); }
     struct Free {
         void operator()(T *values) const { std::free(values); }
@@ -71,14 +74,11 @@ struct Space {
     std::unique_ptr<T, Free> at;
 };
 
-// c (rows, width vectors) = or += the sum over k of a[row, k] b[k].
+// c (rows, width vectors) = or += the sum over k of a[row, k] b[k]; what is added is summed up first, for exactness.
 template <typename T, int width, int rows>
 void product(const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c, Index c_row, bool add) {
     using Vector = typename Vectors<T, LANES<T>>::type;
-    Vector sum[rows][width];
-    for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < width; ++j)
-            sum[i][j] = add ? *reinterpret_cast<const Vector *>(c + i * c_row + j * LANES<T>) : Vector{};
+    Vector sum[rows][width] = {};
     for (Index k = 0; k < count; ++k) {
         Vector right[width];
         for (int j = 0; j < width; ++j) right[j] = *reinterpret_cast<const Vector *>(b + k * b_k + j * LANES<T>);
@@ -86,7 +86,10 @@ void product(const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index co
             for (int j = 0; j < width; ++j) sum[i][j] += a[i * a_row + k * a_k] * right[j];
     }
     for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < width; ++j) *reinterpret_cast<Vector *>(c + i * c_row + j * LANES<T>) = sum[i][j];
+        for (int j = 0; j < width; ++j) {
+            Vector *to = reinterpret_cast<Vector *>(c + i * c_row + j * LANES<T>);
+            *to = add ? *to + sum[i][j] : sum[i][j];
+        }
 }
 
 template <typename T, int width, int rows = MOST_ROWS[width]>
@@ -392,10 +395,16 @@ class Convolution {
 
 }  // namespace
 
+// Whether there was memory enough.
 #define EXPORT(T, name)                                                                                             \
-    extern "C" void convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
+    extern "C" bool convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
                                     const T *other, T *out, T *by_weights) {                                        \
-        Convolution<T>(*plan, *shape)(given, weights, other, out, by_weights);                                      \
+        try {                                                                                                       \
+            Convolution<T>(*plan, *shape)(given, weights, other, out, by_weights);                                  \
+            return true;                                                                                            \
+        } catch (const std::bad_alloc &) {                                                                          \
+            return false;                                                                                           \
+        }                                                                                                           \
     }
 
 EXPORT(float, float32)

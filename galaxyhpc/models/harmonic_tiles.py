@@ -23,6 +23,7 @@ from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
 
 TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
+FEWEST = 16  # pixels of a thread, which adds up a gradient of all weights for itself
 ZERO = 1e-9  # a smaller entry of a filter is none
 
 Terms = list[tuple[int, float]]  # of a sum: what, how many times
@@ -65,7 +66,7 @@ class _Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("images", "rows", "columns", "spread", "pad", "out_rows", "out_columns", "step"),
-            *("fields", "out_fields", "weights", "by_field", "by_out_field", "tile", "threads"),
+            *("fields", "out_fields", "by_field", "by_out_field", "tile", "threads"),
         )
     ]
 
@@ -77,10 +78,9 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _shape(plan: _Plan, given: Tensor, weight: Tensor) -> _Shape:
     *maps, channels = given.shape
-    shape = _Shape(**dict(zip(("images", "rows", "columns"), maps, strict=True)), weights=plan.of.weights)
-    shape.fields = channels // len(plan.of.inputs.change)
-    shape.out_fields = weight.numel() // (shape.fields * shape.weights)
-    return shape
+    fields = channels // len(plan.of.inputs.change)
+    of_maps = dict(zip(("images", "rows", "columns"), maps, strict=True))
+    return _Shape(**of_maps, fields=fields, out_fields=weight.numel() // (fields * plan.of.weights))
 
 
 def _convolve(
@@ -94,14 +94,16 @@ def _convolve(
     by_weights: Tensor | None = None,
 ) -> None:
     shape.out_rows, shape.out_columns = sides
-    shape.threads, pixels = torch.get_num_threads(), max(1, len(given) * math.prod(sides))
+    pixels = max(1, len(given) * math.prod(sides))
+    shape.threads = max(1, min(torch.get_num_threads(), pixels // FEWEST))
     most = max(1, TILE_BYTES // (given.element_size() * shape.fields * len(plan.of.terms)))
     tiles = -(-pixels // min(most, -(-pixels // shape.threads)))
     tiles = -(-tiles // shape.threads) * shape.threads  # as many for each
     shape.tile = -(-pixels // tiles)
     tensors = (given, weight.detach().contiguous(), other, out, by_weights)
     pointers = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in tensors]
-    plan.convolve(ctypes.byref(plan.read), ctypes.byref(shape), *pointers)
+    if not plan.convolve(ctypes.byref(plan.read), ctypes.byref(shape), *pointers):
+        raise MemoryError(f"a convolution of {pixels} pixels")
 
 
 class _Read(ctypes.Structure):
@@ -152,7 +154,9 @@ def _plan(recipe: Recipe, dtype: torch.dtype, transposed: bool) -> _Plan:
         kept(np.concatenate([irrep.rows.flatten() for irrep in of.irreps])),
         kept(np.concatenate([irrep.weights.flatten() for irrep in of.irreps])),
     )
-    return _Plan(of, read, arrays, getattr(library, f"convolve_{name}"))
+    convolve = getattr(library, f"convolve_{name}")
+    convolve.restype = ctypes.c_bool
+    return _Plan(of, read, arrays, convolve)
 
 
 def _program(of: Blocks) -> tuple[list[tuple[int, bool, Terms]], int]:
