@@ -5,16 +5,16 @@ What happens to a galaxy is a function of (seed, epoch, row) alone: not of the b
 
 from __future__ import annotations
 
+from ctypes import CDLL, c_int, c_int64, c_void_p
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from galaxyhpc import compiled
 from galaxyhpc.config import AugmentConfig
 from galaxyhpc.randomness import key, uniform
-
-PIECE = 2**18  # pixels of a CPU's cache
 
 
 def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
@@ -57,20 +57,21 @@ def maps_of_epoch(count: int, seed: int, epoch: int, config: AugmentConfig, devi
 def resample(images: Tensor, maps: Tensor) -> Tensor:
     """Resample (N, 3, S, S) images bilinearly; the sky beyond an edge is the sky before it, mirrored.
 
-    What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. On a CPU a few images are done at
-    a time: memory that is new for every batch costs three times what the arithmetic does.
+    What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. A CPU with a compiler needs half
+    of torch's time for bytes, with other last bits.
     """
-    few = max(1, PIECE // images.shape[-1] ** 2)
-    if images.device.type != "cpu" or len(images) <= few:
-        return _resampled(images, maps)
-    moved = torch.empty(images.shape)
-    for begin in range(0, len(images), few):
-        piece = slice(begin, begin + few)
-        moved[piece] = _resampled(images[piece], maps[piece])
-    return moved
-
-
-def _resampled(images: Tensor, maps: Tensor) -> Tensor:
+    if images.dtype == torch.uint8 and images.device.type == "cpu" and len(images):
+        compiled_one = compiled.library("augment.cpp")
+        if compiled_one is not None:
+            return _compiled(compiled_one, images.contiguous(), maps.contiguous())
     pixels = images / 255.0 if images.dtype == torch.uint8 else images
     grid = sampling_grid(maps, images.shape[-1])
     return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+
+
+def _compiled(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:
+    count, channels, side, _ = images.shape
+    moved = torch.empty(images.shape)
+    pointers = (c_void_p(each.data_ptr()) for each in (images, maps, moved))
+    library.resample(*pointers, *map(c_int64, (count, channels, side)), c_int(torch.get_num_threads()))
+    return moved

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from galaxyhpc import augment as module
+from galaxyhpc import compiled
 from galaxyhpc.augment import affine_maps, maps_of_epoch, resample, sampling_grid
 from galaxyhpc.config import AugmentConfig
 
@@ -31,11 +31,10 @@ def test_what_happens_to_a_galaxy_depends_on_seed_epoch_and_row_alone() -> None:
         assert not torch.allclose(augment(IMAGES, ROWS, seed, epoch, config), whole)
 
 
-def test_the_batch_the_threads_and_the_pieces_of_a_cpu_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_and_the_threads_of_a_cpu_change_no_bit() -> None:
     config, pixels = AugmentConfig(), (255 * IMAGES).byte()
     whole, threads = augment(pixels, ROWS, 3, 4, config), torch.get_num_threads()
     assert torch.equal(torch.cat([augment(pixels[i : i + 3], ROWS[i : i + 3], 3, 4, config) for i in (0, 3, 6)]), whole)
-    monkeypatch.setattr(module, "PIECE", 3 * 33**2)
     try:
         torch.set_num_threads(3 - min(threads, 2))
         assert torch.equal(augment(pixels, ROWS, 3, 4, config), whole)
@@ -48,10 +47,18 @@ def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
     assert torch.equal(maps_of_epoch(500, 3, 4, config, rows.device)[rows], affine_maps(rows, 3, 4, config))
 
 
-def test_bytes_become_what_their_floats_become() -> None:
-    pixels = (255 * IMAGES).byte()
-    found, same = (augment(images, ROWS, 0, 0, AugmentConfig()) for images in (pixels, pixels.float() / 255.0))
-    assert found.dtype == torch.float32 and torch.equal(found, same)
+@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize("side", [2, 33, 64])
+def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiler:
+        monkeypatch.setattr(compiled, "library", lambda source: None)
+    assert (compiled.library("augment.cpp") is None) != compiler
+    pixels = torch.randint(256, (8, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps = affine_maps(ROWS, 0, 0, AugmentConfig(shift=0.5))
+    maps[1:3] *= 4.0  # several images beyond the edges
+    found = resample(pixels, maps)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, resample(pixels.float() / 255.0, maps), rtol=0, atol=1e-4)
 
 
 def test_the_sampling_grid_is_torchs() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from galaxyhpc import groups
+from galaxyhpc import compiled, groups
 from galaxyhpc.config import ModelConfig
-from galaxyhpc.models import build_model, choice, compiled
+from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.harmonic import blocks, reference
 from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
@@ -157,4 +157,4 @@ def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler in ("absent", "false"):
         monkeypatch.setenv("CXX", compiler)
-        assert compiled.library.__wrapped__() is None
+        assert compiled.library.__wrapped__("models/harmonic.cpp") is None

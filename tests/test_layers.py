@@ -30,7 +30,7 @@ LEVELS = (
     ("page",),
     ("calibration", "group_names", "image_size"),
     ("config", "presets"),
-    ("rundir", "groups", "basis_cache", "settings", "split", "slurm", "progress"),
+    ("rundir", "groups", "basis_cache", "compiled", "settings", "split", "slurm", "progress"),
     (
         "sweep",
         "lifecycle",

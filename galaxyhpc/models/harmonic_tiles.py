@@ -19,9 +19,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from galaxyhpc.models import compiled
+from galaxyhpc import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
 
+SOURCE = "models/harmonic.cpp"
 TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
 FEWEST = 16  # pixels of a thread, which adds up a gradient of all weights for itself
 ZERO = 1e-9  # a smaller entry of a filter is none
@@ -31,7 +32,7 @@ Terms = list[tuple[int, float]]  # of a sum: what, how many times
 
 def available() -> bool:
     """Whether this machine can compile what is needed."""
-    return compiled.library() is not None
+    return compiled.library(SOURCE) is not None
 
 
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
@@ -129,7 +130,7 @@ class _Plan:
 
 @cache
 def _plan(recipe: Recipe, dtype: torch.dtype, transposed: bool) -> _Plan:
-    of, library = blocks(recipe, transposed), compiled.library()
+    of, library = blocks(recipe, transposed), compiled.library(SOURCE)
     assert library is not None, "no C++ compiler"
     arrays: list[NDArray[Any]] = []
 

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from galaxyhpc import compiled
 from galaxyhpc.basis_cache import directory
-from galaxyhpc.models import compiled
 from galaxyhpc.models.harmonic import Recipe, blocks
 from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv

@@ -1,4 +1,4 @@
-"""The compiled part of the harmonic convolution, built once per machine by its own C++ compiler, where there is one."""
+"""What is compiled: built once per machine by its own C++ compiler, where there is one."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ import torch  # brings its OpenMP, which the library is to share  # noqa: F401
 from galaxyhpc.basis_cache import directory
 from galaxyhpc.rundir import replacing
 
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled `harmonic.cpp`; None where it cannot be had."""
+def library(source: str) -> ctypes.CDLL | None:
+    """Return what a file of this package is compiled to, such as `augment.cpp`; None where it cannot be had."""
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
         return None
-    source = files("galaxyhpc.models") / "harmonic.cpp"
-    recipe = "\0".join((source.read_text(), compiler, *FLAGS, processor()))
-    path = directory() / f"harmonic-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
+    text = files("galaxyhpc").joinpath(source)
+    recipe = "\0".join((text.read_text(), compiler, *FLAGS, processor()))
+    path = directory() / f"{Path(source).stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
     try:
         if not path.exists():
             with replacing(path) as aside:
-                subprocess.run([compiler, *FLAGS, "-o", aside, str(source)], check=True, capture_output=True)
+                subprocess.run([compiler, *FLAGS, "-o", aside, str(text)], check=True, capture_output=True)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
