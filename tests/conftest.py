@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         give_way()
     elif not slurm_answers():
         do_without("no Slurm answers; tests/slurm/cluster up starts one")
+    if item.get_closest_marker("compiler") and shutil.which(os.environ.get("CXX") or "c++") is None:
+        do_without("no C++ compiler")
 
 
 @pytest.fixture(scope="module")

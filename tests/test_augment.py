@@ -47,7 +47,7 @@ def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
     assert torch.equal(maps_of_epoch(500, 3, 4, config, rows.device)[rows], affine_maps(rows, 3, 4, config))
 
 
-@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.compiler), False])
 @pytest.mark.parametrize("side", [2, 33, 64])
 def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler:

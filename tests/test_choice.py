@@ -64,6 +64,7 @@ def test_what_comes_into_a_layer_is_found_without_computing() -> None:
     )
 
 
+@pytest.mark.compiler
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(rates, "SECONDS", 0.0)
@@ -110,6 +111,7 @@ def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(mo
     assert not any(layer.harmonic for layer in choice.layers(network).values())
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("broken", ["wrong", "fails"])
 def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
     broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -69,6 +69,7 @@ def test_a_network_is_one_graph_that_computes_the_same(family: str) -> None:
     assert_as_compiled(family, "aot_eager")
 
 
+@pytest.mark.compiler
 def test_every_kind_of_layer_can_be_turned_into_code() -> None:
     layers = [SteerableConv("D4", 2, 2, padding=1), FieldBatchNorm(2, 8), nn.ReLU(inplace=True), AntialiasedPool()]
     model = nn.Sequential(CircularMask(9), *layers, Restriction("D4", "C4"), GroupPooling(4))

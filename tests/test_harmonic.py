@@ -18,6 +18,8 @@ from galaxyhpc.models.harmonic import blocks, reference
 from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
 
+pytestmark = pytest.mark.compiler
+
 GROUPS = [*(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 17))]
 
 

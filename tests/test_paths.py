@@ -36,12 +36,14 @@ def settings(convolution: str) -> RunConfig:
     return RunConfig(model=ModelConfig(group="D4", scale=0.1), resources=resources)
 
 
+@pytest.mark.compiler
 def test_what_was_settled_first_holds(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     assert set(begun(run, process, "harmonic")) == {True}
     assert set(begun(run, process, "dense")) == {True}
 
 
+@pytest.mark.compiler
 def test_the_choice_is_made_for_training_and_for_inference(
     tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +61,7 @@ def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Pr
     assert not paths.paths_file(run).exists()
 
 
+@pytest.mark.compiler
 def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process) -> None:
     config = settings("harmonic")
     network, images = build_model(config.model, 65).eval(), torch.rand(2, 3, 65, 65)

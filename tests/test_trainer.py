@@ -200,6 +200,7 @@ def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path
     assert_same_end(finish(run), whole)
 
 
+@pytest.mark.compiler
 def test_without_dense_filters_the_losses_are_the_same_to_rounding(tmp_path: Path, cache: Path) -> None:
     options = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-2, "schedule": "constant"}
     ways = [make_run(tmp_path / way, cache, convolution=way, **options) for way in ("dense", "harmonic")]
