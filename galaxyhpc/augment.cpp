@@ -14,8 +14,9 @@ using Index = std::int64_t;
 inline void place(float at, int side, int &first, float &weight) {
     const float from_edge = std::fabs(((at + 1) * side - 1) / 2 + 0.5f);
     const float turns = std::floor(from_edge / side), left = from_edge - turns * side;
-    const float inside = (static_cast<int>(turns) & 1 ? side - left : left) - 0.5f;
-    const float x = std::min(std::max(inside, 0.0f), static_cast<float>(side - 1));
+    const bool mirrored = turns - 2 * std::floor(turns / 2) != 0;
+    const float inside = (mirrored ? side - left : left) - 0.5f;
+    const float x = std::min(std::max(0.0f, inside), static_cast<float>(side - 1));  // not a number: 0
     first = std::min(static_cast<int>(x), side - 2);
     weight = x - first;
 }

@@ -60,18 +60,25 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. A CPU with a compiler needs half
     of torch's time for bytes, with other last bits.
     """
-    if images.dtype == torch.uint8 and images.device.type == "cpu" and len(images):
-        compiled_one = compiled.library("augment.cpp")
-        if compiled_one is not None:
-            return _compiled(compiled_one, images.contiguous(), maps.contiguous())
+    if _served(images, maps):
+        library = compiled.library("augment.cpp")
+        if library is not None:
+            return _compiled(library, images.contiguous(), maps.contiguous())
     pixels = images / 255.0 if images.dtype == torch.uint8 else images
     grid = sampling_grid(maps, images.shape[-1])
     return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
+def _served(images: Tensor, maps: Tensor) -> bool:
+    """Whether these are bytes of square images on a CPU, with as many maps."""
+    fit = images.dim() == 4 and images.shape[2] == images.shape[3] > 1 and maps.shape == (len(images), 2, 3)
+    kinds = (images.dtype, maps.dtype) == (torch.uint8, torch.float32) and not maps.requires_grad
+    return fit and kinds and images.device.type == maps.device.type == "cpu"
+
+
 def _compiled(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:
     count, channels, side, _ = images.shape
-    moved = torch.empty(images.shape)
+    moved = torch.empty(images.shape, dtype=torch.float32, device="cpu")
     pointers = (c_void_p(each.data_ptr()) for each in (images, maps, moved))
     library.resample(*pointers, *map(c_int64, (count, channels, side)), c_int(torch.get_num_threads()))
     return moved

@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,16 +25,17 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fope
 @cache
 def library(source: str) -> ctypes.CDLL | None:
     """Return what a file of this package is compiled to, such as `augment.cpp`; None where it cannot be had."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
+    command = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(command[0]) is None:
         return None
     text = files("galaxyhpc").joinpath(source)
-    recipe = "\0".join((text.read_text(), compiler, *FLAGS, processor()))
+    recipe = "\0".join((text.read_text(), *command, *FLAGS, processor()))
     path = directory() / f"{Path(source).stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
+    with suppress(OSError):  # absent, or damaged
+        return ctypes.CDLL(str(path))
     try:
-        if not path.exists():
-            with replacing(path) as aside:
-                subprocess.run([compiler, *FLAGS, "-o", aside, str(text)], check=True, capture_output=True)
+        with replacing(path) as aside:
+            subprocess.run([*command, *FLAGS, "-o", aside, str(text)], check=True, capture_output=True)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,29 @@ def test_a_layer_told_to_be_harmonic_is_dense_where_there_is_no_kernel(low: bool
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         assert torch.equal(told(x), dense(x)) == low
     assert list(told.state_dict()) == list(dense.state_dict())
+
+
+def test_what_a_harmonic_layer_cannot_do_is_refused() -> None:
+    told = SteerableConv("D4", 2, 2, padding=1)
+    told.harmonic = True
+    with pytest.raises(RuntimeError, match="found 8 channels, expected 16"):
+        told(torch.rand(1, 8, 5, 5))
+    x = torch.rand(1, 16, 5, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(told(x).sum(), x, create_graph=True)
+
+
+def test_a_compiler_may_have_arguments_and_what_it_made_is_made_again_where_it_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "env c++")
+    ask = [sys.executable, "-c", "from galaxyhpc import compiled; assert compiled.library('augment.cpp')"]
+    subprocess.run(ask, check=True)
+    (made,) = tmp_path.rglob("augment-*.so")
+    made.write_bytes(b"")
+    subprocess.run(ask, check=True)
+    assert made.stat().st_size > 0
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

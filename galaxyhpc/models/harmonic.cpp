@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <omp.h>
 #include <vector>
 
 namespace {
@@ -192,12 +193,17 @@ class Convolution {
     // the gradient by weights of its product with `other`, which is shaped like out; or both.
     void operator()(const T *given, const T *weights, const T *other, T *out, T *by_weights) const {
         Space<T> grid(shape.images * grid_rows * grid_columns * pixel), right(out ? packed : 0);
+        std::vector<Scratch> scratch;
         std::vector<Space<T>> sums;
-        for (Index t = 0; t < shape.threads && by_weights; ++t) sums.emplace_back(packed);
+        for (Index t = 0; t < shape.threads; ++t) {
+            scratch.emplace_back(*this);
+            if (by_weights) sums.emplace_back(packed);
+        }
         const Index tiles = (pixels + shape.tile - 1) / shape.tile;
 #pragma omp parallel num_threads(static_cast<int>(shape.threads))
         {
-            Scratch own(*this);
+            Scratch &own = scratch[omp_get_thread_num()];
+            std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // rows that no irrep leads to
 #pragma omp for schedule(static) nowait
             for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
 #pragma omp for schedule(static)
@@ -246,13 +252,11 @@ class Convolution {
         }
     }
 
-    struct Scratch {
+    struct Scratch {  // of a thread
         explicit Scratch(const Convolution &of)
             : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
               hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
-              line(std::max(of.pixel, of.out_pixel)) {
-            std::memset(hats.get(), 0, of.shape.tile * of.out_pixel * sizeof(T));  // rows that no irrep leads to
-        }
+              line(std::max(of.pixel, of.out_pixel)) {}
         Space<T> z, parts, hats, others, line;
     };
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from galaxyhpc.models.harmonic import Recipe, blocks
 
@@ -111,6 +110,7 @@ class _Harmonic(torch.autograd.Function):
         return _forward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        if torch.is_grad_enabled():  # create_graph: what is returned would be taken for a constant
+            raise RuntimeError("a harmonic layer has no second derivative; a dense one has")
         return _gradients(ctx, gradient, _backward)

@@ -55,7 +55,7 @@ def backward(
     shape = _shape(plan, given, weight)
     shape.by_field, shape.by_out_field = plan.of.weights * shape.out_fields, plan.of.weights
     shape.spread, shape.pad, shape.step = stride, plan.of.size - 1 - padding, 1
-    by_x, by_weight = torch.empty_like(other) if for_x else None, torch.empty_like(weight)
+    by_x, by_weight = torch.empty_like(other) if for_x else None, weight.new_empty(weight.shape)
     _convolve(plan, shape, other.shape[1:3], given, weight, other, by_x, by_weight)
     return None if by_x is None else by_x.permute(0, 3, 1, 2), by_weight
 

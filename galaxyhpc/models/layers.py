@@ -91,6 +91,8 @@ class SteerableConv(nn.Module):
         """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
         dtype = working_dtype(self.weight)
         if self.harmonic and (x.device.type, dtype) in SERVED:
+            if x.shape[1] != (channels := self.in_fields * self.basis.shape[2]):
+                raise RuntimeError(f"{self}: found {x.shape[1]} channels, expected {channels}")
             return harmonic(x.to(dtype), self.weight, self.recipe, self.stride, self.padding)
         return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
 

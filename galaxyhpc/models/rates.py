@@ -27,7 +27,7 @@ from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.rundir import write_text
 
-FORMAT = 4  # raised when counts or layers change
+FORMAT = 5  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
 PATIENCE = 15.0  # s, after which blurred rates are taken, too
 CLEAR = 0.2  # relative error of the rates
@@ -112,18 +112,17 @@ def harmonic_counts(use: Use, training: bool) -> list[float]:
     """
     d_in, d_out = (len(each.change) for each in (blocks(use.recipe).inputs, blocks(use.recipe).outputs))
     pixels, (fields_in, fields_out) = use.images * math.prod(use.sides), use.fields
-    passes = [(False, use.pixels, fields_in, fields_out, 1, (d_in, d_out))]
+    passes = [(False, (pixels, use.pixels), (fields_in, fields_out), 1, (d_in, d_out))]
     if training:
-        passes.append((True, pixels, fields_out, fields_in, 1 + use.by_x, (d_out, d_in)))
+        passes.append((True, (use.pixels, pixels), (fields_out, fields_in), 1 + use.by_x, (d_out, d_in)))
     total = np.zeros(6)
-    for transposed, at, into, out, products, rows in passes:
+    for transposed, (given, at), (into, out), products, rows in passes:
         of = blocks(use.recipe, transposed)
         pairs = sum(irrep.size * irrep.weights.size for irrep in of.irreps) * into * whole(out)
-        turned = np.array([at * each * fields for each, fields in zip(rows, (into, out), strict=True)])
-        turned = turned * (1, products)
-        values = turned.sum(), turned @ rows
+        values = np.array([given * into * rows[0], products * at * out * rows[1]])
         weights = products * into * out * of.weights
-        total += np.array([1, at * terms(of) * whole(into), products * at * pairs, *values, weights])
+        z = at * terms(of) * whole(into)
+        total += np.array([1, z, products * at * pairs, values.sum(), values @ rows, weights])
     return [float(each) for each in total]
 
 
