@@ -29,8 +29,8 @@ def harmonic(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: in
     """
     asked = (*recipe, stride, padding)
     # a compiler knows the operator; eager, its bookkeeping would take a twentieth of a small network's step
-    compiling = torch.compiler.is_compiling()
-    y: Tensor = torch.ops.galaxyhpc.harmonic(x, weight, *asked) if compiling else _Harmonic.apply(x, weight, *asked)  # type: ignore[no-untyped-call]
+    apply: Any = torch.ops.galaxyhpc.harmonic if torch.compiler.is_compiling() else _Harmonic.apply
+    y: Tensor = apply(x, weight, *asked)
     return y
 
 
