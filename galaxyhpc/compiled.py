@@ -22,11 +22,17 @@ from galaxyhpc.rundir import replacing
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
 
+def compiler() -> list[str] | None:
+    """Return how the C++ compiler is called, CXX or c++; None where there is none."""
+    command = shlex.split(os.environ.get("CXX") or "c++")
+    return command if shutil.which(command[0]) else None
+
+
 @cache
 def library(source: str) -> ctypes.CDLL | None:
     """Return what a file of this package is compiled to, such as `augment.cpp`; None where it cannot be had."""
-    command = shlex.split(os.environ.get("CXX") or "c++")
-    if shutil.which(command[0]) is None:
+    command = compiler()
+    if command is None:
         return None
     text = files("galaxyhpc").joinpath(source)
     recipe = "\0".join((text.read_text(), *command, *FLAGS, processor()))

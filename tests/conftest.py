@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -44,6 +43,14 @@ def slurm_answers() -> bool:
     return "is UP" in answer.stdout
 
 
+@functools.cache
+def compiler_answers() -> bool:
+    """Whether there is a C++ compiler."""
+    from galaxyhpc import compiled  # brings torch, which the settings above come before
+
+    return compiled.compiler() is not None
+
+
 class WholeFiles(LoadFileScheduling):
     """Shares files out whole; those on Slurm go one after the other in one process, for they share its nodes."""
 
@@ -81,7 +88,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         give_way()
     elif not slurm_answers():
         do_without("no Slurm answers; tests/slurm/cluster up starts one")
-    if item.get_closest_marker("compiler") and shutil.which(os.environ.get("CXX") or "c++") is None:
+    if item.get_closest_marker("compiler") and not compiler_answers():
         do_without("no C++ compiler")
 
 

@@ -170,7 +170,9 @@ def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any
     tab.get_by_role("link", name="Next run").click()
     tab.wait_for_function("document.querySelector('#run h1').textContent != 'C4-s1'")
     tab.get_by_role("link", name="← Report").click()
-    tab.get_by_role("heading", name="Runs", exact=True).wait_for(state="visible")
+    heading = tab.get_by_role("heading", name="Runs", exact=True)
+    heading.wait_for()  # the page changes after the click
+    assert heading.is_visible()
 
 
 def test_a_run_that_is_not_in_says_why_on_its_page(tab: Any) -> None:

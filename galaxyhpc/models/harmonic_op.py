@@ -106,8 +106,9 @@ class _Harmonic(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _keep(ctx, inputs, inputs[0])
-        return _forward(*inputs)
+        y = _forward(*inputs)
+        _keep(ctx, inputs, y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

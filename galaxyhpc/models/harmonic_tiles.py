@@ -160,6 +160,7 @@ def _plan(recipe: Recipe, dtype: torch.dtype, transposed: bool) -> _Plan:
     return _Plan(of, read, arrays, convolve)
 
 
+@cache
 def _program(of: Blocks) -> tuple[list[tuple[int, bool, Terms]], int]:
     """Return the sums that make a pixel's maps, and the most parts at a time.
 
@@ -187,7 +188,6 @@ def _program(of: Blocks) -> tuple[list[tuple[int, bool, Terms]], int]:
     return steps, most
 
 
-@cache
 def terms(of: Blocks) -> int:
     """Return how many values are added up, and sums kept, to make a pixel's maps of one field."""
     return sum(1 + len(some) for _, _, some in _program(of)[0])
