@@ -30,9 +30,9 @@ from rich.table import Table
 
 from galaxyhpc import evidence, latex, summaries
 from galaxyhpc.attack_results import Attacked, AttackError, success_table
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.config.yaml_loader import question
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
-from galaxyhpc.report import question
 from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, write_text
 from galaxyhpc.table import make_console, terminal_table
 from galaxyhpc.tables import GENERATED, About, Tables

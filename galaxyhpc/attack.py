@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.batches import Pictures, predict
-from galaxyhpc.config import AttackConfig, EvaluateConfig
+from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.randomness import key, uniform
 from galaxyhpc.results import Measured

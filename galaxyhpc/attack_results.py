@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.config import AttackConfig
+from galaxyhpc.config.schema import AttackConfig
 from galaxyhpc.metrics import CLASSES
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.statistics import clopper_pearson

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from galaxyhpc import compiled
-from galaxyhpc.config import AugmentConfig
+from galaxyhpc.config.schema import AugmentConfig
 from galaxyhpc.randomness import key, uniform
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from galaxyhpc.config import RunConfig, flat
+from galaxyhpc.config.schema import RunConfig, flat
 from galaxyhpc.rundir import RunDir, sync
 
 KEPT = 2  # the newest may be damaged by what stopped the run

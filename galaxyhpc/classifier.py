@@ -10,7 +10,7 @@ from torch import nn
 
 from galaxyhpc import results
 from galaxyhpc.checkpoint import sha256
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import split_head
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.rundir import NoRunError, RunDir, readable, runs_of

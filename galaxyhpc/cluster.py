@@ -22,7 +22,7 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from galaxyhpc import slurm
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.rundir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob

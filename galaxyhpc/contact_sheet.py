@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from galaxyhpc.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import Galaxies
 from galaxyhpc.tables import GENERATED

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from galaxyhpc import psf
-from galaxyhpc.conditions import split
+from galaxyhpc.config.conditions import split
 from galaxyhpc.jpeg import compressed
 from galaxyhpc.randomness import key, uniform
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from galaxyhpc.conditions import pairs
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.conditions import pairs
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.networks import Network, images_per_pass, training_bytes
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.galaxy10 import CLASSES, DataError, check_file, convert
 from galaxyhpc.rundir import sync, write_text
 from galaxyhpc.split import SPLITS, split_table

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc.config import flat
+from galaxyhpc.config.schema import flat
 from galaxyhpc.history import in_words
 from galaxyhpc.metrics import METRICS
 from galaxyhpc.results import CLEAN, Predictions

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from galaxyhpc import cluster, local, slurm
-from galaxyhpc.config import ResourcesConfig, RunConfig, flat
+from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flat
 from galaxyhpc.rundir import RunDir, runs_of, state
 
 

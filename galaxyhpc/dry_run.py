@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster, slurm
-from galaxyhpc.config import ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import ResourcesConfig, RunConfig
 from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
 from galaxyhpc.networks import training_bytes

@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import attack, conditions, paths, results
+from galaxyhpc import attack, paths, results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config import conditions
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.lifecycle import Stop, find_place

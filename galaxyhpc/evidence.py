@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc import results
+from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.details import Mistake, mistakes
 from galaxyhpc.metrics import consistency
 from galaxyhpc.planned import Found, PlanError
@@ -32,7 +33,6 @@ from galaxyhpc.statistics import (
     percentile_interval,
     rueger,
 )
-from galaxyhpc.table import ROTATION_MEAN
 
 UNCOUNTED = ("clean", "rotation_control", ROTATION_MEAN[0])  # no corruptions: not part of a mean corruption error
 ALPHA = 0.05  # of the family of all pairs

@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from rich.progress import Progress
 
 from galaxyhpc import explore_page
-from galaxyhpc.config import DataConfig, DemoConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import prepare, source_file
 from galaxyhpc.facts import Facts, gather
 from galaxyhpc.galaxy10 import SIDES, DataError, read_columns

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import Galaxies
 from galaxyhpc.galaxy10 import CLASSES, read_columns, read_measured
 from galaxyhpc.split import SAME_ARCSEC, SPLITS, pairs_within, same_pixels, split_table

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from galaxyhpc import attack_results, checkpoint, paths, results
-from galaxyhpc.config import ModelConfig, RunConfig
+from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
 from galaxyhpc.rundir import RunDir, runs_of

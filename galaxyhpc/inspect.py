@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from galaxyhpc import conditions, inspect_page
+from galaxyhpc import inspect_page
+from galaxyhpc.config import conditions
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.latent import LatentError
 from galaxyhpc.results import Pair

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from galaxyhpc import conditions
+from galaxyhpc.config import conditions
 from galaxyhpc.figures.sheet import Grid, Look, folded, looks, plain, room, sheet
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.gradcam import Choice

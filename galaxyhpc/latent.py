@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from torch import Tensor, nn
 
-from galaxyhpc import conditions
 from galaxyhpc.batches import Pictures
+from galaxyhpc.config import conditions
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN

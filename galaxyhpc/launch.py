@@ -18,14 +18,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from galaxyhpc import cluster
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.sweep import SweepError, load_sweep
+from galaxyhpc.config.yaml_loader import leading_comment
 from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
-from galaxyhpc.located import leading_comment
 from galaxyhpc.networks import Network
 from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.rundir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
-from galaxyhpc.sweep import SweepError, load_sweep
 from galaxyhpc.table import make_console
 
 PLAN = (

@@ -17,7 +17,7 @@ import submitit
 from rich.console import Console
 from rich.live import Live
 
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.processes import cores
 from galaxyhpc.rundir import RunDir, state
 from galaxyhpc.status import room, table

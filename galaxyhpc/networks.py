@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from galaxyhpc.config import ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import ModelConfig, RunConfig, TrainConfig
 
 TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries
 SMALL = {"scale": 0.03, "width": "fields"}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.config import TrainConfig
+from galaxyhpc.config.schema import TrainConfig
 from galaxyhpc.data import CLASSES
 from galaxyhpc.models.baselines import Baseline
 

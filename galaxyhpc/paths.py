@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from galaxyhpc import checkpoint
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.distributed import Process
 from galaxyhpc.models import choice
 from galaxyhpc.networks import images_per_pass

@@ -13,12 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from galaxyhpc import conditions, results
+from galaxyhpc import results
 from galaxyhpc.attack_results import Attacked, wanted_attack
-from galaxyhpc.config import RunConfig, flat
+from galaxyhpc.config import conditions
+from galaxyhpc.config.schema import RunConfig, flat
+from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.results import Pair
 from galaxyhpc.rundir import RunDir, state
-from galaxyhpc.settings import DEFAULTS
 
 COLUMNS = {
     **dict.fromkeys(("run_id", "arch", "group", "width", "head", "data"), str),

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster, networks, slurm
-from galaxyhpc.conditions import pairs
-from galaxyhpc.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.conditions import pairs
+from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
 from galaxyhpc.rundir import RunDir

@@ -38,16 +38,6 @@ HARDEST = 24  # shown for all runs together
 Pictures = Mapping[int, NDArray[np.uint8]]
 
 
-def question(text: str) -> str:
-    """Return the comment that a sweep's YAML begins with, which asks its question; empty where there is none."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("#").strip())
-    return "\n\n".join(" ".join(part.split()) for part in "\n".join(lines).split("\n\n") if part.strip())
-
-
 def wanted(of_runs: Sequence[Details], hardest: pd.DataFrame, most: int = MOST_PICTURES) -> list[int]:
     """Choose rows of the data file to show: the hardest of all runs, then those that most runs' pages have."""
     first = [int(row) for row in hardest["row"][:HARDEST]] if len(hardest) else []

@@ -12,13 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from galaxyhpc import details, figure_files
+from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data import Galaxies, converted
 from galaxyhpc.details import Mistake
 from galaxyhpc.figures import FIGURES
 from galaxyhpc.planned import Found
 from galaxyhpc.processes import mapped
 from galaxyhpc.report import wanted, write
-from galaxyhpc.table import ROTATION_MEAN
 from galaxyhpc.tables import About, Tables
 
 WIDEST = 2400  # px of a figure

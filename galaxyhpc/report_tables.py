@@ -10,9 +10,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.page import Column, Section, Table
 from galaxyhpc.run_pages import physical
-from galaxyhpc.table import ROTATION_MEAN, bold
+from galaxyhpc.table import bold
 from galaxyhpc.tables import Tables, names, ranked
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from galaxyhpc import slurm
 from galaxyhpc.cluster import SubmissionError
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.lifecycle import is_busy
 from galaxyhpc.rundir import NoRunError, RunDir, runs_of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.conditions import described, is_condition, severities
+from galaxyhpc.config.conditions import described, is_condition, severities
 from galaxyhpc.details import Details
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import data_uri, rounded

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from galaxyhpc.config import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
+    from galaxyhpc.config.schema import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
 
 MOST_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
 MOST_CONFIG_BYTES = 1_000_000
@@ -118,7 +118,7 @@ class RunDir:
         """
         from pydantic import ValidationError
 
-        from galaxyhpc.config import RunConfig
+        from galaxyhpc.config.schema import RunConfig
 
         if self.config_file.stat().st_size > MOST_CONFIG_BYTES:
             raise NoRunError(f"{self.config_file}: found more than {MOST_CONFIG_BYTES:,} bytes; allowed: fewer")

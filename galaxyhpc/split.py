@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
 
 SPLITS = ("train", "validation", "test")
 SAME_ARCSEC = 1.0  # two positions nearer than this are one galaxy

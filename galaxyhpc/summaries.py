@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc import conditions, results
+from galaxyhpc import results
+from galaxyhpc.config import conditions
+from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.metrics import BINS, METRICS, Counts, metrics, per_class, reliability
 from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
 from galaxyhpc.results import Pair
 from galaxyhpc.statistics import pareto
-from galaxyhpc.table import ROTATION_MEAN
 
 RATES = ["precision", "recall", "f1", "support"]
 COSTS = ("parameters", "multiply_adds")

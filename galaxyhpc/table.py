@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from galaxyhpc.config.conditions import ROTATION_MEAN
+
 if TYPE_CHECKING:
     import pandas as pd  # status wants the console alone, at once
 
-ROTATION_MEAN = ("rotation_mean", 0.0)  # over all planned angles; a row of its own, for it has its own interval
 NOISES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
 HEADS = (
     *("parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),

@@ -31,7 +31,7 @@ from galaxyhpc import checkpoint, paths
 from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
-from galaxyhpc.config import RunConfig, TrainConfig
+from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process, joined
 from galaxyhpc.lifecycle import Stop

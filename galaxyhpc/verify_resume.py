@@ -36,7 +36,7 @@ from rich.text import Text
 
 from galaxyhpc import checkpoint, paths
 from galaxyhpc.batches import steps_per_epoch
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
 from galaxyhpc.lifecycle import STOPPED
 from galaxyhpc.rundir import NoRunError, RunDir, write_text

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.conditions import DEFAULT, parameter, severities, unit
+from galaxyhpc.config.conditions import DEFAULT, parameter, severities, unit
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.statistics import pareto
 from galaxyhpc.tables import Tables

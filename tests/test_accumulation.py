@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
 from galaxyhpc.models.layers import SteerableConv, accumulating
 

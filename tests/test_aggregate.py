@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from galaxyhpc import figures, results
 from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
-from galaxyhpc.config import RunConfig
+from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.results import Measured, Pair
 from galaxyhpc.rundir import RunDir
 from galaxyhpc.statistics import bootstrap_interval

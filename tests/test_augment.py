@@ -8,7 +8,7 @@ from torch import Tensor
 
 from galaxyhpc import compiled
 from galaxyhpc.augment import affine_maps, maps_of_epoch, resample, sampling_grid
-from galaxyhpc.config import AugmentConfig
+from galaxyhpc.config.schema import AugmentConfig
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(8)

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from galaxyhpc import checkpoint, latent, launch, networks
-from galaxyhpc.config import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
 from galaxyhpc.lifecycle import Stop

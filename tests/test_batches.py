@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galaxyhpc.batches import load_pictures, order, predict, share, steps_per_epoch
-from galaxyhpc.config import DataConfig, DemoConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import Galaxies, prepare
 
 ROWS = torch.arange(1000, 1107)

@@ -18,8 +18,8 @@ from galaxyhpc.benchmark import prediction, turns
 from galaxyhpc.benchmark.__main__ import main
 from galaxyhpc.benchmark.turns import Apart, Effort, Here, WayError, compare
 from galaxyhpc.benchmark.ways import Case, Ready, Subject, dense_limit
-from galaxyhpc.conditions import pairs
-from galaxyhpc.config import ModelConfig, RunConfig
+from galaxyhpc.config.conditions import pairs
+from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models import build_model
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, choice, harmonic_tiles, rates
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import cluster, slurm
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.rundir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob

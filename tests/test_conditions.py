@@ -8,8 +8,17 @@ import sys
 import pytest
 
 from galaxyhpc import corruptions
-from galaxyhpc.conditions import CONDITIONS, DEFAULT, described, is_condition, levels, parameter, parts, severities
-from galaxyhpc.conditions import split as split_
+from galaxyhpc.config.conditions import (
+    CONDITIONS,
+    DEFAULT,
+    described,
+    is_condition,
+    levels,
+    parameter,
+    parts,
+    severities,
+)
+from galaxyhpc.config.conditions import split as split_
 
 
 def test_every_row_has_its_function_and_says_what_it_does() -> None:
@@ -19,7 +28,7 @@ def test_every_row_has_its_function_and_says_what_it_does() -> None:
 
 
 def test_the_table_is_known_without_torch() -> None:
-    code = "import sys, galaxyhpc.conditions; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, galaxyhpc.config.conditions; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

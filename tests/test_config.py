@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from galaxyhpc.config import RunConfig, is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config.schema import RunConfig, is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.rundir import RunDir, write_text
-from galaxyhpc.settings import DEFAULTS
 
 BASE: dict[str, Any] = {"data.source": "demo", "model.group": "C4", "seed": 0}
 

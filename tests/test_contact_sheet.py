@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pictures import smooth
 
-from galaxyhpc.conditions import DEFAULT, described, severities
+from galaxyhpc.config.conditions import DEFAULT, described, severities
 from galaxyhpc.contact_sheet import contact_sheet
 from galaxyhpc.corruptions import Survey, corrupt
 

@@ -14,8 +14,9 @@ from PIL import Image
 from scipy import ndimage, stats
 from skimage.transform import resize
 
-from galaxyhpc import conditions, corruptions
-from galaxyhpc.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
+from galaxyhpc import corruptions
+from galaxyhpc.config import conditions
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
 from galaxyhpc.corruptions import RING, Draw, Survey, corrupt, poisson
 from galaxyhpc.randomness import key, uniform
 

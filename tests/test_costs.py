@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import costs
-from galaxyhpc.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, WantedResources
+from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, WantedResources
 from galaxyhpc.costs import Costs, Fit, Record
 from galaxyhpc.networks import Network
 from galaxyhpc.rundir import RunDir, write_text

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from test_galaxy10 import write_file
 
-from galaxyhpc.config import DataConfig, DemoConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import DataError, check_file, load_split, prepare
 
 REAL = os.environ.get("GALAXY10_H5", "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import dry_run, preflight
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
 from galaxyhpc.costs import Prediction
 from galaxyhpc.preflight import Checked
 from galaxyhpc.rundir import RunDir, write_text

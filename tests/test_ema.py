@@ -18,12 +18,20 @@ from torch import nn
 from galaxyhpc import checkpoint
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import load_pictures
-from galaxyhpc.config import BASELINES, AugmentConfig, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.presets import PRESETS
+from galaxyhpc.config.schema import (
+    BASELINES,
+    AugmentConfig,
+    DataConfig,
+    DemoConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process
 from galaxyhpc.lifecycle import Place, Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.presets import PRESETS
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.validation import validate

@@ -19,8 +19,8 @@ from galaxyhpc import corruptions, results
 from galaxyhpc.batches import load_pictures, predict
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.checkpoint import sha256
-from galaxyhpc.conditions import CONDITIONS, Condition
-from galaxyhpc.config import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.config.conditions import CONDITIONS, Condition
+from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.corruptions import Draw, Survey
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from galaxyhpc import paths
 from galaxyhpc.checkpoint import sha256
 from galaxyhpc.classifier import load
-from galaxyhpc.config import DataConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model, choice

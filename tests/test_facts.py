@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_galaxy10 import write_file
 
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import prepare
 from galaxyhpc.facts import Facts, choose, find_pairs, gather, measure_light, separation, split_counts, spread
 from galaxyhpc.galaxy10 import DataError, read_measured

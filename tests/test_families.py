@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import galaxyhpc.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
 from galaxyhpc import groups
-from galaxyhpc.config import (
+from galaxyhpc.config.presets import PRESETS
+from galaxyhpc.config.schema import (
     BASELINES,
     DataConfig,
     DemoConfig,
@@ -33,7 +34,6 @@ from galaxyhpc.models import FAMILIES, build_model, count_parameters
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
-from galaxyhpc.presets import PRESETS
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.verify_resume import digests

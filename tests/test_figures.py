@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from galaxyhpc.conditions import CONDITIONS, DEFAULT
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT
 from galaxyhpc.figures import FIGURES, looks
 from galaxyhpc.tables import GENERATED, About, Tables
 

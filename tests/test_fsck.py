@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from galaxyhpc import checkpoint, fsck, paths, results
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
 from galaxyhpc.results import Measured

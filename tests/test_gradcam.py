@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc import gradcam
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.gradcam import enlarged, heat_maps, most_confident
 from galaxyhpc.latent import Places
 from galaxyhpc.models import build_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, Restriction, SteerableConv

@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from galaxyhpc import compiled, groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.harmonic import blocks, reference
 from galaxyhpc.models.harmonic_op import harmonic

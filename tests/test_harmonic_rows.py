@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, choice, roofline
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import AntialiasedPool, SteerableConv

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc import launch
-from galaxyhpc.sweep import load_sweep
+from galaxyhpc.config.sweep import load_sweep
 
 __all__ = ["desk"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from galaxyhpc import embedding, inspect_figures, inspect_page, latent
 from galaxyhpc.checkpoint import sha256
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
 from galaxyhpc.latent import Features, LatentError, Seen

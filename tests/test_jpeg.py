@@ -11,7 +11,7 @@ from pictures import smooth
 from PIL import Image
 
 from galaxyhpc import jpeg
-from galaxyhpc.conditions import CONDITIONS
+from galaxyhpc.config.conditions import CONDITIONS
 
 
 @pytest.mark.parametrize("quality", [*CONDITIONS["jpeg"].parameters.values(), 1.0, 95.0])

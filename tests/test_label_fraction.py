@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc import aggregate, launch, preflight
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process
 from galaxyhpc.lifecycle import Place
 from galaxyhpc.rundir import RunDir, runs_of
 from galaxyhpc.split import training_rows
-from galaxyhpc.sweep import load_sweep
 from galaxyhpc.trainer import TrainingError, set_up
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.local import Machine, Running, cpus_of
 from galaxyhpc.rundir import RunDir
 

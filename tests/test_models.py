@@ -19,7 +19,7 @@ from e2cnn.nn.init import generalized_he_init
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.batch_norm import FieldBatchNorm, synchronise_batchnorm
 from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv

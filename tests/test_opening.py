@@ -17,7 +17,7 @@ from skimage.morphology import disk, opening
 from torch.nn.functional import cross_entropy
 
 from galaxyhpc.classifier import load
-from galaxyhpc.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.export import as_program, plain
 from galaxyhpc.models import build_model
 from galaxyhpc.models.opening import Opening

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from galaxyhpc import paths
-from galaxyhpc.config import ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.distributed import Process
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.lifecycle import find_place

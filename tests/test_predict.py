@@ -19,7 +19,7 @@ from PIL import Image
 
 from galaxyhpc import images, results
 from galaxyhpc.calibration import probabilities
-from galaxyhpc.config import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import evaluate
 from galaxyhpc.galaxy10 import CLASSES

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from galaxyhpc import data, networks, preflight
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
 from galaxyhpc.rundir import RunDir, write_text
 

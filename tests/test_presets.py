@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc.config import RunConfig
-from galaxyhpc.presets import PRESETS
-from galaxyhpc.sweep import SweepError, load_sweep
+from galaxyhpc.config.presets import PRESETS
+from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.sweep import SweepError, load_sweep
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 

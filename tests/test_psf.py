@@ -10,7 +10,7 @@ from pictures import smooth
 from scipy import ndimage
 
 from galaxyhpc import psf
-from galaxyhpc.conditions import parameter, severities
+from galaxyhpc.config.conditions import parameter, severities
 from galaxyhpc.corruptions import Survey, corrupt
 
 ROWS = torch.tensor([3])

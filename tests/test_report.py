@@ -16,6 +16,7 @@ from made import tables
 from written import learn, make, tell
 
 from galaxyhpc import details, page, report, results
+from galaxyhpc.config import yaml_loader
 from galaxyhpc.details import Details, Mistake
 from galaxyhpc.metrics import metrics
 from galaxyhpc.results import Measured
@@ -341,10 +342,10 @@ def test_pictures_are_those_of_the_hardest_then_of_most_pages() -> None:
 
 def test_a_sweeps_question_is_the_comment_it_begins_with() -> None:
     assert (
-        report.question("# Which group\n# is best?\n#\n# Costs 1 h.\n\nname: x\n# no")
+        yaml_loader.question("# Which group\n# is best?\n#\n# Costs 1 h.\n\nname: x\n# no")
         == "Which group is best?\n\nCosts 1 h."
     )
-    assert report.question("name: x\n") == ""
+    assert yaml_loader.question("name: x\n") == ""
 
 
 def test_a_table_of_very_many_rows_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from filelock import FileLock
 from written import Answer, begin, learn, make, plan, scripts, submit, tell
 
 from galaxyhpc import slurm
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main
 from galaxyhpc.rundir import RunDir, state
 from galaxyhpc.standing import Answer as Queue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc.config import ModelConfig, RunConfig
+from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.rundir import NoRunError, RunDir, read_lines, replacing, runs_of, state, write_text
 
 

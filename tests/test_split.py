@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc.config import DataConfig
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.split import SPLITS, components, conflicting, pairs_within, same_pixels, split_table
 
 

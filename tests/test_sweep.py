@@ -13,9 +13,9 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc.conditions import CONDITIONS
-from galaxyhpc.config import EvaluateConfig, RunConfig
-from galaxyhpc.sweep import MOST_RUNS, Sweep, SweepError, load_sweep
+from galaxyhpc.config.conditions import CONDITIONS
+from galaxyhpc.config.schema import EvaluateConfig, RunConfig
+from galaxyhpc.config.sweep import MOST_RUNS, Sweep, SweepError, load_sweep
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 Write = Callable[..., Path]
@@ -223,7 +223,7 @@ def test_in_all_groups_every_network_normalises_over_as_many_images_and_gets_its
 
 def test_a_sweep_is_loaded_without_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from galaxyhpc.sweep import load_sweep;"
+        "import sys; from pathlib import Path; from galaxyhpc.config.sweep import load_sweep;"
         f"load_sweep(Path({str(SWEEPS / 'quickstart.yaml')!r}), ['evaluate.conditions=[clean]']);"
         "sys.exit('torch' in sys.modules)"
     )

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from galaxyhpc import checkpoint, paths
-from galaxyhpc.config import (
+from galaxyhpc.config.schema import (
     AugmentConfig,
     DataConfig,
     DemoConfig,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from galaxyhpc import checkpoint, verify_resume
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.verify_resume import digests, first_difference, main, short_copy
 

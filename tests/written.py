@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from galaxyhpc import slurm
-from galaxyhpc.config import ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.rundir import RunDir, write_text
 
 Answer = Callable[..., Path]

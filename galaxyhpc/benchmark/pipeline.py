@@ -16,7 +16,7 @@ from torch import Tensor
 from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.batches import Pictures
 from galaxyhpc.benchmark.turns import Effort, summary
-from galaxyhpc.config import AugmentConfig
+from galaxyhpc.config.schema import AugmentConfig
 
 GALAXIES = 256
 

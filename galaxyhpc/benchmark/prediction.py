@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc import costs, networks
-from galaxyhpc.conditions import pairs
-from galaxyhpc.config import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.config.conditions import pairs
+from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.costs import Costs, Prediction, Record, training_fraction
 from galaxyhpc.demo import PUBLISHED
 from galaxyhpc.networks import Network

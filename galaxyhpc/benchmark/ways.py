@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.plain import PlainCNN

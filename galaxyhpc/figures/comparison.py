@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from galaxyhpc.conditions import DEFAULT
+from galaxyhpc.config.conditions import DEFAULT
 from galaxyhpc.figures.sheet import (
     Grid,
     best,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
-from galaxyhpc.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
+from galaxyhpc.config.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
 from galaxyhpc.figures.sheet import (
     BANDED,
     BESIDE,

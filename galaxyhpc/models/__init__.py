@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from galaxyhpc.config import BASELINES, ModelConfig
+from galaxyhpc.config.schema import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
 from galaxyhpc.models.layers import SteerableConv

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.steerable_cnn import StudyCNN
 
 

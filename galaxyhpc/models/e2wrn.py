@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import CircularMask, Restriction, SteerableConv
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc import groups
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 

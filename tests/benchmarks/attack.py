@@ -28,7 +28,7 @@ from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
 from galaxyhpc.attack import aim, children, first_candidates, judged
-from galaxyhpc.config import DataConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.models import build_model
 from galaxyhpc.models.plain import PlainCNN

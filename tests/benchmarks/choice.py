@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 
 from galaxyhpc.benchmark.__main__ import BATCH, GROUPS
-from galaxyhpc.config import ModelConfig
+from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model, choice, rates
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from galaxyhpc.config import BASELINES, ModelConfig, TrainConfig
-from galaxyhpc.presets import PRESETS
+from galaxyhpc.config.presets import PRESETS
+from galaxyhpc.config.schema import BASELINES, ModelConfig, TrainConfig
 
 SIZE, STEP_SIZE, IMAGES = 257, 129, 2
 

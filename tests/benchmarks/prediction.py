@@ -23,7 +23,7 @@ from galaxyhpc.benchmark import pipeline, prediction
 from galaxyhpc.benchmark.machine import machine
 from galaxyhpc.benchmark.turns import PARTS, Effort, compare
 from galaxyhpc.benchmark.ways import Case
-from galaxyhpc.config import (
+from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
     EvaluateConfig,

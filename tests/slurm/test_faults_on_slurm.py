@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from galaxyhpc import checkpoint, cluster, slurm
-from galaxyhpc.config import (
+from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
     EvaluateConfig,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import preflight, slurm
-from galaxyhpc.config import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig
 
 
 def run(seed: int, cache: Path, **asked: object) -> RunConfig:

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import pytest
 
 from galaxyhpc import cancel, checkpoint, cluster, launch, status
-from galaxyhpc.config import ResourcesConfig
+from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.rundir import RunDir, runs_of, state
 from jobs.train import TrainJob
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass  # status wants the console alone, at once
 
 MOST_PARTS = 3  # of a combination
 
@@ -138,3 +142,6 @@ def described(name: str, severity: float) -> str:
     return " + ".join(
         (CONDITIONS[part].said or f"{{:g}} {unit(part)}").format(value) for part, value in split(name, severity)
     )
+
+
+ROTATION_MEAN = ("rotation_mean", 0.0)  # over all planned angles; a row of its own, for it has its own interval

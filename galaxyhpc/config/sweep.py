@@ -25,10 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc.config import RunConfig
-from galaxyhpc.located import Entry, Mistakes, Place, dump_yaml, items_of, members, read_file, read_yaml, shown
-from galaxyhpc.rundir import MOST_RUNS
-from galaxyhpc.settings import (
+from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.setting_parser import (
     DEFAULTS,
     PRESET,
     Settings,
@@ -40,6 +38,18 @@ from galaxyhpc.settings import (
     run_config,
     value_of,
 )
+from galaxyhpc.config.yaml_loader import (
+    Entry,
+    Mistakes,
+    Place,
+    dump_yaml,
+    items_of,
+    members,
+    read_file,
+    read_yaml,
+    shown,
+)
+from galaxyhpc.rundir import MOST_RUNS
 
 _TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _KINDS = ("grid", "zip", "points")

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from galaxyhpc.config import RunConfig
-from galaxyhpc.located import Entry, Mistakes, Place, shown
-from galaxyhpc.presets import PRESETS
+from galaxyhpc.config.presets import PRESETS
+from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.yaml_loader import Entry, Mistakes, Place, shown
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 

@@ -272,3 +272,13 @@ def items_of(entry: Entry | None, label: str, mistakes: Mistakes, least: int = 1
         mistakes.add(entry.place, label, f"found {shown(entry.plain())}; allowed {allowed}")
         return []
     return [(f"{label}[{number}]", item) for number, item in enumerate(entry.value)]
+
+
+def question(text: str) -> str:
+    """Return the comment that a sweep's YAML begins with, which asks its question; empty where there is none."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return "\n\n".join(" ".join(part.split()) for part in "\n".join(lines).split("\n\n") if part.strip())

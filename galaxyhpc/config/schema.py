@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from galaxyhpc.conditions import CONDITIONS, DEFAULT, MOST_PARTS, is_condition
-from galaxyhpc.group_names import checked, is_subgroup
-from galaxyhpc.image_size import is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, MOST_PARTS, is_condition
+from galaxyhpc.config.group_names import checked, is_subgroup
+from galaxyhpc.config.image_size import is_exact_image_size, nearest_image_sizes
 
 LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
     "data": ("label_fraction",),
