@@ -33,7 +33,7 @@ from galaxyhpc.attack_results import Attacked, AttackError, success_table
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import question
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
-from galaxyhpc.rundir import NoRunError, planned_runs, refuse_links, write_text
+from galaxyhpc.storage.run_dir import NoRunError, planned_runs, refuse_links, write_text
 from galaxyhpc.table import make_console, terminal_table
 from galaxyhpc.tables import GENERATED, About, Tables
 

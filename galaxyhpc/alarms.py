@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.rundir import RunDir
 from galaxyhpc.standing import Record, Standing, number
+from galaxyhpc.storage.run_dir import RunDir
 
 CLASSES = 10
 SEVERAL = 5  # epochs, before a run is judged at all

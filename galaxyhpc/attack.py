@@ -30,7 +30,7 @@ from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.randomness import key, uniform
 from galaxyhpc.results import Measured
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 WEIGHT = 0.5  # of the difference of two candidates, in a child
 BETTER = 1e-6  # nats that a child has to gain: less is what another size of batches may change

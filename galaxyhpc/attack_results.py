@@ -23,8 +23,8 @@ import pandas as pd
 
 from galaxyhpc.config.schema import AttackConfig
 from galaxyhpc.metrics import CLASSES
-from galaxyhpc.rundir import RunDir, write_text
 from galaxyhpc.statistics import clopper_pearson
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 log = logging.getLogger(__name__)
 

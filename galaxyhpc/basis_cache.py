@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from galaxyhpc.rundir import replacing
+from galaxyhpc.storage.run_dir import replacing
 
 FORMAT = 1  # raised when the arrays change their meaning
 

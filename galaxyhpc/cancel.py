@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from galaxyhpc.lifecycle import is_busy
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
 from galaxyhpc.standing import Answer, PointError, Standing, look, of_points, sweep_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
 
 LISTED = 20  # runs that get a line of their own
 HARMLESS = ("Invalid job id specified", "already completed", "already completing")  # it ended by itself meanwhile

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from galaxyhpc import results
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import split_head
 from galaxyhpc.evaluate import load_network
-from galaxyhpc.rundir import NoRunError, RunDir, readable, runs_of
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, readable, runs_of
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from galaxyhpc import slurm
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
 from jobs.train import CanaryJob, TrainJob

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch  # brings its OpenMP, which the library is to share  # noqa: F401
 
 from galaxyhpc.basis_cache import directory
-from galaxyhpc.rundir import replacing
+from galaxyhpc.storage.run_dir import replacing
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 

@@ -20,7 +20,7 @@ from typing import Any
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.networks import Network, images_per_pass, training_bytes
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 
 CORE_SPEED = 1.2e10  # multiply-adds per second
 GPU_SPEED = {"float32": 1e13, "bfloat16": 2e13}

@@ -21,7 +21,7 @@ from galaxyhpc.config.schema import flat
 from galaxyhpc.history import in_words
 from galaxyhpc.metrics import METRICS
 from galaxyhpc.results import CLEAN, Predictions
-from galaxyhpc.rundir import RunDir, readable
+from galaxyhpc.storage.run_dir import RunDir, readable
 
 MOST_EVENTS = 60
 MOST_MISTAKES = 12

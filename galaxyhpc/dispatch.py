@@ -10,7 +10,7 @@ from rich.console import Console
 
 from galaxyhpc import cluster, local, slurm
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flat
-from galaxyhpc.rundir import RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import RunDir, runs_of, state
 
 
 class LaunchError(ValueError):

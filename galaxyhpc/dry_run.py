@@ -17,7 +17,7 @@ from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
 from galaxyhpc.networks import training_bytes
 from galaxyhpc.preflight import Checked, symmetries, words
-from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, state
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from galaxyhpc import attack, paths, results
 from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
@@ -30,7 +29,8 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.lifecycle import Stop, find_place
 from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import RunDir, state
 
 SAVE_SECONDS = 20.0
 NOTICE_SECONDS = 10.0  # before the end of its time an evaluation saves and makes room

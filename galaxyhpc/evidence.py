@@ -23,7 +23,6 @@ from galaxyhpc.metrics import consistency
 from galaxyhpc.planned import Found, PlanError
 from galaxyhpc.processes import mapped
 from galaxyhpc.results import CLEAN, Pair, Predictions
-from galaxyhpc.rundir import RunDir
 from galaxyhpc.statistics import (
     accuracy_draws,
     corruption_error,
@@ -33,6 +32,7 @@ from galaxyhpc.statistics import (
     percentile_interval,
     rueger,
 )
+from galaxyhpc.storage.run_dir import RunDir
 
 UNCOUNTED = ("clean", "rotation_control", ROTATION_MEAN[0])  # no corruptions: not part of a mean corruption error
 ALPHA = 0.05  # of the family of all pairs

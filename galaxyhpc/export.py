@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from galaxyhpc import classifier
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import SteerableConv
-from galaxyhpc.provenance import provenance
-from galaxyhpc.rundir import readable, write_text
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.provenance import provenance
+from galaxyhpc.storage.run_dir import readable, write_text
 from galaxyhpc.table import make_console
 
 GENERATED = "GENERATED galaxies: do not rely on what it says of real ones"

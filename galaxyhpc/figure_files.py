@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from galaxyhpc.rundir import replacing
+from galaxyhpc.storage.run_dir import replacing
 
 KINDS = ("png", "pdf")
 

@@ -26,13 +26,14 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import attack_results, checkpoint, paths, results
+from galaxyhpc import attack_results, paths, results
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir, runs_of
 from galaxyhpc.split import SPLITS
 from galaxyhpc.standing import sweep_of
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, runs_of
 from galaxyhpc.table import make_console
 
 SHORT = 1 << 20  # bytes that no config.json or MANIFEST.json reaches

@@ -22,7 +22,7 @@ from galaxyhpc.config import conditions
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.latent import LatentError
 from galaxyhpc.results import Pair
-from galaxyhpc.rundir import RunDir, readable, runs_of
+from galaxyhpc.storage.run_dir import RunDir, readable, runs_of
 from galaxyhpc.subject import check_same_galaxies, features, subject
 from galaxyhpc.table import make_console
 

@@ -28,7 +28,7 @@ import submitit
 from filelock import FileLock, Timeout
 
 from galaxyhpc import slurm
-from galaxyhpc.rundir import RunDir, readable
+from galaxyhpc.storage.run_dir import RunDir, readable
 
 STARTS = 3  # of one job without progress: a further one would make none either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again

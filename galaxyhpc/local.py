@@ -19,8 +19,8 @@ from rich.live import Live
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.processes import cores
-from galaxyhpc.rundir import RunDir, state
 from galaxyhpc.status import room, table
+from galaxyhpc.storage.run_dir import RunDir, state
 from jobs.evaluate import EvaluateJob
 from jobs.train import TrainJob
 

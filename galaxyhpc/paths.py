@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from galaxyhpc import checkpoint
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.distributed import Process
 from galaxyhpc.models import choice
 from galaxyhpc.networks import images_per_pass
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 USES = ("training", "inference")
 MOST_BYTES = 1_000_000

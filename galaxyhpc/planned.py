@@ -19,7 +19,7 @@ from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig, flat
 from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.results import Pair
-from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, state
 
 COLUMNS = {
     **dict.fromkeys(("run_id", "arch", "group", "width", "head", "data"), str),

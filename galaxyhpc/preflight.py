@@ -20,7 +20,7 @@ from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 SHARED = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
 SHARED |= {"conflicting_duplicates"}

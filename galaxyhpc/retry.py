@@ -23,8 +23,8 @@ from galaxyhpc.cluster import SubmissionError
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.lifecycle import is_busy
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of
 from galaxyhpc.standing import PointError, Standing, look, number, of_points, sweep_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 from galaxyhpc.table import make_console
 
 LEAST = 3  # images of a micro-batch: batch statistics need two, and the last part may be smaller

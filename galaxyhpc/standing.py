@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc import slurm
-from galaxyhpc.rundir import RunDir, parse_lines, state_after
+from galaxyhpc.storage.run_dir import RunDir, parse_lines, state_after
 
 GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
 ASK_SECONDS = 15  # an answer of Slurm is good for so long: its controller serves everybody

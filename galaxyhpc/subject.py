@@ -19,7 +19,7 @@ from galaxyhpc.corruptions import Survey
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.results import CLEAN, Pair
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from galaxyhpc import checkpoint, paths
+from galaxyhpc import paths
 from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
@@ -41,10 +41,11 @@ from galaxyhpc.models.batch_norm import synchronise_batchnorm
 from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
-from galaxyhpc.provenance import provenance
 from galaxyhpc.randomness import key
-from galaxyhpc.rundir import RunDir, replacing, write_text
 from galaxyhpc.split import training_rows
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.provenance import provenance
+from galaxyhpc.storage.run_dir import RunDir, replacing, write_text
 from galaxyhpc.validation import validate
 
 

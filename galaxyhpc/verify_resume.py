@@ -34,12 +34,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import checkpoint, paths
+from galaxyhpc import paths
 from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
 from galaxyhpc.lifecycle import STOPPED
-from galaxyhpc.rundir import NoRunError, RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, write_text
 from galaxyhpc.table import make_console
 
 PER_EPOCH = 8  # wanted steps of the copy

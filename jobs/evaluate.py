@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galaxyhpc.lifecycle import Stop, carry_out, tell
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
 
 
 def work(run: RunDir, stop: Stop) -> bool:

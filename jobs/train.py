@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galaxyhpc.lifecycle import BusyError, Stop, carry_out, find_place, tell
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 
 CANARY_STEPS = 3
 

@@ -21,8 +21,8 @@ from galaxyhpc import figures, results
 from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.results import Measured, Pair
-from galaxyhpc.rundir import RunDir
 from galaxyhpc.statistics import bootstrap_interval
+from galaxyhpc.storage.run_dir import RunDir
 
 ANGLES = [("rotation", 7.5 * i) for i in range(48)]
 PEDESTAL = [("pedestal_noise", snr) for snr in (0.75, 0.5, 0.25)]

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from galaxyhpc import attack_results, fsck
 from galaxyhpc.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
 from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
@@ -29,7 +28,8 @@ from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.one_pixel import OnePixel, is_local
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import RunDir, state, write_text
 
 SIZE = 12  # px
 SMALL = AttackConfig(galaxies=40, population=8, iterations=2)

@@ -21,7 +21,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from galaxyhpc import checkpoint, latent, launch, networks
+from galaxyhpc import latent, launch, networks
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
@@ -29,7 +29,8 @@ from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import baselines, build_model, count_parameters
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
 from galaxyhpc.optimizer import make_optimizer, set_learning_rate
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -14,7 +14,7 @@ from written import HERE, Answer, begin, make, plan, scripts, submit, tell
 
 from galaxyhpc import slurm
 from galaxyhpc.cancel import main
-from galaxyhpc.rundir import RunDir, State, state
+from galaxyhpc.storage.run_dir import RunDir, State, state
 
 
 @pytest.fixture

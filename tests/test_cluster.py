@@ -11,7 +11,7 @@ import pytest
 
 from galaxyhpc import cluster, slurm
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
 from jobs.train import CanaryJob, TrainJob

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from galaxyhpc.config.schema import RunConfig, is_exact_image_size, nearest_image_sizes
 from galaxyhpc.config.setting_parser import DEFAULTS
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 BASE: dict[str, Any] = {"data.source": "demo", "model.group": "C4", "seed": 0}
 

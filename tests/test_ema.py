@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-from galaxyhpc import checkpoint
 from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import load_pictures
 from galaxyhpc.config.presets import PRESETS
@@ -32,7 +31,8 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process
 from galaxyhpc.lifecycle import Place, Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.validation import validate
 from galaxyhpc.verify_resume import digests, first_difference

@@ -18,7 +18,6 @@ import torch
 from galaxyhpc import corruptions, results
 from galaxyhpc.batches import load_pictures, predict
 from galaxyhpc.calibration import fit_temperature
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.corruptions import Draw, Survey
@@ -26,7 +25,8 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import RunDir, state, write_text
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc import paths
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
@@ -24,7 +23,8 @@ from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import GroupPooling, Restriction, SteerableConv
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 SIZE = 33  # px
 

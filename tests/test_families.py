@@ -34,7 +34,7 @@ from galaxyhpc.models import FAMILIES, build_model, count_parameters
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.verify_resume import digests
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import checkpoint, fsck, paths, results
+from galaxyhpc import fsck, paths, results
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
 from galaxyhpc.results import Measured
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 SEEDS = 2
 

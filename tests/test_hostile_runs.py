@@ -20,8 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc import aggregate, fsck, launch, planned, results, status
-from galaxyhpc.checkpoint import sha256
-from galaxyhpc.rundir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
 
 __all__ = ["desk"]
 

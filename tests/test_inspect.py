@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from galaxyhpc import embedding, inspect_figures, inspect_page, latent
-from galaxyhpc.checkpoint import sha256
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
@@ -23,7 +22,8 @@ from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.results import CLEAN
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.subject import features, subject
 from galaxyhpc.tables import GENERATED
 

@@ -20,8 +20,8 @@ from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.distributed import Process
 from galaxyhpc.lifecycle import Place
-from galaxyhpc.rundir import RunDir, runs_of
 from galaxyhpc.split import training_rows
+from galaxyhpc.storage.run_dir import RunDir, runs_of
 from galaxyhpc.trainer import TrainingError, set_up
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from galaxyhpc.rundir import RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import RunDir, runs_of, state
 
 SWEEP = """
 name: tiny

@@ -14,7 +14,7 @@ import pytest
 
 from galaxyhpc import lifecycle
 from galaxyhpc.lifecycle import BusyError, Place, Stop, alone, carry_out, find_place, is_busy, stopping_on_signals
-from galaxyhpc.rundir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, state
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_kil
 ) -> None:
     code = (
         "import sys, time; from pathlib import Path; from galaxyhpc.lifecycle import Place, alone; "
-        "from galaxyhpc.rundir import RunDir\n"
+        "from galaxyhpc.storage.run_dir import RunDir\n"
         "with alone(RunDir(Path(sys.argv[1])), Place()): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as process:

@@ -9,7 +9,7 @@ import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.local import Machine, Running, cpus_of
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 
 def job(cpus: int, *gpus: int) -> Running:

@@ -14,7 +14,7 @@ from galaxyhpc.distributed import Process
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.lifecycle import find_place
 from galaxyhpc.models import build_model, choice
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.predict import main
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 SIDE = 40  # px of the images below; the network's are 33
 

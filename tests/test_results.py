@@ -18,7 +18,7 @@ import pytest
 from galaxyhpc import results
 from galaxyhpc.metrics import count, metrics
 from galaxyhpc.results import Measured
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]
 

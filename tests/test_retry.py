@@ -12,9 +12,9 @@ from written import Answer, begin, learn, make, plan, scripts, submit, tell
 from galaxyhpc import slurm
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main
-from galaxyhpc.rundir import RunDir, state
 from galaxyhpc.standing import Answer as Queue
 from galaxyhpc.standing import read, standing
+from galaxyhpc.storage.run_dir import RunDir, state
 
 NOW = 4e9  # s since 1970: all records are older
 

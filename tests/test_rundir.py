@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig
-from galaxyhpc.rundir import NoRunError, RunDir, read_lines, replacing, runs_of, state, write_text
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, read_lines, replacing, runs_of, state, write_text
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -41,7 +41,9 @@ def test_a_line_torn_by_a_crash_is_skipped_and_the_next_event_stands_on_its_own(
 
 
 def test_processes_that_record_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from galaxyhpc.rundir import RunDir; r = RunDir(Path({str(tmp_path)!r}))\n"
+    code = (
+        f"from pathlib import Path; from galaxyhpc.storage.run_dir import RunDir; r = RunDir(Path({str(tmp_path)!r}))\n"
+    )
     code += "for i in range(100): r.record('started', step=i)"
     writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc import checkpoint, paths
+from galaxyhpc import paths
 from galaxyhpc.config.schema import (
     AugmentConfig,
     DataConfig,
@@ -28,7 +28,8 @@ from galaxyhpc.config.schema import (
 )
 from galaxyhpc.lifecycle import stopping_on_signals
 from galaxyhpc.optimizer import learning_rate
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, state, write_text
 from galaxyhpc.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc import checkpoint, verify_resume
+from galaxyhpc import verify_resume
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.verify_resume import digests, first_difference, main, short_copy
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from galaxyhpc import slurm
 from galaxyhpc.config.schema import ModelConfig, RunConfig, TrainConfig
-from galaxyhpc.rundir import RunDir, write_text
+from galaxyhpc.storage.run_dir import RunDir, write_text
 
 Answer = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from galaxyhpc.provenance import provenance
+from galaxyhpc.storage.provenance import provenance
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:

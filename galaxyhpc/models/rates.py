@@ -25,7 +25,7 @@ from galaxyhpc.basis_cache import directory
 from galaxyhpc.models.harmonic import Recipe, blocks
 from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv
-from galaxyhpc.rundir import write_text
+from galaxyhpc.storage.run_dir import write_text
 
 FORMAT = 5  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least

@@ -24,7 +24,7 @@ import pandas as pd
 from galaxyhpc import results
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.rundir import RunDir
+from galaxyhpc.storage.run_dir import RunDir
 
 GROUPS = [None, *(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 9))]  # 25
 RATES = [round(1e-3 * 1.5**n, 6) for n in range(8)]

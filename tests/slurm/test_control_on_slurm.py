@@ -11,7 +11,7 @@ import pytest
 from test_sweep_on_slurm import Desk, desk, queue
 
 from galaxyhpc import cancel, retry, status
-from galaxyhpc.rundir import RunDir, State, state
+from galaxyhpc.storage.run_dir import RunDir, State, state
 
 SWEEP = """\
   evaluate.conditions: [clean]

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from galaxyhpc import checkpoint, cluster, slurm
+from galaxyhpc import cluster, slurm
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -33,7 +33,8 @@ from galaxyhpc.config.schema import (
     WantedResources,
 )
 from galaxyhpc.data import prepare
-from galaxyhpc.rundir import RunDir, state, write_text
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, state, write_text
 from galaxyhpc.verify_resume import digests
 from jobs.train import TrainJob
 

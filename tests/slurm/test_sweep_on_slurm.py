@@ -19,9 +19,10 @@ from unittest.mock import patch
 
 import pytest
 
-from galaxyhpc import cancel, checkpoint, cluster, launch, status
+from galaxyhpc import cancel, cluster, launch, status
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.rundir import RunDir, runs_of, state
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.run_dir import RunDir, runs_of, state
 from jobs.train import TrainJob
 
 PROJECT = Path(__file__).parents[2]

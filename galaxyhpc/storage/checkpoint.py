@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from galaxyhpc.config.schema import RunConfig, flat
-from galaxyhpc.rundir import RunDir, sync
+from galaxyhpc.storage.run_dir import RunDir, sync
 
 KEPT = 2  # the newest may be damaged by what stopped the run
 
