@@ -28,8 +28,8 @@ from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted
 from galaxyhpc.batches import Pictures, predict
 from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.models.one_pixel import OnePixel, is_local
-from galaxyhpc.randomness import key, uniform
 from galaxyhpc.results import Measured
+from galaxyhpc.runtime.rng import key, uniform
 from galaxyhpc.storage.run_dir import RunDir
 
 WEIGHT = 0.5  # of the difference of two candidates, in a child

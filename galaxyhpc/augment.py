@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from galaxyhpc import compiled
 from galaxyhpc.config.schema import AugmentConfig
-from galaxyhpc.randomness import key, uniform
+from galaxyhpc.runtime import native
+from galaxyhpc.runtime.rng import key, uniform
 
 
 def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
@@ -61,7 +61,7 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     of torch's time for bytes, with other last bits.
     """
     if _served(images, maps):
-        library = compiled.library("augment.cpp")
+        library = native.library("augment.cpp")
         if library is not None:
             return _compiled(library, images.contiguous(), maps.contiguous())
     pixels = images / 255.0 if images.dtype == torch.uint8 else images

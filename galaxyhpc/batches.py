@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.data import Galaxies
-from galaxyhpc.randomness import key, permutation
+from galaxyhpc.runtime.rng import key, permutation
 
 ROOM = 0.5  # most of a GPU's free memory that the images may take
 

@@ -21,8 +21,8 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from galaxyhpc import slurm
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob

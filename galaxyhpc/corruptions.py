@@ -25,7 +25,7 @@ from torch.nn import functional
 from galaxyhpc import psf
 from galaxyhpc.config.conditions import split
 from galaxyhpc.jpeg import compressed
-from galaxyhpc.randomness import key, uniform
+from galaxyhpc.runtime.rng import key, uniform
 
 STREAK = (2.0, 16.0)  # arcsec, shortest and longest: 8 to 60 pixels of DECam, slanting through its thick CCDs
 SEEING = 1.3  # arcsec FWHM of a star, typical of DECaLS (Dey et al. 2019)

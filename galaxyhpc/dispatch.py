@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from galaxyhpc import cluster, local, slurm
+from galaxyhpc import cluster, local
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flat
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, runs_of, state
 
 
@@ -20,7 +21,7 @@ class LaunchError(ValueError):
 def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
     """Return the runs that are neither done nor under way, in the order of `configs`, with what they need."""
     from galaxyhpc.evaluate import done
-    from galaxyhpc.lifecycle import is_busy
+    from galaxyhpc.runtime.job import is_busy
 
     queued = slurm.queue() if slurm.is_up() else {}
     if queued is None:  # no evidence that jobs wait is not evidence that none does

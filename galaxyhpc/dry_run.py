@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster, slurm
+from galaxyhpc import cluster
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig
 from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
 from galaxyhpc.networks import training_bytes
 from galaxyhpc.preflight import Checked, symmetries, words
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, state
 
 

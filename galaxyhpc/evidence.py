@@ -21,8 +21,8 @@ from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.details import Mistake, mistakes
 from galaxyhpc.metrics import consistency
 from galaxyhpc.planned import Found, PlanError
-from galaxyhpc.processes import mapped
 from galaxyhpc.results import CLEAN, Pair, Predictions
+from galaxyhpc.runtime.parallel import mapped
 from galaxyhpc.statistics import (
     accuracy_draws,
     corruption_error,

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.processes import cores
+from galaxyhpc.runtime.parallel import cores
 from galaxyhpc.status import room, table
 from galaxyhpc.storage.run_dir import RunDir, state
 from jobs.evaluate import EvaluateJob

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.distributed import Process
 from galaxyhpc.models import choice
 from galaxyhpc.networks import images_per_pass
+from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, write_text
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster, networks, slurm
+from galaxyhpc import cluster, networks
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 
 SHARED = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}

@@ -17,8 +17,8 @@ from galaxyhpc.data import Galaxies, converted
 from galaxyhpc.details import Mistake
 from galaxyhpc.figures import FIGURES
 from galaxyhpc.planned import Found
-from galaxyhpc.processes import mapped
 from galaxyhpc.report import wanted, write
+from galaxyhpc.runtime.parallel import mapped
 from galaxyhpc.tables import About, Tables
 
 WIDEST = 2400  # px of a figure

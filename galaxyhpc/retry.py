@@ -18,11 +18,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from galaxyhpc import slurm
 from galaxyhpc.cluster import SubmissionError
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing
-from galaxyhpc.lifecycle import is_busy
+from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.job import is_busy
 from galaxyhpc.standing import PointError, Standing, look, number, of_points, sweep_of
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 from galaxyhpc.table import make_console

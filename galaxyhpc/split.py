@@ -109,7 +109,7 @@ def training_rows(table: pd.DataFrame, config: DataConfig) -> np.ndarray:
     """
     import torch  # here: a launch imports this module, and submitting takes no time
 
-    from galaxyhpc.randomness import key, uniform
+    from galaxyhpc.runtime.rng import key, uniform
 
     train = table[table["split"] == "train"]
     rows = train["row"].to_numpy()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc import slurm
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, parse_lines, state_after
 
 GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
@@ -205,7 +205,7 @@ def _queued(plain: Standing, job: slurm.Queued) -> Standing:
 
 def _lost(plain: Standing, answer: Answer | None) -> str:
     """Return why nothing will come of a run that its records say is under way; '' where that is not known."""
-    from galaxyhpc.lifecycle import is_busy  # submitit is slow to load, and few runs are in doubt
+    from galaxyhpc.runtime.job import is_busy  # submitit is slow to load, and few runs are in doubt
 
     records, started = plain.records, plain.records.last("started")
     if plain.name not in ("submitted", "running", "trained"):

@@ -33,15 +33,15 @@ from galaxyhpc.averaging import make_average
 from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.distributed import Process, joined
-from galaxyhpc.lifecycle import Stop
-from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import synchronise_batchnorm
 from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
-from galaxyhpc.randomness import key
+from galaxyhpc.runtime.distributed import Process, joined
+from galaxyhpc.runtime.job import Stop
+from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.runtime.rng import key
 from galaxyhpc.split import training_rows
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.provenance import provenance

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from galaxyhpc.batches import Pictures, predict, share
-from galaxyhpc.distributed import Process
+from galaxyhpc.runtime.distributed import Process
 
 
 def validate(

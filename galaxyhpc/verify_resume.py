@@ -38,7 +38,7 @@ from galaxyhpc import paths
 from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
-from galaxyhpc.lifecycle import STOPPED
+from galaxyhpc.runtime.job import STOPPED
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, write_text
 from galaxyhpc.table import make_console

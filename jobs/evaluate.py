@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import Stop, carry_out, tell
+from galaxyhpc.runtime.job import Stop, carry_out, tell
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
 
 

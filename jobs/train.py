@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.lifecycle import BusyError, Stop, carry_out, find_place, tell
+from galaxyhpc.runtime.job import BusyError, Stop, carry_out, find_place, tell
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 
 CANARY_STEPS = 3

@@ -46,9 +46,9 @@ def slurm_answers() -> bool:
 @functools.cache
 def compiler_answers() -> bool:
     """Whether there is a C++ compiler."""
-    from galaxyhpc import compiled  # brings torch, which the settings above come before
+    from galaxyhpc.runtime import native  # brings torch, which the settings above come before
 
-    return compiled.compiler() is not None
+    return native.compiler() is not None
 
 
 class WholeFiles(LoadFileScheduling):

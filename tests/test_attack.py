@@ -24,10 +24,10 @@ from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file,
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
-from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.one_pixel import OnePixel, is_local
+from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, state, write_text
 

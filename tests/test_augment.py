@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from galaxyhpc import compiled
 from galaxyhpc.augment import affine_maps, maps_of_epoch, resample, sampling_grid
 from galaxyhpc.config.schema import AugmentConfig
+from galaxyhpc.runtime import native
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(8)
@@ -51,8 +51,8 @@ def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
 @pytest.mark.parametrize("side", [2, 33, 64])
 def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler:
-        monkeypatch.setattr(compiled, "library", lambda source: None)
-    assert (compiled.library("augment.cpp") is None) != compiler
+        monkeypatch.setattr(native, "library", lambda source: None)
+    assert (native.library("augment.cpp") is None) != compiler
     pixels = torch.randint(256, (8, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     maps = affine_maps(ROWS, 0, 0, AugmentConfig(shift=0.5))
     maps[1:3] *= 4.0  # several images beyond the edges

@@ -25,10 +25,10 @@ from galaxyhpc import latent, launch, networks
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
-from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import baselines, build_model, count_parameters
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
 from galaxyhpc.optimizer import make_optimizer, set_learning_rate
+from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train

@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 from written import HERE, Answer, begin, make, plan, scripts, submit, tell
 
-from galaxyhpc import slurm
 from galaxyhpc.cancel import main
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, State, state
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import cluster, slurm
+from galaxyhpc import cluster
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob

@@ -18,7 +18,7 @@ from galaxyhpc import corruptions
 from galaxyhpc.config import conditions
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
 from galaxyhpc.corruptions import RING, Draw, Survey, corrupt, poisson
-from galaxyhpc.randomness import key, uniform
+from galaxyhpc.runtime.rng import key, uniform
 
 SURVEY = Survey(mean=37.0, pixel_scale=0.524)
 IMAGES = torch.rand(4, 3, 33, 33, generator=torch.Generator().manual_seed(0))

@@ -28,9 +28,9 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.data import load_split, prepare
-from galaxyhpc.distributed import Process
-from galaxyhpc.lifecycle import Place, Stop
 from galaxyhpc.models import build_model
+from galaxyhpc.runtime.distributed import Process
+from galaxyhpc.runtime.job import Place, Stop
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train

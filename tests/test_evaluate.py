@@ -23,8 +23,8 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, Mode
 from galaxyhpc.corruptions import Draw, Survey
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
-from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import build_model
+from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, state, write_text
 

@@ -29,11 +29,11 @@ from galaxyhpc.config.schema import (
     is_exact_image_size,
     nearest_image_sizes,
 )
-from galaxyhpc.lifecycle import Stop
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
+from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.verify_resume import digests

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from galaxyhpc import compiled, groups
+from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, choice
 from galaxyhpc.models.harmonic import blocks, reference
 from galaxyhpc.models.harmonic_op import harmonic
 from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.runtime import native
 
 pytestmark = pytest.mark.compiler
 
@@ -184,4 +185,4 @@ def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler in ("absent", "false"):
         monkeypatch.setenv("CXX", compiler)
-        assert compiled.library.__wrapped__("models/harmonic.cpp") is None
+        assert native.library.__wrapped__("models/harmonic.cpp") is None

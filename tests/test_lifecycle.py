@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import lifecycle
-from galaxyhpc.lifecycle import BusyError, Place, Stop, alone, carry_out, find_place, is_busy, stopping_on_signals
+from galaxyhpc.runtime import job
+from galaxyhpc.runtime.job import BusyError, Place, Stop, alone, carry_out, find_place, is_busy, stopping_on_signals
 from galaxyhpc.storage.run_dir import RunDir, state
 
 
@@ -46,7 +46,7 @@ def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: s
 
     with pytest.raises(SystemExit) as caught:
         carry_out(str(run.path), work)
-    assert caught.value.code == lifecycle.STOPPED
+    assert caught.value.code == job.STOPPED
     assert (state(run).name, state(run).why) == ("stopped", why)
 
 
@@ -61,7 +61,7 @@ def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_kil
     run: RunDir,
 ) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from galaxyhpc.lifecycle import Place, alone; "
+        "import sys, time; from pathlib import Path; from galaxyhpc.runtime.job import Place, alone; "
         "from galaxyhpc.storage.run_dir import RunDir\n"
         "with alone(RunDir(Path(sys.argv[1])), Place()): print('held', flush=True); time.sleep(60)"
     )
@@ -152,17 +152,17 @@ def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
 def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itself_is_not_an_error(
     run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "REQUEUE_PAUSES", (0.1,))
+    monkeypatch.setattr(job, "REQUEUE_PAUSES", (0.1,))
     count = f"echo x >> '{run.path}/asked'"
     slurm_says(
         scontrol=f"{count}; [ $(wc -l < '{run.path}/asked') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
     )
-    lifecycle.requeue(Place())
+    job.requeue(Place())
     slurm_says(scontrol="echo 'Job is pending execution' >&2; exit 1")
-    lifecycle.requeue(Place())
+    job.requeue(Place())
     slurm_says(scontrol="echo 'Access denied' >&2; exit 1")
     with pytest.raises(RuntimeError, match="requeue 7: Access denied"):
-        lifecycle.requeue(Place())
+        job.requeue(Place())
 
 
 def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_new_one_is_not(
@@ -170,16 +170,16 @@ def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_n
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     for start in range(3):
-        lifecycle.refuse_crash_loop(run, Place(job=f"7.{start}"))
+        job.refuse_crash_loop(run, Place(job=f"7.{start}"))
     (run.checkpoints / "step_00000004").mkdir(parents=True)
     for start in range(3, 6):
-        lifecycle.refuse_crash_loop(run, Place(job=f"7.{start}"))
-    with pytest.raises(lifecycle.NoProgressError, match=r"job 7 was started 3 times .* no more than step_00000004"):
-        lifecycle.refuse_crash_loop(run, Place(job="7.6"))
-    lifecycle.refuse_crash_loop(run, Place(job="8.0"))
+        job.refuse_crash_loop(run, Place(job=f"7.{start}"))
+    with pytest.raises(job.NoProgressError, match=r"job 7 was started 3 times .* no more than step_00000004"):
+        job.refuse_crash_loop(run, Place(job="7.6"))
+    job.refuse_crash_loop(run, Place(job="8.0"))
     monkeypatch.delenv("SUBMITIT_FOLDER")
     for _ in range(9):
-        lifecycle.refuse_crash_loop(run, Place(job="8.0"))  # not submitted by us: slurm/eval.sh has many runs
+        job.refuse_crash_loop(run, Place(job="8.0"))  # not submitted by us: slurm/eval.sh has many runs
 
 
 ERRORS = {

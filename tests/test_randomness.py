@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from scipy import stats
 
-from galaxyhpc.randomness import key, permutation, uniform
+from galaxyhpc.runtime.rng import key, permutation, uniform
 
 
 def test_the_same_key_and_index_give_the_same_numbers_in_any_batch() -> None:

@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 from written import Answer, begin, learn, make, plan, scripts, submit, tell
 
-from galaxyhpc import slurm
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main
+from galaxyhpc.runtime import slurm
 from galaxyhpc.standing import Answer as Queue
 from galaxyhpc.standing import read, standing
 from galaxyhpc.storage.run_dir import RunDir, state

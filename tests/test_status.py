@@ -17,8 +17,8 @@ import pytest
 from filelock import FileLock
 from written import HERE, Answer, begin, curve, learn, make, plan, scripts, submit, tell
 
-from galaxyhpc import slurm
 from galaxyhpc.alarms import alarms
+from galaxyhpc.runtime import slurm
 from galaxyhpc.standing import PointError, chosen, read, standing
 from galaxyhpc.status import main, shown, table
 from galaxyhpc.storage.run_dir import RunDir, write_text

@@ -26,8 +26,8 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.lifecycle import stopping_on_signals
 from galaxyhpc.optimizer import learning_rate
+from galaxyhpc.runtime.job import stopping_on_signals
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, state, write_text
 from galaxyhpc.trainer import train

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from galaxyhpc import slurm
 from galaxyhpc.config.schema import ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
 Answer = Callable[..., Path]

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.benchmark.turns import Effort
 from galaxyhpc.benchmark.ways import Case
-from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model
+from galaxyhpc.runtime.malloc import keep_freed
 
 WORLD = 2
 PATIENCE = 600.0  # s

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from galaxyhpc.benchmark.ways import Case, Subject
-from galaxyhpc.memory import keep_freed
+from galaxyhpc.runtime.malloc import keep_freed
 
 PARTS = ("training", "inference")
 IMPORT_SECONDS = 120.0

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from galaxyhpc import compiled
 from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
+from galaxyhpc.runtime import native
 
 SOURCE = "models/harmonic.cpp"
 TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
@@ -32,7 +32,7 @@ Terms = list[tuple[int, float]]  # of a sum: what, how many times
 
 def available() -> bool:
     """Whether this machine can compile what is needed."""
-    return compiled.library(SOURCE) is not None
+    return native.library(SOURCE) is not None
 
 
 def forward(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
@@ -130,7 +130,7 @@ class _Plan:
 
 @cache
 def _plan(recipe: Recipe, dtype: torch.dtype, transposed: bool) -> _Plan:
-    of, library = blocks(recipe, transposed), compiled.library(SOURCE)
+    of, library = blocks(recipe, transposed), native.library(SOURCE)
     assert library is not None, "no C++ compiler"
     arrays: list[NDArray[Any]] = []
 

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from galaxyhpc import compiled
 from galaxyhpc.basis_cache import directory
 from galaxyhpc.models.harmonic import Recipe, blocks
 from galaxyhpc.models.harmonic_tiles import terms
 from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.runtime import native
 from galaxyhpc.storage.run_dir import write_text
 
 FORMAT = 5  # raised when counts or layers change
@@ -215,7 +215,7 @@ def measured(device: torch.device, dtype: torch.dtype) -> Rates:
 def of_machine(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     """Return the rates of this machine, measured where they are not on the disk."""
     on_cpu = device.type == "cpu"
-    name = compiled.processor() if on_cpu else torch.cuda.get_device_name(device)
+    name = native.processor() if on_cpu else torch.cuda.get_device_name(device)
     asked = [FORMAT, torch.__version__, name, threads if on_cpu else 0, str(dtype), uses()]
     path = directory() / f"rates-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
     known = _read(path)

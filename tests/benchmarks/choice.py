@@ -19,8 +19,8 @@ from rich.progress import track
 
 from galaxyhpc.benchmark.__main__ import BATCH, GROUPS
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.memory import keep_freed
 from galaxyhpc.models import build_model, choice, rates
+from galaxyhpc.runtime.malloc import keep_freed
 
 CPU = torch.device("cpu")
 SIZE = 65  # px

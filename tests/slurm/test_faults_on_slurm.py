@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from galaxyhpc import cluster, slurm
+from galaxyhpc import cluster
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -33,6 +33,7 @@ from galaxyhpc.config.schema import (
     WantedResources,
 )
 from galaxyhpc.data import prepare
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, state, write_text
 from galaxyhpc.verify_resume import digests

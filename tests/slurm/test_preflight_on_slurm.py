@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import preflight, slurm
+from galaxyhpc import preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.runtime import slurm
 
 
 def run(seed: int, cache: Path, **asked: object) -> RunConfig:

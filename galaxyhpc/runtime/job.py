@@ -27,7 +27,7 @@ from types import FrameType
 import submitit
 from filelock import FileLock, Timeout
 
-from galaxyhpc import slurm
+from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, readable
 
 STARTS = 3  # of one job without progress: a further one would make none either
