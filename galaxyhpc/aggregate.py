@@ -33,8 +33,9 @@ from galaxyhpc.attack_results import Attacked, AttackError, success_table
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import question
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import NoRunError, planned_runs, refuse_links, write_text
-from galaxyhpc.table import make_console, terminal_table
+from galaxyhpc.table import terminal_table
 from galaxyhpc.tables import GENERATED, About, Tables
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,16 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from galaxyhpc.runtime.native import directory
 from galaxyhpc.storage.run_dir import replacing
 
 FORMAT = 1  # raised when the arrays change their meaning
 
 Arrays = tuple[np.ndarray, np.ndarray]  # filters, std
-
-
-def directory() -> Path:
-    """Return where bases are kept: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "galaxyhpc"
 
 
 def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:

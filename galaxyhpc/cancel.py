@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from galaxyhpc.runtime.job import is_busy
+from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.standing import Answer, PointError, Standing, look, of_points, sweep_of
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
 

@@ -21,7 +21,7 @@ class LaunchError(ValueError):
 def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
     """Return the runs that are neither done nor under way, in the order of `configs`, with what they need."""
     from galaxyhpc.evaluate import done
-    from galaxyhpc.runtime.job import is_busy
+    from galaxyhpc.runtime.lock import is_busy
 
     queued = slurm.queue() if slurm.is_up() else {}
     if queued is None:  # no evidence that jobs wait is not evidence that none does

@@ -27,8 +27,9 @@ from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
-from galaxyhpc.runtime.job import Stop, find_place
+from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.runtime.rank import find_place
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, state
 

@@ -36,10 +36,10 @@ from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
 from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.provenance import provenance
 from galaxyhpc.storage.run_dir import readable, write_text
-from galaxyhpc.table import make_console
 
 GENERATED = "GENERATED galaxies: do not rely on what it says of real ones"
 TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1

@@ -30,11 +30,11 @@ from galaxyhpc import attack_results, paths, results
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.split import SPLITS
 from galaxyhpc.standing import sweep_of
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, runs_of
-from galaxyhpc.table import make_console
 
 SHORT = 1 << 20  # bytes that no config.json or MANIFEST.json reaches
 LONG = 1 << 28  # bytes that no file of lines reaches

@@ -22,9 +22,9 @@ from galaxyhpc.config import conditions
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.latent import LatentError
 from galaxyhpc.results import Pair
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import RunDir, readable, runs_of
 from galaxyhpc.subject import check_same_galaxies, features, subject
-from galaxyhpc.table import make_console
 
 DEFAULT = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")
 

@@ -25,8 +25,8 @@ from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
 from galaxyhpc.networks import Network
 from galaxyhpc.preflight import PreflightError, check, show, symmetries
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
-from galaxyhpc.table import make_console
 
 PLAN = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),

@@ -24,8 +24,8 @@ from galaxyhpc.calibration import probabilities
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, resized
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import readable, replacing
-from galaxyhpc.table import make_console
 
 BATCH = 64  # galaxies
 

@@ -22,10 +22,10 @@ from galaxyhpc.cluster import SubmissionError
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.runtime import slurm
-from galaxyhpc.runtime.job import is_busy
+from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.standing import PointError, Standing, look, number, of_points, sweep_of
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
-from galaxyhpc.table import make_console
 
 LEAST = 3  # images of a micro-batch: batch statistics need two, and the last part may be smaller
 UNDER_WAY = ("waiting", "starting", "running", "evaluating", "evaluated")

@@ -205,7 +205,7 @@ def _queued(plain: Standing, job: slurm.Queued) -> Standing:
 
 def _lost(plain: Standing, answer: Answer | None) -> str:
     """Return why nothing will come of a run that its records say is under way; '' where that is not known."""
-    from galaxyhpc.runtime.job import is_busy  # submitit is slow to load, and few runs are in doubt
+    from galaxyhpc.runtime.lock import is_busy  # submitit is slow to load, and few runs are in doubt
 
     records, started = plain.records, plain.records.last("started")
     if plain.name not in ("submitted", "running", "trained"):

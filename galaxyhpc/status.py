@@ -21,9 +21,9 @@ from rich.text import Text
 
 from galaxyhpc import history
 from galaxyhpc.alarms import alarms, epoch_seconds
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.standing import Answer, PointError, Standing, chosen, look, number, read, standing
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
-from galaxyhpc.table import make_console
 
 REFRESH_SECONDS = 3.0
 COLOURS = {

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,18 +27,9 @@ HEADS = (
 PAIR = ["condition", "severity"]
 SHOWN = ["accuracy_mean", "ci_low", "ci_high", "seeds_done"]
 
-LOG_WIDTH = 170
 
 Cell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
 Cells = dict[tuple[str, float], Cell]  # of a network, by condition and severity
-
-
-def make_console() -> Console:
-    """Return a console that prints text as it is: paths and errors hold brackets. A log or a pipe gets a wide one."""
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = LOG_WIDTH
-    return console
 
 
 def terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:

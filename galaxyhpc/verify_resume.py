@@ -38,10 +38,10 @@ from galaxyhpc import paths
 from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import DataError, load_split, prepare
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import STOPPED
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, write_text
-from galaxyhpc.table import make_console
 
 PER_EPOCH = 8  # wanted steps of the copy
 STEPS = 12  # of the whole copy, at least

@@ -9,7 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.runtime.job import BusyError, Stop, carry_out, find_place, tell
+from galaxyhpc.runtime.job import Stop, carry_out, tell
+from galaxyhpc.runtime.lock import BusyError
+from galaxyhpc.runtime.rank import find_place
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
 
 CANARY_STEPS = 3

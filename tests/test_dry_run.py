@@ -13,8 +13,8 @@ from galaxyhpc import dry_run, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
 from galaxyhpc.costs import Prediction
 from galaxyhpc.preflight import Checked
+from galaxyhpc.runtime.console import LOG_WIDTH, make_console
 from galaxyhpc.storage.run_dir import RunDir, write_text
-from galaxyhpc.table import LOG_WIDTH, make_console
 
 AUTO = WantedResources(time_minutes="auto", memory_gb="auto")
 

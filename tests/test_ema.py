@@ -30,7 +30,8 @@ from galaxyhpc.config.schema import (
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.job import Place, Stop
+from galaxyhpc.runtime.job import Stop
+from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train

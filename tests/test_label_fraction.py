@@ -19,7 +19,7 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConf
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.job import Place
+from galaxyhpc.runtime.rank import Place
 from galaxyhpc.split import training_rows
 from galaxyhpc.storage.run_dir import RunDir, runs_of
 from galaxyhpc.trainer import TrainingError, set_up

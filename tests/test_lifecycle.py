@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc.runtime import job
-from galaxyhpc.runtime.job import BusyError, Place, Stop, alone, carry_out, find_place, is_busy, stopping_on_signals
+from galaxyhpc.runtime.job import Stop, carry_out, stopping_on_signals
+from galaxyhpc.runtime.lock import BusyError, alone, is_busy
+from galaxyhpc.runtime.rank import Place, find_place
 from galaxyhpc.storage.run_dir import RunDir, state
 
 

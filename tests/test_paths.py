@@ -13,7 +13,7 @@ from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.models import build_model, choice
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.job import find_place
+from galaxyhpc.runtime.rank import find_place
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
 CPU = torch.device("cpu")

@@ -19,10 +19,10 @@ from written import HERE, Answer, begin, curve, learn, make, plan, scripts, subm
 
 from galaxyhpc.alarms import alarms
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.standing import PointError, chosen, read, standing
 from galaxyhpc.status import main, shown, table
 from galaxyhpc.storage.run_dir import RunDir, write_text
-from galaxyhpc.table import make_console
 
 PROJECT = Path(__file__).parents[1]
 

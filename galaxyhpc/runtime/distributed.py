@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from galaxyhpc.runtime.job import Place, find_place
+from galaxyhpc.runtime.rank import Place, find_place
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
 MEETING_SECONDS = 600  # nodes of a big job may start minutes apart

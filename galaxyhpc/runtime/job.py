@@ -8,63 +8,31 @@ left (TERM and INT otherwise: somebody wants it gone).
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import submitit
-from filelock import FileLock, Timeout
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import alone
+from galaxyhpc.runtime.rank import Place, find_place
 from galaxyhpc.storage.run_dir import RunDir, readable
 
 STARTS = 3  # of one job without progress: a further one would make none either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again
 TRACE = 4000  # characters of a traceback that are kept
 STOPPED = 75  # exit status: not finished, start again to go on (EX_TEMPFAIL of sysexits.h)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands in its job, before any communication."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    nodes: int = 1
-    node_names: str = field(default_factory=socket.gethostname)  # as Slurm writes them: node[1-2]
-    job: str = "by hand"  # differs between jobs and between the starts of a requeued job
-
-
-def find_place() -> Place:
-    """Read this process's place from submitit's environment (Slurm or local), else from torchrun's, else alone."""
-    try:
-        job = submitit.JobEnvironment()
-    except RuntimeError:
-        job = None
-    if job is not None:
-        start = os.environ.get("SLURM_RESTART_COUNT", "0")
-        names = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
-        return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, names, f"{job.job_id}.{start}")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        rank, world, local, nodes = (
-            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE")
-        )
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return Place(rank, world, local, nodes, job=f"{os.environ['TORCHELASTIC_RUN_ID']}.{start}")
-    return Place(job=f"by hand, process {os.getpid()}")
 
 
 @dataclass
@@ -106,61 +74,6 @@ def stopping_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in zip(caught, previous, strict=True):
             signal.signal(number, handler)
-
-
-class BusyError(RuntimeError):
-    """Another process works on this run."""
-
-
-@contextmanager
-def alone(run: RunDir, place: Place) -> Iterator[None]:
-    """Hold the run: never two writers. The lock goes with the process, however that ends."""
-    lock = FileLock(run.path / f".lock-{place.rank}")
-    patience = _patience()
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not patience:
-                raise
-            print(f"{_busy(run)}; waiting up to {patience} s", flush=True)
-            lock.acquire(timeout=patience)
-    except Timeout:
-        raise BusyError(f"{_busy(run)}; nothing was changed") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _patience() -> int:
-    """Return for how many seconds a run that somebody holds is waited for.
-
-    What a scheduler starts may follow upon a process that is still dying; the node of a requeued job may be cut off
-    from Slurm and still at work. A person is told at once.
-    """
-    if "SUBMITIT_EXECUTOR" not in os.environ:
-        return 0
-    return 60 if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 600
-
-
-def _busy(run: RunDir) -> str:
-    begun = [event for event in run.events() if event.get("event") in ("started", "evaluating")]
-    last = begun[-1] if begun else {}
-    who = ", ".join(f"{name} {last[name]}" for name in ("job", "host", "pid") if name in last)
-    return f"{run.path}: another process works on this run ({who or 'it has only begun'})"
-
-
-def is_busy(run: RunDir) -> bool:
-    """Whether a process works on this run at this moment; asking changes nothing."""
-    try:
-        with (run.path / ".lock-0").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others who only ask
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 class NoProgressError(RuntimeError):

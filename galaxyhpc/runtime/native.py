@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch  # brings its OpenMP, which the library is to share  # noqa: F401
 
-from galaxyhpc.basis_cache import directory
 from galaxyhpc.storage.run_dir import replacing
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
@@ -54,3 +53,8 @@ def processor() -> str:
         return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
     except OSError:
         return platform.processor()
+
+
+def directory() -> Path:
+    """Return where bases are kept: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "galaxyhpc"
