@@ -34,9 +34,9 @@ from galaxyhpc.classifier import Classifier
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.provenance import provenance
 from galaxyhpc.storage.run_dir import readable, write_text

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.models import choice
 from galaxyhpc.networks import images_per_pass
 from galaxyhpc.runtime.distributed import Process
+from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
@@ -40,8 +40,8 @@ def paths_file(run: RunDir) -> Path:
 
 def settle(run: RunDir, network: nn.Module, config: RunConfig, process: Process) -> None:
     """Let the network train as the run began to, choosing where it begins now: rank 0's answer holds for all."""
-    names = list(choice.layers(network))
-    mine: choice.Paths = {}
+    names = list(selection.layers(network))
+    mine: selection.Paths = {}
     if not names:
         return
     if process.writes:
@@ -61,11 +61,11 @@ def restore(run: RunDir, network: nn.Module, device: torch.device) -> None:
     ------
     PathsError, OSError
     """
-    names = list(choice.layers(network))
+    names = list(selection.layers(network))
     _apply(run, network, _of(run, read(run), "inference", names), device)
 
 
-def read(run: RunDir) -> dict[str, choice.Paths] | None:
+def read(run: RunDir) -> dict[str, selection.Paths] | None:
     """Return the choice for each use; None where there is no file.
 
     Raises
@@ -95,7 +95,7 @@ def _refused(run: RunDir, what: str) -> PathsError:
     return PathsError(f"{paths_file(run)}: found {what}; allowed: {allowed}")
 
 
-def _of(run: RunDir, known: dict[str, choice.Paths] | None, use: str, names: list[str]) -> choice.Paths:
+def _of(run: RunDir, known: dict[str, selection.Paths] | None, use: str, names: list[str]) -> selection.Paths:
     if known is None:
         return {}
     if set(known[use]) != set(names):
@@ -103,18 +103,18 @@ def _of(run: RunDir, known: dict[str, choice.Paths] | None, use: str, names: lis
     return known[use]
 
 
-def _chosen(network: nn.Module, config: RunConfig, device: torch.device) -> dict[str, choice.Paths]:
+def _chosen(network: nn.Module, config: RunConfig, device: torch.device) -> dict[str, selection.Paths]:
     if (asked := config.resources.convolution) != "auto":
-        return dict.fromkeys(USES, dict.fromkeys(choice.layers(network), asked == "harmonic"))
+        return dict.fromkeys(USES, dict.fromkeys(selection.layers(network), asked == "harmonic"))
     size, count = config.data.image_size, images_per_pass(config)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    step = choice.Images(count, size, math.ceil(config.train.batch_size / config.resources.tasks / count))
-    batch = choice.Images(config.evaluate.batch_size, size)
-    training = choice.choose(network, step, device, low, training=True)
-    return {"training": training, "inference": choice.choose(network, batch, device, torch.float32, training=False)}
+    step = selection.Images(count, size, math.ceil(config.train.batch_size / config.resources.tasks / count))
+    batch = selection.Images(config.evaluate.batch_size, size)
+    training = selection.choose(network, step, device, low, training=True)
+    return {"training": training, "inference": selection.choose(network, batch, device, torch.float32, training=False)}
 
 
-def _apply(run: RunDir, network: nn.Module, wanted: choice.Paths, device: torch.device) -> None:
-    if not choice.apply(network, wanted, device):
+def _apply(run: RunDir, network: nn.Module, wanted: selection.Paths, device: torch.device) -> None:
+    if not selection.apply(network, wanted, device):
         missing = "no Triton" if device.type == "cuda" else "no C++ compiler"
         log.warning("%s: %s here: all layers are dense, whose last bits differ", paths_file(run), missing)

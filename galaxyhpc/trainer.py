@@ -34,8 +34,6 @@ from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_e
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
-from galaxyhpc.models.batch_norm import synchronise_batchnorm
-from galaxyhpc.models.layers import accumulating
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.runtime.distributed import Process, joined
@@ -43,6 +41,8 @@ from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
 from galaxyhpc.runtime.rng import key
 from galaxyhpc.split import training_rows
+from galaxyhpc.steerable.batch_norm import synchronise_batchnorm
+from galaxyhpc.steerable.layers import accumulating
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.provenance import provenance
 from galaxyhpc.storage.run_dir import RunDir, replacing, write_text

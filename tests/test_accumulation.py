@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.models.layers import SteerableConv, accumulating
+from galaxyhpc.steerable.layers import SteerableConv, accumulating
 
 PARTS = 4
 

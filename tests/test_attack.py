@@ -25,9 +25,9 @@ from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, Evalua
 from galaxyhpc.data import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
 from galaxyhpc.models import build_model
-from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.runtime.job import Stop
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, state, write_text
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from galaxyhpc import basis_cache
+from galaxyhpc.steerable import basis_cache
 
 BUILD = """
 import sys

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 
 FIELDS, SIZE = 3, 8
 SHAPE = (4, FIELDS * SIZE, 5, 7)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, choice, harmonic_tiles, rates
+from galaxyhpc.models import build_model
+from galaxyhpc.steerable.kernels import cpu, cpu_timing, selection
 
 CPU = torch.device("cpu")
 # of two cores of an EPYC
@@ -24,8 +25,8 @@ MACHINE = {
 
 def chosen(group: str, training: bool = True, images: int = 8) -> list[bool]:
     network = build_model(ModelConfig(group=group), 65)
-    uses = choice.in_use(network, choice.Images(images, 65)).values()
-    return [choice.faster(use, MACHINE, training) for use in uses]
+    uses = selection.in_use(network, selection.Images(images, 65)).values()
+    return [selection.faster(use, MACHINE, training) for use in uses]
 
 
 @pytest.mark.parametrize("group", ["C2", "D1", "D8", "C16"])
@@ -39,18 +40,18 @@ def test_a_group_of_one_element_has_little_to_gain_and_is_dense_where_filters_ar
 
 
 def test_rates_are_found_again_from_times() -> None:
-    counts = np.array([rates.harmonic_counts(use, True) for use in rates.uses()])
+    counts = np.array([cpu_timing.harmonic_counts(use, True) for use in cpu_timing.uses()])
     wanted = MACHINE["harmonic training"]
-    found, error = rates.fitted(counts, counts @ wanted)
+    found, error = cpu_timing.fitted(counts, counts @ wanted)
     assert counts @ found == pytest.approx(counts @ wanted, rel=0.1) and error < 0.05
 
 
 def test_what_comes_into_a_layer_is_found_without_computing() -> None:
     network = build_model(ModelConfig(group="D2", scale=0.2), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    uses = list(choice.in_use(network, choice.Images(5, 33)).values())
+    uses = list(selection.in_use(network, selection.Images(5, 33)).values())
     seen: list[tuple[int, ...]] = []
-    for layer in choice.layers(network).values():
+    for layer in selection.layers(network).values():
         layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
         layer.register_forward_hook(lambda layer, inputs, y: seen.append((y.numel(),)))
     network(torch.rand(5, 3, 33, 33))
@@ -67,48 +68,48 @@ def test_what_comes_into_a_layer_is_found_without_computing() -> None:
 @pytest.mark.compiler
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(rates, "SECONDS", 0.0)
-    monkeypatch.setattr(rates, "ROUNDS", 1)
-    monkeypatch.setattr(rates, "PATIENCE", 0.1)
+    monkeypatch.setattr(cpu_timing, "SECONDS", 0.0)
+    monkeypatch.setattr(cpu_timing, "ROUNDS", 1)
+    monkeypatch.setattr(cpu_timing, "PATIENCE", 0.1)
     state = torch.get_rng_state()
-    found = rates.of_machine.__wrapped__(CPU, torch.float32, 1)
+    found = cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1)
     assert torch.equal(torch.get_rng_state(), state)
     (path,) = (tmp_path / "galaxyhpc").glob("rates-*.json")
-    monkeypatch.setattr(rates, "measured", lambda *machine: pytest.fail("measured again"))
-    assert rates.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+    monkeypatch.setattr(cpu_timing, "measured", lambda *machine: pytest.fail("measured again"))
+    assert cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1) == found
     for damaged in ("", "[]", "{}", '{"dense training": [1.0]}', path.read_text().replace("[", '["', 1)):
         path.write_text(damaged)
-        monkeypatch.setattr(rates, "measured", lambda *machine: found)
-        assert rates.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+        monkeypatch.setattr(cpu_timing, "measured", lambda *machine: found)
+        assert cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1) == found
 
 
 def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33)
-    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.bfloat16, training=True).values())
-    monkeypatch.setattr(harmonic_tiles, "available", lambda: False)
-    assert not any(choice.choose(network, choice.Images(4, 33), CPU, torch.float32, training=True).values())
-    every = dict.fromkeys(choice.layers(network), True)
-    assert not choice.apply(network, every, CPU)
-    assert not any(layer.harmonic for layer in choice.layers(network).values())
+    assert not any(selection.choose(network, selection.Images(4, 33), CPU, torch.bfloat16, training=True).values())
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert not any(selection.choose(network, selection.Images(4, 33), CPU, torch.float32, training=True).values())
+    every = dict.fromkeys(selection.layers(network), True)
+    assert not selection.apply(network, every, CPU)
+    assert not any(layer.harmonic for layer in selection.layers(network).values())
 
 
 def test_a_network_without_steerable_layers_has_no_choice() -> None:
-    assert choice.choose(nn.Conv2d(3, 3, 1), choice.Images(1, 5), CPU, torch.float32, training=True) == {}
+    assert selection.choose(nn.Conv2d(3, 3, 1), selection.Images(1, 5), CPU, torch.float32, training=True) == {}
 
 
 def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    paths = {name: number > 0 for number, name in enumerate(choice.layers(network))}
-    asked = (network, paths, choice.Images(4, 33), CPU, torch.float32)
+    paths = {name: number > 0 for number, name in enumerate(selection.layers(network))}
+    asked = (network, paths, selection.Images(4, 33), CPU, torch.float32)
     steps = {False: 2.0, True: 1.0}
-    real = choice._step
-    monkeypatch.setattr(choice, "_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())]))
-    assert choice.proven(*asked) == paths
+    real = selection._step
+    monkeypatch.setattr(selection, "_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())]))
+    assert selection.proven(*asked) == paths
     steps[True] = 3.0
-    assert not any(choice.proven(*asked).values())
+    assert not any(selection.proven(*asked).values())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not any(layer.harmonic for layer in choice.layers(network).values())
+    assert not any(layer.harmonic for layer in selection.layers(network).values())
 
 
 @pytest.mark.compiler
@@ -122,7 +123,7 @@ def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
         return torch.randn_like(x), torch.randn_like(weight)
 
     network = build_model(ModelConfig(group="C4", scale=0.1), 33)
-    monkeypatch.setattr(harmonic_tiles, "backward", kernel)
-    every = dict.fromkeys(choice.layers(network), True)
-    assert not any(choice.proven(network, every, choice.Images(3, 33), CPU, torch.float32).values())
+    monkeypatch.setattr(cpu, "backward", kernel)
+    every = dict.fromkeys(selection.layers(network), True)
+    assert not any(selection.proven(network, every, selection.Images(3, 33), CPU, torch.float32).values())
     assert ("no kernel image" if broken == "fails" else "another one") in caplog.text

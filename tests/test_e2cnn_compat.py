@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import groups
+from galaxyhpc.steerable import groups
 
 GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 
@@ -54,7 +54,7 @@ def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: st
 
 
 def test_e2cnn_still_needs_the_compatibility_module() -> None:
-    """The day this fails, delete galaxyhpc/e2cnn_compat.py."""
+    """The day this fails, delete galaxyhpc/steerable/e2cnn_compat.py."""
     without = python(BUILD_DIHEDRAL)
     assert without.returncode != 0
     assert "copy" in without.stderr or "tostring" in without.stderr
@@ -64,8 +64,8 @@ def test_the_compatibility_module_can_be_applied_twice_and_leaves_numpy_alone() 
     twice = python(
         "import importlib, numpy",
         "before = dict(vars(numpy))",
-        "import galaxyhpc.e2cnn_compat",
-        "importlib.reload(galaxyhpc.e2cnn_compat)",
+        "import galaxyhpc.steerable.e2cnn_compat",
+        "importlib.reload(galaxyhpc.steerable.e2cnn_compat)",
         BUILD_DIHEDRAL,
         "assert numpy.array is before['array']",
     )

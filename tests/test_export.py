@@ -20,9 +20,10 @@ from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
 from galaxyhpc.galaxy10 import CLASSES
-from galaxyhpc.models import build_model, choice
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import GroupPooling, Restriction, SteerableConv
+from galaxyhpc.models import build_model
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.layers import GroupPooling, Restriction, SteerableConv
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
@@ -72,10 +73,10 @@ def exported(run: RunDir) -> Path:
 @pytest.mark.compiler
 def test_what_is_exported_of_a_run_without_dense_filters_has_them(tmp_path: Path) -> None:
     run = make_run(tmp_path, ModelConfig(group="D8", scale=0.1))
-    every = dict.fromkeys(choice.layers(network(ModelConfig(group="D8", scale=0.1))), True)
+    every = dict.fromkeys(selection.layers(network(ModelConfig(group="D8", scale=0.1))), True)
     write_text(paths.paths_file(run), json.dumps({"training": every, "inference": every}))
     used = load(run.path, torch.device("cpu"))
-    assert all(layer.harmonic for layer in choice.layers(used.network).values())
+    assert all(layer.harmonic for layer in selection.layers(used.network).values())
     differences = export(used, tmp_path / "portable", ["export", "torchscript"])
     assert max(differences.values()) > 0  # other sums, the same function
     assert "galaxyhpc" not in str(torch.export.load(tmp_path / "portable" / "model.pt2").graph)

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import galaxyhpc.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
-from galaxyhpc import groups
+import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import (
     BASELINES,
@@ -30,10 +29,11 @@ from galaxyhpc.config.schema import (
     nearest_image_sizes,
 )
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import Restriction, SteerableConv
 from galaxyhpc.models.symmetry import invariance_error, rotation_curve
 from galaxyhpc.runtime.job import Stop
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import Restriction, SteerableConv
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.trainer import train
 from galaxyhpc.verify_resume import digests

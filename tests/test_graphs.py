@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, Restriction, SteerableConv
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, Restriction, SteerableConv
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "steerable_cnn": {"group": "D4", "scale": 0.04},

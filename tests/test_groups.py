@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import groups
+from galaxyhpc.steerable import groups
 
 GROUPS = ["C1", "C2", "C3", "C4", "C6", "C8", "C16", "D1", "D2", "D3", "D4", "D6", "D8", "D16"]
 

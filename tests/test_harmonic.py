@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, choice
-from galaxyhpc.models.harmonic import blocks, reference
-from galaxyhpc.models.harmonic_op import harmonic
-from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.models import build_model
 from galaxyhpc.runtime import native
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.kernels.harmonic import blocks, reference
+from galaxyhpc.steerable.kernels.operator import harmonic
+from galaxyhpc.steerable.layers import SteerableConv
 
 pytestmark = pytest.mark.compiler
 
@@ -83,7 +84,7 @@ def test_so_they_do_for_any_shape(
 def test_many_tiles_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = layer("D4", (5, 3), 3, "regular", 1)
     x = torch.randn(2, 40, 9, 9, dtype=torch.float64, requires_grad=True)
-    monkeypatch.setattr("galaxyhpc.models.harmonic_tiles.TILE_BYTES", 7 * 48 * 5 * 8)  # 7 pixels, 162 in all
+    monkeypatch.setattr("galaxyhpc.steerable.kernels.cpu.TILE_BYTES", 7 * 48 * 5 * 8)  # 7 pixels, 162 in all
     assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
 
 
@@ -129,7 +130,7 @@ def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_compon
 @pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")  # torch's own
 def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33).double().train()
-    assert choice.apply(network, dict.fromkeys(choice.layers(network), True), torch.device("cpu"))
+    assert selection.apply(network, dict.fromkeys(selection.layers(network), True), torch.device("cpu"))
     compiled_network = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
     images = torch.rand(3, 3, 33, 33, dtype=torch.float64)
     found, wanted = compiled_network(images), network(images)

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, choice, roofline
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import AntialiasedPool, SteerableConv
+from galaxyhpc.models import build_model
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels import gpu_roofline, selection
+from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 pytest.importorskip("triton")
-from galaxyhpc.models import harmonic_rows, harmonic_triton
+from galaxyhpc.steerable import fused_blocks
+from galaxyhpc.steerable.kernels import gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -50,12 +52,12 @@ def step(blocks: nn.Sequential, run: Any, x: Tensor, upstream: Tensor) -> dict[s
 def assert_same(rows: nn.Sequential, x: Tensor) -> None:
     """Compare a step of blocks as rows with a dense one."""
     dense = copy.deepcopy(rows)
-    for layer in choice.layers(dense).values():
+    for layer in selection.layers(dense).values():
         layer.harmonic = False
     with torch.no_grad():
         upstream = torch.randn_like(copy.deepcopy(dense)(x))
     wanted = step(dense, dense, x, upstream)
-    found = step(rows, lambda given: harmonic_rows.run(rows, given), x, upstream)
+    found = step(rows, lambda given: fused_blocks.run(rows, given), x, upstream)
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
 
@@ -67,22 +69,22 @@ def assert_same(rows: nn.Sequential, x: Tensor) -> None:
 def test_rows_give_what_the_layers_give(
     group: str, fields: tuple[int, ...], pooled: int, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harmonic_triton, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(gpu, "CHUNK_BYTES", chunk)
     assert_same(made(group, fields, pooled), torch.randn(2, fields[0] * groups.order(group), side, side, device=DEVICE))
 
 
 def test_a_block_that_is_dense_stands_between_rows() -> None:
     layers = made("C4", (2, 3, 2, 2), 1)
-    middle = list(choice.layers(layers).values())[1]
+    middle = list(selection.layers(layers).values())[1]
     middle.harmonic = False
     assert_same(layers, torch.randn(2, 8, 5, 5, device=DEVICE))
 
 
 @pytest.mark.parametrize(("group", "harmonic"), [("C1", 0), ("C2", 0), ("D1", 0), ("C4", 0), ("D16", 10)])
 def test_a_gpu_is_given_what_is_faster_by_its_rates(group: str, harmonic: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "_rates", lambda device, dtype: H200)
+    monkeypatch.setattr(gpu_roofline, "_rates", lambda device, dtype: H200)
     network = build_model(ModelConfig(group=group), 255)
-    used = choice.in_use(network, choice.Images(32, 255))
-    chosen = [choice.faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
+    used = selection.in_use(network, selection.Images(32, 255))
+    chosen = [selection.faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
     assert sum(chosen) == harmonic
     assert not chosen[0]

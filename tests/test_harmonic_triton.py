@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from galaxyhpc import groups
-from galaxyhpc.models.harmonic import blocks
-from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.kernels.harmonic import blocks
+from galaxyhpc.steerable.layers import SteerableConv
 
 pytest.importorskip("triton")
-from galaxyhpc.models import harmonic_triton
+from galaxyhpc.steerable.kernels import gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -31,9 +31,9 @@ def errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
     wanted = [y.detach(), *torch.autograd.grad((y * upstream).sum(), (x, dense.weight))]
     weight = dense.weight.detach().to(dtype if dtype == torch.float64 else torch.float32)
     asked = (x.detach().to(dtype), weight, dense.recipe, dense.stride, dense.padding)
-    by_x, by_weight = harmonic_triton.backward(upstream.to(dtype), *asked, for_x=True)
+    by_x, by_weight = gpu.backward(upstream.to(dtype), *asked, for_x=True)
     assert by_x is not None
-    found = [harmonic_triton.forward(*asked), by_x, by_weight]
+    found = [gpu.forward(*asked), by_x, by_weight]
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
 
 
@@ -59,7 +59,7 @@ def test_the_kernels_give_the_maps_and_gradients_of_the_dense_filter(
 
 def test_a_batch_in_many_chunks_gives_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, x = made("D4", "regular", 3, 1, 1)
-    monkeypatch.setattr(harmonic_triton, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gpu, "CHUNK_BYTES", 1)
     assert max(errors(dense, x, torch.float64)) < 1e-6
 
 

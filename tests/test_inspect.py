@@ -20,8 +20,8 @@ from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
 from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
-from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.results import CLEAN
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.checkpoint import sha256
 from galaxyhpc.storage.run_dir import RunDir, write_text
 from galaxyhpc.subject import features, subject

@@ -18,14 +18,14 @@ import torch.multiprocessing
 from e2cnn.nn.init import generalized_he_init
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
-from galaxyhpc.models.batch_norm import FieldBatchNorm, synchronise_batchnorm
-from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
 from galaxyhpc.models.symmetry import invariance_error
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, synchronise_batchnorm
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 

@@ -11,9 +11,10 @@ import torch
 from galaxyhpc import paths
 from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.evaluate import load_network
-from galaxyhpc.models import build_model, choice
+from galaxyhpc.models import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import find_place
+from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def begun(run: RunDir, process: Process, convolution: str) -> list[bool]:
     """Settle the paths of a small network and return which layers train without dense filters."""
     network, config = build_model(ModelConfig(group="D4", scale=0.1), 33), settings(convolution)
     paths.settle(run, network, config, process)
-    return [layer.harmonic for layer in choice.layers(network).values()]
+    return [layer.harmonic for layer in selection.layers(network).values()]
 
 
 def settings(convolution: str) -> RunConfig:
@@ -47,8 +48,8 @@ def test_what_was_settled_first_holds(tmp_path: Path, process: Process) -> None:
 def test_the_choice_is_made_for_training_and_for_inference(
     tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = list(choice.layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
-    monkeypatch.setattr(choice, "choose", lambda *given, training: {n: training and n == names[3] for n in names})
+    names = list(selection.layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
+    monkeypatch.setattr(selection, "choose", lambda *given, training: {n: training and n == names[3] for n in names})
     run = RunDir(tmp_path)
     assert begun(run, process, "auto") == [name == names[3] for name in names]
     assert set(paths.read(run)["inference"].values()) == {False}
@@ -70,7 +71,7 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
     dense = load_network(run, config, CPU)
     paths.settle(run, network, config, process)
     harmonic = load_network(run, config, CPU)
-    assert [layer.harmonic for layer in choice.layers(harmonic).values()] == [True] * 11
+    assert [layer.harmonic for layer in selection.layers(harmonic).values()] == [True] * 11
     with torch.inference_mode():
         torch.testing.assert_close(harmonic(images), dense(images), rtol=1e-5, atol=1e-5)
 

@@ -24,9 +24,9 @@ from galaxyhpc.demo import render
 from galaxyhpc.evaluate import evaluate
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model
-from galaxyhpc.models.batch_norm import FieldBatchNorm
 from galaxyhpc.predict import main
 from galaxyhpc.runtime.job import Stop
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.run_dir import RunDir, write_text
 
 SIDE = 40  # px of the images below; the network's are 33

@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, choice
-from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.models import build_model
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.layers import SteerableConv
 
 WAYS = ("plain", "dense", "ours")
 MOST_STEPS = 50  # in a turn
@@ -85,9 +86,9 @@ def dense_limit(network: nn.Module) -> nn.Module:
 
 def settle(network: nn.Module, case: Case, training: bool) -> int:
     """Let every layer convolve in the faster of its ways; return the number of those without a dense filter."""
-    device, images = torch.device(case.device), choice.Images(case.batch, case.size)
-    paths = choice.choose(network, images, device, getattr(torch, case.precision), training)
-    choice.apply(network, paths, device)
+    device, images = torch.device(case.device), selection.Images(case.batch, case.size)
+    paths = selection.choose(network, images, device, getattr(torch, case.precision), training)
+    selection.apply(network, paths, device)
     return sum(paths.values())
 
 

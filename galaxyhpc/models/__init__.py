@@ -19,9 +19,9 @@ from torch.func import functional_call
 from galaxyhpc.config.schema import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import cnn
-from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.models.opening import Opening
 from galaxyhpc.models.steerable_cnn import COLOURS
+from galaxyhpc.steerable.layers import SteerableConv
 
 
 class Family(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 
 
 class BaselineError(ValueError):

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.steerable_cnn import StudyCNN
+from galaxyhpc.steerable import groups
 
 
 def cnn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> StudyCNN:

@@ -29,10 +29,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import CircularMask, GroupPooling, SteerableConv
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import CircularMask, GroupPooling, SteerableConv
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 EXPANSION = {18: 1, 50: 2}

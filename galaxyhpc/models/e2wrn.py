@@ -31,10 +31,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import CircularMask, Restriction, SteerableConv
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import CircularMask, Restriction, SteerableConv
 
 CUTOFF = 3.0  # angular frequencies per px of radius
 DROPOUT = 0.3

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from galaxyhpc.models.layers import CircularMask, SteerableConv
 from galaxyhpc.models.steerable_cnn import StudyCNN
+from galaxyhpc.steerable.layers import CircularMask, SteerableConv
 
 SMALL = 0.8  # of a map's side: larger patches are not worth their windows
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.models.steerable_cnn import StudyCNN
+from galaxyhpc.steerable import groups
 
 
 class PlainCNN(nn.Module):

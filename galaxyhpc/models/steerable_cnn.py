@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc import groups
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models.batch_norm import FieldBatchNorm
-from galaxyhpc.models.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
 POOLED = (2, 4, 7, 9, 11)  # blocks, counted from 1, that a pool of stride 2 follows
@@ -69,9 +69,9 @@ class StudyCNN(nn.Module):
         if not (self.training and x.is_cuda) or torch.compiler.is_compiling():
             last: Tensor = self.blocks(x)
             return last
-        from galaxyhpc.models import harmonic_rows  # Triton is not everywhere
+        from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
 
-        return harmonic_rows.run(self.blocks, x)
+        return fused_blocks.run(self.blocks, x)
 
     def classify(self, last: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""

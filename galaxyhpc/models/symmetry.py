@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc import groups
-from galaxyhpc.models.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 
 BLOBS = 16  # images of the rotation curve
 

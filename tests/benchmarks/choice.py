@@ -1,4 +1,4 @@
-"""How well `galaxyhpc.models.rates` tells the time of every layer of the study's networks. A few minutes.
+"""How well `galaxyhpc.steerable.kernels.cpu_timing` tells the time of every layer of the study's networks. A few minutes.
 
     python tests/benchmarks/choice.py tests/benchmarks/choice.json [GROUP ...]
 
@@ -19,8 +19,9 @@ from rich.progress import track
 
 from galaxyhpc.benchmark.__main__ import BATCH, GROUPS
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, choice, rates
+from galaxyhpc.models import build_model
 from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.steerable.kernels import cpu_timing, selection
 
 CPU = torch.device("cpu")
 SIZE = 65  # px
@@ -28,21 +29,21 @@ SIZE = 65  # px
 
 def compared(group: str, training: bool) -> dict[str, Any]:
     """Time the layers of one network."""
-    known = rates.of_machine(CPU, torch.float32, torch.get_num_threads())
+    known = cpu_timing.of_machine(CPU, torch.float32, torch.get_num_threads())
     network = build_model(ModelConfig(group=group), SIZE)
     found: dict[str, Any] = {}
     sums = dict.fromkeys(("dense", "harmonic", "chosen", "best"), 0.0)
-    uses = choice.in_use(network, choice.Images(BATCH.get(group, 16), SIZE))
-    timed: dict[rates.Use, list[float]] = {}
+    uses = selection.in_use(network, selection.Images(BATCH.get(group, 16), SIZE))
+    timed: dict[cpu_timing.Use, list[float]] = {}
     for name, use in uses.items():
         if use not in timed:
-            several = [rates.Timed(use, way, training, CPU, torch.float32) for way in rates.COUNTS]
-            timed[use] = rates.fastest(several, 0.3)
+            several = [cpu_timing.Timed(use, way, training, CPU, torch.float32) for way in cpu_timing.COUNTS]
+            timed[use] = cpu_timing.fastest(several, 0.3)
         dense, harmonic = timed[use]
-        told = [rates.seconds(use, known, way, training) for way in rates.COUNTS]
-        chosen = choice.faster(use, known, training)
-        row = {f"{way}_ms": round(1e3 * each, 2) for way, each in zip(rates.COUNTS, timed[use], strict=True)}
-        row |= {f"{way}_told_ms": round(1e3 * each, 2) for way, each in zip(rates.COUNTS, told, strict=True)}
+        told = [cpu_timing.seconds(use, known, way, training) for way in cpu_timing.COUNTS]
+        chosen = selection.faster(use, known, training)
+        row = {f"{way}_ms": round(1e3 * each, 2) for way, each in zip(cpu_timing.COUNTS, timed[use], strict=True)}
+        row |= {f"{way}_told_ms": round(1e3 * each, 2) for way, each in zip(cpu_timing.COUNTS, told, strict=True)}
         found[name] = row | {"harmonic": chosen}
         each = (dense, harmonic, harmonic if chosen else dense, min(dense, harmonic))
         sums = {way: sums[way] + value for way, value in zip(sums, each, strict=True)}

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from galaxyhpc import groups
+from galaxyhpc.steerable import groups
 
 SAME = 1e-5  # two filters that differ by less, relative to the larger, are one: e2cnn samples in float32
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from galaxyhpc.models import harmonic_op, rates, roofline
-from galaxyhpc.models.layers import SteerableConv
+from galaxyhpc.steerable.kernels import cpu_timing, gpu_roofline, operator
+from galaxyhpc.steerable.layers import SteerableConv
 
 BAR = 0.97  # of the dense time: what is about as fast stays dense
 GPU_BAR = 0.9  # roofline is rougher than rates
@@ -41,25 +41,25 @@ def layers(network: nn.Module) -> dict[str, SteerableConv]:
 def choose(network: nn.Module, images: Images, device: torch.device, dtype: torch.dtype, training: bool) -> Paths:
     """Choose for images like these, with autocast to `dtype`, in training or without gradients."""
     found = layers(network)
-    if not found or not harmonic_op.available(device.type, dtype):
+    if not found or not operator.available(device.type, dtype):
         return dict.fromkeys(found, False)
     if device.type == "cuda":
         used = in_use(network, images) if training else {}  # evaluation, in float32, is dense
         paths = {name: faster_on_gpu(use, device, dtype) for name, use in used.items()}
         return dict.fromkeys(found, False) | proven(network, paths, images, device, dtype)
-    known = rates.of_machine(device, dtype, torch.get_num_threads())
+    known = cpu_timing.of_machine(device, dtype, torch.get_num_threads())
     return {name: faster(use, known, training) for name, use in in_use(network, images).items()}
 
 
-def faster(use: rates.Use, known: rates.Rates, training: bool) -> bool:
+def faster(use: cpu_timing.Use, known: cpu_timing.Rates, training: bool) -> bool:
     """Whether a layer is clearly faster without its dense filter."""
-    harmonic, dense = (rates.seconds(use, known, way, training) for way in ("harmonic", "dense"))
+    harmonic, dense = (cpu_timing.seconds(use, known, way, training) for way in ("harmonic", "dense"))
     return harmonic < BAR * dense
 
 
-def faster_on_gpu(use: rates.Use, device: torch.device, dtype: torch.dtype) -> bool:
+def faster_on_gpu(use: cpu_timing.Use, device: torch.device, dtype: torch.dtype) -> bool:
     """The same on a GPU, in training."""
-    dense, harmonic = roofline.seconds(use, device, dtype)
+    dense, harmonic = gpu_roofline.seconds(use, device, dtype)
     return harmonic < GPU_BAR * dense
 
 
@@ -91,32 +91,34 @@ def _step(network: nn.Module, paths: Paths, images: Tensor, dtype: torch.dtype) 
     times = []
     for _ in range(STEPS):
         tried.zero_grad()
-        begun = rates.now(images.device)
+        begun = cpu_timing.now(images.device)
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             logits = tried(images)
         logits.float().square().mean().backward()
-        times.append(rates.now(images.device) - begun)
+        times.append(cpu_timing.now(images.device) - begun)
     gradients = [value.grad.flatten().float() for value in tried.parameters() if value.grad is not None]
     return torch.cat(gradients), min(times)
 
 
 def apply(network: nn.Module, paths: Paths, device: torch.device) -> bool:
     """Let every layer named true be harmonic and all others dense; all are, and False returned, without a kernel."""
-    able = not any(paths.values()) or harmonic_op.available(device.type, torch.float32)
+    able = not any(paths.values()) or operator.available(device.type, torch.float32)
     for name, layer in layers(network).items():
         layer.harmonic = able and paths.get(name, False)
     return able
 
 
-def in_use(network: nn.Module, images: Images) -> dict[str, rates.Use]:
+def in_use(network: nn.Module, images: Images) -> dict[str, cpu_timing.Use]:
     """Return what comes into each layer when the network is given images, found without computing."""
-    found: dict[str, rates.Use] = {}
+    found: dict[str, cpu_timing.Use] = {}
     named = layers(network)
 
     def note(name: str, layer: SteerableConv, x: Tensor) -> None:
         of, fields = layer.recipe, (layer.in_fields, layer.out_fields)
         sides = (x.shape[2], x.shape[3])
-        found[name] = rates.Use(of, fields, layer.stride, layer.padding, len(x), sides, x.requires_grad, images.parts)
+        found[name] = cpu_timing.Use(
+            of, fields, layer.stride, layer.padding, len(x), sides, x.requires_grad, images.parts
+        )
 
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, *inputs))

@@ -57,7 +57,7 @@ def group_space(name: str) -> Any:
     """Return e2cnn's description of the group acting on the plane; a reflection keeps the vertical axis."""
     from e2cnn import gspaces
 
-    import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+    import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
 
     family, n = _parse(name)
     if family == "C":
@@ -111,7 +111,7 @@ def basis(
     `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold. What was
     sampled once is kept on the disk, by the hash of what was asked for and of who samples it.
     """
-    from galaxyhpc.basis_cache import kept
+    from galaxyhpc.steerable.basis_cache import kept
 
     asked = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
     return SampledBasis(*kept(asked, lambda: _sampled(name, kernel_size, kind, out_kind, cutoff)))
@@ -131,7 +131,7 @@ def irreps(name: str, kind: FieldKind) -> Irreps:
     """Return e2cnn's decomposition of a field."""
     if kind == "trivial":
         return Irreps(np.ones((1, 1)), (1,), (0,))
-    from galaxyhpc.basis_cache import kept
+    from galaxyhpc.steerable.basis_cache import kept
 
     def decomposed() -> tuple[np.ndarray, np.ndarray]:
         space = group_space(name)
@@ -151,7 +151,7 @@ def _sampled(
     import e2cnn.nn
     from e2cnn.nn.init import _generalized_he_init_variances
 
-    import galaxyhpc.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+    import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
 
     with torch.device("cpu"):  # the caller may be building on the meta device
         space = group_space(name)

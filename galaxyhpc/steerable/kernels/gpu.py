@@ -24,8 +24,8 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from galaxyhpc.models import harmonic_kernels as kernels
-from galaxyhpc.models.harmonic import Blocks, Irrep, Recipe, blocks
+from galaxyhpc.steerable.kernels import triton_kernels as kernels
+from galaxyhpc.steerable.kernels.harmonic import Blocks, Irrep, Recipe, blocks
 
 CHUNK_BYTES = 1 << 30  # of z
 COLUMNS = 256  # pixels x fields of a tile

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.models.harmonic import Recipe, blocks
+from galaxyhpc.steerable.kernels.harmonic import Recipe, blocks
 
 # by kind of device; imported where asked for, because Triton is not everywhere
 KERNELS = {"cpu": "harmonic_tiles", "cuda": "harmonic_triton"}

@@ -12,8 +12,8 @@ from functools import cache
 
 import torch
 
-from galaxyhpc.models.harmonic import blocks
-from galaxyhpc.models.rates import Use, now
+from galaxyhpc.steerable.kernels.cpu_timing import Use, now
+from galaxyhpc.steerable.kernels.harmonic import blocks
 
 PRODUCT, COPY = 8192, 1 << 30  # side of a matrix; bytes
 DENSE, HARMONIC = 0.88, 0.6  # shares of the matrix products' and the copy's rates

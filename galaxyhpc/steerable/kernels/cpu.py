@@ -19,8 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from galaxyhpc.models.harmonic import Blocks, Recipe, Term, blocks
 from galaxyhpc.runtime import native
+from galaxyhpc.steerable.kernels.harmonic import Blocks, Recipe, Term, blocks
 
 SOURCE = "models/harmonic.cpp"
 TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from galaxyhpc.models.harmonic import Recipe, blocks
-from galaxyhpc.models.harmonic_tiles import terms
-from galaxyhpc.models.layers import SteerableConv
 from galaxyhpc.runtime import native
 from galaxyhpc.runtime.native import directory
+from galaxyhpc.steerable.kernels.cpu import terms
+from galaxyhpc.steerable.kernels.harmonic import Recipe, blocks
+from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.run_dir import write_text
 
 FORMAT = 5  # raised when counts or layers change

@@ -16,10 +16,9 @@ import torch.distributed as dist
 import triton
 from torch import Tensor, nn
 
-from galaxyhpc.models import harmonic_kernels as kernels
-from galaxyhpc.models.batch_norm import FieldBatchNorm, world_size
-from galaxyhpc.models.harmonic import Recipe
-from galaxyhpc.models.harmonic_triton import (
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, world_size
+from galaxyhpc.steerable.kernels import triton_kernels as kernels
+from galaxyhpc.steerable.kernels.gpu import (
     COLUMNS,
     Field,
     Grid,
@@ -32,7 +31,8 @@ from galaxyhpc.models.harmonic_triton import (
     split,
     weights_of,
 )
-from galaxyhpc.models.layers import SteerableConv, working_dtype
+from galaxyhpc.steerable.kernels.harmonic import Recipe
+from galaxyhpc.steerable.layers import SteerableConv, working_dtype
 
 TURNS = 8  # tiles that a program adds up
 HIGH = 64  # pixels of one of these tiles, where all fields are in it

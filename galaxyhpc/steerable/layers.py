@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc import groups
-from galaxyhpc.models.harmonic_op import SERVED, harmonic
+from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.kernels.operator import SERVED, harmonic
 
 
 class _Parts(NamedTuple):
