@@ -34,7 +34,9 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import question
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import NoRunError, planned_runs, refuse_links, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import NoRunError
+from galaxyhpc.storage.sweep_dir import planned_runs, refuse_links
 from galaxyhpc.table import terminal_table
 from galaxyhpc.tables import GENERATED, About, Tables
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.standing import Record, Standing, number
+from galaxyhpc.standing import Standing, number
+from galaxyhpc.storage.events import Record
 from galaxyhpc.storage.run_dir import RunDir
 
 CLASSES = 10

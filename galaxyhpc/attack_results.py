@@ -24,7 +24,8 @@ import pandas as pd
 from galaxyhpc.config.schema import AttackConfig
 from galaxyhpc.metrics import CLASSES
 from galaxyhpc.statistics import clopper_pearson
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 

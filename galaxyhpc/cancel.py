@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.standing import Answer, PointError, Standing, look, of_points, sweep_of
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.standing import Answer, Standing, look
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
+from galaxyhpc.storage.sweep_dir import PointError, of_points, runs_of, sweep_of
 
 LISTED = 20  # runs that get a line of their own
 HARMLESS = ("Invalid job id specified", "already completed", "already completing")  # it ended by itself meanwhile

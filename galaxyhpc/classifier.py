@@ -12,8 +12,9 @@ from galaxyhpc import results
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data import split_head
 from galaxyhpc.evaluate import load_network
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, readable, runs_of
+from galaxyhpc.storage.files import readable, sha256
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
 
 
 @dataclass(frozen=True)

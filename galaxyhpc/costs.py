@@ -20,7 +20,8 @@ from typing import Any
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.networks import Network, images_per_pass, training_bytes
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
 
 CORE_SPEED = 1.2e10  # multiply-adds per second
 GPU_SPEED = {"float32": 1e13, "bfloat16": 2e13}

@@ -27,7 +27,7 @@ from rich.progress import Progress
 from scipy import fft, ndimage
 
 from galaxyhpc.morphology import NATIVE, Array, Floats, Grid, Seed, blobs, draw
-from galaxyhpc.storage.run_dir import replacing
+from galaxyhpc.storage.files import replacing
 
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.int64]

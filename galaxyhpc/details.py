@@ -18,10 +18,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.config.schema import flat
-from galaxyhpc.history import in_words
 from galaxyhpc.metrics import METRICS
 from galaxyhpc.results import CLEAN, Predictions
-from galaxyhpc.storage.run_dir import RunDir, readable
+from galaxyhpc.storage.events import in_words
+from galaxyhpc.storage.files import readable
+from galaxyhpc.storage.run_dir import RunDir
 
 MOST_EVENTS = 60
 MOST_MISTAKES = 12

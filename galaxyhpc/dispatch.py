@@ -11,7 +11,8 @@ from rich.console import Console
 from galaxyhpc import cluster, local
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flat
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.run_dir import RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 
 class LaunchError(ValueError):

@@ -30,7 +30,7 @@ from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
 from galaxyhpc.runtime.rank import find_place
-from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir, state
 
 SAVE_SECONDS = 20.0

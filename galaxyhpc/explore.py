@@ -21,7 +21,7 @@ from galaxyhpc.data import prepare, source_file
 from galaxyhpc.facts import Facts, gather
 from galaxyhpc.galaxy10 import SIDES, DataError, read_columns
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import readable, write_text
+from galaxyhpc.storage.files import readable, write_text
 
 LARGEST = 128  # px, of what is looked at where no size is asked for: a quarter of the bytes that are published
 

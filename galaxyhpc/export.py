@@ -37,9 +37,8 @@ from galaxyhpc.galaxy10 import CLASSES, FIELD_ARCSEC, resized
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import SteerableConv
-from galaxyhpc.storage.checkpoint import sha256
+from galaxyhpc.storage.files import readable, sha256, write_text
 from galaxyhpc.storage.provenance import provenance
-from galaxyhpc.storage.run_dir import readable, write_text
 
 GENERATED = "GENERATED galaxies: do not rely on what it says of real ones"
 TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1

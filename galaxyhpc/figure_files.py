@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from galaxyhpc.storage.run_dir import replacing
+from galaxyhpc.storage.files import replacing
 
 KINDS = ("png", "pdf")
 

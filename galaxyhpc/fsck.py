@@ -32,9 +32,9 @@ from galaxyhpc.data import SPLIT_SETTINGS, split_head
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.split import SPLITS
-from galaxyhpc.standing import sweep_of
-from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, runs_of
+from galaxyhpc.storage import checkpoint, files
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import runs_of, sweep_of
 
 SHORT = 1 << 20  # bytes that no config.json or MANIFEST.json reaches
 LONG = 1 << 28  # bytes that no file of lines reaches
@@ -202,7 +202,7 @@ def _attack_problem(run: RunDir) -> str:
     if not path.exists() and not path.is_symlink():
         return ""
     found, problem = _attempt(_read_attack, run)
-    if found and run.best_file.is_file() and found.source.weights != checkpoint.sha256(run.best_file):
+    if found and run.best_file.is_file() and found.source.weights != files.sha256(run.best_file):
         return "of other weights than best.pt"
     return problem
 
@@ -214,7 +214,7 @@ def _read_attack(run: RunDir) -> attack_results.Attacked:
 
 def _disagreements(run: RunDir) -> list[str]:
     """Say where results.csv, predictions.h5, best.pt and split.csv do not belong together."""
-    weights = checkpoint.sha256(run.best_file) if run.best_file.is_file() else None
+    weights = files.sha256(run.best_file) if run.best_file.is_file() else None
     head = _attempt(_head, run.sweep / "split.csv")[0] or {}
     with _said_by_results() as said:
         results.load(run, weights, head.get("fingerprint"))

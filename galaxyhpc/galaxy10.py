@@ -19,7 +19,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from galaxyhpc.storage.run_dir import sync, write_text
+from galaxyhpc.storage.files import sync, write_text
 
 CLASSES: tuple[str, ...] = (
     *("Disturbed", "Merging", "Round Smooth", "In-between Round Smooth", "Cigar Shaped Smooth"),

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from galaxyhpc.standing import Record, Records, Standing
+from galaxyhpc.standing import Records, Standing
+from galaxyhpc.storage.events import Record, in_words
 
 LINES = 30  # of a log
 TAIL_BYTES = 64 * 1024
-QUIET = ("event", "time", "host", "trace", "token")  # not worth a word in a line of history
 HELP = {
     "memory": "retry it: half the micro-batch at the same global batch",
     "disk": "make room on the disk, then retry it",
@@ -85,20 +85,6 @@ def _when(event: Record) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event["time"])))
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return f"{'?':19}"
-
-
-def in_words(event: Record) -> str:
-    """Say what belongs to an event: `: step 40, world 1`, with the host where that matters."""
-    said = [
-        f"{name} {_short(value)}" for name, value in event.items() if name not in QUIET and value not in ("", [], None)
-    ]
-    host = f" on {event['host']}" if event["event"] in ("started", "failed") and "host" in event else ""
-    return f"{host}: {', '.join(said)}" if said else host
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def logs(one: Standing) -> str:

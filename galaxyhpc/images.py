@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from galaxyhpc.demo import stretch
 from galaxyhpc.galaxy10 import SIDES, DataError, rows_at_once
-from galaxyhpc.storage.run_dir import readable
+from galaxyhpc.storage.files import readable
 
 Bytes = NDArray[np.uint8]
 

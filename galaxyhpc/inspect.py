@@ -23,7 +23,9 @@ from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.latent import LatentError
 from galaxyhpc.results import Pair
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import RunDir, readable, runs_of
+from galaxyhpc.storage.files import readable
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
 from galaxyhpc.subject import check_same_galaxies, features, subject
 
 DEFAULT = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")

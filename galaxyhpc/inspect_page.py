@@ -19,7 +19,7 @@ from galaxyhpc.data import CLASSES
 from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.results import CLEAN
-from galaxyhpc.storage.run_dir import write_text
+from galaxyhpc.storage.files import write_text
 from galaxyhpc.subject import Subject
 from galaxyhpc.tables import About
 

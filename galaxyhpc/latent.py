@@ -35,7 +35,7 @@ from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.results import CLEAN, Pair
-from galaxyhpc.storage.run_dir import replacing
+from galaxyhpc.storage.files import replacing
 
 SCHEMA = 1
 KINDS = ("penultimate", "pooled")

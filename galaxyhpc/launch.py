@@ -26,7 +26,9 @@ from galaxyhpc.dry_run import show_plan
 from galaxyhpc.networks import Network
 from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, refuse_links, resolved, sweep_directory, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import refuse_links, resolved, sweep_directory
 
 PLAN = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),

@@ -21,7 +21,8 @@ from galaxyhpc.networks import images_per_pass
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 USES = ("training", "inference")
 MOST_BYTES = 1_000_000

@@ -25,7 +25,7 @@ from galaxyhpc.classifier import Classifier
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.galaxy10 import CLASSES, resized
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import readable, replacing
+from galaxyhpc.storage.files import readable, replacing
 
 BATCH = 64  # galaxies
 

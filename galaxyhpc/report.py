@@ -28,7 +28,7 @@ from galaxyhpc.details import Details
 from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table, Thumbnail
 from galaxyhpc.run_pages import run_pages
-from galaxyhpc.storage.run_dir import write_text
+from galaxyhpc.storage.files import write_text
 from galaxyhpc.tables import GENERATED, About, Tables
 
 MOST_PICTURES = 400  # of galaxies, about 3 kB each

@@ -27,7 +27,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.metrics import BINS, CLASSES, Counts, count
-from galaxyhpc.storage.run_dir import RunDir, replacing, write_text
+from galaxyhpc.storage.files import replacing, write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 SCHEMA = 1
 Pair = tuple[str, float]  # a condition and its severity

@@ -24,8 +24,9 @@ from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.standing import PointError, Standing, look, number, of_points, sweep_of
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
+from galaxyhpc.standing import Standing, look, number
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import PointError, of_points, runs_of, sweep_of
 
 LEAST = 3  # images of a micro-batch: batch statistics need two, and the last part may be smaller
 UNDER_WAY = ("waiting", "starting", "running", "evaluating", "evaluated")

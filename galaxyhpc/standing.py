@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.run_dir import RunDir, parse_lines, state_after
+from galaxyhpc.storage.events import Record, parse_lines, state_after
+from galaxyhpc.storage.run_dir import RunDir
 
 GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
 ASK_SECONDS = 15  # an answer of Slurm is good for so long: its controller serves everybody
@@ -28,8 +29,6 @@ RECENT = 10  # epochs, of which times are taken
 LAST = 3  # epochs that are looked at closely
 ACCURACY = re.compile(r'"validation_accuracy": (-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')  # json takes a second for a sweep
 WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -232,38 +231,3 @@ def _mine(run: RunDir) -> bool:
         return run.events_file.stat().st_uid == os.getuid()
     except OSError:
         return False
-
-
-class PointError(ValueError):
-    """A point that names no run, or several."""
-
-
-def chosen(runs: Sequence[RunDir], point: str) -> RunDir:
-    """Return the run of this id, or the one whose id holds this text.
-
-    Raises
-    ------
-    PointError
-    """
-    found = [run for run in runs if run.run_id == point] or [run for run in runs if point.lower() in run.run_id.lower()]
-    if len(found) == 1:
-        return found[0]
-    shown = [run.run_id for run in found or runs]
-    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    what = f"is in {len(found)} run ids" if found else "is in no run id"
-    raise PointError(f"{point}: {what}; allowed: one of {', '.join(shown[:8])}{more}")
-
-
-def of_points(runs: Sequence[RunDir], points: Sequence[str]) -> list[RunDir]:
-    """Return the runs that these points name, each once.
-
-    Raises
-    ------
-    PointError
-    """
-    return list(dict.fromkeys(chosen(runs, point) for point in points))
-
-
-def sweep_of(path: Path) -> Path:
-    """Return the sweep's directory of a path that `rundir.runs_of` takes."""
-    return path.resolve().parent if (path / "config.json").is_file() else path.resolve()

@@ -22,8 +22,9 @@ from rich.text import Text
 from galaxyhpc import history
 from galaxyhpc.alarms import alarms, epoch_seconds
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.standing import Answer, PointError, Standing, chosen, look, number, read, standing
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
+from galaxyhpc.standing import Answer, Standing, look, number, read, standing
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import PointError, chosen, runs_of
 
 REFRESH_SECONDS = 3.0
 COLOURS = {

@@ -44,8 +44,9 @@ from galaxyhpc.split import training_rows
 from galaxyhpc.steerable.batch_norm import synchronise_batchnorm
 from galaxyhpc.steerable.layers import accumulating
 from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.files import replacing, write_text
 from galaxyhpc.storage.provenance import provenance
-from galaxyhpc.storage.run_dir import RunDir, replacing, write_text
+from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.validation import validate
 
 

@@ -41,7 +41,8 @@ from galaxyhpc.data import DataError, load_split, prepare
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import STOPPED
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
 
 PER_EPOCH = 8  # wanted steps of the copy
 STEPS = 12  # of the whole copy, at least

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galaxyhpc.runtime.job import Stop, carry_out, tell
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 
 def work(run: RunDir, stop: Stop) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 from galaxyhpc.runtime.job import Stop, carry_out, tell
 from galaxyhpc.runtime.lock import BusyError
 from galaxyhpc.runtime.rank import find_place
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of
+from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
 
 CANARY_STEPS = 3
 

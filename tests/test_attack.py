@@ -28,8 +28,8 @@ from galaxyhpc.models import build_model
 from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import RunDir, state, write_text
+from galaxyhpc.storage.files import sha256, write_text
+from galaxyhpc.storage.run_dir import RunDir, state
 
 SIZE = 12  # px
 SMALL = AttackConfig(galaxies=40, population=8, iterations=2)

@@ -14,7 +14,8 @@ from written import HERE, Answer, begin, make, plan, scripts, submit, tell
 
 from galaxyhpc.cancel import main
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.run_dir import RunDir, State, state
+from galaxyhpc.storage.events import State
+from galaxyhpc.storage.run_dir import RunDir, state
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.run_dir import RunDir
 
 STATE = {"model": {"weight": torch.arange(1000.0)}, "progress": {"step": 5}}
@@ -33,7 +33,7 @@ def test_a_state_comes_back_bit_by_bit(run: RunDir) -> None:
     assert found is not None and torch.equal(found["model"]["weight"], STATE["model"]["weight"])
     manifest = json.loads((run.checkpoints / "step_00000005" / "MANIFEST.json").read_text())
     assert (manifest["step"], manifest["world_size"], manifest["run_id"]) == (5, 2, run.run_id)
-    assert manifest["sha256"] == checkpoint.sha256(run.checkpoints / "step_00000005" / "state.pt")
+    assert manifest["sha256"] == files.sha256(run.checkpoints / "step_00000005" / "state.pt")
 
 
 def test_the_newest_two_are_kept(run: RunDir) -> None:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from galaxyhpc.config.schema import RunConfig, is_exact_image_size, nearest_image_sizes
 from galaxyhpc.config.setting_parser import DEFAULTS
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 BASE: dict[str, Any] = {"data.source": "demo", "model.group": "C4", "seed": 0}
 

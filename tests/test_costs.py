@@ -11,7 +11,8 @@ from galaxyhpc import costs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, WantedResources
 from galaxyhpc.costs import Costs, Fit, Record
 from galaxyhpc.networks import Network
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 AUTO = WantedResources(gpus_per_node="auto", memory_gb="auto", time_minutes="auto", micro_batch=32)
 ROUGH = Costs(Fit(), Fit(), galaxies=17_736)

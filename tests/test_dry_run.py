@@ -14,7 +14,8 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConf
 from galaxyhpc.costs import Prediction
 from galaxyhpc.preflight import Checked
 from galaxyhpc.runtime.console import LOG_WIDTH, make_console
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 AUTO = WantedResources(time_minutes="auto", memory_gb="auto")
 

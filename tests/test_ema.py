@@ -33,7 +33,8 @@ from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.trainer import train
 from galaxyhpc.validation import validate
 from galaxyhpc.verify_resume import digests, first_difference

@@ -25,8 +25,8 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import RunDir, state, write_text
+from galaxyhpc.storage.files import sha256, write_text
+from galaxyhpc.storage.run_dir import RunDir, state
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from galaxyhpc.models import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import GroupPooling, Restriction, SteerableConv
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import sha256, write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 SIZE = 33  # px
 

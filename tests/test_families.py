@@ -34,7 +34,8 @@ from galaxyhpc.runtime.job import Stop
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import Restriction, SteerableConv
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.trainer import train
 from galaxyhpc.verify_resume import digests
 

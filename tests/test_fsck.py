@@ -21,8 +21,9 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConf
 from galaxyhpc.data import load_split, prepare
 from galaxyhpc.models import build_model
 from galaxyhpc.results import Measured
-from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage import checkpoint, files
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 SEEDS = 2
 
@@ -48,7 +49,7 @@ def finished(run: RunDir, settings: RunConfig, fingerprint: str) -> None:
     ids = np.arange(20, dtype=np.int32)
     common = {"rows": ids, "groups": ids, "labels": rng.integers(10, size=20).astype(np.uint8), "generated": True}
     logits = {("clean", 0.0): rng.normal(size=(20, 10)).astype(np.float32)}
-    source = {"weights": checkpoint.sha256(run.best_file), "fingerprint": fingerprint}
+    source = {"weights": files.sha256(run.best_file), "fingerprint": fingerprint}
     results.save(run, Measured(**common, **source, logits=logits))
     run.record("evaluated", measured=1)
 

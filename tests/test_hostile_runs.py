@@ -20,8 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc import aggregate, fsck, launch, planned, results, status
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, runs_of, state
+from galaxyhpc.storage.files import sha256
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 __all__ = ["desk"]
 

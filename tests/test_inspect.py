@@ -22,8 +22,8 @@ from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
 from galaxyhpc.results import CLEAN
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
-from galaxyhpc.storage.checkpoint import sha256
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import sha256, write_text
+from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.subject import features, subject
 from galaxyhpc.tables import GENERATED
 

@@ -21,7 +21,8 @@ from galaxyhpc.data import load_split, prepare
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import Place
 from galaxyhpc.split import training_rows
-from galaxyhpc.storage.run_dir import RunDir, runs_of
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
 from galaxyhpc.trainer import TrainingError, set_up
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

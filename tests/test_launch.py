@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from galaxyhpc.storage.run_dir import RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 SWEEP = """
 name: tiny

@@ -25,7 +25,8 @@ from galaxyhpc.models.symmetry import invariance_error
 from galaxyhpc.networks import TOLERANCE, measure, try_twin
 from galaxyhpc.optimizer import make_optimizer
 from galaxyhpc.planned import Found, named
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 C4 = ModelConfig(group="C4", scale=0.05)
 ARCHITECTURES: list[dict[str, Any]] = [

@@ -15,7 +15,8 @@ from galaxyhpc.models import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import find_place
 from galaxyhpc.steerable.kernels import selection
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 CPU = torch.device("cpu")
 

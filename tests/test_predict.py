@@ -27,7 +27,8 @@ from galaxyhpc.models import build_model
 from galaxyhpc.predict import main
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 SIDE = 40  # px of the images below; the network's are 33
 

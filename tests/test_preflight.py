@@ -15,7 +15,8 @@ from rich.console import Console
 from galaxyhpc import data, networks, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 SMALL = DataConfig(image_size=33, demo=DemoConfig(galaxies=300, size=32))
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, read_lines, replacing, runs_of, state, write_text
+from galaxyhpc.storage.events import read_lines
+from galaxyhpc.storage.files import replacing, write_text
+from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from written import HERE, Answer, begin, curve, learn, make, plan, scripts, subm
 from galaxyhpc.alarms import alarms
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.standing import PointError, chosen, read, standing
+from galaxyhpc.standing import read, standing
 from galaxyhpc.status import main, shown, table
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import PointError, chosen
 
 PROJECT = Path(__file__).parents[1]
 

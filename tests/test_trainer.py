@@ -29,7 +29,8 @@ from galaxyhpc.config.schema import (
 from galaxyhpc.optimizer import learning_rate
 from galaxyhpc.runtime.job import stopping_on_signals
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, state, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir, state
 from galaxyhpc.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40

@@ -14,7 +14,8 @@ import torch
 from galaxyhpc import verify_resume
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.verify_resume import digests, first_difference, main, short_copy
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 Answer = Callable[..., Path]
 

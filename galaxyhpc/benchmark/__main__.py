@@ -30,7 +30,7 @@ from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.run_dir import write_text
+from galaxyhpc.storage.files import write_text
 
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
 BATCH = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # on a CPU; 16 images for smaller groups

@@ -49,7 +49,7 @@ from galaxyhpc.config.yaml_loader import (
     read_yaml,
     shown,
 )
-from galaxyhpc.storage.run_dir import MOST_RUNS
+from galaxyhpc.storage.sweep_dir import MOST_RUNS
 
 _TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _KINDS = ("grid", "zip", "points")

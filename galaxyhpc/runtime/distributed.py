@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from galaxyhpc.runtime.rank import Place, find_place
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 MEETING_SECONDS = 600  # nodes of a big job may start minutes apart
 # Gloo's thread (torch 2.13) needs Python's lock to let go of the last sum; freeing the group holds it and waits for

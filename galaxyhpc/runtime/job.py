@@ -27,7 +27,8 @@ import submitit
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.lock import alone
 from galaxyhpc.runtime.rank import Place, find_place
-from galaxyhpc.storage.run_dir import RunDir, readable
+from galaxyhpc.storage.files import readable
+from galaxyhpc.storage.run_dir import RunDir
 
 STARTS = 3  # of one job without progress: a further one would make none either
 REQUEUE_PAUSES = (2, 10)  # s; a controller that is busy or changes hands is asked again

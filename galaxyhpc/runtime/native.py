@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch  # brings its OpenMP, which the library is to share  # noqa: F401
 
-from galaxyhpc.storage.run_dir import replacing
+from galaxyhpc.storage.files import replacing
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from galaxyhpc.runtime.native import directory
-from galaxyhpc.storage.run_dir import replacing
+from galaxyhpc.storage.files import replacing
 
 FORMAT = 1  # raised when the arrays change their meaning
 

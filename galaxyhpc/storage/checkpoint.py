@@ -20,19 +20,14 @@ from typing import Any
 import torch
 
 from galaxyhpc.config.schema import RunConfig, flat
-from galaxyhpc.storage.run_dir import RunDir, sync
+from galaxyhpc.storage.files import sha256, sync
+from galaxyhpc.storage.run_dir import RunDir
 
 KEPT = 2  # the newest may be damaged by what stopped the run
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that does not agree with its manifest."""
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class DriftError(RuntimeError):

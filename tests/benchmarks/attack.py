@@ -33,7 +33,8 @@ from galaxyhpc.evaluate import load_network
 from galaxyhpc.models import build_model
 from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 POPULATION, GALAXIES, REPEATS = 400, 8, 5
 NETWORKS = {

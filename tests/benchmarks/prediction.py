@@ -32,7 +32,8 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.storage.run_dir import RunDir, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
 
 EPOCHS, GALAXIES = 4, {"cpu": 400, "cuda": 800}
 EFFORT = Effort(3, 0.5)

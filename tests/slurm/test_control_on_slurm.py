@@ -11,7 +11,8 @@ import pytest
 from test_sweep_on_slurm import Desk, desk, queue
 
 from galaxyhpc import cancel, retry, status
-from galaxyhpc.storage.run_dir import RunDir, State, state
+from galaxyhpc.storage.events import State
+from galaxyhpc.storage.run_dir import RunDir, state
 
 SWEEP = """\
   evaluate.conditions: [clean]

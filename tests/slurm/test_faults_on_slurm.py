@@ -35,7 +35,8 @@ from galaxyhpc.config.schema import (
 from galaxyhpc.data import prepare
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, state, write_text
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir, state
 from galaxyhpc.verify_resume import digests
 from jobs.train import TrainJob
 

@@ -10,7 +10,8 @@ import pytest
 from test_sweep_on_slurm import desk, queue, started
 
 from galaxyhpc import status
-from galaxyhpc.storage.run_dir import runs_of, state
+from galaxyhpc.storage.run_dir import state
+from galaxyhpc.storage.sweep_dir import runs_of
 
 # everything but what launch refuses: % and \, which Slurm reads as its own signs in the names of logs
 NAME = 'it\'s "my" $HOME `date` ünïcode • 日本 #1; a:b, <c> & (x) {y} [z] * ? ! | ~ =-x'

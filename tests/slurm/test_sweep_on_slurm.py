@@ -22,7 +22,8 @@ import pytest
 from galaxyhpc import cancel, cluster, launch, status
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, runs_of, state
+from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.sweep_dir import runs_of
 from jobs.train import TrainJob
 
 PROJECT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from galaxyhpc.runtime.native import directory
 from galaxyhpc.steerable.kernels.cpu import terms
 from galaxyhpc.steerable.kernels.harmonic import Recipe, blocks
 from galaxyhpc.steerable.layers import SteerableConv
-from galaxyhpc.storage.run_dir import write_text
+from galaxyhpc.storage.files import write_text
 
 FORMAT = 5  # raised when counts or layers change
 SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
