@@ -10,7 +10,7 @@ from torch import nn
 
 from galaxyhpc import results
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data import split_head
+from galaxyhpc.data.dataset import split_head
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.storage.files import readable, sha256
 from galaxyhpc.storage.run_dir import NoRunError, RunDir

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
 from galaxyhpc.corruptions import Survey, corrupt
-from galaxyhpc.data import Galaxies
+from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.tables import GENERATED
 
 COLUMNS = 6  # as they are, and five severities

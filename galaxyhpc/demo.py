@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy import fft, ndimage
 
-from galaxyhpc.morphology import NATIVE, Array, Floats, Grid, Seed, blobs, draw
+from galaxyhpc.data.morphology import NATIVE, Array, Floats, Grid, Seed, blobs, draw
 from galaxyhpc.storage.files import replacing
 
 Bytes = NDArray[np.uint8]

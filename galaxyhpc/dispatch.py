@@ -129,7 +129,7 @@ def _on_slurm(
 def _here(
     console: Console, directory: Path, to_do: dict[RunDir, ResourcesConfig], executor: str, parallel: int | None
 ) -> int:
-    from galaxyhpc.data import DataError, load_split, prepare
+    from galaxyhpc.data.dataset import DataError, load_split, prepare
 
     try:
         for data in {run.load_config().data for run in to_do}:

@@ -20,12 +20,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from galaxyhpc import attack, paths, results
-from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.loader import Pictures, load_pictures
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed

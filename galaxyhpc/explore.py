@@ -17,9 +17,9 @@ from rich.progress import Progress
 
 from galaxyhpc import explore_page
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data import prepare, source_file
+from galaxyhpc.data.dataset import prepare, source_file
+from galaxyhpc.data.galaxy10 import SIDES, DataError, read_columns
 from galaxyhpc.facts import Facts, gather
-from galaxyhpc.galaxy10 import SIDES, DataError, read_columns
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable, write_text
 

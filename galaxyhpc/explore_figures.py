@@ -17,8 +17,8 @@ from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
 from galaxyhpc import page
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.figures.sheet import PALETTE, plain
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.tables import GENERATED
 
 WARNING = "#B00020"

@@ -7,11 +7,11 @@ import pandas as pd
 
 from galaxyhpc import explore_figures as draw
 from galaxyhpc import page
+from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.data.split import SAME_ARCSEC, SPLITS
 from galaxyhpc.explore_pictures import examples, noise, opening
 from galaxyhpc.facts import APERTURE, BORDER, Facts, split_counts, spread
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table
-from galaxyhpc.split import SAME_ARCSEC, SPLITS
 from galaxyhpc.tables import GENERATED
 
 SHOWN = 4  # pairs of each kind as pictures

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from galaxyhpc import explore_figures as draw
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.facts import Facts, choose
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Section
 
 EXAMPLES = 8  # of each class

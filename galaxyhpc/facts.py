@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data import Galaxies
-from galaxyhpc.galaxy10 import CLASSES, read_columns, read_measured
-from galaxyhpc.split import SAME_ARCSEC, SPLITS, pairs_within, same_pixels, split_table
+from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.data.galaxy10 import CLASSES, read_columns, read_measured
+from galaxyhpc.data.split import SAME_ARCSEC, SPLITS, pairs_within, same_pixels, split_table
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
 APERTURE, BORDER = 1 / 8, 1 / 16  # of the side: radius of the disc in the middle, width of the frame
@@ -75,7 +75,7 @@ def gather(path: Path, galaxies: Galaxies, config: DataConfig, advance: Callable
 
     Raises
     ------
-    galaxyhpc.galaxy10.DataError
+    galaxyhpc.data.galaxy10.DataError
     """
     where = (galaxies.ra, galaxies.dec, galaxies.digests)
     return Facts(

@@ -28,10 +28,10 @@ from rich.text import Text
 
 from galaxyhpc import attack_results, paths, results
 from galaxyhpc.config.schema import ModelConfig, RunConfig
-from galaxyhpc.data import SPLIT_SETTINGS, split_head
+from galaxyhpc.data.dataset import SPLIT_SETTINGS, split_head
+from galaxyhpc.data.split import SPLITS
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.split import SPLITS
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import runs_of, sweep_of

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from galaxyhpc.config import conditions
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.figures.sheet import Grid, Look, folded, looks, plain, room, sheet
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.tables import About
 

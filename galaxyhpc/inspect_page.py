@@ -15,7 +15,7 @@ from rich.progress import track
 
 from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
 from galaxyhpc.calibration import probabilities
-from galaxyhpc.data import CLASSES
+from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.results import CLEAN

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from torch import Tensor, nn
 
-from galaxyhpc.batches import Pictures
 from galaxyhpc.config import conditions
 from galaxyhpc.corruptions import Survey, corrupt
+from galaxyhpc.data.loader import Pictures
 from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN
 from galaxyhpc.models.steerable_cnn import StudyCNN

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import TrainConfig
-from galaxyhpc.data import CLASSES
+from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.models.baselines import Baseline
 
 BODY_SHARE = 0.1  # of the learning rate, for the body of a pretrained network

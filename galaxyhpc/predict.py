@@ -19,17 +19,18 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from galaxyhpc import classifier, images
+from galaxyhpc import classifier
 from galaxyhpc.calibration import probabilities
 from galaxyhpc.classifier import Classifier
+from galaxyhpc.data import image_files
+from galaxyhpc.data.galaxy10 import CLASSES, resized
 from galaxyhpc.evaluate import NotTrainedError
-from galaxyhpc.galaxy10 import CLASSES, resized
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable, replacing
 
 BATCH = 64  # galaxies
 
-Galaxy = tuple[str, int, images.Bytes]  # file, place in it, (3, S, S)
+Galaxy = tuple[str, int, image_files.Bytes]  # file, place in it, (3, S, S)
 
 
 def galaxies(paths: Iterable[Path], size: int) -> Iterator[Galaxy]:
@@ -40,13 +41,13 @@ def galaxies(paths: Iterable[Path], size: int) -> Iterator[Galaxy]:
     images.ImageError
     """
     for path in paths:
-        several = (image for part in images.read(path) for image in part)
+        several = (image for part in image_files.read(path) for image in part)
         for index, image in enumerate(several):
             yield readable(str(path)), index, resized(image[None], size)[0]
 
 
 @torch.inference_mode()
-def classify(used: Classifier, pictures: Sequence[images.Bytes]) -> NDArray[np.float64]:
+def classify(used: Classifier, pictures: Sequence[image_files.Bytes]) -> NDArray[np.float64]:
     """Return the (n, 10) probabilities of (3, S, S) pictures, raw ones where there is no temperature."""
     device = next(used.network.parameters()).device
     pixels = torch.from_numpy(np.stack(pictures)).to(device).float() / 255.0
@@ -103,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
-            raise images.ImageError(
+            raise image_files.ImageError(
                 f"--output: found {readable(str(options.output))}; allowed: a name that ends in .csv"
             )
-        paths = images.find(options.files)
-        total = sum(map(images.count, paths))
+        paths = image_files.find(options.files)
+        total = sum(map(image_files.count, paths))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         used = classifier.load(options.run, device)
         shown = track(

@@ -136,7 +136,7 @@ def _split_problems(configs: Sequence[RunConfig]) -> list[Problem]:
 
 def _galaxies(data: DataConfig, problems: list[Problem]) -> int:
     """Return how many galaxies there are, noting what is wrong with their file."""
-    from galaxyhpc.galaxy10 import DataError, read_columns
+    from galaxyhpc.data.galaxy10 import DataError, read_columns
 
     if data.source == "demo":
         return data.demo.galaxies
@@ -151,7 +151,7 @@ def _galaxies(data: DataConfig, problems: list[Problem]) -> int:
 
 def _other_galaxies(data: DataConfig, directory: Path) -> Problem | None:
     """Say where the sweep was begun with other galaxies, or with another division of them."""
-    from galaxyhpc.data import SPLIT_SETTINGS, converted, split_head
+    from galaxyhpc.data.dataset import SPLIT_SETTINGS, converted, split_head
 
     path = directory / "split.csv"
     if not path.exists():
@@ -175,7 +175,7 @@ def _columns_differ(path: Path, data: DataConfig) -> bool:
     import numpy as np
     import pandas as pd
 
-    from galaxyhpc.galaxy10 import read_columns
+    from galaxyhpc.data.galaxy10 import read_columns
 
     table = pd.read_csv(path, comment="#")
     if data.source == "demo":
@@ -252,7 +252,7 @@ def _run_bytes(config: RunConfig, network: Network, galaxies: int, directory: Pa
 
 
 def _cache_bytes(data: DataConfig, galaxies: int) -> float:
-    from galaxyhpc.data import converted
+    from galaxyhpc.data.dataset import converted
 
     if converted(data) is not None:
         return 0.0

@@ -24,8 +24,8 @@ from PIL import Image
 
 from galaxyhpc import page, report_tables
 from galaxyhpc.captions import caption, captioned
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import Column, Section, Table, Thumbnail
 from galaxyhpc.run_pages import run_pages
 from galaxyhpc.storage.files import write_text

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from galaxyhpc import details, figure_files
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.data import Galaxies, converted
+from galaxyhpc.data.dataset import Galaxies, converted
 from galaxyhpc.details import Mistake
 from galaxyhpc.figures import FIGURES
 from galaxyhpc.planned import Found

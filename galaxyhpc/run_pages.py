@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.conditions import described, is_condition, severities
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.page import data_uri, rounded
 from galaxyhpc.results import Pair
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from galaxyhpc import classifier, latent
-from galaxyhpc.batches import Pictures, load_pictures
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.corruptions import Survey
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.loader import Pictures, load_pictures
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.results import CLEAN, Pair
 from galaxyhpc.storage.run_dir import RunDir

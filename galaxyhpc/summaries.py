@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from galaxyhpc import results
 from galaxyhpc.config import conditions
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.metrics import BINS, METRICS, Counts, metrics, per_class, reliability
 from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
 from galaxyhpc.results import Pair

@@ -28,11 +28,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc import paths
-from galaxyhpc.augment import maps_of_epoch, resample
 from galaxyhpc.averaging import make_average
-from galaxyhpc.batches import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.config.schema import RunConfig, TrainConfig
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.augment import maps_of_epoch, resample
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.loader import Pictures, load_pictures, order, share, steps_per_epoch
+from galaxyhpc.data.split import training_rows
 from galaxyhpc.models import build_model
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
@@ -40,7 +41,6 @@ from galaxyhpc.runtime.distributed import Process, joined
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
 from galaxyhpc.runtime.rng import key
-from galaxyhpc.split import training_rows
 from galaxyhpc.steerable.batch_norm import synchronise_batchnorm
 from galaxyhpc.steerable.layers import accumulating
 from galaxyhpc.storage import checkpoint

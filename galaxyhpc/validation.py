@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from galaxyhpc.batches import Pictures, predict, share
+from galaxyhpc.data.loader import Pictures, predict, share
 from galaxyhpc.runtime.distributed import Process
 
 

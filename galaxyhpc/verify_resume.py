@@ -35,9 +35,9 @@ from rich.table import Table
 from rich.text import Text
 
 from galaxyhpc import paths
-from galaxyhpc.batches import steps_per_epoch
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data import DataError, load_split, prepare
+from galaxyhpc.data.dataset import DataError, load_split, prepare
+from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import STOPPED
 from galaxyhpc.storage import checkpoint

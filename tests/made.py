@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.conditions import DEFAULT, parameter, severities, unit
-from galaxyhpc.galaxy10 import CLASSES
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.statistics import pareto
 from galaxyhpc.tables import Tables
 

@@ -22,7 +22,7 @@ from galaxyhpc import attack_results, fsck
 from galaxyhpc.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
 from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.data import prepare
+from galaxyhpc.data.dataset import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
 from galaxyhpc.models import build_model
 from galaxyhpc.models.one_pixel import OnePixel, is_local

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from galaxyhpc.augment import affine_maps, maps_of_epoch, resample, sampling_grid
 from galaxyhpc.config.schema import AugmentConfig
+from galaxyhpc.data.augment import affine_maps, maps_of_epoch, resample, sampling_grid
 from galaxyhpc.runtime import native
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from galaxyhpc.batches import load_pictures, order, predict, share, steps_per_epoch
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data import Galaxies, prepare
+from galaxyhpc.data.dataset import Galaxies, prepare
+from galaxyhpc.data.loader import load_pictures, order, predict, share, steps_per_epoch
 
 ROWS = torch.arange(1000, 1107)
 

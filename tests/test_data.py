@@ -18,7 +18,7 @@ import pytest
 from test_galaxy10 import write_file
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data import DataError, check_file, load_split, prepare
+from galaxyhpc.data.dataset import DataError, check_file, load_split, prepare
 
 REAL = os.environ.get("GALAXY10_H5", "")
 PREPARE = """
@@ -142,7 +142,7 @@ def test_a_killed_conversion_leaves_nothing_that_a_later_one_trusts(tmp_path):
 @pytest.mark.parametrize("moment", ["galaxy10._fingerprint", "galaxy10.write_text", "data.os.replace"])
 def test_a_conversion_killed_near_its_end_leaves_nothing_either(tmp_path, moment):
     config = settings(tmp_path, write_file(tmp_path / "a.h5"), image_size=33)
-    kill = f"import os, galaxyhpc.data\ngalaxyhpc.{moment} = lambda *_: os.kill(os.getpid(), 9)\n"
+    kill = f"import os, galaxyhpc.data.dataset\ngalaxyhpc.{moment} = lambda *_: os.kill(os.getpid(), 9)\n"
     assert_a_killed_conversion_is_not_trusted(config, process(config, kill))
 
 
@@ -180,7 +180,7 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
 
 @pytest.mark.parametrize("chunks", [None, (1, 32, 32, 3), (600, 4, 4, 1), (7, 5, 3, 2)])
 def test_any_chunking_gives_the_same_galaxies(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("galaxyhpc.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
+    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
     path = write_file(tmp_path / "a.h5", n=600, images=None)
     pixels = np.random.default_rng(5).integers(0, 256, (600, 32, 32, 3), np.uint8)
     with h5py.File(path, "a") as file:
@@ -266,7 +266,7 @@ def test_the_split_says_what_it_was_made_from(tmp_path):
 def test_processes_that_divide_together_get_one_split(tmp_path):
     config = settings(tmp_path, write_file(tmp_path / "a.h5"))
     prepare(config)
-    script = PREPARE + "from pathlib import Path\nfrom galaxyhpc.data import load_split\n"
+    script = PREPARE + "from pathlib import Path\nfrom galaxyhpc.data.dataset import load_split\n"
     script += "config = DataConfig.model_validate_json(sys.argv[1])\n"
     script += "print(hash(load_split(config, galaxies, Path(sys.argv[2])).to_csv()))\n"
     command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / "sweep")]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from galaxyhpc import demo, morphology
+from galaxyhpc import demo
+from galaxyhpc.data import morphology
 
 Floats = NDArray[np.float64]
 N, SIZE, SEED = 400, 40, 7

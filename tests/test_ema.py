@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from galaxyhpc.averaging import make_average
-from galaxyhpc.batches import load_pictures
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import (
     BASELINES,
@@ -27,7 +26,8 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.loader import load_pictures
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.job import Stop

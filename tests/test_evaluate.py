@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from galaxyhpc import corruptions, results
-from galaxyhpc.batches import load_pictures, predict
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.corruptions import Draw, Survey
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.loader import load_pictures, predict
 from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop

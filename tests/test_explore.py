@@ -17,9 +17,9 @@ import pytest
 from test_galaxy10 import write_file
 
 from galaxyhpc import demo, explore, explore_page
-from galaxyhpc.data import prepare
+from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.facts import gather
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.tables import GENERATED
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs

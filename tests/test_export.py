@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from galaxyhpc import paths
 from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import selection

@@ -8,10 +8,10 @@ import pytest
 from test_galaxy10 import write_file
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data import prepare
+from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxy10 import DataError, read_measured
+from galaxyhpc.data.split import split_table
 from galaxyhpc.facts import Facts, choose, find_pairs, gather, measure_light, separation, split_counts, spread
-from galaxyhpc.galaxy10 import DataError, read_measured
-from galaxyhpc.split import split_table
 
 RA = np.array([10.0, 10.0, 200.0, 200.0, 359.99999, 0.00001, 90.0, 90.0])
 DEC = np.array([0.0, 0.0, 60.0, 60.0 + 30 / 3600, 5.0, 5.0, -20.0, -20.0 + 68 / 3600])

@@ -18,7 +18,7 @@ import torch
 
 from galaxyhpc import fsck, paths, results
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.models import build_model
 from galaxyhpc.results import Measured
 from galaxyhpc.storage import checkpoint, files

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from galaxyhpc.galaxy10 import CLASSES, DataError, check_file
+from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file
 
 
 def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **changes: object) -> Path:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from galaxyhpc import aggregate, launch, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
-from galaxyhpc.data import load_split, prepare
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.split import training_rows
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import Place
-from galaxyhpc.split import training_rows
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import runs_of
 from galaxyhpc.trainer import TrainingError, set_up

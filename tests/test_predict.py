@@ -17,12 +17,13 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 
-from galaxyhpc import images, results
+from galaxyhpc import results
 from galaxyhpc.calibration import probabilities
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.data import image_files
+from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.demo import render
 from galaxyhpc.evaluate import evaluate
-from galaxyhpc.galaxy10 import CLASSES
 from galaxyhpc.models import build_model
 from galaxyhpc.predict import main
 from galaxyhpc.runtime.job import Stop
@@ -151,7 +152,7 @@ def test_light_in_g_r_z_becomes_the_picture_of_the_surveys_viewer(tmp_path: Path
     scaled = [scale * plane + 0.03 for scale, plane in zip((2.2, 3.4, 6.0), light[::-1], strict=True)]
     shown = [np.clip(each * np.arcsinh(20 * total) / np.sqrt(20) / (total + 1e-9), 0, 1) for each in scaled]
     for name in ("a.fits", "b.fits.gz"):
-        (found,) = images.read(tmp_path / name)
+        (found,) = image_files.read(tmp_path / name)
         assert found.shape == (1, SIDE, SIDE, 3) and found.dtype == np.uint8
         np.testing.assert_allclose(found[0], 255 * np.stack(shown, 2)[::-1], atol=0.51)
 
@@ -160,11 +161,11 @@ def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     ours = np.concatenate([pictures()] * 3)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", data=ours, chunks=(4, 16, 16, 1), compression="gzip")
-    monkeypatch.setattr("galaxyhpc.galaxy10.SLICE_BYTES", 10 * ours[0].nbytes)
-    parts = list(images.read(tmp_path / "a.h5"))
+    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 10 * ours[0].nbytes)
+    parts = list(image_files.read(tmp_path / "a.h5"))
     assert [len(part) for part in parts] == [8, 8, 8, 6]
     np.testing.assert_array_equal(np.concatenate(parts), ours)
-    assert images.count(tmp_path / "a.h5") == 30
+    assert image_files.count(tmp_path / "a.h5") == 30
 
 
 def spoiled(value: float) -> NDArray[np.float64]:

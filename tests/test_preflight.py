@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from galaxyhpc import data, networks, preflight
+from galaxyhpc import networks, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.data import dataset
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -113,14 +114,14 @@ def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:
     path, sweep = galaxies(tmp_path / "g.h5"), tmp_path / "sweep"
     config = run("C2", tmp_path / "cache", source=str(path), link_arcsec=0.0)
-    data.load_split(config.data, data.prepare(config.data), sweep)
+    dataset.load_split(config.data, dataset.prepare(config.data), sweep)
     assert preflight.check([config], sweep).costs.galaxies == 120
     elsewhere = run("C2", tmp_path / "another cache", source=str(path), link_arcsec=0.0)
     assert preflight.check([elsewhere], sweep).configs == [elsewhere]  # the same labels and positions
     galaxies(path, seed=1)
     (line,) = problems([elsewhere], sweep)
     assert "split.csv: made from galaxies" in line and "now other labels or positions of" in line and "restore" in line
-    data.prepare(elsewhere.data)
+    dataset.prepare(elsewhere.data)
     (line,) = problems([elsewhere], sweep)
     assert "now other fingerprint" in line
     (line,) = problems([run("C2", tmp_path, source=str(path), link_arcsec=1.0)], sweep)
@@ -135,7 +136,7 @@ def test_the_room_that_runs_need_is_that_of_what_is_missing(tmp_path: Path) -> N
     assert found == {sweep: pytest.approx(wanted + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)
     write_text(trained.best_file, "")
-    data.prepare(config.data)
+    dataset.prepare(config.data)
     found = preflight.bytes_needed([config], told, 300, sweep)
     assert found == {sweep: pytest.approx(wanted), tmp_path / "cache": 0.0}
 

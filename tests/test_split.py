@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.split import SPLITS, components, conflicting, pairs_within, same_pixels, split_table
+from galaxyhpc.data.split import SPLITS, components, conflicting, pairs_within, same_pixels, split_table
 
 
 def separation(ra_1: np.ndarray, dec_1: np.ndarray, ra_2: np.ndarray, dec_2: np.ndarray) -> np.ndarray:

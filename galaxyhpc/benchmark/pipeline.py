@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.augment import maps_of_epoch, resample
-from galaxyhpc.batches import Pictures
 from galaxyhpc.benchmark.turns import Effort, summary
 from galaxyhpc.config.schema import AugmentConfig
+from galaxyhpc.data.augment import maps_of_epoch, resample
+from galaxyhpc.data.loader import Pictures
 
 GALAXIES = 256
 

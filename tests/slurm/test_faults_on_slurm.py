@@ -32,7 +32,7 @@ from galaxyhpc.config.schema import (
     TrainConfig,
     WantedResources,
 )
-from galaxyhpc.data import prepare
+from galaxyhpc.data.dataset import prepare
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.data import Galaxies
+from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.runtime.rng import key, permutation
 
 ROOM = 0.5  # most of a GPU's free memory that the images may take

@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from galaxyhpc.data.galaxy10 import SIDES, DataError, rows_at_once
 from galaxyhpc.demo import stretch
-from galaxyhpc.galaxy10 import SIDES, DataError, rows_at_once
 from galaxyhpc.storage.files import readable
 
 Bytes = NDArray[np.uint8]

@@ -23,8 +23,8 @@ import pandas as pd
 from filelock import FileLock
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.galaxy10 import CLASSES, DataError, check_file, convert
-from galaxyhpc.split import SPLITS, split_table
+from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, convert
+from galaxyhpc.data.split import SPLITS, split_table
 from galaxyhpc.storage.files import sync, write_text
 
 __all__ = ["CLASSES", "DataError", "Galaxies", "check_file", "converted", "load_split", "prepare", "split_head"]
