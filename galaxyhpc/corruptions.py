@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from galaxyhpc import psf
 from galaxyhpc.config.conditions import split
+from galaxyhpc.data.augment import turned
 from galaxyhpc.jpeg import compressed
 from galaxyhpc.runtime.rng import key, uniform
 
@@ -75,18 +76,6 @@ def rotation(images: Tensor, degrees: float, draw: Draw, survey: Survey) -> Tens
 def rotation_control(images: Tensor, degrees: float, draw: Draw, survey: Survey) -> Tensor:
     """Turn there and back inside the same disc: what interpolation, twice, loses without any rotation."""
     return turned(rotation(images, degrees, draw, survey), -degrees)
-
-
-def turned(images: Tensor, degrees: float) -> Tensor:
-    """Turn (N, C, S, S) counter-clockwise: by multiples of 90 exactly, else bilinearly, which blurs a little."""
-    quarters, rest = divmod(degrees, 90.0)
-    if rest == 0.0:
-        return torch.rot90(images, int(quarters), dims=(2, 3))
-    angle = np.deg2rad(degrees)
-    turn = [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0]]
-    maps = torch.tensor(turn, dtype=images.dtype, device=images.device).expand(len(images), 2, 3)
-    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, align_corners=False)
 
 
 def flip(images: Tensor, axis: float, draw: Draw, survey: Survey) -> Tensor:

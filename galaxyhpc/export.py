@@ -32,7 +32,7 @@ from torch.export import ExportedProgram
 from galaxyhpc import classifier
 from galaxyhpc.classifier import Classifier
 from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC, resized
-from galaxyhpc.demo import render
+from galaxyhpc.data.simulate import render
 from galaxyhpc.evaluate import NotTrainedError
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from galaxyhpc import demo
-from galaxyhpc.data import morphology
+from galaxyhpc.data import morphology, simulate
 
 Floats = NDArray[np.float64]
 N, SIZE, SEED = 400, 40, 7
@@ -21,7 +20,7 @@ N, SIZE, SEED = 400, 40, 7
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "galaxies.h5"
-    demo.write(path, N, SIZE, SEED)
+    simulate.write(path, N, SIZE, SEED)
     return path
 
 
@@ -44,7 +43,7 @@ def test_a_file_is_laid_out_as_the_published_one_and_says_that_it_was_generated(
         }
         assert (file["images"].compression, file["images"].chunks) == ("gzip", (N, 16, 16, 1))
         assert dict(file.attrs) == {"generated_by": "galaxyhpc.demo", "n": N, "size": SIZE, "seed": SEED}
-    assert demo.is_generated(generated)
+    assert simulate.is_generated(generated)
 
 
 def test_columns_hold_plausible_values(generated: Path) -> None:
@@ -59,24 +58,24 @@ def test_columns_hold_plausible_values(generated: Path) -> None:
 
 @pytest.mark.parametrize("n", [100, 300, 2000, 17736])
 def test_classes_are_as_frequent_as_published_and_none_is_missing(n: int) -> None:
-    counts = demo.class_counts(n)
+    counts = simulate.class_counts(n)
     assert counts.sum() == n and counts.min() >= 3
-    np.testing.assert_allclose(counts / n, np.array(demo.PUBLISHED) / 17736, atol=0.06 if n < 300 else 0.02)
+    np.testing.assert_allclose(counts / n, np.array(simulate.PUBLISHED) / 17736, atol=0.06 if n < 300 else 0.02)
 
 
 def test_the_full_number_of_galaxies_has_the_published_counts() -> None:
-    assert tuple(demo.class_counts(17736)) == demo.PUBLISHED
+    assert tuple(simulate.class_counts(17736)) == simulate.PUBLISHED
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_galaxies(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        demo.write(tmp_path / name, 100, 32, seed)
+        simulate.write(tmp_path / name, 100, 32, seed)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()
     one, other = column(tmp_path / "one", "images"), column(tmp_path / "other", "images")
     assert not np.any(np.all(one == other, axis=(1, 2, 3)))
 
 
-def separations(table: demo.Catalogue) -> Floats:
+def separations(table: simulate.Catalogue) -> Floats:
     """Arcsec between all pairs, (n, n)."""
     ra, dec = np.deg2rad(table.ra), np.deg2rad(table.dec)
     at = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
@@ -85,14 +84,14 @@ def separations(table: demo.Catalogue) -> Floats:
 
 
 def test_a_few_percent_of_galaxies_have_a_neighbour_in_their_frame() -> None:
-    near = separations(demo.catalogue(2000, 0)) <= 67
+    near = separations(simulate.catalogue(2000, 0)) <= 67
     np.fill_diagonal(near, False)
     assert 0.02 < near.any(1).mean() < 0.05
 
 
 @pytest.mark.parametrize(("n", "pairs"), [(300, 1), (2000, 7), (17736, 59)])
 def test_duplicates_under_two_labels_are_as_frequent_as_in_the_real_file(n: int, pairs: int) -> None:
-    table = demo.catalogue(n, 0)
+    table = simulate.catalogue(n, 0)
     copies = np.flatnonzero(table.shown != np.arange(n))
     originals = table.shown[copies]
     assert len(copies) == pairs and len(set(copies) | set(originals)) == 2 * pairs
@@ -110,8 +109,8 @@ def test_duplicates_are_the_same_pixels_at_the_same_place_in_the_file(generated:
 
 def test_overlapping_frames_show_each_other() -> None:
     seed, label, size = [0, 5], 2, 64
-    neighbour = demo.Neighbour(label=6, seed=[0, 9], x=15.0, y=-10.0)
-    alone, together = demo.render(label, seed, size), demo.render(label, seed, size, [neighbour])
+    neighbour = simulate.Neighbour(label=6, seed=[0, 9], x=15.0, y=-10.0)
+    alone, together = simulate.render(label, seed, size), simulate.render(label, seed, size, [neighbour])
     change = np.abs(together.astype(float) - alone).sum(2)
     row, column_ = np.unravel_index(change.argmax(), change.shape)
     arcsec = (np.array([column_, row]) - (size - 1) / 2) * 67 / size
@@ -121,7 +120,7 @@ def test_overlapping_frames_show_each_other() -> None:
 @pytest.mark.parametrize("size", [33, 64, 100, 256])
 def test_the_field_is_the_same_at_every_size(size: int) -> None:
     """The half of the galaxy's light lies within as many arcsec, and the sky is as bright, whatever the pixels are."""
-    coarse, fine = demo.render(3, 11, 32).mean(2), demo.render(3, 11, size).mean(2)
+    coarse, fine = simulate.render(3, 11, 32).mean(2), simulate.render(3, 11, size).mean(2)
     assert abs(np.median(coarse) - np.median(fine)) < 3
     assert abs(width(coarse) - width(fine)) < 0.7
 
@@ -143,7 +142,7 @@ def width(image: Floats) -> float:
 
 
 def sample(label: int, count: int = 24) -> Floats:
-    return np.stack([demo.render(label, [SEED, i], 64).astype(float) for i in range(count)])
+    return np.stack([simulate.render(label, [SEED, i], 64).astype(float) for i in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -246,16 +245,16 @@ def _still() -> np.random.Generator:
 def test_the_stretch_is_the_surveys_own() -> None:
     """Dark sky is 32 DN; colour is kept: where nothing saturates, DN stand as scaled fluxes do."""
     light = np.full((3, 1, 1), 0.05, np.float32)
-    np.testing.assert_allclose(demo.stretch(light * 0), 255 * np.arcsinh(0.6) / np.sqrt(20), rtol=1e-5)
+    np.testing.assert_allclose(simulate.stretch(light * 0), 255 * np.arcsinh(0.6) / np.sqrt(20), rtol=1e-5)
     scaled = light[:, 0, 0] * [2.2, 3.4, 6.0] + 0.03
-    picture = demo.stretch(light)[0, 0]
+    picture = simulate.stretch(light)[0, 0]
     np.testing.assert_allclose(picture / picture[0], scaled / scaled[0], rtol=1e-5)
 
 
 def test_the_atmosphere_spreads_a_star_to_its_seeing_and_keeps_its_light() -> None:
     star = np.zeros((3, 161, 161), np.float32)
     star[:, 80, 80] = 1
-    blurred = demo._blur(star, 0.1, 1.2)
+    blurred = simulate._blur(star, 0.1, 1.2)
     assert blurred.sum((1, 2)) == pytest.approx(1, rel=0.05)
     for plane, fwhm in zip(blurred, (1.14, 1.2, 1.32), strict=True):
         assert (plane[80] > plane.max() / 2).sum() * 0.1 == pytest.approx(fwhm, abs=0.15)
@@ -306,4 +305,4 @@ def test_a_file_that_was_not_generated_is_never_overwritten(tmp_path: Path) -> N
 
 def test_an_unknown_label_is_refused() -> None:
     with pytest.raises(ValueError, match="found 10; allowed 0 to 9"):
-        demo.render(10, 0, 32)
+        simulate.render(10, 0, 32)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from test_galaxy10 import write_file
 
-from galaxyhpc import demo, explore, explore_page
+from galaxyhpc import explore, explore_page
+from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.facts import gather
@@ -85,7 +86,7 @@ def seen(page: Path) -> Seen:
 @pytest.fixture(scope="module")
 def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("explore") / "galaxies.h5"
-    demo.write(path, GALAXIES, 32, 0)
+    simulate.write(path, GALAXIES, 32, 0)
     return path
 
 
@@ -109,7 +110,7 @@ def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path
 
 
 def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> None:
-    table = demo.catalogue(GALAXIES, 0)
+    table = simulate.catalogue(GALAXIES, 0)
     twin = int(np.flatnonzero(table.shown != np.arange(GALAXIES))[0])
     duplicates, overlaps = page.tables["Duplicates"], page.tables["Overlapping frames"]
     assert list(zip(duplicates["row"], duplicates["other row"], strict=True)) == [

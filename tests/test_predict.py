@@ -22,7 +22,7 @@ from galaxyhpc.calibration import probabilities
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import image_files
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.demo import render
+from galaxyhpc.data.simulate import render
 from galaxyhpc.evaluate import evaluate
 from galaxyhpc.models import build_model
 from galaxyhpc.predict import main

@@ -18,7 +18,7 @@ from galaxyhpc import costs, networks
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.costs import Costs, Prediction, Record, training_fraction
-from galaxyhpc.demo import PUBLISHED
+from galaxyhpc.data.simulate import PUBLISHED
 from galaxyhpc.networks import Network
 
 REAL = sum(PUBLISHED)  # galaxies

@@ -23,6 +23,7 @@ import pandas as pd
 from filelock import FileLock
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data import simulate
 from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, convert
 from galaxyhpc.data.split import SPLITS, split_table
 from galaxyhpc.storage.files import sync, write_text
@@ -91,10 +92,9 @@ def source_file(config: DataConfig) -> Path:
 
 
 def _write_demo(config: DataConfig, path: Path) -> None:
-    from galaxyhpc import demo
 
     with _making(path) as aside:
-        demo.write(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
+        simulate.write(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
         sync(aside / path.name)
         os.replace(aside / path.name, path)
         sync(path.parent)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galaxyhpc.data.galaxy10 import SIDES, DataError, rows_at_once
-from galaxyhpc.demo import stretch
+from galaxyhpc.data.simulate import stretch
 from galaxyhpc.storage.files import readable
 
 Bytes = NDArray[np.uint8]

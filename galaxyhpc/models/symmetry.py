@@ -41,7 +41,7 @@ def rotation_curve(model: nn.Module, angles: Sequence[float], image_size: int, s
     they enlarge the differences between images, and with them those between angles. All angles but multiples of 90
     interpolate, which changes every network a little.
     """
-    from galaxyhpc.corruptions import turned  # scipy's distributions come with it
+    from galaxyhpc.data.augment import turned  # scipy's distributions come with it
 
     images = _blobs(image_size, seed)
     model = _calibrated(model, images)
