@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.data.loader import Pictures, predict
-from galaxyhpc.models.one_pixel import OnePixel, is_local
+from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
 from galaxyhpc.results import Measured
 from galaxyhpc.runtime.rng import key, uniform
 from galaxyhpc.storage.run_dir import RunDir

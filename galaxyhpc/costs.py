@@ -19,7 +19,7 @@ from typing import Any
 
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.networks import Network, images_per_pass, training_bytes
+from galaxyhpc.models.profile import Network, images_per_pass, training_bytes
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
 from galaxyhpc.storage.sweep_dir import runs_of
 

@@ -15,7 +15,7 @@ from galaxyhpc import cluster
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig
 from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
-from galaxyhpc.networks import training_bytes
+from galaxyhpc.models.profile import training_bytes
 from galaxyhpc.preflight import Checked, symmetries, words
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, state

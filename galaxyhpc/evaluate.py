@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import attack, paths, results
+from galaxyhpc import attack, results
 from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
 from galaxyhpc.runtime.rank import find_place
@@ -66,7 +66,7 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
             "allowed: what training wrote: remove it, and training goes on from the last checkpoint and writes it anew"
         )
         raise NotTrainedError(f"{run.best_file}: no weights of this network ({said}); {help_}") from error
-    paths.restore(run, network, device)
+    kernel_choice.restore(run, network, device)
     return network.to(device).eval()
 
 

@@ -26,11 +26,11 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import attack_results, paths, results
+from galaxyhpc import attack_results, results
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data.dataset import SPLIT_SETTINGS, split_head
 from galaxyhpc.data.split import SPLITS
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.run_dir import RunDir
@@ -62,7 +62,7 @@ def check_run(run: RunDir) -> Found:
     config, problem = _attempt(_read_config, run)
     if problem:
         damage.append(f"config.json: {problem}; {AGAIN} writes it anew")
-    if problem := _attempt(paths.read, run)[1]:
+    if problem := _attempt(kernel_choice.read, run)[1]:
         damage.append(problem.replace(f"{run.path}/", ""))
     steps, names, bad = _check_checkpoints(run, config)
     damage += bad
@@ -82,7 +82,7 @@ def _attempt(check: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
     """Return what a check returns, or None and one line that says what is wrong."""
     try:
         return check(*arguments), ""
-    except (DamageError, checkpoint.CheckpointError, paths.PathsError) as error:
+    except (DamageError, checkpoint.CheckpointError, kernel_choice.PathsError) as error:
         return None, _plain(str(error))
     except OSError as error:
         return None, _plain(error.strerror or str(error))  # without the path, which stands before it already
@@ -115,9 +115,9 @@ def _read_config(run: RunDir) -> RunConfig:
 
 def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int], int, list[str]]:
     """Return the steps of the sound checkpoints, how many there are at all, and what is wrong with the others."""
-    paths, problem = _attempt(checkpoint.found, run)
+    kernel_choice, problem = _attempt(checkpoint.found, run)
     sound, problems = [], [] if not problem else [("checkpoints", problem)]
-    for path in paths or []:
+    for path in kernel_choice or []:
         step, problem = _attempt(_check_checkpoint, path, run, config)
         if problem and not path.is_symlink() and not path.exists():
             continue  # a run under way removed it just now

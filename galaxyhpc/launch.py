@@ -23,7 +23,7 @@ from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import leading_comment
 from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.dry_run import show_plan
-from galaxyhpc.networks import Network
+from galaxyhpc.models.profile import Network
 from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text

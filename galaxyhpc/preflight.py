@@ -15,11 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster, networks
+from galaxyhpc import cluster
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
-from galaxyhpc.networks import ANGLES, Network, Symmetry, narrow
+from galaxyhpc.models import profile
+from galaxyhpc.models.profile import ANGLES, Network, Symmetry, narrow
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -56,7 +57,7 @@ class Checked:
     """A sweep that can be launched: its runs with numbers for all resources, and what is known of them."""
 
     configs: list[RunConfig]
-    networks: dict[str, Network]  # by run_id
+    profile: dict[str, Network]  # by run_id
     symmetries: dict[ModelConfig, Symmetry]  # by the narrow twin's settings
     costs: Costs
     starts: dict[ResourcesConfig, float] = field(default_factory=dict)  # by class, s since 1970, as Slurm expects
@@ -200,13 +201,13 @@ def _networks(
         twins: set[object] = set()
         for config in {(run.model, run.data.image_size, _of_a_step(run)): run for run in configs}.values():
             model, size = config.model, config.data.image_size
-            twin, said = (networks.narrow(model), _of_a_step(config)), ""
+            twin, said = (profile.narrow(model), _of_a_step(config)), ""
             try:
                 if (model, size) not in found:
                     found[model, size] = Network(0, 0)
-                    found[model, size] = networks.measure(model, size)
+                    found[model, size] = profile.measure(model, size)
                 if twin not in twins:
-                    symmetries[twin[0]], said = networks.try_twin(model, config.train)
+                    symmetries[twin[0]], said = profile.try_twin(model, config.train)
                 twins.add(twin)
             except (ValueError, RuntimeError, MemoryError) as error:
                 said = f"cannot be built: {error}"

@@ -27,14 +27,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from galaxyhpc import paths
 from galaxyhpc.averaging import make_average
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data.augment import maps_of_epoch, resample
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.data.split import training_rows
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
 from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.runtime.distributed import Process, joined
@@ -143,7 +142,7 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     pictures = load_pictures(galaxies, process.device)
     torch.manual_seed(key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
-    paths.settle(run, network, config, process)
+    kernel_choice.settle(run, network, config, process)
     if config.train.sync_batchnorm:
         synchronise_batchnorm(network)
     devices = [process.device] if process.device.type == "cuda" else None

@@ -34,10 +34,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import paths
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
+from galaxyhpc.models import kernel_choice
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import STOPPED
 from galaxyhpc.storage import checkpoint
@@ -171,8 +171,8 @@ def _fresh(folder: Path, name: str, config: RunConfig, like: RunDir | None = Non
     run = RunDir(folder / name / config.run_id)
     write_text(run.config_file, config.model_dump_json(indent=1))
     shutil.copy(folder / "split.csv", run.sweep)
-    if like is not None and paths.paths_file(like).exists():
-        shutil.copy(paths.paths_file(like), run.path)
+    if like is not None and kernel_choice.paths_file(like).exists():
+        shutil.copy(kernel_choice.paths_file(like), run.path)
     return run
 
 

@@ -24,8 +24,8 @@ from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file,
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.evaluate import done, evaluate, load_network
+from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
 from galaxyhpc.models import build_model
-from galaxyhpc.models.one_pixel import OnePixel, is_local
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text

@@ -21,11 +21,11 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from galaxyhpc import latent, launch, networks
+from galaxyhpc import latent, launch
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
-from galaxyhpc.models import baselines, build_model, count_parameters
+from galaxyhpc.models import baselines, build_model, count_parameters, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
 from galaxyhpc.optimizer import make_optimizer, set_learning_rate
 from galaxyhpc.runtime.job import Stop
@@ -212,7 +212,7 @@ def test_on_the_meta_device_the_file_is_looked_for_and_nothing_is_loaded(
     with torch.device("meta"):
         ours = baseline(settings(pretrained=str(file)), 10)
     assert all(value.is_meta for value in (*ours.parameters(), *ours.buffers()))
-    assert networks.measure(settings(pretrained=str(file)), 33).parameters == count_parameters(ours)
+    assert profile.measure(settings(pretrained=str(file)), 33).parameters == count_parameters(ours)
 
 
 def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written(

@@ -10,7 +10,7 @@ import pytest
 from galaxyhpc import costs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, WantedResources
 from galaxyhpc.costs import Costs, Fit, Record
-from galaxyhpc.networks import Network
+from galaxyhpc.models.profile import Network
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 

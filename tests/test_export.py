@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc import paths
 from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import GroupPooling, Restriction, SteerableConv
@@ -74,7 +73,7 @@ def exported(run: RunDir) -> Path:
 def test_what_is_exported_of_a_run_without_dense_filters_has_them(tmp_path: Path) -> None:
     run = make_run(tmp_path, ModelConfig(group="D8", scale=0.1))
     every = dict.fromkeys(selection.layers(network(ModelConfig(group="D8", scale=0.1))), True)
-    write_text(paths.paths_file(run), json.dumps({"training": every, "inference": every}))
+    write_text(kernel_choice.paths_file(run), json.dumps({"training": every, "inference": every}))
     used = load(run.path, torch.device("cpu"))
     assert all(layer.harmonic for layer in selection.layers(used.network).values())
     differences = export(used, tmp_path / "portable", ["export", "torchscript"])

@@ -29,7 +29,7 @@ from galaxyhpc.config.schema import (
     nearest_image_sizes,
 )
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
-from galaxyhpc.models.symmetry import invariance_error, rotation_curve
+from galaxyhpc.models.equivariance import invariance_error, rotation_curve
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import fsck, paths, results
+from galaxyhpc import fsck, results
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.results import Measured
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.files import write_text
@@ -140,7 +140,7 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
         ("0/2", "launching again starts at step 0"),
     ),
     "paths damaged": (
-        lambda run: write_text(paths.paths_file(run), "{"),
+        lambda run: write_text(kernel_choice.paths_file(run), "{"),
         ("paths.json: found no JSON", "bring it back from a copy"),
     ),
     "best missing": (

@@ -18,11 +18,11 @@ import torch.multiprocessing
 from e2cnn.nn.init import generalized_he_init
 from torch import Tensor, nn
 
+from galaxyhpc.benchmark.e2cnn_model import PlainCNN
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
-from galaxyhpc.models.plain import PlainCNN
+from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.steerable_cnn import FIELDS, stem
-from galaxyhpc.models.symmetry import invariance_error
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, synchronise_batchnorm
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc import paths
 from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.evaluate import load_network
-from galaxyhpc.models import build_model
+from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import find_place
 from galaxyhpc.steerable.kernels import selection
@@ -29,7 +28,7 @@ def process() -> Process:
 def begun(run: RunDir, process: Process, convolution: str) -> list[bool]:
     """Settle the paths of a small network and return which layers train without dense filters."""
     network, config = build_model(ModelConfig(group="D4", scale=0.1), 33), settings(convolution)
-    paths.settle(run, network, config, process)
+    kernel_choice.settle(run, network, config, process)
     return [layer.harmonic for layer in selection.layers(network).values()]
 
 
@@ -53,14 +52,14 @@ def test_the_choice_is_made_for_training_and_for_inference(
     monkeypatch.setattr(selection, "choose", lambda *given, training: {n: training and n == names[3] for n in names})
     run = RunDir(tmp_path)
     assert begun(run, process, "auto") == [name == names[3] for name in names]
-    assert set(paths.read(run)["inference"].values()) == {False}
+    assert set(kernel_choice.read(run)["inference"].values()) == {False}
 
 
 def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     (run.checkpoints / "step_00000003").mkdir(parents=True)
     assert set(begun(run, process, "harmonic")) == {False}
-    assert not paths.paths_file(run).exists()
+    assert not kernel_choice.paths_file(run).exists()
 
 
 @pytest.mark.compiler
@@ -70,7 +69,7 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
     run = RunDir(tmp_path)
     torch.save({"model": network.state_dict()}, run.best_file)
     dense = load_network(run, config, CPU)
-    paths.settle(run, network, config, process)
+    kernel_choice.settle(run, network, config, process)
     harmonic = load_network(run, config, CPU)
     assert [layer.harmonic for layer in selection.layers(harmonic).values()] == [True] * 11
     with torch.inference_mode():
@@ -90,19 +89,19 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
 )
 def test_a_file_that_training_did_not_write_is_refused(tmp_path: Path, content: str, said: str) -> None:
     run = RunDir(tmp_path)
-    write_text(paths.paths_file(run), content)
-    with pytest.raises(paths.PathsError, match=f"paths.json: found {said}"):
-        paths.restore(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
+    write_text(kernel_choice.paths_file(run), content)
+    with pytest.raises(kernel_choice.PathsError, match=f"paths.json: found {said}"):
+        kernel_choice.restore(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
 
 
 def test_a_network_without_steerable_layers_leaves_no_file(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
-    paths.settle(run, build_model(ModelConfig(architecture="cnn", scale=0.1), 33), settings("auto"), process)
-    assert not paths.paths_file(run).exists()
+    kernel_choice.settle(run, build_model(ModelConfig(architecture="cnn", scale=0.1), 33), settings("auto"), process)
+    assert not kernel_choice.paths_file(run).exists()
 
 
 def test_the_file_names_every_layer(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     begun(run, process, "dense")
-    found = json.loads(paths.paths_file(run).read_text())
+    found = json.loads(kernel_choice.paths_file(run).read_text())
     assert list(found) == ["training", "inference"] and len(found["training"]) == 11

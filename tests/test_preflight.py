@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from galaxyhpc import networks, preflight
+from galaxyhpc import preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
-from galaxyhpc.models import build_model, count_parameters, multiply_adds
+from galaxyhpc.models import build_model, count_parameters, multiply_adds, profile
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -58,15 +58,15 @@ def test_every_run_is_told_what_its_network_costs(tmp_path: Path) -> None:
 
 def test_a_thousand_seeds_of_a_network_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    measure = networks.measure
-    monkeypatch.setattr(networks, "measure", lambda *key: built.append(key) or measure(*key))
+    measure = profile.measure
+    monkeypatch.setattr(profile, "measure", lambda *key: built.append(key) or measure(*key))
     assert len(preflight.check([run("C2", tmp_path, seed) for seed in range(1000)], tmp_path / "sweep").configs) == 1000
     assert len(built) == 1
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.h5").write_text("not HDF5")
-    monkeypatch.setattr(networks, "TOLERANCE", 0.0)  # so that rounding alone is a problem
+    monkeypatch.setattr(profile, "TOLERANCE", 0.0)  # so that rounding alone is a problem
     sources = [str(tmp_path / name) for name in ("absent.h5", "text.h5")]
     runs = [run(group, tmp_path, source=source) for group, source in zip(("C4", "D4"), sources, strict=True)]
     lines = problems(runs, tmp_path / "sweep")
@@ -97,18 +97,18 @@ def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> 
 def test_a_first_step_of_every_twin_is_taken(precision: str, optimizer: str) -> None:
     train = TrainConfig(precision=precision, optimizer=optimizer, label_smoothing=0.1)
     for model in (ModelConfig(group="D4"), ModelConfig(group="C4", head="flatten"), ModelConfig(architecture="cnn")):
-        assert networks.try_twin(model, train)[1] == ""
+        assert profile.try_twin(model, train)[1] == ""
 
 
 def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:
     model, train = ModelConfig(architecture="cnn"), TrainConfig(optimizer="sgd")
-    twin = build_model(model.model_copy(update=networks.SMALL), 33)
+    twin = build_model(model.model_copy(update=profile.SMALL), 33)
     twin.mlp[0].bias.data[0] = float("nan")
-    assert "loss of nan" in networks._step_problem(twin, train)
+    assert "loss of nan" in profile._step_problem(twin, train)
     twin.mlp.requires_grad_(False)
     for value in twin.mlp.parameters():
         value.grad = None
-    assert "got no gradient" in networks._step_problem(twin, train)
+    assert "got no gradient" in profile._step_problem(twin, train)
 
 
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
 
 def test_the_room_that_runs_need_is_that_of_what_is_missing(tmp_path: Path) -> None:
     config = run("C2", tmp_path / "cache")
-    told = {config.run_id: networks.Network(10**6, 1)}
+    told = {config.run_id: profile.Network(10**6, 1)}
     sweep, wanted = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOGS
     found = preflight.bytes_needed([config], told, 300, sweep)
     assert found == {sweep: pytest.approx(wanted + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc import paths
 from galaxyhpc.config.schema import (
     AugmentConfig,
     DataConfig,
@@ -26,6 +25,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from galaxyhpc.models import kernel_choice
 from galaxyhpc.optimizer import learning_rate
 from galaxyhpc.runtime.job import stopping_on_signals
 from galaxyhpc.storage import checkpoint
@@ -193,7 +193,7 @@ def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Pat
 def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path: Path, cache: Path) -> None:
     options = {"convolution": "harmonic", "micro_batch": 20, "checkpoint_minutes": 0.0, "epochs": 1}
     whole = finish(make_run(tmp_path / "whole", cache, **options))
-    assert set(paths.read(whole)["training"].values()) == {True}
+    assert set(kernel_choice.read(whole)["training"].values()) == {True}
     run = make_run(tmp_path / "broken", cache, **options)
     kill_at(run, 2)
     config = run.load_config()
@@ -216,12 +216,12 @@ def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache:
     run = make_run(tmp_path, cache, convolution="dense", epochs=1)
     with stopping_on_signals() as stop:
         assert not train(run, stop, most_steps=2)
-        paths.paths_file(run).unlink()
+        kernel_choice.paths_file(run).unlink()
         config = run.load_config()
         resources = config.resources.model_copy(update={"convolution": "harmonic"})
         write_text(run.config_file, config.model_copy(update={"resources": resources}).model_dump_json())
         assert train(run, stop)
-    assert not paths.paths_file(run).exists()
+    assert not kernel_choice.paths_file(run).exists()
 
 
 @pytest.mark.parametrize("parts", [1, 2])

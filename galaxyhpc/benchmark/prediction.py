@@ -14,12 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc import costs, networks
+from galaxyhpc import costs
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.costs import Costs, Prediction, Record, training_fraction
 from galaxyhpc.data.simulate import PUBLISHED
-from galaxyhpc.networks import Network
+from galaxyhpc.models import profile
+from galaxyhpc.models.profile import Network
 
 REAL = sum(PUBLISHED)  # galaxies
 
@@ -107,7 +108,7 @@ def _resources(device: str, threads: int) -> ResourcesConfig:
 
 @cache
 def _network(model: ModelConfig, size: int) -> Network:
-    return networks.measure(model, size)
+    return profile.measure(model, size)
 
 
 @dataclass(frozen=True)

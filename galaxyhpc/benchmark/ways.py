@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from galaxyhpc.benchmark.e2cnn_model import PlainCNN
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.kernels import selection

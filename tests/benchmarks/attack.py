@@ -28,10 +28,10 @@ from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
 from galaxyhpc.attack import aim, children, first_candidates, judged
+from galaxyhpc.benchmark.e2cnn_model import PlainCNN
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluate import load_network
 from galaxyhpc.models import build_model
-from galaxyhpc.models.plain import PlainCNN
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -66,8 +66,7 @@ def one(name: str, what: str, cache: str) -> dict[str, object]:
 def measure(name: str, what: str) -> dict[str, object]:
     import torch
 
-    from galaxyhpc import networks
-    from galaxyhpc.models import build_model
+    from galaxyhpc.models import build_model, profile
     from galaxyhpc.optimizer import make_optimizer
 
     settings = ModelConfig.model_validate(PRESETS[name])
@@ -78,8 +77,8 @@ def measure(name: str, what: str) -> dict[str, object]:
     built = time.perf_counter() - begun
     if what == "build":
         return {"build_cold_s": round(built, 2)}
-    counted = networks.measure(settings, SIZE)
-    symmetry, problem = networks.try_twin(settings, TrainConfig())
+    counted = profile.measure(settings, SIZE)
+    symmetry, problem = profile.try_twin(settings, TrainConfig())
     optimizer = make_optimizer(model, TrainConfig())
     images, labels = torch.rand(IMAGES, 3, STEP_SIZE, STEP_SIZE), torch.arange(IMAGES)
     for _ in range(2):

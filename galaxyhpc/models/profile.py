@@ -106,7 +106,7 @@ def try_twin(model: ModelConfig, train: TrainConfig) -> tuple[Symmetry, str]:
     import torch
 
     from galaxyhpc.models import build_model
-    from galaxyhpc.models.symmetry import invariance_error, rotation_curve
+    from galaxyhpc.models.equivariance import invariance_error, rotation_curve
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

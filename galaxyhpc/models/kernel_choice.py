@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.networks import images_per_pass
+from galaxyhpc.models.profile import images_per_pass
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.storage import checkpoint
