@@ -19,8 +19,10 @@ from galaxyhpc import cluster
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.costs import Costs, make_costs, read_records, resolved
+from galaxyhpc.launch import smoke_test
+from galaxyhpc.launch.smoke_test import ANGLES, Symmetry, narrow
 from galaxyhpc.models import profile
-from galaxyhpc.models.profile import ANGLES, Network, Symmetry, narrow
+from galaxyhpc.models.profile import Network
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -201,13 +203,13 @@ def _networks(
         twins: set[object] = set()
         for config in {(run.model, run.data.image_size, _of_a_step(run)): run for run in configs}.values():
             model, size = config.model, config.data.image_size
-            twin, said = (profile.narrow(model), _of_a_step(config)), ""
+            twin, said = (smoke_test.narrow(model), _of_a_step(config)), ""
             try:
                 if (model, size) not in found:
                     found[model, size] = Network(0, 0)
                     found[model, size] = profile.measure(model, size)
                 if twin not in twins:
-                    symmetries[twin[0]], said = profile.try_twin(model, config.train)
+                    symmetries[twin[0]], said = smoke_test.try_twin(model, config.train)
                 twins.add(twin)
             except (ValueError, RuntimeError, MemoryError) as error:
                 said = f"cannot be built: {error}"

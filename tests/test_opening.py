@@ -19,10 +19,11 @@ from torch.nn.functional import cross_entropy
 from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.export import as_program, plain
+from galaxyhpc.launch.smoke_test import TOLERANCE, try_twin
 from galaxyhpc.models import build_model
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.opening import Opening
-from galaxyhpc.models.profile import TOLERANCE, measure, try_twin
+from galaxyhpc.models.profile import measure
 from galaxyhpc.optimizer import make_optimizer
 from galaxyhpc.planned import Found, named
 from galaxyhpc.storage.files import write_text

@@ -15,6 +15,7 @@ from rich.console import Console
 from galaxyhpc import preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
+from galaxyhpc.launch import smoke_test
 from galaxyhpc.models import build_model, count_parameters, multiply_adds, profile
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -97,18 +98,18 @@ def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> 
 def test_a_first_step_of_every_twin_is_taken(precision: str, optimizer: str) -> None:
     train = TrainConfig(precision=precision, optimizer=optimizer, label_smoothing=0.1)
     for model in (ModelConfig(group="D4"), ModelConfig(group="C4", head="flatten"), ModelConfig(architecture="cnn")):
-        assert profile.try_twin(model, train)[1] == ""
+        assert smoke_test.try_twin(model, train)[1] == ""
 
 
 def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:
     model, train = ModelConfig(architecture="cnn"), TrainConfig(optimizer="sgd")
-    twin = build_model(model.model_copy(update=profile.SMALL), 33)
+    twin = build_model(model.model_copy(update=smoke_test.SMALL), 33)
     twin.mlp[0].bias.data[0] = float("nan")
-    assert "loss of nan" in profile._step_problem(twin, train)
+    assert "loss of nan" in smoke_test._step_problem(twin, train)
     twin.mlp.requires_grad_(False)
     for value in twin.mlp.parameters():
         value.grad = None
-    assert "got no gradient" in profile._step_problem(twin, train)
+    assert "got no gradient" in smoke_test._step_problem(twin, train)
 
 
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:

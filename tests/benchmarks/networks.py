@@ -24,6 +24,7 @@ from rich.table import Table
 
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import BASELINES, ModelConfig, TrainConfig
+from galaxyhpc.launch import smoke_test
 
 SIZE, STEP_SIZE, IMAGES = 257, 129, 2
 
@@ -78,7 +79,7 @@ def measure(name: str, what: str) -> dict[str, object]:
     if what == "build":
         return {"build_cold_s": round(built, 2)}
     counted = profile.measure(settings, SIZE)
-    symmetry, problem = profile.try_twin(settings, TrainConfig())
+    symmetry, problem = smoke_test.try_twin(settings, TrainConfig())
     optimizer = make_optimizer(model, TrainConfig())
     images, labels = torch.rand(IMAGES, 3, STEP_SIZE, STEP_SIZE), torch.arange(IMAGES)
     for _ in range(2):
