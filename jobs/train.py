@@ -19,8 +19,8 @@ CANARY_STEPS = 3
 
 
 def work(run: RunDir, stop: Stop) -> bool:
-    """See `galaxyhpc.trainer.train`; torch is not loaded before the job runs."""
-    from galaxyhpc.trainer import train
+    """See `galaxyhpc.training.trainer.train`; torch is not loaded before the job runs."""
+    from galaxyhpc.training.trainer import train
 
     return train(run, stop)
 
@@ -37,7 +37,7 @@ class TrainJob:
 
 def try_out(run: RunDir, stop: Stop) -> bool:
     """Train the first steps only; the run itself goes on from there."""
-    from galaxyhpc.trainer import train
+    from galaxyhpc.training.trainer import train
 
     train(run, stop, CANARY_STEPS)
     if find_place().rank == 0 and not stop.wanted:

@@ -27,12 +27,12 @@ from galaxyhpc.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
 from galaxyhpc.models import baselines, build_model, count_parameters, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
-from galaxyhpc.optimizer import make_optimizer, set_learning_rate
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.trainer import train
+from galaxyhpc.training.optimizer import make_optimizer, set_learning_rate
+from galaxyhpc.training.trainer import train
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 DOWNLOADS = "https://download.pytorch.org/models"

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-from galaxyhpc.averaging import make_average
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import (
     BASELINES,
@@ -35,8 +34,9 @@ from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.trainer import train
-from galaxyhpc.validation import validate
+from galaxyhpc.training.ema import make_average
+from galaxyhpc.training.trainer import train
+from galaxyhpc.training.validation import validate
 from galaxyhpc.verify_resume import digests, first_difference
 
 NARROW = {"scale": 0.03}

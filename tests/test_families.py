@@ -36,7 +36,7 @@ from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import Restriction, SteerableConv
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.trainer import train
+from galaxyhpc.training.trainer import train
 from galaxyhpc.verify_resume import digests
 
 OURS = [name for name, settings in PRESETS.items() if settings["architecture"] not in BASELINES]

@@ -23,7 +23,7 @@ from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import runs_of
-from galaxyhpc.trainer import TrainingError, set_up
+from galaxyhpc.training.trainer import TrainingError, set_up
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 FRACTIONS = st.floats(1e-4, 1.0)

@@ -24,10 +24,10 @@ from galaxyhpc.models import build_model
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.opening import Opening
 from galaxyhpc.models.profile import measure
-from galaxyhpc.optimizer import make_optimizer
 from galaxyhpc.planned import Found, named
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.training.optimizer import make_optimizer
 
 C4 = ModelConfig(group="C4", scale=0.05)
 ARCHITECTURES: list[dict[str, Any]] = [

@@ -149,7 +149,7 @@ def test_a_disk_that_would_fill_up_is_a_problem(tmp_path: Path, monkeypatch: pyt
 
 
 RSS = """
-import sys, torch, galaxyhpc.trainer
+import sys, torch, galaxyhpc.training.trainer
 from galaxyhpc.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.models import build_model
 from galaxyhpc.networks import measure, training_bytes

@@ -26,12 +26,12 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.models import kernel_choice
-from galaxyhpc.optimizer import learning_rate
 from galaxyhpc.runtime.job import stopping_on_signals
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir, state
-from galaxyhpc.trainer import train
+from galaxyhpc.training.optimizer import learning_rate
+from galaxyhpc.training.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40
 

@@ -48,7 +48,7 @@ def _step_problem(twin: Any, train: TrainConfig) -> str:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from galaxyhpc.optimizer import make_optimizer
+    from galaxyhpc.training.optimizer import make_optimizer
 
     optimizer = make_optimizer(twin.train(), train)
     images, labels = torch.rand(4, 3, TWIN_SIDE, TWIN_SIDE), torch.arange(4)

@@ -68,7 +68,7 @@ def measure(name: str, what: str) -> dict[str, object]:
     import torch
 
     from galaxyhpc.models import build_model, profile
-    from galaxyhpc.optimizer import make_optimizer
+    from galaxyhpc.training.optimizer import make_optimizer
 
     settings = ModelConfig.model_validate(PRESETS[name])
     if settings.architecture in BASELINES:

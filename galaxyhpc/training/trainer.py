@@ -27,15 +27,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from galaxyhpc.averaging import make_average
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data.augment import maps_of_epoch, resample
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures, order, share, steps_per_epoch
 from galaxyhpc.data.split import training_rows
 from galaxyhpc.models import build_model, kernel_choice
-from galaxyhpc.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
-from galaxyhpc.progress import Pace, Progress
 from galaxyhpc.runtime.distributed import Process, joined
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed
@@ -46,7 +43,10 @@ from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import replacing, write_text
 from galaxyhpc.storage.provenance import provenance
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.validation import validate
+from galaxyhpc.training.ema import make_average
+from galaxyhpc.training.optimizer import class_weights, learning_rate, make_optimizer, set_learning_rate
+from galaxyhpc.training.state import Pace, Progress
+from galaxyhpc.training.validation import validate
 
 
 class TrainingError(RuntimeError):
