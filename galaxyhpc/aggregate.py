@@ -29,9 +29,9 @@ from filelock import FileLock
 from rich.table import Table
 
 from galaxyhpc import evidence, latex, summaries
-from galaxyhpc.attack_results import Attacked, AttackError, success_table
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import question
+from galaxyhpc.evaluation.attack_results import Attacked, AttackError, success_table
 from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text

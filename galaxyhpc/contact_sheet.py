@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
-from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.tables import GENERATED
 
 COLUMNS = 6  # as they are, and five severities

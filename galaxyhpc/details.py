@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.config.schema import flat
-from galaxyhpc.metrics import METRICS
-from galaxyhpc.results import CLEAN, Predictions
+from galaxyhpc.evaluation.metrics import METRICS
+from galaxyhpc.evaluation.results import CLEAN, Predictions
 from galaxyhpc.storage.events import in_words
 from galaxyhpc.storage.files import readable
 from galaxyhpc.storage.run_dir import RunDir

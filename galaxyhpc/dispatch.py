@@ -21,7 +21,7 @@ class LaunchError(ValueError):
 
 def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
     """Return the runs that are neither done nor under way, in the order of `configs`, with what they need."""
-    from galaxyhpc.evaluate import done
+    from galaxyhpc.evaluation.evaluate import done
     from galaxyhpc.runtime.lock import is_busy
 
     queued = slurm.queue() if slurm.is_up() else {}

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc import results
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.details import Mistake, mistakes
-from galaxyhpc.metrics import consistency
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.metrics import consistency
+from galaxyhpc.evaluation.results import CLEAN, Pair, Predictions
 from galaxyhpc.planned import Found, PlanError
-from galaxyhpc.results import CLEAN, Pair, Predictions
 from galaxyhpc.runtime.parallel import mapped
 from galaxyhpc.statistics import (
     accuracy_draws,

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from galaxyhpc import classifier
-from galaxyhpc.classifier import Classifier
 from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC, resized
 from galaxyhpc.data.simulate import render
-from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.evaluation import trained_model
+from galaxyhpc.evaluation.evaluate import NotTrainedError
+from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import SteerableConv
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, console = parser.parse_args(arguments), make_console()
     try:
         check_place(options.out, options.formats)
-        used = classifier.load(options.run, torch.device("cpu"))
+        used = trained_model.load(options.run, torch.device("cpu"))
         with console.status("writing and comparing") if console.is_terminal else nullcontext():
             differences = export(used, options.out, options.formats)
     except (ValueError, OSError, NotTrainedError) as error:

@@ -26,10 +26,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from galaxyhpc import attack_results, results
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data.dataset import SPLIT_SETTINGS, split_head
 from galaxyhpc.data.split import SPLITS
+from galaxyhpc.evaluation import attack_results, results
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage import checkpoint, files

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from galaxyhpc import inspect_page
 from galaxyhpc.config import conditions
-from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.evaluation.evaluate import NotTrainedError
+from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.latent import LatentError
-from galaxyhpc.results import Pair
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable
 from galaxyhpc.storage.run_dir import RunDir

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
-from galaxyhpc.calibration import probabilities
 from galaxyhpc.data.dataset import CLASSES
+from galaxyhpc.evaluation.calibration import probabilities
+from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
-from galaxyhpc.results import CLEAN
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.subject import Subject
 from galaxyhpc.tables import About

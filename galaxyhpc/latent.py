@@ -29,12 +29,12 @@ from scipy.spatial.distance import pdist
 from torch import Tensor, nn
 
 from galaxyhpc.config import conditions
-from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data.loader import Pictures
+from galaxyhpc.evaluation.corruptions import Survey, corrupt
+from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN
 from galaxyhpc.models.steerable_cnn import StudyCNN
-from galaxyhpc.results import CLEAN, Pair
 from galaxyhpc.storage.files import replacing
 
 SCHEMA = 1

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from galaxyhpc import results
-from galaxyhpc.attack_results import Attacked, wanted_attack
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig, flat
 from galaxyhpc.config.setting_parser import DEFAULTS
-from galaxyhpc.results import Pair
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.attack_results import Attacked, wanted_attack
+from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.storage.run_dir import RunDir, state
 
 COLUMNS = {

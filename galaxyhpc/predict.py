@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from galaxyhpc import classifier
-from galaxyhpc.calibration import probabilities
-from galaxyhpc.classifier import Classifier
 from galaxyhpc.data import image_files
 from galaxyhpc.data.galaxy10 import CLASSES, resized
-from galaxyhpc.evaluate import NotTrainedError
+from galaxyhpc.evaluation import trained_model
+from galaxyhpc.evaluation.calibration import probabilities
+from galaxyhpc.evaluation.evaluate import NotTrainedError
+from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable, replacing
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = image_files.find(options.files)
         total = sum(map(image_files.count, paths))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        used = classifier.load(options.run, device)
+        used = trained_model.load(options.run, device)
         shown = track(
             galaxies(paths, used.image_size),
             "classifying",

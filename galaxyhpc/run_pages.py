@@ -14,8 +14,8 @@ import pandas as pd
 from galaxyhpc.config.conditions import described, is_condition, severities
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
+from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.page import data_uri, rounded
-from galaxyhpc.results import Pair
 
 UNIT = 1e-4
 MEASURED = ("accuracy", "balanced_accuracy", "nll", "ece")

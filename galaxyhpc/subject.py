@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc import classifier, latent
-from galaxyhpc.classifier import Classifier
-from galaxyhpc.corruptions import Survey
+from galaxyhpc import latent
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures
+from galaxyhpc.evaluation import trained_model
+from galaxyhpc.evaluation.corruptions import Survey
+from galaxyhpc.evaluation.results import CLEAN, Pair
+from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.latent import Features, LatentError
-from galaxyhpc.results import CLEAN, Pair
 from galaxyhpc.storage.run_dir import RunDir
 
 
@@ -46,7 +47,7 @@ def subject(run: RunDir, device: torch.device) -> Subject:
     ------
     rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
     """
-    used = classifier.load(run.path, device)
+    used = trained_model.load(run.path, device)
     galaxies = prepare(used.config.data)
     split = load_split(used.config.data, galaxies, run.sweep)
     survey = Survey(galaxies.mean, galaxies.pixel_scale)

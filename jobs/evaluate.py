@@ -16,8 +16,8 @@ from galaxyhpc.storage.sweep_dir import runs_of
 
 
 def work(run: RunDir, stop: Stop) -> bool:
-    """See `galaxyhpc.evaluate.evaluate`; torch is not loaded before the job runs."""
-    from galaxyhpc.evaluate import evaluate
+    """See `galaxyhpc.evaluation.evaluate.evaluate`; torch is not loaded before the job runs."""
+    from galaxyhpc.evaluation.evaluate import evaluate
 
     return evaluate(run, stop)
 

@@ -17,10 +17,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
-from galaxyhpc import figures, results
+from galaxyhpc import figures
 from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.results import Measured, Pair
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.results import Measured, Pair
 from galaxyhpc.statistics import bootstrap_interval
 from galaxyhpc.storage.run_dir import RunDir
 

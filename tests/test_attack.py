@@ -18,12 +18,13 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
-from galaxyhpc import attack_results, fsck
-from galaxyhpc.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
-from galaxyhpc.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
+from galaxyhpc import fsck
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.dataset import prepare
-from galaxyhpc.evaluate import done, evaluate, load_network
+from galaxyhpc.evaluation import attack_results
+from galaxyhpc.evaluation.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
+from galaxyhpc.evaluation.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
+from galaxyhpc.evaluation.evaluate import done, evaluate, load_network
 from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop
@@ -253,7 +254,7 @@ def test_an_attack_goes_on_where_it_was_and_comes_to_the_same(
     unbroken = make_run(tmp_path / "a", cache)
     broken = RunDir(shutil.copytree(unbroken.path, tmp_path / "b" / unbroken.run_id))
     evaluate(unbroken, Stop())
-    monkeypatch.setattr("galaxyhpc.attack.TOGETHER", 3)
+    monkeypatch.setattr("galaxyhpc.evaluation.attack.TOGETHER", 3)
     assert not evaluate(broken, StopLater())
     part = attacked(broken)
     assert 0 < len(part.table) < len(attacked(unbroken).table) and not part.complete

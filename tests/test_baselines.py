@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from galaxyhpc import latent, launch
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
-from galaxyhpc.evaluate import load_network
+from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
 from galaxyhpc.models import baselines, build_model, count_parameters, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from galaxyhpc.calibration import LIMITS, fit_temperature, probabilities
-from galaxyhpc.metrics import MetricsError, count, metrics
+from galaxyhpc.evaluation.calibration import LIMITS, fit_temperature, probabilities
+from galaxyhpc.evaluation.metrics import MetricsError, count, metrics
 
 Logits = NDArray[np.float32]
 

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from galaxyhpc import corruptions
 from galaxyhpc.config.conditions import (
     CONDITIONS,
     DEFAULT,
@@ -19,6 +18,7 @@ from galaxyhpc.config.conditions import (
     severities,
 )
 from galaxyhpc.config.conditions import split as split_
+from galaxyhpc.evaluation import corruptions
 
 
 def test_every_row_has_its_function_and_says_what_it_does() -> None:

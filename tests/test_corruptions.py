@@ -14,10 +14,10 @@ from PIL import Image
 from scipy import ndimage, stats
 from skimage.transform import resize
 
-from galaxyhpc import corruptions
 from galaxyhpc.config import conditions
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
-from galaxyhpc.corruptions import RING, Draw, Survey, corrupt, poisson
+from galaxyhpc.evaluation import corruptions
+from galaxyhpc.evaluation.corruptions import RING, Draw, Survey, corrupt, poisson
 from galaxyhpc.runtime.rng import key, uniform
 
 SURVEY = Survey(mean=37.0, pixel_scale=0.524)

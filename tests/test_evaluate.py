@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 import torch
 
-from galaxyhpc import corruptions, results
-from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.corruptions import Draw, Survey
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import load_pictures, predict
-from galaxyhpc.evaluate import NotTrainedError, done, evaluate, load_network, wanted
+from galaxyhpc.evaluation import corruptions, results
+from galaxyhpc.evaluation.calibration import fit_temperature
+from galaxyhpc.evaluation.corruptions import Draw, Survey
+from galaxyhpc.evaluation.evaluate import NotTrainedError, done, evaluate, load_network, wanted
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.storage.files import sha256, write_text

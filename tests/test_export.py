@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm

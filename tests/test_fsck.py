@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from galaxyhpc import fsck, results
+from galaxyhpc import fsck
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.results import Measured
 from galaxyhpc.models import build_model, kernel_choice
-from galaxyhpc.results import Measured
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -19,7 +19,8 @@ from hostile import FUZZED, GOOD, desk, told, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import aggregate, fsck, launch, planned, results, status
+from galaxyhpc import aggregate, fsck, launch, planned, status
+from galaxyhpc.evaluation import results
 from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
 from galaxyhpc.storage.sweep_dir import runs_of

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from galaxyhpc import embedding, inspect_figures, inspect_page, latent
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.gradcam import Choice
 from galaxyhpc.inspect import main
 from galaxyhpc.latent import Features, LatentError, Seen
 from galaxyhpc.models import build_model
-from galaxyhpc.results import CLEAN
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -10,8 +10,8 @@ import torch
 from pictures import smooth
 from PIL import Image
 
-from galaxyhpc import jpeg
 from galaxyhpc.config.conditions import CONDITIONS
+from galaxyhpc.evaluation import jpeg
 
 
 @pytest.mark.parametrize("quality", [*CONDITIONS["jpeg"].parameters.values(), 1.0, 95.0])

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from galaxyhpc.metrics import Counts, MetricsError, consistency, count, metrics, per_class, reliability
+from galaxyhpc.evaluation.metrics import Counts, MetricsError, consistency, count, metrics, per_class, reliability
 
 
 def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:

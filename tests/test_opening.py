@@ -16,8 +16,8 @@ import torch
 from skimage.morphology import disk, opening
 from torch.nn.functional import cross_entropy
 
-from galaxyhpc.classifier import load
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import as_program, plain
 from galaxyhpc.launch.smoke_test import TOLERANCE, try_twin
 from galaxyhpc.models import build_model

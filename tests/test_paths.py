@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
-from galaxyhpc.evaluate import load_network
+from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import find_place

@@ -17,13 +17,13 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 
-from galaxyhpc import results
-from galaxyhpc.calibration import probabilities
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import image_files
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.simulate import render
-from galaxyhpc.evaluate import evaluate
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.calibration import probabilities
+from galaxyhpc.evaluation.evaluate import evaluate
 from galaxyhpc.models import build_model
 from galaxyhpc.predict import main
 from galaxyhpc.runtime.job import Stop

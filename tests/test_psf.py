@@ -9,9 +9,9 @@ from astropy.convolution import Gaussian2DKernel, Moffat2DKernel, convolve
 from pictures import smooth
 from scipy import ndimage
 
-from galaxyhpc import psf
 from galaxyhpc.config.conditions import parameter, severities
-from galaxyhpc.corruptions import Survey, corrupt
+from galaxyhpc.evaluation import psf
+from galaxyhpc.evaluation.corruptions import Survey, corrupt
 
 ROWS = torch.tensor([3])
 

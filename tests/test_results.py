@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from galaxyhpc import results
-from galaxyhpc.metrics import count, metrics
-from galaxyhpc.results import Measured
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.metrics import count, metrics
+from galaxyhpc.evaluation.results import Measured
 from galaxyhpc.storage.run_dir import RunDir
 
 PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]

@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from galaxyhpc import results
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.evaluation import results
 from galaxyhpc.storage.run_dir import RunDir
 
 GROUPS = [None, *(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 9))]  # 25

@@ -5,7 +5,7 @@
 All ways are measured in turn, again and again, in seconds on all cores of a machine that has nothing else to do; the
 medians are compared. scipy's differential evolution drives (a) e2cnn's own modules a candidate per pass, as the study's
 code does, (b) the network as evaluation loads it, a candidate per pass, and (c) that a population per pass
-(`vectorized`); ours (d) is `galaxyhpc.attack` on 8 galaxies. No galaxy is left out for being fooled already: its label
+(`vectorized`); ours (d) is `galaxyhpc.evaluation.attack` on 8 galaxies. No galaxy is left out for being fooled already: its label
 is one that the network never says.
 """
 
@@ -27,10 +27,10 @@ from rich.progress import track
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from galaxyhpc.attack import aim, children, first_candidates, judged
 from galaxyhpc.benchmark.e2cnn_model import PlainCNN
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
-from galaxyhpc.evaluate import load_network
+from galaxyhpc.evaluation.attack import aim, children, first_candidates, judged
+from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.storage.files import write_text

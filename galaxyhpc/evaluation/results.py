@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc.metrics import BINS, CLASSES, Counts, count
+from galaxyhpc.evaluation.metrics import BINS, CLASSES, Counts, count
 from galaxyhpc.storage.files import replacing, write_text
 from galaxyhpc.storage.run_dir import RunDir
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from galaxyhpc import results
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import split_head
-from galaxyhpc.evaluate import load_network
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.storage.files import readable, sha256
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
 from galaxyhpc.storage.sweep_dir import runs_of

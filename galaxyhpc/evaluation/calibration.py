@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from galaxyhpc.metrics import count
+from galaxyhpc.evaluation.metrics import count
 
 LIMITS = (0.01, 100.0)  # approached where every galaxy is classified rightly, or none better than by chance
 

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from galaxyhpc.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.data.loader import Pictures, predict
+from galaxyhpc.evaluation.attack_results import Attacked, Source, empty, read, save, wanted_attack
 from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
-from galaxyhpc.results import Measured
+from galaxyhpc.evaluation.results import Measured
 from galaxyhpc.runtime.rng import key, uniform
 from galaxyhpc.storage.run_dir import RunDir
 

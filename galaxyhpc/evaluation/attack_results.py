@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import AttackConfig
-from galaxyhpc.metrics import CLASSES
+from galaxyhpc.evaluation.metrics import CLASSES
 from galaxyhpc.statistics import clopper_pearson
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

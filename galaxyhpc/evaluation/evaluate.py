@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from galaxyhpc import attack, results
-from galaxyhpc.calibration import fit_temperature
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.corruptions import Survey, corrupt
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures
+from galaxyhpc.evaluation import attack, results
+from galaxyhpc.evaluation.calibration import fit_temperature
+from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.job import Stop
 from galaxyhpc.runtime.malloc import keep_freed

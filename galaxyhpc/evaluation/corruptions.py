@@ -22,10 +22,10 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from galaxyhpc import psf
 from galaxyhpc.config.conditions import split
 from galaxyhpc.data.augment import turned
-from galaxyhpc.jpeg import compressed
+from galaxyhpc.evaluation import psf
+from galaxyhpc.evaluation.jpeg import compressed
 from galaxyhpc.runtime.rng import key, uniform
 
 STREAK = (2.0, 16.0)  # arcsec, shortest and longest: 8 to 60 pixels of DECam, slanting through its thick CCDs
