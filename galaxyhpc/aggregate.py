@@ -28,17 +28,19 @@ import pandas as pd
 from filelock import FileLock
 from rich.table import Table
 
-from galaxyhpc import evidence, latex, summaries
+from galaxyhpc import latex
+from galaxyhpc.analysis import summary as summaries
+from galaxyhpc.analysis import uncertainty
+from galaxyhpc.analysis.collect import Found, PlanError, find, named, read_plan
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import question
 from galaxyhpc.evaluation.attack_results import Attacked, AttackError, success_table
-from galaxyhpc.planned import Found, PlanError, find, named, read_plan
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import NoRunError
 from galaxyhpc.storage.sweep_dir import planned_runs, refuse_links
 from galaxyhpc.table import terminal_table
-from galaxyhpc.tables import GENERATED, About, Tables
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
 RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
@@ -101,8 +103,8 @@ def aggregate(sweep: Path, intervals: bool = True) -> Report:
 def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, intervals: bool) -> Report:
     """Make all tables, then write all files."""
     table = summaries.measured(plan, found)
-    gathered = evidence.gather(plan, found) if intervals else evidence.Gathered({}, {}, [WITHOUT])
-    summary = evidence.with_intervals(summaries.summarise(plan, found, table), gathered.networks)
+    gathered = uncertainty.gather(plan, found) if intervals else uncertainty.Gathered({}, {}, [WITHOUT])
+    summary = uncertainty.with_intervals(summaries.summarise(plan, found, table), gathered.networks)
     tables = from_counts(plan, found, table, summary)
     if intervals:
         tables = with_evidence(replace(tables, training=summaries.courses(plan, found)), gathered)
@@ -148,11 +150,11 @@ def attacked(plan: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
     return success_table(attacks, steps)
 
 
-def with_evidence(tables: Tables, gathered: evidence.Gathered) -> Tables:
+def with_evidence(tables: Tables, gathered: uncertainty.Gathered) -> Tables:
     """Add what follows from the predictions galaxy by galaxy."""
     known, networks = gathered.networks, tables.networks
     references = summaries.references(networks)
-    errors, means = evidence.corruption_errors(known, references)
+    errors, means = uncertainty.corruption_errors(known, references)
     if len(networks) > len(references):
         gathered.notes.append(
             "No mean corruption error where there is not exactly one conventional CNN to compare with."
@@ -160,10 +162,10 @@ def with_evidence(tables: Tables, gathered: evidence.Gathered) -> Tables:
     added = replace(
         tables,
         networks=networks.drop(columns=list(means.columns[1:])).merge(means, on="label", how="left"),
-        per_class=tables.per_class.merge(evidence.recall_intervals(known), on=["label", "class"], how="left"),
+        per_class=tables.per_class.merge(uncertainty.recall_intervals(known), on=["label", "class"], how="left"),
     )
-    several = {"comparisons": evidence.compare(known), "corruption_error": errors}
-    several["hardest"] = evidence.hardest(known.values())
+    several = {"comparisons": uncertainty.compare(known), "corruption_error": errors}
+    several["hardest"] = uncertainty.hardest(known.values())
     return replace(added, **{name: table for name, table in several.items() if len(table)})
 
 

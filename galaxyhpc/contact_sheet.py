@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, described, levels, parts, severities
 from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
-from galaxyhpc.tables import GENERATED
 
 COLUMNS = 6  # as they are, and five severities
 HEIGHT = 1.2  # inches of a galaxy

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster
+from galaxyhpc.analysis.run_cost import Prediction, predict
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig
-from galaxyhpc.costs import Prediction, predict
 from galaxyhpc.dispatch import missing
 from galaxyhpc.models.profile import training_bytes
 from galaxyhpc.preflight import Checked, symmetries, words

@@ -17,9 +17,9 @@ from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
 from galaxyhpc import page
+from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.figures.sheet import PALETTE, plain
-from galaxyhpc.tables import GENERATED
 
 WARNING = "#B00020"
 TILE = 1.2  # inches, side of a picture

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from galaxyhpc.analysis.tables import About
 from galaxyhpc.config import conditions
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.figures.sheet import Grid, Look, folded, looks, plain, room, sheet
 from galaxyhpc.gradcam import Choice
-from galaxyhpc.tables import About
 
 COLOURS = [colormaps["tab10"](number) for number in range(len(CLASSES))]
 MARKERS = "osD^v<>PX*"  # with the colours: ten colours alone are too many for many eyes

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
+from galaxyhpc.analysis.tables import About
 from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.evaluation.calibration import probabilities
 from galaxyhpc.evaluation.results import CLEAN
@@ -21,7 +22,6 @@ from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.subject import Subject
-from galaxyhpc.tables import About
 
 MOST_GALAXIES = 60  # in one figure
 DOTS = 130.0  # per inch

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.analysis.tables import GENERATED, About, Tables, ranked
 from galaxyhpc.config.conditions import DEFAULT, KINDS, described, is_condition
-from galaxyhpc.tables import GENERATED, About, Tables, ranked
 
 ROWS, COLUMNS = 40, 8  # networks that fit a page as rows, and as columns
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}

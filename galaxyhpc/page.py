@@ -30,7 +30,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from galaxyhpc.tables import GENERATED
+from galaxyhpc.analysis.tables import GENERATED
 
 MOST_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; the file beside it has all
 SCRIPT_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster
+from galaxyhpc.analysis.run_cost import Costs, make_costs, read_records, resolved
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
-from galaxyhpc.costs import Costs, make_costs, read_records, resolved
 from galaxyhpc.launch import smoke_test
 from galaxyhpc.launch.smoke_test import ANGLES, Symmetry, narrow
 from galaxyhpc.models import profile

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from galaxyhpc import page, report_tables
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.captions import caption, captioned
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
 from galaxyhpc.page import Column, Section, Table, Thumbnail
 from galaxyhpc.run_pages import run_pages
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.tables import GENERATED, About, Tables
 
 MOST_PICTURES = 400  # of galaxies, about 3 kB each
 PICTURE_SIDE = 96  # px

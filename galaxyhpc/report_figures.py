@@ -12,14 +12,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from galaxyhpc import details, figure_files
+from galaxyhpc.analysis.collect import Found
+from galaxyhpc.analysis.tables import About, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data.dataset import Galaxies, converted
 from galaxyhpc.details import Mistake
 from galaxyhpc.figures import FIGURES
-from galaxyhpc.planned import Found
 from galaxyhpc.report import wanted, write
 from galaxyhpc.runtime.parallel import mapped
-from galaxyhpc.tables import About, Tables
 
 WIDEST = 2400  # px of a figure
 

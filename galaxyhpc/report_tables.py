@@ -10,11 +10,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.analysis.tables import Tables, names, ranked
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.page import Column, Section, Table
 from galaxyhpc.run_pages import physical
 from galaxyhpc.table import bold
-from galaxyhpc.tables import Tables, names, ranked
 
 
 def _percent(head: str, source: str) -> Column:

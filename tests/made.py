@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.analysis.statistics import pareto
+from galaxyhpc.analysis.tables import Tables
 from galaxyhpc.config.conditions import DEFAULT, parameter, severities, unit
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.statistics import pareto
-from galaxyhpc.tables import Tables
 
 STUDY = ["CNN", "C1", "C4", "C8", "D4", "D8", "D4D4D1 e2wrn10-4", "C4 e2resnet18"]
 COUNTS = (13, 22, 31, 24, 5, 25, 22, 31, 16, 21)  # of the 210 test galaxies

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import costs
+from galaxyhpc.analysis import run_cost
+from galaxyhpc.analysis.run_cost import Costs, Fit, Record
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, WantedResources
-from galaxyhpc.costs import Costs, Fit, Record
 from galaxyhpc.models.profile import Network
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -28,33 +28,33 @@ def network(multiply_adds: float) -> Network:
 
 
 def resolved(run: RunConfig, multiply_adds: float, path: Path = Path("/nowhere"), of: Costs = ROUGH) -> ResourcesConfig:
-    (found,) = costs.resolved([run], {run.run_id: network(multiply_adds)}, of, path)
+    (found,) = run_cost.resolved([run], {run.run_id: network(multiply_adds)}, of, path)
     return found.resources.plain
 
 
 def test_without_records_the_prior_predicts_with_a_wide_margin() -> None:
-    assert costs.fit([]) == Fit() and Fit().margin == 2.0 and "prior" in Fit().source
+    assert run_cost.fit([]) == Fit() and Fit().margin == 2.0 and "prior" in Fit().source
 
 
 def test_few_records_scale_the_prior() -> None:
-    found = costs.fit([Record("cpu", 0.010, 0.031), Record("cpu", 0.010, 0.030), Record("cpu", 0.020, 0.060)])
+    found = run_cost.fit([Record("cpu", 0.010, 0.031), Record("cpu", 0.010, 0.030), Record("cpu", 0.020, 0.060)])
     assert (found.fixed, found.slope, found.runs, found.margin) == (0.0, pytest.approx(3.0), 3, 1.5)
 
 
 def test_many_records_give_a_line_that_a_run_on_a_busy_node_does_not_bend() -> None:
     records = [Record("cpu", x / 100, 0.004 + 2 * x / 100) for x in (1, 2, 3, 5, 8) for _ in range(3)]
-    found = costs.fit([*records, Record("cpu", 0.08, 50.0)])
+    found = run_cost.fit([*records, Record("cpu", 0.08, 50.0)])
     assert (found.fixed, found.slope) == (pytest.approx(0.004), pytest.approx(2.0))
 
 
 def test_a_line_that_would_fall_is_not_believed() -> None:
-    found = costs.fit([Record("cpu", x / 100, 1 / x) for x in range(1, 8)])
+    found = run_cost.fit([Record("cpu", x / 100, 1 / x) for x in range(1, 8)])
     assert found.fixed == 0 and found.slope > 0
 
 
 def test_of_several_gpus_the_one_with_the_most_runs_counts() -> None:
     records = [Record("A100", 1.0, 2.0), Record("H100", 1.0, 1.0), Record("H100", 1.0, 1.0), Record("cpu", 1.0, 9.0)]
-    found = costs.make_costs(records, 100)
+    found = run_cost.make_costs(records, 100)
     assert (found.gpu.device, found.gpu.slope, found.cpu.slope) == ("H100", 1.0, 9.0)
 
 
@@ -76,16 +76,16 @@ def test_records_are_the_median_epochs_of_all_sweeps_and_torn_ones_are_skipped(t
         record(run, tmp_path / name / "plan.csv", *(whole | one for one in seconds), {"images": 0, "seconds": 3.0})
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "plan.csv").write_bytes(b"\xff\x00")
-    found = costs.read_records(tmp_path)
-    prior = costs.expected(10**8, config(ResourcesConfig()), on_gpu=False)
+    found = run_cost.read_records(tmp_path)
+    prior = run_cost.expected(10**8, config(ResourcesConfig()), on_gpu=False)
     assert found == [Record("cpu", prior, 12.0 * 2 / 1000)] * 2
 
 
 def test_more_processes_share_a_run_and_more_images_lengthen_it() -> None:
     run, heavy = config(ResourcesConfig()), network(1e9)
-    one, two = (costs.predict(run, heavy, ROUGH, tasks) for tasks in (1, 2))
+    one, two = (run_cost.predict(run, heavy, ROUGH, tasks) for tasks in (1, 2))
     assert one.training == pytest.approx(2 * two.training) and one.evaluation == two.evaluation > 0
-    twice = costs.predict(run, heavy, Costs(Fit(), Fit(), 2 * ROUGH.galaxies))
+    twice = run_cost.predict(run, heavy, Costs(Fit(), Fit(), 2 * ROUGH.galaxies))
     assert twice.training == pytest.approx(2 * one.training)
 
 
@@ -94,16 +94,16 @@ def test_more_processes_share_a_run_and_more_images_lengthen_it() -> None:
     [(0, 2, 30), (749, 2, 30), (751, 2, 60), (3600, 1.5, 120), (1e4, 2, 480), (1e9, 2, 2880)],
 )
 def test_time_limits_come_in_few_classes(seconds: float, margin: float, limit: int) -> None:
-    assert costs.minutes(seconds, margin) == limit
+    assert run_cost.minutes(seconds, margin) == limit
 
 
 def test_numbers_win_over_auto() -> None:
     plain = ResourcesConfig(gpus_per_node=1, time_minutes=77, memory_gb=3.5)
     run = config(plain)
-    assert costs.resolved([run], {run.run_id: network(1e12)}, ROUGH, Path("/nowhere")) == [run]
+    assert run_cost.resolved([run], {run.run_id: network(1e12)}, ROUGH, Path("/nowhere")) == [run]
     some = WantedResources(gpus_per_node=1, time_minutes="auto", memory_gb=3.5)
     found = resolved(config(some), 1e9)
-    assert (found.gpus_per_node, found.memory_gb) == (1, 3.5) and found.time_minutes in costs.MINUTES
+    assert (found.gpus_per_node, found.memory_gb) == (1, 3.5) and found.time_minutes in run_cost.MINUTES
 
 
 def test_a_run_of_over_a_day_gets_more_gpus_with_one_process_each() -> None:

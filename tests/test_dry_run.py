@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import dry_run, preflight
+from galaxyhpc.analysis.run_cost import Prediction
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
-from galaxyhpc.costs import Prediction
 from galaxyhpc.preflight import Checked
 from galaxyhpc.runtime.console import LOG_WIDTH, make_console
 from galaxyhpc.storage.files import write_text

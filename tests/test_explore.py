@@ -17,11 +17,11 @@ import pytest
 from test_galaxy10 import write_file
 
 from galaxyhpc import explore, explore_page
+from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.facts import gather
-from galaxyhpc.tables import GENERATED
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 

@@ -19,7 +19,8 @@ from hostile import FUZZED, GOOD, desk, told, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import aggregate, fsck, launch, planned, status
+from galaxyhpc import aggregate, fsck, launch, status
+from galaxyhpc.analysis import collect
 from galaxyhpc.evaluation import results
 from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
@@ -182,7 +183,7 @@ def test_junk_in_place_of_a_file_is_told_in_a_line_or_taken_for_absent(
     for command in ("status", "evaluate", "train"):
         _, lines = told(lambda command=command: COMMANDS[command](run.path), capfd)  # type: ignore[misc]
         assert len(lines) <= 2 and all(line.isprintable() for line in lines), lines
-    planned.find(run)
+    collect.find(run)
 
 
 @pytest.mark.parametrize("name", [*FILES[:6], "checkpoints", "../split.csv", "../plan.csv", "../report"])
@@ -268,7 +269,7 @@ def test_a_table_of_results_with_any_cells_is_counts_or_absent(
     run.results_file.write_bytes(text.encode("utf-8", "surrogatepass"))
     table = results.read_counts(run)
     if table is not None:
-        planned.find(run)
+        collect.find(run)
         results.load(run)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from galaxyhpc import embedding, inspect_figures, inspect_page, latent
+from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.gradcam import Choice
@@ -25,7 +26,6 @@ from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.subject import features, subject
-from galaxyhpc.tables import GENERATED
 
 SIDE = 33
 D4 = ModelConfig(group="D4", scale=0.1)

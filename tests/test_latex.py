@@ -11,7 +11,7 @@ import pytest
 from made import STUDY, tables
 
 from galaxyhpc import latex
-from galaxyhpc.tables import GENERATED, About, Tables
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
 
 ABOUT = About("all_groups: 50 % of $\\mu$_x {y} & #1 ~^<>", generated=False, chance=0.148)
 FLAW = "flattening head (not invariant)"

@@ -16,6 +16,7 @@ import torch
 from skimage.morphology import disk, opening
 from torch.nn.functional import cross_entropy
 
+from galaxyhpc.analysis.collect import Found, named
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import as_program, plain
@@ -24,7 +25,6 @@ from galaxyhpc.models import build_model
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.opening import Opening
 from galaxyhpc.models.profile import measure
-from galaxyhpc.planned import Found, named
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.optimizer import make_optimizer

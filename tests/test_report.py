@@ -16,12 +16,12 @@ from made import tables
 from written import learn, make, tell
 
 from galaxyhpc import details, page, report
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.config import yaml_loader
 from galaxyhpc.details import Details, Mistake
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import metrics
 from galaxyhpc.evaluation.results import Measured
-from galaxyhpc.tables import GENERATED, About, Tables
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]

@@ -13,7 +13,7 @@ from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from galaxyhpc.statistics import (
+from galaxyhpc.analysis.statistics import (
     accuracy_draws,
     bootstrap_interval,
     cliques,

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc import costs
+from galaxyhpc.analysis import run_cost
+from galaxyhpc.analysis.run_cost import Costs, Prediction, Record, training_fraction
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
-from galaxyhpc.costs import Costs, Prediction, Record, training_fraction
 from galaxyhpc.data.simulate import PUBLISHED
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import Network
@@ -78,7 +78,7 @@ def of(found: Found) -> Measured:
             continue
         model, batch = ModelConfig.model_validate_json(json.dumps(one["model"])), one["batch"]
         training = ours["training"]["median_seconds"] / batch
-        inference = ours["inference"]["median_seconds"] / batch if "inference" in ours else training / costs.BACKWARD
+        inference = ours["inference"]["median_seconds"] / batch if "inference" in ours else training / run_cost.BACKWARD
         each = Rates(training + augmented, inference, ours.get("optimizer_seconds", 0.0))
         rates[model, one["size"], one["precision"]] = each
         records.append(_record(model, one, each, machine))
@@ -99,7 +99,7 @@ def _record(model: ModelConfig, one: Found, rates: Rates, machine: Found) -> Rec
     seconds = rates.training + rates.optimizer / one["batch"] + validated * rates.inference
     on_gpu = machine["device"] == "cuda"
     adds = _network(model, one["size"]).multiply_adds
-    return Record(machine["name"] if on_gpu else "cpu", costs.expected(adds, config, on_gpu), seconds)
+    return Record(machine["name"] if on_gpu else "cpu", run_cost.expected(adds, config, on_gpu), seconds)
 
 
 def _resources(device: str, threads: int) -> ResourcesConfig:
@@ -145,9 +145,9 @@ def _predicted(config: RunConfig, measured: Measured) -> Predicted:
     rates = measured.rates.get((config.model, config.data.image_size, config.train.precision))
     if rates is not None:
         return Predicted(config, True, _of_its_own(config, rates, measured.device == "cuda"))
-    fit = costs.fit(measured.records)
+    fit = run_cost.fit(measured.records)
     both = Costs(fit, fit, galaxies(config))
-    return Predicted(config, False, costs.predict(config, _network(config.model, config.data.image_size), both))
+    return Predicted(config, False, run_cost.predict(config, _network(config.model, config.data.image_size), both))
 
 
 def _of_its_own(config: RunConfig, rates: Rates, on_gpu: bool) -> Prediction:
@@ -157,5 +157,5 @@ def _of_its_own(config: RunConfig, rates: Rates, on_gpu: bool) -> Prediction:
     steps = images // batch
     epoch = steps * (batch * rates.training + rates.optimizer) + count * data.validation_fraction * rates.inference
     answers = count * data.test_fraction * len(pairs(config.evaluate.conditions))
-    corrupted = costs.EVALUATION_SECONDS if on_gpu else costs.CORRUPTION_SECONDS * data.image_size**2
+    corrupted = run_cost.EVALUATION_SECONDS if on_gpu else run_cost.CORRUPTION_SECONDS * data.image_size**2
     return Prediction(config.train.epochs * epoch, answers * (rates.inference + corrupted))

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.analysis.statistics import clopper_pearson
 from galaxyhpc.config.schema import AttackConfig
 from galaxyhpc.evaluation.metrics import CLASSES
-from galaxyhpc.statistics import clopper_pearson
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 

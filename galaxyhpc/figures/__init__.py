@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from galaxyhpc.analysis.tables import About, Tables
 from galaxyhpc.figures.comparison import consistency, corruption_error, groups, pareto
 from galaxyhpc.figures.curves import angle, attack, polar, severity
 from galaxyhpc.figures.panels import confusion, reliability, training
 from galaxyhpc.figures.sheet import looks
-from galaxyhpc.tables import About, Tables
 
 __all__ = ["FIGURES", "looks"]
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from galaxyhpc.analysis.statistics import cliques
+from galaxyhpc.analysis.tables import About, Tables, names, ranked
 from galaxyhpc.config.conditions import DEFAULT
 from galaxyhpc.figures.sheet import (
     Grid,
@@ -28,8 +30,6 @@ from galaxyhpc.figures.sheet import (
     titled,
     write_cells,
 )
-from galaxyhpc.statistics import cliques
-from galaxyhpc.tables import About, Tables, names, ranked
 
 ROWS = 32  # networks that have a row each
 COSTS = {

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
+from galaxyhpc.analysis.tables import About, Tables, name, names
 from galaxyhpc.config.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
 from galaxyhpc.figures.sheet import (
     BANDED,
@@ -33,7 +34,6 @@ from galaxyhpc.figures.sheet import (
     shown,
     titled,
 )
-from galaxyhpc.tables import About, Tables, name, names
 
 ABSENT = "no planned run is in yet"
 SETS = {"own": "galaxies that the network itself gets right", "common": "galaxies that all networks get right"}

@@ -24,7 +24,7 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from galaxyhpc.tables import GENERATED, About, Tables, ranked
+from galaxyhpc.analysis.tables import GENERATED, About, Tables, ranked
 
 # Okabe and Ito (2008) without yellow, which is lost on white; black is kept for networks without a group
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D46")

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from galaxyhpc.analysis.collect import FLAT_HEAD, NETWORK, Found, PlanError
+from galaxyhpc.analysis.statistics import pareto
 from galaxyhpc.config import conditions
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import BINS, METRICS, Counts, metrics, per_class, reliability
 from galaxyhpc.evaluation.results import Pair
-from galaxyhpc.planned import FLAT_HEAD, NETWORK, Found, PlanError
-from galaxyhpc.statistics import pareto
 
 RATES = ["precision", "recall", "f1", "support"]
 COSTS = ("parameters", "multiply_adds")

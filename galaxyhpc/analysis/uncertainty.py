@@ -16,14 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.details import Mistake, mistakes
-from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.metrics import consistency
-from galaxyhpc.evaluation.results import CLEAN, Pair, Predictions
-from galaxyhpc.planned import Found, PlanError
-from galaxyhpc.runtime.parallel import mapped
-from galaxyhpc.statistics import (
+from galaxyhpc.analysis.collect import Found, PlanError
+from galaxyhpc.analysis.statistics import (
     accuracy_draws,
     corruption_error,
     holm,
@@ -32,6 +26,12 @@ from galaxyhpc.statistics import (
     percentile_interval,
     rueger,
 )
+from galaxyhpc.config.conditions import ROTATION_MEAN
+from galaxyhpc.details import Mistake, mistakes
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.metrics import consistency
+from galaxyhpc.evaluation.results import CLEAN, Pair, Predictions
+from galaxyhpc.runtime.parallel import mapped
 from galaxyhpc.storage.run_dir import RunDir
 
 UNCOUNTED = ("clean", "rotation_control", ROTATION_MEAN[0])  # no corruptions: not part of a mean corruption error
