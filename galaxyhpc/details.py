@@ -17,15 +17,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.config.schema import flat
 from galaxyhpc.evaluation.metrics import METRICS
-from galaxyhpc.evaluation.results import CLEAN, Predictions
 from galaxyhpc.storage.events import in_words
 from galaxyhpc.storage.files import readable
 from galaxyhpc.storage.run_dir import RunDir
 
 MOST_EVENTS = 60
-MOST_MISTAKES = 12
 TRACE_LINES = 25
 
 
@@ -36,16 +35,6 @@ class Event:
     when: str  # UTC
     words: str
     trace: str = ""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A test galaxy that a run misclassifies as it is: classes 0 to 9, and under what fraction of all conditions."""
-
-    row: int  # in the data file
-    truth: int
-    predicted: int
-    wrong: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +67,6 @@ def read(run: RunDir, counts: pd.DataFrame | None, wrong: tuple[Mistake, ...] = 
         confusion=confusion,
         mistakes=wrong,
     )
-
-
-def mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> tuple[Mistake, ...]:
-    """Return the clean galaxies a run gets wrong, those first that it gets wrong under most conditions."""
-    clean = predictions.predicted.get(CLEAN)
-    if clean is None:
-        return ()
-    misses = np.array([classes != predictions.labels for classes in predictions.predicted.values()])
-    wrong = misses.mean(axis=0, dtype=np.float64)
-    missed = np.flatnonzero(clean != predictions.labels)
-    worst = missed[np.lexsort((predictions.rows[missed], -wrong[missed]))][:most]
-    columns = (predictions.rows, predictions.labels, clean, np.round(wrong, 4))
-    return tuple(Mistake(*values) for values in zip(*(column[worst].tolist() for column in columns), strict=True))
 
 
 def _object(run: RunDir, name: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from galaxyhpc import cluster
-from galaxyhpc.analysis.run_cost import Prediction, predict
+from galaxyhpc.analysis.run_cost import Prediction, makespan, predict
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig
 from galaxyhpc.dispatch import missing
 from galaxyhpc.models.profile import training_bytes
@@ -135,11 +134,3 @@ def _notes(classes: list[Class], checked: Checked, parallel: int | None) -> Iter
     how = "all runs at once" if parallel is None else f"{parallel} runs at a time, the longest first"
     since = "the start that sbatch --test-only expects" if starts else "a start now"
     yield f"expected end: {when}, if from {since} {how} find their place"
-
-
-def makespan(seconds: list[float], slots: int | None) -> float:
-    """Return how long jobs take that start one after another, the longest first, in the first slot that is free."""
-    free = [0.0] * min(len(seconds), slots or len(seconds))
-    for each in sorted(seconds, reverse=True):
-        heapq.heapreplace(free, free[0] + each)
-    return max(free, default=0.0)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from galaxyhpc import details, figure_files
 from galaxyhpc.analysis.collect import Found
+from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.analysis.tables import About, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data.dataset import Galaxies, converted
-from galaxyhpc.details import Mistake
 from galaxyhpc.figures import FIGURES
 from galaxyhpc.report import wanted, write
 from galaxyhpc.runtime.parallel import mapped

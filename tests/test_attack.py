@@ -19,11 +19,12 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from galaxyhpc import fsck
+from galaxyhpc.analysis.attack_success import AttackError, success_table
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.evaluation import attack_results
 from galaxyhpc.evaluation.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
-from galaxyhpc.evaluation.attack_results import Attacked, AttackError, Source, attack_file, empty, read, success_table
+from galaxyhpc.evaluation.attack_results import Attacked, Source, attack_file, empty, read
 from galaxyhpc.evaluation.evaluate import done, evaluate, load_network
 from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
 from galaxyhpc.models import build_model

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc import dry_run, preflight
+from galaxyhpc.analysis import run_cost
 from galaxyhpc.analysis.run_cost import Prediction
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
 from galaxyhpc.preflight import Checked
@@ -90,7 +91,7 @@ def test_what_is_trained_costs_only_its_evaluation_and_no_array(
 def test_the_longest_run_starts_first_in_the_first_free_slot(
     seconds: list[float], slots: int | None, end: float
 ) -> None:
-    assert dry_run.makespan(seconds, slots) == end
+    assert run_cost.makespan(seconds, slots) == end
 
 
 def test_gpu_hours_count_all_gpus_in_training_and_one_in_evaluation() -> None:

@@ -16,9 +16,11 @@ from made import tables
 from written import learn, make, tell
 
 from galaxyhpc import details, page, report
+from galaxyhpc.analysis import misclassified
+from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.config import yaml_loader
-from galaxyhpc.details import Details, Mistake
+from galaxyhpc.details import Details
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import metrics
 from galaxyhpc.evaluation.results import Measured
@@ -318,7 +320,7 @@ def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
     results.save(run, Measured(rows, labels, rows, logits, "w", "f", False))
     predictions, table = results.read_predictions(run), results.read_counts(run)
     assert predictions is not None and table is not None
-    found = details.read(run, table.assign(**metrics(results.counts(table))), details.mistakes(predictions))
+    found = details.read(run, table.assign(**metrics(results.counts(table))), misclassified.mistakes(predictions))
     assert found.mistakes == (Mistake(30, 2, 1, 1.0), Mistake(20, 1, 2, 0.5))
     assert found.settings["model.group"] == "C4" and found.measured["accuracy"].tolist() == [0.5, 0.5]
     assert [event.words.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]

@@ -8,6 +8,7 @@ times; after a few epochs on the same kind of device the recorded ones take thei
 from __future__ import annotations
 
 import csv
+import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -245,3 +246,11 @@ def _memory(config: RunConfig, network: Network, galaxies: int, tasks: int) -> f
     images = 3 * galaxies * config.data.image_size**2
     process = GPU_HOST_BYTES + 20 * network.parameters if _on_gpu(config) else training_bytes(network, config)
     return float(2 ** max(1, math.ceil(math.log2(MEMORY_MARGIN * (tasks * process + images) / 2**30))))
+
+
+def makespan(seconds: list[float], slots: int | None) -> float:
+    """Return how long jobs take that start one after another, the longest first, in the first slot that is free."""
+    free = [0.0] * min(len(seconds), slots or len(seconds))
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + each)
+    return max(free, default=0.0)

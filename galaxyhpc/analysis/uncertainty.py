@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.analysis.collect import Found, PlanError
+from galaxyhpc.analysis.misclassified import Mistake, mistakes
 from galaxyhpc.analysis.statistics import (
     accuracy_draws,
     corruption_error,
@@ -27,7 +28,6 @@ from galaxyhpc.analysis.statistics import (
     rueger,
 )
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.details import Mistake, mistakes
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import consistency
 from galaxyhpc.evaluation.results import CLEAN, Pair, Predictions

@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from galaxyhpc.analysis.run_cost import makespan
 from galaxyhpc.benchmark.prediction import Predicted
-from galaxyhpc.dry_run import makespan
 
 Found = dict[str, Any]
 
