@@ -27,18 +27,18 @@ import pandas as pd
 from filelock import FileLock
 from rich.table import Table
 
-from galaxyhpc import latex
 from galaxyhpc.analysis import summary as summaries
 from galaxyhpc.analysis import uncertainty
 from galaxyhpc.analysis.attack_success import AttackError
 from galaxyhpc.analysis.collect import Found, PlanError, find, named, read_plan
 from galaxyhpc.analysis.sweep_tables import WITHOUT, _about, _strays, flaws, from_counts, with_evidence
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.report import latex
+from galaxyhpc.report.terminal import terminal_table
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import NoRunError
 from galaxyhpc.storage.sweep_dir import planned_runs, refuse_links
-from galaxyhpc.table import terminal_table
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
 RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from galaxyhpc.page import Figure
+from galaxyhpc.report.page import Figure
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
-from galaxyhpc import page
 from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.figures.sheet import PALETTE, plain
+from galaxyhpc.report import page
+from galaxyhpc.report.figures.style import PALETTE, plain
 
 WARNING = "#B00020"
 TILE = 1.2  # inches, side of a picture

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc import explore_figures as draw
-from galaxyhpc import page
 from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.split import SAME_ARCSEC, SPLITS
 from galaxyhpc.explore_pictures import examples, noise, opening
 from galaxyhpc.facts import APERTURE, BORDER, Facts, split_counts, spread
-from galaxyhpc.page import Column, Section, Table
+from galaxyhpc.report import page
+from galaxyhpc.report.page import Column, Section, Table
 
 SHOWN = 4  # pairs of each kind as pictures
 BYTES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))

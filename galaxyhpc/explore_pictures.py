@@ -7,7 +7,7 @@ import numpy as np
 from galaxyhpc import explore_figures as draw
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.facts import Facts, choose
-from galaxyhpc.page import Section
+from galaxyhpc.report.page import Section
 
 EXAMPLES = 8  # of each class
 NOISY = (3, 7)  # classes shown under noise: in-between smooth, unbarred loose spiral
@@ -61,7 +61,7 @@ def opening(facts: Facts) -> Section:
 
 def noise(facts: Facts) -> Section:
     """Show a faint and a bright kind of galaxy under the noises that networks are measured under."""
-    from galaxyhpc.contact_sheet import of_galaxies
+    from galaxyhpc.report.figures.contact_sheet import of_galaxies
 
     rows = [_typical(facts, label) for label in NOISY]
     names = " and ".join(f"{CLASSES[label]}, row {row}" for label, row in zip(NOISY, rows, strict=True))

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc import embedding, figure_files, gradcam, inspect_figures, latent, page
+from galaxyhpc import embedding, gradcam, inspect_figures, latent
 from galaxyhpc.analysis.tables import About
 from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.evaluation.calibration import probabilities
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect_figures import Panel
 from galaxyhpc.latent import Features, LatentError
+from galaxyhpc.report import page
+from galaxyhpc.report.figures import files
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.subject import Subject
 
@@ -150,9 +152,9 @@ def about(looked: Subject) -> About:
     return inspect_figures.about(looked.used.run.run_id, looked.generated)
 
 
-def written(figure: Figure, path: Path, kinds: Sequence[str] = figure_files.KINDS) -> tuple[bytes, tuple[str, ...]]:
+def written(figure: Figure, path: Path, kinds: Sequence[str] = files.KINDS) -> tuple[bytes, tuple[str, ...]]:
     """Write a figure beside the page; return the PNG and the names of the files."""
-    return figure_files.save(figure, path, DOTS, kinds), tuple(f"{path.name}.{kind}" for kind in kinds)
+    return files.save(figure, path, DOTS, kinds), tuple(f"{path.name}.{kind}" for kind in kinds)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from galaxyhpc import details, figure_files
+from galaxyhpc import details
 from galaxyhpc.analysis.collect import Found
 from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.analysis.tables import About, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data.dataset import Galaxies, converted
-from galaxyhpc.figures import FIGURES
-from galaxyhpc.report import wanted, write
+from galaxyhpc.report.figures import FIGURES, files
+from galaxyhpc.report.html_report import wanted, write
 from galaxyhpc.runtime.parallel import mapped
 
 WIDEST = 2400  # px of a figure
@@ -62,7 +62,9 @@ def _drawn(tables: Tables, about: About, directory: Path, name: str) -> bytes | 
 
 def _contact_sheet(galaxies: Galaxies, rows: list[int], planned: list[str], title: str) -> Figure:
     """Show a few of the galaxies under every condition that is planned."""
-    from galaxyhpc.contact_sheet import of_galaxies  # imports torch, which a report without galaxies does without
+    from galaxyhpc.report.figures.contact_sheet import (
+        of_galaxies,  # imports torch, which a report without galaxies does without
+    )
 
     return of_galaxies(galaxies, rows, title, planned)
 
@@ -76,10 +78,10 @@ def remove(directory: Path) -> None:
 def _save(path: Path, figure: Figure | None) -> bytes | None:
     """Write a figure as PNG and PDF, and return the PNG; without one remove both."""
     if figure is None:
-        for kind in figure_files.KINDS:
+        for kind in files.KINDS:
             path.with_suffix(f".{kind}").unlink(missing_ok=True)
         return None
-    return figure_files.save(figure, path, min(150.0, WIDEST / figure.get_figwidth()))
+    return files.save(figure, path, min(150.0, WIDEST / figure.get_figwidth()))
 
 
 def at_hand(found: Sequence[Found]) -> Galaxies | None:

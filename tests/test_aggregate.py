@@ -17,12 +17,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
-from galaxyhpc import figures
 from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
 from galaxyhpc.analysis.statistics import bootstrap_interval
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import Measured, Pair
+from galaxyhpc.report import figures
 from galaxyhpc.storage.run_dir import RunDir
 
 ANGLES = [("rotation", 7.5 * i) for i in range(48)]

@@ -7,8 +7,8 @@ import torch
 from pictures import smooth
 
 from galaxyhpc.config.conditions import DEFAULT, described, severities
-from galaxyhpc.contact_sheet import contact_sheet
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
+from galaxyhpc.report.figures.contact_sheet import contact_sheet
 
 SURVEY = Survey(mean=37.0, pixel_scale=2.0)
 IMAGES, ROWS = smooth(33).expand(2, -1, -1, -1), torch.tensor([5, 8])

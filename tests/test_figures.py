@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.config.conditions import CONDITIONS, DEFAULT
-from galaxyhpc.figures import FIGURES, looks
+from galaxyhpc.report.figures import FIGURES, looks
 
 ELEVEN = ["CNN", "C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
 ABOUT = About("all_groups: equal parameters", generated=False, chance=0.149)

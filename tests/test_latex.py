@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from made import STUDY, tables
 
-from galaxyhpc import latex
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.report import latex
 
 ABOUT = About("all_groups: 50 % of $\\mu$_x {y} & #1 ~^<>", generated=False, chance=0.148)
 FLAW = "flattening head (not invariant)"

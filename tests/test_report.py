@@ -15,7 +15,7 @@ import pytest
 from made import tables
 from written import learn, make, tell
 
-from galaxyhpc import details, page, report
+from galaxyhpc import details
 from galaxyhpc.analysis import misclassified
 from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
@@ -24,6 +24,7 @@ from galaxyhpc.details import Details
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import metrics
 from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.report import html_report, page
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
@@ -62,9 +63,9 @@ def of(run_id: str) -> Details:
 def write(path: Path, some: Tables, generated: bool = True) -> Path:
     about = About(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
     of_runs = [of(run_id) for run_id in some.runs["run_id"][:-1]]
-    pictures = {row: picture(row) for row in report.wanted(of_runs, some.hardest)}
+    pictures = {row: picture(row) for row in html_report.wanted(of_runs, some.hardest)}
     figures = {"accuracy_angle": PNG, f"x{HOSTILE}": PNG}
-    report.write(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
+    html_report.write(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
     return path
 
 
@@ -304,7 +305,7 @@ def test_a_sweep_with_nothing_in_has_a_report(tmp_path: Path) -> None:
     networks = some.networks.assign(**absent, seeds_done=0)
     runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
     empty = Tables(some.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
-    report.write(tmp_path / "report.html", empty, About("x", False, np.nan), [], {}, {}, [])
+    html_report.write(tmp_path / "report.html", empty, About("x", False, np.nan), [], {}, {}, [])
     said = text_of(tmp_path / "report.html")
     assert "0 of 1 planned runs are in" in said and "nothing is measured yet" in said
 
@@ -340,7 +341,7 @@ def test_pictures_are_those_of_the_hardest_then_of_most_pages() -> None:
         return replace(of(RUN), mistakes=tuple(Mistake(row, 0, 1, 0.5) for row in rows))
 
     hardest = pd.DataFrame({"row": [9]})
-    assert report.wanted([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, most=3) == [9, 2, 1]
+    assert html_report.wanted([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, most=3) == [9, 2, 1]
 
 
 def test_a_sweeps_question_is_the_comment_it_begins_with() -> None:

@@ -22,13 +22,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from galaxyhpc import page, report_tables
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.captions import caption, captioned
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
-from galaxyhpc.page import Column, Section, Table, Thumbnail
-from galaxyhpc.run_pages import run_pages
+from galaxyhpc.report import html_tables, page
+from galaxyhpc.report.page import Column, Section, Table, Thumbnail
+from galaxyhpc.report.run_pages import run_pages
 from galaxyhpc.storage.files import write_text
 
 MOST_PICTURES = 400  # of galaxies, about 3 kB each
@@ -69,9 +69,9 @@ def write(
     """
     jpegs = {row: jpeg(picture) for row, picture in pictures.items()}
     order = [
-        *(_overview(tables, about, notes), report_tables.networks(tables), report_tables.robustness(tables)),
-        *(report_tables.comparisons(tables), report_tables.classes(tables), Section("Calibration")),
-        *(report_tables.attack(tables), Section("Training"), _hardest(tables, jpegs)),
+        *(_overview(tables, about, notes), html_tables.networks(tables), html_tables.robustness(tables)),
+        *(html_tables.comparisons(tables), html_tables.classes(tables), Section("Calibration")),
+        *(html_tables.attack(tables), Section("Training"), _hardest(tables, jpegs)),
         *(Section("Other figures"), _runs(tables), _provenance(of_runs, about)),
     ]
     sections = [section for section in (_illustrated(section, figures) for section in order) if not section.empty]
@@ -101,7 +101,7 @@ def _overview(tables: Tables, about: About, notes: Sequence[str]) -> Section:
     ]
     columns = (Column("run", "run_id", "run"), Column("network", "label"), Column("why it is not in", "reason"))
     missing = Table("Missing runs", "Planned runs that no number here includes.", lacking, columns, "missing.csv")
-    facts += [("best on clean galaxies", best)] if (best := report_tables.best(tables)) else []
+    facts += [("best on clean galaxies", best)] if (best := html_tables.best(tables)) else []
     warnings = (*_partial(networks), *_flaws(networks), *notes)
     return Section("Overview", warnings=warnings, facts=tuple(facts), tables=(missing,) if len(lacking) else ())
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from galaxyhpc.analysis.tables import About, Tables, name, names
 from galaxyhpc.config.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
-from galaxyhpc.figures.sheet import (
+from galaxyhpc.report.figures.style import (
     BANDED,
     BESIDE,
     Grid,

@@ -12,9 +12,9 @@ import pandas as pd
 
 from galaxyhpc.analysis.tables import Tables, names, ranked
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.page import Column, Section, Table
-from galaxyhpc.run_pages import physical
-from galaxyhpc.table import bold
+from galaxyhpc.report.page import Column, Section, Table
+from galaxyhpc.report.run_pages import physical
+from galaxyhpc.report.terminal import bold
 
 
 def _percent(head: str, source: str) -> Column:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from galaxyhpc.analysis.tables import About, Tables
-from galaxyhpc.figures.comparison import consistency, corruption_error, groups, pareto
-from galaxyhpc.figures.curves import angle, attack, polar, severity
-from galaxyhpc.figures.panels import confusion, reliability, training
-from galaxyhpc.figures.sheet import looks
+from galaxyhpc.report.figures.comparison import consistency, corruption_error, groups, pareto
+from galaxyhpc.report.figures.curves import angle, attack, polar, severity
+from galaxyhpc.report.figures.panels import confusion, reliability, training
+from galaxyhpc.report.figures.style import looks
 
 __all__ = ["FIGURES", "looks"]
 

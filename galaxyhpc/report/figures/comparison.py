@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from galaxyhpc.analysis.statistics import cliques
 from galaxyhpc.analysis.tables import About, Tables, names, ranked
 from galaxyhpc.config.conditions import DEFAULT
-from galaxyhpc.figures.sheet import (
+from galaxyhpc.report.figures.style import (
     Grid,
     best,
     draw_chance,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from galaxyhpc.analysis.tables import About, Tables, name
-from galaxyhpc.figures.sheet import Grid, best, folded, plain, say, sheet, shown, write_cells
+from galaxyhpc.report.figures.style import Grid, best, folded, plain, say, sheet, shown, write_cells
 
 CONFUSED, PANELS = 9, 12  # most networks in a figure
 COLUMNS = 4

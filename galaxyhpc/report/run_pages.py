@@ -15,7 +15,7 @@ from galaxyhpc.config.conditions import described, is_condition, severities
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
 from galaxyhpc.evaluation.results import Pair
-from galaxyhpc.page import data_uri, rounded
+from galaxyhpc.report.page import data_uri, rounded
 
 UNIT = 1e-4
 MEASURED = ("accuracy", "balanced_accuracy", "nll", "ece")
