@@ -154,7 +154,7 @@ def _here(
 
 
 def _report(directory: Path) -> None:
-    from galaxyhpc.aggregate import AggregateError, aggregate, show
+    from galaxyhpc.report.build import AggregateError, aggregate, show
 
     try:
         show(aggregate(directory))

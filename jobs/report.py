@@ -13,7 +13,7 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
-        from galaxyhpc.aggregate import aggregate, show
+        from galaxyhpc.report.build import aggregate, show
 
         show(aggregate(Path(self.path)))
         return "done"

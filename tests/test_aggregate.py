@@ -17,12 +17,13 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
-from galaxyhpc.aggregate import AggregateError, Report, aggregate, main
+from galaxyhpc.aggregate import main
 from galaxyhpc.analysis.statistics import bootstrap_interval
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import Measured, Pair
 from galaxyhpc.report import figures
+from galaxyhpc.report.build import AggregateError, Report, aggregate
 from galaxyhpc.storage.run_dir import RunDir
 
 ANGLES = [("rotation", 7.5 * i) for i in range(48)]

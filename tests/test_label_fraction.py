@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import aggregate, launch, preflight
+from galaxyhpc import launch, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.split import training_rows
+from galaxyhpc.report import build
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage.run_dir import RunDir
@@ -130,7 +131,7 @@ def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apa
     images = [[e["images"] for e in run.events() if e["event"] == "epoch"] for run in runs_of(Path("runs/tiny"))]
     used = len(in_use(pd.read_csv("runs/tiny/split.csv", comment="#"), 0.05))
     assert 10 <= used < 20 and images == [[used] * 4, [200]]  # all in one batch; four batches of 50
-    report = aggregate.aggregate(Path("runs/tiny"))
+    report = build.aggregate(Path("runs/tiny"))
     assert report.missing.empty
     labels = set(report.summary.label)
     assert len(labels) == 2 and "cnn, data.label_fraction 0.05, train.epochs 4" in labels

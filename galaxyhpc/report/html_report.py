@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
-from galaxyhpc.captions import caption, captioned
+from galaxyhpc.captions import captioned
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.details import Details
 from galaxyhpc.report import html_tables, page
+from galaxyhpc.report.figures import caption
 from galaxyhpc.report.page import Column, Section, Table, Thumbnail
 from galaxyhpc.report.run_pages import run_pages
 from galaxyhpc.storage.files import write_text

@@ -6,6 +6,7 @@ A figure is None where the sweep has nothing of its kind, such as no attack.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -14,6 +15,7 @@ from galaxyhpc.report.figures.comparison import consistency, corruption_error, g
 from galaxyhpc.report.figures.curves import angle, attack, polar, severity
 from galaxyhpc.report.figures.panels import confusion, reliability, training
 from galaxyhpc.report.figures.style import looks
+from galaxyhpc.report.page import Figure
 
 __all__ = ["FIGURES", "looks"]
 
@@ -31,3 +33,93 @@ FIGURES: dict[str, Callable[[Tables, About], Figure | None]] = {
     "attack": attack,
     "training": training,
 }
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The section of a figure, its title, and in words what it shows."""
+
+    section: str
+    title: str
+    words: str
+
+
+# by the names of figures.FIGURES
+CAPTIONS: dict[str, Caption] = {
+    "accuracy_angle": Caption(
+        "Robustness",
+        "Accuracy against the angle of rotation",
+        "The test galaxies are turned by the angle on the horizontal axis. One curve per network, the mean over its "
+        "seeds, with 95 % intervals. A network that respects rotations has a level curve.",
+    ),
+    "accuracy_polar": Caption(
+        "Robustness",
+        "The same around the circle",
+        "Accuracy is the distance from the centre, the angle of rotation runs around it. Where rotation does no harm "
+        "the curve is a circle.",
+    ),
+    "accuracy_severity": Caption(
+        "Robustness",
+        "Accuracy against severity",
+        "One panel per condition: clean galaxies on the left, the most severe on the right. One curve per network, the "
+        "mean over its seeds, with its 95 % interval.",
+    ),
+    "corruption_error": Caption(
+        "Robustness",
+        "Corruption error",
+        "One row per network, one column per condition: its errors divided by those of the conventional CNN. Below 1 "
+        "it errs less than the CNN; the first column is the mean.",
+    ),
+    "consistency": Caption(
+        "Robustness",
+        "How often the answer stays",
+        "One row per network, one column per condition: the share of galaxies that keep the class they are given when "
+        "clean, right or wrong.",
+    ),
+    "contact_sheet": Caption(
+        "Robustness",
+        "What the conditions look like",
+        "One row per condition, its severities from left to right, on test galaxies.",
+    ),
+    "comparison": Caption(
+        "Comparisons",
+        "Which networks can be told apart",
+        "The networks in the order of their accuracy on clean galaxies. A bar joins those of which no two can be told "
+        "apart.",
+    ),
+    "pareto": Caption(
+        "Networks",
+        "Accuracy against cost",
+        "Each point is a network: its accuracy on clean galaxies with the 95 % interval, against what it costs. On the "
+        "grey line stand those that nothing cheaper beats; most of its steps are within the intervals.",
+    ),
+    "confusion": Caption(
+        "Classes",
+        "Confusion matrices",
+        "One panel per network: rows are the true class, columns the predicted one, clean galaxies of all seeds "
+        "together. What is off the diagonal is wrong.",
+    ),
+    "reliability": Caption(
+        "Calibration",
+        "Reliability",
+        "One panel per network: how often it is right against how sure it says it is, before and after temperature "
+        "scaling. On the diagonal its confidence can be believed.",
+    ),
+    "attack": Caption(
+        "One-pixel attack",
+        "Success against the number of queries",
+        "The share of galaxies whose class one changed pixel changes, against the queries that the attack may make, "
+        "with exact 95 % intervals.",
+    ),
+    "training": Caption(
+        "Training",
+        "Training curves",
+        "One column per network: accuracy above, loss below, over the epochs. Grey is training, colour is validation, "
+        "one line per seed.",
+    ),
+}
+
+
+def caption(name: str) -> Caption:
+    """Return the caption of a figure; one that is not known is called by its name."""
+    return CAPTIONS.get(name, Caption("Other figures", name.replace("_", " ").capitalize(), ""))
