@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.standing import Answer, Standing, look
+from galaxyhpc.status.run_status import Answer, Standing, look
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
 from galaxyhpc.storage.sweep_dir import PointError, of_points, runs_of, sweep_of
 

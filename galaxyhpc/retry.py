@@ -24,7 +24,7 @@ from galaxyhpc.dispatch import LaunchError, dispatch, missing
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.standing import Standing, look, number
+from galaxyhpc.status.run_status import Standing, look, number
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
 from galaxyhpc.storage.sweep_dir import PointError, of_points, runs_of, sweep_of
 

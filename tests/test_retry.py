@@ -12,8 +12,8 @@ from written import Answer, begin, learn, make, plan, scripts, submit, tell
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main
 from galaxyhpc.runtime import slurm
-from galaxyhpc.standing import Answer as Queue
-from galaxyhpc.standing import read, standing
+from galaxyhpc.status.run_status import Answer as Queue
+from galaxyhpc.status.run_status import read, standing
 from galaxyhpc.storage.run_dir import RunDir, state
 
 NOW = 4e9  # s since 1970: all records are older

@@ -17,11 +17,11 @@ import pytest
 from filelock import FileLock
 from written import HERE, Answer, begin, curve, learn, make, plan, scripts, submit, tell
 
-from galaxyhpc.alarms import alarms
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.standing import read, standing
-from galaxyhpc.status import main, shown, table
+from galaxyhpc.status.__main__ import main, shown, table
+from galaxyhpc.status.alarms import alarms
+from galaxyhpc.status.run_status import read, standing
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import PointError, chosen
@@ -106,7 +106,7 @@ def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: Answer) -
         submit(run, "7", "mine")
     young.record("submitted", job="7", executor="slurm", token="mine")
     answers(["7|RUNNING|None|node1|theirs"])
-    from galaxyhpc.standing import look
+    from galaxyhpc.status.run_status import look
 
     with FileLock(held.path / ".lock-0"):
         found = {one.run: one.name for one in look([held, young, strange])[0]}
@@ -133,7 +133,7 @@ def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dea
 def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: Answer) -> None:
     run = make(tmp_path)
     tell(run, "submitting", token="abc")
-    from galaxyhpc.standing import look
+    from galaxyhpc.status.run_status import look
 
     answers(["7_0|PENDING|Resources||abc"])
     assert look([run])[0][0].name == "waiting"

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 from test_sweep_on_slurm import Desk, desk, queue
 
-from galaxyhpc import cancel, retry, status
+from galaxyhpc import cancel, retry
+from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.events import State
 from galaxyhpc.storage.run_dir import RunDir, state
 

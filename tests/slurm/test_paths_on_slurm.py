@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_sweep_on_slurm import desk, queue, started
 
-from galaxyhpc import status
+from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.run_dir import state
 from galaxyhpc.storage.sweep_dir import runs_of
 

@@ -19,8 +19,9 @@ from unittest.mock import patch
 
 import pytest
 
-from galaxyhpc import cancel, cluster, launch, status
+from galaxyhpc import cancel, cluster, launch
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, state
 from galaxyhpc.storage.sweep_dir import runs_of

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.standing import Standing, number
+from galaxyhpc.status.run_status import Standing, number
 from galaxyhpc.storage.events import Record
 from galaxyhpc.storage.run_dir import RunDir
 

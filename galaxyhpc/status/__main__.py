@@ -19,10 +19,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from galaxyhpc import history
-from galaxyhpc.alarms import alarms, epoch_seconds
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.standing import Answer, Standing, look, number, read, standing
+from galaxyhpc.status import history
+from galaxyhpc.status.alarms import alarms, epoch_seconds
+from galaxyhpc.status.run_status import Answer, Standing, look, number, read, standing
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
 from galaxyhpc.storage.sweep_dir import PointError, chosen, runs_of
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from galaxyhpc.standing import Records, Standing
+from galaxyhpc.status.run_status import Records, Standing
 from galaxyhpc.storage.events import Record, in_words
 
 LINES = 30  # of a log
