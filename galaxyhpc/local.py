@@ -19,7 +19,7 @@ from rich.live import Live
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.runtime.parallel import cores
-from galaxyhpc.status.__main__ import room, table
+from galaxyhpc.status.table import room, table
 from galaxyhpc.storage.run_dir import RunDir, state
 from jobs.evaluate import EvaluateJob
 from jobs.train import TrainJob

@@ -19,9 +19,10 @@ from written import HERE, Answer, begin, curve, learn, make, plan, scripts, subm
 
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.status.__main__ import main, shown, table
+from galaxyhpc.status.__main__ import main
 from galaxyhpc.status.alarms import alarms
 from galaxyhpc.status.run_status import read, standing
+from galaxyhpc.status.table import shown, table
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import PointError, chosen
