@@ -18,9 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from galaxyhpc.cluster import SubmissionError
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.dispatch import LaunchError, dispatch, missing
+from galaxyhpc.launch.dispatch import LaunchError, dispatch, missing
+from galaxyhpc.launch.slurm_executor import SubmissionError
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.lock import is_busy

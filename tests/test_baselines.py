@@ -21,10 +21,11 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from galaxyhpc import latent, launch
+from galaxyhpc import latent
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.gradcam import heat_maps
+from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.models import baselines, build_model, count_parameters, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
 from galaxyhpc.runtime.job import Stop

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import cluster
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.launch import slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
@@ -34,7 +34,7 @@ GPU = ResourcesConfig(
 
 
 def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
-    text = cluster.sbatch_text(Path("/scratch/my runs/all"), GPU, count=12, parallel=5)
+    text = slurm_executor.sbatch_text(Path("/scratch/my runs/all"), GPU, count=12, parallel=5)
     python = 'sh -c \'trap "" USR2; exec "$@"\' sh ' + shlex.quote(sys.executable)
     assert text.splitlines() == [
         "#!/bin/bash",
@@ -71,7 +71,7 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
 
 
 def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
-    text = cluster.sbatch_text(Path("/runs/one"), ResourcesConfig(), count=1, parallel=None)
+    text = slurm_executor.sbatch_text(Path("/runs/one"), ResourcesConfig(), count=1, parallel=None)
     for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "# setup"):
         assert word not in text
 
@@ -79,13 +79,13 @@ def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
 def test_runs_with_the_same_needs_make_one_class() -> None:
     small, large = ResourcesConfig(), ResourcesConfig(gpus_per_node=4)
     runs = {RunDir(Path(f"/r/{i}")): large if i == 1 else small for i in range(3)}
-    found = cluster.by_resources(runs)
+    found = slurm_executor.by_resources(runs)
     assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
 
 
 def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() -> None:
     runs = [RunDir(Path(f"/r/{i}")) for i in range(7)]
-    found = cluster.arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, most=2)
+    found = slurm_executor.arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, most=2)
     assert [[run.run_id for run in part.runs] for part in found] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
     assert [part.resources for part in found] == [ResourcesConfig()] * 3 + [GPU]
     assert {(part.share, part.behind) for part in found} == {(None, None)}
@@ -99,7 +99,7 @@ def test_a_job_holds_the_path_of_a_directory_and_nothing_that_could_go_stale(job
 @pytest.mark.parametrize("parallel", range(1, 12))
 @pytest.mark.parametrize("sizes", [[1], [1000], [3, 3], [1, 10], [5, 1, 1, 1], [2] * 7])
 def test_arrays_never_run_more_jobs_together_than_allowed_and_none_is_left_out(sizes: list[int], parallel: int) -> None:
-    lanes = cluster.lanes(sizes, parallel)
+    lanes = slurm_executor.lanes(sizes, parallel)
     at_once = [share for share, behind in lanes if behind is None]
     assert sum(at_once) <= parallel and all(share >= 1 for share, _ in lanes)
     assert sum(at_once) == min(parallel, sum(sizes)) or len(sizes) > parallel

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import dry_run, preflight
 from galaxyhpc.analysis import run_cost
 from galaxyhpc.analysis.run_cost import Prediction
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
-from galaxyhpc.preflight import Checked
+from galaxyhpc.launch import dry_run, preflight
+from galaxyhpc.launch.preflight import Checked
 from galaxyhpc.runtime.console import LOG_WIDTH, make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -19,9 +19,10 @@ from hostile import FUZZED, GOOD, desk, told, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import aggregate, fsck, launch
+from galaxyhpc import aggregate, fsck
 from galaxyhpc.analysis import collect
 from galaxyhpc.evaluation import results
+from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, state

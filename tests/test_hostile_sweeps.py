@@ -15,8 +15,8 @@ from hostile import FUZZED, GOOD, Said, desk, told, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import launch
 from galaxyhpc.config.sweep import load_sweep
+from galaxyhpc.launch import __main__ as launch
 
 __all__ = ["desk"]
 

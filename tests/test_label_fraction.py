@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galaxyhpc import launch, preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.split import training_rows
+from galaxyhpc.launch import __main__ as launch
+from galaxyhpc.launch import preflight
 from galaxyhpc.report import build
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import Place

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.local import Machine, Running, cpus_of
+from galaxyhpc.launch.local_executor import Machine, Running, cpus_of
 from galaxyhpc.storage.run_dir import RunDir
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from galaxyhpc import preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
-from galaxyhpc.launch import smoke_test
+from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.models import build_model, count_parameters, multiply_adds, profile
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

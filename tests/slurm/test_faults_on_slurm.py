@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from galaxyhpc import cluster
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -33,6 +32,7 @@ from galaxyhpc.config.schema import (
     WantedResources,
 )
 from galaxyhpc.data.dataset import prepare
+from galaxyhpc.launch import slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
@@ -91,8 +91,8 @@ class Patient:
     def submit(self) -> None:
         """Hand the run to Slurm, as a launch does; twice in one array where the array is the point."""
         resources = TWO.model_copy(update=(LATER | ELSEWHERE).get(self.fault, {}) if not self.jobs else {})
-        part = cluster.Array(resources, [self.run] * (2 if self.fault == ARRAY else 1), 1, None)
-        submission = cluster.Submission(self.run.sweep)
+        part = slurm_executor.Array(resources, [self.run] * (2 if self.fault == ARRAY else 1), 1, None)
+        submission = slurm_executor.Submission(self.run.sweep)
         self.jobs += submission.stage("train", TrainJob, [part], [""])[0][:1]
 
     @property

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from galaxyhpc import preflight
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.launch import preflight
 from galaxyhpc.runtime import slurm
 
 

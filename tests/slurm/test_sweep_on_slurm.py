@@ -19,8 +19,10 @@ from unittest.mock import patch
 
 import pytest
 
-from galaxyhpc import cancel, cluster, launch
+from galaxyhpc import cancel
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.launch import __main__ as launch
+from galaxyhpc.launch import slurm_executor
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.run_dir import RunDir, state
@@ -226,9 +228,11 @@ def test_a_job_told_to_make_room_is_requeued_and_nobody_trains_its_run_meanwhile
     ours.wait(lambda: bool(run.metrics()), "an epoch")
     beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
     assert f"another process works on this run (job {job}.0" in beside
-    again = cluster.parameters("again", ResourcesConfig(tasks_per_node=2), None)  # waits, and may be the one to go on
-    with cluster._outside_any_job():
-        cluster.Submission(run.sweep).array("train", [TrainJob(str(run.path))], again)
+    again = slurm_executor.parameters(
+        "again", ResourcesConfig(tasks_per_node=2), None
+    )  # waits, and may be the one to go on
+    with slurm_executor._outside_any_job():
+        slurm_executor.Submission(run.sweep).array("train", [TrainJob(str(run.path))], again)
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.wait_for_jobs()
     assert state(run).name == "trained", ours.evidence()

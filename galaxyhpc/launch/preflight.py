@@ -15,11 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster
 from galaxyhpc.analysis.run_cost import Costs, make_costs, read_records, resolved
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
-from galaxyhpc.launch import smoke_test
+from galaxyhpc.launch import slurm_executor, smoke_test
 from galaxyhpc.launch.smoke_test import ANGLES, Symmetry, narrow
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import Network
@@ -287,8 +286,8 @@ def _starts(configs: Sequence[RunConfig], directory: Path, problems: list[Proble
     untrained = [(RunDir(directory / config.run_id), config) for config in configs]
     wanted = {run: run.amended(config.resources.plain) for run, config in untrained if not run.best_file.exists()}
     starts, most = {}, slurm.most_elements() if wanted else 1
-    for resources, runs in cluster.by_resources(wanted).items():
-        start, refusal = slurm.would_start(cluster.sbatch_text(directory, resources, min(len(runs), most), None))
+    for resources, runs in slurm_executor.by_resources(wanted).items():
+        start, refusal = slurm.would_start(slurm_executor.sbatch_text(directory, resources, min(len(runs), most), None))
         if refusal:
             problems.append(Problem(f"sbatch for {len(runs)} runs, {words(resources)}", refusal, REFUSED))
         elif start is not None:

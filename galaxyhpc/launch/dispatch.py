@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from galaxyhpc import cluster, local
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flat
+from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, state
 from galaxyhpc.storage.sweep_dir import runs_of
@@ -115,10 +115,12 @@ def _on_slurm(
         trained = {run: asked for run, asked in to_do.items() if run.best_file.exists()}
         fresh = {run: asked for run, asked in to_do.items() if run not in trained}
         first = next(iter(fresh), None) if canary else None
-        ids = cluster.submit(directory, cluster.by_resources(fresh), cluster.by_resources(trained), parallel, first)
+        ids = slurm_executor.submit(
+            directory, slurm_executor.by_resources(fresh), slurm_executor.by_resources(trained), parallel, first
+        )
         for stage, jobs in ids.items():
             if jobs:
-                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(cluster.array_ids(jobs))}")
+                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(slurm_executor.array_ids(jobs))}")
     elif all(state(run).name == "evaluated" for run in runs_of(directory)):
         _report(directory)
         return 0
@@ -140,8 +142,8 @@ def _here(
     if executor == "debug":
         _in_this_process(list(to_do))
     else:
-        machine = local.this_machine(parallel)
-        finished = local.carry_out(to_do, machine, console, directory.name)
+        machine = local_executor.this_machine(parallel)
+        finished = local_executor.carry_out(to_do, machine, console, directory.name)
     _report(directory)
     if not finished:
         console.print("stopped; the same command goes on where it was")

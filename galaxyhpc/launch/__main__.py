@@ -17,14 +17,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from galaxyhpc import cluster
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import leading_comment
-from galaxyhpc.dispatch import LaunchError, dispatch, missing, refuse_orphans
-from galaxyhpc.dry_run import show_plan
+from galaxyhpc.launch import slurm_executor
+from galaxyhpc.launch.dispatch import LaunchError, dispatch, missing, refuse_orphans
+from galaxyhpc.launch.dry_run import show_plan
+from galaxyhpc.launch.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.models.profile import Network
-from galaxyhpc.preflight import PreflightError, check, show, symmetries
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
     except PreflightError as error:
         show(error, Console(stderr=True, markup=False, highlight=False))
-    except (SweepError, LaunchError, NoRunError, cluster.SubmissionError) as error:
+    except (SweepError, LaunchError, NoRunError, slurm_executor.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename or options.runs}: {error.strerror or error}", file=sys.stderr)

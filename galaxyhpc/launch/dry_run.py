@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from galaxyhpc import cluster
 from galaxyhpc.analysis.run_cost import Prediction, makespan, predict
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig
-from galaxyhpc.dispatch import missing
+from galaxyhpc.launch import slurm_executor
+from galaxyhpc.launch.dispatch import missing
+from galaxyhpc.launch.preflight import Checked, symmetries, words
 from galaxyhpc.models.profile import training_bytes
-from galaxyhpc.preflight import Checked, symmetries, words
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir, state
 
@@ -51,10 +51,10 @@ def show_plan(console: Console, directory: Path, checked: Checked, parallel: int
         console.print(_classes(classes))
         for line in _notes(classes, checked, parallel):
             console.print(line, soft_wrap=True)
-    fresh = cluster.by_resources({run: asked for run, asked in todo.items() if not run.best_file.exists()})
-    for number, part in enumerate(cluster.arrays(fresh, parallel, slurm.most_elements()), 1):
+    fresh = slurm_executor.by_resources({run: asked for run, asked in todo.items() if not run.best_file.exists()})
+    for number, part in enumerate(slurm_executor.arrays(fresh, parallel, slurm.most_elements()), 1):
         head = f"array {number}: {len(part.runs)} runs, {words(part.resources)}"
-        text = cluster.sbatch_text(directory, part.resources, len(part.runs), part.share)
+        text = slurm_executor.sbatch_text(directory, part.resources, len(part.runs), part.share)
         print(f"\n{head}\n\n{text}")  # as it is: nothing wrapped
     print("nothing was submitted")
 
@@ -81,7 +81,7 @@ def classes_of(todo: dict[RunDir, ResourcesConfig], checked: Checked) -> list[Cl
     """Divide the runs still to be done into classes, the biggest first; a trained one is only evaluated."""
     by_id = {config.run_id: config for config in checked.configs}
     found = []
-    for resources, runs in cluster.by_resources(todo).items():
+    for resources, runs in slurm_executor.by_resources(todo).items():
         each = [_left(run, _prediction(by_id[run.run_id], checked)) for run in runs]
         found.append(Class(resources, runs, each))
     return sorted(found, key=lambda one: -one.hours)
