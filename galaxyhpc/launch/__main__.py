@@ -7,9 +7,6 @@ again does only what is missing.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,23 +14,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import leading_comment
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, dispatch, missing, refuse_orphans
 from galaxyhpc.launch.dry_run import show_plan
+from galaxyhpc.launch.plan import _at_home, write_plan
 from galaxyhpc.launch.preflight import PreflightError, check, show, symmetries
-from galaxyhpc.models.profile import Network
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import write_text
-from galaxyhpc.storage.run_dir import NoRunError, RunDir
-from galaxyhpc.storage.sweep_dir import refuse_links, resolved, sweep_directory
-
-PLAN = (
-    *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
-    *("parameters", "multiply_adds", "data"),
-)
+from galaxyhpc.storage.run_dir import NoRunError
+from galaxyhpc.storage.sweep_dir import refuse_links, sweep_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,52 +85,6 @@ def _positive(text: str) -> int:
 def _made(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def _at_home(config: RunConfig, runs: Path) -> RunConfig:
-    """Make the paths absolute: a job may start anywhere."""
-    data = config.data
-    source = data.source if data.source == "demo" else str(resolved(data.source, "data.source"))
-    cache = str(resolved(data.cache, "data.cache") if data.cache else resolved(runs, "--runs") / ".cache")
-    data, model = data.model_copy(update={"source": source, "cache": cache}), config.model
-    if isinstance(model.pretrained, str):
-        model = model.model_copy(update={"pretrained": str(resolved(model.pretrained, "model.pretrained"))})
-    return config.model_copy(update={"data": data, "model": model})
-
-
-def write_plan(text: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
-    """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
-    write_text(directory / "sweep.yaml", text)
-    for config in configs:
-        run = RunDir(directory / config.run_id)
-        write_text(run.config_file, config.model_dump_json(indent=1) + "\n")
-        write_text(run.path / "repro.sh", _repro(run, config))
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(PLAN)
-    writer.writerows(_plan_row(config, networks[config.run_id]) for config in configs)
-    write_text(directory / "plan.csv", rows.getvalue())
-
-
-def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
-    model = config.model
-    return (
-        *(config.run_id, model.name, model.groups, model.width, model.head, model.scale),
-        *(config.data.image_size, config.seed, network.parameters, network.multiply_adds),
-        "demo" if config.data.source == "demo" else "file",
-    )
-
-
-def _repro(run: RunDir, config: RunConfig) -> str:
-    tasks = config.resources.tasks
-    python = shlex.quote(sys.executable)
-    many = f"{python} -m torch.distributed.run --standalone --nproc-per-node {tasks}" if tasks > 1 else python
-    where = '"$(dirname "$0")"'
-    return (
-        f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
-        "export PYTHONSAFEPATH=1  # nothing is imported from the directory this is called in\n"
-        f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""plan.csv, config.json and repro.sh: what launch writes before it submits anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.models.profile import Network
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import resolved
+
+PLAN = (
+    *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
+    *("parameters", "multiply_adds", "data"),
+)
+
+
+def _at_home(config: RunConfig, runs: Path) -> RunConfig:
+    """Make the paths absolute: a job may start anywhere."""
+    data = config.data
+    source = data.source if data.source == "demo" else str(resolved(data.source, "data.source"))
+    cache = str(resolved(data.cache, "data.cache") if data.cache else resolved(runs, "--runs") / ".cache")
+    data, model = data.model_copy(update={"source": source, "cache": cache}), config.model
+    if isinstance(model.pretrained, str):
+        model = model.model_copy(update={"pretrained": str(resolved(model.pretrained, "model.pretrained"))})
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def write_plan(text: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
+    """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
+    write_text(directory / "sweep.yaml", text)
+    for config in configs:
+        run = RunDir(directory / config.run_id)
+        write_text(run.config_file, config.model_dump_json(indent=1) + "\n")
+        write_text(run.path / "repro.sh", _repro(run, config))
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(PLAN)
+    writer.writerows(_plan_row(config, networks[config.run_id]) for config in configs)
+    write_text(directory / "plan.csv", rows.getvalue())
+
+
+def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
+    model = config.model
+    return (
+        *(config.run_id, model.name, model.groups, model.width, model.head, model.scale),
+        *(config.data.image_size, config.seed, network.parameters, network.multiply_adds),
+        "demo" if config.data.source == "demo" else "file",
+    )
+
+
+def _repro(run: RunDir, config: RunConfig) -> str:
+    tasks = config.resources.tasks
+    python = shlex.quote(sys.executable)
+    many = f"{python} -m torch.distributed.run --standalone --nproc-per-node {tasks}" if tasks > 1 else python
+    where = '"$(dirname "$0")"'
+    return (
+        f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
+        "export PYTHONSAFEPATH=1  # nothing is imported from the directory this is called in\n"
+        f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
+    )
