@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from test_galaxy10 import write_file
 
-from galaxyhpc import explore, explore_page
 from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.facts import gather
+from galaxyhpc.explore import __main__ as explore
+from galaxyhpc.explore import page as explore_page
+from galaxyhpc.explore.dataset_summary import gather
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 

@@ -11,7 +11,16 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import DataError, read_measured
 from galaxyhpc.data.split import split_table
-from galaxyhpc.facts import Facts, choose, find_pairs, gather, measure_light, separation, split_counts, spread
+from galaxyhpc.explore.dataset_summary import (
+    Facts,
+    choose,
+    find_pairs,
+    gather,
+    measure_light,
+    separation,
+    split_counts,
+    spread,
+)
 
 RA = np.array([10.0, 10.0, 200.0, 200.0, 359.99999, 0.00001, 90.0, 90.0])
 DEC = np.array([0.0, 0.0, 60.0, 60.0 + 30 / 3600, 5.0, 5.0, -20.0, -20.0 + 68 / 3600])
@@ -65,7 +74,7 @@ def test_light_is_the_same_from_a_mapped_file_in_slices(tmp_path, monkeypatch) -
     np.save(tmp_path / "images.npy", pictures)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     whole, told = measure_light(pictures), []
-    monkeypatch.setattr("galaxyhpc.facts.SLICE_BYTES", 7 * 3 * 4 * 16**2)
+    monkeypatch.setattr("galaxyhpc.explore.dataset_summary.SLICE_BYTES", 7 * 3 * 4 * 16**2)
     pd.testing.assert_frame_equal(measure_light(mapped, told.append), whole)
     assert told == [7] * 7 + [1]
 

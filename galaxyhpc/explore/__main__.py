@@ -15,11 +15,11 @@ from tempfile import TemporaryFile
 
 from rich.progress import Progress
 
-from galaxyhpc import explore_page
 from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data.dataset import prepare, source_file
 from galaxyhpc.data.galaxy10 import SIDES, DataError, read_columns
-from galaxyhpc.facts import Facts, gather
+from galaxyhpc.explore import page
+from galaxyhpc.explore.dataset_summary import Facts, gather
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable, write_text
 
@@ -53,7 +53,7 @@ def explore(config: DataConfig, output: Path) -> Facts:
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("measuring", total=len(galaxies.labels))
         facts = gather(source_file(config), galaxies, config, lambda done: bar.advance(task, done))
-    write_text(output, explore_page.render(facts))
+    write_text(output, page.render(facts))
     return facts
 
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     console = make_console()
-    for line in (f"{options.output}: {explore_page.title(facts)}", *explore_page.findings(facts)):
+    for line in (f"{options.output}: {page.title(facts)}", *page.findings(facts)):
         console.print(line, soft_wrap=True)
     return 0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from galaxyhpc import explore_figures as draw
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.facts import Facts, choose
+from galaxyhpc.explore import figures as draw
+from galaxyhpc.explore.dataset_summary import Facts, choose
 from galaxyhpc.report.page import Section
 
 EXAMPLES = 8  # of each class

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from galaxyhpc import explore_figures as draw
 from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.split import SAME_ARCSEC, SPLITS
-from galaxyhpc.explore_pictures import examples, noise, opening
-from galaxyhpc.facts import APERTURE, BORDER, Facts, split_counts, spread
+from galaxyhpc.explore import figures as draw
+from galaxyhpc.explore.dataset_summary import APERTURE, BORDER, Facts, split_counts, spread
+from galaxyhpc.explore.examples import examples, noise, opening
 from galaxyhpc.report import page
 from galaxyhpc.report.page import Column, Section, Table
 
