@@ -21,10 +21,10 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from galaxyhpc import latent
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.evaluate import load_network
-from galaxyhpc.gradcam import heat_maps
+from galaxyhpc.inspect import features
+from galaxyhpc.inspect.gradcam import heat_maps
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.models import baselines, build_model, count_parameters, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
@@ -360,9 +360,9 @@ def test_their_features_and_last_map_are_found(architecture: str) -> None:
     ours, images, classes = baseline(settings(architecture), 10).eval(), torch.rand(2, 3, 65, 65), torch.tensor([1, 7])
     seen: list[Tensor] = []
     with torch.no_grad():
-        found = latent.look(ours, images)
+        found = features.look(ours, images)
         torch.testing.assert_close(ours.head(found.penultimate), ours(images))
-        where = latent.places(ours)
+        where = features.places(ours)
         where.last_map.register_forward_hook(lambda layer, inputs, output: seen.append(output.relu()))
         ours(images)
     torch.testing.assert_close(seen[0].mean((2, 3)), found.pooled)

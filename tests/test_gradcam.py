@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc import gradcam
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.gradcam import enlarged, heat_maps, most_confident
-from galaxyhpc.latent import Places
+from galaxyhpc.inspect import gradcam
+from galaxyhpc.inspect.features import Places
+from galaxyhpc.inspect.gradcam import enlarged, heat_maps, most_confident
 from galaxyhpc.models import build_model
 from galaxyhpc.models.e2wrn import E2WRN
 

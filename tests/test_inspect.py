@@ -14,18 +14,20 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from galaxyhpc import embedding, inspect_figures, inspect_page, latent
 from galaxyhpc.analysis.tables import GENERATED
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
-from galaxyhpc.gradcam import Choice
-from galaxyhpc.inspect import main
-from galaxyhpc.latent import Features, LatentError, Seen
+from galaxyhpc.inspect import embedding, figures
+from galaxyhpc.inspect import features as latent
+from galaxyhpc.inspect import page as inspect_page
+from galaxyhpc.inspect.__main__ import main
+from galaxyhpc.inspect.features import Features, LatentError, Seen
+from galaxyhpc.inspect.gradcam import Choice
+from galaxyhpc.inspect.inputs import features, subject
 from galaxyhpc.models import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.subject import features, subject
 
 SIDE = 33
 D4 = ModelConfig(group="D4", scale=0.1)
@@ -155,7 +157,7 @@ def test_everything_made_of_generated_galaxies_says_so(output: Path) -> None:
     assert pd.read_csv(output / "latent_distance.csv").generated.all()
     assert pd.read_csv(output / "embedding.csv").generated.all()
     places = {"t-SNE": np.random.default_rng(0).normal(size=(20, 2))}
-    figure = inspect_figures.embedding(inspect_figures.about("a", True), places, np.arange(20) % 10, "")
+    figure = figures.embedding(figures.about("a", True), places, np.arange(20) % 10, "")
     assert GENERATED in figure.get_suptitle()
 
 
@@ -209,7 +211,7 @@ def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_rig
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
     assert panels[3] is not None
     panels[3] = replace(panels[3], other=0 * panels[3].other)
-    figure = inspect_figures.grad_cam(inspect_figures.about("a", True), panels, "")
+    figure = figures.grad_cam(figures.about("a", True), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
     assert heads[:3] == [f"row {trained_on} (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(
         heads[3:9]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from galaxyhpc.analysis.tables import About
 from galaxyhpc.config import conditions
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.gradcam import Choice
+from galaxyhpc.inspect.gradcam import Choice
 from galaxyhpc.report.figures.style import Grid, Look, folded, looks, plain, room, sheet
 
 COLOURS = [colormaps["tab10"](number) for number in range(len(CLASSES))]

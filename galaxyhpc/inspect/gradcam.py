@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from galaxyhpc.latent import Places, places
+from galaxyhpc.inspect.features import Places, places
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from galaxyhpc import inspect_page
 from galaxyhpc.config import conditions
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.results import Pair
-from galaxyhpc.latent import LatentError
+from galaxyhpc.inspect import page
+from galaxyhpc.inspect.features import LatentError
+from galaxyhpc.inspect.inputs import check_same_galaxies, features, subject
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import readable
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import runs_of
-from galaxyhpc.subject import check_same_galaxies, features, subject
 
 DEFAULT = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")
 
@@ -35,15 +35,15 @@ def inspect_one(run: RunDir, pairs: Sequence[Pair], options: argparse.Namespace,
     """Write everything about one run; return the page."""
     output = options.output or run.path / "inspect"
     looked = subject(run, device())
-    inspect_page.check_rows(looked, options.galaxies or ())
+    page.check_rows(looked, options.galaxies or ())
     found = features(looked, pairs, output / "features.h5", console)
     sections = [
-        *inspect_page.embedding_section(looked, found, output, console),
-        *inspect_page.distance_section(inspect_page.distance_table(looked, found), run.run_id, output),
-        *inspect_page.gradcam_section(looked, found, options.galaxies, output),
+        *page.embedding_section(looked, found, output, console),
+        *page.distance_section(page.distance_table(looked, found), run.run_id, output),
+        *page.gradcam_section(looked, found, options.galaxies, output),
     ]
     lead = (f"{looked.label}, {looked.used.image_size} px, weights {looked.used.weights[:12]}.",)
-    return inspect_page.write(output, f"Inside {run.run_id}", sections, looked.generated, lead)
+    return page.write(output, f"Inside {run.run_id}", sections, looked.generated, lead)
 
 
 def inspect_several(runs: list[RunDir], pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:
@@ -55,11 +55,11 @@ def inspect_several(runs: list[RunDir], pairs: Sequence[Pair], options: argparse
     for run in runs:
         looked = subject(run, device())
         place = output / run.run_id if options.output else run.path / "inspect"
-        tables.append(inspect_page.distance_table(looked, features(looked, pairs, place / "features.h5", console)))
-    table = inspect_page.told_apart(pd.concat(tables, ignore_index=True))
+        tables.append(page.distance_table(looked, features(looked, pairs, place / "features.h5", console)))
+    table = page.told_apart(pd.concat(tables, ignore_index=True))
     title = f"{table['label'].nunique()} networks, {len(runs)} runs"
-    sections = inspect_page.distance_section(table, title, output)
-    return inspect_page.write(output, f"Inside {title}", sections, bool(table["generated"].any()), ())
+    sections = page.distance_section(table, title, output)
+    return page.write(output, f"Inside {title}", sections, bool(table["generated"].any()), ())
 
 
 def device() -> torch.device:

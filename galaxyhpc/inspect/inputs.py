@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc import latent
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import Pictures, load_pictures
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.corruptions import Survey
 from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.evaluation.trained_model import Classifier
-from galaxyhpc.latent import Features, LatentError
+from galaxyhpc.inspect import features as latent
+from galaxyhpc.inspect.features import Features, LatentError
 from galaxyhpc.storage.run_dir import RunDir
 
 

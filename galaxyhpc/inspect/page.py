@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc import embedding, gradcam, inspect_figures, latent
 from galaxyhpc.analysis.tables import About
 from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.evaluation.calibration import probabilities
 from galaxyhpc.evaluation.results import CLEAN
-from galaxyhpc.inspect_figures import Panel
-from galaxyhpc.latent import Features, LatentError
+from galaxyhpc.inspect import embedding, features, figures, gradcam
+from galaxyhpc.inspect.features import Features, LatentError
+from galaxyhpc.inspect.figures import Panel
+from galaxyhpc.inspect.inputs import Subject
 from galaxyhpc.report import page
 from galaxyhpc.report.figures import files
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.subject import Subject
 
 MOST_GALAXIES = 60  # in one figure
 DOTS = 130.0  # per inch
@@ -40,7 +40,7 @@ UNITS = (
 def distance_table(looked: Subject, found: Features) -> pd.DataFrame:
     """Tell how far each condition moves the galaxies, with the network's name."""
     config = looked.used.config
-    return latent.distance_table(found).assign(label=looked.label, group=config.model.groups, seed=config.seed)
+    return features.distance_table(found).assign(label=looked.label, group=config.model.groups, seed=config.seed)
 
 
 def told_apart(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page
     spread = f"Line: median over {table['n'].iloc[0]} test galaxies, band: quartiles"
     note = f"Penultimate features. {UNITS}{spread}{', means over seeds' if seeds.max() > 1 else ''}."
     drawn = table[table["features"] == "penultimate"]
-    figure = inspect_figures.latent_distance(inspect_figures.about(title, generated), drawn, note)
+    figure = figures.latent_distance(figures.about(title, generated), drawn, note)
     alt = "Curves of the median distance against severity, one panel per condition" + ", one per network" * several
     head = page.Figure("Latent distance", note, alt, *written(figure, output / "latent_distance"))
     columns = [page.Column("network", "label"), page.Column("seed", "seed", "number")] if several else []
@@ -74,15 +74,15 @@ def distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page
 def embedding_section(looked: Subject, found: Features, output: Path, console: Console) -> list[page.Section]:
     """Write embedding.csv, the clean galaxies in two dimensions, and its figure."""
     known, methods = found.seen[CLEAN].penultimate.astype(np.float64), embedding.available()
-    latent.typical_distance(known)  # refuses what has no distances
+    features.typical_distance(known)  # refuses what has no distances
     steps = track(methods, "embedding", console=console, transient=True, disable=not console.is_terminal)
     placed = {method: embedding.METHODS[method](known) for method in steps}
     if "UMAP" not in methods:
         console.print(embedding.NO_UMAP)
     write_table(output / "embedding.csv", coordinates(found, placed))
     note = f"Penultimate features, {known.shape[1]} numbers for each of {len(known)} clean test galaxies."
-    figure = inspect_figures.embedding(about(looked), placed, found.labels, note)
-    caption = f"{note} {' '.join(inspect_figures.MEANING[method] for method in placed)}"
+    figure = figures.embedding(about(looked), placed, found.labels, note)
+    caption = f"{note} {' '.join(figures.MEANING[method] for method in placed)}"
     alt = f"Scatter plots by {' and '.join(placed)}, galaxies coloured by class"
     shown = page.Figure("Clean galaxies", caption, alt, *written(figure, output / "embedding"))
     return [page.Section("Embedding", figures=(shown,))]
@@ -141,7 +141,7 @@ def gradcam_section(looked: Subject, found: Features, rows: Sequence[int] | None
     ) + " Heat, each map to its own maximum: of the true class, and"
     detail = f"The last convolutional map has only {side} x {side} cells: finer detail is interpolation."
     note = f"{which} of the class that was said or, where that is right, of the next one. {detail} Confidence: softmax."
-    figure = inspect_figures.grad_cam(about(looked), drawn, note)
+    figure = figures.grad_cam(about(looked), drawn, note)
     alt = "Images of galaxies, each beside itself with heat maps of two classes laid over it"
     shown = page.Figure("Heat maps", note, alt, *written(figure, output / "gradcam", ("png",)))
     return [page.Section("Grad-CAM", figures=(shown,))]
@@ -149,7 +149,7 @@ def gradcam_section(looked: Subject, found: Features, rows: Sequence[int] | None
 
 def about(looked: Subject) -> About:
     """Return what all figures of a run say."""
-    return inspect_figures.about(looked.used.run.run_id, looked.generated)
+    return figures.about(looked.used.run.run_id, looked.generated)
 
 
 def written(figure: Figure, path: Path, kinds: Sequence[str] = files.KINDS) -> tuple[bytes, tuple[str, ...]]:
