@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from galaxyhpc.benchmark import __main__ as command
-from galaxyhpc.benchmark import prediction, turns
+from galaxyhpc.benchmark import forecast, timing
 from galaxyhpc.benchmark.__main__ import main
-from galaxyhpc.benchmark.turns import Apart, Effort, Here, WayError, compare
-from galaxyhpc.benchmark.ways import Case, Ready, Subject, dense_limit
+from galaxyhpc.benchmark.implementations import Case, Ready, Subject, dense_limit
+from galaxyhpc.benchmark.timing import Apart, Effort, Here, WayError, compare
 from galaxyhpc.config.conditions import pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models import build_model
@@ -42,7 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all ways share this process."""
-    monkeypatch.setattr(turns, "Apart", Here)
+    monkeypatch.setattr(timing, "Apart", Here)
 
 
 def test_the_file_names_the_machine(found: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def test_a_prediction_adds_up_what_an_epoch_and_an_evaluation_are_made_of() -> N
             "evaluate": {"conditions": ("clean",)},
         }
     )
-    (run,) = prediction.predict([config], prediction.of(answers(CASE, training=8.0, inference=1.0)))
+    (run,) = forecast.predict([config], forecast.of(answers(CASE, training=8.0, inference=1.0)))
     steps = 700 // 70
     epoch = steps * (70 * (8.0 / 4 + 0.2 / 2) + 0.5) + 100 * 1.0 / 4
     assert run.own and run.epoch == pytest.approx(epoch) and run.of.training == pytest.approx(3 * epoch)
@@ -188,13 +188,13 @@ def test_a_prediction_adds_up_what_an_epoch_and_an_evaluation_are_made_of() -> N
 
 
 def test_a_network_that_was_not_measured_is_predicted_by_a_fit() -> None:
-    measured = prediction.of(answers(CASE, training=8.0, inference=1.0))
+    measured = forecast.of(answers(CASE, training=8.0, inference=1.0))
     of = {"data": {"image_size": 33}, "train": {"epochs": 3}}
     groups = [RunConfig.model_validate({**of, "model": {"group": name, "scale": 0.05}}) for name in ("C1", "D2", "D8")]
-    small, own, large = prediction.predict(groups, measured)
+    small, own, large = forecast.predict(groups, measured)
     assert not small.own and own.own and not large.own and small.seconds < large.seconds
     other = replace(CASE, size=65)
-    assert not prediction.predict([groups[1]], prediction.of(answers(other, 8.0, 1.0)))[0].own
+    assert not forecast.predict([groups[1]], forecast.of(answers(other, 8.0, 1.0)))[0].own
 
 
 def test_the_hours_of_a_sweep_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

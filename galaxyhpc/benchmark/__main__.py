@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from galaxyhpc.benchmark import pipeline, prediction, tables, together
-from galaxyhpc.benchmark.machine import machine
-from galaxyhpc.benchmark.prediction import BenchmarkFileError
-from galaxyhpc.benchmark.turns import PARTS, Effort, compare
-from galaxyhpc.benchmark.ways import WAYS, Case
+from galaxyhpc.benchmark import data_pipeline, forecast, scaling, tables
+from galaxyhpc.benchmark.environment import machine
+from galaxyhpc.benchmark.forecast import BenchmarkFileError
+from galaxyhpc.benchmark.implementations import WAYS, Case
+from galaxyhpc.benchmark.timing import PARTS, Effort, compare
 from galaxyhpc.config.group_names import checked
 from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace, cases: Sequence[Case], found: Found, b
         note(data=_data(options, found["networks"], effort))
     if "processes" in rest:
         bar.update(task, description="processes")
-        note(processes=together.measured(_case(options, "C4"), effort))
+        note(processes=scaling.measured(_case(options, "C4"), effort))
 
 
 def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effort) -> Found:
@@ -105,16 +105,16 @@ def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effor
         if "optimizer_seconds" not in known.get("ways", {}).get("ours", {}):
             known = compare(_case(options, name), ["ours"], ["training"], effort, lambda one: None)
         smallest[name] = known
-    data = pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
-    return data | {"share_of_step": pipeline.shares(data, smallest)}
+    data = data_pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
+    return data | {"share_of_step": data_pipeline.shares(data, smallest)}
 
 
 def _predict(options: argparse.Namespace, console: Console) -> int:
     """Print the hours of a sweep from a benchmark's file."""
     if options.source is None:
         raise BenchmarkError("--predict: found no --from; allowed: --from JSON, which a benchmark on the device wrote")
-    measured, sweep = prediction.read(options.source), load_sweep(options.predict)
-    console.print(tables.of_sweep(sweep.name, prediction.predict(sweep.runs, measured), measured.name))
+    measured, sweep = forecast.read(options.source), load_sweep(options.predict)
+    console.print(tables.of_sweep(sweep.name, forecast.predict(sweep.runs, measured), measured.name))
     return 0
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from galaxyhpc.analysis.run_cost import makespan
-from galaxyhpc.benchmark.prediction import Predicted
+from galaxyhpc.benchmark.forecast import Predicted
 
 Found = dict[str, Any]
 

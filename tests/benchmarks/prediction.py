@@ -19,10 +19,10 @@ from statistics import median
 
 import torch
 
-from galaxyhpc.benchmark import pipeline, prediction
-from galaxyhpc.benchmark.machine import machine
-from galaxyhpc.benchmark.turns import PARTS, Effort, compare
-from galaxyhpc.benchmark.ways import Case
+from galaxyhpc.benchmark import data_pipeline, forecast
+from galaxyhpc.benchmark.environment import machine
+from galaxyhpc.benchmark.implementations import Case
+from galaxyhpc.benchmark.timing import PARTS, Effort, compare
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -56,8 +56,8 @@ def main() -> None:
     case = Case(model, options.size, options.batch, options.device, cuda, options.threads)
     config = settings(case)
     found["networks"]["one"] = compare(case, ["ours"], PARTS, EFFORT, lambda one: None)
-    found["data"] = pipeline.measured(options.size, options.batch, options.device, EFFORT)
-    (predicted,) = prediction.predict([config], prediction.of(found))
+    found["data"] = data_pipeline.measured(options.size, options.batch, options.device, EFFORT)
+    (predicted,) = forecast.predict([config], forecast.of(found))
     took = trained(config)
     measured = median(took[1:])
     found |= {"predicted_epoch_s": predicted.epoch, "measured_epoch_s": measured, "epochs_s": took}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.benchmark.turns import Effort, summary
+from galaxyhpc.benchmark.timing import Effort, summary
 from galaxyhpc.config.schema import AugmentConfig
 from galaxyhpc.data.augment import maps_of_epoch, resample
 from galaxyhpc.data.loader import Pictures

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from galaxyhpc.benchmark.ways import Case, Subject
+from galaxyhpc.benchmark.implementations import Case, Subject
 from galaxyhpc.runtime.malloc import keep_freed
 
 PARTS = ("training", "inference")

@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from galaxyhpc.benchmark.turns import Effort
-from galaxyhpc.benchmark.ways import Case
+from galaxyhpc.benchmark.implementations import Case
+from galaxyhpc.benchmark.timing import Effort
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.malloc import keep_freed
 
