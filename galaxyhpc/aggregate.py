@@ -20,12 +20,7 @@ import gc
 import sys
 from pathlib import Path
 
-from galaxyhpc.analysis import summary as summaries
-from galaxyhpc.report.build import RESULTS, SUMMARY, AggregateError, aggregate, show
-
-RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
-SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
-SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
+from galaxyhpc.report.build import AggregateError, aggregate, show
 
 
 def main(arguments: list[str] | None = None) -> int:

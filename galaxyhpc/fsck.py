@@ -32,7 +32,8 @@ from galaxyhpc.data.split import SPLITS
 from galaxyhpc.evaluation import attack_results, results
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage import checkpoint, files
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import runs_of, sweep_of
 
@@ -115,9 +116,9 @@ def _read_config(run: RunDir) -> RunConfig:
 
 def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int], int, list[str]]:
     """Return the steps of the sound checkpoints, how many there are at all, and what is wrong with the others."""
-    kernel_choice, problem = _attempt(checkpoint.found, run)
+    found, problem = _attempt(checkpoint.found, run)
     sound, problems = [], [] if not problem else [("checkpoints", problem)]
-    for path in kernel_choice or []:
+    for path in found or []:
         step, problem = _attempt(_check_checkpoint, path, run, config)
         if problem and not path.is_symlink() and not path.exists():
             continue  # a run under way removed it just now
@@ -202,7 +203,7 @@ def _attack_problem(run: RunDir) -> str:
     if not path.exists() and not path.is_symlink():
         return ""
     found, problem = _attempt(_read_attack, run)
-    if found and run.best_file.is_file() and found.source.weights != files.sha256(run.best_file):
+    if found and run.best_file.is_file() and found.source.weights != sha256(run.best_file):
         return "of other weights than best.pt"
     return problem
 
@@ -214,7 +215,7 @@ def _read_attack(run: RunDir) -> attack_results.Attacked:
 
 def _disagreements(run: RunDir) -> list[str]:
     """Say where results.csv, predictions.h5, best.pt and split.csv do not belong together."""
-    weights = files.sha256(run.best_file) if run.best_file.is_file() else None
+    weights = sha256(run.best_file) if run.best_file.is_file() else None
     head = _attempt(_head, run.sweep / "split.csv")[0] or {}
     with _said_by_results() as said:
         results.load(run, weights, head.get("fingerprint"))

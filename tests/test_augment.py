@@ -52,7 +52,7 @@ def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
 def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler:
         monkeypatch.setattr(native, "library", lambda source: None)
-    assert (native.library("augment.cpp") is None) != compiler
+    assert (native.library("data/augment.cpp") is None) != compiler
     pixels = torch.randint(256, (8, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     maps = affine_maps(ROWS, 0, 0, AugmentConfig(shift=0.5))
     maps[1:3] *= 4.0  # several images beyond the edges

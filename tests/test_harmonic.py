@@ -186,4 +186,4 @@ def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler in ("absent", "false"):
         monkeypatch.setenv("CXX", compiler)
-        assert native.library.__wrapped__("models/harmonic.cpp") is None
+        assert native.library.__wrapped__("steerable/kernels/harmonic.cpp") is None

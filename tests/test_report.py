@@ -15,16 +15,15 @@ import pytest
 from made import tables
 from written import learn, make, tell
 
-from galaxyhpc import details
 from galaxyhpc.analysis import misclassified
 from galaxyhpc.analysis.misclassified import Mistake
 from galaxyhpc.analysis.tables import GENERATED, About, Tables
 from galaxyhpc.config import yaml_loader
-from galaxyhpc.details import Details
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import metrics
 from galaxyhpc.evaluation.results import Measured
-from galaxyhpc.report import html_report, page
+from galaxyhpc.report import html_report, page, run_pages
+from galaxyhpc.report.run_pages import Details
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
@@ -53,7 +52,7 @@ def made() -> Tables:
 def of(run_id: str) -> Details:
     measured = pd.DataFrame({"condition": ["clean", "shot_noise"], "severity": [0.0, 3.0], "accuracy": [0.75, 0.5]})
     measured = measured.assign(balanced_accuracy=0.7, macro_f1=0.7, nll=1.0, brier=0.5, ece=[0.1, np.nan])
-    events = (details.Event("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
+    events = (run_pages.Event("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
     settings = {"model.group": HOSTILE, "seed": run_id[-1]}
     return Details(
         run_id, settings, {"commit": "abc"}, events, measured, np.eye(10, dtype=int), (Mistake(5, 1, 2, 0.5),)
@@ -321,7 +320,7 @@ def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
     results.save(run, Measured(rows, labels, rows, logits, "w", "f", False))
     predictions, table = results.read_predictions(run), results.read_counts(run)
     assert predictions is not None and table is not None
-    found = details.read(run, table.assign(**metrics(results.counts(table))), misclassified.mistakes(predictions))
+    found = run_pages.read(run, table.assign(**metrics(results.counts(table))), misclassified.mistakes(predictions))
     assert found.mistakes == (Mistake(30, 2, 1, 1.0), Mistake(20, 1, 2, 0.5))
     assert found.settings["model.group"] == "C4" and found.measured["accuracy"].tolist() == [0.5, 0.5]
     assert [event.words.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]
@@ -332,7 +331,7 @@ def test_a_damaged_run_has_a_page_with_less_on_it(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.config_file.write_text("{")
     (run.path / "provenance.json").write_text("[1]")
-    found = details.read(run, None)
+    found = run_pages.read(run, None)
     assert (found.settings, found.provenance, found.events, found.mistakes) == ({}, {}, (), ())
 
 

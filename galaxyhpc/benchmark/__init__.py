@@ -1,1 +1,5 @@
-"""How fast this project is on one machine, beside what it is compared with; `python -m galaxyhpc.benchmark --help`."""
+"""python -m galaxyhpc.benchmark: how fast this machine trains and evaluates, as ratios within one run.
+
+Holds the implementations that are compared, timing, scaling, and the forecast of a sweep's hours. The figures of
+machines that were measured lie in tests/benchmarks.
+"""

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from galaxyhpc.config import MOST_RUNS
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.setting_parser import (
     DEFAULTS,
@@ -49,7 +50,6 @@ from galaxyhpc.config.yaml_loader import (
     read_yaml,
     shown,
 )
-from galaxyhpc.storage.sweep_dir import MOST_RUNS
 
 _TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _KINDS = ("grid", "zip", "points")

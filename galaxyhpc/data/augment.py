@@ -62,7 +62,7 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     of torch's time for bytes, with other last bits.
     """
     if _served(images, maps):
-        library = native.library("augment.cpp")
+        library = native.library("data/augment.cpp")
         if library is not None:
             return _compiled(library, images.contiguous(), maps.contiguous())
     pixels = images / 255.0 if images.dtype == torch.uint8 else images

@@ -1,4 +1,4 @@
-"""Generated galaxies with the layout and the flaws of the real file: drawn classes, neighbours, sky noise, positions."""
+"""Generated galaxies, laid out as the real file: drawn classes, neighbours, sky noise, positions."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Checked:
     """A sweep that can be launched: its runs with numbers for all resources, and what is known of them."""
 
     configs: list[RunConfig]
-    profile: dict[str, Network]  # by run_id
+    networks: dict[str, Network]  # by run_id
     symmetries: dict[ModelConfig, Symmetry]  # by the narrow twin's settings
     costs: Costs
     starts: dict[ResourcesConfig, float] = field(default_factory=dict)  # by class, s since 1970, as Slurm expects

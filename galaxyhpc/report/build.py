@@ -25,11 +25,10 @@ from galaxyhpc.storage.run_dir import NoRunError
 from galaxyhpc.storage.sweep_dir import planned_runs, refuse_links
 
 RESULTS = ["run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"]
-
-
+RESULTS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
 SUMMARY = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"]
-
-
+SUMMARY += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
+SUMMARY += ["data", "width", "head", "scale", "image_size", "settings", "label"]
 QUOTE, SPECIAL = '"', ',"\r\n'  # what a CSV field is put into, and where it has to be
 
 
@@ -96,7 +95,7 @@ def _report(sweep: Path, plan: pd.DataFrame, found: list[Found], common: str, in
     report = Report(sweep / "report", tables, table[RESULTS], notes, shown)
     _write_tables(report, about)
     if intervals:
-        from galaxyhpc.report_figures import write_page  # imports matplotlib, which tables do without
+        from galaxyhpc.report.html_report import write_page  # imports matplotlib, which tables do without
 
         write_page(report.directory, report.tables, about, found, table, gathered.mistakes, notes)
     else:
@@ -153,7 +152,7 @@ def _remove_pictures(directory: Path) -> None:
     """Remove what would show the numbers of an earlier report beside the tables of this one."""
     (directory / "report.html").unlink(missing_ok=True)
     if any(path.suffix in (".png", ".pdf") for path in directory.iterdir()):
-        from galaxyhpc.report_figures import remove
+        from galaxyhpc.report.html_report import remove
 
         remove(directory)
 

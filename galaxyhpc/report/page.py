@@ -171,7 +171,7 @@ def render(
 
 @cache
 def _file(name: str) -> str:
-    return (resources.files("galaxyhpc") / name).read_text(encoding="utf-8")
+    return (resources.files("galaxyhpc.report") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from galaxyhpc.runtime.job import Place
+from galaxyhpc.runtime.rank import Place
 from galaxyhpc.storage.run_dir import RunDir
 
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from galaxyhpc.config import MOST_RUNS
 from galaxyhpc.storage.files import readable
 from galaxyhpc.storage.run_dir import NoRunError, RunDir
-
-MOST_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
 
 
 def resolved(path: str | Path, what: str) -> Path:

@@ -1,4 +1,4 @@
-"""How well `galaxyhpc.steerable.kernels.cpu_timing` tells the time of every layer of the study's networks. A few minutes.
+"""How well `steerable.kernels.cpu_timing` tells the time of every layer of the study's networks. A few minutes.
 
     python tests/benchmarks/choice.py tests/benchmarks/choice.json [GROUP ...]
 

@@ -15,7 +15,6 @@ from galaxyhpc.report.figures.comparison import consistency, corruption_error, g
 from galaxyhpc.report.figures.curves import angle, attack, polar, severity
 from galaxyhpc.report.figures.panels import confusion, reliability, training
 from galaxyhpc.report.figures.style import looks
-from galaxyhpc.report.page import Figure
 
 __all__ = ["FIGURES", "looks"]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from galaxyhpc.runtime import native
 from galaxyhpc.steerable.kernels.harmonic import Blocks, Recipe, Term, blocks
 
-SOURCE = "models/harmonic.cpp"
+SOURCE = "steerable/kernels/harmonic.cpp"
 TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
 FEWEST = 16  # pixels of a thread, which adds up a gradient of all weights for itself
 ZERO = 1e-9  # a smaller entry of a filter is none

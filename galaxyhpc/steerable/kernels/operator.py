@@ -1,6 +1,6 @@
 """The harmonic convolution as an operator of torch, which autograd and torch.compile know, whatever the device.
 
-A kernel is a module with `available()`, `forward` and `backward`, as `harmonic_tiles` has them: the one place where a
+A kernel is a module with `available()`, `forward` and `backward`, as `cpu` has them: the one place where a
 kind of device is added is `KERNELS`.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from galaxyhpc.steerable.kernels.harmonic import Recipe, blocks
 
 # by kind of device; imported where asked for, because Triton is not everywhere
-KERNELS = {"cpu": "harmonic_tiles", "cuda": "harmonic_triton"}
+KERNELS = {"cpu": "cpu", "cuda": "gpu"}
 EXACT, HALF = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 SERVED = frozenset([*(("cpu", dtype) for dtype in EXACT), *(("cuda", dtype) for dtype in EXACT + HALF)])
 
@@ -45,7 +45,7 @@ def available(kind: str, dtype: torch.dtype) -> bool:
 
 
 def _kernel(kind: str) -> Any:
-    return import_module(f"galaxyhpc.models.{KERNELS[kind]}")
+    return import_module(f"galaxyhpc.steerable.kernels.{KERNELS[kind]}")
 
 
 def _forward(x: Tensor, weight: Tensor, *asked: Any) -> Tensor:
