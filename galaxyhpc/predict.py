@@ -26,7 +26,7 @@ from galaxyhpc.evaluation.calibration import probabilities
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import readable, replacing
+from galaxyhpc.storage.files import readable, atomic_write
 
 BATCH = 64  # galaxies
 
@@ -70,7 +70,7 @@ def write(used: Classifier, all_of_them: Iterable[Galaxy], output: Path) -> int:
     """
     origin = [used.run.run_id, "GENERATED galaxies" if used.generated else "real galaxies"]
     rest, written = iter(all_of_them), 0
-    with replacing(output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(columns(used))
         while batch := list(islice(rest, BATCH)):

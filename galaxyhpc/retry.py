@@ -70,7 +70,7 @@ def _after_memory(one: Standing, named: bool) -> Decision:
         text = "its evaluation ran out of memory: give evaluate.batch_size a smaller value and launch the sweep again"
         return Decision(f"retried as it is, though {text}") if named else Decision(f"left alone: {text}", again=False)
     config = one.run.load_config()
-    resources = one.run.amended(config.resources.plain)
+    resources = one.run.with_retry_changes(config.resources.plain)
     processes = int(number(one.records.last("started"), "world") or resources.tasks)
     share = math.ceil(config.train.batch_size / processes)
     now = min(resources.micro_batch or share, share)
@@ -117,7 +117,7 @@ def retry(console: Console, sweep: Path, runs: Sequence[RunDir], named: bool, op
         return 0
     for run in wanted:
         run.record("retried", why=decisions[run].said, **decisions[run].changes)
-    to_do: dict[RunDir, ResourcesConfig] = {run: run.amended(run.load_config().resources.plain) for run in wanted}
+    to_do: dict[RunDir, ResourcesConfig] = {run: run.with_retry_changes(run.load_config().resources.plain) for run in wanted}
     return dispatch(console, sweep, to_do, options.executor, options.max_parallel)
 
 

@@ -244,7 +244,7 @@ def test_lines_of_any_json_are_events_or_skipped(
     run.events_file.write_text(lines_of(events))
     run.metrics_file.write_text(lines_of(records))
     assert isinstance(state(run).why, str)
-    run.amended(run.load_config().resources.plain)
+    run.with_retry_changes(run.load_config().resources.plain)
     told(lambda: status.main([str(path)]), capfd)
     told(lambda: status.main([str(path), "--why"]), capfd)
 

@@ -54,7 +54,7 @@ def test_out_of_memory_halves_the_micro_batch_until_three(world: int, micro_batc
         assert found.again and found.changes == {"micro_batch": wanted} and "global batch of 128" in found.said
         run.record("retried", why=found.said, **found.changes)
         tell(run, "failed", why="OutOfMemoryError", cause="memory")
-    assert run.amended(ResourcesConfig()).micro_batch == micro_batches[-1] == 4
+    assert run.with_retry_changes(ResourcesConfig()).micro_batch == micro_batches[-1] == 4
     assert not decided(run).again and "cannot be halved further" in decided(run).said
     assert decided(run, named=True) == Decision(f"retried as it is: {decided(run).said.partition(': ')[2]}")
 
@@ -129,7 +129,7 @@ def test_the_failed_of_a_sweep_are_submitted_by_cause_and_nothing_else(
     assert sum("--exclude=node1" in text for text in scripts) >= 1 and calls.read_text().count("sbatch") == len(scripts)
     for run, wanted in {memory: (64, ()), gone: (None, ("node1",))}.items():
         assert [event["event"] for event in run.events()][-5:][0] == "retried" and state(run).name == "submitted"
-        amended = run.amended(run.load_config().resources.plain)
+        amended = run.with_retry_changes(run.load_config().resources.plain)
         assert (amended.micro_batch, amended.exclude_nodes) == wanted
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.storage.events import read_lines
-from galaxyhpc.storage.files import replacing, write_text
+from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
 from galaxyhpc.storage.sweep_dir import runs_of
 
@@ -19,7 +19,7 @@ from galaxyhpc.storage.sweep_dir import runs_of
 def test_a_file_that_fails_halfway_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "plan.csv"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as aside:
+    with pytest.raises(RuntimeError), atomic_write(path) as aside:
         aside.write_text("ha")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["plan.csv"]

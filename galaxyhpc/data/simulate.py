@@ -17,7 +17,7 @@ from rich.progress import Progress
 from scipy import fft, ndimage
 
 from galaxyhpc.data.morphology import NATIVE, Array, Floats, Grid, Seed, blobs, draw
-from galaxyhpc.storage.files import replacing
+from galaxyhpc.storage.files import atomic_write
 
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -211,7 +211,7 @@ def write(path: Path, n: int, size: int, seed: int) -> None:
     """
     _check(path, n, size, seed)
     table = catalogue(n, seed)
-    with replacing(path) as aside, h5py.File(aside, "w") as file:
+    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
         file.attrs.update(generated_by=GENERATED_BY, n=n, size=size, seed=seed)
         file["ans"], file["ra"], file["dec"], file["redshift"] = table.ans, table.ra, table.dec, table.redshift
         file["pxscale"] = np.full(n, FIELD / size)

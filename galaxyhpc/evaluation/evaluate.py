@@ -136,7 +136,7 @@ def evaluate(run: RunDir, stop: Stop) -> bool:
     NotTrainedError
     """
     config = run.load_config()
-    config = config.model_copy(update={"resources": run.amended(config.resources.plain)})
+    config = config.model_copy(update={"resources": run.with_retry_changes(config.resources.plain)})
     if done(run, config):
         if state(run).name != "evaluated":  # killed between the results and the event
             run.record("evaluated", measured=0, kept=len(wanted(config)))

@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.evaluation.metrics import BINS, CLASSES, Counts, count
-from galaxyhpc.storage.files import replacing, write_text
+from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 SCHEMA = 1
@@ -81,7 +81,7 @@ def save(run: RunDir, measured: Measured) -> None:
     before = read_counts(run)
     if before is not None and not _same_source(before, measured):
         run.results_file.unlink(missing_ok=True)  # killed below, it would pass for the counts of other weights
-    with replacing(run.predictions_file) as aside:
+    with atomic_write(run.predictions_file) as aside:
         _write_predictions(aside, run, measured)
     write_text(run.results_file, _table(run, measured).to_csv(index=False))
 

@@ -35,7 +35,7 @@ from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.models.e2resnet import E2ResNet
 from galaxyhpc.models.e2wrn import E2WRN
 from galaxyhpc.models.steerable_cnn import StudyCNN
-from galaxyhpc.storage.files import replacing
+from galaxyhpc.storage.files import atomic_write
 
 SCHEMA = 1
 KINDS = ("penultimate", "pooled")
@@ -138,7 +138,7 @@ def save(path: Path, features: Features) -> None:
     names, severities = zip(*features.seen, strict=True)
     arrays = {name: np.stack([getattr(each, name) for each in features.seen.values()]) for name in Seen._fields}
     alike = np.array_equal(arrays["pooled"], arrays["penultimate"])
-    with replacing(path) as aside, h5py.File(aside, "w", libver="v110", locking=False) as file:
+    with atomic_write(path) as aside, h5py.File(aside, "w", libver="v110", locking=False) as file:
         file.attrs.update(schema=SCHEMA, run_id=features.run_id, weights=features.weights)
         file.attrs.update(fingerprint=features.fingerprint, generated=features.generated)
         for name in ("rows", "labels", "groups"):

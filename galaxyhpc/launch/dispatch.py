@@ -31,7 +31,7 @@ def missing(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, Resou
     for config in configs:
         run = RunDir(directory / config.run_id)
         if not (done(run, config) or is_busy(run) or _waits(run, queued)):
-            found[run] = run.amended(config.resources.plain)
+            found[run] = run.with_retry_changes(config.resources.plain)
     return found
 
 

@@ -284,7 +284,7 @@ def _existing(path: Path) -> Path:
 def _starts(configs: Sequence[RunConfig], directory: Path, problems: list[Problem]) -> dict[ResourcesConfig, float]:
     """Ask Slurm about each class of resources, noting in its own words why it refuses one."""
     untrained = [(RunDir(directory / config.run_id), config) for config in configs]
-    wanted = {run: run.amended(config.resources.plain) for run, config in untrained if not run.best_file.exists()}
+    wanted = {run: run.with_retry_changes(config.resources.plain) for run, config in untrained if not run.best_file.exists()}
     starts, most = {}, slurm.most_elements() if wanted else 1
     for resources, runs in slurm_executor.by_resources(wanted).items():
         start, refusal = slurm.would_start(slurm_executor.sbatch_text(directory, resources, min(len(runs), most), None))

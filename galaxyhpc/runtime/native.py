@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch  # brings its OpenMP, which the library is to share  # noqa: F401
 
-from galaxyhpc.storage.files import replacing
+from galaxyhpc.storage.files import atomic_write
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
 
@@ -39,7 +39,7 @@ def library(source: str) -> ctypes.CDLL | None:
     with suppress(OSError):  # absent, or damaged
         return ctypes.CDLL(str(path))
     try:
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             subprocess.run([*command, *FLAGS, "-o", aside, str(text)], check=True, capture_output=True)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):

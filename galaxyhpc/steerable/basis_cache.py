@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from galaxyhpc.runtime.native import directory
-from galaxyhpc.storage.files import replacing
+from galaxyhpc.storage.files import atomic_write
 
 FORMAT = 1  # raised when the arrays change their meaning
 
@@ -31,7 +31,7 @@ def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
     arrays = _read(path)
     if arrays is None:
         arrays = sample()
-        with suppress(OSError), replacing(path) as aside, aside.open("wb") as file:
+        with suppress(OSError), atomic_write(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, filters=arrays[0], std=arrays[1])
     for array in arrays:
         array.flags.writeable = False

@@ -99,7 +99,7 @@ class RunDir:
             allowed = "allowed: the file that launch wrote, and launching again writes it anew"
             raise NoRunError(f"{self.config_file}: {where}{readable(first['msg'])}; {allowed}") from None
 
-    def amended(self, resources: ResourcesConfig) -> ResourcesConfig:
+    def with_retry_changes(self, resources: ResourcesConfig) -> ResourcesConfig:
         """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
         for event in self.events():
             if event.get("event") == "retried":

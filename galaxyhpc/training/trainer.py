@@ -40,7 +40,7 @@ from galaxyhpc.runtime.rng import key
 from galaxyhpc.steerable.batch_norm import synchronise_batchnorm
 from galaxyhpc.steerable.layers import accumulating
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.files import replacing, write_text
+from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.provenance import provenance
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.ema import make_average
@@ -100,7 +100,7 @@ def train(run: RunDir, stop: Stop, most_steps: float = math.inf) -> bool:
         return True  # written last: what is done is left alone
     config = run.load_config()
     checkpoint.refuse_drift(run, config)
-    config = config.model_copy(update={"resources": run.amended(config.resources.plain)})
+    config = config.model_copy(update={"resources": run.with_retry_changes(config.resources.plain)})
     keep_freed()
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True
@@ -330,7 +330,7 @@ def finish(run: RunDir, training: Training) -> None:
     progress = training.progress
     if training.process.writes:
         found = {"model": training.best, "epoch": progress.best_epoch, "run_id": run.run_id}
-        with replacing(run.best_file) as aside:
+        with atomic_write(run.best_file) as aside:
             torch.save(found, aside)
         run.record("trained", epochs=progress.epoch, best=progress.best_epoch, accuracy=progress.best_accuracy)
     training.process.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from galaxyhpc.storage.files import replacing
+from galaxyhpc.storage.files import atomic_write
 
 KINDS = ("png", "pdf")
 
@@ -15,6 +15,6 @@ KINDS = ("png", "pdf")
 def save(figure: Figure, path: Path, dots: float, kinds: Sequence[str] = KINDS) -> bytes:
     """Write a figure beside its name's endings, at so many dots per inch; return the PNG, which is among `kinds`."""
     for kind in kinds:
-        with replacing(path.with_suffix(f".{kind}")) as aside:
+        with atomic_write(path.with_suffix(f".{kind}")) as aside:
             figure.savefig(aside, format=kind, dpi=dots, metadata={"CreationDate": None} if kind == "pdf" else {})
     return path.with_suffix(".png").read_bytes()
