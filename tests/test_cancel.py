@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from written import HERE, Answer, begin, make, plan, scripts, submit, tell
+from helpers.runs import HERE, Answer, begin, make, plan, scripts, submit, tell
 
 from galaxyhpc.cancel import main
 from galaxyhpc.runtime import slurm

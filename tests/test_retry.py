@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from written import Answer, begin, learn, make, plan, scripts, submit, tell
+from helpers.runs import Answer, begin, learn, make, plan, scripts, submit, tell
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main

@@ -5,8 +5,8 @@
 All ways are measured in turn, again and again, in seconds on all cores of a machine that has nothing else to do; the
 medians are compared. scipy's differential evolution drives (a) e2cnn's own modules a candidate per pass, as the study's
 code does, (b) the network as evaluation loads it, a candidate per pass, and (c) that a population per pass
-(`vectorized`); ours (d) is `galaxyhpc.evaluation.attack` on 8 galaxies. No galaxy is left out for being fooled already: its
-label is one that the network never says.
+(`vectorized`); ours (d) is `galaxyhpc.evaluation.attack` on 8 galaxies. No galaxy is left out for being fooled already:
+its label is one that the network never says.
 """
 
 from __future__ import annotations

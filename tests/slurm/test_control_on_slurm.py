@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_sweep_on_slurm import Desk, desk, queue
+from helpers.slurm import Desk, desk, queue
 
 from galaxyhpc import cancel, retry
 from galaxyhpc.status import __main__ as status

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sweep_on_slurm import desk, queue, started
+from helpers.slurm import desk, queue, started
 
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.run_dir import state

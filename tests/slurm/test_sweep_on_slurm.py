@@ -2,132 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
+from helpers.slurm import CONDITIONS, MEASURED, Desk, desk, queue, started
 
 from galaxyhpc import cancel
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import RunDir, state
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.run_dir import state
 from jobs.train import TrainJob
-
-PROJECT = Path(__file__).parents[2]
-DEADLINE = 300.0  # s, for everything that is waited for
-CONDITIONS = "  evaluate.conditions: [clean, shot_noise, cosmic_rays+flip]\n"
-MEASURED = 1 + 5 + 2  # at the severities of each
-
-TINY = """\
-base:
-  data: {image_size: 33, demo: {galaxies: 300, size: 32}}
-  model: {scale: 0.1}
-  train: {epochs: 2, batch_size: 32}
-  resources: {tasks_per_node: 2, time_minutes: 30}
-"""
-
-
-@dataclass(frozen=True)
-class Desk:
-    """Where somebody works: sweeps here, runs in `my runs`."""
-
-    path: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """As after `activate`: the jobs' scripts find this Python."""
-        found = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return found if sys.prefix == sys.base_prefix else {**found, "VIRTUAL_ENV": sys.prefix}
-
-    def call(self, *command: str | Path, status: int = 0) -> str:
-        """Run a command here and return what it prints."""
-        answer = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
-        assert answer.returncode == status, f"{command}: {answer.returncode}\n{answer.stdout}\n{answer.stderr}"
-        return answer.stdout if status == 0 else answer.stdout + answer.stderr
-
-    def launch(self, name: str, *more: str) -> str:
-        """Launch the sweep NAME.yaml and return what is printed."""
-        how = ("--executor", "slurm", "--runs", "my runs", "--set", f"data.cache={self.path.parent / 'a cache'}")
-        return self.command(launch.main, f"{name}.yaml", *how, *more)
-
-    def command(self, main: Callable[[list[str]], int], *arguments: str) -> str:
-        """Do in this process, which has loaded torch already, what `python -m` does; return what is printed."""
-        said = io.StringIO()
-        with chdir(self.path), patch.dict(os.environ, self.environment), redirect_stdout(said), redirect_stderr(said):
-            end = main([*arguments])
-        assert end == 0, said.getvalue()
-        return said.getvalue()
-
-    def sbatch(self, *arguments: str | Path) -> str:
-        """Submit a script and return the job's id."""
-        return self.call("sbatch", "--parsable", *arguments).strip()
-
-    def runs(self, sweep: str) -> list[RunDir]:
-        return runs_of(self.path / "my runs" / sweep)
-
-    def report(self, sweep: str, table: str) -> list[dict[str, str]]:
-        with (self.path / "my runs" / sweep / "report" / f"{table}.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def wait(self, reached: Callable[[], bool], what: str) -> None:
-        """Look until it is reached; past the deadline show the queue and the ends of all logs."""
-        give_up = time.monotonic() + DEADLINE
-        while not reached():
-            if time.monotonic() > give_up:
-                pytest.fail(f"not reached in {DEADLINE:.0f} s: {what}\n{self.evidence()}", pytrace=False)
-            time.sleep(0.1)
-
-    def wait_for_jobs(self) -> None:
-        """Look until no job submitted from here is left."""
-        self.wait(lambda: not queue(self.path), "an empty queue")
-
-    def evidence(self) -> str:
-        logs = [f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(self.path.rglob("*.out"))]
-        return "\n".join([*map(str, queue(self.path, "all")), *logs])
-
-
-def queue(path: Path, states: str = "PENDING,RUNNING,COMPLETING") -> list[tuple[str, str, str]]:
-    """Return (id, state, name) of the jobs submitted at or below a directory."""
-    command = ["squeue", "--noheader", "--array", f"--states={states}", "--format=%i|%T|%j|%Z"]
-    rows = (line.split("|", 3) for line in subprocess.check_output(command, text=True, errors="replace").splitlines())
-    return [(job, now, name) for job, now, name, where in rows if Path(where).is_relative_to(path)]
-
-
-def started(run: RunDir) -> list[dict[str, Any]]:
-    return [event for event in run.events() if event["event"] == "started"]
-
-
-def desk(path: Path, **sweeps: str) -> Desk:
-    path.mkdir()
-    (path / "slurm").symlink_to(PROJECT / "slurm")
-    for name, text in sweeps.items():
-        (path / f"{name}.yaml").write_text(TINY + text)
-    return Desk(path)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for all desks; at the end no job of them is left."""
-    path = tmp_path_factory.mktemp("on slurm")
-    yield path
-    if left := [job for job, _, _ in queue(path)]:
-        subprocess.run(["scancel", *left], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,283 @@
+"""What is measured comes back as it was, and nothing damaged is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.results import PAIRS, measured
+
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.metrics import count, metrics
+from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.storage.run_dir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "sweep" / "D4-steerable_cnn-s0-0123abcd")
+
+
+def same(one: Measured, other: Measured | None) -> bool:
+    if other is None or list(one.logits) != list(other.logits):
+        return False
+    arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
+    common = [f.name for f in dataclasses.fields(Measured) if f.name != "logits"]
+    return arrays and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in common)
+
+
+def test_what_was_saved_is_loaded(run: RunDir) -> None:
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+    assert same(measured(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
+
+
+@pytest.mark.parametrize("temperature", [1.5, None])
+def test_a_temperature_is_kept_where_there_is_one(run: RunDir, temperature: float | None) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=temperature))
+    loaded, predictions = results.load(run), results.read_predictions(run)
+    assert loaded is not None and predictions is not None
+    assert loaded.temperature == predictions.temperature == temperature
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
+def test_a_temperature_that_cannot_be_one_is_damage(run: RunDir, temperature: float | str) -> None:
+    results.save(run, measured())
+    with h5py.File(run.predictions_file, "a") as file:
+        file.attrs["temperature"] = temperature
+    assert results.load(run) is None
+
+
+def test_nothing_measured_is_none(run: RunDir) -> None:
+    assert results.load(run) is results.read_counts(run) is results.read_predictions(run) is None
+
+
+def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
+    results.save(run, measured())
+    table = results.read_counts(run)
+    assert table is not None
+    assert list(zip(table["condition"], table["severity"], strict=True)) == PAIRS
+    found = metrics(results.counts(table))
+    for i, pair in enumerate(PAIRS):
+        wanted = metrics(count(measured().logits[pair], measured().labels))
+        assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+
+
+def before(run: RunDir) -> None:
+    """Take the columns out of results.csv that there were not when it had no temperature."""
+    table = pd.read_csv(run.results_file, dtype=str)
+    table.drop(columns=["temperature", *results.SCALED]).to_csv(run.results_file, index=False)
+
+
+def test_the_scaled_counts_on_disk_give_the_metrics_of_the_divided_logits(run: RunDir) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table = results.read_counts(run)
+    assert table is not None and (table["temperature"] == 1.7).all()
+    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    for i, pair in enumerate(PAIRS):
+        wanted = metrics(count(measured().logits[pair] / np.float64(1.7), measured().labels))
+        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+    assert (raw["nll"] != scaled["nll"]).all() and np.array_equal(raw["macro_f1"], scaled["macro_f1"])
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: RunDir, old: bool) -> None:
+    results.save(run, measured())
+    if old:
+        before(run)
+    table = results.read_counts(run)
+    assert table is not None and table["temperature"].isna().all()
+    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    assert np.isfinite(raw["ece"]).all() and np.array_equal(raw["accuracy"], scaled["accuracy"])
+    assert all(np.isnan(scaled[name]).all() for name in ("nll", "brier", "ece"))
+    assert same(measured(), results.load(run))
+
+
+def test_a_table_of_before_keeps_all_that_was_measured(run: RunDir) -> None:
+    warm = dataclasses.replace(measured(), temperature=1.7)
+    results.save(run, warm)
+    whole = run.results_file.read_bytes()
+    before(run)
+    loaded = results.load(run)
+    assert loaded is not None and same(warm, loaded)
+    results.save(run, loaded)
+    assert run.results_file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("column", "found", "said"),
+    [
+        ("temperature", "-1.7", "temperature -1.7"),
+        ("temperature", "", "could not convert"),
+        ("nll_scaled_sum", "", "could not convert"),
+        ("nll_scaled_sum", "nan", "sums that are none"),
+        ("brier_scaled_sum", "inf", "sums that are none"),
+        ("bins_scaled", "0 0 0" + " 0" * 42, "contradict one another"),
+        ("bins_scaled", "", "missing"),
+    ],
+)
+def test_scaled_counts_that_cannot_be_are_damage(
+    run: RunDir, column: str, found: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    pd.read_csv(run.results_file, dtype=str).assign(**{column: found}).to_csv(run.results_file, index=False)
+    assert results.read_counts(run) is None
+    assert "damaged, taken for absent" in caplog.text and said in caplog.text
+
+
+def test_rows_of_two_temperatures_are_damage(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    text = run.results_file.read_text()
+    run.results_file.write_text(text.replace(",1.7,", ",1.8,", 1))
+    assert results.read_counts(run) is None and "the rows are of several" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["nll_scaled_sum", "bins_scaled", "temperature"])
+def test_scaled_counts_that_do_not_follow_from_the_logits_are_not_believed(
+    run: RunDir, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table, others = pd.read_csv(run.results_file, dtype=str), dataclasses.replace(measured(), temperature=1.8)
+    results.save(run, others)
+    other = pd.read_csv(run.results_file, dtype=str)
+    rows = slice(None) if column == "temperature" else 1
+    table.loc[rows, column] = other.loc[rows, column]
+    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    table.to_csv(run.results_file, index=False)
+    loaded = results.load(run)
+    assert (None if loaded is None else len(loaded.logits)) == (None if column == "temperature" else 2)
+    assert "does not follow" in caplog.text
+
+
+def test_predictions_are_read_without_logits(run: RunDir) -> None:
+    results.save(run, measured())
+    predictions = results.read_predictions(run)
+    assert predictions is not None
+    assert np.array_equal(predictions.groups, measured().groups)
+    for pair, logits in measured().logits.items():
+        assert np.array_equal(predictions.predicted[pair], logits.argmax(1))
+
+
+@pytest.mark.parametrize("other", [{"weights": "b" * 64}, {"fingerprint": "0" * 64}])
+def test_results_of_other_weights_or_galaxies_count_as_none(
+    run: RunDir, other: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured())
+    assert results.load(run, **other) is None
+    assert len(caplog.messages) == 1 and "other weights or other galaxies" in caplog.text
+
+
+def test_more_conditions_are_added_to_those_there(run: RunDir) -> None:
+    results.save(run, measured(PAIRS[:1]))
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+
+
+def test_a_results_table_not_made_from_the_predictions_is_not_believed(
+    run: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured(weights="b" * 64))
+    old = run.results_file.read_bytes()
+    results.save(run, measured())
+    run.results_file.write_bytes(old)
+    assert results.load(run) is None
+    assert "not made from predictions.h5" in caplog.text
+
+
+def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    results.save(run, measured())
+    text = run.results_file.read_text().splitlines()
+    fields = text[2].split(",")
+    fields[5] = "1.25"  # nll_sum
+    run.results_file.write_text("\n".join([*text[:2], ",".join(fields), *text[3:]]) + "\n")
+    loaded = results.load(run)
+    assert loaded is not None and list(loaded.logits) == [PAIRS[0], PAIRS[2]]
+    assert "rotation 7.5 does not follow" in caplog.text
+
+
+def change(path: Path, how: str) -> None:
+    """Damage a file in one of the ways that disks and people have."""
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": data[: middle + 7],
+            "zeros": data[:middle] + bytes(64) + data[middle + 64 :],
+            "other file": b"\x00\xff not what it should be\n" * 50,
+        }[how]
+    )
+
+
+@pytest.mark.parametrize("file", ["results.csv", "predictions.h5"])
+@pytest.mark.parametrize("how", ["empty", "truncated", "zeros", "other file"])
+def test_a_damaged_file_is_taken_for_an_absent_one_in_one_log_line(
+    run: RunDir, file: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results.save(run, measured(n=400))
+    change(run.path / file, how)
+    assert results.load(run) is None
+    assert len(caplog.messages) == 1 and "damaged, taken for absent" in caplog.text and "\n" not in caplog.messages[0]
+    results.save(run, measured())
+    assert same(measured(), results.load(run))
+
+
+def test_one_flipped_bit_in_any_dataset_is_noticed(run: RunDir) -> None:
+    results.save(run, measured())
+    with h5py.File(run.predictions_file) as file:
+        places = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
+    whole = run.predictions_file.read_bytes()
+    assert len(places) == 7
+    for place in places.values():
+        run.predictions_file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert results.load(run) is None
+
+
+def test_results_copied_from_another_run_are_refused(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    results.save(run, measured())
+    other = RunDir(run.sweep / "D4-steerable_cnn-s1-ffffffff")
+    other.path.mkdir()
+    other.results_file.write_bytes(run.results_file.read_bytes())
+    other.predictions_file.write_bytes(run.predictions_file.read_bytes())
+    assert results.read_counts(other) is results.read_predictions(other) is None
+    assert f"of run {run.run_id}" in caplog.text
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from galaxyhpc.evaluation import results
+from galaxyhpc.storage.run_dir import RunDir
+from helpers.results import PAIRS, measured
+weights, path = sys.argv[1:]
+os_replace, left = os.replace, [1]
+def replace(source, target):
+    if str(target).endswith("results.csv"):
+        os.kill(os.getpid(), signal.SIGKILL)  # predictions.h5 is in place, results.csv is not
+    os_replace(source, target)
+os.replace = replace
+results.save(RunDir(Path(path)), measured(weights=weights))
+"""
+
+
+@pytest.mark.parametrize(("weights", "kept"), [("a" * 64, PAIRS[:1]), ("b" * 64, None)])
+def test_a_process_killed_between_both_files_leaves_only_what_is_true(
+    run: RunDir, weights: str, kept: list[tuple[str, float]] | None
+) -> None:
+    first = measured()
+    results.save(run, dataclasses.replace(first, logits={PAIRS[0]: first.logits[PAIRS[0]]}))
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(results.__file__).parents[2])])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), weights, str(run.path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    loaded = results.load(run)
+    assert (None if loaded is None else list(loaded.logits)) == kept

@@ -1,0 +1,202 @@
+"""The page about a file of galaxies says what is in it, whole or not at all, and generated galaxies are called so."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from base64 import b64decode
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from helpers.data_files import write_file
+
+from galaxyhpc.analysis.tables import GENERATED
+from galaxyhpc.data import simulate
+from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.explore import __main__ as explore
+from galaxyhpc.explore import page as explore_page
+from galaxyhpc.explore.dataset_summary import gather
+
+GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
+
+
+@dataclass
+class Seen(HTMLParser):
+    """A page as it is written: its words, its pictures, its tables as rows of words and numbers."""
+
+    words: list[str] = field(default_factory=list)
+    images: list[dict[str, str | None]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        if tag == "img":
+            self.images.append(named)
+        if tag not in ("img", "meta", "link", "input", "br"):
+            self.inside.append("json" if named.get("type") == "application/json" else tag)
+        if tag == "h3":
+            self.heading, self.heads = "", []
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.inside[-1:] == ["json"]:
+            columns = json.loads(data)["columns"]
+            self.tables[self.heading] = dict(zip(self.heads, map(values, columns), strict=True))
+        elif self.inside and self.inside[-1] not in ("script", "style"):
+            self.words.append(data)
+        if self.inside[-1:] == ["h3"]:
+            self.heading += data
+        if self.inside[-1:] == ["button"] and "thead" in self.inside:
+            self.heads.append(data)
+        if "figcaption" in self.inside:
+            self.captions[-1] += data
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def values(column: dict[str, Any]) -> list[Any]:
+    if "codes" in column:
+        return [column["words"][code] for code in column["codes"]]
+    return list(column["numbers"][0])
+
+
+def seen(page: Path) -> Seen:
+    found = Seen()
+    found.feed(page.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("explore") / "galaxies.h5"
+    simulate.write(path, GALAXIES, 32, 0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(galaxies: Path) -> Seen:
+    output = galaxies.with_name("page.html")
+    assert explore.main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
+    assert sorted(path.name for path in galaxies.parent.iterdir()) == ["cache", "galaxies.h5", "page.html"]
+    return seen(output)
+
+
+def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path) -> None:
+    with h5py.File(galaxies) as file:
+        counts = np.bincount(file["ans"][:], minlength=10).tolist()
+    assert page.tables["Class counts"]["class"] == list(CLASSES)
+    assert page.tables["Class counts"]["galaxies"] == counts
+    split = page.tables["Galaxies by class and split"]
+    assert split["total"] == counts
+    assert np.sum([split[name] for name in ("train", "validation", "test", "dropped")], axis=0).tolist() == counts
+    assert sum(split["dropped"]) == 2
+
+
+def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> None:
+    table = simulate.catalogue(GALAXIES, 0)
+    twin = int(np.flatnonzero(table.shown != np.arange(GALAXIES))[0])
+    duplicates, overlaps = page.tables["Duplicates"], page.tables["Overlapping frames"]
+    assert list(zip(duplicates["row"], duplicates["other row"], strict=True)) == [
+        tuple(sorted((twin, int(table.shown[twin]))))
+    ]
+    assert (duplicates["identical pixels"], duplicates["conflict"]) == (["yes"], ["yes"])
+    assert duplicates["in the split"] == ["dropped"]
+    planted = {tuple(sorted(pair)) for pair in table.overlapping.tolist()}
+    assert set(zip(overlaps["row"], overlaps["other row"], strict=True)) == planted
+    assert "1 pair of duplicates, 1 of them with conflicting labels (2 galaxies dropped" in page.text
+
+
+def test_redshifts_that_are_missing_are_counted(page: Seen, galaxies: Path) -> None:
+    with h5py.File(galaxies) as file:
+        missing = int(np.isnan(file["redshift"][:]).sum())
+    assert missing and sum(page.tables["Redshift"]["missing"]) == missing
+    assert f"{missing} without one (NaN) are left out" in page.text
+
+
+def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -> None:
+    for name in ("File", "Classes", "Examples", "Sky", "Redshift", "Brightness and noise", "Duplicates and overlaps"):
+        assert name in page.words
+    assert {"Split", "Opening", "Noise"} <= set(page.words)
+    assert len(page.images) == 11
+    for image in page.images:
+        assert len(image["alt"] or "") > 20
+        png = b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
+        assert png.startswith(b"\x89PNG") and min(struct.unpack(">II", png[16:24])) > 200
+
+
+def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, galaxies: Path, open_page: Any) -> None:
+    file = galaxies.with_name("page.html")
+    tab = open_page(file)
+    table = tab.locator("figure.table").filter(has=tab.get_by_role("heading", name="Class counts", exact=True))
+    for reverse in (True, False):
+        table.get_by_role("button", name="galaxies").first.click()
+        shown = [int(text) for text in table.locator("tbody tr > :nth-child(3)").all_inner_texts()]
+        assert shown == sorted(page.tables["Class counts"]["galaxies"], reverse=reverse)
+    tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert [said for said in tab.said if not said.startswith("data:")] == [file.as_uri()]
+
+
+def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
+    assert GENERATED in page.words[0] or GENERATED in page.text[:200]
+    assert all(GENERATED in caption for caption in page.captions)
+
+
+def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> None:
+    config = explore.settings(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
+    facts = gather(Path(config.source), prepare(config), config, lambda done: None)
+    said = "; ".join(explore_page.findings(facts))
+    assert "0 pairs of duplicates" in said and "Redshift known for 0 of 120 galaxies" in said
+    assert GENERATED not in explore_page.title(facts)
+    section = explore_page.redshift(facts)
+    assert section.words == ("This file holds NaN for every galaxy in its array redshift: there is nothing to show.",)
+    assert not section.figures
+
+
+WRONG = {
+    "no such file": (["missing.h5"], "missing.h5: no such file"),
+    "not HDF5": (["text.h5"], "that are no HDF5 file"),
+    "arrays missing": (["bare.h5"], "ra: found no such array among ans, dec, images"),
+    "redshift of another length": (["shifted.h5"], "redshift: found shape (3,); allowed (120,)"),
+    "size": (["good.h5", "--size", "4"], "--size: found 4; allowed 16 to 2048 px"),
+    "output is data": (
+        ["good.h5", "--output", "good.h5"],
+        "found good.h5; allowed: a name that ends in .html",
+    ),
+    "output is a directory": (["good.h5", "--output", "folder.html"], "found folder.html, a directory"),
+    "output below a file": (["good.h5", "--output", "text.h5/a.html"], "text.h5"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(name, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.h5").write_text("no galaxies")
+    Path("folder.html").mkdir()
+    write_file(Path("good.h5"))
+    write_file(Path("bare.h5"), ra=None, pxscale=None, redshift=None)
+    write_file(Path("shifted.h5"), redshift=np.zeros(3))
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    arguments, said = WRONG[name]
+    assert explore.main([*arguments, "--cache", "cache"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before

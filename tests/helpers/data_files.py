@@ -1,0 +1,32 @@
+"""Small data files laid out as Galaxy10 DECaLS is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+
+def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **changes: object) -> Path:
+    """Write a small file laid out as published; `changes` replace arrays, None leaves one out."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, object] = {
+        "images": rng.integers(0, 256, (n, side, side, 3), np.uint8),
+        "ans": np.sort(np.arange(n, dtype=np.uint8) % 10),
+        "ra": rng.uniform(0, 360, n),
+        "dec": rng.uniform(-30, 80, n),
+        "redshift": np.full(n, np.nan),
+        "pxscale": np.full(n, 0.262 * 256 / side),
+    }
+    arrays.update(changes)
+    with h5py.File(path, "w") as file:
+        for key, array in arrays.items():
+            if array is not None:
+                stored = (
+                    {"chunks": (16, 8, 8, 1), "compression": "gzip"}
+                    if key == "images" and "images" not in changes
+                    else {}
+                )
+                file.create_dataset(key, data=array, **stored)
+    return path

@@ -1,0 +1,23 @@
+"""Results of an evaluation, made up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from galaxyhpc.evaluation.results import Measured
+
+PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]
+
+
+def measured(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> Measured:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=n).astype(np.uint8)
+    return Measured(
+        rows=rng.permutation(5000)[:n].astype(np.int32),
+        labels=labels,
+        groups=np.arange(n, dtype=np.int32) // 2,
+        logits={pair: (rng.normal(size=(n, 10)) + np.eye(10)[labels]).astype(np.float32) for pair in pairs},
+        weights=weights,
+        fingerprint="f" * 64,
+        generated=False,
+    )

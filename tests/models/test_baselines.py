@@ -1,0 +1,370 @@
+"""torchvision's networks: their weights and their sizes, what is said without either, and how they are fine-tuned.
+
+pytest -n0 tests/test_baselines.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.evaluation.evaluate import load_network
+from galaxyhpc.inspect import features
+from galaxyhpc.inspect.gradcam import heat_maps
+from galaxyhpc.launch import __main__ as launch
+from galaxyhpc.models import baselines, build_model, count_parameters, profile
+from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
+from galaxyhpc.runtime.job import Stop
+from galaxyhpc.storage import checkpoint
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.training.optimizer import make_optimizer, set_learning_rate
+from galaxyhpc.training.trainer import train
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+DOWNLOADS = "https://download.pytorch.org/models"
+HEAD = {"resnet18": "fc", "densenet121": "classifier"}
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_every_time() -> None:
+    torch.manual_seed(0)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def settings(architecture: str = "resnet18", pretrained: bool | str = False) -> ModelConfig:
+    return ModelConfig(architecture=architecture, pretrained=pretrained)
+
+
+def original(architecture: str = "resnet18") -> nn.Module:
+    """Return a network of torchvision's in which no number is one that every such network begins with."""
+    network = torchvision.models.get_model(architecture, weights=None)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.01 * torch.rand_like(weight))
+        network(torch.rand(4, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a ResNet18, in a file whose name says nothing."""
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.manual_seed(1)
+    torch.save(original().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A TORCH_HOME of its own; return where torchvision keeps weights there."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "torch home" / "hub" / "checkpoints"
+
+
+def published(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let torchvision's weights be those of a file; return the name they are then kept under."""
+    name = f"resnet18-{digest(file)[:8]}.pth"
+    real = torchvision.models.ResNet18_Weights.DEFAULT
+    ours = SimpleNamespace(url=f"{DOWNLOADS}/{name}", transforms=real.transforms)
+    weights = type("Weights", (list,), {"DEFAULT": ours})([ours])
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda architecture: weights)
+    return name
+
+
+def assert_begun_from(ours: Baseline, architecture: str, state: dict[str, Tensor]) -> None:
+    """Compare with the original, which takes normalised images; the new last layer is lent to it."""
+    theirs, images = torchvision.models.get_model(architecture, weights=None), torch.rand(2, 3, 65, 65)
+    theirs.load_state_dict(state)
+    setattr(theirs, HEAD[architecture], ours.head)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs.eval()((images - MEAN) / STD))
+
+
+# Sizes and statistics
+
+
+@pytest.mark.parametrize("architecture", BASELINES)
+def test_the_parameters_are_those_published_with_ten_classes_in_place_of_a_thousand(architecture: str) -> None:
+    with torch.device("meta"):
+        ours = build_model(settings(architecture), 65)
+        theirs = torchvision.models.get_model(architecture, weights=None, num_classes=10)
+    assert count_parameters(ours) == sum(weight.numel() for weight in theirs.parameters())
+    imagenet = torchvision.models.get_model_weights(architecture).DEFAULT.meta["num_params"]
+    assert count_parameters(ours) == imagenet - 990 * (ours.head.in_features + 1)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+
+
+def test_images_are_normalised_and_batch_statistics_followed_as_torch_does_it_without_pretraining_too() -> None:
+    ours, theirs = baseline(settings(), 10).train(), torchvision.models.resnet18(num_classes=10)
+    theirs.load_state_dict(ours.network.state_dict(), strict=False)
+    images = torch.rand(4, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs((images - MEAN) / STD))
+    for name, value in ours.network.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name])
+    assert set(ours.state_dict()) == {f"network.{name}" for name in theirs.state_dict() if "tracked" not in name}
+
+
+# Weights
+
+
+def test_a_file_and_a_torch_home_give_the_logits_of_the_original(
+    file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.load(file, weights_only=True)
+    assert_begun_from(baseline(settings(pretrained=str(file)), 10), "resnet18", state)
+    name = published(file, monkeypatch)
+    home.mkdir(parents=True)
+    (home / name).write_bytes(file.read_bytes())
+    ours = baseline(settings(pretrained=True), 10)
+    assert ours.begun_from == digest(file)
+    assert_begun_from(ours, "resnet18", state)
+
+
+def test_densenet_is_read_from_the_format_and_the_names_of_2017(tmp_path: Path) -> None:
+    state = original("densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): value for name, value in state.items()}
+    old = {name: value for name, value in old.items() if not name.endswith("num_batches_tracked")}
+    assert len(set(old) - set(state)) > 300
+    torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    ours = baseline(settings("densenet121", str(tmp_path / "old.pth")), 10)
+    assert_begun_from(ours, "densenet121", state)
+
+
+def test_a_body_may_come_with_another_last_layer_or_none(file: Path, tmp_path: Path) -> None:
+    state = torch.load(file, weights_only=True)
+    del state["fc.bias"]
+    state["fc.weight"] = torch.zeros(34, 512)
+    torch.save(state, tmp_path / "other.pth")
+    ours = baseline(settings(pretrained=str(tmp_path / "other.pth")), 10)
+    torch.testing.assert_close(ours.network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert ours.head.weight.shape == (10, 512) and ours.head.weight.abs().max() > 0
+
+
+def test_the_last_layer_depends_on_the_seed_alone_and_not_on_the_pretraining(file: Path) -> None:
+    torch.manual_seed(5)
+    pretrained = baseline(settings(pretrained=str(file)), 10)
+    torch.manual_seed(5)
+    assert torch.equal(pretrained.head.weight, baseline(settings(), 10).head.weight)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["resnet18-f37072fd.pth", "densenet121-a639ec97.pth"])
+def test_where_weights_are_missing_the_download_to_make_is_told(device: str, name: str, home: Path) -> None:
+    with pytest.raises(BaselineError) as caught, torch.device(device):
+        baseline(settings(name.partition("-")[0], True), 10)
+    assert str(caught.value).startswith(f"{home / name}: found no weights to begin from (No such file or directory); ")
+    assert str(caught.value).endswith(f"curl -fL --create-dirs -o '{home / name}' {DOWNLOADS}/{name}")
+    assert not home.exists()
+
+
+def test_a_missing_file_is_told_with_the_download_that_makes_it() -> None:
+    path = Path("/nowhere/resnet50-0676ba61.pth")  # older weights than torchvision would take by itself
+    with pytest.raises(BaselineError, match=f"{path}: found no weights.*; .*-o {path} {DOWNLOADS}/{path.name}$"):
+        baseline(settings("resnet50", str(path)), 10)
+
+
+def test_a_download_that_was_cut_short_is_refused(home: Path) -> None:
+    home.mkdir(parents=True)
+    (home / "resnet18-f37072fd.pth").write_bytes(b"half of it")
+    with pytest.raises(BaselineError, match=r"found the SHA-256 \w{8}\.\.\.; allowed is f37072fd.*: curl -fL"):
+        baseline(settings(pretrained=True), 10)
+
+
+def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:
+    state, path = torch.load(file, weights_only=True), tmp_path / "other.pth"
+    without = {name: value for name, value in state.items() if name != "bn1.weight"}
+    wrong = {
+        "no state dict": {"epoch": 3, "state_dict": state},
+        r"conv1\.weight with the shape \(1, 1\), where": {**state, "conv1.weight": torch.zeros(1, 1)},
+        r"bn1\.weight with the shape None, where resnet18 has \(64,\)": without,
+        r"extra with the shape \(2,\), where resnet18 has None": {**state, "extra": torch.zeros(2)},
+        "no weights in it": SimpleNamespace(state=state),
+    }
+    for message, content in wrong.items():
+        torch.save(content, path)
+        with pytest.raises(BaselineError, match=f"^{path}: found {message}.*; allowed is a state dict") as caught:
+            baseline(settings(pretrained=str(path)), 10)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_on_the_meta_device_the_file_is_looked_for_and_nothing_is_loaded(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", None)
+    with torch.device("meta"):
+        ours = baseline(settings(pretrained=str(file)), 10)
+    assert all(value.is_meta for value in (*ours.parameters(), *ours.buffers()))
+    assert profile.measure(settings(pretrained=str(file)), 33).parameters == count_parameters(ours)
+
+
+def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "fine_tuning.yaml"
+    sweep.write_text("blocks: [{points: [{model.preset: ResNet18, train.body_learning_rate: 1.0e-4}]}]\n")
+    assert launch.main([str(sweep), "--executor", "local", "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert f"{DOWNLOADS}/resnet18-f37072fd.pth" in said and str(home) in said
+    assert not (tmp_path / "runs").exists()
+
+
+# torchvision itself
+
+
+def test_a_torchvision_that_does_not_fit_concerns_those_alone_who_ask_for_it(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms is not')")
+    code = """
+from galaxyhpc.config.schema import ModelConfig
+from galaxyhpc.models.profile import measure
+print(measure(ModelConfig(architecture="cnn", scale=0.1), 33).parameters > 0)
+for _ in range(2):
+    try:
+        measure(ModelConfig(architecture="resnet18"), 33)
+    except ValueError as error:
+        print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    fine, *told = done.stdout.splitlines()
+    assert fine == "True" and len(told) == 2
+    for line in told:
+        assert f"torch {torch.__version__} found torchvision {version('torchvision')}" in line
+        assert "(RuntimeError: operator torchvision::nms is not)" in line
+        assert "; resnet18 and its like need the one made for this torch: pip install" in line
+
+
+def test_without_torchvision_the_message_is_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(baselines, "_torchvision_version", lambda: None)
+    with pytest.raises(BaselineError, match=r"^beside torch 2\S+ found no torchvision; .*: pip install"):
+        baseline(settings(), 10)
+
+
+def test_the_torchvision_that_fits_is_installed_from_where_this_build_of_torch_comes_from() -> None:
+    pip = "pip install --force-reinstall --no-deps"
+    assert install_command("2.4.1") == f"{pip} 'torchvision==0.19.*'"
+    assert install_command("2.13.0+cu130").endswith("==0.28.*' --index-url https://download.pytorch.org/whl/cu130")
+    ours, found = (each.__version__.split("+")[0] for each in (torch, torchvision))
+    assert f"'torchvision=={found.rpartition('.')[0]}.*'" in install_command(ours)
+
+
+# Fine-tuning
+
+
+def test_the_body_moves_at_its_own_rate_and_by_itself_at_a_tenth(file: Path) -> None:
+    for rate, share in ((None, 0.1), (0.004, 0.4), (0.0, 0.0)):
+        config = TrainConfig(optimizer="sgd", learning_rate=0.01, body_learning_rate=rate, momentum=0, weight_decay=0)
+        network = baseline(settings(pretrained=str(file)), 10)
+        optimizer = make_optimizer(nn.Sequential(network), config)  # wrapped, as DDP wraps it
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        network(torch.rand(4, 3, 33, 33)).square().sum().backward()
+        set_learning_rate(optimizer, 0.02)  # where the schedule is
+        optimizer.step()
+        for name, value in network.named_parameters():
+            wanted = 0.02 * (1 if ".fc." in name else share) * value.grad
+            torch.testing.assert_close(before[name] - wanted, value.detach(), msg=name)
+
+
+def test_networks_begun_at_random_have_one_group_and_the_same_optimizer_as_ever() -> None:
+    network = baseline(settings(), 10)
+    optimizer = make_optimizer(network, TrainConfig())
+    (group,) = optimizer.param_groups
+    assert [id(weight) for weight in group["params"]] == [id(weight) for weight in network.parameters()]
+    plain = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=1e-4)
+    assert optimizer.state_dict() == plain.state_dict()
+
+
+def test_a_rate_for_the_body_is_refused_where_nothing_is_pretrained() -> None:
+    own_rate = TrainConfig(body_learning_rate=1e-4)
+    with pytest.raises(ValidationError, match="body_learning_rate is for networks begun from weights; resnet18"):
+        RunConfig(model=settings(), train=own_rate)
+    plain, slow = RunConfig(model=settings(pretrained=True)), RunConfig(model=settings(pretrained=True), train=own_rate)
+    assert "body_learning_rate" not in plain.identity()["train"]
+    assert slow.identity()["train"]["body_learning_rate"] == 1e-4 and slow.run_id != plain.run_id
+
+
+def make_run(sweep: Path, file: Path) -> RunDir:
+    """Write the directory of a run of two steps, the first of which warms up."""
+    config = RunConfig(
+        data=DataConfig(cache=str(file.parent), image_size=33, demo=DemoConfig(galaxies=100, size=32)),
+        model=settings(pretrained=str(file)),
+        train=TrainConfig(epochs=1, batch_size=30, schedule="cosine", warmup=0.5, weight_decay=0.0),
+    )
+    run = RunDir(sweep / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    return run
+
+
+def last_state(run: RunDir) -> dict[str, dict[str, Tensor]]:
+    return torch.load(checkpoint.found(run)[-1] / "state.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def tuned(file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run(tmp_path_factory.mktemp("tuned"), file)
+    assert train(run, Stop())
+    return run
+
+
+def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
+    tuned: RunDir, file: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, file)
+    assert not train(run, Stop(), most_steps=1)
+    begun, moved, warming = torch.load(file, weights_only=True), last_state(run), 1e-3 / 2
+    assert [group["lr"] for group in moved["optimizer"]["param_groups"]] == pytest.approx([warming / 10, warming])
+    change = (moved["model"]["network.conv1.weight"] - begun["conv1.weight"]).abs().max().item()
+    assert change == pytest.approx(warming / 10, rel=1e-2)  # Adam's first step is the rate itself
+    assert train(run, Stop())
+    ours, wanted = last_state(run), last_state(tuned)
+    assert all(torch.equal(ours["model"][name], value) for name, value in wanted["model"].items())
+    assert ours["optimizer"]["param_groups"] == wanted["optimizer"]["param_groups"]
+    for number, moments in wanted["optimizer"]["state"].items():
+        assert all(torch.equal(ours["optimizer"]["state"][number][name], value) for name, value in moments.items())
+    assert tuned.metrics_file.read_text() == run.metrics_file.read_text()
+
+
+def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(tuned: RunDir, file: Path) -> None:
+    config = tuned.load_config()
+    moved = config.model_copy(update={"model": settings(pretrained="/nowhere.pth")})
+    assert moved.run_id == config.run_id
+    assert json.loads((tuned.path / "provenance.json").read_text())["begun_from"] == digest(file)
+    network = load_network(tuned, moved, torch.device("cpu"))
+    best = torch.load(tuned.best_file, weights_only=True)["model"]
+    assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "densenet121"])
+def test_their_features_and_last_map_are_found(architecture: str) -> None:
+    """An average and one linear layer: the heat of a class is the linear layer's weights times the map."""
+    ours, images, classes = baseline(settings(architecture), 10).eval(), torch.rand(2, 3, 65, 65), torch.tensor([1, 7])
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        found = features.look(ours, images)
+        torch.testing.assert_close(ours.head(found.penultimate), ours(images))
+        where = features.places(ours)
+        where.last_map.register_forward_hook(lambda layer, inputs, output: seen.append(output.relu()))
+        ours(images)
+    torch.testing.assert_close(seen[0].mean((2, 3)), found.pooled)
+    wanted = torch.einsum("nk,nkyx->nyx", where.last_linear.weight[classes], seen[0]).relu() / seen[0][0, 0].numel()
+    torch.testing.assert_close(heat_maps(ours, images, classes), wanted, atol=1e-6, rtol=1e-4)

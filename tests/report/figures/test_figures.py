@@ -1,0 +1,239 @@
+"""Figures show each network once, alike everywhere, with its name readable, and say what they do not show."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.tables import tables
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT
+from galaxyhpc.report.figures import FIGURES, looks
+
+ELEVEN = ["CNN", "C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
+ABOUT = About("all_groups: equal parameters", generated=False, chance=0.149)
+SOME = ("CNN", "C4", "D4D4D1 e2wrn10-4", "C4 e2resnet18")
+FEW = ("clean", "rotation", "rotation_control", "flip", "shot_noise", "psf_moffat+shot_noise")  # soon drawn
+FLAW = "flattening head (not invariant)"
+Draw = Callable[[Tables, About], Figure | None]
+
+
+@cache
+def study(labels: tuple[str, ...], flaw: str = "", conditions: tuple[str, ...] = FEW) -> Tables:
+    made = tables(list(labels), flaw=flaw)
+    return replace(made, summary=made.summary[made.summary["condition"].isin(conditions)])
+
+
+def drawn(name: str, given: Tables, about: About = ABOUT) -> Figure:
+    figure = FIGURES[name](given, about)
+    assert figure is not None
+    return figure
+
+
+def close(labels: list[str], base: float, interval: float = 0.02) -> Tables:
+    """Networks that lie so near to one another that their names must be pushed apart."""
+    made = tables(labels)
+    place = made.summary["label"].map({label: 0.003 * n for n, label in enumerate(labels)})
+    mean = base + place
+    summary = made.summary.assign(accuracy_mean=mean, ci_low=mean - interval, ci_high=mean + interval, seeds_done=3)
+    return replace(made, summary=summary, networks=made.networks.assign(seeds_done=3))
+
+
+def extent(text: Text) -> Bbox:
+    """Box of a text in pixels, without the line that leads to it."""
+    return Text.get_window_extent(text)
+
+
+def words(figure: Figure) -> str:
+    """All that a figure says in letters."""
+    texts = [t for axes in figure.axes for t in [*axes.texts, *axes.get_yticklabels(), axes.title]]
+    texts += [axes._left_title for axes in figure.axes]  # type: ignore[attr-defined]
+    legends = [of for of in [*figure.legends, *(axes.get_legend() for axes in figure.axes)] if of is not None]
+    texts += [text for of in legends for text in of.get_texts()]
+    said = [figure.get_suptitle(), figure.get_supxlabel(), *(t.get_text() for t in texts)]
+    return " ".join("\n".join(said).split())
+
+
+def names(axes: Axes, labels: list[str]) -> dict[str, float]:
+    """Height in pixels of each text of a panel that names a curve."""
+    return {t.get_text(): extent(t).y0 for t in axes.texts if t.get_text() in labels}
+
+
+def test_all_eleven_networks_of_the_study_look_different() -> None:
+    table = study(tuple(ELEVEN)).networks
+    seen = {(look["color"], str(look["linestyle"]), look["marker"]) for look in looks(table).values()}
+    points = {(look["color"], look["markerfacecolor"], look["marker"]) for look in looks(table).values()}
+    assert len(seen) == len(points) == 11
+
+
+def test_networks_of_one_group_differ_by_their_markers() -> None:
+    table = pd.DataFrame({"label": ["C4 a", "C4 b", "D4 a"], "group": ["C4", "C4", "D4"]})
+    found = looks(table)
+    assert found["C4 a"]["marker"] != found["C4 b"]["marker"]
+    assert found["C4 a"]["color"] == found["C4 b"]["color"] == found["D4 a"]["color"]
+    assert found["C4 a"]["linestyle"] != found["D4 a"]["linestyle"]
+
+
+def test_a_network_has_the_same_colours_in_every_figure() -> None:
+    expected = [matplotlib.colors.to_hex(look["color"]) for look in looks(study(SOME).networks).values()]
+    for name in ("accuracy_angle", "accuracy_polar", "accuracy_severity", "attack"):
+        axes = drawn(name, study(SOME)).axes[-1]
+        curves = [line for line in axes.lines if line.get_linewidth() > 1 and len(line.get_xdata()) > 2]
+        assert [matplotlib.colors.to_hex(line.get_color()) for line in curves] == expected, name
+
+
+@pytest.mark.parametrize("base", [0.1, 0.8, 0.96])
+def test_names_of_curves_that_meet_do_not_overlap_and_stay_on_the_sheet(base: float) -> None:
+    figure = drawn("accuracy_angle", close(ELEVEN, base))
+    figure.draw_without_rendering()
+    heights = names(figure.axes[0], ELEVEN)
+    tall = extent(figure.axes[0].texts[-1]).height
+    assert sorted(heights, key=heights.__getitem__) == ELEVEN  # in the order of the curves
+    assert all(above - below > 0.85 * tall for below, above in pairwise(sorted(heights.values())))
+    assert min(heights.values()) > 0 and max(heights.values()) + tall < figure.bbox.height
+
+
+def test_a_long_name_is_folded_and_still_stands_apart() -> None:
+    labels = [f"C{n} a network with many settings, label_fraction 0.{n}" for n in range(1, 9)]
+    figure = drawn("accuracy_angle", close(labels, 0.8))
+    figure.draw_without_rendering()
+    boxes = sorted((extent(t) for t in figure.axes[0].texts if "fraction" in t.get_text()), key=lambda box: box.y0)
+    assert len(boxes) == 8 and all(above.y0 >= below.y1 - 1 for below, above in pairwise(boxes))
+    assert max(box.x1 for box in boxes) < figure.bbox.width
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_generated_galaxies_flaws_and_missing_seeds_are_said_and_no_text_is_cut_off(name: str) -> None:
+    figure = drawn(name, study(SOME, FLAW), replace(ABOUT, generated=True))
+    said = words(figure)
+    assert GENERATED in said and f"CNN, {FLAW}" in said and "C4 e2resnet18, 2/3 seeds" in said and ABOUT.title in said
+    figure.draw_without_rendering()
+    edge = figure.get_tightbbox().padded(-0.02)
+    assert edge.x0 >= 0 and edge.y0 >= 0
+    assert edge.x1 <= figure.get_figwidth() and edge.y1 <= figure.get_figheight()
+
+
+def test_whole_sweeps_of_real_galaxies_are_not_said_to_lack_anything() -> None:
+    for name in ("accuracy_angle", "comparison"):
+        made = study(("CNN", "C4"))
+        summary, networks = (table.assign(seeds_done=3) for table in (made.summary, made.networks))
+        said = words(drawn(name, replace(made, summary=summary, networks=networks)))
+        assert GENERATED not in said and FLAW not in said and "/3 seeds" not in said
+
+
+def test_more_networks_than_can_be_told_apart_are_not_drawn_over_one_another() -> None:
+    many = study(tuple(f"C{n} net" for n in range(1, 41)))
+    kept = many.networks.sort_values("accuracy_mean", ascending=False)["label"].tolist()
+    for name, most in (
+        ("accuracy_severity", 16),
+        ("pareto", 16),
+        ("confusion", 9),
+        ("training", 12),
+        ("comparison", 32),
+    ):
+        said = words(drawn(name, many))
+        assert f"Of 40 networks, the {most} best on clean galaxies" in said
+        assert all(label in said for label in kept[:most]) and not any(f" {label} " in said for label in kept[most:])
+
+
+def test_the_curve_closes_at_360_degrees() -> None:
+    axes = drawn("accuracy_angle", study(("C4",))).axes[0]
+    x, y = (np.asarray(values) for values in axes.lines[0].get_data())
+    assert x[-1] == 360 and y[-1] == y[0] and len(x) == 49
+    assert list(axes.get_xticks()) == list(range(0, 361, 45))
+
+
+def test_every_condition_has_its_panel_from_clean_to_worst_in_physical_parameters() -> None:
+    panels = {
+        axes.get_title(loc="left"): axes for axes in drawn("accuracy_severity", study(("C4",), conditions=DEFAULT)).axes
+    }
+    ticks = {title: [label.get_text() for label in axes.get_xticklabels()] for title, axes in panels.items()}
+    assert len(panels) == len(set(DEFAULT) - {"clean", "rotation", "rotation_control"})
+    assert ticks["pedestal noise"] == ["clean", "0.75", "0.5", "0.25"]  # from much signal to little
+    assert ticks["PSF moffat"][1:] == [f"{p:g}" for p in CONDITIONS["psf_moffat"].parameters.values()]
+    assert ticks["rotation + shot noise"][1].split("\n") == ["7.5", "0.5"]
+    assert panels["PSF moffat"].get_xlabel() == "arcsec FWHM"
+    assert len({axes.get_ylim() for axes in panels.values()}) == 1
+
+
+@pytest.mark.parametrize(("base", "line"), [(0.3, True), (0.9, False)])
+def test_chance_is_drawn_where_it_fits_and_told_where_it_does_not(base: float, line: bool) -> None:
+    made = close(["C4", "D4"], base)
+    made.summary.loc[made.summary["severity"] == 45.0, "accuracy_mean"] -= 0.15  # a span that chance is near to, or not
+    figure = drawn("accuracy_angle", made)
+    low, high = figure.axes[0].get_ylim()
+    assert bool(low < 14.9 < high) is line
+    assert "always the commonest class: 14.9 %" in words(figure) and ("↓" in words(figure)) is not line
+
+
+def test_a_confusion_matrix_is_in_per_cent_of_the_true_class() -> None:
+    figure = drawn("confusion", study(("CNN", "C4")))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert np.allclose(shown.sum(1), 100)
+    counted = study(("CNN", "C4")).confusion.query("label == 'CNN' and truth == 3")
+    assert np.allclose(shown[3], 100 * counted["count"] / counted["count"].sum())
+
+
+def test_bars_join_exactly_the_networks_that_cannot_be_told_apart() -> None:
+    made = tables(["C1", "C2", "C4", "C8"])
+    networks = made.networks.assign(accuracy_mean=[0.9, 0.8, 0.79, 0.5])
+    pairs = [("C1", "C2", True), ("C1", "C4", False), ("C1", "C8", True), ("C2", "C4", False), ("C2", "C8", True)]
+    comparisons = pd.DataFrame([*pairs, ("C4", "C8", True)], columns=["a", "b", "separable"])
+    figure = drawn("comparison", replace(made, networks=networks, comparisons=comparisons))
+    bars = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert bars == [[1, 2]] and "Not told apart either: C1 and C4." in words(figure)
+    alone = drawn("comparison", replace(made, networks=networks, comparisons=pd.DataFrame()))
+    assert "not compared pair by pair" in words(alone)
+
+
+def test_the_fraction_of_labels_has_a_panel_where_it_varies() -> None:
+    made = study(("CNN", "C1", "C4"))
+    varied = replace(made, networks=made.networks.assign(label_fraction=[0.1, 0.5, 1.0]))
+    assert len(drawn("pareto", made).axes) == 2 and len(drawn("pareto", varied).axes) == 3
+
+
+def test_reliability_tells_the_error_before_and_after_scaling() -> None:
+    clean = study(("CNN", "C4")).summary.query("condition == 'clean' and label == 'CNN'").iloc[0]
+    said = words(drawn("reliability", study(("CNN", "C4"))))
+    assert f"ECE {100 * clean['ece']:.1f} %" in said and f"ECE {100 * clean['ece_scaled']:.1f} %" in said
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_sweep_of_which_nothing_is_in_has_figures_that_say_so_or_none(name: str) -> None:
+    made = study(("CNN", "C4"))
+    nothing = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
+    networks = made.networks.assign(**nothing, seeds_done=0)
+    for summary in (made.summary[:0], made.summary.assign(**nothing, consistency=np.nan, seeds_done=0)):
+        figure = FIGURES[name](Tables(summary, networks), About("none", False, float("nan")))
+        if figure is not None:
+            figure.savefig(io.BytesIO(), format="pdf")
+            assert "no planned run is in yet" in words(figure) and "interval" not in words(figure)
+
+
+@pytest.mark.parametrize("name", ["confusion", "reliability", "training"])
+def test_a_network_of_which_nothing_is_in_has_a_panel_that_says_so(name: str) -> None:
+    made = study(("CNN", "C4"))
+    table = getattr(made, name)
+    said = words(drawn(name, replace(made, **{name: table[table["label"] == "CNN"]})))
+    assert "C4" in said and ("not in yet" in said or "never begun" in said)
+
+
+def test_a_figure_is_written_as_the_same_bytes_again() -> None:
+    def written() -> bytes:
+        file = io.BytesIO()
+        drawn("confusion", study(("CNN",))).savefig(file, format="pdf", metadata={"CreationDate": None})
+        return file.getvalue()
+
+    assert written() == written()

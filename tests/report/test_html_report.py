@@ -1,0 +1,358 @@
+"""report.html as its readers meet it: in a real browser, in the dark, on a phone, on paper, with hostile text in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.runs import learn, make, tell
+from helpers.tables import tables
+
+from galaxyhpc.analysis import misclassified
+from galaxyhpc.analysis.misclassified import Mistake
+from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.config import yaml_loader
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.metrics import metrics
+from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.report import html_report, page, run_pages
+from galaxyhpc.report.run_pages import Details
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
+LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
+RUN = "C4-s1"
+
+
+def picture(row: int) -> np.ndarray:
+    return np.full((8, 8, 3), 20 * (row % 10), dtype=np.uint8)
+
+
+PNG = page.base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def made() -> Tables:
+    """Tables of four networks of two seeds; one run is missing, and a name and its reason are hostile."""
+    some = tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
+    runs = some.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
+    runs = runs.assign(reason="", accuracy=0.7, parameters=400_000)
+    lost = {"run_id": "lost-s1", "label": LABELS[3], "seed": 1, "reason": f"failed: {HOSTILE}", "parameters": 1}
+    hardest = pd.DataFrame({"row": [5, 7], "truth": [1, 2], "predicted": [2, 3], "wrong": [1.0, 0.5]})
+    return replace(some, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
+
+
+def of(run_id: str) -> Details:
+    measured = pd.DataFrame({"condition": ["clean", "shot_noise"], "severity": [0.0, 3.0], "accuracy": [0.75, 0.5]})
+    measured = measured.assign(balanced_accuracy=0.7, macro_f1=0.7, nll=1.0, brier=0.5, ece=[0.1, np.nan])
+    events = (run_pages.Event("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
+    settings = {"model.group": HOSTILE, "seed": run_id[-1]}
+    return Details(
+        run_id, settings, {"commit": "abc"}, events, measured, np.eye(10, dtype=int), (Mistake(5, 1, 2, 0.5),)
+    )
+
+
+def write(path: Path, some: Tables, generated: bool = True) -> Path:
+    about = About(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
+    of_runs = [of(run_id) for run_id in some.runs["run_id"][:-1]]
+    pictures = {row: picture(row) for row in html_report.wanted(of_runs, some.hardest)}
+    figures = {"accuracy_angle": PNG, f"x{HOSTILE}": PNG}
+    html_report.write(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("report") / "report.html", made())
+
+
+@pytest.fixture(scope="module")
+def tab(open_page: Any, file: Path) -> Any:
+    """The report, opened once; whatever it complains about or asks for stands in `said`."""
+    return open_page(file)
+
+
+@pytest.fixture(autouse=True)
+def as_opened(request: pytest.FixtureRequest) -> None:
+    """Begin each test of the browser where the first began, without the cost of loading anew."""
+    if "tab" in request.fixturenames:
+        tab = request.getfixturevalue("tab")
+        tab.set_viewport_size({"width": 1300, "height": 900})
+        tab.emulate_media(media="screen", color_scheme="light")
+        tab.evaluate("location.hash = ''")
+        tab.wait_for_selector("#whole:not([hidden])")
+
+
+def table(tab: Any, title: str) -> Any:
+    return tab.locator("figure.table").filter(has=tab.get_by_role("heading", name=title, exact=True))
+
+
+def column(tab: Any, title: str, number: int) -> list[str]:
+    return table(tab, title).locator(f"tbody tr > :nth-child({number})").all_inner_texts()
+
+
+def open_run(tab: Any, run_id: str = RUN) -> None:
+    tab.evaluate("id => { location.hash = 'run-' + encodeURIComponent(id) }", run_id)
+    tab.wait_for_selector("#run h1")
+
+
+def test_the_page_complains_of_nothing_and_asks_for_nothing_but_itself(tab: Any, file: Path) -> None:
+    open_run(tab)
+    assert [said for said in tab.said if not said.startswith("data:")] == [file.as_uri()]
+
+
+def test_a_table_sorts_by_numbers_both_ways_and_says_so(tab: Any) -> None:
+    head = table(tab, "All networks").get_by_role("button", name="accuracy (%)").first
+    shown = []
+    for order in ("descending", "ascending"):
+        head.press("Enter")
+        assert head.locator("..").get_attribute("aria-sort") == order
+        shown.append([float(text.split()[0]) for text in column(tab, "All networks", 2)])
+    assert shown[0] == sorted(shown[1], reverse=True) and shown[1] == sorted(shown[1]) and len(set(shown[0])) > 2
+
+
+def test_severities_sort_as_numbers_and_what_is_absent_comes_last(tab: Any) -> None:
+    sheet = table(tab, "Every condition and severity")
+    sheet.get_by_role("searchbox").fill("c4 shot_noise")
+    sheet.get_by_role("button", name="severity").click()
+    assert column(tab, "Every condition and severity", 3)[:2] == ["5", "5"]
+    sheet.get_by_role("searchbox").fill("c4 clean")
+    assert column(tab, "Every condition and severity", 2) == ["clean"]
+    sheet.get_by_role("searchbox").fill("")
+    head = sheet.get_by_role("button", name="as when clean")
+    for _ in range(2):
+        head.click()
+        assert "–" not in column(tab, "Every condition and severity", 8)
+
+
+def test_the_filter_keeps_rows_with_all_words_and_counts_them(tab: Any) -> None:
+    sheet = table(tab, "All pairs of networks")
+    sheet.get_by_role("searchbox").fill("cnn D4")
+    assert sheet.locator("output").inner_text() == "1 of 6 rows"
+    sheet.get_by_role("searchbox").fill("")
+    assert sheet.locator("output").inner_text() == "6 rows"
+
+
+def test_the_network_ahead_is_named_first_with_all_that_tells_whether_it_is(tab: Any) -> None:
+    ahead = column(tab, "All pairs of networks", 3)
+    assert all(re.fullmatch(r"\+\d+\.\d \([+−]\d+\.\d to \+\d+\.\d\)", text) for text in ahead), ahead
+
+
+def test_a_long_table_shows_its_first_rows_and_the_others_when_asked(tab: Any) -> None:
+    title = "Corruption error by condition"
+    assert len(column(tab, title, 1)) == 25
+    table(tab, title).get_by_role("button", name=re.compile("^Show all")).click()
+    assert len(column(tab, title, 1)) == int(re.sub(r"\D", "", table(tab, title).locator("output").inner_text()))
+
+
+def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any) -> None:
+    table(tab, "All runs").get_by_role("link", name=RUN).click()
+    tab.wait_for_selector("#run h1")
+    assert tab.evaluate("document.activeElement.textContent") == RUN
+    lines = tab.locator("#run svg .line").evaluate_all("lines => lines.map((line) => line.points.numberOfItems)")
+    assert lines == [30] * 4
+    sizes = tab.locator("#run .thumbnails img").evaluate_all("images => images.map((image) => image.naturalWidth)")
+    assert sizes == [8]
+    assert "taken for Round Smooth" in tab.locator("#run .thumbnails").inner_text()
+    rows = tab.locator("#run figure.table").filter(has_text="shot_noise").locator("tbody tr").all_inner_texts()
+    assert [row.split("\t") for row in rows][1] == [
+        "shot_noise",
+        "3",
+        "0.1 of the exposure time",
+        "50.0",
+        "70.0",
+        "1.000",
+        "–",
+    ]
+    tab.get_by_role("link", name="Next run").click()
+    tab.wait_for_function("document.querySelector('#run h1').textContent != 'C4-s1'")
+    tab.get_by_role("link", name="← Report").click()
+    heading = tab.get_by_role("heading", name="Runs", exact=True)
+    heading.wait_for()  # the page changes after the click
+    assert heading.is_visible()
+
+
+def test_a_run_that_is_not_in_says_why_on_its_page(tab: Any) -> None:
+    open_run(tab, "lost-s1")
+    assert "Not complete: failed:" in tab.locator("#run").inner_text()
+
+
+def test_hostile_text_is_shown_and_does_nothing(tab: Any) -> None:
+    for run_id in (None, RUN, f"{LABELS[3]}-s0"):
+        if run_id:
+            open_run(tab, run_id)
+        assert tab.locator("img[src='x']").count() == 0 and "owned" not in tab.title().partition("</script>")[0]
+        assert "<img src=x onerror" in tab.locator("body").inner_text()
+    assert tab.locator("script:not([type])").count() == 1
+
+
+def test_nothing_scrolls_sideways_on_a_phone_but_tables_and_figures_in_their_boxes(tab: Any) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    for run_id in (None, RUN):
+        if run_id:
+            open_run(tab, run_id)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_on_paper_tables_are_whole_and_buttons_gone(tab: Any) -> None:
+    sheet = table(tab, "Each class")
+    rows = int(sheet.locator("output").inner_text().partition(" ")[0])
+    assert sheet.locator("tbody tr").count() == 25 < rows
+    tab.emulate_media(media="print")
+    sheet.locator("tbody tr").nth(rows - 1).wait_for(state="attached")
+    assert sheet.locator("tbody tr").count() == rows
+    assert sheet.locator(".box").evaluate("box => getComputedStyle(box).overflow") == "visible"
+    printed = "heads => heads.map((head) => getComputedStyle(head, '::before').content)"
+    assert sheet.locator("thead th").evaluate_all(printed)[:2] == ['"network"', '"class"']
+    assert not sheet.get_by_role("searchbox").is_visible() and not sheet.locator(".more button").is_visible()
+
+
+CONTRAST = """() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map((part) => part / (colour.startsWith("color(") ? 1 : 255))
+    .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const ground = (element) => {
+    const colour = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return parts(colour)[3] === 0 ? ground(element.parentElement) : colour;
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let [worst, where] = [99, ""];
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest("svg, script, .skip")) continue;
+    if (!element.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(element).color), light(ground(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < worst) [worst, where] = [ratio, walker.currentNode.data.slice(0, 60)];
+  }
+  return [worst, where];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(tab: Any, scheme: str) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    grounds = []
+    for run_id in (None, RUN):
+        if run_id:
+            open_run(tab, run_id)
+        worst, where = tab.evaluate(CONTRAST)
+        assert worst >= 4.5, where
+        grounds.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert set(grounds) == {"rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)"}
+
+
+def test_headings_are_in_order_and_pictures_have_words(tab: Any) -> None:
+    for run_id in (None, RUN):
+        if run_id:
+            open_run(tab, run_id)
+        script = "all => all.filter((one) => one.checkVisibility()).map((one) => Number(one.tagName[1]))"
+        levels = tab.locator("h1, h2, h3, h4").evaluate_all(script)
+        assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    assert tab.locator("figure.picture img").evaluate_all("images => images.every((image) => image.alt.length > 5)")
+
+
+def text_of(file: Path) -> str:
+    """What stands in the page as HTML, without scripts and tags."""
+    return re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(script|style).*?</\1>", "", file.read_text()))
+
+
+def test_the_same_runs_give_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    assert write(tmp_path / "again.html", made()).read_bytes() == file.read_bytes()
+
+
+def test_what_could_mislead_stands_in_words_at_the_top(file: Path) -> None:
+    said = text_of(file).partition("Missing runs")[0]
+    for words in (
+        GENERATED,
+        "7 of 8 planned runs are in",
+        "flattening head (not invariant), by CNN",
+        "not all planned seeds are in of D8",
+        "Bear in mind",
+    ):
+        assert words in said
+
+
+def test_every_table_and_figure_of_generated_galaxies_says_so(file: Path, tmp_path: Path) -> None:
+    html = file.read_text()
+    captions = re.findall(r"(?s)<figcaption.*?</figcaption>", html)
+    assert len(captions) > 8 and all(GENERATED in caption for caption in captions)
+    assert GENERATED not in write(tmp_path / "real.html", made(), generated=False).read_text()
+
+
+def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> None:
+    found = [
+        json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', file.read_text())
+    ]
+    words = [set(sheet["columns"][0]["words"]) for sheet in found if len(sheet["columns"]) > 5]
+    assert sum("CNN, flattening head (not invariant)" in names for names in words) >= 3
+    assert not any("CNN" in names for names in words[:-1])  # the last lists runs
+    assert any(name.endswith(", 1/2 seeds") for names in words for name in names)
+
+
+def test_a_sweep_with_nothing_in_has_a_report(tmp_path: Path) -> None:
+    some = tables(["CNN", "C4"])
+    absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
+    networks = some.networks.assign(**absent, seeds_done=0)
+    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
+    empty = Tables(some.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
+    html_report.write(tmp_path / "report.html", empty, About("x", False, np.nan), [], {}, {}, [])
+    said = text_of(tmp_path / "report.html")
+    assert "0 of 1 planned runs are in" in said and "nothing is measured yet" in said
+
+
+def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    learn(run, [0.3, 0.5])
+    tell(run, "failed", why="disk full", cause="disk", trace="Traceback\n  OSError")
+    labels = np.array([0, 1, 2, 3], dtype=np.uint8)
+    clean, noisy = (np.eye(10, dtype=np.float32)[classes] for classes in ([0, 2, 1, 3], [0, 1, 1, 4]))
+    rows = np.array([10, 20, 30, 40], dtype=np.int32)
+    logits = {("clean", 0.0): clean, ("shot_noise", 1.0): noisy}
+    results.save(run, Measured(rows, labels, rows, logits, "w", "f", False))
+    predictions, table = results.read_predictions(run), results.read_counts(run)
+    assert predictions is not None and table is not None
+    found = run_pages.read(run, table.assign(**metrics(results.counts(table))), misclassified.mistakes(predictions))
+    assert found.mistakes == (Mistake(30, 2, 1, 1.0), Mistake(20, 1, 2, 0.5))
+    assert found.settings["model.group"] == "C4" and found.measured["accuracy"].tolist() == [0.5, 0.5]
+    assert [event.words.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]
+    assert found.events[1].trace.endswith("OSError") and found.confusion is not None and found.confusion.sum() == 4
+
+
+def test_a_damaged_run_has_a_page_with_less_on_it(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.config_file.write_text("{")
+    (run.path / "provenance.json").write_text("[1]")
+    found = run_pages.read(run, None)
+    assert (found.settings, found.provenance, found.events, found.mistakes) == ({}, {}, (), ())
+
+
+def test_pictures_are_those_of_the_hardest_then_of_most_pages() -> None:
+    def with_mistakes(*rows: int) -> Details:
+        return replace(of(RUN), mistakes=tuple(Mistake(row, 0, 1, 0.5) for row in rows))
+
+    hardest = pd.DataFrame({"row": [9]})
+    assert html_report.wanted([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, most=3) == [9, 2, 1]
+
+
+def test_a_sweeps_question_is_the_comment_it_begins_with() -> None:
+    assert (
+        yaml_loader.question("# Which group\n# is best?\n#\n# Costs 1 h.\n\nname: x\n# no")
+        == "Which group is best?\n\nCosts 1 h."
+    )
+    assert yaml_loader.question("name: x\n") == ""
+
+
+def test_a_table_of_very_many_rows_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_ROWS", 3)
+    many = page.Table("t", "c", pd.DataFrame({"x": range(5)}), (page.Column("x", "x", "number"),), "x.csv")
+    html = page.render("t", [page.Section("s", tables=(many,))], generated=False)
+    assert "The first 3 of 5 rows" in html and '"numbers":[[0.0,1.0,2.0]]' in html

@@ -1,0 +1,51 @@
+"""How processes find each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import sys
+from pathlib import Path
+from galaxyhpc.runtime.distributed import joined
+from galaxyhpc.storage.run_dir import RunDir
+with joined(RunDir(Path(sys.argv[1]))) as process:
+    print(process.rank, process.world, *process.total([1.0, process.rank]))
+"""
+
+
+def start(path: Path, job: str, rank: int, world: int) -> subprocess.Popen[str]:
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "GROUP_WORLD_SIZE": 1}
+    environment = os.environ | {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_RUN_ID": job}
+    command = [sys.executable, "-c", CODE, str(path)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def said(processes: list[subprocess.Popen[str]]) -> list[str]:
+    found = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    return found
+
+
+def test_one_process_needs_nobody(tmp_path: Path) -> None:
+    assert said([start(tmp_path, "a", 0, 1)]) == ["0 1 1.0 0.0"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_that_start_together_on_one_node_do_not_mix_and_leave_nothing_behind(tmp_path: Path) -> None:
+    jobs = [(tmp_path / f"run{number}", f"job{number}") for number in range(3)]
+    for path, _ in jobs:
+        path.mkdir()
+    processes = [start(path, job, rank, 2) for path, job in jobs for rank in (1, 0)]
+    assert said(processes) == ["1 2 2.0 1.0", "0 2 2.0 1.0"] * 3
+    assert all(list(path.iterdir()) == [] for path, _ in jobs)
+
+
+def test_the_notice_of_a_start_that_was_killed_leads_nobody_astray(tmp_path: Path) -> None:
+    notice = tmp_path / ".meeting-a.0.json"
+    notice.write_text(json.dumps({"host": "127.0.0.1", "port": 9}))  # where nobody listens
+    assert said([start(tmp_path, "a", rank, 2) for rank in (1, 0)]) == ["1 2 2.0 1.0", "0 2 2.0 1.0"]

@@ -1,0 +1,163 @@
+"""Fewer labels: nested and stratified, the same for every network and seed, and nothing else changes.
+
+pytest -n0 tests/test_label_fraction.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
+from galaxyhpc.config.sweep import load_sweep
+from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.split import training_rows
+from galaxyhpc.launch import __main__ as launch
+from galaxyhpc.launch import preflight
+from galaxyhpc.report import build
+from galaxyhpc.runtime.distributed import Process
+from galaxyhpc.runtime.rank import Place
+from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.training.trainer import TrainingError, set_up
+
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+FRACTIONS = st.floats(1e-4, 1.0)
+
+
+def in_use(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
+    return training_rows(table, DataConfig(label_fraction=fraction, split_seed=seed))
+
+
+def divided(counts: list[int], seed: int = 0) -> pd.DataFrame:
+    """A split of classes of these sizes, in no order."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    split = np.random.default_rng(seed + 1).choice(["train", "validation", "test", "dropped"], len(labels))
+    return pd.DataFrame({"row": np.arange(len(labels)), "label": labels, "split": split})
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=10), FRACTIONS, FRACTIONS, st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_every_class_keeps_its_share(counts, one, other, seed):
+    table = divided(counts, seed)
+    small, large = (in_use(table, fraction, seed) for fraction in sorted((one, other)))
+    assert set(small) <= set(large) and (np.diff(large) > 0).all()
+    assert (table.split[large] == "train").all()
+    for label, members in table[table.split == "train"].groupby("label"):
+        used = (table.label[large] == label).sum()
+        assert used >= 1 and abs(used - max(1, max(one, other) * len(members))) <= 0.5
+
+
+def test_all_labels_are_all_training_galaxies_in_their_order() -> None:
+    table = divided([50, 3, 0, 20])
+    assert in_use(table, 1.0).tolist() == table.row[table.split == "train"].tolist()
+
+
+def test_which_galaxies_are_used_follows_from_the_split_seed_and_from_each_galaxy_itself() -> None:
+    table = divided([400] * 10)
+    used = set(in_use(table, 0.1))
+    assert used == set(in_use(table.sample(frac=1.0, random_state=0), 0.1))
+    assert len(used & set(in_use(table, 0.1, seed=1))) < 0.3 * len(used)
+    fewer = table.drop(index=next(iter(used)))
+    assert len(used - set(in_use(fewer, 0.1))) == 1
+
+
+def test_the_galaxies_in_use_are_no_stretch_of_the_file() -> None:
+    """Galaxy10 is sorted by class, and within one by who knows what."""
+    used = in_use(pd.DataFrame({"row": np.arange(10_000), "label": 0, "split": "train"}), 0.05)
+    assert len(used) == 500 and abs(used.mean() - 5000) < 4 * 10_000 / np.sqrt(12 * 500)
+
+
+def run_config(**data: object) -> RunConfig:
+    return RunConfig(data=DataConfig.model_validate(data), model=ModelConfig(group="C4"))
+
+
+def test_a_run_on_all_labels_is_the_run_that_it_was_before() -> None:
+    assert "label_fraction" not in run_config().identity()["data"]
+    assert run_config(label_fraction=0.5).identity()["data"]["label_fraction"] == 0.5
+    assert run_config(label_fraction=1.0).run_id == run_config().run_id != run_config(label_fraction=0.99).run_id
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01])
+def test_a_fraction_is_more_than_none_and_at_most_all(fraction: float) -> None:
+    with pytest.raises(ValueError, match="label_fraction"):
+        DataConfig(label_fraction=fraction)
+
+
+def tiny(cache: Path, **changes: object) -> RunConfig:
+    return run_config(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32), **changes)
+
+
+def test_all_fractions_share_one_split(tmp_path: Path) -> None:
+    whole, part = tiny(tmp_path).data, tiny(tmp_path, label_fraction=0.1).data
+    galaxies = prepare(whole)
+    table = load_split(whole, galaxies, tmp_path / "sweep")
+    text = (tmp_path / "sweep" / "split.csv").read_text()
+    assert load_split(part, galaxies, tmp_path / "sweep").equals(table)
+    assert "label_fraction" not in text and text == (tmp_path / "sweep" / "split.csv").read_text()
+    assert "label_fraction" not in preflight.SHARED
+
+
+def test_too_few_galaxies_for_the_processes_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = tiny(tmp_path, label_fraction=0.01)  # one of each class
+    process = Process(Place(world=6), torch.device("cpu"))
+    with pytest.raises(TrainingError, match=r"label_fraction 0\.01 leaves 10 training galaxies for 6 processes"):
+        set_up(RunDir(tmp_path / "sweep" / config.run_id), config, process)
+
+
+TINY = """
+name: tiny
+base:
+  data: {image_size: 33, demo: {galaxies: 300, size: 32}}
+  model: {architecture: cnn, scale: 0.1}
+  train: {batch_size: 50, class_weights: balanced}
+  evaluate: {conditions: [clean]}
+blocks:
+  - zip: {data.label_fraction: [0.05, 1.0], train.epochs: [4, 1]}
+"""
+
+
+def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    assert launch.main(["tiny.yaml", "--executor", "debug"]) == 0
+    images = [[e["images"] for e in run.events() if e["event"] == "epoch"] for run in runs_of(Path("runs/tiny"))]
+    used = len(in_use(pd.read_csv("runs/tiny/split.csv", comment="#"), 0.05))
+    assert 10 <= used < 20 and images == [[used] * 4, [200]]  # all in one batch; four batches of 50
+    report = build.aggregate(Path("runs/tiny"))
+    assert report.missing.empty
+    labels = set(report.summary.label)
+    assert len(labels) == 2 and "cnn, data.label_fraction 0.05, train.epochs 4" in labels
+    assert len(set(report.results.n)) == 1  # of the same test galaxies
+
+
+@pytest.fixture
+def sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GALAXY10_H5", "/somewhere/Galaxy10_DECals.h5")
+
+
+def test_the_sweep_of_fractions_takes_as_many_steps_with_each(sample: None) -> None:
+    runs = load_sweep(SWEEPS / "label_fraction.yaml").runs
+    training = 0.7 * 17_618  # published galaxies without conflicting duplicates
+    steps = {}
+    for run in runs:
+        count = int(training * run.data.label_fraction)
+        steps[run.data.label_fraction] = run.train.epochs * (count // min(count, run.train.batch_size))
+    assert list(steps) == [0.01, 0.05, 0.1, 0.25, 1.0]
+    assert max(steps.values()) <= 1.02 * min(steps.values())
+    assert len({run.run_id for run in runs}) == len(runs) == 4 * 5 * 3
+
+
+def test_the_sweep_at_equal_parameters_is_that_of_all_groups_but_for_the_width(sample: None) -> None:
+    equal, all_groups = (load_sweep(SWEEPS / f"{name}.yaml").runs for name in ("equal_parameters", "all_groups"))
+    assert {run.model.width for run in equal} == {"parameters"}
+    as_fields = [run.model.model_copy(update={"width": "fields"}) for run in equal]
+    assert [run.model_copy(update={"model": m}) for run, m in zip(equal, as_fields, strict=True)] == list(all_groups)
