@@ -20,7 +20,7 @@ import gc
 import sys
 from pathlib import Path
 
-from galaxyhpc.report.build import AggregateError, aggregate, show
+from galaxyhpc.report.build import AggregateError, aggregate, print_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,14 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     gc.set_threshold(100_000)  # nothing of 1,000 runs is garbage, and looking for it takes a tenth of the time
     try:
-        report = aggregate(options.sweep, intervals=not options.no_intervals)
+        report = aggregate(options.sweep, compute_intervals=not options.no_intervals)
     except AggregateError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    show(report)
+    print_report(report)
     return 0
 
 

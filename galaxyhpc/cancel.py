@@ -19,19 +19,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.status.run_status import Answer, Standing, look
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
-from galaxyhpc.storage.sweep_dir import PointError, of_points, runs_of, sweep_of
+from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status
+from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
+from galaxyhpc.storage.sweep_dir import RunSelectionError, find_runs, find_sweep_dir, select_runs
 
-LISTED = 20  # runs that get a line of their own
-HARMLESS = ("Invalid job id specified", "already completed", "already completing")  # it ended by itself meanwhile
+MAX_LISTED_RUNS = 20  # runs that get a line of their own
+HARMLESS_SCANCEL_ERRORS = (
+    "Invalid job id specified",
+    "already completed",
+    "already completing",
+)  # it ended by itself meanwhile
 
 
 class CancelError(ValueError):
     """Nothing could be cancelled as things are; nothing was changed."""
 
 
-def cancel(runs: Sequence[RunDir], whole: Path | None) -> list[str]:
+def cancel(runs: Sequence[RunDir], sweep_dir: Path | None) -> list[str]:
     """Cancel what these runs have in Slurm's queue or as a process here, and say what was done.
 
     `whole` is the sweep's directory where all of it is meant: its report's job goes too.
@@ -40,60 +44,63 @@ def cancel(runs: Sequence[RunDir], whole: Path | None) -> list[str]:
     ------
     CancelError
     """
-    standings, answer = look(runs)
+    standings, answer = query_status(runs)
     if answer is not None and answer.jobs is None:
         raise CancelError("Slurm does not answer, and what waits there is not known; nothing was changed; try again")
-    jobs = {one.run: sorted(one.records.queued(answer)) for one in standings}
-    withdraw({job for some in jobs.values() for job in some}, _others(whole, standings, answer) if whole else set())
+    jobs = {one.run: sorted(one.records.get_queued_jobs(answer)) for one in standings}
+    cancel_jobs(
+        {job for some in jobs.values() for job in some},
+        _find_other_jobs(sweep_dir, standings, answer) if sweep_dir else set(),
+    )
     lines, nothing = [], Counter[str]()
     for one in standings:
         done = ", ".join(jobs[one.run]) and f"withdrawn: {', '.join(jobs[one.run])}"
-        done = done or _told_to_leave(one)
-        if done and state(one.run).name != "evaluated":
+        done = done or _terminate_local_process(one)
+        if done and read_state(one.run).name != "evaluated":
             one.run.record("cancelled", why="cancelled")
         lines += [f"{one.run.run_id}: {done}"] if done else []
-        nothing[one.name] += not done
-        if not done and not whole:
-            lines.append(f"{one.run.run_id}: nothing to cancel: {one.name}{_hint(one)}")
-    return _summary(lines, nothing, whole)
+        nothing[one.state] += not done
+        if not done and not sweep_dir:
+            lines.append(f"{one.run.run_id}: nothing to cancel: {one.state}{_explain_unreachable(one)}")
+    return _summarize(lines, nothing, sweep_dir)
 
 
-def _summary(lines: list[str], nothing: Counter[str], whole: Path | None) -> list[str]:
-    if len(lines) > LISTED:
-        lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more runs alike"]
-    if whole and +nothing:
-        left = ", ".join(f"{count} {name}" for name, count in (+nothing).items())
+def _summarize(lines: list[str], skipped_counts: Counter[str], sweep_dir: Path | None) -> list[str]:
+    if len(lines) > MAX_LISTED_RUNS:
+        lines = [*lines[:MAX_LISTED_RUNS], f"and {len(lines) - MAX_LISTED_RUNS} more runs alike"]
+    if sweep_dir and +skipped_counts:
+        left = ", ".join(f"{count} {name}" for name, count in (+skipped_counts).items())
         lines.append(f"neither in a queue nor running here, and left as they are: {left}")
-    if whole and _launching(whole):
+    if sweep_dir and _is_launch_running(sweep_dir):
         lines.append("a launch of this sweep is at work, and what it starts next is not cancelled: stop it with Ctrl-C")
     return lines
 
 
-def _hint(one: Standing) -> str:
+def _explain_unreachable(status: RunStatus) -> str:
     """Say why a run that seems to be under way cannot be reached."""
-    if one.name == "waiting":
+    if status.state == "waiting":
         return " in an array that an interrupted launch submitted: cancel the whole sweep"
-    started = one.records.last("started", "evaluating")
-    if is_busy(one.run):
+    started = status.records.get_last_event("started", "evaluating")
+    if is_busy(status.run):
         return f", by a process that cannot be told from here (host {started.get('host', 'unknown')})"
     return ""
 
 
-def _others(sweep: Path, standings: Sequence[Standing], answer: Answer | None) -> set[str]:
+def _find_other_jobs(sweep_dir: Path, statuses: Sequence[RunStatus], snapshot: QueueSnapshot | None) -> set[str]:
     """Return the jobs of a sweep that no run has noted: its report, and what an interrupted launch submitted."""
-    if answer is None or answer.jobs is None:
+    if snapshot is None or snapshot.jobs is None:
         return set()
     tokens = {
-        str(e["token"]) for one in standings for e in one.records.events if e["event"] == "submitting" and "token" in e
+        str(e["token"]) for one in statuses for e in one.records.events if e["event"] == "submitting" and "token" in e
     }
     return {
         job
-        for job, queued in answer.jobs.items()
-        if queued.comment in tokens or (sweep / "log" / f"{job.partition('_')[0]}_submission.sh").exists()
+        for job, queued in snapshot.jobs.items()
+        if queued.comment in tokens or (sweep_dir / "log" / f"{job.partition('_')[0]}_submission.sh").exists()
     }
 
 
-def withdraw(jobs: set[str], others: set[str]) -> None:
+def cancel_jobs(jobs: set[str], other_jobs: set[str]) -> None:
     """Cancel jobs with one call of scancel: elements one by one, whole arrays where all of the sweep is meant.
 
     Never with --signal: Slurm 22.05 repeats a signal to an element as long as others of its array wait.
@@ -102,25 +109,25 @@ def withdraw(jobs: set[str], others: set[str]) -> None:
     ------
     CancelError
     """
-    named = {job.partition("_")[0] for job in jobs | others} if others else jobs
+    named = {job.partition("_")[0] for job in jobs | other_jobs} if other_jobs else jobs
     if not named:
         return
     try:
         answer = subprocess.run(["scancel", *sorted(named)], capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CancelError(f"scancel: {error}; nothing was recorded; status says what is left") from error
-    wrong = [line for line in answer.stderr.splitlines() if not any(text in line for text in HARMLESS)]
+    wrong = [line for line in answer.stderr.splitlines() if not any(text in line for text in HARMLESS_SCANCEL_ERRORS)]
     if answer.returncode and wrong:
         raise CancelError(f"{wrong[0]}; nothing was recorded; status says what is left")
 
 
-def _told_to_leave(one: Standing) -> str:
+def _terminate_local_process(status: RunStatus) -> str:
     """Tell this machine's own process of a run to save and leave; '' where there is none."""
-    started = one.records.last("started", "evaluating")
+    started = status.records.get_last_event("started", "evaluating")
     process = started.get("pid")
     if started.get("host") != socket.gethostname() or type(process) is not int or process <= 1:
         return ""
-    if not (is_busy(one.run) and _holds(process, one.run)):
+    if not (is_busy(status.run) and _holds_lock(process, status.run)):
         return ""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGTERM)
@@ -128,17 +135,17 @@ def _told_to_leave(one: Standing) -> str:
     return ""
 
 
-def _holds(process: int, run: RunDir) -> bool:
+def _holds_lock(pid: int, run: RunDir) -> bool:
     """Whether this very process holds the run: its number may be another program's by now."""
     lock = str((run.path / ".lock-0").resolve())
     with suppress(OSError):
-        return any(os.path.realpath(opened) == lock for opened in Path(f"/proc/{process}/fd").iterdir())
+        return any(os.path.realpath(opened) == lock for opened in Path(f"/proc/{pid}/fd").iterdir())
     return False
 
 
-def _launching(sweep: Path) -> bool:
+def _is_launch_running(sweep_dir: Path) -> bool:
     try:
-        with (sweep / ".launch.lock").open("rb") as file:
+        with (sweep_dir / ".launch.lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -154,11 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one (default: all runs)")
     options = parser.parse_args(arguments)
     try:
-        runs = runs_of(options.path)
-        some = of_points(runs, options.points) if options.points else runs
-        whole = sweep_of(options.path) if not options.points and (options.path / "plan.csv").is_file() else None
+        runs = find_runs(options.path)
+        some = select_runs(runs, options.points) if options.points else runs
+        whole = find_sweep_dir(options.path) if not options.points and (options.path / "plan.csv").is_file() else None
         print("\n".join(cancel(some, whole)))
-    except (NoRunError, PointError, CancelError) as error:
+    except (RunDirError, RunSelectionError, CancelError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from galaxyhpc.data.simulate import GENERATED_BY, DemoError, write
+from galaxyhpc.data.simulate import GENERATED_BY, DemoError, write_galaxies
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other galaxies (%(default)s)")
     chosen = parser.parse_args()
     try:
-        write(chosen.out, chosen.n, chosen.size, chosen.seed)
+        write_galaxies(chosen.out, chosen.n, chosen.size, chosen.seed)
     except (DemoError, OSError) as error:
         print(f"{GENERATED_BY}: {error}", file=sys.stderr)
         return 2

@@ -29,29 +29,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC, resized
-from galaxyhpc.data.simulate import render
+from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC, resize
+from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import SteerableConv
-from galaxyhpc.storage.files import readable, sha256, write_text
-from galaxyhpc.storage.provenance import provenance
+from galaxyhpc.storage.files import sanitize, sha256, write_text
+from galaxyhpc.storage.provenance import collect_provenance
 
-GENERATED = "GENERATED galaxies: do not rely on what it says of real ones"
-TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1
-ONNX_BYTES = 2_000_000_000  # of weights that fit into one ONNX file; more are written beside it, to model.onnx.data
+GENERATED_WARNING = "GENERATED galaxies: do not rely on what it says of real ones"
+LOGIT_TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1
+MAX_ONNX_BYTES = 2_000_000_000  # of weights that fit into one ONNX file; more are written beside it, to model.onnx.data
 
-Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
+LogitsFunction = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
 
 
-class BadInputError(ValueError):
+class ExportInputError(ValueError):
     """A place or a format with which nothing can be written."""
 
 
-class DifferentLogitsError(RuntimeError):
+class LogitsMismatchError(RuntimeError):
     """A written file that does not compute what the run's own network does."""
 
 
@@ -62,7 +62,7 @@ class BatchNorm(nn.BatchNorm2d):
         pass
 
 
-def plain(network: nn.Module) -> nn.Module:
+def convert_to_torch(network: nn.Module) -> nn.Module:
     """Copy a network, in evaluation mode and main memory, into torch's own layers: no e2cnn, no expanded filters."""
     copied = copy.deepcopy(network).cpu().eval()
     _replace_layers(copied)
@@ -71,53 +71,53 @@ def plain(network: nn.Module) -> nn.Module:
 
 def _replace_layers(module: nn.Module) -> None:
     for name, layer in module.named_children():
-        if type(layer) in PLAIN:
-            setattr(module, name, PLAIN[type(layer)](layer))
+        if type(layer) in LAYER_CONVERTERS:
+            setattr(module, name, LAYER_CONVERTERS[type(layer)](layer))
         else:
             _replace_layers(layer)
 
 
 @torch.no_grad()
-def _convolution(layer: SteerableConv) -> nn.Conv2d:
-    filters = layer.dense_filter()
+def _convert_convolution(layer: SteerableConv) -> nn.Conv2d:
+    filters = layer.expand_filter()
     outputs, inputs, *size = filters.shape
     found = nn.Conv2d(inputs, outputs, (size[0], size[1]), layer.stride, layer.padding, bias=False)
     found.weight.copy_(filters)
     return found
 
 
-def _batch_norm(layer: FieldBatchNorm) -> BatchNorm:
+def _convert_batch_norm(layer: FieldBatchNorm) -> BatchNorm:
     found = BatchNorm(layer.fields * layer.size, eps=layer.eps)
     per_channel = {name: values.repeat_interleave(layer.size) for name, values in layer.state_dict().items()}
     found.load_state_dict(per_channel | {"num_batches_tracked": torch.tensor(0)})
     return found
 
 
-PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    SteerableConv: _convolution,
-    FieldBatchNorm: _batch_norm,
+LAYER_CONVERTERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    SteerableConv: _convert_convolution,
+    FieldBatchNorm: _convert_batch_norm,
 }
 
 
-def as_program(network: nn.Module, images: Tensor) -> ExportedProgram:
+def export_program(network: nn.Module, images: Tensor) -> ExportedProgram:
     """Export a plain network for batches of any size from an example of two images or more."""
     return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-class Format(NamedTuple):
+class ExportFormat(NamedTuple):
     """A kind of file: how it is written from a program and an example batch, and read."""
 
-    file: str
+    filename: str
     write: Callable[[ExportedProgram, Tensor, Path], None]
-    read: Callable[[Path], Logits]
-    needs: tuple[str, ...] = ()  # packages
+    read: Callable[[Path], LogitsFunction]
+    required_packages: tuple[str, ...] = ()  # packages
 
 
 def _write_export(program: ExportedProgram, images: Tensor, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _read_export(path: Path) -> Logits:
+def _read_export(path: Path) -> LogitsFunction:
     return torch.export.load(path).module()
 
 
@@ -125,18 +125,18 @@ def _write_torchscript(program: ExportedProgram, images: Tensor, path: Path) -> 
     torch.jit.trace(program.module(), images).save(str(path))
 
 
-def _read_torchscript(path: Path) -> Logits:
-    loaded: Logits = torch.jit.load(str(path))
+def _read_torchscript(path: Path) -> LogitsFunction:
+    loaded: LogitsFunction = torch.jit.load(str(path))
     return loaded
 
 
 def _write_onnx(program: ExportedProgram, images: Tensor, path: Path) -> None:
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-    large = sum(values.nbytes for values in program.state_dict.values()) > ONNX_BYTES
+    large = sum(values.nbytes for values in program.state_dict.values()) > MAX_ONNX_BYTES
     torch.onnx.export(program, (), path, dynamo=True, external_data=large, verbose=False, **names)
 
 
-def _read_onnx(path: Path) -> Logits:
+def _read_onnx(path: Path) -> LogitsFunction:
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -144,77 +144,81 @@ def _read_onnx(path: Path) -> Logits:
 
 
 FORMATS = {
-    "export": Format("model.pt2", _write_export, _read_export),
-    "torchscript": Format("model.torchscript.pt", _write_torchscript, _read_torchscript),
-    "onnx": Format("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "export": ExportFormat("model.pt2", _write_export, _read_export),
+    "torchscript": ExportFormat("model.torchscript.pt", _write_torchscript, _read_torchscript),
+    "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }
 
 
-def examples(size: int) -> Tensor:
+def make_examples(image_size: int) -> Tensor:
     """Return a generated galaxy of every class, (10, 3, size, size) in [0, 1]."""
-    pictures = np.stack([render(label, [0, label], 128) for label in range(len(CLASSES))])
-    return torch.from_numpy(resized(pictures, size)).float() / 255.0
+    pictures = np.stack([render_image(label, [0, label], 128) for label in range(len(CLASSES))])
+    return torch.from_numpy(resize(pictures, image_size)).float() / 255.0
 
 
-def export(used: Classifier, out: Path, formats: Sequence[str]) -> dict[str, float]:
+def export(classifier: Classifier, output_dir: Path, formats: Sequence[str]) -> dict[str, float]:
     """Write a new directory, whole or not at all; return each file's largest difference of a logit.
 
     Raises
     ------
     BadInputError, DifferentLogitsError, OSError
     """
-    check_place(out, formats)
-    images = examples(used.image_size)
-    program = as_program(plain(used.network), images[:2])
+    check_output(output_dir, formats)
+    images = make_examples(classifier.image_size)
+    program = export_program(convert_to_torch(classifier.network), images[:2])
     with torch.inference_mode():
-        wanted = used.network(images).numpy()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        wanted = classifier.network(images).numpy()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         differences = {}
         for kind in (FORMATS[name] for name in formats):
-            with _quietly():
-                kind.write(program, images[:2], aside / kind.file)
-                differences[kind.file] = _difference(kind.read(aside / kind.file), images, wanted, kind.file)
-        write_text(aside / "model.json", json.dumps(about(used, aside, differences), indent=1) + "\n")
+            with _suppress_warnings():
+                kind.write(program, images[:2], aside / kind.filename)
+                differences[kind.filename] = _compare_logits(
+                    kind.read(aside / kind.filename), images, wanted, kind.filename
+                )
+        write_text(aside / "model.json", json.dumps(describe_export(classifier, aside, differences), indent=1) + "\n")
         aside.chmod(0o755)
-        os.rename(aside, out)
+        os.rename(aside, output_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return differences
 
 
-def check_place(out: Path, formats: Sequence[str]) -> None:
+def check_output(output_dir: Path, formats: Sequence[str]) -> None:
     """Refuse what could not be written, before anything is.
 
     Raises
     ------
     BadInputError
     """
-    needed = dict.fromkeys(package for name in formats for package in FORMATS[name].needs)
+    needed = dict.fromkeys(package for name in formats for package in FORMATS[name].required_packages)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        raise BadInputError(
+        raise ExportInputError(
             f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or leave it out: "
             "--formats export torchscript"
         )
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise BadInputError(f"{readable(str(out))}: is there already; allowed: a new directory, or an empty one")
+    if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
+        raise ExportInputError(
+            f"{sanitize(str(output_dir))}: is there already; allowed: a new directory, or an empty one"
+        )
 
 
-def _difference(logits: Logits, images: Tensor, wanted: NDArray[np.float32], name: str) -> float:
+def _compare_logits(compute_logits: LogitsFunction, images: Tensor, expected: NDArray[np.float32], name: str) -> float:
     """Compare a batch of one and a batch of the rest."""
     with torch.inference_mode():
-        found = torch.cat([logits(part) for part in (images[:1], images[1:])]).numpy()
-    difference = float(np.abs(found - wanted).max())
-    allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+        found = torch.cat([compute_logits(part) for part in (images[:1], images[1:])]).numpy()
+    difference = float(np.abs(found - expected).max())
+    allowed = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= allowed:
-        raise DifferentLogitsError(f"{name}: found logits {difference:g} from the run's own; allowed {allowed:g}")
+        raise LogitsMismatchError(f"{name}: found logits {difference:g} from the run's own; allowed {allowed:g}")
     return difference
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
     """Keep to ourselves that TorchScript is deprecated, and what exporters tell their own developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -226,22 +230,22 @@ def _quietly() -> Iterator[None]:
         logging.disable(level)
 
 
-def about(used: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
+def describe_export(classifier: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
     """Describe what was exported: the contents of model.json."""
-    size, model = used.image_size, used.config.model
-    found = provenance()
+    size, model = classifier.image_size, classifier.config.model
+    found = collect_provenance()
     return {
-        "run_id": used.run.run_id,
+        "run_id": classifier.run.run_id,
         "architecture": model.name,
-        "group": model.groups or None,
-        "trained_on": GENERATED if used.generated else "real galaxies",
-        "generated": used.generated,
+        "group": model.group_label or None,
+        "trained_on": GENERATED_WARNING if classifier.generated else "real galaxies",
+        "generated": classifier.generated,
         "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {FIELD_ARCSEC:.1f} arcsec of sky",
         "output": "logits: (N, 10) float32; probabilities are softmax(logits / temperature)",
         "image_size": size,
-        "temperature": used.temperature,  # null: the run was not evaluated; probabilities are then not calibrated
+        "temperature": classifier.temperature,  # null: the run was not evaluated; probabilities are then not calibrated
         "classes": dict(enumerate(CLASSES)),
-        "weights": used.weights,
+        "weights": classifier.weights,
         "commit": found["commit"],
         "versions": found["versions"],
         "files": {
@@ -259,14 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(all)")
     options, console = parser.parse_args(arguments), make_console()
     try:
-        check_place(options.out, options.formats)
+        check_output(options.out, options.formats)
         used = trained_model.load(options.run, torch.device("cpu"))
         with console.status("writing and comparing") if console.is_terminal else nullcontext():
             differences = export(used, options.out, options.formats)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
-    except DifferentLogitsError as error:
+    except LogitsMismatchError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

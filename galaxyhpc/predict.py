@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from galaxyhpc.data import image_files
-from galaxyhpc.data.galaxy10 import CLASSES, resized
+from galaxyhpc.data.galaxy10 import CLASSES, resize
 from galaxyhpc.evaluation import trained_model
-from galaxyhpc.evaluation.calibration import probabilities
+from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import readable, atomic_write
+from galaxyhpc.storage.files import atomic_write, sanitize
 
-BATCH = 64  # galaxies
+BATCH_SIZE = 64  # galaxies
 
-Galaxy = tuple[str, int, image_files.Bytes]  # file, place in it, (3, S, S)
+GalaxyImage = tuple[str, int, image_files.UInt8Array]  # file, place in it, (3, S, S)
 
 
-def galaxies(paths: Iterable[Path], size: int) -> Iterator[Galaxy]:
+def read_galaxies(paths: Iterable[Path], image_size: int) -> Iterator[GalaxyImage]:
     """Yield every galaxy of these files, resized to (3, size, size) as the galaxies that networks learn from are.
 
     Raises
@@ -41,41 +41,41 @@ def galaxies(paths: Iterable[Path], size: int) -> Iterator[Galaxy]:
     images.ImageError
     """
     for path in paths:
-        several = (image for part in image_files.read(path) for image in part)
+        several = (image for part in image_files.read_images(path) for image in part)
         for index, image in enumerate(several):
-            yield readable(str(path)), index, resized(image[None], size)[0]
+            yield sanitize(str(path)), index, resize(image[None], image_size)[0]
 
 
 @torch.inference_mode()
-def classify(used: Classifier, pictures: Sequence[image_files.Bytes]) -> NDArray[np.float64]:
+def classify(classifier: Classifier, images: Sequence[image_files.UInt8Array]) -> NDArray[np.float64]:
     """Return the (n, 10) probabilities of (3, S, S) pictures, raw ones where there is no temperature."""
-    device = next(used.network.parameters()).device
-    pixels = torch.from_numpy(np.stack(pictures)).to(device).float() / 255.0
-    return probabilities(used.network(pixels).float().cpu().numpy(), used.temperature or 1.0)
+    device = next(classifier.network.parameters()).device
+    pixels = torch.from_numpy(np.stack(images)).to(device).float() / 255.0
+    return softmax(classifier.network(pixels).float().cpu().numpy(), classifier.temperature or 1.0)
 
 
-def columns(used: Classifier) -> list[str]:
+def get_columns(classifier: Classifier) -> list[str]:
     """Name the columns: probabilities that are not calibrated are called raw."""
-    raw = "" if used.temperature else "raw_"
+    raw = "" if classifier.temperature else "raw_"
     names = [f"{raw}p_{name.replace(' ', '_')}" for name in CLASSES]
     return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on"]
 
 
-def write(used: Classifier, all_of_them: Iterable[Galaxy], output: Path) -> int:
+def write_predictions(classifier: Classifier, galaxies: Iterable[GalaxyImage], output: Path) -> int:
     """Write one row per galaxy, the whole file or none of it; return their number.
 
     Raises
     ------
     images.ImageError, OSError
     """
-    origin = [used.run.run_id, "GENERATED galaxies" if used.generated else "real galaxies"]
-    rest, written = iter(all_of_them), 0
+    origin = [classifier.run.run_id, "GENERATED galaxies" if classifier.generated else "real galaxies"]
+    rest, written = iter(galaxies), 0
     with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(columns(used))
-        while batch := list(islice(rest, BATCH)):
+        table.writerow(get_columns(classifier))
+        while batch := list(islice(rest, BATCH_SIZE)):
             sources, places, pictures = zip(*batch, strict=True)
-            for source, place, shares in zip(sources, places, classify(used, pictures), strict=True):
+            for source, place, shares in zip(sources, places, classify(classifier, pictures), strict=True):
                 best = int(shares.argmax())
                 numbers = [f"{share:.6f}" for share in (shares[best], *shares)]
                 table.writerow([source, place, best, CLASSES[best], *numbers, *origin])
@@ -83,14 +83,14 @@ def write(used: Classifier, all_of_them: Iterable[Galaxy], output: Path) -> int:
     return written
 
 
-def notes(used: Classifier) -> list[str]:
+def get_warnings(classifier: Classifier) -> list[str]:
     """Say what a reader of the probabilities has to know."""
-    run, said = used.run, []
-    if used.temperature is None:
+    run, said = classifier.run, []
+    if classifier.temperature is None:
         said.append(
             f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` finds the temperature"
         )
-    if used.generated:
+    if classifier.generated:
         said.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on what it says of real ones")
     return said
 
@@ -105,27 +105,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
             raise image_files.ImageError(
-                f"--output: found {readable(str(options.output))}; allowed: a name that ends in .csv"
+                f"--output: found {sanitize(str(options.output))}; allowed: a name that ends in .csv"
             )
-        paths = image_files.find(options.files)
-        total = sum(map(image_files.count, paths))
+        paths = image_files.find_files(options.files)
+        total = sum(map(image_files.count_images, paths))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         used = trained_model.load(options.run, device)
         shown = track(
-            galaxies(paths, used.image_size),
+            read_galaxies(paths, used.image_size),
             "classifying",
             total=total,
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        written = write(used, shown, options.output)
+        written = write_predictions(used, shown, options.output)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    for line in [f"{options.output}: {written} galaxies; files read: {len(paths)}", *notes(used)]:
+    for line in [f"{options.output}: {written} galaxies; files read: {len(paths)}", *get_warnings(used)]:
         console.print(line, soft_wrap=True)
     return 0
 

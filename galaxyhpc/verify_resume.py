@@ -39,21 +39,21 @@ from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.runtime.job import STOPPED
+from galaxyhpc.runtime.job import EXIT_INCOMPLETE
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.storage.run_dir import NoRunError, RunDir
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
 
-PER_EPOCH = 8  # wanted steps of the copy
-STEPS = 12  # of the whole copy, at least
-TRIES = 5  # to hit a save, which may be over before the signal arrives
-SILENCE_SECONDS = 900  # without a new checkpoint, after which a training is given up
+TARGET_STEPS_PER_EPOCH = 8  # wanted steps of the copy
+MIN_STEPS = 12  # of the whole copy, at least
+MAX_TRIES = 5  # to hit a save, which may be over before the signal arrives
+STALL_TIMEOUT_SECONDS = 900  # without a new checkpoint, after which a training is given up
 FAULTS = ("USR2", "TERM", "KILL in a save", "KILL", "KILL again")
 
 Processes = list[subprocess.Popen[bytes]]
 
 
-class BadInputError(ValueError):
+class VerifyInputError(ValueError):
     """A path or a setting with which nothing can be tried."""
 
 
@@ -62,22 +62,22 @@ class TrialError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """What became of a training that was hit."""
 
     fault: str
-    hit: int  # step
-    resumed: int  # step
-    seconds: float  # from starting it again until it goes on
+    fault_step: int  # step
+    resumed_step: int  # step
+    restart_seconds: float  # from starting it again until it goes on
     difference: str  # empty where all bits are equal
 
     @property
-    def lost(self) -> int:
+    def num_lost_steps(self) -> int:
         """Steps that had been taken and were not in a checkpoint."""
-        return self.hit - self.resumed
+        return self.fault_step - self.resumed_step
 
 
-def digests(run: RunDir) -> dict[str, str]:
+def hash_outputs(run: RunDir) -> dict[str, str]:
     """Return the SHA-256 of every tensor and number that a finished training left, by name.
 
     Raises
@@ -85,22 +85,22 @@ def digests(run: RunDir) -> dict[str, str]:
     checkpoint.CheckpointError, OSError
         Where it left less.
     """
-    newest = checkpoint.found(run)[-1:]
+    newest = checkpoint.list_checkpoints(run)[-1:]
     if not newest:
         raise checkpoint.CheckpointError("there is no checkpoint")
     checkpoint.verify(newest[0], run.run_id)
     state = torch.load(newest[0] / "state.pt", map_location="cpu", weights_only=True)
     best = torch.load(run.best_file, map_location="cpu", weights_only=True)
     metrics = hashlib.sha256(run.metrics_file.read_bytes()).hexdigest()
-    return dict(_leaves("checkpoint", state)) | {"metrics.jsonl": metrics} | dict(_leaves("best.pt", best))
+    return dict(_hash_leaves("checkpoint", state)) | {"metrics.jsonl": metrics} | dict(_hash_leaves("best.pt", best))
 
 
-def _leaves(name: str, value: object) -> Iterator[tuple[str, str]]:
+def _hash_leaves(name: str, value: object) -> Iterator[tuple[str, str]]:
     """Yield the name and the hash of everything in nested containers; an empty one counts too."""
     if isinstance(value, dict | list | tuple) and value:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in pairs:
-            yield from _leaves(f"{name}.{key}", part)
+            yield from _hash_leaves(f"{name}.{key}", part)
     elif isinstance(value, torch.Tensor):
         content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()  # bits: NaN equals itself
         yield name, hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + content).hexdigest()
@@ -108,18 +108,18 @@ def _leaves(name: str, value: object) -> Iterator[tuple[str, str]]:
         yield name, hashlib.sha256(f"{type(value).__name__} {value!r}".encode()).hexdigest()
 
 
-def first_difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+def find_first_difference(actual: dict[str, str], expected: dict[str, str]) -> str:
     """Name the first thing that differs, or that only one side has; empty where there is none."""
-    return next((name for name in [*wanted, *found] if found.get(name) != wanted.get(name)), "")
+    return next((name for name in [*expected, *actual] if actual.get(name) != expected.get(name)), "")
 
 
-def short_copy(config: RunConfig, galaxies: int) -> RunConfig:
+def make_short_config(config: RunConfig, num_galaxies: int) -> RunConfig:
     """Return the settings of a run like this one that takes few steps and is saved at every one."""
     held = config.data.validation_fraction
-    wanted = PER_EPOCH * config.train.batch_size / galaxies
+    wanted = TARGET_STEPS_PER_EPOCH * config.train.batch_size / num_galaxies
     training = min(max(wanted, 0.1), 1.0 - held - config.data.test_fraction)
-    per_epoch = steps_per_epoch(int(training * galaxies), config.train.batch_size)
-    epochs = max(2, math.ceil(STEPS / per_epoch))
+    per_epoch = steps_per_epoch(int(training * num_galaxies), config.train.batch_size)
+    epochs = max(2, math.ceil(MIN_STEPS / per_epoch))
     plain = config.model_dump(mode="json")
     plain["data"] |= {"test_fraction": 1.0 - held - training, "label_fraction": 1.0}
     plain["train"] |= {"epochs": epochs, "early_stopping": None}
@@ -127,13 +127,13 @@ def short_copy(config: RunConfig, galaxies: int) -> RunConfig:
     return RunConfig.model_validate_json(json.dumps(plain))
 
 
-def prove(
+def run_trials(
     config: RunConfig,
     folder: Path,
     seed: int = 0,
     faults: Sequence[str] = FAULTS,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[Outcome]:
+    report: Callable[[str], None] = lambda text: None,
+) -> list[TrialResult]:
     """Carry out the trials of a run in a folder, one sweep for each; `say` is told which one begins.
 
     Raises
@@ -141,82 +141,82 @@ def prove(
     TrialError, DataError, OSError
     """
     galaxies = prepare(config.data)
-    copy = short_copy(config, len(galaxies.labels))
+    copy = make_short_config(config, len(galaxies.labels))
     load_split(copy.data, galaxies, folder)
-    say("unbroken")
-    whole = _fresh(folder, "unbroken", copy)
-    _finish(whole, copy)
-    wanted, steps = digests(whole), whole.metrics()[-1]["step"]
+    report("unbroken")
+    whole = _create_run(folder, "unbroken", copy)
+    _run_to_end(whole, copy)
+    wanted, steps = hash_outputs(whole), whole.read_metrics()[-1]["step"]
     rng = random.Random(f"{seed} {copy.run_id}")  # the same trials every time
     outcomes = []
     for number, fault in enumerate(faults, 1):
         step = rng.randint(1, max(1, steps - 4))
-        say(f"{fault} after step {step}, {number} of {len(faults)}")
-        broken = _fresh(folder, fault.replace(" ", "-"), copy, like=whole)
-        hit = _hit(broken, copy, fault, step, rng.random())
+        report(f"{fault} after step {step}, {number} of {len(faults)}")
+        broken = _create_run(folder, fault.replace(" ", "-"), copy, template=whole)
+        hit = _inject_fault(broken, copy, fault, step, rng.random())
         begun = time.time()
-        _finish(broken, copy)
-        again = _last(broken, "started")
-        difference = first_difference(digests(broken), wanted)
-        outcomes.append(Outcome(fault, hit, again["step"], again["time"] - begun, difference))
+        _run_to_end(broken, copy)
+        again = _get_last_event(broken, "started")
+        difference = find_first_difference(hash_outputs(broken), wanted)
+        outcomes.append(TrialResult(fault, hit, again["step"], again["time"] - begun, difference))
     return outcomes
 
 
-def _last(run: RunDir, name: str) -> dict[str, Any]:
-    return next(event for event in reversed(run.events()) if event["event"] == name)
+def _get_last_event(run: RunDir, name: str) -> dict[str, Any]:
+    return next(event for event in reversed(run.read_events()) if event["event"] == name)
 
 
-def _fresh(folder: Path, name: str, config: RunConfig, like: RunDir | None = None) -> RunDir:
+def _create_run(folder: Path, name: str, config: RunConfig, template: RunDir | None = None) -> RunDir:
     """Write the directory of a run that was never begun, in a sweep of its own with the same split and paths."""
     run = RunDir(folder / name / config.run_id)
     write_text(run.config_file, config.model_dump_json(indent=1))
-    shutil.copy(folder / "split.csv", run.sweep)
-    if like is not None and kernel_choice.paths_file(like).exists():
-        shutil.copy(kernel_choice.paths_file(like), run.path)
+    shutil.copy(folder / "split.csv", run.sweep_dir)
+    if template is not None and kernel_choice.get_choice_path(template).exists():
+        shutil.copy(kernel_choice.get_choice_path(template), run.path)
     return run
 
 
-def _hit(run: RunDir, config: RunConfig, fault: str, step: int, fraction: float) -> int:
+def _inject_fault(run: RunDir, config: RunConfig, fault: str, step: int, fraction: float) -> int:
     """Break a training off, a fraction of a step after a step, and return the last one it is known to have taken."""
     number = getattr(signal, f"SIG{fault.split()[0]}")
     saving = fault == "KILL in a save"
-    for _ in range(TRIES):
-        with _processes(run, config) as group:
-            _await(run, group, partial(_has_come_to, run, "step_", step - 1))
+    for _ in range(MAX_TRIES):
+        with _start_processes(run, config) as group:
+            _wait_until(run, group, partial(_has_reached_step, run, "step_", step - 1))
             before = time.monotonic()
-            _await(run, group, partial(_has_come_to, run, ".step_" if saving else "step_", step))
+            _wait_until(run, group, partial(_has_reached_step, run, ".step_" if saving else "step_", step))
             time.sleep(0.0 if saving else fraction * (time.monotonic() - before))
             os.killpg(group[0].pid, number)
-            statuses = {process.wait(SILENCE_SECONDS) for process in group}
-        if run.best_file.exists() or statuses != {-number if number == signal.SIGKILL else STOPPED}:
-            raise _failed(run, f"{fault} came at step {step} or later, and the processes ended with {statuses}")
-        if not saving or _newest(run, ".step_") > _newest(run, "step_"):
-            return max(_newest(run, ".step_"), _newest(run, "step_"))
-        step = _newest(run, "step_") + 1  # the save was quicker than the signal
-    raise _failed(run, f"{TRIES} signals all came after the save they were meant for")
+            statuses = {process.wait(STALL_TIMEOUT_SECONDS) for process in group}
+        if run.best_file.exists() or statuses != {-number if number == signal.SIGKILL else EXIT_INCOMPLETE}:
+            raise _make_error(run, f"{fault} came at step {step} or later, and the processes ended with {statuses}")
+        if not saving or _get_latest_step(run, ".step_") > _get_latest_step(run, "step_"):
+            return max(_get_latest_step(run, ".step_"), _get_latest_step(run, "step_"))
+        step = _get_latest_step(run, "step_") + 1  # the save was quicker than the signal
+    raise _make_error(run, f"{MAX_TRIES} signals all came after the save they were meant for")
 
 
-def _has_come_to(run: RunDir, prefix: str, step: int) -> bool:
-    return _newest(run, prefix) >= step
+def _has_reached_step(run: RunDir, prefix: str, step: int) -> bool:
+    return _get_latest_step(run, prefix) >= step
 
 
-def _newest(run: RunDir, prefix: str) -> int:
+def _get_latest_step(run: RunDir, prefix: str) -> int:
     """Return the highest step whose checkpoint, or unfinished checkpoint, is there; -1 without any."""
-    names = os.listdir(run.checkpoints) if run.checkpoints.is_dir() else []
+    names = os.listdir(run.checkpoint_dir) if run.checkpoint_dir.is_dir() else []
     steps = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
     return max((int(step) for step in steps), default=-1)
 
 
-def _finish(run: RunDir, config: RunConfig) -> None:
+def _run_to_end(run: RunDir, config: RunConfig) -> None:
     """Start a training and wait for its end."""
-    with _processes(run, config) as group:
-        _await(run, group, run.best_file.exists)
-        statuses = {process.wait(SILENCE_SECONDS) for process in group}
+    with _start_processes(run, config) as group:
+        _wait_until(run, group, run.best_file.exists)
+        statuses = {process.wait(STALL_TIMEOUT_SECONDS) for process in group}
     if statuses != {0}:
-        raise _failed(run, f"the processes ended with {statuses}")
+        raise _make_error(run, f"the processes ended with {statuses}")
 
 
-def _await(run: RunDir, group: Processes, reached: Callable[[], bool]) -> None:
+def _wait_until(run: RunDir, processes: Processes, is_reached: Callable[[], bool]) -> None:
     """Return when a training has reached something.
 
     Raises
@@ -225,29 +225,29 @@ def _await(run: RunDir, group: Processes, reached: Callable[[], bool]) -> None:
         A process ended first, or nothing was saved for too long.
     """
     newest, since = -1, time.monotonic()
-    while not reached():
-        if any(process.poll() not in (None, 0) for process in group):
-            raise _failed(run, "a process failed")
-        if (now := _newest(run, "step_")) != newest:
+    while not is_reached():
+        if any(process.poll() not in (None, 0) for process in processes):
+            raise _make_error(run, "a process failed")
+        if (now := _get_latest_step(run, "step_")) != newest:
             newest, since = now, time.monotonic()
-        if time.monotonic() - since > SILENCE_SECONDS:
-            raise _failed(run, f"no step within {SILENCE_SECONDS} s")
-        if all(process.poll() == 0 for process in group) and not reached():
-            raise _failed(run, "the training ended before it could be hit")
+        if time.monotonic() - since > STALL_TIMEOUT_SECONDS:
+            raise _make_error(run, f"no step within {STALL_TIMEOUT_SECONDS} s")
+        if all(process.poll() == 0 for process in processes) and not is_reached():
+            raise _make_error(run, "the training ended before it could be hit")
         time.sleep(0.001)
 
 
-def _failed(run: RunDir, what: str) -> TrialError:
+def _make_error(run: RunDir, message: str) -> TrialError:
     log = (run.path / "output.txt").read_text(errors="replace").strip().splitlines()
-    return TrialError(f"{run.path}: {what}; the end of output.txt:\n" + "\n".join(log[-15:]))
+    return TrialError(f"{run.path}: {message}; the end of output.txt:\n" + "\n".join(log[-15:]))
 
 
 @contextmanager
-def _processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
+def _start_processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
     """Start the processes of a job as torchrun would, in one group; whatever happens, none is left behind."""
     surroundings = ("SLURM", "SUBMITIT", "TORCHELASTIC")  # this may itself run in a job
     plain = {name: text for name, text in os.environ.items() if not name.startswith(surroundings)}
-    tasks = config.resources.tasks
+    tasks = config.resources.num_tasks
     job = {"TORCHELASTIC_RUN_ID": f"trial-{time.time_ns()}", "WORLD_SIZE": str(tasks), "GROUP_WORLD_SIZE": "1"}
     group: Processes = []
     try:
@@ -264,32 +264,39 @@ def _processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
             process.wait()
 
 
-def table(outcomes: list[Outcome], title: str) -> Table:
+def make_table(results: list[TrialResult], title: str) -> Table:
     """Return one row per fault."""
     shown = Table(title=title, title_justify="left")
     for column in ("fault", "hit at step", "resumed at step", "steps lost", "seconds to continue", "bit-equal"):
         shown.add_column(column, justify="left" if column in ("fault", "bit-equal") else "right")
-    for one in outcomes:
+    for one in results:
         equal = Text("yes", "green") if not one.difference else Text(f"no: {one.difference}", "red")
-        shown.add_row(one.fault, str(one.hit), str(one.resumed), str(one.lost), f"{one.seconds:.1f}", equal)
+        shown.add_row(
+            one.fault,
+            str(one.fault_step),
+            str(one.resumed_step),
+            str(one.num_lost_steps),
+            f"{one.restart_seconds:.1f}",
+            equal,
+        )
     return shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prove the resume of the run named on the command line."""
-    options = _options(arguments)
+    options = _parse_options(arguments)
     console = make_console()
     try:
-        run, config = _run_to_prove(options.run, options.tasks)
-        folder = Path(tempfile.mkdtemp(prefix=f"verify_resume-{run.run_id}-", dir=run.sweep.parent))
-    except (BadInputError, NoRunError, OSError) as error:
+        run, config = _load_run(options.run, options.tasks)
+        folder = Path(tempfile.mkdtemp(prefix=f"verify_resume-{run.run_id}-", dir=run.sweep_dir.parent))
+    except (VerifyInputError, RunDirError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     kept = f"what was tried is kept in {folder}"
     try:
-        with _shown(console) as say:
-            outcomes = prove(config, folder, options.seed, FAULTS, say)
-        console.print(table(outcomes, f"{run.run_id}, processes: {config.resources.tasks}"))
+        with _show_progress(console) as say:
+            outcomes = run_trials(config, folder, options.seed, FAULTS, say)
+        console.print(make_table(outcomes, f"{run.run_id}, processes: {config.resources.num_tasks}"))
     except DataError as error:
         print(error, file=sys.stderr)
         shutil.rmtree(folder)
@@ -308,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m galaxyhpc.verify_resume", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("--tasks", type=int, metavar="N", help="processes (default: as many as the run has)")
@@ -316,7 +323,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run_to_prove(path: Path, tasks: int | None) -> tuple[RunDir, RunConfig]:
+def _load_run(path: Path, tasks: int | None) -> tuple[RunDir, RunConfig]:
     """Return the run with the number of processes it is to be tried with.
 
     Raises
@@ -324,23 +331,25 @@ def _run_to_prove(path: Path, tasks: int | None) -> tuple[RunDir, RunConfig]:
     BadInputError, NoRunError, OSError
     """
     if not (path / "config.json").is_file():
-        raise BadInputError(f"{path}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
+        raise VerifyInputError(f"{path}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
     run = RunDir(path.resolve())
     config = run.load_config()
-    asked = {"nodes": 1, "tasks_per_node": config.resources.tasks if tasks is None else tasks}
+    asked = {"nodes": 1, "tasks_per_node": config.resources.num_tasks if tasks is None else tasks}
     plain = config.model_dump(mode="json")
     try:
         config = RunConfig.model_validate_json(json.dumps(plain | {"resources": plain["resources"] | asked}))
     except ValidationError as error:
-        raise BadInputError(f"--tasks {tasks}: {error.errors()[0]['msg']}") from error
+        raise VerifyInputError(f"--tasks {tasks}: {error.errors()[0]['msg']}") from error
     gpus = torch.cuda.device_count()
-    if gpus and config.resources.tasks > gpus:
-        raise BadInputError(f"--tasks {config.resources.tasks}: this machine has {gpus} GPUs; allowed are 1 to {gpus}")
+    if gpus and config.resources.num_tasks > gpus:
+        raise VerifyInputError(
+            f"--tasks {config.resources.num_tasks}: this machine has {gpus} GPUs; allowed are 1 to {gpus}"
+        )
     return run, config
 
 
 @contextmanager
-def _shown(console: Console) -> Iterator[Callable[[str], None]]:
+def _show_progress(console: Console) -> Iterator[Callable[[str], None]]:
     """Yield a function that names the trial under way; on a terminal a spinner and a clock stand beside it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

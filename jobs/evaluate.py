@@ -10,12 +10,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.runtime.job import Stop, carry_out, tell
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.runtime.job import StopSignal, print_error, run_job
+from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
+from galaxyhpc.storage.sweep_dir import find_runs
 
 
-def work(run: RunDir, stop: Stop) -> bool:
+def run_evaluation(run: RunDir, stop: StopSignal) -> bool:
     """See `galaxyhpc.evaluation.evaluate.evaluate`; torch is not loaded before the job runs."""
     from galaxyhpc.evaluation.evaluate import evaluate
 
@@ -29,18 +29,18 @@ class EvaluateJob:
     path: str
 
     def __call__(self) -> str:
-        return carry_out(self.path, work)
+        return run_job(self.path, run_evaluation)
 
 
-def evaluated(run: RunDir) -> bool:
+def evaluate_run(run: RunDir) -> bool:
     """Evaluate a run that is trained; one that cannot be is named, and the next one goes on."""
     if not run.best_file.exists():
-        print(f"{run.run_id}: not trained to its end: {state(run).name} {state(run).why}")
+        print(f"{run.run_id}: not trained to its end: {read_state(run).name} {read_state(run).reason}")
         return True
     try:
         EvaluateJob(str(run.path))()
     except Exception as error:
-        tell(error)
+        print_error(error)
         return False
     return True
 
@@ -55,13 +55,13 @@ def main() -> int:
         index, shares = map(int, arguments.share.split("/"))
         if not 0 <= index < shares:
             raise ValueError
-        runs = runs_of(arguments.path)[index::shares]
-    except NoRunError as error:
-        tell(error)
+        runs = find_runs(arguments.path)[index::shares]
+    except RunDirError as error:
+        print_error(error)
         return 2
     except ValueError:
         parser.error(f"--share: found {arguments.share}; allowed I/N with 0 <= I < N")
-    failed = [run for run in runs if not evaluated(run)]
+    failed = [run for run in runs if not evaluate_run(run)]
     return 1 if failed else 0
 
 

@@ -13,7 +13,7 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
-        from galaxyhpc.report.build import aggregate, show
+        from galaxyhpc.report.build import aggregate, print_report
 
-        show(aggregate(Path(self.path)))
+        print_report(aggregate(Path(self.path)))
         return "done"

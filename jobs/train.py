@@ -9,16 +9,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from galaxyhpc.runtime.job import Stop, carry_out, tell
+from galaxyhpc.runtime.job import StopSignal, print_error, run_job
 from galaxyhpc.runtime.lock import BusyError
-from galaxyhpc.runtime.rank import find_place
-from galaxyhpc.storage.run_dir import NoRunError, RunDir
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.runtime.rank import get_rank_info
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
+from galaxyhpc.storage.sweep_dir import find_runs
 
-CANARY_STEPS = 3
+NUM_CANARY_STEPS = 3
 
 
-def work(run: RunDir, stop: Stop) -> bool:
+def run_training(run: RunDir, stop: StopSignal) -> bool:
     """See `galaxyhpc.training.trainer.train`; torch is not loaded before the job runs."""
     from galaxyhpc.training.trainer import train
 
@@ -32,19 +32,19 @@ class TrainJob:
     path: str
 
     def __call__(self) -> str:
-        return carry_out(self.path, work)
+        return run_job(self.path, run_training)
 
 
-def try_out(run: RunDir, stop: Stop) -> bool:
+def run_canary(run: RunDir, stop: StopSignal) -> bool:
     """Train the first steps only; the run itself goes on from there."""
     from galaxyhpc.training.trainer import train
 
-    train(run, stop, CANARY_STEPS)
-    if find_place().rank == 0 and not stop.wanted:
+    train(run, stop, NUM_CANARY_STEPS)
+    if get_rank_info().rank == 0 and not stop.is_requested:
         run.record(
-            "stopped", why=f"its first {CANARY_STEPS} steps were made before the other runs; it waits for its turn"
+            "stopped", why=f"its first {NUM_CANARY_STEPS} steps were made before the other runs; it waits for its turn"
         )
-    return not stop.wanted
+    return not stop.is_requested
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class CanaryJob:
     path: str
 
     def __call__(self) -> str:
-        return carry_out(self.path, try_out)
+        return run_job(self.path, run_canary)
 
 
 if __name__ == "__main__":
     try:
-        (run,) = runs_of(Path(sys.argv[1]))
+        (run,) = find_runs(Path(sys.argv[1]))
     except (IndexError, ValueError) as error:
         found = "found no run, or several; allowed: runs/SWEEP/RUN_ID"
-        print(error if isinstance(error, NoRunError) else found, file=sys.stderr)
+        print(error if isinstance(error, RunDirError) else found, file=sys.stderr)
         sys.exit(2)
     try:
         TrainJob(str(run.path))()
     except Exception as error:
-        tell(error)
+        print_error(error)
         sys.exit(2 if isinstance(error, BusyError) else 1)

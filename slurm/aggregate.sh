@@ -5,8 +5,8 @@
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2
 #SBATCH --time=1:00:00
-# Report what a sweep has so far, without evaluating anything. From the project's root:
+# Write the report of a sweep from the results so far, without evaluating anything. From the project root:
 #
 #     sbatch slurm/aggregate.sh [runs/NAME]           default: runs/all_groups
-. slurm/env.sh || exit 2 # not found: sbatch was not called from the project's root
+. slurm/env.sh || exit 2 # not found: call sbatch from the project root
 exec python -u -m galaxyhpc.aggregate "${1:-runs/all_groups}"

@@ -8,14 +8,14 @@
 #SBATCH --time=2:00:00
 #SBATCH --signal=USR2@90
 #SBATCH --requeue
-# Evaluate every trained run of a sweep under the conditions still missing, then report. From the project's root:
+# Evaluate every trained run of a sweep under its missing conditions, then write the report. From the project root:
 #
 #     sbatch slurm/eval.sh [runs/NAME]                default: runs/all_groups
-#     sbatch --array=0-7 slurm/eval.sh runs/NAME      eight jobs share the runs; the last one's report has them all
+#     sbatch --array=0-7 slurm/eval.sh runs/NAME      eight jobs share the runs; the last report is complete
 #
-# sbatch's own options come before slurm/eval.sh: --gpus-per-node=1 where there are GPUs, --account, --partition,
-# --mem. A job that nears its time limit or has to make way is put back into the queue and goes on where it was.
-. slurm/env.sh || exit 2 # not found: sbatch was not called from the project's root
+# Options of sbatch come before slurm/eval.sh: --gpus-per-node=1 on a GPU cluster, --account, --partition, --mem. A job
+# that is near its time limit or is preempted is requeued and resumes.
+. slurm/env.sh || exit 2 # not found: call sbatch from the project root
 set -euo pipefail
 sweep=${1:-runs/all_groups}
 
@@ -31,9 +31,9 @@ if ((${SLURM_ARRAY_TASK_MAX:-0} - first + 1 != shares)); then
 fi
 share=$((${SLURM_ARRAY_TASK_ID:-0} - first))/$shares
 
-export SUBMITIT_EXECUTOR=slurm # tells the evaluation that it may have its job requeued
+export SUBMITIT_EXECUTOR=slurm # allows the evaluation to requeue its job
 status=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m jobs.evaluate "$sweep" --share "$share" || status=$?
-((status != 75)) || exit $status # stopped by a signal: no time is left for a report
+((status != 75)) || exit $status # stopped by a signal: no time left for a report
 python -u -m galaxyhpc.aggregate "$sweep"
-exit $status # 1: an evaluation failed; the report says which runs are missing
+exit $status # 1: an evaluation failed; the report lists the missing runs

@@ -14,8 +14,8 @@ import pytest
 import torchvision_operators.sitecustomize as operators
 from xdist.scheduler import LoadFileScheduling
 
-HERE = Path(__file__).parent
-OURS = HERE / "slurm" / "cluster"
+TESTS_DIRECTORY = Path(__file__).parent
+CLUSTER_SCRIPT = TESTS_DIRECTORY / "slurm" / "cluster"
 CHROMIUM = Path("/usr/bin/chromium")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
@@ -30,10 +30,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
-def slurm_answers() -> bool:
+def is_slurm_available() -> bool:
     """Whether a controller answers; without SLURM_CONF our own cluster is tried, if it is up."""
     if "SLURM_CONF" not in os.environ:
-        told = subprocess.run([OURS, "env"], capture_output=True, text=True).stdout
+        told = subprocess.run([CLUSTER_SCRIPT, "env"], capture_output=True, text=True).stdout
         if told:
             os.environ["SLURM_CONF"] = told.strip().partition("=")[2]
     try:
@@ -44,14 +44,14 @@ def slurm_answers() -> bool:
 
 
 @functools.cache
-def compiler_answers() -> bool:
+def has_compiler() -> bool:
     """Whether there is a C++ compiler."""
     from galaxyhpc.runtime import native  # brings torch, which the settings above come before
 
-    return native.compiler() is not None
+    return native.find_compiler() is not None
 
 
-class WholeFiles(LoadFileScheduling):
+class WholeFileScheduling(LoadFileScheduling):
     """Shares files out whole; those on Slurm go one after the other in one process, for they share its nodes."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -59,23 +59,23 @@ class WholeFiles(LoadFileScheduling):
         return file.partition("slurm/")[0] if "slurm/" in file else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
-    return WholeFiles(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFileScheduling:
+    return WholeFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE / "slurm" in item.path.parents:
+        if TESTS_DIRECTORY / "slurm" in item.path.parents:
             item.add_marker("slurm")
 
 
 @functools.cache
-def give_way() -> None:
+def lower_priority() -> None:
     """Leave the cores to the Slurm tests, which wait for more."""
     os.nice(10)
 
 
-def do_without(reason: str) -> None:
+def skip_or_fail(reason: str) -> None:
     """Skip a test, or fail it where skipping is forbidden."""
     if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
         pytest.fail(reason, pytrace=False)
@@ -85,27 +85,27 @@ def do_without(reason: str) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if not item.get_closest_marker("slurm"):
-        give_way()
-    elif not slurm_answers():
-        do_without("no Slurm answers; tests/slurm/cluster up starts one")
-    if item.get_closest_marker("compiler") and not compiler_answers():
-        do_without("no C++ compiler")
+        lower_priority()
+    elif not is_slurm_available():
+        skip_or_fail("no Slurm answers; tests/slurm/cluster up starts one")
+    if item.get_closest_marker("compiler") and not has_compiler():
+        skip_or_fail("no C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[[Path], Any]]:
     """Open HTML files in Debian's Chromium; a page's `said` is what it complains about, and asks for."""
     if not CHROMIUM.exists():
-        do_without(f"{CHROMIUM} is absent")
+        skip_or_fail(f"{CHROMIUM} is absent")
     from playwright.sync_api import sync_playwright
 
     def opened(file: Path) -> Any:
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.set_default_timeout(120_000)  # of a machine with other things to do
-        page.said = []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.said.append(request.url))
+        page.messages = []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
+        page.on("request", lambda request: page.messages.append(request.url))
         page.goto(file.as_uri())
         return page
 

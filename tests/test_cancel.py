@@ -10,30 +10,39 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.runs import HERE, Answer, begin, make, plan, scripts, submit, tell
+from helpers.runs import (
+    HOSTNAME,
+    FakeSlurm,
+    install_fake_slurm,
+    make_run,
+    record_event,
+    record_start,
+    record_submission,
+    write_sweep_plan,
+)
 
 from galaxyhpc.cancel import main
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.events import State
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
-    yield scripts(tmp_path, monkeypatch)
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    yield install_fake_slurm(tmp_path, monkeypatch)
     slurm._ping.cache_clear()
 
 
 def sweep_of_three(path: Path) -> list[RunDir]:
     """Three runs of one array: one waits, one runs, one is done."""
-    runs = [make(path, seed) for seed in range(3)]
+    runs = [make_run(path, seed) for seed in range(3)]
     for place, run in enumerate(runs):
-        submit(run, f"7_{place}")
-        tell(run, "evaluation submitted", job=f"8_{place}", executor="slurm", token="e")
-    begin(runs[1], "7_1")
+        record_submission(run, f"7_{place}")
+        record_event(run, "evaluation submitted", job=f"8_{place}", executor="slurm", token="e")
+    record_start(runs[1], "7_1")
     for event in ("started", "trained", "evaluated"):
-        tell(runs[2], event, job="7_2.0")
-    plan(*runs)
+        record_event(runs[2], event, job="7_2.0")
+    write_sweep_plan(*runs)
     return runs
 
 
@@ -52,40 +61,40 @@ def calls_of(calls: Path, command: str) -> list[str]:
 
 
 def test_a_whole_sweep_leaves_the_queue_with_its_report_in_one_call(
-    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting, running, done = sweep_of_three(tmp_path / "s")
     for array in (7, 8, 9):  # the report is 9; 10 is of another sweep
-        (done.sweep / "log").mkdir(exist_ok=True)
-        (done.sweep / "log" / f"{array}_submission.sh").touch()
+        (done.sweep_dir / "log").mkdir(exist_ok=True)
+        (done.sweep_dir / "log" / f"{array}_submission.sh").touch()
     calls = answers(QUEUE)
-    assert main([str(done.sweep)]) == 0
+    assert main([str(done.sweep_dir)]) == 0
     said = capsys.readouterr().out
     assert calls_of(calls, "scancel") == ["scancel 7 8 9"] and len(calls_of(calls, "squeue")) == 1
     assert f"{waiting.run_id}: withdrawn: 7_0, 8_0" in said and "left as they are: 1 evaluated" in said
-    assert state(waiting) == state(running) == State("stopped", "cancelled")
-    assert state(done).name == "evaluated"
+    assert read_state(waiting) == read_state(running) == RunState("stopped", "cancelled")
+    assert read_state(done).name == "evaluated"
 
 
 def test_a_point_takes_its_own_elements_and_leaves_the_others(
-    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting, running, done = sweep_of_three(tmp_path / "s")
     calls = answers(QUEUE)
-    assert main([str(done.sweep), "s1-", done.run_id]) == 0
+    assert main([str(done.sweep_dir), "s1-", done.run_id]) == 0
     said = capsys.readouterr().out
     assert calls_of(calls, "scancel") == ["scancel 7_1 8_1"]
     assert f"{running.run_id}: withdrawn: 7_1, 8_1" in said
     assert f"{done.run_id}: nothing to cancel: evaluated" in said
-    assert [state(run).name for run in (waiting, running, done)] == ["submitted", "stopped", "evaluated"]
+    assert [read_state(run).name for run in (waiting, running, done)] == ["submitted", "stopped", "evaluated"]
 
 
 def test_what_is_not_in_the_queue_is_said_and_keeps_its_state(
-    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = sweep_of_three(tmp_path / "s")
     calls, before = answers([]), records(tmp_path)
-    assert main([str(runs[0].sweep)]) == 0
+    assert main([str(runs[0].sweep_dir)]) == 0
     said = capsys.readouterr().out
     assert "neither in a queue nor running here, and left as they are: 2 lost, 1 evaluated" in said
     assert records(tmp_path) == before and calls_of(calls, "scancel") == []
@@ -93,26 +102,26 @@ def test_what_is_not_in_the_queue_is_said_and_keeps_its_state(
 
 @pytest.mark.parametrize("refusing", ["squeue", "scancel"])
 def test_where_slurm_does_not_answer_nothing_changes(
-    refusing: str, tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    refusing: str, tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = sweep_of_three(tmp_path / "s")
     answers(QUEUE)
     command = tmp_path / "bin" / refusing
     command.write_text("#!/bin/sh\necho 'error: Unable to contact slurm controller' >&2\nexit 1\n")
     before = records(tmp_path)
-    assert main([str(runs[0].sweep)]) == 2
+    assert main([str(runs[0].sweep_dir)]) == 2
     error = capsys.readouterr().err
     assert ("does not answer" if refusing == "squeue" else "Unable to contact") in error and error.count("\n") == 1
     assert records(tmp_path) == before
 
 
-def test_a_job_that_ended_by_itself_meanwhile_is_no_error(tmp_path: Path, answers: Answer) -> None:
+def test_a_job_that_ended_by_itself_meanwhile_is_no_error(tmp_path: Path, answers: FakeSlurm) -> None:
     runs = sweep_of_three(tmp_path / "s")
     answers(QUEUE)
     text = "#!/bin/sh\necho 'scancel: error: Kill job error on job id 7_1: Invalid job id specified' >&2\nexit 1\n"
     (tmp_path / "bin" / "scancel").write_text(text)
-    assert main([str(runs[0].sweep), "s0"]) == 0
-    assert state(runs[0]).name == "stopped"
+    assert main([str(runs[0].sweep_dir), "s0"]) == 0
+    assert read_state(runs[0]).name == "stopped"
 
 
 HOLD = """\
@@ -140,33 +149,33 @@ def holding(run: RunDir) -> Iterator[subprocess.Popen[str]]:
 def test_a_process_of_this_machine_is_told_to_save_and_leave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     with holding(run) as process:
-        begin(run, "99", host=HERE)
-        tell(run, "started", host=HERE, job="99.0", pid=process.pid)
-        assert main([str(plan(run))]) == 0
+        record_start(run, "99", host=HOSTNAME)
+        record_event(run, "started", host=HOSTNAME, job="99.0", pid=process.pid)
+        assert main([str(write_sweep_plan(run))]) == 0
         assert process.wait(10) == 75
     run.record("stopped", why="asked to leave")
     assert f"process {process.pid} is told to save and leave" in capsys.readouterr().out
-    assert state(run) == State("stopped", "cancelled")
+    assert read_state(run) == RunState("stopped", "cancelled")
 
 
 @pytest.mark.parametrize("wrong", ["host", "process"])
 def test_no_other_process_is_told_anything(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A number of a process means nothing on another machine, nor when another program has it by now."""
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     with holding(run) as process, subprocess.Popen(["sleep", "60"]) as other:
-        host, pid = ("elsewhere", process.pid) if wrong == "host" else (HERE, other.pid)
-        tell(run, "started", host=host, job="99.0", pid=pid)
+        host, pid = ("elsewhere", process.pid) if wrong == "host" else (HOSTNAME, other.pid)
+        record_event(run, "started", host=host, job="99.0", pid=pid)
         assert main([str(run.path)]) == 0
         assert process.poll() is None and other.poll() is None
         other.kill()
     assert "nothing to cancel: running, by a process that cannot be told from here" in capsys.readouterr().out
-    assert state(run).name == "running"
+    assert read_state(run).name == "running"
 
 
 def test_a_launch_at_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = plan(make(tmp_path))
+    sweep = write_sweep_plan(make_run(tmp_path))
     with FileLock(sweep / ".launch.lock"):
         assert main([str(sweep)]) == 0
     assert "a launch of this sweep is at work" in capsys.readouterr().out
@@ -174,5 +183,5 @@ def test_a_launch_at_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_users_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 2
-    assert main([str(plan(make(tmp_path, 0), make(tmp_path, 1))), "C4"]) == 2
+    assert main([str(write_sweep_plan(make_run(tmp_path, 0), make_run(tmp_path, 1))), "C4"]) == 2
     assert capsys.readouterr().err.count("\n") == 2

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation.trained_model import load
-from galaxyhpc.export import FORMATS, DifferentLogitsError, as_program, examples, export, main, plain
+from galaxyhpc.export import FORMATS, LogitsMismatchError, convert_to_torch, export, export_program, main, make_examples
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import selection
@@ -31,7 +31,7 @@ SIZE = 33  # px
 
 @cache
 def galaxies() -> Tensor:
-    return examples(SIZE)
+    return make_examples(SIZE)
 
 
 def network(config: ModelConfig) -> nn.Module:
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 @pytest.fixture(scope="module")
 def exported(run: RunDir) -> Path:
     """All files of a run, written by the command."""
-    out = run.sweep / "portable"
+    out = run.sweep_dir / "portable"
     assert main([str(run.path), str(out)]) == 0
     return out
 
@@ -72,10 +72,10 @@ def exported(run: RunDir) -> Path:
 @pytest.mark.compiler
 def test_what_is_exported_of_a_run_without_dense_filters_has_them(tmp_path: Path) -> None:
     run = make_run(tmp_path, ModelConfig(group="D8", scale=0.1))
-    every = dict.fromkeys(selection.layers(network(ModelConfig(group="D8", scale=0.1))), True)
-    write_text(kernel_choice.paths_file(run), json.dumps({"training": every, "inference": every}))
+    every = dict.fromkeys(selection.get_steerable_layers(network(ModelConfig(group="D8", scale=0.1))), True)
+    write_text(kernel_choice.get_choice_path(run), json.dumps({"training": every, "inference": every}))
     used = load(run.path, torch.device("cpu"))
-    assert all(layer.harmonic for layer in selection.layers(used.network).values())
+    assert all(layer.harmonic for layer in selection.get_steerable_layers(used.network).values())
     differences = export(used, tmp_path / "portable", ["export", "torchscript"])
     assert max(differences.values()) > 0  # other sums, the same function
     assert "galaxyhpc" not in str(torch.export.load(tmp_path / "portable" / "model.pt2").graph)
@@ -105,12 +105,12 @@ def test_a_program_without_this_package_and_e2cnn_gets_the_same_logits(
         wanted = network(galaxies()).numpy()
     assert np.ptp(wanted, axis=0).max() > 0.1  # different galaxies, different logits
     for kind in FORMATS.values():
-        np.testing.assert_allclose(np.load(copied / f"{kind.file}.npy"), wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.load(copied / f"{kind.filename}.npy"), wanted, rtol=0, atol=1e-5)
 
 
 def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, run: RunDir) -> None:
     about = json.loads((exported / "model.json").read_text())
-    assert set(about["files"]) == {kind.file for kind in FORMATS.values()}
+    assert set(about["files"]) == {kind.filename for kind in FORMATS.values()}
     assert {path.name for path in exported.iterdir()} == {*about["files"], "model.json"}
     for name, said in about["files"].items():
         assert said["sha256"] == sha256(exported / name) and said["largest_difference"] <= 1e-5
@@ -135,7 +135,7 @@ def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, 
 def test_every_architecture_becomes_plain_torch(settings: dict[str, Any]) -> None:
     original = network(ModelConfig(**settings))
     before = {name: value.clone() for name, value in original.state_dict().items()}
-    converted, images = plain(original), galaxies()
+    converted, images = convert_to_torch(original), galaxies()
     assert not [layer for layer in converted.modules() if isinstance(layer, SteerableConv | FieldBatchNorm)]
     with torch.inference_mode():
         torch.testing.assert_close(converted(images), original(images), rtol=1e-5, atol=1e-5)
@@ -145,7 +145,7 @@ def test_every_architecture_becomes_plain_torch(settings: dict[str, Any]) -> Non
 def test_layers_without_the_size_of_a_batch_replace_those_that_would_keep_it_in_the_graph() -> None:
     group_pooling, restriction = nn.Sequential(GroupPooling(8)), nn.Sequential(Restriction("D4", "D1"))
     for layer in (group_pooling, restriction):
-        program = as_program(plain(layer), torch.rand(2, 16, 5, 5)).module()
+        program = export_program(convert_to_torch(layer), torch.rand(2, 16, 5, 5)).module()
         for count in (1, 3):
             images = torch.rand(count, 16, 5, 5)
             assert torch.equal(program(images), layer(images))
@@ -157,7 +157,7 @@ def test_files_that_compute_something_else_are_not_kept(
     written = FORMATS["torchscript"]
     doubled = written._replace(read=lambda path: lambda images: 1.001 * written.read(path)(images))
     monkeypatch.setitem(FORMATS, "torchscript", doubled)
-    with pytest.raises(DifferentLogitsError, match=r"model\.torchscript\.pt: found logits"):
+    with pytest.raises(LogitsMismatchError, match=r"model\.torchscript\.pt: found logits"):
         export(load(run.path, torch.device("cpu")), tmp_path / "out", ["torchscript"])
     assert list(tmp_path.iterdir()) == []
 
@@ -165,7 +165,7 @@ def test_files_that_compute_something_else_are_not_kept(
 def test_weights_too_many_for_one_onnx_file_lie_beside_it(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("galaxyhpc.export.ONNX_BYTES", 1000)
+    monkeypatch.setattr("galaxyhpc.export.MAX_ONNX_BYTES", 1000)
     assert main([str(run.path), str(tmp_path / "out"), "--formats", "onnx"]) == 0
     said = json.loads((tmp_path / "out" / "model.json").read_text())["files"]
     assert set(said) == {"model.onnx", "model.onnx.data"} and said["model.onnx"]["largest_difference"] <= 1e-5

@@ -20,7 +20,7 @@ from galaxyhpc import fsck
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.evaluation.results import RunLogits
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.files import write_text
@@ -42,7 +42,7 @@ def finished(run: RunDir, settings: RunConfig, fingerprint: str) -> None:
     run.record("started", epoch=0, step=0, world=1, job="1.0", pid=1)
     for step in (3, 4):
         state = {"model": weights, "optimizer": optimizer, "progress": {"step": step}, "best": weights}
-        checkpoint.save(run, step, 1, state, settings.identity())
+        checkpoint.save(run, step, 1, state, settings.get_identity())
     torch.save({"model": weights, "epoch": 1, "run_id": run.run_id}, run.best_file)
     write_text(run.metrics_file, '{"epoch": 0}\n{"epoch": 1}\n')
     run.record("trained", epochs=2, best=1, accuracy=0.5)
@@ -51,7 +51,7 @@ def finished(run: RunDir, settings: RunConfig, fingerprint: str) -> None:
     common = {"rows": ids, "groups": ids, "labels": rng.integers(10, size=20).astype(np.uint8), "generated": True}
     logits = {("clean", 0.0): rng.normal(size=(20, 10)).astype(np.float32)}
     source = {"weights": files.sha256(run.best_file), "fingerprint": fingerprint}
-    results.save(run, Measured(**common, **source, logits=logits))
+    results.save(run, RunLogits(**common, **source, logits=logits))
     run.record("evaluated", measured=1)
 
 
@@ -127,7 +127,7 @@ def replaced(path: Path, old: str, new: str) -> None:
 
 
 def newest(run: RunDir) -> Path:
-    return run.checkpoints / "step_00000004"
+    return run.checkpoint_dir / "step_00000004"
 
 
 PREVIOUS = "launching again takes the one of step 3; nothing is lost"
@@ -137,11 +137,11 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
     "state flipped": (lambda run: flip(newest(run) / "state.pt"), ("SHA-256", PREVIOUS)),
     "manifest missing": (lambda run: (newest(run) / "MANIFEST.json").unlink(), ("MANIFEST.json", "1/2 3", PREVIOUS)),
     "all checkpoints": (
-        lambda run: [flip(path / "state.pt") for path in checkpoint.found(run)],
+        lambda run: [flip(path / "state.pt") for path in checkpoint.list_checkpoints(run)],
         ("0/2", "launching again starts at step 0"),
     ),
     "paths damaged": (
-        lambda run: write_text(kernel_choice.paths_file(run), "{"),
+        lambda run: write_text(kernel_choice.get_choice_path(run), "{"),
         ("paths.json: found no JSON", "bring it back from a copy"),
     ),
     "best missing": (
@@ -163,10 +163,13 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
     "predictions torn": (lambda run: os.truncate(run.predictions_file, 3000), ("predictions.h5: damaged",)),
     "config missing": (lambda run: run.config_file.unlink(), ("config.json: ", "launching again writes it anew")),
     "config of another run": (lambda run: replaced(run.config_file, '"seed":0}', '"seed":7}'), ("it is of run C4",)),
-    "split rewritten": (lambda run: replaced(run.sweep / "split.csv", ",test\n", ",train\n"), ("split.csv", "first")),
-    "split missing its end": (lambda run: os.truncate(run.sweep / "split.csv", 2000), ("split.csv damaged",)),
+    "split rewritten": (
+        lambda run: replaced(run.sweep_dir / "split.csv", ",test\n", ",train\n"),
+        ("split.csv", "first"),
+    ),
+    "split missing its end": (lambda run: os.truncate(run.sweep_dir / "split.csv", 2000), ("split.csv damaged",)),
     "split of other settings": (
-        lambda run: replaced(run.sweep / "split.csv", '"split_seed": 0', '"split_seed": 9'),
+        lambda run: replaced(run.sweep_dir / "split.csv", '"split_seed": 0', '"split_seed": 9'),
         ("made with", "the runs want"),
     ),
 }
@@ -187,9 +190,9 @@ def test_damage_is_found_and_what_to_do_is_said(
 def test_what_killed_processes_leave_is_mentioned_and_is_no_damage(
     run: RunDir, sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run.checkpoints / ".step_00000005.node1.77").mkdir()
+    (run.checkpoint_dir / ".step_00000005.node1.77").mkdir()
     (run.path / ".best.pt.node1.77").write_text("half")
-    (run.checkpoints / "quarantine" / "step_00000002.123").mkdir(parents=True)
+    (run.checkpoint_dir / "quarantine" / "step_00000002.123").mkdir(parents=True)
     with run.events_file.open("a") as file:
         file.write('{"time": 1, "eve')
     status, said = check(sweep, capsys)
@@ -201,7 +204,7 @@ def test_what_killed_processes_leave_is_mentioned_and_is_no_damage(
 def test_a_run_that_has_not_begun_is_sound(run: RunDir, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (run.best_file, run.results_file, run.predictions_file, run.events_file, run.metrics_file):
         path.unlink()
-    shutil.rmtree(run.checkpoints)
+    shutil.rmtree(run.checkpoint_dir)
     assert check(sweep, capsys)[0] == 0
 
 
@@ -239,12 +242,12 @@ HOSTILE: dict[str, Callable[[RunDir], object]] = {
     "manifest is deep": lambda run: (newest(run) / "MANIFEST.json").write_text("[" * 500_000),
     "manifest is a number": lambda run: (newest(run) / "MANIFEST.json").write_text("1"),
     "a checkpoint is a file": lambda run: instead(newest(run), text("")),
-    "a checkpoint with a strange name": lambda run: (run.checkpoints / "step_\x1b[31m\n").mkdir(),
+    "a checkpoint with a strange name": lambda run: (run.checkpoint_dir / "step_\x1b[31m\n").mkdir(),
     "results are a directory": lambda run: instead(run.results_file, Path.mkdir),
     "results are binary": lambda run: run.results_file.write_bytes(bytes(range(256)) * 50),
     "predictions are a pipe": lambda run: instead(run.predictions_file, os.mkfifo),
-    "split is binary": lambda run: (run.sweep / "split.csv").write_bytes(bytes(range(256)) * 50),
-    "split is a directory": lambda run: instead(run.sweep / "split.csv", Path.mkdir),
+    "split is binary": lambda run: (run.sweep_dir / "split.csv").write_bytes(bytes(range(256)) * 50),
+    "split is a directory": lambda run: instead(run.sweep_dir / "split.csv", Path.mkdir),
 }
 
 
@@ -291,17 +294,17 @@ def test_what_is_no_sweep_is_refused_in_one_line(
 
 
 def test_each_distinct_network_is_built_once(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fsck._shapes.cache_clear()
+    fsck._get_state_shapes.cache_clear()
     check(sweep, capsys)
-    assert fsck._shapes.cache_info().misses == 1
+    assert fsck._get_state_shapes.cache_info().misses == 1
 
 
 def test_a_checkpoint_removed_while_it_is_checked_is_no_damage(run: RunDir) -> None:
-    gone = run.checkpoints / "step_00000001"
-    found = checkpoint.found
+    gone = run.checkpoint_dir / "step_00000001"
+    found = checkpoint.list_checkpoints
 
     steps, number, problems = fsck._check_checkpoints(run, None)
     assert (steps, number, problems) == ([3, 4], 2, [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "found", lambda of: [gone, *found(of)])
+        patch.setattr(checkpoint, "list_checkpoints", lambda of: [gone, *found(of)])
         assert fsck._check_checkpoints(run, None) == ([3, 4], 2, [])

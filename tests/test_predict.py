@@ -20,13 +20,13 @@ from PIL import Image
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import image_files
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.data.simulate import render
+from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.calibration import probabilities
+from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import evaluate
 from galaxyhpc.models import build_model
 from galaxyhpc.predict import main
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -52,14 +52,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
             layer.momentum = 1.0  # statistics are those of the galaxies that follow
     network(torch.from_numpy(pictures().transpose(0, 3, 1, 2)[:, :, :33, :33] / np.float32(255)))
     torch.save({"model": network.state_dict()}, made.best_file)
-    evaluate(made, Stop())
+    evaluate(made, StopSignal())
     return made
 
 
 @cache
 def pictures() -> NDArray[np.uint8]:
     """A galaxy of every class, (10, SIDE, SIDE, 3)."""
-    return np.stack([render(label, [1, label], SIDE) for label in range(10)])
+    return np.stack([render_image(label, [1, label], SIDE) for label in range(10)])
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -83,9 +83,9 @@ def write_hdf5(path: Path, values: NDArray[np.generic], name: str = "images") ->
 def test_galaxies_of_the_evaluation_get_the_probabilities_of_the_evaluation(run: RunDir, tmp_path: Path) -> None:
     measured = results.load(run)
     assert measured is not None and measured.temperature is not None
-    (source,) = (run.sweep.parent / "cache").glob("demo-*.h5")
+    (source,) = (run.sweep_dir.parent / "cache").glob("demo-*.h5")
     assert main([str(run.path), str(source), "--output", str(tmp_path / "out.csv")]) == 0
-    found, wanted = table(tmp_path / "out.csv"), probabilities(measured.logits["clean", 0.0], measured.temperature)
+    found, wanted = table(tmp_path / "out.csv"), softmax(measured.logits["clean", 0.0], measured.temperature)
     assert len(found) == 150
     np.testing.assert_allclose(answers(tmp_path / "out.csv")[measured.rows], wanted, atol=1e-5)
     for row in found:
@@ -130,7 +130,7 @@ def test_a_run_of_generated_galaxies_says_so_in_every_row(
 def test_without_a_temperature_the_probabilities_are_called_raw(
     run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bare = RunDir(tmp_path / run.sweep.name / run.run_id)
+    bare = RunDir(tmp_path / run.sweep_dir.name / run.run_id)
     bare.path.mkdir(parents=True)
     for file in (run.config_file, run.best_file):
         (bare.path / file.name).write_bytes(file.read_bytes())
@@ -152,7 +152,7 @@ def test_light_in_g_r_z_becomes_the_picture_of_the_surveys_viewer(tmp_path: Path
     scaled = [scale * plane + 0.03 for scale, plane in zip((2.2, 3.4, 6.0), light[::-1], strict=True)]
     shown = [np.clip(each * np.arcsinh(20 * total) / np.sqrt(20) / (total + 1e-9), 0, 1) for each in scaled]
     for name in ("a.fits", "b.fits.gz"):
-        (found,) = image_files.read(tmp_path / name)
+        (found,) = image_files.read_images(tmp_path / name)
         assert found.shape == (1, SIDE, SIDE, 3) and found.dtype == np.uint8
         np.testing.assert_allclose(found[0], 255 * np.stack(shown, 2)[::-1], atol=0.51)
 
@@ -162,10 +162,10 @@ def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", data=ours, chunks=(4, 16, 16, 1), compression="gzip")
     monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 10 * ours[0].nbytes)
-    parts = list(image_files.read(tmp_path / "a.h5"))
+    parts = list(image_files.read_images(tmp_path / "a.h5"))
     assert [len(part) for part in parts] == [8, 8, 8, 6]
     np.testing.assert_array_equal(np.concatenate(parts), ours)
-    assert image_files.count(tmp_path / "a.h5") == 30
+    assert image_files.count_images(tmp_path / "a.h5") == 30
 
 
 def spoiled(value: float) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, Resourc
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.verify_resume import digests, first_difference, main, short_copy
+from galaxyhpc.verify_resume import find_first_difference, hash_outputs, main, make_short_config
 
 
 def settings(cache: Path, tasks: int = 1, group: str | None = "C4", **train: object) -> RunConfig:
@@ -98,8 +98,8 @@ def example() -> tuple[dict[str, object], dict[str, object]]:
 
 def test_digests_name_every_tensor_and_number_and_are_those_of_its_bits(tmp_path: Path) -> None:
     run, other = (ended(RunDir(tmp_path / name / "C4"), *example()) for name in ("one", "two"))
-    found = digests(run)
-    assert found == digests(other) and first_difference(found, digests(other)) == ""  # NaN equals itself
+    found = hash_outputs(run)
+    assert found == hash_outputs(other) and find_first_difference(found, hash_outputs(other)) == ""  # NaN equals itself
     assert {"checkpoint.model.weight", "checkpoint.optimizer.state.0.exp_avg", "checkpoint.progress.history.0.loss"} < {
         *found
     }
@@ -125,25 +125,25 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_one_changed_bit_is_found_and_named(name: str, tmp_path: Path) -> None:
-    wanted = digests(ended(RunDir(tmp_path / "one" / "C4"), *example()))
+    wanted = hash_outputs(ended(RunDir(tmp_path / "one" / "C4"), *example()))
     state, best = example()
     CHANGES[name](state, best)
-    found = digests(ended(RunDir(tmp_path / "two" / "C4"), state, best))
-    assert first_difference(found, wanted) == name
+    found = hash_outputs(ended(RunDir(tmp_path / "two" / "C4"), state, best))
+    assert find_first_difference(found, wanted) == name
 
 
 def test_other_metrics_are_a_difference(tmp_path: Path) -> None:
     run = ended(RunDir(tmp_path / "one" / "C4"), *example())
-    wanted = digests(run)
+    wanted = hash_outputs(run)
     run.metrics_file.write_text('{"epoch": 1}\n')
-    assert first_difference(digests(run), wanted) == "metrics.jsonl"
+    assert find_first_difference(hash_outputs(run), wanted) == "metrics.jsonl"
 
 
 def test_a_training_without_a_sound_checkpoint_has_no_digests(tmp_path: Path) -> None:
     run = ended(RunDir(tmp_path / "C4"), *example())
-    shutil.rmtree(run.checkpoints)
+    shutil.rmtree(run.checkpoint_dir)
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
-        digests(run)
+        hash_outputs(run)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_training_without_a_sound_checkpoint_has_no_digests(tmp_path: Path) ->
 )
 def test_the_copy_takes_few_steps_and_keeps_what_decides_one(galaxies: int, batch: int, epochs: int) -> None:
     config = settings(Path("/cache"), batch_size=batch, early_stopping=3)
-    copy = short_copy(config, galaxies)
+    copy = make_short_config(config, galaxies)
     assert (copy.model, copy.augment, copy.seed) == (config.model, config.augment, config.seed)
     same = {"batch_size", "optimizer", "learning_rate", "schedule", "precision"}
     assert copy.train.model_dump(include=same) == config.train.model_dump(include=same)

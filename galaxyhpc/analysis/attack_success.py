@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.statistics import clopper_pearson
-from galaxyhpc.evaluation.attack_results import Attacked
+from galaxyhpc.evaluation.attack_results import AttackResults
 
-RATES = ("label", "set", "budget", "n", "successes", "rate", "low", "high", "seeds")
+SUCCESS_COLUMNS = ("label", "set", "budget", "n", "successes", "rate", "low", "high", "seeds")
 
 
 class AttackError(ValueError):
     """Attacks that cannot be compared."""
 
 
-def success_table(attacks: Mapping[str, Sequence[Attacked]], budgets: Sequence[int]) -> pd.DataFrame:
+def compute_success_rates(attacks: Mapping[str, Sequence[AttackResults]], budgets: Sequence[int]) -> pd.DataFrame:
     """Return how often networks were fooled within so many queries: a table of RATES.
 
     Set `own` has, for each run, the galaxies that it classifies rightly; set `common` those that all runs of all
@@ -36,7 +36,7 @@ def success_table(attacks: Mapping[str, Sequence[Attacked]], budgets: Sequence[i
     AttackError
     """
     every = [one for runs in attacks.values() for one in runs]
-    kinds = {(one.source.population, one.source.iterations, one.source.fingerprint) for one in every}
+    kinds = {(one.spec.population, one.spec.iterations, one.spec.fingerprint) for one in every}
     if len(kinds) > 1:
         found = "; ".join(f"{p} candidates, {i} iterations, galaxies {data[:12]}" for p, i, data in sorted(kinds))
         raise AttackError(f"attacks of several kinds: {found}; allowed is one")
@@ -46,14 +46,14 @@ def success_table(attacks: Mapping[str, Sequence[Attacked]], budgets: Sequence[i
         shared = [one.table[one.table["row"].isin(common)] for one in runs]
         for name, tables in (("own", [one.table for one in runs]), ("common", shared)):
             rows += [
-                {"label": label, "set": name, **_rate(tables, budget)}
+                {"label": label, "set": name, **_compute_rate(tables, budget)}
                 for budget in budgets
-                if runs and budget <= runs[0].source.budget
+                if runs and budget <= runs[0].spec.budget
             ]
-    return pd.DataFrame(rows, columns=list(RATES))
+    return pd.DataFrame(rows, columns=list(SUCCESS_COLUMNS))
 
 
-def _rate(tables: Sequence[pd.DataFrame], budget: int) -> dict[str, Any]:
+def _compute_rate(tables: Sequence[pd.DataFrame], budget: int) -> dict[str, Any]:
     """Return the row of one network, one set and one budget, from a table per seed."""
     sizes = np.array([len(table) for table in tables], dtype=float)
     fooled = np.array([(table["success"] & (table["queries"] <= budget)).sum() for table in tables], dtype=float)

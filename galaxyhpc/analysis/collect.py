@@ -14,25 +14,39 @@ from typing import Any
 import pandas as pd
 
 from galaxyhpc.config import conditions
-from galaxyhpc.config.schema import RunConfig, flat
+from galaxyhpc.config.schema import RunConfig, flatten
 from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.attack_results import Attacked, wanted_attack
+from galaxyhpc.evaluation.attack_results import AttackResults, read_finished_attack
 from galaxyhpc.evaluation.results import Pair
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
-COLUMNS = {
+PLAN_DTYPES = {
     **dict.fromkeys(("run_id", "arch", "group", "width", "head", "data"), str),
     "scale": float,
     "image_size": int,
     "seed": int,
     "parameters": int,
 }
-NETWORK = ["arch", "group", "width", "head", "scale", "image_size", "settings"]
-COVERED = ("architecture", "group", "restriction", "depth", "widen", "width", "head", "scale")  # of the model
-HELD = ("schema", "seed", "data.image_size", *(f"model.{name}" for name in COVERED))  # the plan's columns have them
+NETWORK_COLUMNS = ["arch", "group", "width", "head", "scale", "image_size", "settings"]
+MODEL_KEYS_IN_PLAN = (
+    "architecture",
+    "group",
+    "restriction",
+    "depth",
+    "widen",
+    "width",
+    "head",
+    "scale",
+)  # of the model
+KEYS_IN_PLAN = (
+    "schema",
+    "seed",
+    "data.image_size",
+    *(f"model.{name}" for name in MODEL_KEYS_IN_PLAN),
+)  # the plan's columns have them
 
-STATES = {
+STATE_REASONS = {
     "planned": "never submitted",
     "submitted": "submitted, not started yet",
     "running": "still running, or killed without a word",
@@ -41,9 +55,9 @@ STATES = {
     "trained": "trained but not evaluated",
     "evaluated": "evaluated, but results.csv is absent or damaged",
 }
-MOST_NAMED = 4  # conditions that a run lacks
-FLAT_HEAD = "flattening head (not invariant)"
-WIDTHS = {"fields": "equal fields", "parameters": "equal parameters", "multiply_adds": "equal multiply-adds"}
+MAX_LISTED_CONDITIONS = 4  # conditions that a run lacks
+FLATTEN_HEAD_FLAW = "flattening head (not invariant)"
+WIDTH_LABELS = {"fields": "equal fields", "parameters": "equal parameters", "multiply_adds": "equal multiply-adds"}
 
 
 class PlanError(ValueError):
@@ -51,28 +65,28 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class RunResults:
     """What there is of one planned run."""
 
     run: RunDir
     config: RunConfig | None = None
-    pairs: tuple[Pair, ...] = ()  # conditions and severities that it is to be measured under
-    table: pd.DataFrame | None = None  # of results.read_counts, the planned pairs alone; none where there is none
+    planned_pairs: tuple[Pair, ...] = ()  # conditions and severities that it is to be measured under
+    counts: pd.DataFrame | None = None  # of results.read_counts, the planned pairs alone; none where there is none
     reason: str = ""  # why it is not in; empty if it is
-    attack: Attacked | None = None  # complete, and as planned
+    attack: AttackResults | None = None  # complete, and as planned
 
 
 def read_plan(path: Path) -> pd.DataFrame:
     """Read plan.csv: one row per planned run."""
     try:
-        plan = pd.read_csv(path, keep_default_na=False, dtype=COLUMNS)
+        plan = pd.read_csv(path, keep_default_na=False, dtype=PLAN_DTYPES)
     except FileNotFoundError:
         raise PlanError(f"{path}: not found; allowed is the directory of a sweep that was launched") from None
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: {_line(error)}") from error
-    absent = [name for name in COLUMNS if name not in plan.columns]
+        raise PlanError(f"{path}: {_format_error(error)}") from error
+    absent = [name for name in PLAN_DTYPES if name not in plan.columns]
     if absent:
-        raise PlanError(f"{path}: without {', '.join(absent)}; needed are {', '.join(COLUMNS)}")
+        raise PlanError(f"{path}: without {', '.join(absent)}; needed are {', '.join(PLAN_DTYPES)}")
     if plan.empty:
         raise PlanError(f"{path}: no run in it; needed is one row per planned run")
     twice = plan["run_id"][plan["run_id"].duplicated()]
@@ -81,55 +95,57 @@ def read_plan(path: Path) -> pd.DataFrame:
     return plan
 
 
-def find(run: RunDir) -> Found:
+def collect_run(run: RunDir) -> RunResults:
     """Look for a planned run's results, and for the reason where they are not all there."""
     if not run.path.is_dir():
-        return Found(run, reason="its directory is absent")
+        return RunResults(run, reason="its directory is absent")
     try:
         config = run.load_config()
-        pairs = conditions.pairs(config.evaluate.conditions)
+        pairs = conditions.list_severity_pairs(config.evaluate.conditions)
     except (OSError, ValueError) as error:
-        return Found(run, reason=f"its config.json cannot be used: {_line(error)}")
+        return RunResults(run, reason=f"its config.json cannot be used: {_format_error(error)}")
     table = results.read_counts(run)
     if table is None:
-        return Found(run, config, pairs, reason=_why(run))
+        return RunResults(run, config, pairs, reason=_describe_state(run))
     measured = list(zip(table["condition"].tolist(), table["severity"].tolist(), strict=True))
     planned = set(pairs)
     if not planned.issuperset(measured):
         table = table[[pair in planned for pair in measured]]
-    attack = wanted_attack(run, config.evaluate.attack, table["weights"].iloc[0]) if len(table) else None
+    attack = read_finished_attack(run, config.evaluate.attack, table["weights"].iloc[0]) if len(table) else None
     table = table if len(table) else None
-    lacks = _lacks(pairs, set(measured))
+    lacks = _list_missing_conditions(pairs, set(measured))
     if config.evaluate.attack.galaxies and attack is None:
         lacks = ", ".join(filter(None, (lacks, "the one-pixel attack")))
-    return Found(run, config, pairs, table, lacks and f"partly evaluated, lacks {lacks}{_since(run)}", attack)
+    return RunResults(
+        run, config, pairs, table, lacks and f"partly evaluated, lacks {lacks}{_describe_incomplete_state(run)}", attack
+    )
 
 
-def _lacks(pairs: tuple[Pair, ...], measured: set[Pair]) -> str:
+def _list_missing_conditions(planned_pairs: tuple[Pair, ...], measured_pairs: set[Pair]) -> str:
     """Name planned conditions that are not measured: `rotation (12 of 48)`."""
-    lacking = Counter(name for name, severity in pairs if (name, severity) not in measured)
-    planned = Counter(name for name, _ in pairs)
+    lacking = Counter(name for name, severity in planned_pairs if (name, severity) not in measured_pairs)
+    planned = Counter(name for name, _ in planned_pairs)
     named = [f"{name} ({n} of {planned[name]})" for name, n in lacking.items()]
-    more = f" and {len(named) - MOST_NAMED} more conditions" if len(named) > MOST_NAMED else ""
-    return ", ".join(named[:MOST_NAMED]) + more
+    more = f" and {len(named) - MAX_LISTED_CONDITIONS} more conditions" if len(named) > MAX_LISTED_CONDITIONS else ""
+    return ", ".join(named[:MAX_LISTED_CONDITIONS]) + more
 
 
-def _why(run: RunDir) -> str:
+def _describe_state(run: RunDir) -> str:
     """Say a run's state in words."""
-    now = state(run)
-    return STATES[now.name] + (f": {now.why}" if now.why and now.name != "planned" else "")
+    now = read_state(run)
+    return STATE_REASONS[now.name] + (f": {now.reason}" if now.reason and now.name != "planned" else "")
 
 
-def _since(run: RunDir) -> str:
+def _describe_incomplete_state(run: RunDir) -> str:
     """Say what became of an evaluation that is not complete; one that is was complete when fewer were planned."""
-    return "" if state(run).name == "evaluated" else f"; {_why(run)}"
+    return "" if read_state(run).name == "evaluated" else f"; {_describe_state(run)}"
 
 
-def _line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def named(plan: pd.DataFrame, found: list[Found]) -> tuple[pd.DataFrame, str]:
+def label_networks(plan: pd.DataFrame, run_results: list[RunResults]) -> tuple[pd.DataFrame, str]:
     """Add `settings` and `label`, a network's name; what all networks share is the second value.
 
     Raises
@@ -137,13 +153,15 @@ def named(plan: pd.DataFrame, found: list[Found]) -> tuple[pd.DataFrame, str]:
     PlanError
         where two runs are the same seed of one network: their mean would pass for one over seeds
     """
-    plan = plan.assign(settings=_settings(found))
-    networks = plan[NETWORK].drop_duplicates()
-    words = {key: _words(*key) for key in networks.itertuples(index=False, name=None)}
+    plan = plan.assign(settings=_describe_differing_settings(run_results))
+    networks = plan[NETWORK_COLUMNS].drop_duplicates()
+    words = {key: _get_name_parts(*key) for key in networks.itertuples(index=False, name=None)}
     common = [word for word in next(iter(words.values())) if all(word in some for some in words.values())]
-    labels = [_label(key, words[key], common) for key in plan[NETWORK].itertuples(index=False, name=None)]
+    labels = [
+        _format_label(key, words[key], common) for key in plan[NETWORK_COLUMNS].itertuples(index=False, name=None)
+    ]
     plan = plan.assign(label=labels)
-    known = plan[[f.config is not None for f in found]]
+    known = plan[[f.config is not None for f in run_results]]
     twins = known[known.duplicated(["label", "seed"], keep=False)].sort_values(["label", "seed"], kind="stable")
     if len(twins):
         which, first = " and ".join(twins["run_id"].iloc[:2]), twins.iloc[0]
@@ -153,26 +171,26 @@ def named(plan: pd.DataFrame, found: list[Found]) -> tuple[pd.DataFrame, str]:
     return plan, ", ".join(common)
 
 
-def _words(*key: Any) -> list[str]:
+def _get_name_parts(*network_key: Any) -> list[str]:
     """Say what belongs to a network's name besides its group and architecture."""
-    _, _, width, _, scale, image_size, settings = key
+    _, _, width, _, scale, image_size, settings = network_key
     size = f"fields x {scale:g}" if scale != 1 else ""
-    return [word for word in (WIDTHS.get(width, width), size, f"{image_size} px", settings) if word]
+    return [word for word in (WIDTH_LABELS.get(width, width), size, f"{image_size} px", settings) if word]
 
 
-def _label(key: tuple[Any, ...], words: list[str], common: list[str]) -> str:
-    arch, group, _, head, *_ = key
-    flaw = [FLAT_HEAD] if head == "flatten" else []
-    return ", ".join([f"{group} {arch}".strip(), *flaw, *(word for word in words if word not in common)])
+def _format_label(network_key: tuple[Any, ...], name_parts: list[str], shared_parts: list[str]) -> str:
+    arch, group, _, head, *_ = network_key
+    flaw = [FLATTEN_HEAD_FLAW] if head == "flatten" else []
+    return ", ".join([f"{group} {arch}".strip(), *flaw, *(word for word in name_parts if word not in shared_parts)])
 
 
-def _settings(found: list[Found]) -> list[str]:
+def _describe_differing_settings(run_results: list[RunResults]) -> list[str]:
     """Name, for each run, the settings in which runs differ and that the plan has no column for."""
-    flattened = [flat(f.config.identity()) if f.config else {} for f in found]
+    flattened = [flatten(f.config.get_identity()) if f.config else {} for f in run_results]
     known = [one for one in flattened if one]
     differing = [
         key
-        for key in sorted({key for one in known for key in one if not key.startswith(HELD)})
+        for key in sorted({key for one in known for key in one if not key.startswith(KEYS_IN_PLAN)})
         if len({one.get(key) for one in known}) > 1
     ]
     unknown = "settings unknown" if differing else ""

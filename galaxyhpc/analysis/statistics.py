@@ -17,15 +17,15 @@ from scipy.special import bdtr, betaincinv, ndtri
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-DRAWS = 1000
+NUM_BOOTSTRAP_SAMPLES = 1000
 
 
-def accuracy_draws(
+def bootstrap_accuracies(
     correct: NDArray[Any],
     groups: NDArray[np.integer[Any]],
-    draws: int = DRAWS,
+    num_samples: int = NUM_BOOTSTRAP_SAMPLES,
     seed: int = 0,
-    trainings: Sequence[int] | None = None,
+    training_seeds: Sequence[int] | None = None,
 ) -> Floats:
     """Draw the test galaxies and the training seeds again with replacement, and return each draw's mean accuracy.
 
@@ -48,26 +48,30 @@ def accuracy_draws(
     order, starts = np.argsort(of_galaxy, kind="stable"), np.cumsum(sizes) - sizes
     per_galaxy = correct.reshape(-1, correct.shape[-1]).T[order]
     per_group = np.add.reduceat(per_galaxy, starts, dtype=np.float32)  # along rows of memory: twice as fast
-    times = _draws(len(labels), draws, (seed, len(labels)))
-    chosen = _draws(len(correct), draws, (seed + 1, *(trainings or range(len(correct)))))
+    times = _draw_counts(len(labels), num_samples, (seed, len(labels)))
+    chosen = _draw_counts(len(correct), num_samples, (seed + 1, *(training_seeds or range(len(correct)))))
     hits = per_group.T @ times.T  # one product takes half the time of S
-    right = np.einsum("skb,bs->kb", hits.reshape(*correct.shape[:2], draws), chosen, dtype=np.float64)
+    right = np.einsum("skb,bs->kb", hits.reshape(*correct.shape[:2], num_samples), chosen, dtype=np.float64)
     accuracy: Floats = right / (len(correct) * (times @ sizes.astype(np.float64)))
     return accuracy
 
 
 @lru_cache(maxsize=32)  # enough for ten classes and the numbers of seeds of a sweep
-def _draws(things: int, draws: int, key: tuple[int, ...]) -> NDArray[np.float32]:
+def _draw_counts(num_items: int, num_samples: int, seed: tuple[int, ...]) -> NDArray[np.float32]:
     """(draws, things): how often each thing is drawn in `things` draws with replacement."""
-    chosen = np.random.default_rng(key).integers(things, size=(draws, things))
-    chosen += np.arange(draws)[:, None] * things
-    return np.bincount(chosen.ravel(), minlength=draws * things).reshape(draws, things).astype(np.float32)
+    chosen = np.random.default_rng(seed).integers(num_items, size=(num_samples, num_items))
+    chosen += np.arange(num_samples)[:, None] * num_items
+    return (
+        np.bincount(chosen.ravel(), minlength=num_samples * num_items)
+        .reshape(num_samples, num_items)
+        .astype(np.float32)
+    )
 
 
 def bootstrap_interval(
     correct: NDArray[Any],
     groups: NDArray[np.integer[Any]],
-    draws: int = DRAWS,
+    num_samples: int = NUM_BOOTSTRAP_SAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Floats, Floats]:
@@ -89,12 +93,12 @@ def bootstrap_interval(
     -------
     low, high : (K,) arrays
     """
-    return percentile_interval(accuracy_draws(correct, groups, draws, seed), level)
+    return percentile_interval(bootstrap_accuracies(correct, groups, num_samples, seed), level)
 
 
-def percentile_interval(drawn: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+def percentile_interval(samples: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the middle `level` of (..., draws) draws as low and high, (...) each (Efron & Tibshirani 1993, ch. 13)."""
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=-1)
+    low, high = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2], axis=-1)
     return low, high
 
 
@@ -102,7 +106,7 @@ def paired_interval(
     a: NDArray[Any],
     b: NDArray[Any],
     groups: NDArray[np.integer[Any]],
-    draws: int = DRAWS,
+    num_samples: int = NUM_BOOTSTRAP_SAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
@@ -120,12 +124,12 @@ def paired_interval(
     -------
     difference, low, high : in [-1, 1]
     """
-    first, second = (accuracy_draws(each[:, None], groups, draws, seed)[0] for each in (a, b))
+    first, second = (bootstrap_accuracies(each[:, None], groups, num_samples, seed)[0] for each in (a, b))
     low, high = percentile_interval(first - second, level)
     return float(a.mean() - b.mean()), float(low), float(high)
 
 
-def paired_intervals(drawn: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+def pairwise_intervals(samples: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Percentile intervals of all differences of L networks at once, from their `accuracy_draws`.
 
     Parameters
@@ -136,9 +140,9 @@ def paired_intervals(drawn: Floats, level: float = 0.95) -> tuple[Floats, Floats
     -------
     low, high : (L, L) arrays; [i, j] is of network i minus network j, so that low is -high transposed
     """
-    low, high = np.zeros((2, len(drawn), len(drawn)))
-    for i in range(len(drawn) - 1):
-        low[i, i + 1 :], high[i, i + 1 :] = percentile_interval(drawn[i] - drawn[i + 1 :], level)
+    low, high = np.zeros((2, len(samples), len(samples)))
+    for i in range(len(samples) - 1):
+        low[i, i + 1 :], high[i, i + 1 :] = percentile_interval(samples[i] - samples[i + 1 :], level)
     return low - high.T, high - low.T
 
 
@@ -166,7 +170,7 @@ def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
     return p
 
 
-def rueger(p: ArrayLike) -> Floats:
+def combine_p_values(p: ArrayLike) -> Floats:
     """Join the p values of S dependent tests, (S, ...), into one, (...): twice the median, 1 at most.
 
     However the tests depend on one another, it falls below alpha with a probability of alpha at most where all S
@@ -219,7 +223,9 @@ def clopper_pearson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> 
     return low, high
 
 
-def corruption_error(errors: ArrayLike, reference: ArrayLike, conditions: Sequence[str]) -> tuple[list[str], Floats]:
+def corruption_error(
+    errors: ArrayLike, reference_errors: ArrayLike, conditions: Sequence[str]
+) -> tuple[list[str], Floats]:
     """Corruption errors relative to a reference network (Hendrycks & Dietterich 2019, arXiv:1903.12261, section 4).
 
     CE of a condition is the sum of the errors over its severities divided by the reference's sum; the mean corruption
@@ -235,14 +241,14 @@ def corruption_error(errors: ArrayLike, reference: ArrayLike, conditions: Sequen
     names, ce : C conditions in the order they first come in, and (..., C). The reference's own is always 1; nan where
         an error is missing, and where the reference's sum is not above 0 though the network's is another.
     """
-    above, below = np.broadcast_arrays(np.asarray(errors, np.float64), np.asarray(reference, np.float64))
+    above, below = np.broadcast_arrays(np.asarray(errors, np.float64), np.asarray(reference_errors, np.float64))
     names, each = list(dict.fromkeys(conditions)), np.asarray(conditions)
     sums = [(above[..., each == name].sum(-1), below[..., each == name].sum(-1)) for name in names]
     ce = [np.where(a == b, 1.0, a / np.where(b > 0, b, np.nan)) for a, b in sums]
     return names, np.stack(ce, axis=-1)
 
 
-def pareto(costs: ArrayLike, gains: ArrayLike) -> Bools:
+def is_pareto_optimal(costs: ArrayLike, gains: ArrayLike) -> Bools:
     """Say which of L networks no other beats: none gains as much for less, or more for as little.
 
     Parameters
@@ -260,7 +266,7 @@ def pareto(costs: ArrayLike, gains: ArrayLike) -> Bools:
     return front
 
 
-def cliques(order: Sequence[int], separable: Bools) -> list[tuple[int, int]]:
+def find_cliques(ranking: Sequence[int], significant: Bools) -> list[tuple[int, int]]:
     """Find the bars of a critical-difference diagram: longest runs of networks of which no two are separable.
 
     Parameters
@@ -272,7 +278,7 @@ def cliques(order: Sequence[int], separable: Bools) -> list[tuple[int, int]]:
     -------
     (first, last) places in `order`, both within the run, first < last; no run lies within another
     """
-    apart = separable[np.ix_(order, order)]
+    apart = significant[np.ix_(ranking, ranking)]
     runs: list[tuple[int, int]] = []
     for first in range(len(apart)):
         last = first

@@ -11,20 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-GENERATED = "GENERATED galaxies (demo)"
+GENERATED_NOTICE = "GENERATED galaxies (demo)"
 
 
 @dataclass(frozen=True)
-class About:
+class ReportInfo:
     """What every table and figure of a sweep says of it, and what its page says besides."""
 
     title: str
     generated: bool  # demo galaxies
-    chance: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
+    chance_accuracy: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
     question: str = ""  # that the sweep asks: paragraphs with an empty line between
     fingerprint: str = ""  # of the data file; empty where nothing is measured
-    galaxies: int = 0  # test galaxies, 0 where nothing is measured
-    common: str = ""  # what all networks share
+    num_test_galaxies: int = 0  # test galaxies, 0 where nothing is measured
+    shared_settings: str = ""  # what all networks share
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +57,19 @@ class Tables:
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def ranked(networks: pd.DataFrame) -> pd.DataFrame:
+def sort_by_accuracy(networks: pd.DataFrame) -> pd.DataFrame:
     """Order networks from the best on clean galaxies to the worst, unmeasured ones last."""
     return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
 
 
-def name(network: dict[Any, Any], seeds: str | None = None) -> str:
+def format_network_name(network: dict[Any, Any], seeds_note: str | None = None) -> str:
     """Name a network with what a reader must know of it: its flaw, and how many of its seeds are in."""
     done, planned = network["seeds_done"], network["seeds_planned"]
-    if seeds is None:
-        seeds = "" if done == planned else f"{done}/{planned} seeds"
-    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds) if part)
+    if seeds_note is None:
+        seeds_note = "" if done == planned else f"{done}/{planned} seeds"
+    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds_note) if part)
 
 
-def names(networks: pd.DataFrame) -> dict[str, str]:
+def format_network_names(networks: pd.DataFrame) -> dict[str, str]:
     """Name networks by their labels."""
-    return {str(network["label"]): name(network) for network in networks.to_dict("records")}
+    return {str(network["label"]): format_network_name(network) for network in networks.to_dict("records")}

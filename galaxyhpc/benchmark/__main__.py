@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from galaxyhpc.benchmark import data_pipeline, forecast, scaling, tables
-from galaxyhpc.benchmark.environment import machine
+from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.forecast import BenchmarkFileError
-from galaxyhpc.benchmark.implementations import WAYS, Case
-from galaxyhpc.benchmark.timing import PARTS, Effort, compare
-from galaxyhpc.config.group_names import checked
+from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, Case
+from galaxyhpc.benchmark.timing import PARTS, TimingBudget, compare_implementations
+from galaxyhpc.config.group_names import check_group_name
 from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
@@ -33,13 +33,13 @@ from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
-BATCH = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # on a CPU; 16 images for smaller groups
-GPU_BATCH = 32
+CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # on a CPU; 16 images for smaller groups
+GPU_BATCH_SIZE = 32
 ALL_PARTS = (*PARTS, "data", "processes")
-SMALLEST = ("C1", "cnn")
-EFFORTS = {"cpu": Effort(3, 0.5), "cuda": Effort(4, 0.5)}
+SMALLEST_NETWORKS = ("C1", "cnn")
+TIMING_BUDGETS = {"cpu": TimingBudget(3, 0.5), "cuda": TimingBudget(4, 0.5)}
 
-Found = dict[str, Any]
+JsonDict = dict[str, Any]
 
 
 class BenchmarkError(ValueError):
@@ -48,77 +48,81 @@ class BenchmarkError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    options, console = _parser().parse_args(arguments), make_console()
+    options, console = _make_parser().parse_args(arguments), make_console()
     try:
         if options.predict:
-            return _predict(options, console)
-        cases = _cases(options)
-        _check(options)
+            return _print_forecast(options, console)
+        cases = _make_cases(options)
+        _check_options(options)
     except (BenchmarkError, BenchmarkFileError, SweepError, OSError) as error:
         print("\n".join(f"galaxyhpc.benchmark: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
-    found = _head(options)
+    found = _make_header(options)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            _measure(options, cases, found, bar)
+            _measure_parts(options, cases, found, bar)
     except KeyboardInterrupt:
         return 130
     finally:
-        for table in tables.of_all(found):
+        for table in tables.make_tables(found):
             console.print(table)
     console.print(f"{options.out}: {found['machine']['name']}, {options.threads} threads", soft_wrap=True)
     return 0
 
 
-def _measure(options: argparse.Namespace, cases: Sequence[Case], found: Found, bar: Progress) -> None:
+def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: JsonDict, progress: Progress) -> None:
     """Measure the parts asked for, and write what is known after every item."""
-    effort, rest = EFFORTS[options.device], [part for part in options.parts if part not in PARTS]
+    effort, rest = TIMING_BUDGETS[options.device], [part for part in options.parts if part not in PARTS]
     parts = [part for part in PARTS if part in options.parts]
     items = len(options.ways) + len(parts) + 1
-    task = bar.add_task("", total=items * len(cases) * bool(parts) + len(rest))
+    task = progress.add_task("", total=items * len(cases) * bool(parts) + len(rest))
 
-    def note(**known: Found) -> None:
-        found.update(known)
-        write_text(options.out, json.dumps(found, indent=1) + "\n")
-        bar.advance(task)
+    def note(**known: JsonDict) -> None:
+        results.update(known)
+        write_text(options.out, json.dumps(results, indent=1) + "\n")
+        progress.advance(task)
 
-    def keep(name: str) -> Callable[[Found], None]:
-        return lambda one: note(networks=found["networks"] | {name: one})
+    def keep(name: str) -> Callable[[JsonDict], None]:
+        return lambda one: note(networks=results["networks"] | {name: one})
 
     for number, case in enumerate(cases if parts else ()):
-        bar.update(task, description=case.name, completed=number * items)
-        compare(case, options.ways, parts, effort, keep(case.name))
+        progress.update(task, description=case.name, completed=number * items)
+        compare_implementations(case, options.ways, parts, effort, keep(case.name))
     if "data" in rest:
-        bar.update(task, description="data")
-        note(data=_data(options, found["networks"], effort))
+        progress.update(task, description="data")
+        note(data=_measure_data(options, results["networks"], effort))
     if "processes" in rest:
-        bar.update(task, description="processes")
-        note(processes=scaling.measured(_case(options, "C4"), effort))
+        progress.update(task, description="processes")
+        note(processes=scaling.measure_scaling(_make_case(options, "C4"), effort))
 
 
-def _data(options: argparse.Namespace, networks: dict[str, Found], effort: Effort) -> Found:
+def _measure_data(options: argparse.Namespace, networks: dict[str, JsonDict], budget: TimingBudget) -> JsonDict:
     """Time the data, alone and as a part of a step of the smallest networks, which are measured where they were not."""
     smallest = {}
-    for name in SMALLEST:
+    for name in SMALLEST_NETWORKS:
         known = networks.get(name, {})
         if "optimizer_seconds" not in known.get("ways", {}).get("ours", {}):
-            known = compare(_case(options, name), ["ours"], ["training"], effort, lambda one: None)
+            known = compare_implementations(_make_case(options, name), ["ours"], ["training"], budget, lambda one: None)
         smallest[name] = known
-    data = data_pipeline.measured(options.size, _case(options, SMALLEST[0]).batch, options.device, effort)
-    return data | {"share_of_step": data_pipeline.shares(data, smallest)}
+    data = data_pipeline.measure_pipeline(
+        options.size, _make_case(options, SMALLEST_NETWORKS[0]).batch_size, options.device, budget
+    )
+    return data | {"share_of_step": data_pipeline.compute_step_fractions(data, smallest)}
 
 
-def _predict(options: argparse.Namespace, console: Console) -> int:
+def _print_forecast(options: argparse.Namespace, console: Console) -> int:
     """Print the hours of a sweep from a benchmark's file."""
     if options.source is None:
         raise BenchmarkError("--predict: found no --from; allowed: --from JSON, which a benchmark on the device wrote")
-    measured, sweep = forecast.read(options.source), load_sweep(options.predict)
-    console.print(tables.of_sweep(sweep.name, forecast.predict(sweep.runs, measured), measured.name))
+    measured, sweep = forecast.read_benchmark(options.source), load_sweep(options.predict)
+    console.print(
+        tables.make_sweep_table(sweep.name, forecast.forecast_runs(sweep.runs, measured), measured.device_name)
+    )
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m galaxyhpc.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,12 +133,18 @@ def _parser() -> argparse.ArgumentParser:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="(%(default)s)",
     )
-    add("--groups", type=_list, default=list(GROUPS), metavar="D16,...", help="groups and cnn, in this order (all)")
+    add(
+        "--groups",
+        type=_parse_list,
+        default=list(GROUPS),
+        metavar="D16,...",
+        help="groups and cnn, in this order (all)",
+    )
     add("--size", type=int, default=65, help="px (%(default)s)")
     add("--batch", type=int, metavar="N", help="images (4 to 16 on a CPU, by group; 32 on a GPU)")
     add("--scale", type=float, default=1.0, help="of the study's fields (%(default)s)")
-    add("--ways", type=_list, default=list(WAYS), help=f"of {','.join(WAYS)} (all)")
-    add("--parts", type=_list, default=list(ALL_PARTS), help=f"of {','.join(ALL_PARTS)} (all)")
+    add("--ways", type=_parse_list, default=list(IMPLEMENTATIONS), help=f"of {','.join(IMPLEMENTATIONS)} (all)")
+    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"of {','.join(ALL_PARTS)} (all)")
     add("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense (on a GPU)")
     add("--predict", type=Path, metavar="SWEEP", help="nothing is measured: the sweep's hours, from --from")
@@ -143,13 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(text: str) -> list[str]:
+def _parse_list(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     """Refuse what cannot be measured, before anything is."""
-    for name, allowed in (("ways", WAYS), ("parts", ALL_PARTS)):
+    for name, allowed in (("ways", IMPLEMENTATIONS), ("parts", ALL_PARTS)):
         wrong = [one for one in getattr(options, name) if one not in allowed]
         if wrong or not getattr(options, name):
             raise BenchmarkError(f"--{name}: found {','.join(wrong) or 'none'}; allowed: {', '.join(allowed)}")
@@ -162,7 +172,7 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchmarkError(f"--out: no directory {options.out.parent}; allowed: a file in one that is there")
 
 
-def _cases(options: argparse.Namespace) -> list[Case]:
+def _make_cases(options: argparse.Namespace) -> list[Case]:
     if options.batch is not None and options.batch < 2:
         raise BenchmarkError(f"--batch: found {options.batch}; allowed: 2 or more, for batch normalisation")
     if not is_exact_image_size(options.size, "steerable_cnn"):
@@ -171,26 +181,26 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         raise BenchmarkError(f"--scale: found {options.scale:g}; allowed: above 0, at most 4")
     if not options.groups:
         raise BenchmarkError("--groups: found none; allowed: cnn and groups such as D16,C4")
-    return [_case(options, name) for name in options.groups]
+    return [_make_case(options, name) for name in options.groups]
 
 
-def _case(options: argparse.Namespace, name: str) -> Case:
+def _make_case(options: argparse.Namespace, name: str) -> Case:
     """Return the study's network of a group, or its conventional one."""
     try:
-        asked = {"architecture": "cnn"} if name == "cnn" else {"group": checked(name)}
+        asked = {"architecture": "cnn"} if name == "cnn" else {"group": check_group_name(name)}
     except ValueError as error:
         raise BenchmarkError(f"--groups: found {name}; allowed: cnn, {error}") from None
     model = ModelConfig.model_validate(asked | {"scale": options.scale})
     cuda = options.device == "cuda"
     compiled = cuda if options.compile is None else options.compile
-    batch = options.batch or (GPU_BATCH if cuda else BATCH.get(name, 16))
+    batch = options.batch or (GPU_BATCH_SIZE if cuda else CPU_BATCH_SIZES.get(name, 16))
     return Case(model, options.size, batch, options.device, compiled, options.threads)
 
 
-def _head(options: argparse.Namespace) -> Found:
+def _make_header(options: argparse.Namespace) -> JsonDict:
     """Return the head of the file: where, how, and what a ratio is."""
-    effort = EFFORTS[options.device]
-    how = {"ways": options.ways, "parts": options.parts, "size": options.size, "turns": effort.turns}
+    effort = TIMING_BUDGETS[options.device]
+    how = {"ways": options.ways, "parts": options.parts, "size": options.size, "turns": effort.num_rounds}
     words = {
         "seconds": "of forward and backward of a batch, or of forward; the mean of a turn, the fastest turn",
         "ratios": "of the seconds of the fastest turns, of the bytes, of the start-up seconds",
@@ -199,7 +209,12 @@ def _head(options: argparse.Namespace) -> Found:
         "share_of_step": "of the data, to forward, backward and the optimizer's step",
         "bases_seconds": "of imports and of sampling the filters' bases, or reading them from the cache",
     }
-    return {"machine": machine(options.device, options.threads), "how": how, "words": words, "networks": {}}
+    return {
+        "machine": describe_environment(options.device, options.threads),
+        "how": how,
+        "words": words,
+        "networks": {},
+    }
 
 
 if __name__ == "__main__":

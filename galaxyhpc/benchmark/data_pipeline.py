@@ -13,44 +13,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.benchmark.timing import Effort, summary
+from galaxyhpc.benchmark.timing import TimingBudget, summarize_times
 from galaxyhpc.config.schema import AugmentConfig
-from galaxyhpc.data.augment import maps_of_epoch, resample
-from galaxyhpc.data.loader import Pictures
+from galaxyhpc.data.augment import draw_epoch_maps, resample
+from galaxyhpc.data.loader import DeviceDataset
 
-GALAXIES = 256
+NUM_GALAXIES = 256
 
-Found = dict[str, Any]
+JsonDict = dict[str, Any]
 
 
-def measured(size: int, batch: int, device: str, effort: Effort) -> Found:
+def measure_pipeline(image_size: int, batch_size: int, device: str, budget: TimingBudget) -> JsonDict:
     """Time batches of pictures of noise, whose bytes lie where the trainer's do."""
-    pixels = torch.randint(256, (GALAXIES, 3, size, size), dtype=torch.uint8)
-    pictures = Pictures(
-        pixels.to(device), torch.zeros(GALAXIES, dtype=torch.int64, device=device), torch.device(device)
+    pixels = torch.randint(256, (NUM_GALAXIES, 3, image_size, image_size), dtype=torch.uint8)
+    pictures = DeviceDataset(
+        pixels.to(device), torch.zeros(NUM_GALAXIES, dtype=torch.int64, device=device), torch.device(device)
     )
-    ways: dict[str, Callable[[Tensor], object]] = {"ours": lambda rows: _ours(pictures, rows)}
-    found: Found = {"size": size, "batch": batch, "ratios": {}, "ours": {}, "torchvision": {}}
+    ways: dict[str, Callable[[Tensor], object]] = {"ours": lambda rows: _augment_batch(pictures, rows)}
+    found: JsonDict = {"size": image_size, "batch": batch_size, "ratios": {}, "ours": {}, "torchvision": {}}
     try:
-        chain = _chain()
+        chain = _make_torchvision_transform()
     except (ImportError, RuntimeError, OSError) as error:
         first = (str(error).splitlines() or [""])[0]
         found["torchvision"] = {"failed": f"torchvision cannot be imported: {first[:200]}"}
     else:
         ways["torchvision"] = lambda rows: torch.stack([chain(pixels[row].permute(1, 2, 0).numpy()) for row in rows])
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(effort.turns):
-        rows = (torch.arange(batch) * 7 + turn) % GALAXIES
+    for turn in range(budget.num_rounds):
+        rows = (torch.arange(batch_size) * 7 + turn) % NUM_GALAXIES
         for name, way in ways.items():
-            times[name].append(_turn(way, rows, device, effort.seconds))
+            times[name].append(_time_batches(way, rows, device, budget.round_seconds))
     for name, some in times.items():
-        found[name] = summary(some, batch)
+        found[name] = summarize_times(some, batch_size)
     if "torchvision" in times:
         found["ratios"]["torchvision_to_ours"] = found["torchvision"]["seconds"] / found["ours"]["seconds"]
     return found
 
 
-def shares(data: Found, networks: dict[str, Found]) -> dict[str, float]:
+def compute_step_fractions(data: JsonDict, networks: dict[str, JsonDict]) -> dict[str, float]:
     """Return the data's time by that of a training step of each network and its optimizer, at the network's batch."""
     per_image = data["ours"]["seconds"] / data["batch"]
     ours = {name: found["ways"].get("ours", {}) for name, found in networks.items()}
@@ -58,13 +58,13 @@ def shares(data: Found, networks: dict[str, Found]) -> dict[str, float]:
     return {name: per_image * networks[name]["batch"] / seconds for name, seconds in steps.items()}
 
 
-def _ours(pictures: Pictures, rows: Tensor) -> Tensor:
-    maps = maps_of_epoch(GALAXIES, 0, 0, AugmentConfig(), pictures.device)
-    images, _ = pictures.take_bytes(rows)
-    return resample(images, maps[rows.to(pictures.device)])
+def _augment_batch(dataset: DeviceDataset, indices: Tensor) -> Tensor:
+    maps = draw_epoch_maps(NUM_GALAXIES, 0, 0, AugmentConfig(), dataset.device)
+    images, _ = dataset.get_uint8_batch(indices)
+    return resample(images, maps[indices.to(dataset.device)])
 
 
-def _chain() -> Callable[[Any], Tensor]:
+def _make_torchvision_transform() -> Callable[[Any], Tensor]:
     """Return torchvision's transforms with the study's settings, which are ours."""
     from torchvision import transforms
 
@@ -82,18 +82,20 @@ def _chain() -> Callable[[Any], Tensor]:
     return chain
 
 
-def _turn(way: Callable[[Tensor], object], rows: Tensor, device: str, seconds: float) -> float:
+def _time_batches(
+    implementation: Callable[[Tensor], object], indices: Tensor, device: str, round_seconds: float
+) -> float:
     """Return the mean s of a batch over a turn, after one batch that is not counted."""
-    way(rows)
-    _wait(device)
+    implementation(indices)
+    _synchronize(device)
     begun, count = time.perf_counter(), 0
-    while count == 0 or (time.perf_counter() - begun < seconds and count < 100):
-        way(rows)
+    while count == 0 or (time.perf_counter() - begun < round_seconds and count < 100):
+        implementation(indices)
         count += 1
-    _wait(device)
+    _synchronize(device)
     return (time.perf_counter() - begun) / count
 
 
-def _wait(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

@@ -11,17 +11,17 @@ from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.steerable import groups
 
 
-class PlainCNN(nn.Module):
+class E2cnnModel(nn.Module):
     """The function of one of our steerable CNNs, with a copy of its weights."""
 
     def __init__(self, network: StudyCNN, image_size: int) -> None:
         super().__init__()
         convolution: Any = next(network.blocks[0].children())
-        space = groups.group_space(convolution.recipe[0])
+        space = groups.make_gspace(convolution.recipe[0])
         from e2cnn import nn as modules  # after the space, which makes e2cnn work
 
-        self.colours = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)
-        layers: list[Any] = [modules.MaskModule(self.colours, image_size, margin=1)]
+        self.input_type = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)
+        layers: list[Any] = [modules.MaskModule(self.input_type, image_size, margin=1)]
         for block in network.blocks:
             convolution, norm, _, *pools = block.children()
             fields = modules.FieldType(space, [space.regular_repr] * convolution.out_fields)
@@ -39,6 +39,6 @@ class PlainCNN(nn.Module):
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
         from e2cnn.nn import GeometricTensor
 
-        found: Tensor = self.layers(GeometricTensor(images, self.colours)).tensor
+        found: Tensor = self.layers(GeometricTensor(images, self.input_type)).tensor
         logits: Tensor = self.mlp(self.average(found).flatten(1))
         return logits

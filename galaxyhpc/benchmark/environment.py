@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from galaxyhpc.storage.provenance import provenance
+from galaxyhpc.storage.provenance import collect_provenance
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
+def describe_environment(device: str, threads: int) -> dict[str, Any]:
     """Describe the device, the software and the state of the code."""
-    made = provenance()
-    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    made = collect_provenance()
+    name = torch.cuda.get_device_name() if device == "cuda" else get_processor_name()
     return {
         "device": device,
         "name": name,
-        "processor": processor(),
+        "processor": get_processor_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "torch": torch.__version__,
@@ -32,7 +32,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
+def get_processor_name() -> str:
     """Return what the CPU's maker calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

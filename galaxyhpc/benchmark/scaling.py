@@ -20,34 +20,39 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.benchmark.implementations import Case
-from galaxyhpc.benchmark.timing import Effort
+from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.models import build_model
-from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.runtime.malloc import keep_heap
 
-WORLD = 2
-PATIENCE = 600.0  # s
+WORLD_SIZE = 2
+TIMEOUT_SECONDS = 600.0  # s
 
-Found = dict[str, Any]
+JsonDict = dict[str, Any]
 
 
-def measured(case: Case, effort: Effort) -> Found:
+def measure_scaling(case: Case, budget: TimingBudget) -> JsonDict:
     """Train a network in one process and in two that add their gradients up."""
-    if case.device == "cuda" and torch.cuda.device_count() < WORLD:
+    if case.device == "cuda" and torch.cuda.device_count() < WORLD_SIZE:
         count = torch.cuda.device_count()
-        return {"failed": f"found {count} GPU; two processes need a GPU each, so {WORLD}"}
-    case = replace(case, threads=max(1, case.threads // WORLD))
-    found: Found = {"network": case.name, "size": case.size, "batch_per_process": case.batch, "threads": case.threads}
+        return {"failed": f"found {count} GPU; two processes need a GPU each, so {WORLD_SIZE}"}
+    case = replace(case, num_threads=max(1, case.num_threads // WORLD_SIZE))
+    found: JsonDict = {
+        "network": case.name,
+        "size": case.image_size,
+        "batch_per_process": case.batch_size,
+        "threads": case.num_threads,
+    }
     seconds = {}
-    for world in (1, WORLD):
+    for world in (1, WORLD_SIZE):
         try:
-            seconds[world] = _seconds(case, world, effort)
+            seconds[world] = _measure_step_seconds(case, world, budget)
         except RuntimeError as error:
             return found | {"failed": str(error)}
-        found[f"images_per_second_{world}"] = world * case.batch / seconds[world]
-    return found | {"efficiency": seconds[1] / seconds[WORLD]}
+        found[f"images_per_second_{world}"] = world * case.batch_size / seconds[world]
+    return found | {"efficiency": seconds[1] / seconds[WORLD_SIZE]}
 
 
-def _seconds(case: Case, world: int, effort: Effort) -> float:
+def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> float:
     """Return the s of a step, the fastest turn.
 
     Raises
@@ -59,35 +64,35 @@ def _seconds(case: Case, world: int, effort: Effort) -> float:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         processes = [
-            context.Process(target=_train, args=(case, rank, world, place, effort), daemon=True)
-            for rank in range(world)
+            context.Process(target=_run_worker, args=(case, rank, world_size, place, budget), daemon=True)
+            for rank in range(world_size)
         ]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(PATIENCE)
+            process.join(TIMEOUT_SECONDS)
         codes = [process.exitcode for process in processes]
         for process in processes:
             process.kill()
-        if codes != [0] * world:
-            raise RuntimeError(f"of {world} processes some failed: exit statuses {codes}")
+        if codes != [0] * world_size:
+            raise RuntimeError(f"of {world_size} processes some failed: exit statuses {codes}")
         return float(json.loads((place / "seconds.json").read_text()))
 
 
-def _train(case: Case, rank: int, world: int, place: Path, effort: Effort) -> None:
+def _run_worker(case: Case, rank: int, world_size: int, directory: Path, budget: TimingBudget) -> None:
     """Take turns of steps; rank 0 writes down the fastest."""
-    keep_freed()
-    torch.set_num_threads(case.threads)
+    keep_heap()
+    torch.set_num_threads(case.num_threads)
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "nccl" if case.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{place}/meeting", rank=rank, world_size=world)
+    dist.init_process_group(backend, init_method=f"file://{directory}/meeting", rank=rank, world_size=world_size)
     device = torch.device("cuda", rank) if case.device == "cuda" else torch.device("cpu")
     torch.manual_seed(0)
-    network = build_model(case.model, case.size).to(device)
+    network = build_model(case.model, case.image_size).to(device)
     model = DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
-    images = torch.rand(case.batch, 3, case.size, case.size, device=device)
-    labels = torch.randint(10, (case.batch,), device=device)
+    images = torch.rand(case.batch_size, 3, case.image_size, case.image_size, device=device)
+    labels = torch.randint(10, (case.batch_size,), device=device)
 
     def step() -> None:
         model.zero_grad()
@@ -96,22 +101,22 @@ def _train(case: Case, rank: int, world: int, place: Path, effort: Effort) -> No
         F.cross_entropy(logits.float(), labels).backward()
 
     for _ in range(2):  # DDP arranges its buckets anew after its first pass
-        once = _timed(step, 1, device)
-    count = torch.tensor(max(1.0, min(200.0, effort.seconds / once)), device=device)
+        once = _time_steps(step, 1, device)
+    count = torch.tensor(max(1.0, min(200.0, budget.round_seconds / once)), device=device)
     dist.broadcast(count, 0)  # as many steps in all processes, or one would wait for ever
-    best = min(_timed(step, int(count.item()), device) for _ in range(effort.turns))
+    best = min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
     dist.destroy_process_group()
     if rank == 0:
-        (place / "seconds.json").write_text(json.dumps(best))
+        (directory / "seconds.json").write_text(json.dumps(best))
 
 
-def _timed(step: Any, count: int, device: torch.device) -> float:
+def _time_steps(step: Any, num_steps: int, device: torch.device) -> float:
     """Return the mean s of so many steps, begun and ended together."""
     dist.barrier()
     begun = time.perf_counter()
-    for _ in range(count):
+    for _ in range(num_steps):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     dist.barrier()
-    return (time.perf_counter() - begun) / count
+    return (time.perf_counter() - begun) / num_steps

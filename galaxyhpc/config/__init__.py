@@ -3,4 +3,4 @@
 Reads and checks text; every mistake stops here. Knows nothing of run directories, devices or torch.
 """
 
-MOST_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
+MAX_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then

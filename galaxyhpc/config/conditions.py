@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     pass  # status wants the console alone, at once
 
-MOST_PARTS = 3  # of a combination
+MAX_PARTS = 3  # of a combination
 
 
 @dataclass(frozen=True)
@@ -25,122 +25,151 @@ class Condition:
 
     parameters: dict[float, float]
     unit: str
-    what: str
+    description: str
     levels: tuple[float, ...] = ()
-    said: str = ""  # how a value is written, such as `quality {:g}`, where its unit does not simply follow
+    value_format: str = ""  # how a value is written, such as `quality {:g}`, where its unit does not simply follow
 
 
-def _graded(*parameters: float) -> dict[float, float]:
+def _number_severities(*values: float) -> dict[float, float]:
     """Number parameters from 1, the mildest, on."""
-    return {float(severity): float(parameter) for severity, parameter in enumerate(parameters, 1)}
+    return {float(severity): float(parameter) for severity, parameter in enumerate(values, 1)}
 
 
-def _angles(first: float, last: float) -> dict[float, float]:
+def _make_angles(first_deg: float, last_deg: float) -> dict[float, float]:
     """Return angles in steps of 7.5 degrees, each its own severity."""
-    steps = range(round(first / 7.5), round(last / 7.5) + 1)
+    steps = range(round(first_deg / 7.5), round(last_deg / 7.5) + 1)
     return {7.5 * step: 7.5 * step for step in steps}
 
 
-_TURNS = (7.5, 15.0, 22.5, 30.0, 45.0)
-_SEEING = _graded(0.7, 1.0, 1.3, 1.6, 2.0)
+_ROTATION_LEVELS_DEG = (7.5, 15.0, 22.5, 30.0, 45.0)
+_SEEING_FWHM_ARCSEC = _number_severities(0.7, 1.0, 1.3, 1.6, 2.0)
 
 CONDITIONS = {
     "clean": Condition({0.0: 0.0}, "", "the images as they are"),
-    "rotation": Condition(_angles(0.0, 352.5), "degrees", "turned counter-clockwise inside the disc", _TURNS),
-    "rotation_control": Condition(_angles(7.5, 82.5), "degrees", "turned there and back: interpolation alone", _TURNS),
-    "flip": Condition(_graded(1, 2), "axis", "mirrored: 1 left-right, 2 upside-down", said="axis {:g}"),
-    "shift": Condition(_graded(1, 2, 4, 6, 8), "px", "moved along an axis, the sky mirrored at the edge"),
+    "rotation": Condition(
+        _make_angles(0.0, 352.5), "degrees", "turned counter-clockwise inside the disc", _ROTATION_LEVELS_DEG
+    ),
+    "rotation_control": Condition(
+        _make_angles(7.5, 82.5), "degrees", "turned there and back: interpolation alone", _ROTATION_LEVELS_DEG
+    ),
+    "flip": Condition(
+        _number_severities(1, 2), "axis", "mirrored: 1 left-right, 2 upside-down", value_format="axis {:g}"
+    ),
+    "shift": Condition(_number_severities(1, 2, 4, 6, 8), "px", "moved along an axis, the sky mirrored at the edge"),
     "pedestal_noise": Condition(
-        {snr: snr for snr in (0.75, 0.5, 0.25)}, "SNR", "the study's noise, really a pedestal", said="SNR {:g}"
+        {snr: snr for snr in (0.75, 0.5, 0.25)}, "SNR", "the study's noise, really a pedestal", value_format="SNR {:g}"
     ),
-    "shot_noise": Condition(_graded(0.5, 0.25, 0.1, 0.04, 0.02), "of the exposure time", "observed for a shorter time"),
+    "shot_noise": Condition(
+        _number_severities(0.5, 0.25, 0.1, 0.04, 0.02), "of the exposure time", "observed for a shorter time"
+    ),
     "sky_noise": Condition(
-        _graded(2, 4, 8, 16, 32), "DN", "Gaussian noise of this standard deviation", said="sigma {:g} DN"
+        _number_severities(2, 4, 8, 16, 32),
+        "DN",
+        "Gaussian noise of this standard deviation",
+        value_format="sigma {:g} DN",
     ),
-    "sky_pedestal": Condition(_graded(5, 10, 20, 40, 80), "DN", "a brighter sky, left unsubtracted"),
-    "sky_gradient": Condition(_graded(10, 20, 40, 80, 160), "DN", "a sky brightening from one edge to the other"),
-    "psf_gaussian": Condition(_SEEING, "arcsec FWHM", "blurred by a Gaussian"),
-    "psf_moffat": Condition(_SEEING, "arcsec FWHM", "blurred by a Moffat function, which has wings"),
-    "downsample": Condition(_graded(0.75, 0.5, 0.375, 0.25, 0.2), "of the pixels a side", "fewer pixels, averaged"),
-    "downsample_bilinear": Condition(_graded(0.75, 0.5, 0.25), "of the pixels a side", "fewer pixels, as the study"),
-    "bad_pixels": Condition(_graded(0.001, 0.003, 0.01, 0.03, 0.1), "of the pixels", "hot or dead, in each band"),
-    "cosmic_rays": Condition(_graded(1, 2, 4, 8, 16), "streaks", "cosmic rays, each in one band", said="streaks: {:g}"),
-    "saturation": Condition(_graded(200, 160, 120, 90, 65), "DN full well", "bright parts cut off"),
-    "band_loss": Condition(_graded(0, 1, 2), "channel", "one band gone: 0 z, 1 r, 2 g", said="channel {:g}"),
+    "sky_pedestal": Condition(_number_severities(5, 10, 20, 40, 80), "DN", "a brighter sky, left unsubtracted"),
+    "sky_gradient": Condition(
+        _number_severities(10, 20, 40, 80, 160), "DN", "a sky brightening from one edge to the other"
+    ),
+    "psf_gaussian": Condition(_SEEING_FWHM_ARCSEC, "arcsec FWHM", "blurred by a Gaussian"),
+    "psf_moffat": Condition(_SEEING_FWHM_ARCSEC, "arcsec FWHM", "blurred by a Moffat function, which has wings"),
+    "downsample": Condition(
+        _number_severities(0.75, 0.5, 0.375, 0.25, 0.2), "of the pixels a side", "fewer pixels, averaged"
+    ),
+    "downsample_bilinear": Condition(
+        _number_severities(0.75, 0.5, 0.25), "of the pixels a side", "fewer pixels, as the study"
+    ),
+    "bad_pixels": Condition(
+        _number_severities(0.001, 0.003, 0.01, 0.03, 0.1), "of the pixels", "hot or dead, in each band"
+    ),
+    "cosmic_rays": Condition(
+        _number_severities(1, 2, 4, 8, 16), "streaks", "cosmic rays, each in one band", value_format="streaks: {:g}"
+    ),
+    "saturation": Condition(_number_severities(200, 160, 120, 90, 65), "DN full well", "bright parts cut off"),
+    "band_loss": Condition(
+        _number_severities(0, 1, 2), "channel", "one band gone: 0 z, 1 r, 2 g", value_format="channel {:g}"
+    ),
     "gain_error": Condition(
-        _graded(0.05, 0.1, 0.2, 0.3, 0.4), "of ln gain", "each band mis-calibrated", said="sigma(ln gain) {:g}"
+        _number_severities(0.05, 0.1, 0.2, 0.3, 0.4),
+        "of ln gain",
+        "each band mis-calibrated",
+        value_format="sigma(ln gain) {:g}",
     ),
-    "jpeg": Condition(_graded(75, 50, 30, 15, 8), "quality", "JPEG, decoded again", said="quality {:g}"),
+    "jpeg": Condition(
+        _number_severities(75, 50, 30, 15, 8), "quality", "JPEG, decoded again", value_format="quality {:g}"
+    ),
     "star": Condition(
-        _graded(1, 5, 25, 125, 625),
+        _number_severities(1, 5, 25, 125, 625),
         "x full scale",
         "a star beside the galaxy, saturated",
-        said="peak {:g} x full scale",
+        value_format="peak {:g} x full scale",
     ),
 }
-KINDS = {  # severities that are not more or less of the same
+CATEGORICAL_LABELS = {  # severities that are not more or less of the same
     "flip": {1.0: "left-right", 2.0: "upside-down"},
     "band_loss": {1.0: "no z", 2.0: "no r", 3.0: "no g"},
 }
-DEFAULT = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
+DEFAULT_CONDITIONS = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
 
 
-def parts(name: str) -> tuple[str, ...]:
+def split_combination(name: str) -> tuple[str, ...]:
     """Return the names that a combination is made of; a plain condition is its only part."""
     return tuple(name.split("+"))
 
 
 def is_condition(name: str) -> bool:
     """Whether a name is a row of the table, or a combination of different ones."""
-    several = parts(name)
+    several = split_combination(name)
     if len(several) == 1:
         return name in CONDITIONS
     known = set(several) <= CONDITIONS.keys() - {"clean"}
-    return known and len(several) == len(set(several)) <= MOST_PARTS
+    return known and len(several) == len(set(several)) <= MAX_PARTS
 
 
-def levels(name: str) -> tuple[float, ...]:
+def get_levels(name: str) -> tuple[float, ...]:
     """Return the severities that a condition takes inside a combination, mildest first: five or fewer."""
     row = CONDITIONS[name]
     return row.levels or tuple(row.parameters)[:5]
 
 
-def severities(name: str) -> tuple[float, ...]:
+def get_severities(name: str) -> tuple[float, ...]:
     """Return the severities a condition is measured at; those of a combination are 1, 2 ... up to 5."""
-    several = parts(name)
+    several = split_combination(name)
     if len(several) == 1:
         return tuple(CONDITIONS[name].parameters)
-    return tuple(float(k + 1) for k in range(min(len(levels(part)) for part in several)))
+    return tuple(float(k + 1) for k in range(min(len(get_levels(part)) for part in several)))
 
 
-def pairs(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
+def list_severity_pairs(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
     """Return every severity of these conditions, each with its condition."""
-    return tuple((name, severity) for name in names for severity in severities(name))
+    return tuple((name, severity) for name in names for severity in get_severities(name))
 
 
-def split(name: str, severity: float) -> list[tuple[str, float]]:
+def get_parameters(name: str, severity: float) -> list[tuple[str, float]]:
     """Return each part's name and parameter, in order."""
-    several = parts(name)
+    several = split_combination(name)
     if len(several) == 1:
         return [(name, CONDITIONS[name].parameters[severity])]
-    return [(part, CONDITIONS[part].parameters[levels(part)[round(severity) - 1]]) for part in several]
+    return [(part, CONDITIONS[part].parameters[get_levels(part)[round(severity) - 1]]) for part in several]
 
 
-def parameter(name: str, severity: float) -> float:
+def get_parameter(name: str, severity: float) -> float:
     """Return the physical parameter of a severity in `unit(name)`; a combination has several, so its level."""
-    several = split(name, severity)
+    several = get_parameters(name, severity)
     return several[0][1] if len(several) == 1 else severity
 
 
-def unit(name: str) -> str:
+def get_unit(name: str) -> str:
     """Return the unit of `parameter`."""
-    return CONDITIONS[name].unit if len(parts(name)) == 1 else "level of each"
+    return CONDITIONS[name].unit if len(split_combination(name)) == 1 else "level of each"
 
 
-def described(name: str, severity: float) -> str:
+def describe_severity(name: str, severity: float) -> str:
     """Say a severity in physical words: `1.3 arcsec FWHM + 0.1 of the exposure time`."""
     return " + ".join(
-        (CONDITIONS[part].said or f"{{:g}} {unit(part)}").format(value) for part, value in split(name, severity)
+        (CONDITIONS[part].value_format or f"{{:g}} {get_unit(part)}").format(value)
+        for part, value in get_parameters(name, severity)
     )
 
 

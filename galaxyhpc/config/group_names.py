@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def checked(name: str) -> str:
+def check_group_name(name: str) -> str:
     """Return a group's name.
 
     Raises
@@ -18,6 +18,6 @@ def checked(name: str) -> str:
     return name
 
 
-def is_subgroup(name: str, of: str) -> bool:
+def is_subgroup(subgroup: str, group: str) -> bool:
     """Whether the rotations, and reflections, of one group are among those of the other."""
-    return int(of[1:]) % int(name[1:]) == 0 and (name[0] == "C" or of[0] == "D")
+    return int(group[1:]) % int(subgroup[1:]) == 0 and (subgroup[0] == "C" or group[0] == "D")

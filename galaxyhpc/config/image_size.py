@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-LAYOUT = ("steerable_cnn", "cnn")  # the study's
-STRIDES = {"e2wrn": 3, "e2resnet": 5}  # stages that halve the image
+STUDY_ARCHITECTURES = ("steerable_cnn", "cnn")  # the study's
+NUM_STRIDED_STAGES = {"e2wrn": 3, "e2resnet": 5}  # stages that halve the image
 
 
 def is_exact_image_size(size: int, architecture: str = "steerable_cnn") -> bool:
@@ -13,14 +13,14 @@ def is_exact_image_size(size: int, architecture: str = "steerable_cnn") -> bool:
     odd. e2wrn has 3 of them and e2resnet 5. The study's layout halves 64k-1 (padding 2) and 64k+1 px (padding 1)
     to 32k+1, keeps 33, and five pools follow. Networks without a claim take any size.
     """
-    if architecture in LAYOUT:
+    if architecture in STUDY_ARCHITECTURES:
         return size == 33 or (size > 33 and size % 64 in (1, 63))
-    if architecture in STRIDES:
-        return size >= 33 and size % 2 ** STRIDES[architecture] == 1
+    if architecture in NUM_STRIDED_STAGES:
+        return size >= 33 and size % 2 ** NUM_STRIDED_STAGES[architecture] == 1
     return size >= 32
 
 
-def nearest_image_sizes(size: int, architecture: str = "steerable_cnn") -> list[int]:
+def find_nearest_image_sizes(size: int, architecture: str = "steerable_cnn") -> list[int]:
     """Return the good image sizes on both sides of `size`, in px."""
     good = [s for s in range(max(32, size - 130), size + 130) if is_exact_image_size(s, architecture)]
     return [s for s in good if s < size][-1:] + [s for s in good if s > size][:1]

@@ -14,68 +14,70 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, MOST_PARTS, is_condition
-from galaxyhpc.config.group_names import checked, is_subgroup
-from galaxyhpc.config.image_size import is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS, MAX_PARTS, is_condition
+from galaxyhpc.config.group_names import check_group_name, is_subgroup
+from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
 
-LATER = {  # settings younger than the first runs, left out of identities where they have their defaults
+ADDED_SETTINGS = {  # settings younger than the first runs, left out of identities where they have their defaults
     "data": ("label_fraction",),
     "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained", "opening"),
     "train": ("ema_decay", "body_learning_rate"),
 }
-SCHEMA = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
+SCHEMA_VERSION = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1, le=10**9)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Minutes = Annotated[int, Field(ge=2, le=10**6)]
 Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
-Gpus = Annotated[int, Field(ge=0, le=10**6)]
-Word = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # it stands in a line of an sbatch file as it is
+NumGpus = Annotated[int, Field(ge=0, le=10**6)]
+SlurmToken = Annotated[
+    str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")
+]  # it stands in a line of an sbatch file as it is
 
 BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
 Architecture = Literal[
     "steerable_cnn", "cnn", "e2wrn", "e2resnet", "resnet18", "resnet50", "wide_resnet50_2", "densenet121"
 ]
-_SIZE = ("width", "scale")
-OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture may be told
-    "steerable_cnn": ("group", "head", *_SIZE),
-    "cnn": ("head", *_SIZE),
-    "e2wrn": ("group", "depth", "widen", "restriction", *_SIZE),
-    "e2resnet": ("group", "depth", "blocks", "base_width", *_SIZE),
+_WIDTH_OPTIONS = ("width", "scale")
+ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture may be told
+    "steerable_cnn": ("group", "head", *_WIDTH_OPTIONS),
+    "cnn": ("head", *_WIDTH_OPTIONS),
+    "e2wrn": ("group", "depth", "widen", "restriction", *_WIDTH_OPTIONS),
+    "e2resnet": ("group", "depth", "blocks", "base_width", *_WIDTH_OPTIONS),
     **dict.fromkeys(BASELINES, ("pretrained",)),
 }
 
 
-def _is_a_condition(value: str) -> str:
-    if not is_condition(value):
-        joined = f"up to {MOST_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
+def _check_condition(name: str) -> str:
+    if not is_condition(name):
+        joined = f"up to {MAX_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
         raise ValueError(f"{', '.join(CONDITIONS)}, or {joined}")
-    return value
+    return name
 
 
-Group = Annotated[str, AfterValidator(checked)]
-ConditionName = Annotated[str, AfterValidator(_is_a_condition)]
+GroupName = Annotated[str, AfterValidator(check_group_name)]
+ConditionName = Annotated[str, AfterValidator(_check_condition)]
 
 
-def _kind(value: object) -> str:
+def _get_tag(value: object) -> str:
     return "auto" if value == "auto" else "number"
 
 
 Auto = Annotated[Literal["auto"], Tag("auto")]  # `costs` puts a number in its place
-AutoMinutes = Annotated[Annotated[Minutes, Tag("number")] | Auto, Discriminator(_kind)]
-AutoGigabytes = Annotated[Annotated[Gigabytes, Tag("number")] | Auto, Discriminator(_kind)]
-AutoGpus = Annotated[Annotated[Gpus, Tag("number")] | Auto, Discriminator(_kind)]
+AutoMinutes = Annotated[Annotated[Minutes, Tag("number")] | Auto, Discriminator(_get_tag)]
+AutoGigabytes = Annotated[Annotated[Gigabytes, Tag("number")] | Auto, Discriminator(_get_tag)]
+AutoNumGpus = Annotated[Annotated[NumGpus, Tag("number")] | Auto, Discriminator(_get_tag)]
 
 
-class Settings(BaseModel):
+class BaseConfig(BaseModel):
     """Base of all settings: frozen, strictly typed, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
-class DemoConfig(Settings):
+class DemoConfig(BaseConfig):
     """Generated galaxies, used when `data.source` is `demo`."""
 
     galaxies: Annotated[int, Field(ge=100, le=10**6)] = 2000
@@ -83,7 +85,7 @@ class DemoConfig(Settings):
     seed: Seed = 0
 
 
-class DataConfig(Settings):
+class DataConfig(BaseConfig):
     """Which galaxies, at which size, and how they are divided."""
 
     source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
@@ -98,31 +100,35 @@ class DataConfig(Settings):
     demo: DemoConfig = DemoConfig()
 
     @model_validator(mode="after")
-    def _leaves_galaxies_to_train_on(self) -> DataConfig:
+    def _check_training_fraction(self) -> DataConfig:
         if self.validation_fraction + self.test_fraction > 0.9:
             raise ValueError("validation_fraction + test_fraction must be at most 0.9")
         return self
 
 
-class ModelConfig(Settings):
+class ModelConfig(BaseConfig):
     """Which network; `presets.PRESETS` names those of the study."""
 
     architecture: Architecture = "steerable_cnn"
-    group: Group | None = None  # C1, C2, ... or D1, D2, ...; none for networks without symmetry
+    group: GroupName | None = None  # C1, C2, ... or D1, D2, ...; none for networks without symmetry
     width: Literal["fields", "parameters", "multiply_adds"] = "fields"  # what is kept equal to C1
     scale: Annotated[float, Field(gt=0.0, le=8.0)] = 1.0  # multiplies the fields of every layer
     head: Literal["pool", "flatten"] = "pool"  # flatten is the study's own; it is not invariant
     depth: Annotated[int, Field(ge=10, le=1000)] | None = None  # e2wrn: 6n + 4 layers; e2resnet: 18 or 50
     widen: Annotated[int, Field(ge=1, le=100)] | None = None  # e2wrn: times as wide as a ResNet
-    restriction: Annotated[tuple[Group, ...], Field(strict=False, max_length=2)] = ()  # e2wrn: before stages 2 and 3
-    blocks: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # e2resnet: of four stages; none: as in ResNets
-    base_width: Positive | None = None  # e2resnet: fields of the first stage; none: 64
+    restriction: Annotated[
+        tuple[GroupName, ...], Field(strict=False, max_length=2)
+    ] = ()  # e2wrn: before stages 2 and 3
+    blocks: Annotated[
+        tuple[PositiveInt, ...], Field(strict=False)
+    ] = ()  # e2resnet: of four stages; none: as in ResNets
+    base_width: PositiveInt | None = None  # e2resnet: fields of the first stage; none: 64
     pretrained: bool | Annotated[str, Field(min_length=1)] = False  # baselines: ImageNet weights, or a file of them
     opening: Annotated[int, Field(ge=0, le=32)] = 0  # px, radius of a morphological opening of what comes in
 
     @model_validator(mode="after")
-    def _options_fit_architecture(self) -> ModelConfig:
-        takes = OPTIONS[self.architecture]
+    def _check_architecture_options(self) -> ModelConfig:
+        takes = ARCHITECTURE_OPTIONS[self.architecture]
         if ("group" in takes) != (self.group is not None):
             said = "takes no group" if self.group else "needs a group, such as C4 or D8"
             raise ValueError(f"architecture {self.architecture} {said}")
@@ -133,7 +139,7 @@ class ModelConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _depth_is_one_of_the_family(self) -> ModelConfig:
+    def _check_depth(self) -> ModelConfig:
         if self.architecture == "e2wrn" and (self.depth is None or self.depth % 6 != 4 or self.widen is None):
             raise ValueError("architecture e2wrn needs depth, one of 10, 16, 22, 28 ..., and widen, such as 8")
         if self.architecture == "e2resnet" and self.depth not in (18, 50):
@@ -143,19 +149,19 @@ class ModelConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _restriction_descends(self) -> ModelConfig:
+    def _check_restriction(self) -> ModelConfig:
         for above, below in pairwise((self.group, *self.restriction) if self.group else ()):
             if not is_subgroup(below, above):
                 raise ValueError(f"restriction {below} is no subgroup of {above}")
         return self
 
     @property
-    def untrained(self) -> ModelConfig:
+    def without_pretrained(self) -> ModelConfig:
         """The same network begun at random: what trained weights are put into, which needs no others."""
         return self.model_copy(update={"pretrained": False})
 
     @property
-    def symmetry(self) -> Group | None:
+    def invariance_group(self) -> GroupName | None:
         """The group under which the logits do not change; none where the network claims nothing."""
         return None if self.head == "flatten" else (self.group, *self.restriction)[-1]
 
@@ -165,12 +171,12 @@ class ModelConfig(Settings):
         return self.architecture + "-".join(str(part) for part in (self.depth, self.widen) if part)
 
     @property
-    def groups(self) -> str:
+    def group_label(self) -> str:
         """The group and what it is restricted to: `D8`, `D8D4D1`; empty where there is none."""
         return "".join(filter(None, (self.group, *self.restriction)))
 
 
-class AugmentConfig(Settings):
+class AugmentConfig(BaseConfig):
     """Training augmentation: one affine map per sample."""
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0  # degrees, drawn from +-rotation
@@ -178,11 +184,11 @@ class AugmentConfig(Settings):
     flip: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3  # probability of each of the two flips
 
 
-class TrainConfig(Settings):
+class TrainConfig(BaseConfig):
     """How the weights are found."""
 
-    epochs: Positive = 100
-    batch_size: Positive = 128  # GLOBAL: all processes together
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 128  # GLOBAL: all processes together
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # of a pretrained body; none: a tenth
@@ -196,12 +202,12 @@ class TrainConfig(Settings):
     ema_decay: OpenFraction | None = None  # such as 0.999: weights averaged over steps are validated and kept
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    early_stopping: Positive | None = None  # epochs without a better validation accuracy
+    early_stopping: PositiveInt | None = None  # epochs without a better validation accuracy
     precision: Literal["float32", "bfloat16"] = "float32"
     sync_batchnorm: bool = False
 
 
-class AttackConfig(Settings):
+class AttackConfig(BaseConfig):
     """The one-pixel attack (`attack`), by default with the population and the iterations of the study."""
 
     galaxies: Annotated[int, Field(ge=0, le=10**9)] = 0  # most test galaxies, as many of each class; 0: no attack
@@ -209,57 +215,57 @@ class AttackConfig(Settings):
     iterations: Annotated[int, Field(ge=0, le=10**6)] = 200
 
 
-class EvaluateConfig(Settings):
+class EvaluateConfig(BaseConfig):
     """Under which conditions a finished run is measured; see `conditions`."""
 
-    conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT
-    batch_size: Positive = 256
+    conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT_CONDITIONS
+    batch_size: PositiveInt = 256
     attack: AttackConfig = AttackConfig()
 
     @field_validator("conditions")
     @classmethod
-    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) < len(value):
             raise ValueError("at least one item, each once")
         return value
 
 
-class WantedResources(Settings):
+class RequestedResources(BaseConfig):
     """Where and with what a run is computed: Slurm's words, `auto` where `costs` is to choose.
 
     Not part of a run's identity, though batch statistics are those of one process and pass: keep `micro_batch` and
     the tasks alike where networks are compared, or set `train.sync_batchnorm`.
     """
 
-    nodes: Positive = 1
-    tasks_per_node: Positive = 1  # one process each; one per GPU
-    gpus_per_node: AutoGpus = 0  # auto: one, or more and as many tasks where a run would take over a day on one
-    cpus_per_task: Positive = 1
+    nodes: PositiveInt = 1
+    tasks_per_node: PositiveInt = 1  # one process each; one per GPU
+    gpus_per_node: AutoNumGpus = 0  # auto: one, or more and as many tasks where a run would take over a day on one
+    cpus_per_task: PositiveInt = 1
     memory_gb: AutoGigabytes | None = None  # per node
     time_minutes: AutoMinutes = 720
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    constraint: Word | None = None
-    exclude_nodes: Annotated[tuple[Word, ...], Field(strict=False)] = ()
+    partition: SlurmToken | None = None
+    account: SlurmToken | None = None
+    qos: SlurmToken | None = None
+    constraint: SlurmToken | None = None
+    exclude_nodes: Annotated[tuple[SlurmToken, ...], Field(strict=False)] = ()
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
     convolution: Literal["auto", "dense", "harmonic"] = "auto"  # settled when a run begins: `paths`
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
 
     @property
-    def tasks(self) -> int:
+    def num_tasks(self) -> int:
         """Number of processes of a job."""
         return self.nodes * self.tasks_per_node
 
     @model_validator(mode="after")
-    def _auto_chooses_the_tasks(self) -> Self:
-        if self.gpus_per_node == "auto" and self.tasks > 1:
+    def _check_auto_gpus(self) -> Self:
+        if self.gpus_per_node == "auto" and self.num_tasks > 1:
             raise ValueError("gpus_per_node auto chooses tasks_per_node too: leave it and nodes at 1, or give both")
         return self
 
     @property
-    def plain(self) -> ResourcesConfig:
+    def resolved(self) -> ResourcesConfig:
         """The same in numbers.
 
         Raises
@@ -270,15 +276,15 @@ class WantedResources(Settings):
         return ResourcesConfig.model_validate(self.model_dump())
 
 
-class ResourcesConfig(WantedResources):
+class ResourcesConfig(RequestedResources):
     """What Slurm is asked for: numbers."""
 
-    gpus_per_node: Gpus = 0
+    gpus_per_node: NumGpus = 0
     memory_gb: Gigabytes | None = None
     time_minutes: Minutes = 720
 
 
-class RunConfig(Settings):
+class RunConfig(BaseConfig):
     """Everything about one run."""
 
     data: DataConfig = DataConfig()
@@ -286,14 +292,14 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    resources: WantedResources = WantedResources()
+    resources: RequestedResources = RequestedResources()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
-    def _image_size_is_exact(self) -> RunConfig:
+    def _check_image_size(self) -> RunConfig:
         size, architecture = self.data.image_size, self.model.architecture
         if not is_exact_image_size(size, architecture):
-            good = nearest_image_sizes(size, architecture)
+            good = find_nearest_image_sizes(size, architecture)
             raise ValueError(
                 f"data.image_size {size} is not exact under quarter turns for {architecture}; "
                 f"nearest good sizes: {', '.join(map(str, good))}"
@@ -301,48 +307,50 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _every_process_has_a_batch(self) -> RunConfig:
-        shared, tasks = self.train.batch_size, self.resources.tasks
+    def _check_batch_size(self) -> RunConfig:
+        shared, tasks = self.train.batch_size, self.resources.num_tasks
         if shared < 2 * tasks:  # batch norm needs two images
             raise ValueError(f"train.batch_size {shared} is shared by {tasks} processes; each needs at least 2 images")
         return self
 
     @model_validator(mode="after")
-    def _only_a_pretrained_body_has_its_own_rate(self) -> RunConfig:
+    def _check_body_learning_rate(self) -> RunConfig:
         if self.train.body_learning_rate is not None and not self.model.pretrained:
-            raise ValueError(f"a body_learning_rate is for networks begun from weights; {self.tag} begins at random")
+            raise ValueError(
+                f"a body_learning_rate is for networks begun from weights; {self.model_tag} begins at random"
+            )
         return self
 
     @property
-    def tag(self) -> str:
+    def model_tag(self) -> str:
         """What a person calls the network: `D8-steerable_cnn`, `D8D4D1-e2wrn16-8`, `cnn`."""
-        return "-".join(part for part in (self.model.groups, self.model.name) if part)
+        return "-".join(part for part in (self.model.group_label, self.model.name) if part)
 
-    def identity(self) -> dict[str, Any]:
+    def get_identity(self) -> dict[str, Any]:
         """All settings that decide the weights, and nothing else."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
         del parts["data"]["cache"]
-        for section, names in LATER.items():
+        for section, names in ADDED_SETTINGS.items():
             changed = getattr(self, section).model_dump(exclude_defaults=True)
             for name in set(names) - changed.keys():
                 del parts[section][name]
         if isinstance(self.model.pretrained, str):
             parts["model"]["pretrained"] = "file"  # where it lies decides nothing
         if parts["data"]["source"] == "demo":
-            return {"schema": SCHEMA, **parts}
+            return {"schema": SCHEMA_VERSION, **parts}
         parts["data"]["source"] = "file"  # the fingerprint in split.csv tells files apart
         del parts["data"]["demo"]
-        return {"schema": SCHEMA, **parts}
+        return {"schema": SCHEMA_VERSION, **parts}
 
     @property
     def run_id(self) -> str:
         """Readable tag, seed and the first 8 hexadecimal digits of the identity's SHA-256."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
-        return f"{self.tag}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        text = json.dumps(self.get_identity(), sort_keys=True, separators=(",", ":"))
+        return f"{self.model_tag}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def flat(tree: Any, path: str = "") -> dict[str, str]:
+def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
     """Turn nested settings into dotted.key: text."""
-    if not isinstance(tree, dict):
-        return {path: str(tree)}
-    return {k: v for name, part in tree.items() for k, v in flat(part, f"{path}.{name}".lstrip(".")).items()}
+    if not isinstance(settings, dict):
+        return {prefix: str(settings)}
+    return {k: v for name, part in settings.items() for k, v in flatten(part, f"{prefix}.{name}".lstrip(".")).items()}

@@ -20,13 +20,13 @@ from pydantic_core import ErrorDetails
 
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.config.yaml_loader import Entry, Mistakes, Place, shown
+from galaxyhpc.config.yaml_loader import Entry, ErrorCollector, SourceLocation, format_value
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
-_WITH_ENVIRONMENT = ("data.source", "data.cache", "model.pretrained", "resources.setup")
-_SOME_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
-_ALLOWED = {
+_ENVIRONMENT_SETTINGS = ("data.source", "data.cache", "model.pretrained", "resources.setup")
+_PLACEHOLDER_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
+_EXPECTED_BY_ERROR_TYPE = {
     "bool_type": "true or false",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -40,49 +40,51 @@ _ALLOWED = {
 }
 
 
-def _defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+def _collect_defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Return every setting's dotted key and default."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= _defaults(field.annotation, f"{prefix}{name}.")
+            found |= _collect_defaults(field.annotation, f"{prefix}{name}.")
         else:
             found[prefix + name] = field.default
     return found
 
 
-PRESET = "model.preset"  # stands for several settings
-DEFAULTS = {key: default for key, default in _defaults(RunConfig).items() if key != "seed"}
+PRESET_KEY = "model.preset"  # stands for several settings
+DEFAULTS = {key: default for key, default in _collect_defaults(RunConfig).items() if key != "seed"}
 _SECTIONS = {key.rpartition(".")[0] for key in DEFAULTS}
 
 
-def read_settings(entry: Entry, label: str, mistakes: Mistakes, prefix: str = "") -> Settings:
+def read_settings(entry: Entry, label: str, collector: ErrorCollector, prefix: str = "") -> Settings:
     """Read a mapping of settings below `prefix`, itself called `label`, and check every value by itself."""
-    found = dotted(entry, label, mistakes, prefix)
-    return {key: checked(key, value, mistakes) for key, value in found.items()}
+    found = flatten_settings(entry, label, collector, prefix)
+    return {key: validate(key, value, collector) for key, value in found.items()}
 
 
-def dotted(entry: Entry, label: str, mistakes: Mistakes, prefix: str = "") -> Settings:
+def flatten_settings(entry: Entry, label: str, collector: ErrorCollector, prefix: str = "") -> Settings:
     """Flatten a mapping to dotted keys; unknown ones stay, unsound: nothing is to be concluded without them."""
     if not isinstance(entry.value, dict):
-        if entry.sound:
-            mistakes.add(entry.place, label, f"found {shown(entry.plain())}; allowed a mapping of settings")
-        return {prefix + "?": replace(entry, sound=False)}
+        if entry.is_valid:
+            collector.add(
+                entry.location, label, f"found {format_value(entry.to_python())}; allowed a mapping of settings"
+            )
+        return {prefix + "?": replace(entry, is_valid=False)}
     found: Settings = {}
     for name, child in entry.value.items():
         key = prefix + name
-        inside = dotted(child, key, mistakes, f"{key}.") if key in _SECTIONS else {key: child}
+        inside = flatten_settings(child, key, collector, f"{key}.") if key in _SECTIONS else {key: child}
         for below, value in inside.items():
             if below in found:
-                mistakes.add(value.place, below, f"found twice, first at {found[below].place}; allowed once")
-            known = below in DEFAULTS or below == PRESET or not value.sound
+                collector.add(value.location, below, f"found twice, first at {found[below].location}; allowed once")
+            known = below in DEFAULTS or below == PRESET_KEY or not value.is_valid
             if not known:
-                mistakes.add(value.place, below, unknown(below))
-            found[below] = value if known else replace(value, sound=False)
+                collector.add(value.location, below, describe_unknown(below))
+            found[below] = value if known else replace(value, is_valid=False)
     return found
 
 
-def unknown(key: str) -> str:
+def describe_unknown(key: str) -> str:
     """Return what to say about a setting that does not exist."""
     if key.rpartition(".")[2] in ("seed", "seeds"):
         return "unknown setting; seeds are given by `seeds` at the top of the sweep"
@@ -90,95 +92,99 @@ def unknown(key: str) -> str:
     while section and section not in _SECTIONS:
         section, _, name = section.rpartition(".")
     prefix = f"{section}." if section else ""
-    known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET) if k.startswith(prefix)]
+    known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET_KEY) if k.startswith(prefix)]
     names = list(dict.fromkeys(known))
     near = get_close_matches(name, names, 1) or [k for k in DEFAULTS if k.endswith(f".{name}")][:1]
     return f"unknown setting;{f' did you mean {near[0]}?' if near else ''} known: {', '.join(names)}"
 
 
-def checked(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
+def validate(key: str, entry: Entry, collector: ErrorCollector) -> Entry:
     """Return the value with its environment variables filled in, unsound when it is none this setting may have."""
-    if not entry.sound:
+    if not entry.is_valid:
         return entry
-    before = len(mistakes.found)
-    if key == PRESET:
-        if entry.plain() not in list(PRESETS):
-            mistakes.add(entry.place, key, f"found {shown(entry.plain())}; allowed {', '.join(PRESETS)}")
-        return replace(entry, sound=len(mistakes.found) == before)
-    entry = _with_environment(key, entry, mistakes)
-    _demand_printable(key, entry, mistakes)
-    if len(mistakes.found) == before:
-        for error in _errors(_nested({key: entry}, _SOME_MODEL)):
+    before = len(collector.errors)
+    if key == PRESET_KEY:
+        if entry.to_python() not in list(PRESETS):
+            collector.add(entry.location, key, f"found {format_value(entry.to_python())}; allowed {', '.join(PRESETS)}")
+        return replace(entry, is_valid=len(collector.errors) == before)
+    entry = _expand_environment(key, entry, collector)
+    _check_printable(key, entry, collector)
+    if len(collector.errors) == before:
+        for error in _collect_errors(_nest_settings({key: entry}, _PLACEHOLDER_MODEL)):
             path = ".".join(map(str, error["loc"]))
             if f"{path}.".startswith(f"{key}.") or f" {key} " in f" {error['msg']} ":
-                mistakes.add(*_told(error, {key: entry}, entry.place))
-    return replace(entry, sound=len(mistakes.found) == before)
+                collector.add(*_format_error(error, {key: entry}, entry.location))
+    return replace(entry, is_valid=len(collector.errors) == before)
 
 
-def _with_environment(key: str, entry: Entry, mistakes: Mistakes) -> Entry:
+def _expand_environment(key: str, entry: Entry, collector: ErrorCollector) -> Entry:
     """Fill in `${NAME}` and `${NAME:-default}`; a variable that is set but empty counts as unset, as in a shell."""
     if isinstance(entry.value, list):
-        return replace(entry, value=[_with_environment(key, item, mistakes) for item in entry.value])
+        return replace(entry, value=[_expand_environment(key, item, collector) for item in entry.value])
     if not isinstance(entry.value, str) or "${" not in entry.value:
         return entry
-    if key not in _WITH_ENVIRONMENT:
-        allowed = ", ".join(_WITH_ENVIRONMENT)
-        mistakes.add(entry.place, key, f"found {shown(entry.value)}; environment variables are allowed in {allowed}")
+    if key not in _ENVIRONMENT_SETTINGS:
+        allowed = ", ".join(_ENVIRONMENT_SETTINGS)
+        collector.add(
+            entry.location, key, f"found {format_value(entry.value)}; environment variables are allowed in {allowed}"
+        )
         return entry
 
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1]) or match[2]
         if found is None:
             name = match[1]
-            mistakes.add(entry.place, key, f"found ${{{name}}}, which is not set; set it or give ${{{name}:-default}}")
+            collector.add(
+                entry.location, key, f"found ${{{name}}}, which is not set; set it or give ${{{name}:-default}}"
+            )
         return found or ""
 
     text = re.sub(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}", value, entry.value)
     if "${" in text:
         allowed = "allowed ${NAME} and ${NAME:-default}, or $NAME for the shell"
-        mistakes.add(entry.place, key, f"found {shown(text)}; {allowed}")
+        collector.add(entry.location, key, f"found {format_value(text)}; {allowed}")
     return replace(entry, value=text)
 
 
-def _demand_printable(key: str, entry: Entry, mistakes: Mistakes) -> None:
+def _check_printable(key: str, entry: Entry, collector: ErrorCollector) -> None:
     """Refuse what no terminal, path or shell takes; lines of the shell may be several."""
     for item in entry.value if isinstance(entry.value, list) else [entry]:
         text = item.value if isinstance(item.value, str) else ""
         text = text.replace("\n", "").replace("\t", "") if key == "resources.setup" else text
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text):
-            mistakes.add(item.place, key, f"found {shown(item.value)}; allowed text that can be printed")
+            collector.add(item.location, key, f"found {format_value(item.value)}; allowed text that can be printed")
 
 
-def over(*layers: Settings) -> Settings:
+def merge(*layers: Settings) -> Settings:
     """Merge settings, later layers above earlier ones; what came last is last."""
     found: Settings = {}
     for layer in layers:
-        for key, entry in _unfolded(layer).items():
+        for key, entry in _expand_preset(layer).items():
             found.pop(key, None)
             found[key] = entry
     return found
 
 
-def _unfolded(layer: Settings) -> Settings:
+def _expand_preset(layer: Settings) -> Settings:
     """Put the settings of a preset in its place; those written beside it win."""
-    if PRESET not in layer or not layer[PRESET].sound:
+    if PRESET_KEY not in layer or not layer[PRESET_KEY].is_valid:
         return layer
-    named = layer[PRESET]
-    meant = {f"model.{name}": _at(value, named.place) for name, value in PRESETS[str(named.value)].items()}
-    return meant | {key: entry for key, entry in layer.items() if key != PRESET}
+    named = layer[PRESET_KEY]
+    meant = {f"model.{name}": _make_entry(value, named.location) for name, value in PRESETS[str(named.value)].items()}
+    return meant | {key: entry for key, entry in layer.items() if key != PRESET_KEY}
 
 
-def _at(value: Any, place: Place) -> Entry:
-    return Entry([_at(item, place) for item in value] if isinstance(value, list) else value, place)
+def _make_entry(value: Any, location: SourceLocation) -> Entry:
+    return Entry([_make_entry(item, location) for item in value] if isinstance(value, list) else value, location)
 
 
-def value_of(settings: Settings, key: str) -> Any:
+def get_value(settings: Settings, key: str) -> Any:
     """Return the plain value of a setting, its default when it is not set."""
-    value = settings[key].plain() if key in settings else DEFAULTS[key]
+    value = settings[key].to_python() if key in settings else DEFAULTS[key]
     return list(value) if isinstance(value, tuple) else value
 
 
-def all_settings(config: RunConfig) -> dict[str, Any]:
+def get_all_settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting of a run but its seed, by dotted key."""
     found = {}
     for key in DEFAULTS:
@@ -187,32 +193,34 @@ def all_settings(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def run_config(settings: Settings, place: Place, seed: int, mistakes: Mistakes) -> RunConfig | None:
+def build_run_config(
+    settings: Settings, location: SourceLocation, seed: int, collector: ErrorCollector
+) -> RunConfig | None:
     """Put a run together; what does not fit together is told, as far as unsound values allow to tell."""
-    broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.sound}
+    broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.is_valid}
     if not broken <= RunConfig.model_fields.keys():  # nobody knows what was meant
         return None
     fit = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in broken}
-    values = {**_nested(fit, _SOME_MODEL if "model" in broken else {}), "seed": seed}
-    errors = _errors(values)
+    values = {**_nest_settings(fit, _PLACEHOLDER_MODEL if "model" in broken else {}), "seed": seed}
+    errors = _collect_errors(values)
     for error in errors:
-        mistakes.add(*_told(error, fit, place))
+        collector.add(*_format_error(error, fit, location))
     return None if broken or errors else RunConfig.model_validate(values)
 
 
-def _nested(settings: Settings, model: dict[str, Any]) -> dict[str, Any]:
+def _nest_settings(settings: Settings, default_model: dict[str, Any]) -> dict[str, Any]:
     """Return settings as pydantic wants them, those of the model on top of `model`."""
-    found: dict[str, Any] = {"model": dict(model)}
+    found: dict[str, Any] = {"model": dict(default_model)}
     for key, entry in settings.items():
         *sections, name = key.split(".")
         inner = found
         for section in sections:
             inner = inner.setdefault(section, {})
-        inner[name] = entry.plain()
+        inner[name] = entry.to_python()
     return found
 
 
-def _errors(values: dict[str, Any]) -> list[ErrorDetails]:
+def _collect_errors(values: dict[str, Any]) -> list[ErrorDetails]:
     """Return what pydantic says against a run with these values."""
     try:
         RunConfig.model_validate(values)
@@ -221,7 +229,7 @@ def _errors(values: dict[str, Any]) -> list[ErrorDetails]:
     return []
 
 
-def _told(error: ErrorDetails, settings: Settings, place: Place) -> tuple[Place, str, str]:
+def _format_error(error: ErrorDetails, settings: Settings, location: SourceLocation) -> tuple[SourceLocation, str, str]:
     """Return place, key and text of a pydantic error about these settings, or about their owner at `place`."""
     path = tuple(map(str, error["loc"]))
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -229,21 +237,21 @@ def _told(error: ErrorDetails, settings: Settings, place: Place) -> tuple[Place,
         parts = tuple(key.split("."))
         if path[: len(parts)] == parts:
             return (
-                _item(entry, error).place,
+                _get_item(entry, error).location,
                 key,
-                f"found {shown(error['input'])}; allowed {_ALLOWED.get(error['type'], said)}",
+                f"found {format_value(error['input'])}; allowed {_EXPECTED_BY_ERROR_TYPE.get(error['type'], said)}",
             )
     section = "".join(f"{part}." for part in path)
     inside = [key for key in settings if key.startswith(section)]
     named = [key for key in inside if re.search(rf"\b{key.rpartition('.')[2]}\b", said)] or inside
     if not named:
-        return place, section.rstrip("."), f"found nothing; {said}"
-    value = value_of(settings, named[-1])
+        return location, section.rstrip("."), f"found nothing; {said}"
+    value = get_value(settings, named[-1])
     said = said.removeprefix(f"{named[-1]} {value} is ")
-    return settings[named[-1]].place, named[-1], f"found {shown(value)}; {said}"
+    return settings[named[-1]].location, named[-1], f"found {format_value(value)}; {said}"
 
 
-def _item(entry: Entry, error: ErrorDetails) -> Entry:
+def _get_item(entry: Entry, error: ErrorDetails) -> Entry:
     """Return the item of a list that an error is about, or the whole entry."""
     last = error["loc"][-1]
     return entry.value[last] if isinstance(entry.value, list) and isinstance(last, int) else entry

@@ -25,44 +25,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from galaxyhpc.config import MOST_RUNS
+from galaxyhpc.config import MAX_RUNS
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.setting_parser import (
     DEFAULTS,
-    PRESET,
+    PRESET_KEY,
     Settings,
-    all_settings,
-    checked,
-    dotted,
-    over,
+    build_run_config,
+    flatten_settings,
+    get_all_settings,
+    get_value,
+    merge,
     read_settings,
-    run_config,
-    value_of,
+    validate,
 )
 from galaxyhpc.config.yaml_loader import (
     Entry,
-    Mistakes,
-    Place,
+    ErrorCollector,
+    SourceLocation,
     dump_yaml,
-    items_of,
-    members,
-    read_file,
+    format_value,
+    read_list,
+    read_mapping,
     read_yaml,
-    shown,
+    read_yaml_file,
 )
 
-_TOP = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
-_KINDS = ("grid", "zip", "points")
-_ONE_KIND = "exactly one of grid, zip, points"
-_RESOLVED = "# Resolved: defaults, profile, environment and --set are filled in; loads to the same runs.\n"
+_TOP_LEVEL_KEYS = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
+_BLOCK_KINDS = ("grid", "zip", "points")
+_EXPECTED_BLOCK_KIND = "exactly one of grid, zip, points"
+_RESOLVED_HEADER = "# Resolved: defaults, profile, environment and --set are filled in; loads to the same runs.\n"
 
 
 class SweepError(ValueError):
     """All mistakes of a sweep, one line each."""
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = tuple(mistakes)
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = tuple(errors)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Sweep:
 
     name: str
     runs: tuple[RunConfig, ...]
-    text: str
+    resolved_yaml: str
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,21 @@ class _Point:
     """One combination as the file has it, before rules and --set."""
 
     settings: Settings
-    place: Place
+    location: SourceLocation
 
 
 @dataclass(frozen=True)
 class _Rule:
     """What holds for the points whose settings are all among the wanted values; an exclude sets nothing."""
 
-    place: Place
+    location: SourceLocation
     label: str
-    wanted: dict[str, list[Any]]
-    sets: Settings = field(default_factory=dict)
+    match_values: dict[str, list[Any]]
+    settings: Settings = field(default_factory=dict)
 
     def matches(self, settings: Settings) -> bool:
-        known = self.wanted.items()
-        return bool(known) and all(value_of(settings, key) in wanted for key, wanted in known)
+        known = self.match_values.items()
+        return bool(known) and all(get_value(settings, key) in wanted for key, wanted in known)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None = None) -> Sweep:
@@ -110,164 +110,176 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None =
     SweepError
         With all mistakes at once.
     """
-    mistakes = Mistakes()
-    sets, top = _overrides(overrides, mistakes)
-    file = read_file(path, mistakes)
-    least = {} if profile is None else _profile(profile, mistakes)
-    top = {} if file is None else members(file, "", _TOP, mistakes) | top
+    mistakes = ErrorCollector()
+    sets, top = _parse_overrides(overrides, mistakes)
+    file = read_yaml_file(path, mistakes)
+    least = {} if profile is None else _read_profile(profile, mistakes)
+    top = {} if file is None else read_mapping(file, "", _TOP_LEVEL_KEYS, mistakes) | top
     if file is None or not isinstance(file.value, dict):
-        raise SweepError(mistakes.lines())
-    name = _name(top.get("name", Entry(path.stem, file.place)), mistakes)
-    seeds = _seeds(top["seeds"], mistakes) if "seeds" in top else [0]
-    configs = _configs(top, least, sets, seeds, file.place, mistakes)
-    recorded = [*_recorded(top, mistakes), *overrides]
-    if mistakes.found:
-        raise SweepError(mistakes.lines())
+        raise SweepError(mistakes.format_lines())
+    name = _read_name(top.get("name", Entry(path.stem, file.location)), mistakes)
+    seeds = _read_seeds(top["seeds"], mistakes) if "seeds" in top else [0]
+    configs = _build_configs(top, least, sets, seeds, file.location, mistakes)
+    recorded = [*_read_recorded_overrides(top, mistakes), *overrides]
+    if mistakes.errors:
+        raise SweepError(mistakes.format_lines())
     runs = tuple(config.model_copy(update={"seed": seed}) for config in configs for seed in seeds)
-    return Sweep(name, runs, _RESOLVED + _text(name, recorded, configs, seeds))
+    return Sweep(name, runs, _RESOLVED_HEADER + _dump_resolved(name, recorded, configs, seeds))
 
 
-def _overrides(overrides: Sequence[str], mistakes: Mistakes) -> tuple[Settings, dict[str, Entry]]:
+def _parse_overrides(overrides: Sequence[str], collector: ErrorCollector) -> tuple[Settings, dict[str, Entry]]:
     """Return the settings of --set, and what it puts at the top of the file; the last one for a key counts."""
     sets: Settings = {}
     top: dict[str, Entry] = {}
-    place = Place("--set")
+    place = SourceLocation("--set")
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            mistakes.add(place, "", f"found {shown(text)}; allowed dotted.key=value")
+            collector.add(place, "", f"found {format_value(text)}; allowed dotted.key=value")
             continue
-        entry = read_yaml(value, place, mistakes, key.strip())
+        entry = read_yaml(value, place, collector, key.strip())
         if entry is None:
             continue
         if key.strip() in ("name", "seeds"):
             top[key.strip()] = entry
         else:
-            sets = over(sets, read_settings(Entry({key.strip(): entry}, place), "", mistakes))
+            sets = merge(sets, read_settings(Entry({key.strip(): entry}, place), "", collector))
     return sets, top
 
 
-def _profile(path: Path, mistakes: Mistakes) -> Settings:
+def _read_profile(path: Path, collector: ErrorCollector) -> Settings:
     """Read the resources of one kind of cluster."""
-    entry = read_file(path, mistakes)
-    return {} if entry is None else read_settings(entry, "", mistakes, "resources.")
+    entry = read_yaml_file(path, collector)
+    return {} if entry is None else read_settings(entry, "", collector, "resources.")
 
 
-def _configs(
-    top: dict[str, Entry], least: Settings, sets: Settings, seeds: list[int], start: Place, mistakes: Mistakes
+def _build_configs(
+    top: dict[str, Entry],
+    profile_settings: Settings,
+    override_settings: Settings,
+    seeds: list[int],
+    file_location: SourceLocation,
+    collector: ErrorCollector,
 ) -> list[RunConfig]:
     """Return the distinct points that are not excluded, each with the first seed."""
-    base = over(least, read_settings(top["base"], "base", mistakes)) if "base" in top else least
-    points, whole = _blocks(top.get("blocks"), base, len(seeds), start, mistakes)
+    base = merge(profile_settings, read_settings(top["base"], "base", collector)) if "base" in top else profile_settings
+    points, whole = _read_blocks(top.get("blocks"), base, len(seeds), file_location, collector)
     excludes = [
-        _Rule(item.place, label, _wanted(item, label, mistakes))
-        for label, item in items_of(top.get("exclude"), "exclude", mistakes, least=0)
+        _Rule(item.location, label, _read_match_values(item, label, collector))
+        for label, item in read_list(top.get("exclude"), "exclude", collector, min_items=0)
     ]
     rules = [
-        _rule(item, label, mistakes) for label, item in items_of(top.get("resources"), "resources", mistakes, least=0)
+        _read_rule(item, label, collector)
+        for label, item in read_list(top.get("resources"), "resources", collector, min_items=0)
     ]
-    kept, used = _applied(points, excludes, rules, sets)
+    kept, used = _apply_rules(points, excludes, rules, override_settings)
     for rule in (*excludes, *rules) if whole else ():
-        if id(rule) not in used and rule.wanted:
-            mistakes.add(rule.place, rule.label, "matches no point")
+        if id(rule) not in used and rule.match_values:
+            collector.add(rule.location, rule.label, "matches no point")
     if points and not kept:
-        mistakes.add(top["exclude"].place, "exclude", f"excludes every point ({len(points)}); allowed to leave some")
-    return _distinct(kept, sets, seeds[0], mistakes)
+        collector.add(
+            top["exclude"].location, "exclude", f"excludes every point ({len(points)}); allowed to leave some"
+        )
+    return _deduplicate_points(kept, override_settings, seeds[0], collector)
 
 
-def _blocks(
-    entry: Entry | None, base: Settings, seeds: int, start: Place, mistakes: Mistakes
+def _read_blocks(
+    entry: Entry | None, base: Settings, num_seeds: int, file_location: SourceLocation, collector: ErrorCollector
 ) -> tuple[list[_Point], bool]:
     """Return the points of all blocks, and whether every block could be read."""
     points: list[_Point] = []
     whole = entry is not None
     if entry is None:
-        mistakes.add(start, "blocks", f"found nothing; allowed a list of blocks, each with {_ONE_KIND}")
-    for label, item in items_of(entry, "blocks", mistakes):
-        found = _block(item, label, base, mistakes)
+        collector.add(
+            file_location, "blocks", f"found nothing; allowed a list of blocks, each with {_EXPECTED_BLOCK_KIND}"
+        )
+    for label, item in read_list(entry, "blocks", collector):
+        found = _read_block(item, label, base, collector)
         whole = whole and bool(found)
         points += found
-        if len(points) * seeds > MOST_RUNS:
-            mistakes.add(item.place, label, f"found more than {MOST_RUNS:,} runs; allowed at most as many")
+        if len(points) * num_seeds > MAX_RUNS:
+            collector.add(item.location, label, f"found more than {MAX_RUNS:,} runs; allowed at most as many")
             return [], False
     return points, whole
 
 
-def _block(entry: Entry, label: str, base: Settings, mistakes: Mistakes) -> list[_Point]:
+def _read_block(entry: Entry, label: str, base: Settings, collector: ErrorCollector) -> list[_Point]:
     """Return the points of one block; none after a mistake in its structure."""
-    parts = members(entry, label, ("base", *_KINDS), mistakes)
+    parts = read_mapping(entry, label, ("base", *_BLOCK_KINDS), collector)
     if "base" in parts:
-        base = over(base, read_settings(parts["base"], f"{label}.base", mistakes))
-    kinds = [kind for kind in _KINDS if kind in parts]
-    rows: list[tuple[Settings, Place]] = []
+        base = merge(base, read_settings(parts["base"], f"{label}.base", collector))
+    kinds = [kind for kind in _BLOCK_KINDS if kind in parts]
+    rows: list[tuple[Settings, SourceLocation]] = []
     for kind in kinds:
-        rows = (_listed if kind == "points" else _combined)(parts[kind], f"{label}.{kind}", mistakes)
+        rows = (_read_points if kind == "points" else _combine_axes)(parts[kind], f"{label}.{kind}", collector)
     if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
-        mistakes.add(entry.place, label, f"found {' and '.join(kinds) or 'none'}; allowed {_ONE_KIND}")
-    return [_Point(over(base, row), place) for row, place in rows] if len(kinds) == 1 else []
+        collector.add(entry.location, label, f"found {' and '.join(kinds) or 'none'}; allowed {_EXPECTED_BLOCK_KIND}")
+    return [_Point(merge(base, row), place) for row, place in rows] if len(kinds) == 1 else []
 
 
-def _listed(entry: Entry, label: str, mistakes: Mistakes) -> list[tuple[Settings, Place]]:
+def _read_points(entry: Entry, label: str, collector: ErrorCollector) -> list[tuple[Settings, SourceLocation]]:
     """Return explicit points."""
-    return [(read_settings(item, name, mistakes), item.place) for name, item in items_of(entry, label, mistakes)]
+    return [(read_settings(item, name, collector), item.location) for name, item in read_list(entry, label, collector)]
 
 
-def _combined(entry: Entry, label: str, mistakes: Mistakes) -> list[tuple[Settings, Place]]:
+def _combine_axes(entry: Entry, label: str, collector: ErrorCollector) -> list[tuple[Settings, SourceLocation]]:
     """Return the product (grid) or the pairing (zip) of lists of values."""
-    axes = {key: _axis(key, values, mistakes) for key, values in dotted(entry, label, mistakes).items()}
+    axes = {
+        key: _read_axis(key, values, collector) for key, values in flatten_settings(entry, label, collector).items()
+    }
     lengths = {key: len(values) for key, values in axes.items()}
     rows: Iterable[tuple[Entry, ...]] = ()
     if not axes:
-        mistakes.add(entry.place, label, "found {}; allowed at least one setting with a list of values")
-    elif label.endswith("grid") and math.prod(lengths.values()) > MOST_RUNS:
-        mistakes.add(entry.place, label, f"found {math.prod(lengths.values()):,} points; allowed {MOST_RUNS:,}")
+        collector.add(entry.location, label, "found {}; allowed at least one setting with a list of values")
+    elif label.endswith("grid") and math.prod(lengths.values()) > MAX_RUNS:
+        collector.add(entry.location, label, f"found {math.prod(lengths.values()):,} points; allowed {MAX_RUNS:,}")
     elif label.endswith("grid"):
         rows = itertools.product(*axes.values())
     elif len(set(lengths.values())) > 1:
-        mistakes.add(entry.place, label, f"found lists of lengths {shown(lengths)}; allowed equal lengths")
+        collector.add(entry.location, label, f"found lists of lengths {format_value(lengths)}; allowed equal lengths")
     else:
         rows = zip(*axes.values(), strict=True)
-    return [(dict(zip(axes, row, strict=True)), max(value.place for value in row)) for row in rows]
+    return [(dict(zip(axes, row, strict=True)), max(value.location for value in row)) for row in rows]
 
 
-def _axis(key: str, entry: Entry, mistakes: Mistakes) -> list[Entry]:
+def _read_axis(key: str, entry: Entry, collector: ErrorCollector) -> list[Entry]:
     """Return the values of one setting."""
-    if not entry.sound:
+    if not entry.is_valid:
         return [entry]
-    return [checked(key, item, mistakes) for _, item in items_of(entry, key, mistakes)]
+    return [validate(key, item, collector) for _, item in read_list(entry, key, collector)]
 
 
-def _rule(entry: Entry, label: str, mistakes: Mistakes) -> _Rule:
+def _read_rule(entry: Entry, label: str, collector: ErrorCollector) -> _Rule:
     """Read a resource rule."""
-    parts = members(entry, label, ("when", "set"), mistakes)
+    parts = read_mapping(entry, label, ("when", "set"), collector)
     if isinstance(entry.value, dict) and len(parts) < 2:
-        mistakes.add(entry.place, label, f"found {' '.join(parts) or 'neither'}; allowed when and set, both")
-    wanted = _wanted(parts["when"], f"{label}.when", mistakes) if "when" in parts else {}
-    sets = read_settings(parts["set"], f"{label}.set", mistakes, "resources.") if "set" in parts else {}
-    return _Rule(entry.place, label, wanted, sets)
+        collector.add(entry.location, label, f"found {' '.join(parts) or 'neither'}; allowed when and set, both")
+    wanted = _read_match_values(parts["when"], f"{label}.when", collector) if "when" in parts else {}
+    sets = read_settings(parts["set"], f"{label}.set", collector, "resources.") if "set" in parts else {}
+    return _Rule(entry.location, label, wanted, sets)
 
 
-def _wanted(entry: Entry, label: str, mistakes: Mistakes) -> dict[str, list[Any]]:
+def _read_match_values(entry: Entry, label: str, collector: ErrorCollector) -> dict[str, list[Any]]:
     """Read a combination of settings; a list means any of its values. It is empty after a mistake."""
-    before = len(mistakes.found)
-    found = dotted(entry, label, mistakes)
+    before = len(collector.errors)
+    found = flatten_settings(entry, label, collector)
     if not found:
-        mistakes.add(entry.place, label, "found {}; allowed at least one setting")
+        collector.add(entry.location, label, "found {}; allowed at least one setting")
     wanted = {}
     for key, value in found.items():
-        if key == PRESET:
-            mistakes.add(value.place, f"{label}.{key}", "found a preset; allowed are the settings it stands for")
+        if key == PRESET_KEY:
+            collector.add(value.location, f"{label}.{key}", "found a preset; allowed are the settings it stands for")
             continue
         any_of = isinstance(value.value, list) and not (
             isinstance(DEFAULTS.get(key), tuple) and not all(isinstance(item.value, list) for item in value.value)
         )
-        alternatives = _axis(key, value, mistakes) if any_of else [checked(key, value, mistakes)]
-        wanted[key] = [alternative.plain() for alternative in alternatives]
-    return wanted if len(mistakes.found) == before else {}
+        alternatives = _read_axis(key, value, collector) if any_of else [validate(key, value, collector)]
+        wanted[key] = [alternative.to_python() for alternative in alternatives]
+    return wanted if len(collector.errors) == before else {}
 
 
-def _applied(
-    points: list[_Point], excludes: list[_Rule], rules: list[_Rule], sets: Settings
+def _apply_rules(
+    points: list[_Point], excludes: list[_Rule], rules: list[_Rule], override_settings: Settings
 ) -> tuple[list[tuple[_Point, Settings]], set[int]]:
     """Apply --set, excludes and rules; return the points left with all their settings, and the ids of what matched.
 
@@ -276,7 +288,7 @@ def _applied(
     kept: list[tuple[_Point, Settings]] = []
     used: set[int] = set()
     for point in points:
-        settings = over(point.settings, sets)
+        settings = merge(point.settings, override_settings)
         was = [exclude for exclude in excludes if exclude.matches(point.settings)]
         now = [exclude for exclude in excludes if exclude.matches(settings)]
         used.update(map(id, (*was, *now)))
@@ -285,34 +297,38 @@ def _applied(
             if matches or (not was and rule.matches(point.settings)):
                 used.add(id(rule))
             if matches:
-                settings = over(settings, rule.sets)
+                settings = merge(settings, rule.settings)
         if not now:
-            kept.append((point, over(settings, sets)))
+            kept.append((point, merge(settings, override_settings)))
     return kept, used
 
 
-def _distinct(kept: list[tuple[_Point, Settings]], sets: Settings, seed: int, mistakes: Mistakes) -> list[RunConfig]:
+def _deduplicate_points(
+    selected: list[tuple[_Point, Settings]], override_settings: Settings, seed: int, collector: ErrorCollector
+) -> list[RunConfig]:
     """Return each run once. Points that --set made equal are one; points that were equal before are a mistake."""
     first: dict[str, tuple[_Point, RunConfig]] = {}
-    again: dict[tuple[Place, Place], list[str]] = {}
-    for point, settings in kept:
-        config = run_config(settings, point.place, seed, mistakes)
+    again: dict[tuple[SourceLocation, SourceLocation], list[str]] = {}
+    for point, settings in selected:
+        config = build_run_config(settings, point.location, seed, collector)
         if config is None:
             continue
         other, _ = first.setdefault(config.run_id, (point, config))
         if other is not point and all(
-            value_of(other.settings, key) == value_of(point.settings, key) for key in sets if key in DEFAULTS
+            get_value(other.settings, key) == get_value(point.settings, key)
+            for key in override_settings
+            if key in DEFAULTS
         ):
-            again.setdefault((other.place, point.place), []).append(config.run_id)
+            again.setdefault((other.location, point.location), []).append(config.run_id)
     for (one, two), names in again.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        mistakes.add(two, "blocks", f"found the same run as at {one} ({names[0]}{more}); allowed once")
+        collector.add(two, "blocks", f"found the same run as at {one} ({names[0]}{more}); allowed once")
     return [config for _, config in first.values()]
 
 
-def _text(name: str, overrides: list[str], configs: list[RunConfig], seeds: list[int]) -> str:
+def _dump_resolved(name: str, overrides: list[str], configs: list[RunConfig], seeds: list[int]) -> str:
     """Return the sweep with nothing left to fill in: what all points share, then what each has of its own."""
-    points = [all_settings(config) for config in configs]
+    points = [get_all_settings(config) for config in configs]
     shared = {key for key in DEFAULTS if all(point[key] == points[0][key] for point in points)}
     base: dict[str, Any] = {}
     for key in (key for key in DEFAULTS if key in shared):
@@ -323,38 +339,44 @@ def _text(name: str, overrides: list[str], configs: list[RunConfig], seeds: list
     return dump_yaml(parts)
 
 
-def _name(entry: Entry, mistakes: Mistakes) -> str:
+def _read_name(entry: Entry, collector: ErrorCollector) -> str:
     """Return the name, which names a directory."""
     if isinstance(entry.value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", entry.value):
         return entry.value
     allowed = "up to 100 of A-Z a-z 0-9 . _ -, no dot at the start, digits alone in quotes"
-    mistakes.add(entry.place, "name", f"found {shown(entry.plain())}; allowed {allowed}")
+    collector.add(entry.location, "name", f"found {format_value(entry.to_python())}; allowed {allowed}")
     return ""
 
 
-def _seeds(entry: Entry, mistakes: Mistakes) -> list[int]:
+def _read_seeds(entry: Entry, collector: ErrorCollector) -> list[int]:
     """Return the seeds: a list of them, or how many from 0."""
-    if type(entry.value) is int and 1 <= entry.value <= MOST_RUNS:
+    if type(entry.value) is int and 1 <= entry.value <= MAX_RUNS:
         return list(range(entry.value))
     if not isinstance(entry.value, list):
-        allowed = f"a list, or how many: 1 to {MOST_RUNS:,}"
-        mistakes.add(entry.place, "seeds", f"found {shown(entry.plain())}; allowed {allowed}")
+        allowed = f"a list, or how many: 1 to {MAX_RUNS:,}"
+        collector.add(entry.location, "seeds", f"found {format_value(entry.to_python())}; allowed {allowed}")
         return [0]
-    seeds: dict[int, Place] = {}
-    for label, item in items_of(entry, "seeds", mistakes):
+    seeds: dict[int, SourceLocation] = {}
+    for label, item in read_list(entry, "seeds", collector):
         if type(item.value) is not int or not 0 <= item.value < 2**31:
-            mistakes.add(item.place, label, f"found {shown(item.plain())}; allowed whole numbers from 0 to 2**31 - 1")
+            collector.add(
+                item.location,
+                label,
+                f"found {format_value(item.to_python())}; allowed whole numbers from 0 to 2**31 - 1",
+            )
         elif item.value in seeds:
-            mistakes.add(item.place, label, f"found {item.value} twice, first at {seeds[item.value]}; allowed once")
+            collector.add(item.location, label, f"found {item.value} twice, first at {seeds[item.value]}; allowed once")
         else:
-            seeds[item.value] = item.place
+            seeds[item.value] = item.location
     return list(seeds) or [0]
 
 
-def _recorded(top: dict[str, Entry], mistakes: Mistakes) -> list[str]:
+def _read_recorded_overrides(top: dict[str, Entry], collector: ErrorCollector) -> list[str]:
     """Return the overrides that a resolved file was made with; they are in its settings already."""
-    recorded = items_of(top.get("overrides"), "overrides", mistakes, least=0)
+    recorded = read_list(top.get("overrides"), "overrides", collector, min_items=0)
     for label, item in recorded:
         if not isinstance(item.value, str):
-            mistakes.add(item.place, label, f"found {shown(item.plain())}; allowed text, as a record of --set")
+            collector.add(
+                item.location, label, f"found {format_value(item.to_python())}; allowed text, as a record of --set"
+            )
     return [str(item.value) for _, item in recorded]

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from galaxyhpc.config.schema import AugmentConfig
 from galaxyhpc.runtime import native
-from galaxyhpc.runtime.rng import key, uniform
+from galaxyhpc.runtime.rng import make_key, uniform
 
 
-def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
+def draw_affine_maps(indices: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
     """Draw one map per galaxy.
 
     Parameters
@@ -29,7 +29,7 @@ def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> T
     -------
     (N, 2, 3) float32, from output to input coordinates in [-1, 1], as `affine_grid` takes them
     """
-    angle, right, down, mirror, turn = uniform(key("augment", seed, epoch), rows, 5).unbind(1)
+    angle, right, down, mirror, turn = uniform(make_key("augment", seed, epoch), indices, 5).unbind(1)
     angle = torch.deg2rad((2 * angle - 1) * config.rotation)
     horizontal = 1.0 - 2.0 * (mirror < config.flip)
     vertical = 1.0 - 2.0 * (turn < config.flip)
@@ -39,7 +39,7 @@ def affine_maps(rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> T
     return torch.stack([top, bottom], 1).float()
 
 
-def sampling_grid(maps: Tensor, side: int) -> Tensor:
+def make_sampling_grid(maps: Tensor, side: int) -> Tensor:
     """Return where (N, side, side, 2) pixels come from: `affine_grid`, a sum in the place of a matrix product.
 
     In memory all x lie together, and all y: sums and sampling run along rows of pixels.
@@ -50,9 +50,9 @@ def sampling_grid(maps: Tensor, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def maps_of_epoch(count: int, seed: int, epoch: int, config: AugmentConfig, device: torch.device) -> Tensor:
+def draw_epoch_maps(num_galaxies: int, seed: int, epoch: int, config: AugmentConfig, device: torch.device) -> Tensor:
     """Draw the maps of all rows below `count`, once: a GPU would be told of ninety small kernels for every batch."""
-    return affine_maps(torch.arange(count, device=device), seed, epoch, config)
+    return draw_affine_maps(torch.arange(num_galaxies, device=device), seed, epoch, config)
 
 
 def resample(images: Tensor, maps: Tensor) -> Tensor:
@@ -61,23 +61,23 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
     What comes in is uint8, or floats in [0, 1]; what goes out is float32 in [0, 1]. A CPU with a compiler needs half
     of torch's time for bytes, with other last bits.
     """
-    if _served(images, maps):
-        library = native.library("data/augment.cpp")
+    if _can_use_cpp(images, maps):
+        library = native.load_library("data/augment.cpp")
         if library is not None:
-            return _compiled(library, images.contiguous(), maps.contiguous())
+            return _resample_cpp(library, images.contiguous(), maps.contiguous())
     pixels = images / 255.0 if images.dtype == torch.uint8 else images
-    grid = sampling_grid(maps, images.shape[-1])
+    grid = make_sampling_grid(maps, images.shape[-1])
     return functional.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
 
-def _served(images: Tensor, maps: Tensor) -> bool:
+def _can_use_cpp(images: Tensor, maps: Tensor) -> bool:
     """Whether these are bytes of square images on a CPU, with as many maps."""
     fit = images.dim() == 4 and images.shape[2] == images.shape[3] > 1 and maps.shape == (len(images), 2, 3)
     kinds = (images.dtype, maps.dtype) == (torch.uint8, torch.float32) and not maps.requires_grad
     return fit and kinds and images.device.type == maps.device.type == "cpu"
 
 
-def _compiled(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:
+def _resample_cpp(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:
     count, channels, side, _ = images.shape
     moved = torch.empty(images.shape, dtype=torch.float32, device="cpu")
     pointers = (c_void_p(each.data_ptr()) for each in (images, maps, moved))
@@ -85,7 +85,7 @@ def _compiled(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:
     return moved
 
 
-def turned(images: Tensor, degrees: float) -> Tensor:
+def rotate(images: Tensor, degrees: float) -> Tensor:
     """Turn (N, C, S, S) counter-clockwise: by multiples of 90 exactly, else bilinearly, which blurs a little."""
     quarters, rest = divmod(degrees, 90.0)
     if rest == 0.0:

@@ -25,12 +25,21 @@ from filelock import FileLock
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import simulate
 from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, convert
-from galaxyhpc.data.split import SPLITS, split_table
-from galaxyhpc.storage.files import sync, write_text
+from galaxyhpc.data.split import SPLITS, make_split_table
+from galaxyhpc.storage.files import fsync, write_text
 
-__all__ = ["CLASSES", "DataError", "Galaxies", "check_file", "converted", "load_split", "prepare", "split_head"]
+__all__ = [
+    "CLASSES",
+    "DataError",
+    "Galaxies",
+    "check_file",
+    "load_split",
+    "open_converted",
+    "prepare",
+    "read_split_header",
+]
 
-FORMAT = 1  # raised when converted files change their meaning
+CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
 SPLIT_SETTINGS = (
     "validation_fraction",
     "test_fraction",
@@ -38,7 +47,16 @@ SPLIT_SETTINGS = (
     "link_arcsec",
     "conflicting_duplicates",
 )
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, zipfile.BadZipFile)
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
 SPLIT_COLUMNS = {"row": np.int64, "label": np.int64, "ra": float, "dec": float, "sky_group": np.int64, "split": str}
 
 
@@ -53,7 +71,7 @@ class Galaxies:
     digests: np.ndarray  # (N,) hexadecimal SHA-256 of each image's published pixels
     fingerprint: str  # hexadecimal SHA-256 of published pixels, labels and positions; not of how they are stored
     mean: float  # of all published pixels, DN in [0, 255]
-    pixel_scale: float  # arcsec/px at S
+    pixel_scale_arcsec: float  # arcsec/px at S
     generated: bool  # demo galaxies, not real ones
 
 
@@ -67,23 +85,23 @@ def prepare(config: DataConfig) -> Galaxies:
     cache = Path(config.cache)
     if not cache.is_absolute():
         raise DataError(f"data.cache: found {config.cache!r}; allowed is an absolute path")
-    source = source_file(config)
-    if (found := _find(source, config.image_size, cache)) is not None:
+    source = get_source_path(config)
+    if (found := _open_cached(source, config.image_size, cache)) is not None:
         return found
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / ".lock"):
         if config.source == "demo" and not source.exists():
             _write_demo(config, source)
-        found = _find(source, config.image_size, cache)  # another process may have been first
-        return found if found is not None else _convert(source, config.image_size, cache)
+        found = _open_cached(source, config.image_size, cache)  # another process may have been first
+        return found if found is not None else _convert_and_open(source, config.image_size, cache)
 
 
-def converted(config: DataConfig) -> Galaxies | None:
+def open_converted(config: DataConfig) -> Galaxies | None:
     """Open the galaxies where they are converted already."""
-    return _find(source_file(config), config.image_size, Path(config.cache))
+    return _open_cached(get_source_path(config), config.image_size, Path(config.cache))
 
 
-def source_file(config: DataConfig) -> Path:
+def get_source_path(config: DataConfig) -> Path:
     """Return the file that the galaxies come from; that of the demo is written when they are prepared."""
     if config.source != "demo":
         return Path(config.source).expanduser()
@@ -93,15 +111,15 @@ def source_file(config: DataConfig) -> Path:
 
 def _write_demo(config: DataConfig, path: Path) -> None:
 
-    with _making(path) as aside:
-        simulate.write(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
-        sync(aside / path.name)
+    with _temporary_directory(path) as aside:
+        simulate.write_galaxies(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
+        fsync(aside / path.name)
         os.replace(aside / path.name, path)
-        sync(path.parent)
+        fsync(path.parent)
 
 
 @contextmanager
-def _making(target: Path) -> Iterator[Path]:
+def _temporary_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory to make `target` in; under the cache's lock, so others are of the dead."""
     for left in target.parent.glob(".*.making"):
         shutil.rmtree(left)
@@ -113,18 +131,18 @@ def _making(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _directory(source: Path, size: int, cache: Path) -> Path:
+def _get_cache_directory(source: Path, image_size: int, cache: Path) -> Path:
     """Name the converted form of a file; another file, or the same one written anew, has another name."""
     about = source.stat()
-    text = f"{FORMAT} {source.resolve()} {about.st_size} {about.st_mtime_ns}"
-    return cache / f"{source.stem}-{size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    text = f"{CACHE_FORMAT_VERSION} {source.resolve()} {about.st_size} {about.st_mtime_ns}"
+    return cache / f"{source.stem}-{image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _find(source: Path, size: int, cache: Path) -> Galaxies | None:
+def _open_cached(source: Path, image_size: int, cache: Path) -> Galaxies | None:
     """Open the converted form of `source`, or return None where there is none that is whole."""
     if not source.is_file():
         return None
-    directory = _directory(source, size, cache)
+    directory = _get_cache_directory(source, image_size, cache)
     try:
         about = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
         if any((directory / name).stat().st_size != length for name, length in about.pop("bytes").items()):
@@ -133,25 +151,29 @@ def _find(source: Path, size: int, cache: Path) -> Galaxies | None:
         with np.load(directory / "columns.npz") as columns:
             found = Galaxies(images, **columns, **about)
         n = len(found.labels)
-        fits = images.dtype == np.uint8 and images.shape == (n, 3, size, size) and found.labels.max() < len(CLASSES)
+        fits = (
+            images.dtype == np.uint8
+            and images.shape == (n, 3, image_size, image_size)
+            and found.labels.max() < len(CLASSES)
+        )
         fits = fits and n == len(found.ra) == len(found.dec) == len(found.digests)
-        fits = fits and math.isfinite(found.mean) and math.isfinite(found.pixel_scale)
-    except _DAMAGE:  # absent, torn, or somebody else's
+        fits = fits and math.isfinite(found.mean) and math.isfinite(found.pixel_scale_arcsec)
+    except _READ_ERRORS:  # absent, torn, or somebody else's
         return None
     return found if fits else None
 
 
-def _convert(source: Path, size: int, cache: Path) -> Galaxies:
+def _convert_and_open(source: Path, image_size: int, cache: Path) -> Galaxies:
     check_file(source)
-    directory = _directory(source, size, cache)
-    with _making(directory) as aside:
-        convert(source, size, aside)
-        if _directory(source, size, cache) != directory:
+    directory = _get_cache_directory(source, image_size, cache)
+    with _temporary_directory(directory) as aside:
+        convert(source, image_size, aside)
+        if _get_cache_directory(source, image_size, cache) != directory:
             raise DataError(f"{source}: changed while it was converted; start again when it is complete")
         shutil.rmtree(directory, ignore_errors=True)  # one that is damaged
         os.replace(aside, directory)
-        sync(cache)
-    if (found := _find(source, size, cache)) is None:
+        fsync(cache)
+    if (found := _open_cached(source, image_size, cache)) is None:
         raise DataError(f"{directory}: was just written and cannot be read back")
     return found
 
@@ -171,23 +193,23 @@ def load_split(config: DataConfig, galaxies: Galaxies, sweep: Path) -> pd.DataFr
     if not path.exists():
         with FileLock(sweep / ".split.lock"):
             if not path.exists():
-                write_text(path, _split_text(config, galaxies))
+                write_text(path, _format_split(config, galaxies))
     return _read_split(path, config, galaxies)
 
 
-def _settings(config: DataConfig) -> dict[str, Any]:
+def _get_split_settings(config: DataConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=set(SPLIT_SETTINGS))
 
 
-def _split_text(config: DataConfig, galaxies: Galaxies) -> str:
-    table = split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
-    _check_divided(config, table)
+def _format_split(config: DataConfig, galaxies: Galaxies) -> str:
+    table = make_split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    _check_all_classes_in_splits(config, table)
     counts = table["split"].value_counts()
     sizes = table["sky_group"].value_counts()
     lines = [
         f"fingerprint: {galaxies.fingerprint}",
         f"source: {config.source}",
-        f"settings: {json.dumps(_settings(config))}",
+        f"settings: {json.dumps(_get_split_settings(config))}",
         "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, "dropped")),
         f"dropped: {counts.get('dropped', 0)} with the pixels or the position (within 1 arcsec) of one of "
         f"another label (conflicting_duplicates: {config.conflicting_duplicates})",
@@ -198,7 +220,7 @@ def _split_text(config: DataConfig, galaxies: Galaxies) -> str:
     return "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False)
 
 
-def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
+def _check_all_classes_in_splits(config: DataConfig, table: pd.DataFrame) -> None:
     counts = pd.crosstab(table["split"], table["label"]).reindex(
         index=SPLITS, columns=range(len(CLASSES)), fill_value=0
     )
@@ -212,7 +234,7 @@ def _check_divided(config: DataConfig, table: pd.DataFrame) -> None:
             )
 
 
-def split_head(path: Path) -> dict[str, str]:
+def read_split_header(path: Path) -> dict[str, str]:
     """Return what the comments of a split.csv say."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -222,9 +244,9 @@ def split_head(path: Path) -> dict[str, str]:
 
 
 def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:
-    head = split_head(path)
+    head = read_split_header(path)
     made_of, settings = head.get("fingerprint", "unknown"), head.get("settings", "unknown")
-    wanted = json.dumps(_settings(config))
+    wanted = json.dumps(_get_split_settings(config))
     if (made_of, settings) != (galaxies.fingerprint, wanted):
         raise DataError(
             f"{path}: made from galaxies {made_of[:12]} ({head.get('source', 'unknown')}) with {settings}; "

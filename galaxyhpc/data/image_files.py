@@ -17,22 +17,24 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from galaxyhpc.data.galaxy10 import SIDES, DataError, rows_at_once
+from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, DataError, compute_slice_size
 from galaxyhpc.data.simulate import stretch
-from galaxyhpc.storage.files import readable
+from galaxyhpc.storage.files import sanitize
 
-Bytes = NDArray[np.uint8]
+UInt8Array = NDArray[np.uint8]
 
-SQUARE = f"square images of {SIDES[0]} to {SIDES[1]} px with the galaxy in the middle"
-COLOURED = ("RGB", "RGBA", "P")  # pillow's modes
-FITS = "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
+EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
+COLOUR_MODES = ("RGB", "RGBA", "P")  # pillow's modes
+EXPECTED_FITS = (
+    "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
+)
 
 
 class ImageError(ValueError):
     """A file in which there is no image of a galaxy."""
 
 
-def find(patterns: Sequence[str]) -> list[Path]:
+def find_files(patterns: Sequence[str]) -> list[Path]:
     """Return the files of these names and globs, each once.
 
     Raises
@@ -43,48 +45,48 @@ def find(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not names:
-            raise ImageError(f"{readable(pattern)}: no such file; allowed: {', '.join(f'*{end}' for end in READERS)}")
+            raise ImageError(f"{sanitize(pattern)}: no such file; allowed: {', '.join(f'*{end}' for end in READERS)}")
         found |= dict.fromkeys(map(Path, names))
     for path in found:
         if not path.is_file():
-            raise _wrong(path, "a directory", f"files, such as {path}/*.png")
-        _reader(path)
+            raise _make_error(path, "a directory", f"files, such as {path}/*.png")
+        _get_reader(path)
     return list(found)
 
 
-def count(path: Path) -> int:
+def count_images(path: Path) -> int:
     """Return the number of images in a file, without reading them.
 
     Raises
     ------
     ImageError
     """
-    return _shape(path)[0] if _reader(path) is _hdf5 else 1
+    return _get_hdf5_layout(path)[0] if _get_reader(path) is _read_hdf5 else 1
 
 
-def read(path: Path) -> Iterator[Bytes]:
+def read_images(path: Path) -> Iterator[UInt8Array]:
     """Yield the images of a file in order, a few (n, S, S, 3) at a time.
 
     Raises
     ------
     ImageError
     """
-    yield from _reader(path)(path)
+    yield from _get_reader(path)(path)
 
 
-def _wrong(path: Path, found: str, allowed: str) -> ImageError:
-    return ImageError(f"{readable(str(path))}: found {readable(found)}; allowed: {allowed}")
+def _make_error(path: Path, got: str, expected: str) -> ImageError:
+    return ImageError(f"{sanitize(str(path))}: found {sanitize(got)}; allowed: {expected}")
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Bytes]]:
+def _get_reader(path: Path) -> Callable[[Path], Iterator[UInt8Array]]:
     for end, reader in READERS.items():
         if path.name.lower().endswith(end):
             return reader
-    raise _wrong(path, f"the ending {path.suffix or '(none)'}", ", ".join(READERS))
+    raise _make_error(path, f"the ending {path.suffix or '(none)'}", ", ".join(READERS))
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def _translate_read_errors(path: Path, file_type: str) -> Iterator[None]:
     """Turn what a library says about a file that is none of its kind, or is damaged, into one clear line."""
     try:
         with warnings.catch_warnings():
@@ -94,78 +96,78 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file may raise anything
         said = " ".join(str(error).split())[:200]
-        raise _wrong(path, f"what cannot be read ({said})", f"a whole {kind}") from error
+        raise _make_error(path, f"what cannot be read ({said})", f"a whole {file_type}") from error
 
 
 def _check_shape(path: Path, height: int, width: int) -> None:
-    if height != width or not SIDES[0] <= height <= SIDES[1]:
-        raise _wrong(path, f"{width} x {height} px", f"{SQUARE}: cut them out first")
+    if height != width or not SIZE_RANGE_PX[0] <= height <= SIZE_RANGE_PX[1]:
+        raise _make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}: cut them out first")
 
 
-def _hdf5(path: Path) -> Iterator[Bytes]:
-    number, rows = _shape(path)
+def _read_hdf5(path: Path) -> Iterator[UInt8Array]:
+    number, rows = _get_hdf5_layout(path)
     for start in range(0, number, rows):
-        with _reading(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+        with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
             part: NDArray[Any] = file["images"][start : start + rows]
-        yield part if part.dtype == np.uint8 else _as_bytes(path, part, start)
+        yield part if part.dtype == np.uint8 else _to_uint8(path, part, start)
 
 
-def _shape(path: Path) -> tuple[int, int]:
+def _get_hdf5_layout(path: Path) -> tuple[int, int]:
     """Return the number of images of an HDF5 file and how many to read at once."""
-    with _reading(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
-            raise _wrong(path, f"no array `images` among {', '.join(file) or 'none'}", "images (N, S, S, 3)")
+            raise _make_error(path, f"no array `images` among {', '.join(file) or 'none'}", "images (N, S, S, 3)")
         if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
-            raise _wrong(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
+            raise _make_error(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
         if images.dtype != np.uint8 and images.dtype.kind != "f":
-            raise _wrong(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
+            raise _make_error(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
         _check_shape(path, *images.shape[1:3])
         try:
-            return len(images), rows_at_once(path, images)
+            return len(images), compute_slice_size(path, images)
         except DataError as error:
             raise ImageError(str(error)) from error
 
 
-def _as_bytes(path: Path, images: NDArray[np.floating], start: int) -> Bytes:
+def _to_uint8(path: Path, images: NDArray[np.floating], start: int) -> UInt8Array:
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))  # NaN where one pixel is
     bad = np.flatnonzero(~((low >= 0) & (high <= 1)))
     if len(bad):
         found = f"values from {low[bad[0]]:g} to {high[bad[0]]:g} in images[{start + bad[0]}]"
-        raise _wrong(path, found, "floats in [0, 1], all of them finite, or uint8")
-    scaled: Bytes = np.rint(255 * images).astype(np.uint8)
+        raise _make_error(path, found, "floats in [0, 1], all of them finite, or uint8")
+    scaled: UInt8Array = np.rint(255 * images).astype(np.uint8)
     return scaled
 
 
-def _picture(path: Path) -> Iterator[Bytes]:
+def _read_png_or_jpeg(path: Path) -> Iterator[UInt8Array]:
     from PIL import Image
 
-    with _reading(path, "PNG or JPEG file"), Image.open(path) as picture:
+    with _translate_read_errors(path, "PNG or JPEG file"), Image.open(path) as picture:
         _check_shape(path, picture.height, picture.width)  # before there are any pixels
-        if picture.mode not in COLOURED:
-            raise _wrong(path, f"an image of mode {picture.mode}", "colours, 8 bits each")
+        if picture.mode not in COLOUR_MODES:
+            raise _make_error(path, f"an image of mode {picture.mode}", "colours, 8 bits each")
         pixels = np.asarray(picture.convert("RGB"))
     yield pixels[None]
 
 
-def _fits(path: Path) -> Iterator[Bytes]:
+def _read_fits(path: Path) -> Iterator[UInt8Array]:
     try:
         from astropy.io import fits
     except ImportError:
-        raise ImageError(f"{readable(str(path))}: to read FITS type: pip install astropy") from None
-    with _reading(path, "FITS file"), fits.open(path, memmap=False) as file:
+        raise ImageError(f"{sanitize(str(path))}: to read FITS type: pip install astropy") from None
+    with _translate_read_errors(path, "FITS file"), fits.open(path, memmap=False) as file:
         image = next((unit for unit in file if unit.is_image and unit.header["NAXIS"] > 0), None)
         if image is None:
-            raise _wrong(path, "no image", FITS)
+            raise _make_error(path, "no image", EXPECTED_FITS)
         data, bands = np.asarray(image.data), str(image.header.get("BANDS", "grz"))
-    yield np.flip(_coloured(path, data, bands), 0)[None]
+    yield np.flip(_to_rgb(path, data, bands), 0)[None]
 
 
-def _coloured(path: Path, data: NDArray[np.generic], bands: str) -> Bytes:
+def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> UInt8Array:
     """Turn the planes of a FITS image into (S, S, 3); Legacy Surveys cutouts name their bands in the header."""
     light = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
     if not light and not (data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])):
-        raise _wrong(path, f"{data.dtype.name} {data.shape} in bands {bands}", FITS)
+        raise _make_error(path, f"{data.dtype.name} {data.shape} in bands {bands}", EXPECTED_FITS)
     if not light:
         picture = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
         _check_shape(path, *picture.shape[:2])
@@ -173,12 +175,12 @@ def _coloured(path: Path, data: NDArray[np.generic], bands: str) -> Bytes:
     _check_shape(path, *data.shape[1:])
     planes = np.stack([data[bands.index(band)] for band in "zrg"]).astype(np.float32)
     if not np.isfinite(planes).all():
-        raise _wrong(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite ones")
+        raise _make_error(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite ones")
     return np.rint(stretch(planes)).astype(np.uint8)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Bytes]]] = {
-    **dict.fromkeys((".h5", ".hdf5"), _hdf5),
-    **dict.fromkeys((".png", ".jpg", ".jpeg"), _picture),
-    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), _fits),
+READERS: dict[str, Callable[[Path], Iterator[UInt8Array]]] = {
+    **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), _read_png_or_jpeg),
+    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), _read_fits),
 }

@@ -13,25 +13,25 @@ import pandas as pd
 from galaxyhpc.config.schema import DataConfig
 
 SPLITS = ("train", "validation", "test")
-SAME_ARCSEC = 1.0  # two positions nearer than this are one galaxy
+DUPLICATE_RADIUS_ARCSEC = 1.0  # two positions nearer than this are one galaxy
 
 
-def split_table(
+def make_split_table(
     config: DataConfig, labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray
 ) -> pd.DataFrame:
     """Return one row per galaxy: row, label, ra, dec, sky_group, split (one of SPLITS, or dropped).
 
     `labels`, `ra`, `dec` (degrees) and `digests` (of the pixels) are (N,) arrays.
     """
-    same = np.concatenate([same_pixels(digests), pairs_within(ra, dec, SAME_ARCSEC)])
-    linked = np.concatenate([same, pairs_within(ra, dec, config.link_arcsec)])
-    groups = components(len(labels), linked)
+    same = np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
+    linked = np.concatenate([same, find_close_pairs(ra, dec, config.link_arcsec)])
+    groups = label_components(len(labels), linked)
     kept = np.ones(len(labels), bool)
     if config.conflicting_duplicates == "drop":
-        kept = ~conflicting(labels, components(len(labels), same))
+        kept = ~find_label_conflicts(labels, label_components(len(labels), same))
     held_out = (config.validation_fraction, config.test_fraction)
     split = np.full(len(labels), "dropped", dtype=object)
-    split[kept] = divide(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), config.split_seed)
+    split[kept] = assign_splits(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), config.split_seed)
     return pd.DataFrame(
         {
             "row": np.arange(len(labels)),
@@ -44,39 +44,39 @@ def split_table(
     )
 
 
-def pairs_within(ra: np.ndarray, dec: np.ndarray, arcsec: float) -> np.ndarray:
+def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: float) -> np.ndarray:
     """Return the (M, 2) pairs of rows whose positions, in degrees, are at most `arcsec` apart on the sky."""
     from scipy.spatial import cKDTree  # here: every job imports this module, few make a split
 
     alpha, delta = np.radians(ra), np.radians(dec)
     vectors = np.stack([np.cos(delta) * np.cos(alpha), np.cos(delta) * np.sin(alpha), np.sin(delta)], axis=1)
-    chord = 2.0 * np.sin(min(np.radians(arcsec / 3600.0), np.pi) / 2.0)
+    chord = 2.0 * np.sin(min(np.radians(max_separation_arcsec / 3600.0), np.pi) / 2.0)
     return np.asarray(cKDTree(vectors).query_pairs(chord, output_type="ndarray")).reshape(-1, 2)
 
 
-def same_pixels(digests: np.ndarray) -> np.ndarray:
+def find_identical_images(digests: np.ndarray) -> np.ndarray:
     """Return (M, 2) pairs of rows that chain all images with equal digests."""
     order = np.argsort(digests, kind="stable")
     equal = digests[order[1:]] == digests[order[:-1]]
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1)
 
 
-def components(count: int, pairs: np.ndarray) -> np.ndarray:
+def label_components(num_galaxies: int, pairs: np.ndarray) -> np.ndarray:
     """Return the (count,) connected component of each row, given (M, 2) pairs of linked rows."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(num_galaxies, num_galaxies))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def conflicting(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def find_label_conflicts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Tell which rows belong to a group that carries more than one label."""
     frame = pd.DataFrame({"label": labels, "group": groups})
     return np.asarray(frame.groupby("group")["label"].transform("nunique") > 1)
 
 
-def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+def assign_splits(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
     """Give every group whole to one of SPLITS, so that each class comes near its fraction in each of them.
 
     Groups go, largest first and shuffled by `seed`, where they lessen the squared differences from the wanted
@@ -101,7 +101,7 @@ def divide(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...],
     return np.asarray(given[groups])
 
 
-def training_rows(table: pd.DataFrame, config: DataConfig) -> np.ndarray:
+def select_training_indices(split: pd.DataFrame, config: DataConfig) -> np.ndarray:
     """Return the (n,) rows of the training galaxies in use: `label_fraction` of each class, and at least one.
 
     Every class is a queue, its order drawn from (split_seed, row) alone: the galaxies of a small fraction are among
@@ -109,11 +109,11 @@ def training_rows(table: pd.DataFrame, config: DataConfig) -> np.ndarray:
     """
     import torch  # here: a launch imports this module, and submitting takes no time
 
-    from galaxyhpc.runtime.rng import key, uniform
+    from galaxyhpc.runtime.rng import make_key, uniform
 
-    train = table[table["split"] == "train"]
+    train = split[split["split"] == "train"]
     rows = train["row"].to_numpy()
-    draws = uniform(key("labels", config.split_seed), torch.tensor(rows), 1)[:, 0].numpy()
+    draws = uniform(make_key("labels", config.split_seed), torch.tensor(rows), 1)[:, 0].numpy()
     queues = pd.Series(draws).groupby(train["label"].to_numpy())
     wanted = np.maximum(np.rint(config.label_fraction * queues.transform("size")), 1)
     return np.asarray(rows[queues.rank(method="first") <= wanted])

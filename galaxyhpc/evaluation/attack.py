@@ -25,209 +25,239 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
-from galaxyhpc.data.loader import Pictures, predict
-from galaxyhpc.evaluation.attack_results import Attacked, Source, empty, read, save, wanted_attack
-from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
-from galaxyhpc.evaluation.results import Measured
-from galaxyhpc.runtime.rng import key, uniform
+from galaxyhpc.data.loader import DeviceDataset, predict
+from galaxyhpc.evaluation.attack_results import (
+    AttackResults,
+    AttackSpec,
+    make_empty_table,
+    read,
+    read_finished_attack,
+    save,
+)
+from galaxyhpc.evaluation.one_pixel import OnePixelNetwork, supports_one_pixel
+from galaxyhpc.evaluation.results import RunLogits
+from galaxyhpc.runtime.rng import make_key, uniform
 from galaxyhpc.storage.run_dir import RunDir
 
-WEIGHT = 0.5  # of the difference of two candidates, in a child
-BETTER = 1e-6  # nats that a child has to gain: less is what another size of batches may change
-LEAD = 1e-4  # of a wrong class's logit over the true one's, so that every way to compute them agrees
-TOGETHER = 64  # galaxies that evolve together, after which the table is saved
+DIFFERENTIAL_WEIGHT = 0.5  # of the difference of two candidates, in a child
+MIN_IMPROVEMENT_NATS = 1e-6  # nats that a child has to gain: less is what another size of batches may change
+MIN_LOGIT_MARGIN = 1e-4  # of a wrong class's logit over the true one's, so that every way to compute them agrees
+GALAXIES_PER_CHUNK = 64  # galaxies that evolve together, after which the table is saved
 
-Logits = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, 10)
-Ask = Callable[[Tensor, Tensor], Tensor]  # numbers of galaxies (N,) and pixels (N, 5) -> logits (N, 10)
-Halted = Callable[[], bool]
-GoOn = Callable[[int], bool]  # told of queries made or spared; False: a signal came
+LogitsFn = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, 10)
+QueryFn = Callable[[Tensor, Tensor], Tensor]  # numbers of galaxies (N,) and pixels (N, 5) -> logits (N, 10)
+ShouldStopFn = Callable[[], bool]
+QueryCallback = Callable[[int], bool]  # told of queries made or spared; False: a signal came
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
     """Galaxies under attack, and the network that is asked about them."""
 
-    ask: Ask
-    size: int  # px
+    query: QueryFn
+    image_size: int  # px
     labels: Tensor  # (G,) int64, the truth, which the network predicts
-    rows: Tensor  # (G,) int64, in the data file
-    numbers: Tensor  # (G,) int64, by which the network knows them
+    indices: Tensor  # (G,) int64, in the data file
+    image_indices: Tensor  # (G,) int64, by which the network knows them
     batch_size: int
 
-    def keep(self, which: Tensor) -> Target:
+    def select(self, mask: Tensor) -> Target:
         """Return these galaxies alone."""
-        return replace(self, labels=self.labels[which], rows=self.rows[which], numbers=self.numbers[which])
+        return replace(
+            self, labels=self.labels[mask], indices=self.indices[mask], image_indices=self.image_indices[mask]
+        )
 
 
 @torch.inference_mode()
-def aim(network: Logits, images: Tensor, labels: Tensor, rows: Tensor, batch_size: int) -> Target:
+def make_target(network: LogitsFn, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int) -> Target:
     """Show a network the images (G, 3, S, S) in [0, 1]; one whose pixels reach little is asked about that alone."""
 
     def ask(numbers: Tensor, found: Tensor) -> Tensor:
-        return network(changed(images[numbers], found))
+        return network(set_pixels(images[numbers], found))
 
-    asked = OnePixel(network, images) if is_local(network) else ask
-    return Target(asked, images.shape[-1], labels, rows, torch.arange(len(rows), device=rows.device), batch_size)
+    asked = OnePixelNetwork(network, images) if supports_one_pixel(network) else ask
+    return Target(
+        asked, images.shape[-1], labels, indices, torch.arange(len(indices), device=indices.device), batch_size
+    )
 
 
-def first_candidates(rows: Tensor, count: int, size: int) -> Tensor:
+def draw_first_candidates(indices: Tensor, num_candidates: int, image_size: int) -> Tensor:
     """Draw (G, count, 5) float64 candidates: x and y in [0, size], r, g and b in [0, 1]."""
-    draws = uniform(key("attack"), rows, 5 * count).view(len(rows), count, 5)
+    draws = uniform(make_key("attack"), indices, 5 * num_candidates).view(len(indices), num_candidates, 5)
     colours = (128.0 + 127.0 * torch.special.ndtri(draws[..., 2:])) / 255.0
-    return torch.cat([draws[..., :2] * size, colours.clamp(0.0, 1.0)], dim=-1)
+    return torch.cat([draws[..., :2] * image_size, colours.clamp(0.0, 1.0)], dim=-1)
 
 
-def children(parents: Tensor, rows: Tensor, iteration: int, size: int) -> Tensor:
+def mutate(parents: Tensor, indices: Tensor, iteration: int, image_size: int) -> Tensor:
     """Return (G, P, 5) candidates a + 0.5 (b - c), where a, b and c are three different parents, kept in bounds."""
     count = parents.shape[1]
-    draws = uniform(key("attack", iteration), rows, 3 * count).view(len(rows), count, 3)
+    draws = uniform(make_key("attack", iteration), indices, 3 * count).view(len(indices), count, 3)
     a, b, c = (draws * torch.tensor([count, count - 1, count - 2], device=draws.device)).long().unbind(-1)
     b = (a + 1 + b) % count
     c = c + (c >= torch.minimum(a, b))
     c = c + (c >= torch.maximum(a, b))
     first, second, third = (parents.gather(1, which[..., None].expand_as(parents)) for which in (a, b, c))
-    found = first + WEIGHT * (second - third)
-    return torch.cat([found[..., :2].clamp(0.0, size), found[..., 2:].clamp(0.0, 1.0)], dim=-1)
+    found = first + DIFFERENTIAL_WEIGHT * (second - third)
+    return torch.cat([found[..., :2].clamp(0.0, image_size), found[..., 2:].clamp(0.0, 1.0)], dim=-1)
 
 
-def pixels(candidates: Tensor, size: int) -> Tensor:
+def to_pixels(candidates: Tensor, image_size: int) -> Tensor:
     """Return (..., 5) int64: column and row in 0..size-1, colours in 0..255."""
-    places = candidates[..., :2].floor().clamp(0, size - 1)
+    places = candidates[..., :2].floor().clamp(0, image_size - 1)
     return torch.cat([places, (candidates[..., 2:] * 255.0).round()], dim=-1).long()
 
 
-def changed(images: Tensor, found: Tensor) -> Tensor:
+def set_pixels(images: Tensor, pixels: Tensor) -> Tensor:
     """Put one pixel (N, 5) into each of (N, 3, S, S) images, which are copied."""
     images = images.clone()
-    images[torch.arange(len(images), device=images.device), :, found[:, 1], found[:, 0]] = found[:, 2:].float() / 255.0
+    images[torch.arange(len(images), device=images.device), :, pixels[:, 1], pixels[:, 0]] = (
+        pixels[:, 2:].float() / 255.0
+    )
     return images
 
 
-def judged(target: Target, candidates: Tensor, go_on: GoOn) -> tuple[Tensor, Tensor] | None:
+def score(target: Target, candidates: Tensor, on_queries: QueryCallback) -> tuple[Tensor, Tensor] | None:
     """Return log-probabilities of the truth, float64, and predicted classes, (G, P) both; None where a signal came."""
     scores, classes = [], []
-    found, count = pixels(candidates, target.size).flatten(0, 1), candidates.shape[1]
+    found, count = to_pixels(candidates, target.image_size).flatten(0, 1), candidates.shape[1]
     for which in torch.arange(len(found), device=found.device).split(target.batch_size):
         of = which // count
-        logits, truth = target.ask(target.numbers[of], found[which]).double(), target.labels[of, None]
+        logits, truth = target.query(target.image_indices[of], found[which]).double(), target.labels[of, None]
         scores.append(logits.log_softmax(1).gather(1, truth)[:, 0])
         best, wrong = logits.scatter(1, truth, -torch.inf).max(1)
-        classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > LEAD, wrong, truth[:, 0]))
-        if not go_on(len(which)):
+        classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > MIN_LOGIT_MARGIN, wrong, truth[:, 0]))
+        if not on_queries(len(which)):
             return None
     return torch.cat(scores).view(-1, count), torch.cat(classes).view(-1, count)
 
 
 @torch.inference_mode()
-def attack(target: Target, settings: AttackConfig, go_on: GoOn) -> NDArray[np.int64] | None:
+def attack(target: Target, settings: AttackConfig, on_queries: QueryCallback) -> NDArray[np.int64] | None:
     """Attack galaxies together; None where a signal came.
 
     Returns
     -------
     (G, 7) int64: queries, x, y, r, g, b and the predicted class; `attack_results` says of which image
     """
-    count, size = settings.population, target.size
-    answer = torch.zeros(len(target.rows), 7, dtype=torch.int64, device=target.rows.device)
-    standing = torch.arange(len(target.rows), device=target.rows.device)
-    population = candidates = first_candidates(target.rows, count, size)
+    count, size = settings.population, target.image_size
+    answer = torch.zeros(len(target.indices), 7, dtype=torch.int64, device=target.indices.device)
+    standing = torch.arange(len(target.indices), device=target.indices.device)
+    population = candidates = draw_first_candidates(target.indices, count, size)
     best = torch.full(population.shape[:2], torch.inf, dtype=torch.float64, device=population.device)
     for iteration in range(settings.iterations + 1):
         if iteration:
-            candidates = children(population, target.rows, iteration, size)
-        found = judged(target, candidates, go_on)
+            candidates = mutate(population, target.indices, iteration, size)
+        found = score(target, candidates, on_queries)
         if found is None:
             return None
         scores, classes = found
-        wins = scores < best - BETTER
+        wins = scores < best - MIN_IMPROVEMENT_NATS
         population, best = torch.where(wins[..., None], candidates, population), torch.where(wins, scores, best)
         fooled = classes != target.labels[:, None]
         over = fooled.any(1)
         first = fooled.int().argmax(1)
-        answer[standing[over]] = _outcome(candidates, classes, first, size, iteration * count + first + 1)[over]
-        go_on(int(over.sum()) * count * (settings.iterations - iteration))  # spared
+        answer[standing[over]] = _make_outcome(candidates, classes, first, size, iteration * count + first + 1)[over]
+        on_queries(int(over.sum()) * count * (settings.iterations - iteration))  # spared
         left = ~over
-        target, standing, population, best = target.keep(left), standing[left], population[left], best[left]
+        target, standing, population, best = target.select(left), standing[left], population[left], best[left]
         if not len(standing):
             break
     budget = torch.full_like(standing, count * (settings.iterations + 1))
     unmoved = target.labels[:, None].expand_as(best)
-    answer[standing] = _outcome(population, unmoved, best.argmin(1), size, budget)
+    answer[standing] = _make_outcome(population, unmoved, best.argmin(1), size, budget)
     result: NDArray[np.int64] = answer.cpu().numpy()
     return result
 
 
-def _outcome(candidates: Tensor, classes: Tensor, which: Tensor, size: int, queries: Tensor) -> Tensor:
+def _make_outcome(
+    candidates: Tensor, classes: Tensor, candidate_indices: Tensor, image_size: int, queries: Tensor
+) -> Tensor:
     """Return the (G, 7) outcome with the chosen candidate of each galaxy."""
-    each = torch.arange(len(which), device=which.device)
-    pixel = pixels(candidates[each, which], size)
-    return torch.cat([queries[:, None], pixel, classes[each, which][:, None]], dim=1)
+    each = torch.arange(len(candidate_indices), device=candidate_indices.device)
+    pixel = to_pixels(candidates[each, candidate_indices], image_size)
+    return torch.cat([queries[:, None], pixel, classes[each, candidate_indices][:, None]], dim=1)
 
 
-def chosen(rows: NDArray[Any], labels: NDArray[Any], most: int) -> NDArray[np.int64]:
+def select_galaxies(indices: NDArray[Any], labels: NDArray[Any], max_galaxies: int) -> NDArray[np.int64]:
     """Return which galaxies are attacked, as indices: as many of each class as there are, the same for all networks.
 
     A larger number holds those of a smaller one.
     """
-    draws = uniform(key("attacked"), torch.from_numpy(rows.astype(np.int64)), 1)[:, 0].numpy()
+    draws = uniform(make_key("attacked"), torch.from_numpy(indices.astype(np.int64)), 1)[:, 0].numpy()
     table = pd.DataFrame({"label": labels, "draw": draws})
     turn = table.groupby("label")["draw"].rank(method="first")
     order: NDArray[np.int64] = table.assign(turn=turn).sort_values(["turn", "label"]).index.to_numpy()
-    return order[:most]
+    return order[:max_galaxies]
 
 
-def finished(run: RunDir, settings: AttackConfig, weights: str) -> bool:
+def is_finished(run: RunDir, settings: AttackConfig, weights: str) -> bool:
     """Whether these weights were attacked as the settings want."""
-    return settings.galaxies == 0 or wanted_attack(run, settings, weights) is not None
+    return settings.galaxies == 0 or read_finished_attack(run, settings, weights) is not None
 
 
 def attack_run(
-    run: RunDir, network: nn.Module, pictures: Pictures, test: Measured, config: EvaluateConfig, halted: Halted
+    run: RunDir,
+    network: nn.Module,
+    dataset: DeviceDataset,
+    run_logits: RunLogits,
+    config: EvaluateConfig,
+    should_stop: ShouldStopFn,
 ) -> bool:
     """Attack the test galaxies that a run's network classifies rightly, those that are not attacked yet.
 
     False where `halted` said so; galaxies that were finished with are saved then.
     """
     settings = config.attack
-    source = Source(run.run_id, test.weights, test.fingerprint, test.generated, **settings.model_dump())
-    which = chosen(test.rows, test.labels, settings.galaxies)
+    source = AttackSpec(
+        run.run_id, run_logits.weights, run_logits.fingerprint, run_logits.generated, **settings.model_dump()
+    )
+    which = select_galaxies(run_logits.rows, run_logits.labels, settings.galaxies)
     before = read(run)
-    table = before.table if before is not None and before.source.same_attack(source) else empty()
-    table = table[table["row"].isin(test.rows[which])]
-    new = which[~np.isin(test.rows[which], table["row"])]
-    right = new[_right(network, pictures, test, new, config.batch_size)]
-    save(run, Attacked(source, table, complete=len(right) == 0))
+    table = before.table if before is not None and before.spec.is_same_attack(source) else make_empty_table()
+    table = table[table["row"].isin(run_logits.rows[which])]
+    new = which[~np.isin(run_logits.rows[which], table["row"])]
+    right = new[_is_correct(network, dataset, run_logits, new, config.batch_size)]
+    save(run, AttackResults(source, table, is_complete=len(right) == 0))
     bar = Progress(console=Console(), transient=True, disable=not Console().is_terminal)
     task = bar.add_task(f"{run.run_id}: one-pixel attack", total=len(right) * source.budget)
 
     def go_on(queries: int) -> bool:
         bar.advance(task, queries)
-        return not halted()
+        return not should_stop()
 
     with bar:
-        for start in range(0, len(right), TOGETHER):
-            part = right[start : start + TOGETHER]
-            rows = torch.from_numpy(test.rows[part].astype(np.int64))
-            images, labels = pictures.take(rows)
-            found = attack(aim(network, images, labels, rows.to(images.device), config.batch_size), settings, go_on)
+        for start in range(0, len(right), GALAXIES_PER_CHUNK):
+            part = right[start : start + GALAXIES_PER_CHUNK]
+            rows = torch.from_numpy(run_logits.rows[part].astype(np.int64))
+            images, labels = dataset.get_batch(rows)
+            found = attack(
+                make_target(network, images, labels, rows.to(images.device), config.batch_size), settings, go_on
+            )
             if found is None:
                 return False
-            table = pd.concat([table, _as_table(test, part, found)], ignore_index=True)
-            save(run, Attacked(source, table, complete=start + TOGETHER >= len(right)))
+            table = pd.concat([table, _make_table(run_logits, part, found)], ignore_index=True)
+            save(run, AttackResults(source, table, is_complete=start + GALAXIES_PER_CHUNK >= len(right)))
     return True
 
 
-def _right(
-    network: nn.Module, pictures: Pictures, test: Measured, which: NDArray[np.int64], batch_size: int
+def _is_correct(
+    network: nn.Module, dataset: DeviceDataset, run_logits: RunLogits, positions: NDArray[np.int64], batch_size: int
 ) -> NDArray[np.bool_]:
     """Tell which of these galaxies the network classifies rightly as they are."""
-    logits, labels = predict(network, pictures, torch.from_numpy(test.rows[which].astype(np.int64)), batch_size)
+    logits, labels = predict(
+        network, dataset, torch.from_numpy(run_logits.rows[positions].astype(np.int64)), batch_size
+    )
     right: NDArray[np.bool_] = (logits.argmax(1) == labels).cpu().numpy()
     return right
 
 
-def _as_table(test: Measured, which: NDArray[np.int64], found: NDArray[np.int64]) -> pd.DataFrame:
-    galaxies = {"row": test.rows[which], "label": test.labels[which], "sky_group": test.groups[which]}
-    queries, *pixel, predicted = found.T
+def _make_table(run_logits: RunLogits, positions: NDArray[np.int64], outcomes: NDArray[np.int64]) -> pd.DataFrame:
+    galaxies = {
+        "row": run_logits.rows[positions],
+        "label": run_logits.labels[positions],
+        "sky_group": run_logits.groups[positions],
+    }
+    queries, *pixel, predicted = outcomes.T
     outcome = dict(zip(("queries", "x", "y", "r", "g", "b", "predicted"), (queries, *pixel, predicted), strict=True))
     table = pd.DataFrame(galaxies | {"success": predicted != galaxies["label"]} | outcome)
-    return table.astype(dict(empty().dtypes))
+    return table.astype(dict(make_empty_table().dtypes))

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import AttackConfig
-from galaxyhpc.evaluation.metrics import CLASSES
+from galaxyhpc.evaluation.metrics import NUM_CLASSES
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -31,7 +31,7 @@ COLUMNS = ("row", "label", "sky_group", "success", "queries", "x", "y", "r", "g"
 
 
 @dataclass(frozen=True)
-class Source:
+class AttackSpec:
     """What was attacked, and how."""
 
     run_id: str
@@ -47,57 +47,57 @@ class Source:
         """Images that the network may be asked about per galaxy."""
         return self.population * (self.iterations + 1)
 
-    def same_attack(self, other: Source) -> bool:
+    def is_same_attack(self, other: AttackSpec) -> bool:
         """Whether results of the one are results of the other, for the galaxies that are in both."""
         return {**asdict(self), "galaxies": 0} == {**asdict(other), "galaxies": 0}
 
 
 @dataclass(frozen=True, eq=False)
-class Attacked:
+class AttackResults:
     """The galaxies attacked so far: a table of COLUMNS."""
 
-    source: Source
+    spec: AttackSpec
     table: pd.DataFrame
-    complete: bool
+    is_complete: bool
 
 
-def attack_file(run: RunDir) -> Path:
+def get_attack_file(run: RunDir) -> Path:
     """Return where the attack on a run is kept."""
     return run.path / "attack.csv"
 
 
-def empty() -> pd.DataFrame:
+def make_empty_table() -> pd.DataFrame:
     """Return a table of no galaxies."""
     return pd.DataFrame({name: pd.Series(dtype=bool if name == "success" else np.int64) for name in COLUMNS})
 
 
-def save(run: RunDir, attacked: Attacked) -> None:
+def save(run: RunDir, results: AttackResults) -> None:
     """Write attack.csv, whole."""
-    head = json.dumps({"schema": SCHEMA, **asdict(attacked.source), "complete": attacked.complete})
-    write_text(attack_file(run), f"# {head}\n" + attacked.table.sort_values("row").to_csv(index=False))
+    head = json.dumps({"schema": SCHEMA, **asdict(results.spec), "complete": results.is_complete})
+    write_text(get_attack_file(run), f"# {head}\n" + results.table.sort_values("row").to_csv(index=False))
 
 
-def read(run: RunDir) -> Attacked | None:
+def read(run: RunDir) -> AttackResults | None:
     """Read attack.csv; None where it is absent or damaged, which is logged."""
-    if not attack_file(run).exists():
+    if not get_attack_file(run).exists():
         return None
     try:
         return parse(run)
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         said = " ".join(str(error).split())[:200]
-        log.warning("%s: damaged, taken for absent: %s", attack_file(run), said)
+        log.warning("%s: damaged, taken for absent: %s", get_attack_file(run), said)
         return None
 
 
-def wanted_attack(run: RunDir, settings: AttackConfig, weights: str) -> Attacked | None:
+def read_finished_attack(run: RunDir, settings: AttackConfig, weights: str) -> AttackResults | None:
     """Return the complete attack on these weights as the settings want it; None where none is wanted, or there."""
     found = read(run) if settings.galaxies else None
-    if found is None or not found.complete or found.source.weights != weights:
+    if found is None or not found.is_complete or found.spec.weights != weights:
         return None
-    return found if settings.model_dump().items() <= asdict(found.source).items() else None
+    return found if settings.model_dump().items() <= asdict(found.spec).items() else None
 
 
-def parse(run: RunDir) -> Attacked:
+def parse(run: RunDir) -> AttackResults:
     """Read attack.csv and check that each row is possible.
 
     Raises
@@ -105,17 +105,17 @@ def parse(run: RunDir) -> Attacked:
     OSError, ValueError, LookupError, TypeError
         where it is not what `save` wrote
     """
-    head, _, rest = attack_file(run).read_text(encoding="utf-8").partition("\n")
+    head, _, rest = get_attack_file(run).read_text(encoding="utf-8").partition("\n")
     said = json.loads(head.removeprefix("# "))
     if said.pop("schema") != SCHEMA or said["run_id"] != run.run_id:
         raise ValueError(f"it is of run {said['run_id']}")
-    complete, source = bool(said.pop("complete")), Source(**said)
-    table = pd.read_csv(StringIO(rest), dtype=dict(empty().dtypes))
+    complete, source = bool(said.pop("complete")), AttackSpec(**said)
+    table = pd.read_csv(StringIO(rest), dtype=dict(make_empty_table().dtypes))
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"found columns {', '.join(map(str, table.columns))}; wanted are {', '.join(COLUMNS)}")
     possible = (
-        table["label"].between(0, CLASSES - 1)
-        & table["predicted"].between(0, CLASSES - 1)
+        table["label"].between(0, NUM_CLASSES - 1)
+        & table["predicted"].between(0, NUM_CLASSES - 1)
         & table["queries"].between(1, source.budget)
         & (table[["x", "y"]] >= 0).all(axis=1)
         & table[["r", "g", "b"]].isin(range(256)).all(axis=1)
@@ -124,4 +124,4 @@ def parse(run: RunDir) -> Attacked:
     )
     if not possible.all() or table["row"].duplicated().any():
         raise ValueError("rows that cannot be, or a galaxy that stands in it twice")
-    return Attacked(source, table, complete)
+    return AttackResults(source, table, complete)

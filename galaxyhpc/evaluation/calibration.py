@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from galaxyhpc.evaluation.metrics import count
+from galaxyhpc.evaluation.metrics import compute_counts
 
-LIMITS = (0.01, 100.0)  # approached where every galaxy is classified rightly, or none better than by chance
+TEMPERATURE_BOUNDS = (0.01, 100.0)  # approached where every galaxy is classified rightly, or none better than by chance
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> float:
@@ -28,12 +28,14 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.intege
     metrics.MetricsError
     """
     found = minimize_scalar(
-        lambda log: float(count(logits, labels, math.exp(log)).nll_sum), bounds=np.log(LIMITS), method="bounded"
+        lambda log: float(compute_counts(logits, labels, math.exp(log)).nll_sum),
+        bounds=np.log(TEMPERATURE_BOUNDS),
+        method="bounded",
     )
     return math.exp(found.x)
 
 
-def probabilities(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
     """Turn (n, classes) logits into probabilities, (n, classes) with sums of 1."""
     scaled = logits.astype(np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))

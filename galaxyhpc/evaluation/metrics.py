@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CLASSES = 10
-BINS = 15  # of the confidence, equally wide
+NUM_CLASSES = 10
+NUM_BINS = 15  # of the confidence, equally wide
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece")  # of `metrics`
 
 Floats = NDArray[np.float64]
@@ -39,11 +39,13 @@ class Counts:
         return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def count(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], temperature: float = 1.0) -> Counts:
+def compute_counts(
+    logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], temperature: float = 1.0
+) -> Counts:
     """Count what (n, 10) logits, divided by the temperature, say about n galaxies with `labels` in 0..9."""
-    if logits.shape != (len(labels), CLASSES):
+    if logits.shape != (len(labels), NUM_CLASSES):
         raise MetricsError(
-            f"logits have the shape {logits.shape}; {len(labels)} labels need ({len(labels)}, {CLASSES})"
+            f"logits have the shape {logits.shape}; {len(labels)} labels need ({len(labels)}, {NUM_CLASSES})"
         )
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -53,18 +55,20 @@ def count(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], t
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p, truth, predicted = np.exp(log_p), labels.astype(np.int64), logits.argmax(axis=1)
     hit, confidence = predicted == truth, p.max(axis=1)
-    of_bin = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    of_bin = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     return Counts(
         n=np.asarray(len(truth)),
         correct=np.asarray(hit.sum()),
         nll_sum=np.asarray(-log_p[np.arange(len(truth)), truth].sum()),
-        brier_sum=np.asarray(((p - np.eye(CLASSES)[truth]) ** 2).sum()),
-        confusion=np.bincount(truth * CLASSES + predicted, minlength=CLASSES**2).reshape(CLASSES, CLASSES),
-        bins=np.stack([np.bincount(of_bin, w, BINS) for w in (np.ones(len(truth)), hit, confidence)], axis=1),
+        brier_sum=np.asarray(((p - np.eye(NUM_CLASSES)[truth]) ** 2).sum()),
+        confusion=np.bincount(truth * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2).reshape(
+            NUM_CLASSES, NUM_CLASSES
+        ),
+        bins=np.stack([np.bincount(of_bin, w, NUM_BINS) for w in (np.ones(len(truth)), hit, confidence)], axis=1),
     )
 
 
-def metrics(counts: Counts) -> dict[str, Floats]:
+def compute_metrics(counts: Counts) -> dict[str, Floats]:
     """Divide: accuracy, balanced_accuracy, macro_f1, nll (nats), brier (0 to 2) and ece, each of shape (...).
 
     balanced_accuracy averages the recall over the classes that occur; macro_f1 averages over the classes that
@@ -76,22 +80,22 @@ def metrics(counts: Counts) -> dict[str, Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "accuracy": counts.correct / counts.n,
-            "balanced_accuracy": _mean_where(hits, truths),
-            "macro_f1": _mean_where(2 * hits, truths + predictions),
+            "balanced_accuracy": _compute_mean_ratio(hits, truths),
+            "macro_f1": _compute_mean_ratio(2 * hits, truths + predictions),
             "nll": counts.nll_sum / counts.n,
             "brier": counts.brier_sum / counts.n,
             "ece": gap / counts.n,
         }
 
 
-def _mean_where(parts: Integers, wholes: Integers) -> Floats:
+def _compute_mean_ratio(numerators: Integers, denominators: Integers) -> Floats:
     """Mean of parts / wholes over the last axis, leaving out empty wholes."""
-    rates = np.where(wholes > 0, parts / np.maximum(wholes, 1), 0.0)
-    mean: Floats = rates.sum(axis=-1) / (wholes > 0).sum(axis=-1)
+    rates = np.where(denominators > 0, numerators / np.maximum(denominators, 1), 0.0)
+    mean: Floats = rates.sum(axis=-1) / (denominators > 0).sum(axis=-1)
     return mean
 
 
-def per_class(counts: Counts) -> dict[str, Floats]:
+def compute_per_class(counts: Counts) -> dict[str, Floats]:
     """Divide class by class: precision, recall, f1 and support, the class's galaxies, each of shape (..., 10).
 
     As scikit-learn does with zero_division=nan: precision is nan where the class was never predicted, recall where
@@ -104,7 +108,7 @@ def per_class(counts: Counts) -> dict[str, Floats]:
     return rates | {"support": truths}
 
 
-def reliability(counts: Counts) -> dict[str, Floats]:
+def compute_reliability(counts: Counts) -> dict[str, Floats]:
     """What a reliability diagram shows of the 15 bins of the confidence: galaxies, accuracy, confidence: (..., 15).
 
     Accuracy and mean confidence are nan where a bin is empty (Guo et al. 2017, arXiv:1706.04599, equations 1 and 2).

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data.dataset import split_head
+from galaxyhpc.data.dataset import read_split_header
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.evaluate import load_network
-from galaxyhpc.storage.files import readable, sha256
-from galaxyhpc.storage.run_dir import NoRunError, RunDir
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.files import sanitize, sha256
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
+from galaxyhpc.storage.sweep_dir import find_runs
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def load(path: Path, device: torch.device) -> Classifier:
     rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
     """
     if not (path / "config.json").is_file():
-        raise NoRunError(f"{readable(str(path))}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
-    (run,) = runs_of(path)
+        raise RunDirError(f"{sanitize(str(path))}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
+    (run,) = find_runs(path)
     config = run.load_config()
     network, weights = load_network(run, config, device), sha256(run.best_file)
     measured = results.read_predictions(run)
     if measured is not None and measured.weights == weights:
         return Classifier(run, config, network, weights, measured.temperature, measured.generated)
-    generated = config.data.source == "demo" or "generated" in split_head(run.sweep / "split.csv")
+    generated = config.data.source == "demo" or "generated" in read_split_header(run.sweep_dir / "split.csv")
     return Classifier(run, config, network, weights, None, generated)

@@ -15,43 +15,49 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.dataset import Galaxies
-from galaxyhpc.data.galaxy10 import CLASSES, read_columns, read_measured
-from galaxyhpc.data.split import SAME_ARCSEC, SPLITS, pairs_within, same_pixels, split_table
+from galaxyhpc.data.galaxy10 import CLASSES, read_metadata, read_optional_column
+from galaxyhpc.data.split import (
+    DUPLICATE_RADIUS_ARCSEC,
+    SPLITS,
+    find_close_pairs,
+    find_identical_images,
+    make_split_table,
+)
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
-APERTURE, BORDER = 1 / 8, 1 / 16  # of the side: radius of the disc in the middle, width of the frame
-GAUSSIAN = 1.4826  # standard deviations in a median absolute deviation
+APERTURE_FRACTION, BORDER_FRACTION = 1 / 8, 1 / 16  # of the side: radius of the disc in the middle, width of the frame
+MAD_TO_SIGMA = 1.4826  # standard deviations in a median absolute deviation
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How a file keeps its galaxies."""
 
-    bytes: int
+    file_bytes: int
     arrays: tuple[str, ...]  # `name: shape, dtype` of each
     shape: tuple[int, ...]  # of images
     chunks: tuple[int, ...] | None
     compression: str  # gzip, lzf ...; empty: none
-    stored: int  # bytes of the images in the file
-    field: float  # arcsec, side of an image
-    scales: int  # galaxies with a pxscale
+    stored_bytes: int  # bytes of the images in the file
+    field_arcsec: float  # arcsec, side of an image
+    num_pixel_scales: int  # galaxies with a pxscale
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class DatasetSummary:
     """A file of N galaxies."""
 
     path: Path
-    layout: Layout
+    layout: FileLayout
     galaxies: Galaxies
     redshift: np.ndarray  # (N,) NaN where not measured
-    light: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN) and snr
+    photometry: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN) and snr
     pairs: pd.DataFrame  # see `find_pairs`
     split: pd.DataFrame  # see `split_table`
     config: DataConfig  # of that split
 
     @property
-    def counts(self) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
         """Galaxies of each class, (10,)."""
         return np.bincount(self.galaxies.labels, minlength=len(CLASSES))
 
@@ -64,13 +70,15 @@ class Facts:
         return self.pairs[~self.pairs["duplicate"]]
 
     @property
-    def empty(self) -> list[str]:
+    def empty_classes(self) -> list[str]:
         """Where a class has no galaxy in a split, which a launch refuses."""
-        counts = split_counts(self.split)
+        counts = count_by_split(self.split)
         return [f"{CLASSES[label]} in {name}" for name in SPLITS for label in counts.index[counts[name] == 0]]
 
 
-def gather(path: Path, galaxies: Galaxies, config: DataConfig, advance: Callable[[int], None]) -> Facts:
+def summarize_dataset(
+    path: Path, galaxies: Galaxies, config: DataConfig, on_progress: Callable[[int], None]
+) -> DatasetSummary:
     """Read and measure a file that is converted already; `advance` is told how many more galaxies are measured.
 
     Raises
@@ -78,36 +86,36 @@ def gather(path: Path, galaxies: Galaxies, config: DataConfig, advance: Callable
     galaxyhpc.data.galaxy10.DataError
     """
     where = (galaxies.ra, galaxies.dec, galaxies.digests)
-    return Facts(
+    return DatasetSummary(
         path=path,
-        layout=_layout(path),
+        layout=_read_layout(path),
         galaxies=galaxies,
-        redshift=read_measured(path, "redshift"),
-        light=measure_light(galaxies.images, advance),
+        redshift=read_optional_column(path, "redshift"),
+        photometry=measure_photometry(galaxies.images, on_progress),
         pairs=find_pairs(galaxies.labels, *where, config.link_arcsec),
-        split=split_table(config, galaxies.labels, *where),
+        split=make_split_table(config, galaxies.labels, *where),
         config=config,
     )
 
 
-def _layout(path: Path) -> Layout:
-    field = read_columns(path).field
-    scales = int(np.isfinite(read_measured(path, "pxscale")).sum())
+def _read_layout(path: Path) -> FileLayout:
+    field = read_metadata(path).field_arcsec
+    scales = int(np.isfinite(read_optional_column(path, "pxscale")).sum())
     with h5py.File(path, "r", locking="best-effort") as file:
         images, arrays = file["images"], [item for item in file.items() if isinstance(item[1], h5py.Dataset)]
-        return Layout(
-            bytes=path.stat().st_size,
+        return FileLayout(
+            file_bytes=path.stat().st_size,
             arrays=tuple(f"{name}: {array.shape}, {array.dtype}" for name, array in arrays),
             shape=images.shape,
             chunks=images.chunks,
             compression=images.compression or "",
-            stored=images.id.get_storage_size(),
-            field=field,
-            scales=scales,
+            stored_bytes=images.id.get_storage_size(),
+            field_arcsec=field,
+            num_pixel_scales=scales,
         )
 
 
-def measure_light(images: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
+def measure_photometry(images: np.ndarray, on_progress: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
     """Measure the light in the middle of (N, 3, S, S) uint8 pictures against what lies at their borders.
 
     On the mean of the three colours: `brightness` is the mean in a disc of radius S/8, `background` the median in a
@@ -117,38 +125,40 @@ def measure_light(images: np.ndarray, advance: Callable[[int], None] = lambda do
     rows = max(1, SLICE_BYTES // (3 * 4 * images.shape[-1] ** 2))
     parts = []
     for start in range(0, len(images), rows):
-        parts.append(_light(_apart(images)[start : start + rows]))
-        advance(len(parts[-1]))
+        parts.append(_measure_slice(_reopen_memmap(images)[start : start + rows]))
+        on_progress(len(parts[-1]))
     return pd.concat(parts, ignore_index=True)
 
 
-def _apart(images: np.ndarray) -> np.ndarray:
+def _reopen_memmap(images: np.ndarray) -> np.ndarray:
     """Map a file's images anew: pages that were read count as this process's memory until their map goes."""
     if not isinstance(images, np.memmap) or images.filename is None:
         return images
     return np.memmap(images.filename, images.dtype, "r", images.offset, images.shape)
 
 
-def _light(images: np.ndarray) -> pd.DataFrame:
+def _measure_slice(images: np.ndarray) -> pd.DataFrame:
     grey = images.mean(axis=1, dtype=np.float32)
-    disc, frame = regions(images.shape[-1])
+    disc, frame = make_aperture_masks(images.shape[-1])
     brightness, around = grey[:, disc].mean(axis=1), grey[:, frame]
     background = np.median(around, axis=1)
-    scatter = GAUSSIAN * np.median(np.abs(around - background[:, None]), axis=1)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(around - background[:, None]), axis=1)
     snr = (brightness - background) / np.where(scatter > 0, scatter, np.nan)
     return pd.DataFrame({"brightness": brightness, "background": background, "scatter": scatter, "snr": snr})
 
 
-def regions(size: int) -> tuple[np.ndarray, np.ndarray]:
+def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the (S, S) masks of the disc in the middle and of the frame at the border."""
-    offset, width = np.arange(size) - (size - 1) / 2, max(1, round(BORDER * size))
-    disc = offset[:, None] ** 2 + offset**2 <= (APERTURE * size) ** 2
+    offset, width = np.arange(size) - (size - 1) / 2, max(1, round(BORDER_FRACTION * size))
+    disc = offset[:, None] ** 2 + offset**2 <= (APERTURE_FRACTION * size) ** 2
     inner = np.zeros((size, size), bool)
     inner[width:-width, width:-width] = True
     return disc, ~inner
 
 
-def find_pairs(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray, arcsec: float) -> pd.DataFrame:
+def find_pairs(
+    labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray, link_arcsec: float
+) -> pd.DataFrame:
     """Return the pairs of galaxies that must not be divided, the nearest first: one row each.
 
     first, second : rows of the file, first < second
@@ -157,19 +167,23 @@ def find_pairs(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.
     duplicate : one of these, else only their frames overlap (nearer than `arcsec`)
     conflict : duplicates under two labels
     """
-    same = {(min(pair), max(pair)) for pair in same_pixels(digests).tolist()}
-    near = {(min(pair), max(pair)) for pair in pairs_within(ra, dec, max(arcsec, SAME_ARCSEC)).tolist()}
+    same = {(min(pair), max(pair)) for pair in find_identical_images(digests).tolist()}
+    near = {
+        (min(pair), max(pair)) for pair in find_close_pairs(ra, dec, max(link_arcsec, DUPLICATE_RADIUS_ARCSEC)).tolist()
+    }
     both = np.array(sorted(same | near), np.int64).reshape(-1, 2)
     first, second = both.T
-    frame = pd.DataFrame({"first": first, "second": second, "arcsec": separation(ra, dec, first, second)})
+    frame = pd.DataFrame(
+        {"first": first, "second": second, "arcsec": compute_separation_arcsec(ra, dec, first, second)}
+    )
     frame["same_pixels"] = digests[first] == digests[second]
-    frame["same_place"] = frame["arcsec"] <= SAME_ARCSEC
+    frame["same_place"] = frame["arcsec"] <= DUPLICATE_RADIUS_ARCSEC
     frame["duplicate"] = frame["same_pixels"] | frame["same_place"]
     frame["conflict"] = frame["duplicate"] & (labels[first] != labels[second])
     return frame.sort_values(["arcsec", "first", "second"], ignore_index=True)
 
 
-def separation(ra: np.ndarray, dec: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def compute_separation_arcsec(ra: np.ndarray, dec: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return how far apart pairs of rows are on the sky, in arcsec, by the haversine formula; ra, dec in degrees."""
     alpha, delta = np.radians(ra), np.radians(dec)
     across = np.cos(delta[first]) * np.cos(delta[second]) * np.sin((alpha[first] - alpha[second]) / 2) ** 2
@@ -177,13 +191,13 @@ def separation(ra: np.ndarray, dec: np.ndarray, first: np.ndarray, second: np.nd
     return np.asarray(3600 * np.degrees(2 * np.arcsin(np.minimum(chord, 1))))
 
 
-def split_counts(split: pd.DataFrame) -> pd.DataFrame:
+def count_by_split(split: pd.DataFrame) -> pd.DataFrame:
     """Count the galaxies of each class (row) in each split and dropped (columns)."""
     names = [*SPLITS, "dropped"]
     return pd.crosstab(split["label"], split["split"]).reindex(index=range(len(CLASSES)), columns=names, fill_value=0)
 
 
-def spread(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+def compute_class_percentiles(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Return, per class, how many values there are and are not, and their 16 %, 50 % and 84 % points."""
     rows = []
     for label in range(len(CLASSES)):
@@ -194,11 +208,11 @@ def spread(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["known", "missing", "low", "median", "high"])
 
 
-def choose(labels: np.ndarray, each: int) -> dict[int, list[int]]:
+def select_examples(labels: np.ndarray, num_per_class: int) -> dict[int, list[int]]:
     """Choose `each` galaxies of every class, spread evenly over its rows: always the same ones."""
     found = {}
     for label in range(len(CLASSES)):
         rows = np.flatnonzero(labels == label)
-        places = np.unique(np.linspace(0, len(rows) - 1, each).round().astype(int))
+        places = np.unique(np.linspace(0, len(rows) - 1, num_per_class).round().astype(int))
         found[label] = rows[places].tolist()
     return found

@@ -15,15 +15,15 @@ Array = NDArray[np.float64]
 
 SEED = 0
 PERPLEXITY = 30.0
-NEIGHBOURS = 10
-NO_UMAP = "UMAP is left out: pip install umap-learn"
+NEIGHBOUR_STEP = 10
+UMAP_MISSING_MESSAGE = "UMAP is left out: pip install umap-learn"
 
 
 def isomap(features: Array) -> Array:
     """Lay out (n, d) features so that distances along the cloud of galaxies are kept (Tenenbaum et al. 2000)."""
     from sklearn.manifold import Isomap
 
-    placed: Array = Isomap(n_neighbors=connecting_neighbours(features), n_components=2).fit_transform(features)
+    placed: Array = Isomap(n_neighbors=find_num_neighbours(features), n_components=2).fit_transform(features)
     return placed
 
 
@@ -48,18 +48,18 @@ def umap(features: Array) -> Array:
 METHODS: dict[str, Callable[[Array], Array]] = {"isomap": isomap, "t-SNE": tsne, "UMAP": umap}
 
 
-def available() -> list[str]:
+def get_available_methods() -> list[str]:
     """Return the methods that can be used here."""
     return [name for name in METHODS if name != "UMAP" or find_spec("umap") is not None]
 
 
-def connecting_neighbours(features: Array) -> int:
+def find_num_neighbours(features: Array) -> int:
     """Return the fewest neighbours, NEIGHBOURS or a multiple, that leave the graph of (n, d) features in one piece."""
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
     most = len(features) - 1
-    for count in range(NEIGHBOURS, most, NEIGHBOURS):
+    for count in range(NEIGHBOUR_STEP, most, NEIGHBOUR_STEP):
         if connected_components(kneighbors_graph(features, count), directed=False, return_labels=False) == 1:
             return count
     return most

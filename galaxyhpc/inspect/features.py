@@ -29,7 +29,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor, nn
 
 from galaxyhpc.config import conditions
-from galaxyhpc.data.loader import Pictures
+from galaxyhpc.data.loader import DeviceDataset
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.models.e2resnet import E2ResNet
@@ -38,26 +38,26 @@ from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.storage.files import atomic_write
 
 SCHEMA = 1
-KINDS = ("penultimate", "pooled")
+FEATURE_KINDS = ("penultimate", "pooled")
 
 Array = NDArray[np.float32]
 
 
-class LatentError(ValueError):
+class InspectError(ValueError):
     """Features that cannot be compared."""
 
 
 @dataclass(frozen=True)
-class Places:
+class ProbedLayers:
     """The modules at which a network is looked into."""
 
     last_map: nn.Module  # its output is what the last convolution made, (N, C, s, s), C with the group's channels
-    relu_follows: bool  # outside of any module, so that `last_map` gives the map before it
+    has_relu_after: bool  # outside of any module, so that `last_map` gives the map before it
     group_pool: nn.Module | None  # where pooled and penultimate features differ
     last_linear: nn.Linear
 
 
-class Seen(NamedTuple):
+class Activations(NamedTuple):
     """Features and logits of n galaxies, float32."""
 
     penultimate: Any  # (n, p)
@@ -66,45 +66,45 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class RunFeatures:
     """What a run sees in its n test galaxies, clean ones first."""
 
     rows: NDArray[np.int64]  # (n,) row of the galaxy in the data file
     labels: NDArray[np.int64]  # (n,) truth, 0 to 9
     groups: NDArray[np.int64]  # (n,) sky group
-    seen: dict[Pair, Seen]
+    activations: dict[Pair, Activations]
     run_id: str
     weights: str  # SHA-256 of best.pt
     fingerprint: str  # of the data
     generated: bool  # demo galaxies
 
 
-def bare(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """Return a network without what stands before it, as torchvision's normalisation does."""
     while isinstance(inner := getattr(network, "network", None), nn.Module):
         network = inner
     return network
 
 
-def places(network: nn.Module) -> Places:
+def find_probed_layers(network: nn.Module) -> ProbedLayers:
     """Find the modules that are looked into, in any network that `models.build_model` builds."""
-    network = bare(network)
+    network = unwrap(network)
     last_linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     if isinstance(network, StudyCNN):
         last_relu = [module for module in network.blocks.modules() if isinstance(module, nn.ReLU)][-1]
-        return Places(last_relu, False, network.group_pool, last_linear)  # before the pool: more pixels
+        return ProbedLayers(last_relu, False, network.group_pool, last_linear)  # before the pool: more pixels
     if isinstance(network, E2ResNet):
-        return Places(network.stages, False, None, last_linear)
+        return ProbedLayers(network.stages, False, None, last_linear)
     if isinstance(network, E2WRN):
-        return Places(network.norm, True, None, last_linear)
+        return ProbedLayers(network.norm, True, None, last_linear)
     if hasattr(network, "layer4"):
-        return Places(network.get_submodule("layer4"), False, None, last_linear)
-    return Places(network.get_submodule("features"), True, None, last_linear)  # DenseNet
+        return ProbedLayers(network.get_submodule("layer4"), False, None, last_linear)
+    return ProbedLayers(network.get_submodule("features"), True, None, last_linear)  # DenseNet
 
 
-def look(network: nn.Module, images: Tensor) -> Seen:
+def compute_activations(network: nn.Module, images: Tensor) -> Activations:
     """(N, 3, S, S) images in [0, 1] -> their features and logits, as tensors on the network's device."""
-    where, found = places(network), {}
+    where, found = find_probed_layers(network), {}
 
     def remember(name: str, value: Tensor) -> None:
         found[name] = value.detach().float()
@@ -118,25 +118,27 @@ def look(network: nn.Module, images: Tensor) -> Seen:
     finally:
         for hook in hooks:
             hook.remove()
-    return Seen(found["penultimate"], found.get("pooled", found["penultimate"]), logits.float())
+    return Activations(found["penultimate"], found.get("pooled", found["penultimate"]), logits.float())
 
 
 @torch.inference_mode()
-def look_at_all(
-    network: nn.Module, pictures: Pictures, rows: Tensor, pair: Pair, survey: Survey, batch_size: int
-) -> Seen:
+def extract_features(
+    network: nn.Module, dataset: DeviceDataset, indices: Tensor, pair: Pair, survey: Survey, batch_size: int
+) -> Activations:
     """Return what a network sees in the galaxies of these rows under one condition, as numpy arrays."""
     parts = []
-    for some in rows.split(batch_size):
-        images, _ = pictures.take(some)
-        parts.append(look(network, corrupt(images, some.to(images.device), *pair, survey)))
-    return Seen(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))
+    for some in indices.split(batch_size):
+        images, _ = dataset.get_batch(some)
+        parts.append(compute_activations(network, corrupt(images, some.to(images.device), *pair, survey)))
+    return Activations(*(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)))
 
 
-def save(path: Path, features: Features) -> None:
+def save(path: Path, features: RunFeatures) -> None:
     """Write features.h5, whole: row k of condition, severity, penultimate, pooled and logits belong together."""
-    names, severities = zip(*features.seen, strict=True)
-    arrays = {name: np.stack([getattr(each, name) for each in features.seen.values()]) for name in Seen._fields}
+    names, severities = zip(*features.activations, strict=True)
+    arrays = {
+        name: np.stack([getattr(each, name) for each in features.activations.values()]) for name in Activations._fields
+    }
     alike = np.array_equal(arrays["pooled"], arrays["penultimate"])
     with atomic_write(path) as aside, h5py.File(aside, "w", libver="v110", locking=False) as file:
         file.attrs.update(schema=SCHEMA, run_id=features.run_id, weights=features.weights)
@@ -151,24 +153,27 @@ def save(path: Path, features: Features) -> None:
                 file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]), compression="gzip", shuffle=True)
 
 
-def load(path: Path) -> Features | None:
+def load(path: Path) -> RunFeatures | None:
     """Read features.h5; None where there is none, or one that is damaged or of another version."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             if file.attrs["schema"] != SCHEMA:
                 return None
             names, severities = np.char.decode(file["condition"][:]).tolist(), file["severity"][:].tolist()
-            stacked = zip(*(file[name][:] for name in Seen._fields), strict=True)
-            seen = {pair: Seen(*each) for pair, each in zip(zip(names, severities, strict=True), stacked, strict=True)}
+            stacked = zip(*(file[name][:] for name in Activations._fields), strict=True)
+            seen = {
+                pair: Activations(*each)
+                for pair, each in zip(zip(names, severities, strict=True), stacked, strict=True)
+            }
             rows, labels, groups = (file[name][:] for name in ("rows", "labels", "groups"))
             run_id, weights, fingerprint = (str(file.attrs[name]) for name in ("run_id", "weights", "fingerprint"))
             about = (run_id, weights, fingerprint, bool(file.attrs["generated"]))
-            return Features(rows, labels, groups, seen, *about)
+            return RunFeatures(rows, labels, groups, seen, *about)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError):
         return None
 
 
-def typical_distance(features: Array) -> float:
+def compute_typical_distance(features: Array) -> float:
     """Return the median Euclidean distance between two different galaxies, given (n, d) features.
 
     Raises
@@ -179,35 +184,39 @@ def typical_distance(features: Array) -> float:
     found = float(np.median(pdist(features.astype(np.float64)))) if len(features) > 1 else 0.0
     if not 0.0 < found < np.inf:
         what = f"found a median distance of {found:g} between the features of {len(features)} galaxies"
-        raise LatentError(f"{what}; allowed: more than 0: this network sees no difference between them")
+        raise InspectError(f"{what}; allowed: more than 0: this network sees no difference between them")
     return found
 
 
-def distances(clean: Array, corrupted: Array) -> NDArray[np.float64]:
+def compute_distances(clean: Array, corrupted: Array) -> NDArray[np.float64]:
     """Return |f(corrupted) - f(clean)| in units of `typical_distance(clean)`, (n,), given (n, d) features."""
     moved = corrupted.astype(np.float64) - clean.astype(np.float64)
-    shifts: NDArray[np.float64] = np.linalg.norm(moved, axis=1) / typical_distance(clean)
+    shifts: NDArray[np.float64] = np.linalg.norm(moved, axis=1) / compute_typical_distance(clean)
     return shifts
 
 
-def distance_table(features: Features) -> pd.DataFrame:
+def compute_distance_table(features: RunFeatures) -> pd.DataFrame:
     """Tell how far each condition moves the galaxies of a run: median and quartiles over them.
 
     One row per (features, condition, severity): parameter with its unit, n, median, q25, q75 in units of `typical`,
     the median distance between two different clean galaxies.
     """
-    return pd.DataFrame([_row(features, kind, pair) for kind in KINDS for pair in features.seen if pair != CLEAN])
+    return pd.DataFrame(
+        [_make_row(features, kind, pair) for kind in FEATURE_KINDS for pair in features.activations if pair != CLEAN]
+    )
 
 
-def _row(features: Features, kind: str, pair: Pair) -> dict[str, Any]:
-    clean, corrupted = (getattr(features.seen[each], kind) for each in (CLEAN, pair))
-    low, middle, high = np.quantile(distances(clean, corrupted), (0.25, 0.5, 0.75))
-    about = {"condition": pair[0], "severity": pair[1], "parameter": conditions.parameter(*pair)}
-    quartiles = {"median": middle, "q25": low, "q75": high, "typical": typical_distance(clean)}
-    whole = {"unit": conditions.unit(pair[0]), "n": len(clean), **quartiles}
+def _make_row(features: RunFeatures, kind: str, pair: Pair) -> dict[str, Any]:
+    clean, corrupted = (getattr(features.activations[each], kind) for each in (CLEAN, pair))
+    low, middle, high = np.quantile(compute_distances(clean, corrupted), (0.25, 0.5, 0.75))
+    about = {"condition": pair[0], "severity": pair[1], "parameter": conditions.get_parameter(*pair)}
+    quartiles = {"median": middle, "q25": low, "q75": high, "typical": compute_typical_distance(clean)}
+    whole = {"unit": conditions.get_unit(pair[0]), "n": len(clean), **quartiles}
     return {"run_id": features.run_id, "features": kind, **about, **whole, "generated": features.generated}
 
 
-def same_source(one: Features, other: Features) -> bool:
+def is_same_source(first: RunFeatures, second: RunFeatures) -> bool:
     """Whether these are of the same weights and the same galaxies."""
-    return (one.weights, one.fingerprint) == (other.weights, other.fingerprint) and np.array_equal(one.rows, other.rows)
+    return (first.weights, first.fingerprint) == (second.weights, second.fingerprint) and np.array_equal(
+        first.rows, second.rows
+    )

@@ -15,35 +15,37 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from galaxyhpc.inspect.features import Places, places
+from galaxyhpc.inspect.features import ProbedLayers, find_probed_layers
 
 
 @dataclass(frozen=True)
-class Choice:
+class GradCamTarget:
     """A galaxy to look at, and two classes to look for."""
 
     row: int  # in the data file
     truth: int
     predicted: int
-    other: int  # the predicted class; where that is the truth, the runner-up
+    other_class: int  # the predicted class; where that is the truth, the runner-up
     confidence: float  # softmax of the raw logits, of the predicted class
 
 
-def heat_maps(network: nn.Module, images: Tensor, classes: Tensor, where: Places | None = None) -> Tensor:
+def compute_heat_maps(
+    network: nn.Module, images: Tensor, classes: Tensor, layers: ProbedLayers | None = None
+) -> Tensor:
     """Return the heat of one class for each image on the last map's grid, (N, s, s), none below 0, of any scale.
 
     `images` are (N, 3, S, S) in [0, 1], `classes` (N,) int64; the network is in evaluation mode. `where` is found
     in the networks of this project.
     """
-    where, kept = where or places(network), []
+    layers, kept = layers or find_probed_layers(network), []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         found = output.detach()  # what came before needs no gradient
-        kept.append((found.relu() if where.relu_follows else found.clone()).requires_grad_())
+        kept.append((found.relu() if layers.has_relu_after else found.clone()).requires_grad_())
         # a ReLU that follows is passed by all pixels: those at 0 would hide their derivative
         return kept[0] + torch.finfo(torch.float32).tiny
 
-    hook = where.last_map.register_forward_hook(keep)
+    hook = layers.last_map.register_forward_hook(keep)
     try:
         with torch.enable_grad():
             logits = network(images)
@@ -54,7 +56,7 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor, where: Places
     return (weights * kept[0].detach()).sum(1).relu()
 
 
-def enlarged(heat: Tensor, size: int) -> Tensor:
+def upsample(heat: Tensor, size: int) -> Tensor:
     """(N, s, s) -> (N, size, size), each with a maximum of 1 (or 0 everywhere).
 
     The corners of the grids coincide: on the odd sizes of this project each layer keeps the first and last pixel.
@@ -64,26 +66,26 @@ def enlarged(heat: Tensor, size: int) -> Tensor:
     return torch.where(highest > 0, large / highest.clamp_min(torch.finfo(large.dtype).tiny), 0.0)
 
 
-def described(row: int, truth: int, shares: NDArray[np.float64]) -> Choice:
+def make_gradcam_target(row: int, truth: int, probabilities: NDArray[np.float64]) -> GradCamTarget:
     """Put a galaxy and its (classes,) probabilities into a Choice."""
-    first, second = np.argsort(-shares, kind="stable")[:2]
-    return Choice(row, truth, int(first), int(second if first == truth else first), float(shares[first]))
+    first, second = np.argsort(-probabilities, kind="stable")[:2]
+    return GradCamTarget(row, truth, int(first), int(second if first == truth else first), float(probabilities[first]))
 
 
-def most_confident(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], shares: NDArray[np.float64]
-) -> list[Choice | None]:
+def select_most_confident(
+    indices: NDArray[np.int64], labels: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> list[GradCamTarget | None]:
     """Choose of each class in turn its most confidently right galaxy and its most confidently wrong one, None for none.
 
     `rows` and `labels` are (n,), `shares` the (n, classes) probabilities.
     """
-    right, confidence = shares.argmax(1) == labels, shares.max(1)
+    right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
 
-    def best(label: int, kind: NDArray[np.bool_]) -> Choice | None:
+    def best(label: int, kind: NDArray[np.bool_]) -> GradCamTarget | None:
         among = np.flatnonzero((labels == label) & kind)
         if not len(among):
             return None
         surest = among[confidence[among].argmax()]
-        return described(int(rows[surest]), label, shares[surest])
+        return make_gradcam_target(int(indices[surest]), label, probabilities[surest])
 
     return [best(label, kind) for label in np.unique(labels).tolist() for kind in (right, ~right)]

@@ -13,23 +13,23 @@ from rich.console import Console
 from rich.progress import track
 
 from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.data.loader import Pictures, load_pictures
+from galaxyhpc.data.loader import DeviceDataset, load_device_dataset
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.corruptions import Survey
 from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.inspect import features as latent
-from galaxyhpc.inspect.features import Features, LatentError
+from galaxyhpc.inspect.features import InspectError, RunFeatures
 from galaxyhpc.storage.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Subject:
+class InspectContext:
     """A network and the galaxies that it is looked at with."""
 
-    used: Classifier
+    classifier: Classifier
     split: pd.DataFrame
-    pictures: Pictures
+    dataset: DeviceDataset
     survey: Survey
     fingerprint: str
     generated: bool
@@ -37,10 +37,10 @@ class Subject:
     @property
     def label(self) -> str:
         """What the network is called in figures, as in the report."""
-        return f"{self.used.config.model.groups} {self.used.config.model.name}".strip()
+        return f"{self.classifier.config.model.group_label} {self.classifier.config.model.name}".strip()
 
 
-def subject(run: RunDir, device: torch.device) -> Subject:
+def load_context(run: RunDir, device: torch.device) -> InspectContext:
     """Load a trained run and its galaxies.
 
     Raises
@@ -49,31 +49,33 @@ def subject(run: RunDir, device: torch.device) -> Subject:
     """
     used = trained_model.load(run.path, device)
     galaxies = prepare(used.config.data)
-    split = load_split(used.config.data, galaxies, run.sweep)
-    survey = Survey(galaxies.mean, galaxies.pixel_scale)
-    pictures = load_pictures(galaxies, device)
-    return Subject(used, split, pictures, survey, galaxies.fingerprint, used.generated or galaxies.generated)
+    split = load_split(used.config.data, galaxies, run.sweep_dir)
+    survey = Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
+    pictures = load_device_dataset(galaxies, device)
+    return InspectContext(used, split, pictures, survey, galaxies.fingerprint, used.generated or galaxies.generated)
 
 
-def features(looked: Subject, pairs: Sequence[Pair], file: Path, console: Console) -> Features:
+def load_or_compute_features(
+    context: InspectContext, pairs: Sequence[Pair], file: Path, console: Console
+) -> RunFeatures:
     """Return the features under these conditions, clean ones first; those in the file already are not made again."""
-    used, test = looked.used, looked.split[looked.split.split == "test"]
+    used, test = context.classifier, context.split[context.split.split == "test"]
     rows, labels, groups = (test[name].to_numpy(np.int64) for name in ("row", "label", "sky_group"))
-    about = (used.run.run_id, used.weights, looked.fingerprint, looked.generated)
-    found = Features(rows, labels, groups, {}, *about)
+    about = (used.run.run_id, used.weights, context.fingerprint, context.generated)
+    found = RunFeatures(rows, labels, groups, {}, *about)
     before = latent.load(file)
-    if before is not None and latent.same_source(before, found):
-        found.seen.update(before.seen)
+    if before is not None and latent.is_same_source(before, found):
+        found.activations.update(before.activations)
     wanted = [CLEAN, *(pair for pair in pairs if pair != CLEAN)]
-    missing = [pair for pair in wanted if pair not in found.seen]
+    missing = [pair for pair in wanted if pair not in found.activations]
     size = used.config.evaluate.batch_size
     for pair in track(missing, used.run.run_id, console=console, transient=True, disable=not console.is_terminal):
-        found.seen[pair] = latent.look_at_all(
-            used.network, looked.pictures, torch.tensor(rows), pair, looked.survey, size
+        found.activations[pair] = latent.extract_features(
+            used.network, context.dataset, torch.tensor(rows), pair, context.survey, size
         )
     if missing:
         latent.save(file, found)
-    return replace(found, seen={pair: found.seen[pair] for pair in wanted})
+    return replace(found, activations={pair: found.activations[pair] for pair in wanted})
 
 
 def check_same_galaxies(runs: Sequence[RunDir]) -> None:
@@ -83,21 +85,21 @@ def check_same_galaxies(runs: Sequence[RunDir]) -> None:
     ------
     LatentError, rundir.NoRunError, data.DataError, OSError
     """
-    first, *others = map(_test_galaxies, runs)
+    first, *others = map(_get_test_galaxies, runs)
     for run, other in zip(runs[1:], others, strict=True):
         if other != first:
             said = [
                 f"{run.run_id}: {len(rows)} of data {data[:12]}"
                 for run, (data, rows) in ((runs[0], first), (run, other))
             ]
-            raise LatentError(
+            raise InspectError(
                 f"found different test galaxies ({', '.join(said)}); allowed: runs with one data and split"
             )
 
 
-def _test_galaxies(run: RunDir) -> tuple[str, list[int]]:
+def _get_test_galaxies(run: RunDir) -> tuple[str, list[int]]:
     """Return the fingerprint of the data and the rows of the test galaxies."""
     data = run.load_config().data
     galaxies = prepare(data)
-    split = load_split(data, galaxies, run.sweep)
+    split = load_split(data, galaxies, run.sweep_dir)
     return galaxies.fingerprint, split.loc[split.split == "test", "row"].tolist()

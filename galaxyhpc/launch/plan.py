@@ -10,53 +10,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.models.profile import Network
+from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import resolved
+from galaxyhpc.storage.sweep_dir import resolve_path
 
-PLAN = (
+PLAN_COLUMNS = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
     *("parameters", "multiply_adds", "data"),
 )
 
 
-def _at_home(config: RunConfig, runs: Path) -> RunConfig:
+def with_absolute_paths(config: RunConfig, runs_directory: Path) -> RunConfig:
     """Make the paths absolute: a job may start anywhere."""
     data = config.data
-    source = data.source if data.source == "demo" else str(resolved(data.source, "data.source"))
-    cache = str(resolved(data.cache, "data.cache") if data.cache else resolved(runs, "--runs") / ".cache")
+    source = data.source if data.source == "demo" else str(resolve_path(data.source, "data.source"))
+    cache = str(
+        resolve_path(data.cache, "data.cache") if data.cache else resolve_path(runs_directory, "--runs") / ".cache"
+    )
     data, model = data.model_copy(update={"source": source, "cache": cache}), config.model
     if isinstance(model.pretrained, str):
-        model = model.model_copy(update={"pretrained": str(resolved(model.pretrained, "model.pretrained"))})
+        model = model.model_copy(update={"pretrained": str(resolve_path(model.pretrained, "model.pretrained"))})
     return config.model_copy(update={"data": data, "model": model})
 
 
-def write_plan(text: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, Network]) -> None:
+def write_plan(
+    sweep_yaml: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, NetworkProfile]
+) -> None:
     """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
-    write_text(directory / "sweep.yaml", text)
+    write_text(directory / "sweep.yaml", sweep_yaml)
     for config in configs:
         run = RunDir(directory / config.run_id)
         write_text(run.config_file, config.model_dump_json(indent=1) + "\n")
-        write_text(run.path / "repro.sh", _repro(run, config))
+        write_text(run.path / "repro.sh", _make_repro_script(run, config))
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(PLAN)
-    writer.writerows(_plan_row(config, networks[config.run_id]) for config in configs)
+    writer.writerow(PLAN_COLUMNS)
+    writer.writerows(_make_plan_row(config, networks[config.run_id]) for config in configs)
     write_text(directory / "plan.csv", rows.getvalue())
 
 
-def _plan_row(config: RunConfig, network: Network) -> tuple[object, ...]:
+def _make_plan_row(config: RunConfig, network: NetworkProfile) -> tuple[object, ...]:
     model = config.model
     return (
-        *(config.run_id, model.name, model.groups, model.width, model.head, model.scale),
+        *(config.run_id, model.name, model.group_label, model.width, model.head, model.scale),
         *(config.data.image_size, config.seed, network.parameters, network.multiply_adds),
         "demo" if config.data.source == "demo" else "file",
     )
 
 
-def _repro(run: RunDir, config: RunConfig) -> str:
-    tasks = config.resources.tasks
+def _make_repro_script(run: RunDir, config: RunConfig) -> str:
+    tasks = config.resources.num_tasks
     python = shlex.quote(sys.executable)
     many = f"{python} -m torch.distributed.run --standalone --nproc-per-node {tasks}" if tasks > 1 else python
     where = '"$(dirname "$0")"'

@@ -36,11 +36,13 @@ class Baseline(nn.Module):
     mean: Tensor  # (3, 1, 1)
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float], begun_from: str | None) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], pretrained_sha256: str | None) -> None:
         super().__init__()
         self.front: nn.Module = nn.Identity()
         self.network = network
-        self.begun_from = begun_from  # SHA-256 of the file of its weights; none where they were drawn at random
+        self.pretrained_sha256 = (
+            pretrained_sha256  # SHA-256 of the file of its weights; none where they were drawn at random
+        )
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -52,48 +54,48 @@ class Baseline(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last layer, which always begins at random."""
-        return self.network.get_submodule(_head(self.network))
+        return self.network.get_submodule(_get_head_name(self.network))
 
 
-def baseline(config: ModelConfig, classes: int) -> Baseline:
+def build_baseline(config: ModelConfig, num_classes: int) -> Baseline:
     """Build a network of torchvision's; on the meta device its weights are looked for and not loaded.
 
     Raises
     ------
     BaselineError
     """
-    models = _torchvision_models()
+    models = _import_torchvision_models()
     weights = models.get_model_weights(config.architecture)
-    file = _file(config.pretrained, weights) if config.pretrained else None
-    begun_from = None if file is None else _checked(file, weights)
-    network = models.get_model(config.architecture, weights=None, num_classes=classes)
+    file = _get_weights_path(config.pretrained, weights) if config.pretrained else None
+    begun_from = None if file is None else _verify_sha256(file, weights)
+    network = models.get_model(config.architecture, weights=None, num_classes=num_classes)
     if file is not None and torch.get_default_device().type != "meta":
-        _fill(network, file, config.architecture)
-    _exchange_batchnorm(network)
+        _load_weights(network, file, config.architecture)
+    _replace_batchnorm(network)
     normalisation = weights.DEFAULT.transforms()
     return Baseline(network, normalisation.mean, normalisation.std, begun_from)
 
 
-def _torchvision_models() -> Any:
+def _import_torchvision_models() -> Any:
     try:
         import torchvision.models
     except Exception as error:  # builds that do not fit each other raise anything, and another thing the second time
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".replace("; ", ", ")
-        ours, found = torch.__version__, _torchvision_version()
+        ours, found = torch.__version__, _get_torchvision_version()
         has = f"torchvision {found}, which cannot be imported ({said})" if found else "no torchvision"
         what = f"beside torch {ours} found {has}; resnet18 and its like need the one made for this torch"
-        raise BaselineError(f"{what}: {install_command(ours)}") from error
+        raise BaselineError(f"{what}: {format_install_command(ours)}") from error
     return torchvision.models
 
 
-def _torchvision_version() -> str | None:
+def _get_torchvision_version() -> str | None:
     try:
         return version("torchvision")
     except PackageNotFoundError:
         return None
 
 
-def install_command(torch_version: str) -> str:
+def format_install_command(torch_version: str) -> str:
     """Return what installs the torchvision for a torch such as 2.13.0+cpu: that of 2.4 is 0.19, of 2.5 0.20.
 
     A build for other hardware bears the same number, so that pip has to be forced.
@@ -104,16 +106,16 @@ def install_command(torch_version: str) -> str:
     return f"pip install --force-reinstall --no-deps '{wanted}'{where}"
 
 
-def _file(pretrained: str | bool, weights: Any) -> Path:
+def _get_weights_path(pretrained: str | bool, weights: Any) -> Path:
     """Return where the weights are to lie."""
     if isinstance(pretrained, str):
         return Path(pretrained).expanduser()
-    return Path(torch.hub.get_dir()) / "checkpoints" / _name(weights.DEFAULT)
+    return Path(torch.hub.get_dir()) / "checkpoints" / _get_weights_filename(weights.DEFAULT)
 
 
-def _checked(file: Path, weights: Any) -> str:
+def _verify_sha256(file: Path, weights: Any) -> str:
     """Return the SHA-256 of a file that is there and, where it bears a name of torchvision's, is whole."""
-    published = {_name(each): each for each in weights}
+    published = {_get_weights_filename(each): each for each in weights}
     fetch = f"curl -fL --create-dirs -o {shlex.quote(str(file))} {published.get(file.name, weights.DEFAULT).url}"
     try:
         with file.open("rb") as opened:
@@ -128,12 +130,12 @@ def _checked(file: Path, weights: Any) -> str:
     return found
 
 
-def _name(weights: Any) -> str:
+def _get_weights_filename(weights: Any) -> str:
     """Return the name that torchvision gives the file of its weights: `resnet18-f37072fd.pth`, a hash in it."""
     return str(weights.url).rpartition("/")[2]
 
 
-def _fill(network: nn.Module, file: Path, architecture: str) -> None:
+def _load_weights(network: nn.Module, file: Path, architecture: str) -> None:
     """Put the weights of a file into all layers but the last."""
     allowed = f"allowed is a state dict of torchvision's {architecture}, its last layer for any classes"
     try:
@@ -143,8 +145,8 @@ def _fill(network: nn.Module, file: Path, architecture: str) -> None:
         raise BaselineError(f"{file}: found no weights in it ({said}); {allowed}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BaselineError(f"{file}: found no state dict in it; {allowed}")
-    head = _head(network)
-    given, wanted = _body(state, head), _body(network.state_dict(), head)
+    head = _get_head_name(network)
+    given, wanted = _select_body_weights(state, head), _select_body_weights(network.state_dict(), head)
     for name in [*wanted, *given]:
         has, needs = (tuple(each[name].shape) if name in each else None for each in (given, wanted))
         if has != needs:
@@ -154,21 +156,21 @@ def _fill(network: nn.Module, file: Path, architecture: str) -> None:
     network.load_state_dict(given, strict=False)
 
 
-def _body(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+def _select_body_weights(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
     """Leave out the last layer and counts of batches; DenseNet's file of 2017 says norm.1 where norm1 is meant."""
     named = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", name): value for name, value in state.items()}
-    left_out = (f"{head}.weight", f"{head}.bias")
+    left_out = (f"{head_name}.weight", f"{head_name}.bias")
     return {
         name: value for name, value in named.items() if name not in left_out and not name.endswith("_batches_tracked")
     }
 
 
-def _head(network: nn.Module) -> str:
+def _get_head_name(network: nn.Module) -> str:
     *_, (name, _) = network.named_children()
     return name
 
 
-def _exchange_batchnorm(network: nn.Module) -> None:
+def _replace_batchnorm(network: nn.Module) -> None:
     """Put our batch norm, with the same numbers, in the place of torch's."""
     for module in list(network.modules()):
         for name, theirs in module.named_children():

@@ -17,12 +17,14 @@ from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.steerable import groups
 
 
-def cnn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> StudyCNN:
+def build_cnn(config: ModelConfig, fields: Sequence[int], image_size: int, num_classes: int) -> StudyCNN:
     """Build the conventional CNN."""
-    return StudyCNN(_convolution, 1, fields, image_size, classes, config.head)
+    return StudyCNN(_make_convolution, 1, fields, image_size, num_classes, config.head)
 
 
-def _convolution(kind: groups.FieldKind, inputs: int, outputs: int, stride: int, padding: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False)
+def _make_convolution(
+    kind: groups.FieldKind, in_channels: int, out_channels: int, stride: int, padding: int
+) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, 3, stride, padding, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     return layer

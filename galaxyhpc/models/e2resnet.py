@@ -34,24 +34,24 @@ from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import CircularMask, GroupPooling, SteerableConv
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 EXPANSION = {18: 1, 50: 2}
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Convolutions with batch norms, added to their input: basic (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1)."""
 
-    def __init__(self, group: str, inputs: int, fields: int, stride: int, depth: int) -> None:
+    def __init__(self, group: str, in_fields: int, fields: int, stride: int, depth: int) -> None:
         super().__init__()
         outputs = EXPANSION[depth] * fields
         sizes = [(3, stride), (3, 1)] if depth == 18 else [(1, 1), (3, stride), (1, 1)]
-        counts = [inputs, *[fields] * (len(sizes) - 1), outputs]
+        counts = [in_fields, *[fields] * (len(sizes) - 1), outputs]
         layers: list[nn.Module] = []
         for (size, step), (before, after) in zip(sizes, pairwise(counts), strict=True):
-            layers += [*_normalised(group, before, after, size, step), nn.ReLU(inplace=True)]
+            layers += [*_make_conv_bn(group, before, after, size, step), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
-        alike = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if alike else nn.Sequential(*_normalised(group, inputs, outputs, 1, stride))
+        alike = stride == 1 and in_fields == outputs
+        self.shortcut = nn.Identity() if alike else nn.Sequential(*_make_conv_bn(group, in_fields, outputs, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs x |G|, H, W) -> (N, outputs x |G|, ceil(H / stride), ceil(W / stride))."""
@@ -62,48 +62,56 @@ class E2ResNet(nn.Module):
     """An equivariant ResNet of four stages."""
 
     def __init__(
-        self, group: str, depth: int, blocks: Sequence[int], fields: Sequence[int], image_size: int, classes: int
+        self,
+        group: str,
+        depth: int,
+        blocks_per_stage: Sequence[int],
+        fields: Sequence[int],
+        image_size: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
-        order = groups.order(group)
+        order = groups.group_order(group)
         self.front = CircularMask(image_size)
         stem = SteerableConv(group, 3, fields[0], 7, kind="trivial", stride=2, padding=3)
         self.stem = nn.Sequential(stem, FieldBatchNorm(fields[0], order), nn.ReLU(inplace=True))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.Sequential()
         inputs = fields[0]
-        for number, (count, repeats) in enumerate(zip(fields, blocks, strict=True)):
+        for number, (count, repeats) in enumerate(zip(fields, blocks_per_stage, strict=True)):
             for block in range(repeats):
                 stride = 2 if number > 0 and block == 0 else 1
-                self.stages.append(Residual(group, inputs, count, stride, depth))
+                self.stages.append(ResidualBlock(group, inputs, count, stride, depth))
                 inputs = EXPANSION[depth] * count
         self.average = nn.AdaptiveAvgPool2d(1)
         self.group_pool = GroupPooling(order)
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = nn.Linear(inputs, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        logits: Tensor = self.linear(self.group_pool(self.average(self.features(images))).flatten(1))
+        logits: Tensor = self.linear(self.group_pool(self.average(self.forward_features(images))).flatten(1))
         return logits
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields x |G|, s, s), whose channels and pixels turn."""
         found: Tensor = self.stages(self.pool(self.stem(self.front(images))))
         return found
 
 
-def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+def scale_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
     """Return the fields of the four stages, times a factor, at least one each."""
     base = 64 if config.base_width is None else config.base_width
     return tuple(max(1, round(factor * times * base)) for times in (1, 2, 4, 8))
 
 
-def e2resnet(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> E2ResNet:
+def build_e2resnet(config: ModelConfig, fields: Sequence[int], image_size: int, num_classes: int) -> E2ResNet:
     """Build a ResNet of config.group, config.depth and, where it says so, config.blocks."""
     assert config.group is not None and config.depth is not None
-    return E2ResNet(config.group, config.depth, config.blocks or BLOCKS[config.depth], fields, image_size, classes)
+    return E2ResNet(
+        config.group, config.depth, config.blocks or BLOCKS_PER_STAGE[config.depth], fields, image_size, num_classes
+    )
 
 
-def _normalised(group: str, inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
-    convolution = SteerableConv(group, inputs, outputs, size, stride=stride, padding=size // 2)
-    return [convolution, FieldBatchNorm(outputs, groups.order(group))]
+def _make_conv_bn(group: str, in_fields: int, out_fields: int, kernel_size: int, stride: int) -> list[nn.Module]:
+    convolution = SteerableConv(group, in_fields, out_fields, kernel_size, stride=stride, padding=kernel_size // 2)
+    return [convolution, FieldBatchNorm(out_fields, groups.group_order(group))]

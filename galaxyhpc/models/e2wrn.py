@@ -36,7 +36,7 @@ from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import CircularMask, Restriction, SteerableConv
 
-CUTOFF = 3.0  # angular frequencies per px of radius
+FREQUENCY_CUTOFF = 3.0  # angular frequencies per px of radius
 DROPOUT = 0.3
 
 
@@ -44,17 +44,24 @@ class WideBlock(nn.Module):
     """A block of two convolutions before whose each fields are normalised and activated."""
 
     def __init__(
-        self, group: str, inputs: int, inner: int, outputs: int, stride: int, out_kind: groups.FieldKind, before: str
+        self,
+        group: str,
+        in_fields: int,
+        inner_fields: int,
+        out_fields: int,
+        stride: int,
+        out_kind: groups.FieldKind,
+        in_group: str,
     ) -> None:
         super().__init__()
-        order, size = groups.order(group), 3 if groups.rotations(group) in (1, 2, 4) else 5
-        parts = groups.order(before) // order  # of a field that was restricted: e2cnn normalises them as one
-        self.norm1, self.norm2 = FieldBatchNorm(inputs // parts, order * parts), FieldBatchNorm(inner, order)
-        self.conv1 = SteerableConv(group, inputs, inner, size, padding=size // 2, cutoff=CUTOFF)
-        ending = partial(SteerableConv, group, out_kind=out_kind, cutoff=CUTOFF, stride=stride)
-        self.conv2 = ending(inner, outputs, size, padding=size // 2)
-        alike = stride == 1 and inputs == outputs and out_kind == "regular"
-        self.shortcut = None if alike else ending(inputs, outputs, 1)
+        order, size = groups.group_order(group), 3 if groups.count_rotations(group) in (1, 2, 4) else 5
+        parts = groups.group_order(in_group) // order  # of a field that was restricted: e2cnn normalises them as one
+        self.norm1, self.norm2 = FieldBatchNorm(in_fields // parts, order * parts), FieldBatchNorm(inner_fields, order)
+        self.conv1 = SteerableConv(group, in_fields, inner_fields, size, padding=size // 2, cutoff=FREQUENCY_CUTOFF)
+        ending = partial(SteerableConv, group, out_kind=out_kind, cutoff=FREQUENCY_CUTOFF, stride=stride)
+        self.conv2 = ending(inner_fields, out_fields, size, padding=size // 2)
+        alike = stride == 1 and in_fields == out_fields and out_kind == "regular"
+        self.shortcut = None if alike else ending(in_fields, out_fields, 1)
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,54 +75,59 @@ class E2WRN(nn.Module):
     """An equivariant wide ResNet of three stages, each of a group of its own."""
 
     def __init__(
-        self, stages: Sequence[str], blocks: int, fields: Sequence[int], image_size: int, classes: int
+        self,
+        stage_groups: Sequence[str],
+        blocks_per_stage: int,
+        fields: Sequence[int],
+        image_size: int,
+        num_classes: int,
     ) -> None:
         super().__init__()
         stem, *counts, trivial = fields
         kind: groups.FieldKind
         self.front = CircularMask(image_size)
-        self.stem = SteerableConv(stages[0], 3, stem, 5, kind="trivial", padding=2, cutoff=CUTOFF)
+        self.stem = SteerableConv(stage_groups[0], 3, stem, 5, kind="trivial", padding=2, cutoff=FREQUENCY_CUTOFF)
         self.stages = nn.Sequential()
-        before, inputs = stages[0], stem
-        for number, (group, count) in enumerate(zip(stages, counts, strict=True)):
+        before, inputs = stage_groups[0], stem
+        for number, (group, count) in enumerate(zip(stage_groups, counts, strict=True)):
             if group != before:
                 self.stages.append(Restriction(before, group))
-                inputs = inputs * groups.order(before) // groups.order(group)
-            for block in range(blocks):
-                last = number == 2 and block == blocks - 1
+                inputs = inputs * groups.group_order(before) // groups.group_order(group)
+            for block in range(blocks_per_stage):
+                last = number == 2 and block == blocks_per_stage - 1
                 outputs, kind = (trivial, "trivial") if last else (count, "regular")
                 self.stages.append(WideBlock(group, inputs, count, outputs, 2 if block == 0 else 1, kind, before))
                 inputs, before = outputs, group
         self.norm = FieldBatchNorm(trivial)
-        self.linear = nn.Linear(trivial, classes)
+        self.linear = nn.Linear(trivial, num_classes)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        logits: Tensor = self.linear(self.features(images).mean((2, 3)))
+        logits: Tensor = self.linear(self.forward_features(images).mean((2, 3)))
         return logits
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
         return F.relu(self.norm(self.stages(self.stem(self.front(images)))))
 
 
-def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+def scale_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
     """Return the fields of stem, stages and last block; their planes are multiplied by a factor."""
     assert config.widen is not None
-    planes, stages = [16, *(width * config.widen for width in (16, 32, 64))], _stages(config)
-    roots = [math.sqrt(groups.order(group)) for group in (stages[0], *stages)]
+    planes, stages = [16, *(width * config.widen for width in (16, 32, 64))], _get_stage_groups(config)
+    roots = [math.sqrt(groups.group_order(group)) for group in (stages[0], *stages)]
     regular = [max(1, int(factor * count / root + 1e-9)) for count, root in zip(planes, roots, strict=True)]
     return (*regular, max(1, int(factor * planes[3] * roots[3] + 1e-9)))
 
 
-def e2wrn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> E2WRN:
+def build_e2wrn(config: ModelConfig, fields: Sequence[int], image_size: int, num_classes: int) -> E2WRN:
     """Build a wide ResNet of config.depth, whose group is restricted before the second and third stage."""
     assert config.depth is not None
-    return E2WRN(_stages(config), (config.depth - 4) // 6, fields, image_size, classes)
+    return E2WRN(_get_stage_groups(config), (config.depth - 4) // 6, fields, image_size, num_classes)
 
 
-def _stages(config: ModelConfig) -> list[str]:
+def _get_stage_groups(config: ModelConfig) -> list[str]:
     """Return the group of each stage; the last one named holds to the end."""
     assert config.group is not None
     chain = [config.group, *config.restriction]

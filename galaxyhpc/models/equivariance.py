@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 
-BLOBS = 16  # images of the rotation curve
+NUM_BLOB_IMAGES = 16  # images of the rotation curve
 
 
 def invariance_error(model: nn.Module, group: str | None, image_size: int, seed: int = 0) -> float:
@@ -27,38 +27,42 @@ def invariance_error(model: nn.Module, group: str | None, image_size: int, seed:
     """
     generator = torch.Generator().manual_seed(seed)
     images = F.interpolate(torch.rand(4, 3, 9, 9, generator=generator), size=image_size, mode="bilinear")
-    model = _calibrated(model, images)
+    model = _calibrate_batchnorm(model, images)
     with torch.no_grad():
         logits = model(images)
-        turned = [model(element(images)) for element in groups.grid_elements(group or "D4")]
+        turned = [model(element(images)) for element in groups.get_grid_elements(group or "D4")]
     return max(float((t - logits).abs().max()) for t in turned) / float(logits.abs().max())
 
 
-def rotation_curve(model: nn.Module, angles: Sequence[float], image_size: int, seed: int = 0) -> dict[float, float]:
+def measure_rotation_sensitivity(
+    model: nn.Module, angles_deg: Sequence[float], image_size: int, seed: int = 0
+) -> dict[float, float]:
     """Return by how much turns by angles in degrees change what the classifier sees: |f(turned) - f| / |f|.
 
     f holds the inputs of the first linear layer for 16 images of elliptic blobs. The last layers are left out because
     they enlarge the differences between images, and with them those between angles. All angles but multiples of 90
     interpolate, which changes every network a little.
     """
-    from galaxyhpc.data.augment import turned  # scipy's distributions come with it
+    from galaxyhpc.data.augment import rotate  # scipy's distributions come with it
 
-    images = _blobs(image_size, seed)
-    model = _calibrated(model, images)
+    images = _make_blob_images(image_size, seed)
+    model = _calibrate_batchnorm(model, images)
     seen: list[Tensor] = []
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
     hook = first.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        for angle in (0.0, *angles):
-            model(turned(images, angle))
+        for angle in (0.0, *angles_deg):
+            model(rotate(images, angle))
     hook.remove()
     still, *others = seen
-    return {angle: float((other - still).norm() / still.norm()) for angle, other in zip(angles, others, strict=True)}
+    return {
+        angle: float((other - still).norm() / still.norm()) for angle, other in zip(angles_deg, others, strict=True)
+    }
 
 
-def _blobs(size: int, seed: int) -> Tensor:
+def _make_blob_images(size: int, seed: int) -> Tensor:
     """Return (16, 3, size, size) images in [0, 1]: three ellipses each, of any place, shape and colour."""
-    random = torch.rand(BLOBS, 3, 8, 1, 1, generator=torch.Generator().manual_seed(seed))
+    random = torch.rand(NUM_BLOB_IMAGES, 3, 8, 1, 1, generator=torch.Generator().manual_seed(seed))
     angle, radius, ratio, x, y, *colours = random.unbind(2)
     angle, radius, ratio = math.pi * angle, 0.05 + 0.3 * radius, 0.2 + 0.8 * ratio
     line = torch.linspace(-1, 1, size)
@@ -68,7 +72,7 @@ def _blobs(size: int, seed: int) -> Tensor:
     return torch.stack([(light * colour).sum(1) for colour in colours], 1).clamp(0, 1)
 
 
-def _calibrated(model: nn.Module, images: Tensor) -> nn.Module:
+def _calibrate_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose batch norms hold the statistics of these images."""
     model = copy.deepcopy(model).cpu().train()
     for module in model.modules():

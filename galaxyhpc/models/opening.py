@@ -31,16 +31,16 @@ class Opening(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        return self._dilated(-self._dilated(-images))
+        return self._dilate(-self._dilate(-images))
 
-    def _dilated(self, images: Tensor) -> Tensor:
-        return reduce(torch.maximum, [_largest(images, width, height) for width, height in self.rectangles])
+    def _dilate(self, images: Tensor) -> Tensor:
+        return reduce(torch.maximum, [_maximum_filter(images, width, height) for width, height in self.rectangles])
 
     def extra_repr(self) -> str:
         return f"radius={self.radius}"
 
 
-def _largest(images: Tensor, width: int, height: int) -> Tensor:
+def _maximum_filter(images: Tensor, half_width: int, half_height: int) -> Tensor:
     """Return the largest value in a rectangle of (2 height + 1, 2 width + 1) px about every pixel."""
-    along = max_pool2d(images, (1, 2 * width + 1), 1, (0, width))
-    return max_pool2d(along, (2 * height + 1, 1), 1, (height, 0))
+    along = max_pool2d(images, (1, 2 * half_width + 1), 1, (0, half_width))
+    return max_pool2d(along, (2 * half_height + 1, 1), 1, (half_height, 0))

@@ -12,31 +12,33 @@ from typing import Any
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 
-MANY = 1009  # images on the meta device: no layer has as many channels, so what has as many rows belongs to the images
+META_BATCH_SIZE = (
+    1009  # images on the meta device: no layer has as many channels, so what has as many rows belongs to the images
+)
 PROCESS_BYTES = 5e8  # Python, torch and e2cnn, before any network
 FILTER_COPIES = 4  # of the largest filter and its gradient: in the convolution's order of memory, and as blocks
-TRANSIENT = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
+TRANSIENT_COPIES = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkProfile:
     """What a network costs; the last four are numbers of values."""
 
     parameters: int
     multiply_adds: int  # per image, in inference
-    kept: int = 0  # for the backward pass, per image
-    largest: int = 0  # map, per image
-    filters: int = 0  # expanded ones, kept for the backward pass
+    saved_activations: int = 0  # for the backward pass, per image
+    largest_activation: int = 0  # map, per image
+    saved_filters: int = 0  # expanded ones, kept for the backward pass
     largest_filter: int = 0
 
 
-def images_per_pass(config: RunConfig) -> int:
+def get_micro_batch_size(config: RunConfig) -> int:
     """Return the most images that a process has in one pass."""
-    share = math.ceil(config.train.batch_size / config.resources.tasks)
+    share = math.ceil(config.train.batch_size / config.resources.num_tasks)
     return min(share, config.resources.micro_batch or share)
 
 
-def training_bytes(network: Network, config: RunConfig) -> float:
+def estimate_training_bytes(profile: NetworkProfile, config: RunConfig) -> float:
     """Estimate the memory of a training process at its peak, the images of the data set apart.
 
     Bytes
@@ -47,15 +49,15 @@ def training_bytes(network: Network, config: RunConfig) -> float:
     2 more in bfloat16.
     """
     size = 2 if config.train.precision == "bfloat16" else 4
-    maps = images_per_pass(config) * (network.kept + TRANSIENT * network.largest)
+    maps = get_micro_batch_size(config) * (profile.saved_activations + TRANSIENT_COPIES * profile.largest_activation)
     states = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
-    whole = images_per_pass(config) == math.ceil(config.train.batch_size / config.resources.tasks)
+    whole = get_micro_batch_size(config) == math.ceil(config.train.batch_size / config.resources.num_tasks)
     filters = size if whole else 8 + (2 if size == 2 else 0)
-    values = maps + FILTER_COPIES * network.largest_filter
-    return PROCESS_BYTES + states * network.parameters + filters * network.filters + size * values
+    values = maps + FILTER_COPIES * profile.largest_filter
+    return PROCESS_BYTES + states * profile.parameters + filters * profile.saved_filters + size * values
 
 
-def measure(model: ModelConfig, size: int) -> Network:
+def profile_network(model: ModelConfig, image_size: int) -> NetworkProfile:
     """Build a network without memory and count.
 
     Raises
@@ -67,18 +69,20 @@ def measure(model: ModelConfig, size: int) -> Network:
     from galaxyhpc.models import build_model, count_parameters, multiply_adds
 
     with torch.device("meta"):
-        network = build_model(model, size)
+        network = build_model(model, image_size)
     kept: dict[int, tuple[int, bool]] = {}
     own = {value.untyped_storage()._cdata for value in (*network.parameters(), *network.buffers())}
 
     def note(value: Any) -> Any:
         storage = value.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes() // value.element_size(), value.shape[:1] == (MANY,))
+            kept[storage._cdata] = (storage.nbytes() // value.element_size(), value.shape[:1] == (META_BATCH_SIZE,))
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        counted = multiply_adds(network, size, MANY)
-    maps = [count // MANY for count, of_images in kept.values() if of_images]
+        counted = multiply_adds(network, image_size, META_BATCH_SIZE)
+    maps = [count // META_BATCH_SIZE for count, of_images in kept.values() if of_images]
     filters = [count for count, of_images in kept.values() if not of_images]
-    return Network(count_parameters(network), counted, sum(maps), max(maps), sum(filters), max(filters, default=0))
+    return NetworkProfile(
+        count_parameters(network), counted, sum(maps), max(maps), sum(filters), max(filters, default=0)
+    )

@@ -23,13 +23,13 @@ from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
-FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
-POOLED = (2, 4, 7, 9, 11)  # blocks, counted from 1, that a pool of stride 2 follows
-COLOURS = 3
+BLOCK_FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
+POOLED_BLOCKS = (2, 4, 7, 9, 11)  # blocks, counted from 1, that a pool of stride 2 follows
+IN_CHANNELS = 3
 
 Head = Literal["pool", "flatten"]
 # 3x3: (kind of field in, fields in, fields out, stride, padding)
-Convolution = Callable[[groups.FieldKind, int, int, int, int], nn.Module]
+ConvolutionFactory = Callable[[groups.FieldKind, int, int, int, int], nn.Module]
 
 
 class StudyCNN(nn.Module):
@@ -41,51 +41,51 @@ class StudyCNN(nn.Module):
 
     def __init__(
         self,
-        convolution: Convolution,
-        order: int,
+        make_convolution: ConvolutionFactory,
+        group_order: int,
         fields: Sequence[int],
         image_size: int,
-        classes: int,
+        num_classes: int,
         head: Head,
     ) -> None:
         super().__init__()
-        stride, padding, last_side = stem(image_size)
-        convolutions = [convolution("trivial", COLOURS, fields[0], stride, padding)]
-        convolutions += [convolution("regular", i, o, 1, 1) for i, o in pairwise(fields)]
+        stride, padding, last_side = compute_stem_geometry(image_size)
+        convolutions = [make_convolution("trivial", IN_CHANNELS, fields[0], stride, padding)]
+        convolutions += [make_convolution("regular", i, o, 1, 1) for i, o in pairwise(fields)]
         self.front = CircularMask(image_size)
         self.blocks = nn.Sequential()
         for number, (convolve, count) in enumerate(zip(convolutions, fields, strict=True), start=1):
-            layers = [convolve, FieldBatchNorm(count, order), nn.ReLU(inplace=True)]
-            self.blocks.append(nn.Sequential(*layers, *([AntialiasedPool()] if number in POOLED else [])))
-        self.group_pool = GroupPooling(order)
+            layers = [convolve, FieldBatchNorm(count, group_order), nn.ReLU(inplace=True)]
+            self.blocks.append(nn.Sequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
+        self.group_pool = GroupPooling(group_order)
         self.average = nn.AdaptiveAvgPool2d(1) if head == "pool" else nn.Identity()
-        self.mlp = mlp(fields[-1] * (1 if head == "pool" else last_side**2), classes)
+        self.mlp = build_mlp(fields[-1] * (1 if head == "pool" else last_side**2), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        return self.classify(self._trunk(self.front(images)))
+        return self.classify(self._forward_blocks(self.front(images)))
 
-    def _trunk(self, x: Tensor) -> Tensor:
+    def _forward_blocks(self, x: Tensor) -> Tensor:
         if not (self.training and x.is_cuda) or torch.compiler.is_compiling():
             last: Tensor = self.blocks(x)
             return last
         from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
 
-        return fused_blocks.run(self.blocks, x)
+        return fused_blocks.run_blocks(self.blocks, x)
 
-    def classify(self, last: Tensor) -> Tensor:
+    def classify(self, feature_map: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""
-        pooled: Tensor = self.average(self.group_pool(last))
+        pooled: Tensor = self.average(self.group_pool(feature_map))
         logits: Tensor = self.mlp(pooled.flatten(1))
         return logits
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which turns with the image."""
         found: Tensor = self.group_pool(self.blocks(self.front(images)))
         return found
 
 
-def stem(image_size: int) -> tuple[int, int, int]:
+def compute_stem_geometry(image_size: int) -> tuple[int, int, int]:
     """Return the first convolution's stride and padding, and the side of the last map, in px.
 
     Stride 2 keeps a grid's centre only if it takes the first and the last point: 64k-1 px need one more row of
@@ -93,25 +93,25 @@ def stem(image_size: int) -> tuple[int, int, int]:
     """
     stride, padding = (1, 1) if image_size == 33 else (2, 2 if image_size % 2**6 == 63 else 1)
     side = (image_size + 2 * padding - 3) // stride + 1
-    for _ in POOLED:
+    for _ in POOLED_BLOCKS:
         side = (side + 1) // 2
     return stride, padding, side
 
 
-def mlp(inputs: int, classes: int) -> nn.Sequential:
+def build_mlp(in_features: int, num_classes: int) -> nn.Sequential:
     """Build the study's classifier, 64-32-classes."""
     layers: list[nn.Module] = []
-    for before, after in ((inputs, 64), (64, 32)):
+    for before, after in ((in_features, 64), (64, 32)):
         layers += [nn.Linear(before, after), FieldBatchNorm(after), nn.ELU()]
-    return nn.Sequential(*layers, nn.Linear(32, classes))
+    return nn.Sequential(*layers, nn.Linear(32, num_classes))
 
 
-def scaled_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
+def scale_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:
     """Multiply the study's fields by a factor and round, at least one each."""
-    return tuple(max(1, round(factor * count)) for count in FIELDS)
+    return tuple(max(1, round(factor * count)) for count in BLOCK_FIELDS)
 
 
-def steerable_cnn(config: ModelConfig, fields: Sequence[int], image_size: int, classes: int) -> StudyCNN:
+def build_steerable_cnn(config: ModelConfig, fields: Sequence[int], image_size: int, num_classes: int) -> StudyCNN:
     """Build the steerable CNN of config.group."""
     group = config.group
     assert group is not None
@@ -119,4 +119,4 @@ def steerable_cnn(config: ModelConfig, fields: Sequence[int], image_size: int, c
     def convolution(kind: groups.FieldKind, i: int, o: int, stride: int, padding: int) -> SteerableConv:
         return SteerableConv(group, i, o, 3, kind=kind, stride=stride, padding=padding)
 
-    return StudyCNN(convolution, groups.order(group), fields, image_size, classes, config.head)
+    return StudyCNN(convolution, groups.group_order(group), fields, image_size, num_classes, config.head)

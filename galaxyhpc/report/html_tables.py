@@ -10,131 +10,138 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.analysis.tables import Tables, names, ranked
+from galaxyhpc.analysis.tables import Tables, format_network_names, sort_by_accuracy
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.report.page import Column, Section, Table
-from galaxyhpc.report.run_pages import physical
-from galaxyhpc.report.terminal import bold
+from galaxyhpc.report.run_pages import format_physical_severity
+from galaxyhpc.report.terminal import mark_best
 
 
-def _percent(head: str, source: str) -> Column:
-    return Column(f"{head} (%)", source, "number", 100, 1)
+def _make_percent_column(heading: str, source: str) -> Column:
+    return Column(f"{heading} (%)", source, "number", 100, 1)
 
 
-def _interval(head: str, value: str, low: str, high: str, strong: str = "") -> Column:
-    return Column(f"{head} (%)", (value, low, high), "interval", 100, 1, strong=strong)
+def _make_interval_column(heading: str, value: str, low: str, high: str, bold_source: str = "") -> Column:
+    return Column(f"{heading} (%)", (value, low, high), "interval", 100, 1, bold_source=bold_source)
 
 
-def _number(head: str, source: str, digits: int | None = 0) -> Column:
-    return Column(head, source, "number", 1, digits)
+def _make_number_column(heading: str, source: str, digits: int | None = 0) -> Column:
+    return Column(heading, source, "number", 1, digits)
 
 
-NETWORK = Column("network", "network")
-INTERVAL = "In brackets: 95 % interval of the mean, by bootstrap over seeds and pieces of sky."
-BOLD = "Bold: the best, and all whose intervals overlap the best's, for they cannot be told apart."
-SCALED = "Scaled: after temperature scaling on the validation galaxies."
-SCORES = (
-    *(_percent("balanced accuracy", "balanced_accuracy"), _percent("macro F1", "macro_f1")),
-    *(_number("NLL", "nll", 3), _number("NLL, scaled", "nll_scaled", 3)),
-    *(_number("Brier score", "brier", 3), _number("Brier score, scaled", "brier_scaled", 3)),
-    *(_percent("ECE", "ece"), _percent("ECE, scaled", "ece_scaled")),
+NETWORK_COLUMN = Column("network", "network")
+INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and pieces of sky."
+BOLD_NOTE = "Bold: the best, and all whose intervals overlap the best's, for they cannot be told apart."
+SCALED_NOTE = "Scaled: after temperature scaling on the validation galaxies."
+SCORE_COLUMNS = (
+    *(_make_percent_column("balanced accuracy", "balanced_accuracy"), _make_percent_column("macro F1", "macro_f1")),
+    *(_make_number_column("NLL", "nll", 3), _make_number_column("NLL, scaled", "nll_scaled", 3)),
+    *(_make_number_column("Brier score", "brier", 3), _make_number_column("Brier score, scaled", "brier_scaled", 3)),
+    *(_make_percent_column("ECE", "ece"), _make_percent_column("ECE, scaled", "ece_scaled")),
 )
 
 
-def networks(tables: Tables) -> Section:
+def make_networks_section(tables: Tables) -> Section:
     """One row per network, the best first."""
-    summary = tables.summary.assign(strong=bold(tables.summary))
+    summary = tables.summary.assign(strong=mark_best(tables.summary))
     clean = summary[summary["condition"] == "clean"].set_index("label")
     turned = summary[summary["condition"] == ROTATION_MEAN[0]].set_index("label").add_prefix("turned_")
-    frame = _named(tables, tables.networks)
+    frame = _add_network_names(tables, tables.networks)
     frame = frame.join(clean[clean.columns.difference(frame.columns)], on="label").join(turned, on="label")
     marks = {name: frame[name].eq(True) for name in ("strong", "turned_strong")}
     frame = frame.assign(**marks).sort_values("accuracy_mean", ascending=False, kind="stable")
-    tables_ = (*_accuracies(frame), *_scores(frame))
+    tables_ = (*_make_accuracy_tables(frame), *_make_score_tables(frame))
     return Section("Networks", tables=tables_)
 
 
-def _accuracies(frame: pd.DataFrame) -> tuple[Table, ...]:
+def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
     labels = (Column("labels used (%)", "label_fraction", "number", 100),)
     columns = (
-        *(NETWORK, _interval("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong")),
-        _interval("all angles", "turned_accuracy_mean", "turned_ci_low", "turned_ci_high", "turned_strong"),
+        *(NETWORK_COLUMN, _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong")),
+        _make_interval_column("all angles", "turned_accuracy_mean", "turned_ci_low", "turned_ci_high", "turned_strong"),
         Column("mean corruption error", ("mce", "mce_low", "mce_high"), "interval", 1, 2),
-        _number("parameters", "parameters"),
+        _make_number_column("parameters", "parameters"),
         Column("multiply-adds (millions)", "multiply_adds", "number", 1e-6),
         *(labels if frame.get("label_fraction", pd.Series(1.0)).ne(1.0).any() else ()),
-        *(_number("seeds in", "seeds_done"), _number("planned", "seeds_planned")),
+        *(_make_number_column("seeds in", "seeds_done"), _make_number_column("planned", "seeds_planned")),
         Column("on the front of parameters", "front_parameters"),
         Column("on the front of multiply-adds", "front_multiply_adds"),
     )
-    caption = f"Clean test galaxies, and turned ones over all angles. {INTERVAL} {BOLD} Mean corruption error: errors "
+    caption = f"Clean test galaxies, and turned ones over all angles. {INTERVAL_NOTE} {BOLD_NOTE} Mean corruption error: errors "
     caption += "under all conditions, those of the conventional CNN being 1; lower is better. On the front: no network "
     caption += "as good has fewer."
-    return _table("All networks", caption, frame, columns, "networks.csv")
+    return _make_tables("All networks", caption, frame, columns, "networks.csv")
 
 
-def _scores(frame: pd.DataFrame) -> tuple[Table, ...]:
-    caption = (
-        f"Means over seeds. {SCALED} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. Lower "
-    )
+def _make_score_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
+    caption = f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. Lower "
     caption += "is better for them and for the Brier score."
-    held = frame[[c for c in frame if any(c == score.source for score in SCORES)]]
+    held = frame[[c for c in frame if any(c == score.source for score in SCORE_COLUMNS)]]
     rows = frame if held.notna().any(axis=None) else frame.iloc[:0]
-    return _table("Other measures on clean galaxies", caption, rows, (NETWORK, *SCORES), "summary.csv")
+    return _make_tables(
+        "Other measures on clean galaxies", caption, rows, (NETWORK_COLUMN, *SCORE_COLUMNS), "summary.csv"
+    )
 
 
-def robustness(tables: Tables) -> Section:
+def make_robustness_section(tables: Tables) -> Section:
     """How accuracy falls under each condition."""
     caption = "Errors summed over the severities of a condition, divided by those of the conventional CNN: below 1 is "
     caption += "better than it."
-    columns = (NETWORK, Column("condition", "condition"), _number("corruption error", "ce", 2))
-    frame = _named(tables, tables.corruption_error)
-    errors = _table("Corruption error by condition", caption, frame, columns, "corruption_error.csv")
-    return Section("Robustness", tables=(*errors, *_by_condition(tables)))
+    columns = (NETWORK_COLUMN, Column("condition", "condition"), _make_number_column("corruption error", "ce", 2))
+    frame = _add_network_names(tables, tables.corruption_error)
+    errors = _make_tables("Corruption error by condition", caption, frame, columns, "corruption_error.csv")
+    return Section("Robustness", tables=(*errors, *_make_condition_tables(tables)))
 
 
-def _by_condition(tables: Tables) -> tuple[Table, ...]:
+def _make_condition_tables(tables: Tables) -> tuple[Table, ...]:
     """One row per network, condition and severity that anything is known of."""
     frame = tables.summary[tables.summary["accuracy_mean"].notna()]
     if len(frame):
-        frame = _named(tables, frame).assign(strong=bold(frame))
-        order = {label: place for place, label in enumerate(ranked(tables.networks)["label"])}
+        frame = _add_network_names(tables, frame).assign(strong=mark_best(frame))
+        order = {label: place for place, label in enumerate(sort_by_accuracy(tables.networks)["label"])}
         frame = frame.assign(place=frame["label"].map(order)).sort_values("place", kind="stable")
-        frame = frame.assign(physical=list(map(cache(physical), frame["condition"], frame["severity"])))
+        frame = frame.assign(physical=list(map(cache(format_physical_severity), frame["condition"], frame["severity"])))
     columns = (
-        *(NETWORK, Column("condition", "condition"), _number("severity", "severity", None)),
-        *(Column("that is", "physical"), _number("seeds", "seeds_done")),
-        _interval("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong"),
-        *(_percent("spread over seeds", "accuracy_std"), _percent("as when clean", "consistency"), *SCORES),
+        *(NETWORK_COLUMN, Column("condition", "condition"), _make_number_column("severity", "severity", None)),
+        *(Column("that is", "physical"), _make_number_column("seeds", "seeds_done")),
+        _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong"),
+        *(
+            _make_percent_column("spread over seeds", "accuracy_std"),
+            _make_percent_column("as when clean", "consistency"),
+            *SCORE_COLUMNS,
+        ),
     )
-    caption = (
-        f"{INTERVAL} {BOLD} {SCALED} As when clean: how often the prediction is that of the clean galaxy, right or "
-    )
+    caption = f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} As when clean: how often the prediction is that of the clean galaxy, right or "
     caption += "wrong. rotation_mean is over all angles together."
-    return _table("Every condition and severity", caption, frame, columns, "summary.csv")
+    return _make_tables("Every condition and severity", caption, frame, columns, "summary.csv")
 
 
-def comparisons(tables: Tables) -> Section:
+def make_comparisons_section(tables: Tables) -> Section:
     """Which pairs of networks can be told apart; the one ahead is named first."""
     columns = (
         *(Column("network", "first"), Column("compared with", "second")),
         Column("ahead by (points)", ("difference", "ci_low", "ci_high"), "interval", 100, 1, signed=True),
         *(Column("p, after Holm", "p_holm", "p"), Column("can be told apart", "separable")),
-        *(_number("only the first right", "only_a", 1), _number("only the second right", "only_b", 1)),
-        *(Column("p", "p", "p"), _number("seeds", "seeds")),
+        *(
+            _make_number_column("only the first right", "only_a", 1),
+            _make_number_column("only the second right", "only_b", 1),
+        ),
+        *(Column("p", "p", "p"), _make_number_column("seeds", "seeds")),
     )
     caption = "Clean test galaxies, the same for both. Difference of the accuracies with its 95 % interval (paired "
     caption += "bootstrap); exact McNemar test, corrected for the number of pairs (Holm). Two networks can be told "
     caption += "apart where p is below 0.05 and the interval excludes 0."
-    frame = _best_first(tables, tables.comparisons)
-    return Section("Comparisons", tables=_table("All pairs of networks", caption, frame, columns, "comparisons.csv"))
+    frame = _sort_best_first(tables, tables.comparisons)
+    return Section(
+        "Comparisons", tables=_make_tables("All pairs of networks", caption, frame, columns, "comparisons.csv")
+    )
 
 
-def _best_first(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
+def _sort_best_first(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
     """Turn pairs round where the second network is ahead, and order them by their evidence."""
     if frame.empty:
         return frame
-    behind, named = frame["difference"] < 0, names(tables.networks)
+    behind, named = frame["difference"] < 0, format_network_names(tables.networks)
     turned = frame.rename(columns={"a": "b", "b": "a", "only_a": "only_b", "only_b": "only_a"})
     limits = {"difference": -frame["difference"], "ci_low": -frame["ci_high"], "ci_high": -frame["ci_low"]}
     frame = pd.concat([frame[~behind], turned.assign(**limits)[behind]])
@@ -142,39 +149,49 @@ def _best_first(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["p_holm", "difference"], ascending=[True, False], kind="stable")
 
 
-def classes(tables: Tables) -> Section:
+def make_classes_section(tables: Tables) -> Section:
     """How each class fares."""
     columns = (
-        *(NETWORK, Column("class", "name"), _number("galaxies", "support"), _percent("precision", "precision")),
-        *(_interval("recall", "recall", "recall_low", "recall_high"), _percent("F1", "f1")),
+        *(
+            NETWORK_COLUMN,
+            Column("class", "name"),
+            _make_number_column("galaxies", "support"),
+            _make_percent_column("precision", "precision"),
+        ),
+        *(_make_interval_column("recall", "recall", "recall_low", "recall_high"), _make_percent_column("F1", "f1")),
     )
-    caption = f"Clean test galaxies, means over seeds. {INTERVAL}"
-    frame = _named(tables, tables.per_class)
-    return Section("Classes", tables=_table("Each class", caption, frame, columns, "per_class.csv"))
+    caption = f"Clean test galaxies, means over seeds. {INTERVAL_NOTE}"
+    frame = _add_network_names(tables, tables.per_class)
+    return Section("Classes", tables=_make_tables("Each class", caption, frame, columns, "per_class.csv"))
 
 
-def attack(tables: Tables) -> Section:
+def make_attack_section(tables: Tables) -> Section:
     """What one pixel does."""
     columns = (
-        *(NETWORK, Column("galaxies", "of"), _number("queries", "budget"), _number("attacked", "n")),
-        *(_number("successes", "successes"), _interval("success rate", "rate", "low", "high")),
-        _number("seeds", "seeds"),
+        *(
+            NETWORK_COLUMN,
+            Column("galaxies", "of"),
+            _make_number_column("queries", "budget"),
+            _make_number_column("attacked", "n"),
+        ),
+        *(_make_number_column("successes", "successes"), _make_interval_column("success rate", "rate", "low", "high")),
+        _make_number_column("seeds", "seeds"),
     )
     caption = "One pixel is changed until the class changes, with so many queries of the network per galaxy at most. "
     caption += "In brackets: exact 95 % interval (Clopper and Pearson)."
     sets = {"own": "those it gets right", "common": "those that all get right"}
-    frame = _named(tables, tables.attack)
+    frame = _add_network_names(tables, tables.attack)
     frame = frame.assign(of=frame["set"].replace(sets)) if len(frame) else frame
-    return Section("One-pixel attack", tables=_table("One-pixel attack", caption, frame, columns, "attack.csv"))
+    return Section("One-pixel attack", tables=_make_tables("One-pixel attack", caption, frame, columns, "attack.csv"))
 
 
-def best(tables: Tables) -> str:
+def describe_best_network(tables: Tables) -> str:
     """Say which network is best on clean galaxies, and how many cannot be told from it; empty where none is in."""
-    measured = ranked(tables.networks).dropna(subset="accuracy_mean")
+    measured = sort_by_accuracy(tables.networks).dropna(subset="accuracy_mean")
     if measured.empty:
         return ""
     first, others = measured.iloc[0], measured.iloc[1:]
-    said = f"{names(tables.networks)[first['label']]}: {100 * first['accuracy_mean']:.1f} %"
+    said = f"{format_network_names(tables.networks)[first['label']]}: {100 * first['accuracy_mean']:.1f} %"
     if not np.isfinite(first["ci_low"]):
         return f"{said}; without intervals nothing says by how much"
     near = int((others["ci_high"] >= first["ci_low"]).sum())
@@ -182,16 +199,18 @@ def best(tables: Tables) -> str:
     return f"{said}; the intervals of {near or 'no'} other{'s' * (near != 1)} overlap its own"
 
 
-def _named(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(network=frame["label"].map(names(tables.networks))) if len(frame) else frame
+def _add_network_names(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(network=frame["label"].map(format_network_names(tables.networks))) if len(frame) else frame
 
 
-def _table(title: str, caption: str, frame: pd.DataFrame, columns: tuple[Column, ...], file: str) -> tuple[Table, ...]:
+def _make_tables(
+    title: str, caption: str, frame: pd.DataFrame, columns: tuple[Column, ...], file: str
+) -> tuple[Table, ...]:
     """Return the table with those columns that hold anything, or none where the frame has no rows."""
-    kept = tuple(column for column in columns if _holds(frame, column))
+    kept = tuple(column for column in columns if _has_values(frame, column))
     return (Table(title, caption, frame, kept, file),) if len(frame) else ()
 
 
-def _holds(frame: pd.DataFrame, column: Column) -> bool:
+def _has_values(frame: pd.DataFrame, column: Column) -> bool:
     source = column.source if isinstance(column.source, str) else column.source[0]
     return source in frame and bool((frame[source].notna() & frame[source].ne("")).any())

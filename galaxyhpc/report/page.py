@@ -30,15 +30,15 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from galaxyhpc.analysis.tables import GENERATED
+from galaxyhpc.analysis.tables import GENERATED_NOTICE
 
-MOST_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; the file beside it has all
-SCRIPT_SAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+MAX_TABLE_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; the file beside it has all
+SCRIPT_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-def data_uri(kind: str, image: bytes) -> str:
+def make_data_uri(image_format: str, image: bytes) -> str:
     """Return a picture, `kind` png or jpeg, as an address that holds it."""
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return f"data:image/{image_format};base64,{base64.b64encode(image).decode()}"
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Column:
     that leads to the run's page. `strong` names a column of truth values: where it is true the cell is bold.
     """
 
-    head: str
+    heading: str
     source: str | tuple[str, str, str]
     kind: Literal["text", "number", "interval", "p", "run"] = "text"
     scale: float = 1.0
     digits: int | None = 0
     signed: bool = False  # + before what is positive
-    strong: str = ""
+    bold_source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +71,15 @@ class Table:
     file: str = ""
 
     @property
-    def left_out(self) -> str:
+    def truncation_note(self) -> str:
         """Say so where not all rows are on the page; empty where they are."""
-        if len(self.frame) <= MOST_ROWS:
+        if len(self.frame) <= MAX_TABLE_ROWS:
             return ""
-        return f"The first {MOST_ROWS:,} of {len(self.frame):,} rows are on this page."
+        return f"The first {MAX_TABLE_ROWS:,} of {len(self.frame):,} rows are on this page."
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
+class PageFigure:
     """A picture in PNG; the caption says what is seen, `alt` the same to who cannot; `files` lie beside the page."""
 
     title: str
@@ -89,14 +89,14 @@ class Figure:
     files: tuple[str, ...] = ()
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size_px(self) -> tuple[int, int]:
         """Width and height on the page, in its pixels of 1/96 inch: two thirds of the picture's own."""
         width, height = struct.unpack(">II", self.png[16:24])
         return width * 2 // 3, height * 2 // 3
 
     @property
     def uri(self) -> str:
-        return data_uri("png", self.png)
+        return make_data_uri("png", self.png)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +104,12 @@ class Thumbnail:
     """A small picture in JPEG and what is said below it: a name, and more."""
 
     title: str
-    words: str
+    caption: str
     jpeg: bytes
 
     @property
     def uri(self) -> str:
-        return data_uri("jpeg", self.jpeg)
+        return make_data_uri("jpeg", self.jpeg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,28 +117,28 @@ class Section:
     """A part of the page with a heading: paragraphs, warnings, names with values, pictures, tables, in this order."""
 
     title: str
-    words: tuple[str, ...] = ()
+    paragraphs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PageFigure, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     tables: tuple[Table, ...] = ()
 
     @property
-    def empty(self) -> bool:
-        return not any((self.words, self.warnings, self.facts, self.figures, self.thumbnails, self.tables))
+    def is_empty(self) -> bool:
+        return not any((self.paragraphs, self.warnings, self.facts, self.figures, self.thumbnails, self.tables))
 
     @property
     def anchor(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def render(
+def render_page(
     title: str,
     sections: Sequence[Section],
     generated: bool,
     lead: Sequence[str] = (),
-    data: Mapping[str, Any] | None = None,
+    json_data: Mapping[str, Any] | None = None,
     scripts: Sequence[str] = (),
 ) -> str:
     """Return the page.
@@ -152,39 +152,39 @@ def render(
     data : JSON for `scripts` by the id of the element it is found in
     scripts : files of this package, run after page.js
     """
-    script = Markup("\n".join(map(_file, ["page.js", *scripts])))
-    style = Markup(_file("page.css"))
+    script = Markup("\n".join(map(_read_resource, ["page.js", *scripts])))
+    style = Markup(_read_resource("page.css"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_file("page.html")).render(
+    return environment.from_string(_read_resource("page.html")).render(
         title=title,
         sections=sections,
-        generated=GENERATED if generated else "",
+        generated=GENERATED_NOTICE if generated else "",
         lead=lead,
-        data={name: Markup(json_text(value)) for name, value in (data or {}).items()},
-        table_json=lambda table: Markup(json_text(_packed(table))),
+        data={name: Markup(format_json(value)) for name, value in (json_data or {}).items()},
+        table_json=lambda table: Markup(format_json(_pack_table(table))),
         script=script,
         style=style,
-        script_hash=_hash(script),
-        style_hash=_hash(style),
+        script_hash=_compute_csp_hash(script),
+        style_hash=_compute_csp_hash(style),
     )
 
 
 @cache
-def _file(name: str) -> str:
+def _read_resource(name: str) -> str:
     return (resources.files("galaxyhpc.report") / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def _compute_csp_hash(text: str) -> str:
     """Return what the page's policy calls a script or a style by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def json_text(value: Any) -> str:
+def format_json(value: Any) -> str:
     """Return JSON that no browser takes for the end of a script, in ASCII; what is not finite must be None before."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(SCRIPT_SAFE)
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(SCRIPT_ESCAPES)
 
 
-def rounded(values: Any, digits: int) -> list[float | None]:
+def round_for_json(values: Any, digits: int) -> list[float | None]:
     """Return numbers as JSON takes them: rounded, those that are not finite as None."""
     found = np.round(np.asarray(values, dtype=float), digits)
     return [
@@ -192,27 +192,27 @@ def rounded(values: Any, digits: int) -> list[float | None]:
     ]
 
 
-def _packed(table: Table) -> dict[str, Any]:
+def _pack_table(table: Table) -> dict[str, Any]:
     """Return a table column by column, which is a third of its size row by row."""
-    frame = table.frame[:MOST_ROWS]
-    return {"rows": len(frame), "columns": [_packed_column(frame, column) for column in table.columns]}
+    frame = table.frame[:MAX_TABLE_ROWS]
+    return {"rows": len(frame), "columns": [_pack_column(frame, column) for column in table.columns]}
 
 
-def _packed_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
+def _pack_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
     packed: dict[str, Any] = {"kind": column.kind, "digits": column.digits, "signed": column.signed}
     sources = (column.source,) if isinstance(column.source, str) else column.source
     if column.kind in ("text", "run"):
-        codes, words = pd.factorize(frame[sources[0]].map(_words))
+        codes, words = pd.factorize(frame[sources[0]].map(_format_value))
         packed |= {"codes": codes.tolist(), "words": list(words)}
     else:
         digits = 12 if column.kind == "p" else 6 if column.digits is None else column.digits + 2  # more than are shown
-        packed["numbers"] = [rounded(column.scale * frame[name].astype(float), digits) for name in sources]
-    if column.strong:
-        packed["strong"] = np.flatnonzero(frame[column.strong]).tolist()
+        packed["numbers"] = [round_for_json(column.scale * frame[name].astype(float), digits) for name in sources]
+    if column.bold_source:
+        packed["strong"] = np.flatnonzero(frame[column.bold_source]).tolist()
     return packed
 
 
-def _words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else ""
     return "" if pd.isna(value) else str(value)

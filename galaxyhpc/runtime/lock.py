@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from galaxyhpc.runtime.rank import Place
+from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir
 
 
@@ -18,27 +18,27 @@ class BusyError(RuntimeError):
 
 
 @contextmanager
-def alone(run: RunDir, place: Place) -> Iterator[None]:
+def exclusive_lock(run: RunDir, rank_info: RankInfo) -> Iterator[None]:
     """Hold the run: never two writers. The lock goes with the process, however that ends."""
-    lock = FileLock(run.path / f".lock-{place.rank}")
-    patience = _patience()
+    lock = FileLock(run.path / f".lock-{rank_info.rank}")
+    patience = _lock_timeout()
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             if not patience:
                 raise
-            print(f"{_busy(run)}; waiting up to {patience} s", flush=True)
+            print(f"{_format_busy(run)}; waiting up to {patience} s", flush=True)
             lock.acquire(timeout=patience)
     except Timeout:
-        raise BusyError(f"{_busy(run)}; nothing was changed") from None
+        raise BusyError(f"{_format_busy(run)}; nothing was changed") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _patience() -> int:
+def _lock_timeout() -> int:
     """Return for how many seconds a run that somebody holds is waited for.
 
     What a scheduler starts may follow upon a process that is still dying; the node of a requeued job may be cut off
@@ -49,8 +49,8 @@ def _patience() -> int:
     return 60 if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" else 600
 
 
-def _busy(run: RunDir) -> str:
-    begun = [event for event in run.events() if event.get("event") in ("started", "evaluating")]
+def _format_busy(run: RunDir) -> str:
+    begun = [event for event in run.read_events() if event.get("event") in ("started", "evaluating")]
     last = begun[-1] if begun else {}
     who = ", ".join(f"{name} {last[name]}" for name in ("job", "host", "pid") if name in last)
     return f"{run.path}: another process works on this run ({who or 'it has only begun'})"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
-MOST, LARGEST = 2**31 - 1, 32 << 20  # bytes, the largest that glibc takes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+MAX_TRIM_BYTES, MAX_MMAP_BYTES = 2**31 - 1, 32 << 20  # bytes, the largest that glibc takes
 
 
-def keep_freed() -> None:
+def keep_heap() -> None:
     """Tell glibc not to give large pieces back to the system.
 
     The system fills each page with zeros before it gives it out anew: a tenth to a quarter of a small network's step on
@@ -17,5 +17,5 @@ def keep_freed() -> None:
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(TRIM_THRESHOLD, MOST)
-        library.mallopt(MMAP_THRESHOLD, LARGEST)
+        library.mallopt(M_TRIM_THRESHOLD, MAX_TRIM_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_BYTES)

@@ -10,18 +10,18 @@ import submitit
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where this process stands in its job, before any communication."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    nodes: int = 1
+    num_nodes: int = 1
     node_names: str = field(default_factory=socket.gethostname)  # as Slurm writes them: node[1-2]
-    job: str = "by hand"  # differs between jobs and between the starts of a requeued job
+    job_attempt: str = "by hand"  # differs between jobs and between the starts of a requeued job
 
 
-def find_place() -> Place:
+def get_rank_info() -> RankInfo:
     """Read this process's place from submitit's environment (Slurm or local), else from torchrun's, else alone."""
     try:
         job = submitit.JobEnvironment()
@@ -30,11 +30,11 @@ def find_place() -> Place:
     if job is not None:
         start = os.environ.get("SLURM_RESTART_COUNT", "0")
         names = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
-        return Place(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, names, f"{job.job_id}.{start}")
+        return RankInfo(job.global_rank, job.num_tasks, job.local_rank, job.num_nodes, names, f"{job.job_id}.{start}")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world, local, nodes = (
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE")
         )
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return Place(rank, world, local, nodes, job=f"{os.environ['TORCHELASTIC_RUN_ID']}.{start}")
-    return Place(job=f"by hand, process {os.getpid()}")
+        return RankInfo(rank, world, local, nodes, job_attempt=f"{os.environ['TORCHELASTIC_RUN_ID']}.{start}")
+    return RankInfo(job_attempt=f"by hand, process {os.getpid()}")

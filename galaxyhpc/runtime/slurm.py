@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ANSWER_SECONDS = 60
+QUERY_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueuedJob:
     """A job that waits or runs, or is just ending."""
 
     state: str  # PENDING, RUNNING, COMPLETING, ...
@@ -29,7 +29,7 @@ def is_up() -> bool:
     return "is UP" in _ping()
 
 
-def is_away() -> bool:
+def is_down() -> bool:
     """Whether this machine belongs to a Slurm that does not answer at the moment."""
     return not is_up() and "is DOWN" in _ping()
 
@@ -45,62 +45,70 @@ def _ping() -> str:
         return "scontrol ping: no answer in 20 s: as good as one that is DOWN"
 
 
-def _ask(*command: str) -> str | None:
+def _query(*command: str) -> str | None:
     """Return what a command prints, None where it fails or is not there."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=QUERY_TIMEOUT_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if answer.returncode else answer.stdout
 
 
-def queue() -> dict[str, Queued] | None:
+def get_queue() -> dict[str, QueuedJob] | None:
     """Return all of this user's jobs that wait or run by their ids, array elements as 12_3; one call for a sweep."""
-    answer = _ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N|%k")
+    answer = _query("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N|%k")
     if answer is None:
         return None
     rows = (line.split("|", 4) for line in answer.splitlines())
-    return {row[0].strip(): Queued(*row[1:]) for row in rows if len(row) == 5}
+    return {row[0].strip(): QueuedJob(*row[1:]) for row in rows if len(row) == 5}
 
 
-def end_of(job: str) -> float | None:
+def get_end_time(job_id: str) -> float | None:
     """Return when a running job's time limit ends, in seconds since 1970."""
-    text = (_ask("squeue", "--noheader", f"--jobs={job}", "--format=%e") or "").strip()
+    text = (_query("squeue", "--noheader", f"--jobs={job_id}", "--format=%e") or "").strip()
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
         return None
 
 
-def most_elements() -> int:
+def get_max_array_size() -> int:
     """Return how many elements an array may have here: MaxArraySize caps the INDEX, so 0 .. MaxArraySize - 1."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _query("scontrol", "show", "config") or "", re.MULTILINE)
     return int(found[1]) if found else 1001  # Slurm's own default
 
 
-def state_of(job: str) -> tuple[str, str]:
+def get_job_state(job_id: str) -> tuple[str, str]:
     """Return a job's state and its reason in Slurm's words, empty where Slurm does not say."""
-    answer = _ask("scontrol", "--oneliner", "show", "job", job) or ""
+    answer = _query("scontrol", "--oneliner", "show", "job", job_id) or ""
     found = re.search(r"\bJobState=(\w+) Reason=(\w+)", answer)
     return (found[1], found[2]) if found else ("", "")
 
 
-def endings(jobs: Iterable[str]) -> dict[str, str]:
+def final_states(job_ids: Iterable[str]) -> dict[str, str]:
     """Return the last states of jobs that left the queue, as far as accounting or the controller still knows."""
     accounts = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State")
     known = ("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T")
-    answer = _ask(*accounts, f"--jobs={','.join(jobs)}") or _ask(*known) or ""
+    answer = _query(*accounts, f"--jobs={','.join(job_ids)}") or _query(*known) or ""
     found = (line.split("|", 1) for line in answer.splitlines())
     return {row[0].strip(): row[1].split()[0] for row in found if len(row) == 2 and row[1].strip()}
 
 
-def would_start(script: str) -> tuple[float | None, str]:
+def test_submit(script: str) -> tuple[float | None, str]:
     """Ask when sbatch would start this script, in seconds since 1970, or why it refuses it; nothing is submitted."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}  # of any job
     command = ["sbatch", "--test-only"]
     try:
         answer = subprocess.run(
-            command, input=script, env=outside, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS
+            command,
+            input=script,
+            env=outside,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=QUERY_TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"no answer: {error}"

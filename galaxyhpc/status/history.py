@@ -8,19 +8,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from galaxyhpc.status.run_status import Records, Standing
-from galaxyhpc.storage.events import Record, in_words
+from galaxyhpc.status.run_status import RunRecords, RunStatus
+from galaxyhpc.storage.events import JsonDict, format_event
 
-LINES = 30  # of a log
+MAX_LOG_LINES = 30  # of a log
 TAIL_BYTES = 64 * 1024
-HELP = {
+ADVICE_BY_CAUSE = {
     "memory": "retry it: half the micro-batch at the same global batch",
     "disk": "make room on the disk, then retry it",
     "no progress": "give it more time, more memory or another node, then retry it",
     "connection": "look at the logs of its other processes (--logs): one of them failed first",
     "error": "mend what the traceback names, then retry it; as it is it would fail again",
 }
-NEXT = {
+ADVICE_BY_STATE = {
     "planned": "launch the sweep",
     "submitted": "wait; where Slurm answers, status says what it waits for",
     "waiting": "wait, or ask Slurm: scontrol show job {job}",
@@ -34,42 +34,46 @@ NEXT = {
 }
 
 
-def next_step(one: Standing) -> str:
+def suggest_next_step(status: RunStatus) -> str:
     """Say what to do about a run."""
-    if one.name == "failed":
-        return HELP.get(one.note, HELP["error"])
-    return NEXT.get(one.name, NEXT["planned"]).format(job=one.records.job)
+    if status.state == "failed":
+        return ADVICE_BY_CAUSE.get(status.note, ADVICE_BY_CAUSE["error"])
+    return ADVICE_BY_STATE.get(status.state, ADVICE_BY_STATE["planned"]).format(job=status.records.job_id)
 
 
-def why(one: Standing) -> str:
+def explain_run(status: RunStatus) -> str:
     """Say how a run came to be where it is: its last error, its history, and what to do."""
-    parts = [f"{one.run.run_id}: {one.name} {one.why}".rstrip(), *_last_error(one.records), "history:"]
-    parts += [f"  {line}" for line in _history(one.records)]
-    point, sweep = one.run.run_id, shlex.quote(str(one.run.sweep))
-    what_to_do = [f"next: {next_step(one)}"]
-    if one.name in ("failed", "lost", "stopped"):
+    parts = [
+        f"{status.run.run_id}: {status.state} {status.reason}".rstrip(),
+        *_describe_last_error(status.records),
+        "history:",
+    ]
+    parts += [f"  {line}" for line in _describe_events(status.records)]
+    point, sweep = status.run.run_id, shlex.quote(str(status.run.sweep_dir))
+    what_to_do = [f"next: {suggest_next_step(status)}"]
+    if status.state in ("failed", "lost", "stopped"):
         what_to_do.append(f"  python -m galaxyhpc.retry {sweep} {point}")
     return "\n".join([*parts, *what_to_do])
 
 
-def _last_error(records: Records) -> list[str]:
+def _describe_last_error(records: RunRecords) -> list[str]:
     """Return the last failure as it was recorded, or the end of the newest log of a run that could not record one."""
-    since = next((n for n, e in enumerate(records.events) if e is records.last("started", "submitted")), 0)
+    since = next((n for n, e in enumerate(records.events) if e is records.get_last_event("started", "submitted")), 0)
     failures = [event for event in records.events if event["event"] == "failed"]
     recent = [event for event in records.events[since:] if event["event"] == "failed"] or failures[-1:]
     failed = next((event for event in recent if event.get("cause") != "connection"), recent[0] if recent else None)
     if failed is not None:
-        said = f"last error ({_when(failed)}, {failed.get('cause', 'cause unknown')}): {failed.get('why', '')}"
-        return [said, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-LINES:])]
-    if records.last("trained", "evaluated") or not (files := newest_logs(records)):
+        said = f"last error ({_format_time(failed)}, {failed.get('cause', 'cause unknown')}): {failed.get('why', '')}"
+        return [said, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-MAX_LOG_LINES:])]
+    if records.get_last_event("trained", "evaluated") or not (files := find_newest_logs(records)):
         return ["no error is recorded"]
-    return ["no error is recorded; its newest log ends:", *(f"  {line}" for line in tail(files[0], 12))]
+    return ["no error is recorded; its newest log ends:", *(f"  {line}" for line in read_tail(files[0], 12))]
 
 
-def _history(records: Records) -> Iterator[str]:
+def _describe_events(records: RunRecords) -> Iterator[str]:
     """Tell the events in words, epochs counted."""
     epochs = 0
-    for event in [*records.run.events(), {"event": ""}]:
+    for event in [*records.run.read_events(), {"event": ""}]:
         if event["event"] == "epoch":
             epochs += 1
             continue
@@ -77,62 +81,66 @@ def _history(records: Records) -> Iterator[str]:
             yield f"{'':19}  {epochs} epochs"
         epochs = 0
         if event["event"]:
-            yield f"{_when(event)}  {event['event']}{in_words(event)}"
+            yield f"{_format_time(event)}  {event['event']}{format_event(event)}"
 
 
-def _when(event: Record) -> str:
+def _format_time(event: JsonDict) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event["time"])))
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return f"{'?':19}"
 
 
-def logs(one: Standing) -> str:
+def read_newest_logs(status: RunStatus) -> str:
     """Return the ends of the newest log files of a run: those of its last job."""
-    files = newest_logs(one.records)
+    files = find_newest_logs(status.records)
     if not files:
-        return f"{one.run.run_id}: no log yet; looked in {one.run.sweep / 'log'} and {one.run.log}"
-    return "\n\n".join("\n".join([f"{file}:", *tail(file, LINES)]) for file in files)
+        return f"{status.run.run_id}: no log yet; looked in {status.run.sweep_dir / 'log'} and {status.run.log_dir}"
+    return "\n\n".join("\n".join([f"{file}:", *read_tail(file, MAX_LOG_LINES)]) for file in files)
 
 
-def newest_logs(records: Records) -> list[Path]:
+def find_newest_logs(records: RunRecords) -> list[Path]:
     """Return the log files of the job that wrote last, one per process, in the order of their ranks."""
     run = records.run
-    found = [file for file in _files(run.log) if re.search(r"_log\.(out|err)$", file.name)]
-    jobs = "|".join(map(re.escape, _jobs(records)))
-    found += [file for file in _files(run.sweep / "log") if jobs and re.match(rf"({jobs})(_\d+)?_log\.", file.name)]
+    found = [file for file in _list_files(run.log_dir) if re.search(r"_log\.(out|err)$", file.name)]
+    jobs = "|".join(map(re.escape, _get_job_ids(records)))
+    found += [
+        file for file in _list_files(run.sweep_dir / "log") if jobs and re.match(rf"({jobs})(_\d+)?_log\.", file.name)
+    ]
     if not found:
         return []
-    newest = max(found, key=_written).name
+    newest = max(found, key=_get_mtime).name
     job = re.sub(r"(_\d+)?_log\.(out|err)$", "", newest)
-    return sorted((file for file in found if re.match(rf"{re.escape(job)}(_\d+)?_log\.", file.name)), key=_rank)
+    return sorted(
+        (file for file in found if re.match(rf"{re.escape(job)}(_\d+)?_log\.", file.name)), key=_rank_sort_key
+    )
 
 
-def _jobs(records: Records) -> set[str]:
+def _get_job_ids(records: RunRecords) -> set[str]:
     """Return the ids that the run's logs may bear: of Slurm's jobs, or of submitit's local processes."""
     started = {str(event["job"]).rpartition(".")[0] for event in records.events if "job" in event}
     return (started | {str(event.get("job")) for event in records.submissions}) - {""}
 
 
-def _rank(file: Path) -> tuple[int, str]:
+def _rank_sort_key(file: Path) -> tuple[int, str]:
     return len(file.name), file.name
 
 
-def _files(directory: Path) -> list[Path]:
+def _list_files(directory: Path) -> list[Path]:
     try:
         return [file for file in directory.iterdir() if file.is_file()]
     except OSError:
         return []
 
 
-def _written(file: Path) -> float:
+def _get_mtime(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def tail(file: Path, lines: int) -> list[str]:
+def read_tail(file: Path, num_lines: int) -> list[str]:
     """Return the last lines of a text file, without what would move a terminal's cursor."""
     try:
         with file.open("rb") as opened:
@@ -143,4 +151,4 @@ def tail(file: Path, lines: int) -> list[str]:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     ends = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last word
     clean = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in ends]
-    return [line for line in clean if line][-lines:]
+    return [line for line in clean if line][-num_lines:]

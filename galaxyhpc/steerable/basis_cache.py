@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from galaxyhpc.runtime.native import directory
+from galaxyhpc.runtime.native import get_cache_directory
 from galaxyhpc.storage.files import atomic_write
 
-FORMAT = 1  # raised when the arrays change their meaning
+FORMAT_VERSION = 1  # raised when the arrays change their meaning
 
-Arrays = tuple[np.ndarray, np.ndarray]  # filters, std
+ArrayPair = tuple[np.ndarray, np.ndarray]  # filters, std
 
 
-def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
+def load_or_sample(basis_key: dict[str, Any], sample: Callable[[], ArrayPair]) -> ArrayPair:
     """Return the two arrays of what is asked for, read-only, from the disk where they are."""
-    recipe = json.dumps({"format": FORMAT, "e2cnn": version("e2cnn"), **asked}, sort_keys=True)
-    path = directory() / f"basis-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.npz"
-    arrays = _read(path)
+    recipe = json.dumps({"format": FORMAT_VERSION, "e2cnn": version("e2cnn"), **basis_key}, sort_keys=True)
+    path = get_cache_directory() / f"basis-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.npz"
+    arrays = _read_arrays(path)
     if arrays is None:
         arrays = sample()
         with suppress(OSError), atomic_write(path) as aside, aside.open("wb") as file:
@@ -38,7 +38,7 @@ def kept(asked: dict[str, Any], sample: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def _read(path: Path) -> Arrays | None:
+def _read_arrays(path: Path) -> ArrayPair | None:
     """Read a file; None where it is absent or damaged, which the archive's checksums tell."""
     try:
         with np.load(path, allow_pickle=False) as file:

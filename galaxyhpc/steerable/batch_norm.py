@@ -37,20 +37,20 @@ class FieldBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, ...) -> the same shape, in the same memory format."""
-        together = self.sync and world_size() > 1
+        together = self.sync and get_world_size() > 1
         if self.training and (together or self.size > 1):
-            return self._normalised_by_fields(x, together)
+            return self._normalise_fields(x, together)
         per_field = (self.running_mean, self.running_var, self.weight, self.bias)
-        mean, variance, weight, bias = per_field if self.size == 1 else _for_channels(self.size, *per_field)
+        mean, variance, weight, bias = per_field if self.size == 1 else _repeat_per_channel(self.size, *per_field)
         return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
 
-    def _normalised_by_fields(self, x: Tensor, together: bool) -> Tensor:
+    def _normalise_fields(self, x: Tensor, should_sync: bool) -> Tensor:
         with torch.no_grad():
-            mean, variance = _field_moments(x, self.fields)
+            mean, variance = _compute_field_moments(x, self.fields)
             count: int | Tensor = x.numel() // self.fields
             total = None
-            if together:
-                mean, variance, total = _moments_together(mean, variance, x.numel() // self.fields)
+            if should_sync:
+                mean, variance, total = _all_reduce_moments(mean, variance, x.numel() // self.fields)
                 count = total
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
@@ -73,13 +73,13 @@ class _Normalise(torch.autograd.Function):
         bias: Tensor,
         mean: Tensor,
         variance: Tensor,
-        total: Tensor | None,
+        total_count: Tensor | None,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.save_for_backward(x, weight, mean, variance, total_count)
         ctx.eps = eps
         size = x.shape[1] // len(mean)
-        mean, variance, weight, bias = _for_channels(size, mean, variance, weight, bias)
+        mean, variance, weight, bias = _repeat_per_channel(size, mean, variance, weight, bias)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
@@ -88,7 +88,7 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, variance, total = ctx.saved_tensors
         fields, size = len(mean), x.shape[1] // len(mean)
         inverse = (variance + ctx.eps).rsqrt()
-        sums = _sums(gradient, x, *_for_channels(size, mean, inverse)).view(2, fields, size).sum(2)
+        sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse)).view(2, fields, size).sum(2)
         by_bias, by_weight = sums  # of this process: the trainer adds up those of all
         if total is not None:
             sums = sums.clone()
@@ -99,30 +99,30 @@ class _Normalise(torch.autograd.Function):
         slope = -scale * inverse * second
         shift = -scale * first - mean * slope
         shape = (1, -1, *[1] * (x.dim() - 2))
-        scale, slope, shift = (values.view(shape) for values in _for_channels(size, scale, slope, shift))
+        scale, slope, shift = (values.view(shape) for values in _repeat_per_channel(size, scale, slope, shift))
         by_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
         return by_x, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None, None, None
 
 
-def synchronise_batchnorm(model: nn.Module) -> None:
+def enable_sync_batchnorm(model: nn.Module) -> None:
     """Let every batch normalisation of the model use the statistics of all processes together."""
     for module in model.modules():
         if isinstance(module, FieldBatchNorm):
             module.sync = True
 
 
-def _field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
+def _compute_field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance of every field, (fields,): its parts' mean variance and the variance of their means.
 
     Nothing is subtracted from anything nearly as large.
     """
-    means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _moments(x))
+    means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _compute_channel_moments(x))
     mean = means.mean((0, 2))
     among = (means - mean[:, None]).square()
     return mean, (variances + among).mean((0, 2))
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of every channel, (C,), in float32 or wider; or of its columns of pixels, (W x C,)."""
     kind = torch.promote_types(x.dtype, torch.float32)
     if not x.numel():  # the share of a process for which no image is left
@@ -139,7 +139,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def _moments_together(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and number of all processes' values from those of this process's.
 
     In float64, where the difference of two sums loses nothing that float32 held.
@@ -152,20 +152,20 @@ def _moments_together(mean: Tensor, variance: Tensor, count: int) -> tuple[Tenso
     return mean.to(kind), (second / total - mean.square()).clamp_min(0.0).to(kind), total.to(kind)
 
 
-def _sums(gradient: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+def _sum_gradients(gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
     """Return the sums of the gradient and of its products with the normalised x, per channel, (2, C)."""
     if not x.numel():
         return mean.new_zeros(2, len(mean))
-    given = (gradient, x, torch.ones_like(mean), None, None, mean, inverse, True, 0.0, [False, True, True])
+    given = (gradient, x, torch.ones_like(mean), None, None, mean, inverse_std, True, 0.0, [False, True, True])
     _, products, plain = torch.ops.aten.native_batch_norm_backward(*given)
     return torch.stack([plain, products])
 
 
-def _for_channels(size: int, *per_field: Tensor) -> tuple[Tensor, ...]:
+def _repeat_per_channel(size: int, *per_field: Tensor) -> tuple[Tensor, ...]:
     """(fields,) each -> (fields x size,) each."""
     return tuple(values.repeat_interleave(size) for values in per_field)
 
 
-def world_size() -> int:
+def get_world_size() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

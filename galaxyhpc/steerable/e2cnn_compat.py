@@ -21,18 +21,18 @@ import numpy as np
 import torch
 
 
-def _array(values: Any, copy: bool = True) -> np.ndarray:
+def _array_copy_if_needed(values: Any, copy: bool = True) -> np.ndarray:
     return np.array(values) if copy else np.asarray(values)
 
 
-def _hash(basis: Any) -> int:
+def _hash_basis(basis: Any) -> int:
     """The hash that e2cnn's `IrrepBasis` classes mean."""
     return hash((basis.in_irrep, basis.out_irrep, basis.mu.tobytes(), np.asarray(basis.gamma).tobytes()))
 
 
-def _apply() -> None:
+def _patch_e2cnn() -> None:
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
-        e2cnn.kernels.utils.np = SimpleNamespace(**{**vars(np), "array": _array})
+        e2cnn.kernels.utils.np = SimpleNamespace(**{**vars(np), "array": _array_copy_if_needed})
     ordered = partial(np.einsum, optimize=True)
     e2cnn.kernels.steerable_basis.np = SimpleNamespace(**{**vars(np), "einsum": ordered})
     singleblock.np = SimpleNamespace(**{**vars(np), "uint8": bool})
@@ -40,7 +40,7 @@ def _apply() -> None:
     for kind in vars(e2cnn.kernels.irreps_basis).values():
         code = getattr(getattr(kind, "__hash__", None), "__code__", None)
         if code is not None and "tostring" in code.co_names:
-            kind.__hash__ = _hash
+            kind.__hash__ = _hash_basis
 
 
-_apply()
+_patch_e2cnn()

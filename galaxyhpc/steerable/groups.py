@@ -25,12 +25,12 @@ FieldKind = Literal["trivial", "regular"]  # how the channels of one field trans
 class GridElement:
     """A group element that maps the pixel grid onto itself: a mirror image left to right, then turns."""
 
-    mirrored: bool
+    is_mirrored: bool
     quarter_turns: int  # counter-clockwise
 
     def __call__(self, images: Tensor) -> Tensor:
         """Move the pixels of (..., H, W) images."""
-        flipped = images.flip(-1) if self.mirrored else images
+        flipped = images.flip(-1) if self.is_mirrored else images
         return torch.rot90(flipped, self.quarter_turns, (-2, -1))
 
 
@@ -42,64 +42,64 @@ class SampledBasis:
     std: np.ndarray  # (n_basis,) float32: standard deviation of a new weight, for one input field
 
 
-def order(name: str) -> int:
+def group_order(name: str) -> int:
     """Return the number of elements |G|."""
-    family, n = _parse(name)
+    family, n = _parse_name(name)
     return n if family == "C" else 2 * n
 
 
-def rotations(name: str) -> int:
+def count_rotations(name: str) -> int:
     """Return the number of rotations."""
-    return _parse(name)[1]
+    return _parse_name(name)[1]
 
 
-def group_space(name: str) -> Any:
+def make_gspace(name: str) -> Any:
     """Return e2cnn's description of the group acting on the plane; a reflection keeps the vertical axis."""
     from e2cnn import gspaces
 
     import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
 
-    family, n = _parse(name)
+    family, n = _parse_name(name)
     if family == "C":
         return gspaces.Rot2dOnR2(n) if n > 1 else gspaces.TrivialOnR2()
     return gspaces.FlipRot2dOnR2(n) if n > 1 else gspaces.Flip2dOnR2()
 
 
-def grid_elements(name: str) -> tuple[GridElement, ...]:
+def get_grid_elements(name: str) -> tuple[GridElement, ...]:
     """Return the elements that need no interpolation: multiples of 90 degrees, mirrored ones too for D_N."""
-    family, n = _parse(name)
+    family, n = _parse_name(name)
     turns = [4 * r // n for r in range(n) if 4 * r % n == 0]
     return tuple(GridElement(mirrored, t) for mirrored in (False, True)[: 1 + (family == "D")] for t in turns)
 
 
-def restriction(name: str, to: str) -> tuple[int, ...]:
+def get_restriction_permutation(name: str, subgroup: str) -> tuple[int, ...]:
     """Return the order of a regular field's channels in which they are regular fields of a subgroup, side by side.
 
     A regular field has one channel for each element; the subgroup H permutes those of one coset Hg among themselves,
     as it permutes its own elements.
     """
-    inner = _elements(to, order_of=_parse(name)[1])
-    left, found = list(_elements(name, order_of=_parse(name)[1])), []
+    inner = _list_elements(subgroup, num_rotations=_parse_name(name)[1])
+    left, found = list(_list_elements(name, num_rotations=_parse_name(name)[1])), []
     channel = {element: number for number, element in enumerate(left)}
     while left:
-        coset = [_product(h, left[0], _parse(name)[1]) for h in inner]
+        coset = [_multiply_elements(h, left[0], _parse_name(name)[1]) for h in inner]
         found += [channel[element] for element in coset]
         left = [element for element in left if element not in coset]
     return tuple(found)
 
 
-def _elements(name: str, order_of: int) -> list[tuple[int, int]]:
+def _list_elements(name: str, num_rotations: int) -> list[tuple[int, int]]:
     """List a group's elements in e2cnn's order: (mirrored, rotation in units of 360 / `order_of` degrees)."""
-    family, n = _parse(name)
-    return [(mirrored, r * order_of // n) for mirrored in range(1 + (family == "D")) for r in range(n)]
+    family, n = _parse_name(name)
+    return [(mirrored, r * num_rotations // n) for mirrored in range(1 + (family == "D")) for r in range(n)]
 
 
-def _product(one: tuple[int, int], other: tuple[int, int], n: int) -> tuple[int, int]:
-    return (one[0] ^ other[0], (one[1] + (-other[1] if one[0] else other[1])) % n)
+def _multiply_elements(left: tuple[int, int], right: tuple[int, int], num_rotations: int) -> tuple[int, int]:
+    return (left[0] ^ right[0], (left[1] + (-right[1] if left[0] else right[1])) % num_rotations)
 
 
 @cache
-def basis(
+def get_basis(
     name: str,
     kernel_size: int,
     kind: FieldKind = "regular",
@@ -111,40 +111,40 @@ def basis(
     `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold. What was
     sampled once is kept on the disk, by the hash of what was asked for and of who samples it.
     """
-    from galaxyhpc.steerable.basis_cache import kept
+    from galaxyhpc.steerable.basis_cache import load_or_sample
 
     asked = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
-    return SampledBasis(*kept(asked, lambda: _sampled(name, kernel_size, kind, out_kind, cutoff)))
+    return SampledBasis(*load_or_sample(asked, lambda: _sample_basis(name, kernel_size, kind, out_kind, cutoff)))
 
 
 @dataclass(frozen=True, eq=False)
 class Irreps:
     """A field as a sum of irreducible representations, side by side: field = change @ irreps; read-only."""
 
-    change: np.ndarray  # (d, d) float64, orthogonal
+    change_of_basis: np.ndarray  # (d, d) float64, orthogonal
     sizes: tuple[int, ...]  # of each irrep in turn, 1 or 2
-    kinds: tuple[int, ...]  # equal numbers are copies of one irrep
+    irrep_ids: tuple[int, ...]  # equal numbers are copies of one irrep
 
 
 @cache
-def irreps(name: str, kind: FieldKind) -> Irreps:
+def get_irreps(name: str, kind: FieldKind) -> Irreps:
     """Return e2cnn's decomposition of a field."""
     if kind == "trivial":
         return Irreps(np.ones((1, 1)), (1,), (0,))
-    from galaxyhpc.steerable.basis_cache import kept
+    from galaxyhpc.steerable.basis_cache import load_or_sample
 
     def decomposed() -> tuple[np.ndarray, np.ndarray]:
-        space = group_space(name)
+        space = make_gspace(name)
         regular, known = space.regular_repr, space.fibergroup.irreps
         names = list(dict.fromkeys(regular.irreps))
         slots = [(known[irrep].size, names.index(irrep)) for irrep in regular.irreps]
         return np.array(regular.change_of_basis, dtype=np.float64), np.array(slots)
 
-    change, slots = kept({"group": name, "irreps": "regular"}, decomposed)
+    change, slots = load_or_sample({"group": name, "irreps": "regular"}, decomposed)
     return Irreps(change, *(tuple(column) for column in slots.T.tolist()))
 
 
-def _sampled(
+def _sample_basis(
     name: str, kernel_size: int, kind: FieldKind, out_kind: FieldKind, cutoff: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample with e2cnn."""
@@ -154,7 +154,7 @@ def _sampled(
     import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
 
     with torch.device("cpu"):  # the caller may be building on the meta device
-        space = group_space(name)
+        space = make_gspace(name)
         fields = {"trivial": space.trivial_repr, "regular": space.regular_repr}
         types = [e2cnn.nn.FieldType(space, [fields[each]]) for each in (kind, out_kind)]
         convolution = e2cnn.nn.R2Conv(*types, kernel_size, bias=False, frequencies_cutoff=cutoff, initialize=False)
@@ -164,7 +164,7 @@ def _sampled(
         return filters.float().numpy().copy(), std.float().numpy().copy()
 
 
-def _parse(name: str) -> tuple[str, int]:
+def _parse_name(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([CD])([1-9]\d?)", name)
     if match is None:
         raise ValueError(f"group {name!r}: allowed are C1, C2 ... (rotations), D1, D2 ... (with reflections)")

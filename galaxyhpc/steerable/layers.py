@@ -19,19 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.kernels.operator import SERVED, harmonic
+from galaxyhpc.steerable.kernels.operator import SUPPORTED, harmonic_conv
 
 
-class _Parts(NamedTuple):
+class _SharedFilter(NamedTuple):
     """A filter expanded once for several passes, whose gradients come to the weights with the last of them."""
 
     key: Any  # of the weights it was expanded from
     filter: Tensor
-    kept: Tensor  # the same without a past: its `grad` is the sum over all passes but the last
+    detached: Tensor  # the same without a past: its `grad` is the sum over all passes but the last
 
     @torch.no_grad()
-    def with_the_others(self, gradient: Tensor) -> Tensor:
-        return gradient if self.kept.grad is None else gradient + self.kept.grad
+    def add_accumulated(self, gradient: Tensor) -> Tensor:
+        return gradient if self.detached.grad is None else gradient + self.detached.grad
 
 
 class SteerableConv(nn.Module):
@@ -58,106 +58,106 @@ class SteerableConv(nn.Module):
         padding: int = 0,
     ) -> None:
         super().__init__()
-        self.recipe = (group, kernel_size, kind, out_kind, cutoff)
-        sampled = groups.basis(*self.recipe)
+        self.basis_spec = (group, kernel_size, kind, out_kind, cutoff)
+        sampled = groups.get_basis(*self.basis_spec)
         self.in_fields, self.out_fields = in_fields, out_fields
         self.stride, self.padding = stride, padding
         self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
         copied = torch.tensor(sampled.filters, device=self.weight.device)
         self.register_buffer("basis", copied, persistent=False)
-        self._kept: tuple[Any, Tensor] | None = None
-        self.accumulates = False
-        self._parts: _Parts | None = None
+        self._cached_filter: tuple[Any, Tensor] | None = None
+        self.is_accumulating = False
+        self._shared_filter: _SharedFilter | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
         if self.weight.is_meta:
             return  # nothing is drawn without memory, and torch takes long to find out
-        std = groups.basis(*self.recipe).std / math.sqrt(self.in_fields)
+        std = groups.get_basis(*self.basis_spec).std / math.sqrt(self.in_fields)
         with torch.no_grad():
             weights = self.weight.normal_().view(-1, len(std))
             weights.mul_(torch.tensor(std, device=weights.device))
 
-    def dense_filter(self, dtype: torch.dtype | None = None) -> Tensor:
+    def expand_filter(self, dtype: torch.dtype | None = None) -> Tensor:
         """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision or another."""
         n_basis, out_size, in_size, k, _ = self.basis.shape
-        dtype = dtype or working_dtype(self.weight)
-        blocks = _matmul_in_full(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
+        dtype = dtype or get_compute_dtype(self.weight)
+        blocks = _matmul_full_precision(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
         blocks = blocks.view(self.out_fields, self.in_fields, out_size, in_size, k, k).transpose(1, 2)
         return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
-        dtype = working_dtype(self.weight)
-        if self.harmonic and (x.device.type, dtype) in SERVED:
+        dtype = get_compute_dtype(self.weight)
+        if self.harmonic and (x.device.type, dtype) in SUPPORTED:
             if x.shape[1] != (channels := self.in_fields * self.basis.shape[2]):
                 raise RuntimeError(f"{self}: found {x.shape[1]} channels, expected {channels}")
-            return harmonic(x.to(dtype), self.weight, self.recipe, self.stride, self.padding)
-        return F.conv2d(x, self._filter(), stride=self.stride, padding=self.padding)
+            return harmonic_conv(x.to(dtype), self.weight, self.basis_spec, self.stride, self.padding)
+        return F.conv2d(x, self._get_filter(), stride=self.stride, padding=self.padding)
 
-    def _filter(self) -> Tensor:
+    def _get_filter(self) -> Tensor:
         if torch.compiler.is_compiling():
-            return self.dense_filter()  # a graph keeps nothing
-        if torch.is_grad_enabled() and (self.accumulates or self._parts is not None):
-            return self._filter_of_parts()
+            return self.expand_filter()  # a graph keeps nothing
+        if torch.is_grad_enabled() and (self.is_accumulating or self._shared_filter is not None):
+            return self._get_shared_filter()
         if self.training or torch.is_grad_enabled():
-            return self.dense_filter()
-        key = self._key(working_dtype(self.weight))
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self.dense_filter())
-        return self._kept[1]
+            return self.expand_filter()
+        key = self._make_cache_key(get_compute_dtype(self.weight))
+        if self._cached_filter is None or self._cached_filter[0] != key:
+            self._cached_filter = (key, self.expand_filter())
+        return self._cached_filter[1]
 
-    def _filter_of_parts(self) -> Tensor:
+    def _get_shared_filter(self) -> Tensor:
         """Expand only in the first part; let the others' gradients wait for the last part's."""
-        key = self._key(self.weight.dtype)
-        if self._parts is None or self._parts.key != key:
-            expanded = self.dense_filter(self.weight.dtype)  # bfloat16 would round every sum of gradients
-            self._parts = _Parts(key, expanded, expanded.detach().requires_grad_())
-        parts = self._parts
-        if self.accumulates:
-            return parts.kept.to(working_dtype(self.weight))
-        self._parts = None
+        key = self._make_cache_key(self.weight.dtype)
+        if self._shared_filter is None or self._shared_filter.key != key:
+            expanded = self.expand_filter(self.weight.dtype)  # bfloat16 would round every sum of gradients
+            self._shared_filter = _SharedFilter(key, expanded, expanded.detach().requires_grad_())
+        parts = self._shared_filter
+        if self.is_accumulating:
+            return parts.detached.to(get_compute_dtype(self.weight))
+        self._shared_filter = None
         if parts.filter.requires_grad:
-            parts.filter.register_hook(parts.with_the_others)
-        return parts.filter.to(working_dtype(self.weight))
+            parts.filter.register_hook(parts.add_accumulated)
+        return parts.filter.to(get_compute_dtype(self.weight))
 
-    def _key(self, dtype: torch.dtype) -> Any:
+    def _make_cache_key(self, dtype: torch.dtype) -> Any:
         """Tell weights apart: a step or a load raises the version; a parameter moved or exchanged lies elsewhere."""
         return self.weight._version, self.weight.data_ptr(), self.weight.device, dtype
 
     def train(self, mode: bool = True) -> Self:
-        self._kept = None
+        self._cached_filter = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the kept filters out of copies and pickles: they are large and follow from the weights."""
-        return {**self.__dict__, "_kept": None, "_parts": None, "accumulates": False}
+        return {**self.__dict__, "_cached_filter": None, "_shared_filter": None, "is_accumulating": False}
 
     def extra_repr(self) -> str:
-        group, size, kind, out_kind, _ = self.recipe
+        group, size, kind, out_kind, _ = self.basis_spec
         fields = f"{self.in_fields} {kind} -> {self.out_fields} {out_kind}"
         return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
 
 
 @contextmanager
-def accumulating(model: nn.Module) -> Iterator[None]:
+def accumulate_filter_gradients(model: nn.Module) -> Iterator[None]:
     """Run passes whose filters' gradients reach the weights with those of the next pass after the block.
 
     Every dense filter is then expanded once, and its gradient brought back once, however many passes there are.
     """
     layers = [module for module in model.modules() if isinstance(module, SteerableConv)]
     for layer in layers:
-        layer.accumulates = True
+        layer.is_accumulating = True
     try:
         yield
     except BaseException:
         for layer in layers:
-            layer._parts = None  # the step is given up: no later one must get what it left
+            layer._shared_filter = None  # the step is given up: no later one must get what it left
         raise
     finally:
         for layer in layers:
-            layer.accumulates = False
+            layer.is_accumulating = False
 
 
 class AntialiasedPool(nn.Module):
@@ -178,12 +178,12 @@ class AntialiasedPool(nn.Module):
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), zeros outside."""
         if x.is_cuda and torch.compiler.is_compiling():
             # cuDNN is slow at depthwise convolutions of channels-last maps; sums of slices are fused into one pass
-            return self._sum_of_slices(x)
+            return self._convolve_separably(x)
         # on a CPU, and where nothing is fused, slices take 5 to 20 times as long as the convolution
         kernel = self.kernel.expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
 
-    def _sum_of_slices(self, x: Tensor) -> Tensor:
+    def _convolve_separably(self, x: Tensor) -> Tensor:
         """Compute the same in two passes, down and along the image, of as many multiply-adds as the kernel is wide."""
         x, line = F.pad(x, [self.padding] * 4), self.kernel.sum(0)
         for axis in (2, 3):
@@ -213,34 +213,34 @@ class Restriction(nn.Module):
     e2cnn's `RestrictionModule` and `DisentangleModule`.
     """
 
-    order: Tensor  # (|G|,) int64
-    inverse: Tensor
+    permutation: Tensor  # (|G|,) int64
+    inverse_permutation: Tensor
 
     def __init__(self, group: str, subgroup: str) -> None:
         super().__init__()
-        self.size = groups.order(group)
+        self.size = groups.group_order(group)
         with torch.device("cpu"):
-            order = torch.tensor(groups.restriction(group, subgroup))
-        self.register_buffer("order", order.to(torch.get_default_device()), persistent=False)
-        self.register_buffer("inverse", order.argsort().to(torch.get_default_device()), persistent=False)
+            order = torch.tensor(groups.get_restriction_permutation(group, subgroup))
+        self.register_buffer("permutation", order.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("inverse_permutation", order.argsort().to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x |G|, H, W) -> the same shape."""
-        moved: Tensor = _Reordered.apply(x, self.order, self.inverse)  # type: ignore[no-untyped-call]
+        moved: Tensor = _PermuteChannels.apply(x, self.permutation, self.inverse_permutation)  # type: ignore[no-untyped-call]
         return moved
 
 
-class _Reordered(torch.autograd.Function):
+class _PermuteChannels(torch.autograd.Function):
     """A change of places within fields; the gradient of an index would be added up one value at a time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return _taken(x, order)
+    def forward(ctx: Any, x: Tensor, permutation: Tensor, inverse_permutation: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_permutation)
+        return _permute_channels(x, permutation)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _taken(gradient, ctx.saved_tensors[0]), None, None
+        return _permute_channels(gradient, ctx.saved_tensors[0]), None, None
 
 
 class CircularMask(nn.Module):
@@ -248,13 +248,13 @@ class CircularMask(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, size: int, margin: float = 1.0) -> None:
+    def __init__(self, size: int, margin_percent: float = 1.0) -> None:
         """Take the image's side in px and the margin in per cent of the circle's radius."""
         super().__init__()
         centre = (size - 1) / 2
         with torch.device("cpu"):  # arithmetic on the meta device takes long
             squares = (torch.arange(size) - centre).square()
-            beyond = squares[:, None] + squares - (centre * (1 - margin / 100)) ** 2
+            beyond = squares[:, None] + squares - (centre * (1 - margin_percent / 100)) ** 2
             mask = torch.exp(-beyond.clamp_min(0.0) / 4.0)
         self.register_buffer("mask", mask.to(torch.get_default_device()), persistent=False)
 
@@ -263,14 +263,14 @@ class CircularMask(nn.Module):
         return (x * self.mask).contiguous(memory_format=torch.channels_last)
 
 
-def _taken(x: Tensor, order: Tensor) -> Tensor:
+def _permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
     """Take the channels of every field of (N, fields x |G|, H, W) in another order; indexing takes 5 times as long."""
     per_pixel = x.permute(0, 2, 3, 1)
-    moved = per_pixel.reshape(-1, len(order)).index_select(1, order)
+    moved = per_pixel.reshape(-1, len(permutation)).index_select(1, permutation)
     return moved.view(per_pixel.shape).permute(0, 3, 1, 2)
 
 
-def working_dtype(weight: Tensor) -> torch.dtype:
+def get_compute_dtype(weight: Tensor) -> torch.dtype:
     """The type autocast would run a convolution in, or the weight's own."""
     kind = weight.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -278,7 +278,7 @@ def working_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _matmul_in_full(a: Tensor, b: Tensor) -> Tensor:
+def _matmul_full_precision(a: Tensor, b: Tensor) -> Tensor:
     """Multiply outside autocast."""
     if not torch.amp.is_autocast_available(a.device.type):  # the meta device, which torch.autocast refuses
         return a @ b

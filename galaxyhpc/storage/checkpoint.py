@@ -19,67 +19,71 @@ from typing import Any
 
 import torch
 
-from galaxyhpc.config.schema import RunConfig, flat
-from galaxyhpc.storage.files import sha256, sync
+from galaxyhpc.config.schema import RunConfig, flatten
+from galaxyhpc.storage.files import fsync, sha256
 from galaxyhpc.storage.run_dir import RunDir
 
-KEPT = 2  # the newest may be damaged by what stopped the run
+MAX_CHECKPOINTS = 2  # the newest may be damaged by what stopped the run
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that does not agree with its manifest."""
 
 
-class DriftError(RuntimeError):
+class ConfigChangedError(RuntimeError):
     """A run whose settings are no longer those it was begun with."""
 
 
-def save(run: RunDir, step: int, world: int, state: dict[str, Any], settings: dict[str, Any] | None = None) -> Path:
+def save(
+    run: RunDir, step: int, world_size: int, state: dict[str, Any], settings: dict[str, Any] | None = None
+) -> Path:
     """Write a checkpoint that appears whole, and remove all but the newest `KEPT`.
 
     `settings` are those that decide the weights, kept for `refuse_drift`. Where the disk is full (OSError) nothing
     is left of the new one and the older ones stay.
     """
-    final = run.checkpoints / f"step_{step:08d}"
+    final = run.checkpoint_dir / f"step_{step:08d}"
     if final.exists():
         return final  # the same step of the same run: the same bits
-    aside = run.checkpoints / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
+    aside = run.checkpoint_dir / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
     _remove_leftovers(run)
     try:
-        _write(aside, state, {"step": step, "world_size": world, "run_id": run.run_id, "settings": settings})
+        _write_checkpoint(
+            aside, state, {"step": step, "world_size": world_size, "run_id": run.run_id, "settings": settings}
+        )
         aside.rename(final)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    sync(run.checkpoints)
-    for old in found(run)[:-KEPT]:
+    fsync(run.checkpoint_dir)
+    for old in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(old)
     return final
 
 
-def _write(directory: Path, state: dict[str, Any], about: dict[str, Any]) -> None:
+def _write_checkpoint(directory: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Write state.pt and its manifest, durably."""
     directory.mkdir(parents=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)  # into memory: to a full disk it would raise something that does not say so
     content = buffer.getbuffer()
     (directory / "state.pt").write_bytes(content)
-    sync(directory / "state.pt")
+    fsync(directory / "state.pt")
     digest = hashlib.sha256(content).hexdigest()
-    manifest = {"sha256": digest, "bytes": len(content), **about, "torch": torch.__version__}
+    manifest = {"sha256": digest, "bytes": len(content), **metadata, "torch": torch.__version__}
     (directory / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-    sync(directory / "MANIFEST.json")
-    sync(directory)
+    fsync(directory / "MANIFEST.json")
+    fsync(directory)
 
 
 def _remove_leftovers(run: RunDir) -> None:
-    for aside in run.checkpoints.glob(".step_*"):  # of a process killed while it was saving
+    for aside in run.checkpoint_dir.glob(".step_*"):  # of a process killed while it was saving
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def found(run: RunDir) -> list[Path]:
+def list_checkpoints(run: RunDir) -> list[Path]:
     """Return the checkpoint directories, oldest first, none of them verified."""
-    return sorted(run.checkpoints.glob("step_*"), key=lambda path: path.name)
+    return sorted(run.checkpoint_dir.glob("step_*"), key=lambda path: path.name)
 
 
 def verify(path: Path, run_id: str) -> dict[str, Any]:
@@ -105,9 +109,9 @@ def verify(path: Path, run_id: str) -> dict[str, Any]:
     return manifest
 
 
-def newest(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
+def latest_valid(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest valid checkpoint and its manifest, or None where there is none; changes nothing."""
-    for path in reversed(found(run)):
+    for path in reversed(list_checkpoints(run)):
         try:
             return path, verify(path, run.run_id)
         except CheckpointError:
@@ -115,14 +119,14 @@ def newest(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load_newest(run: RunDir) -> dict[str, Any] | None:
+def load_latest(run: RunDir) -> dict[str, Any] | None:
     """Return the state in the newest valid checkpoint, or None where there is none; changes nothing.
 
     Raises
     ------
     CheckpointError
     """
-    valid = newest(run)
+    valid = latest_valid(run)
     if valid is None:
         return None
     try:
@@ -133,7 +137,7 @@ def load_newest(run: RunDir) -> dict[str, Any] | None:
     return state
 
 
-def refuse_drift(run: RunDir, config: RunConfig) -> None:
+def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     """Raise where settings that decide the weights are not those that the run was begun with, naming each.
 
     Where a run is computed, how it is evaluated and where its data lie may change: `RunConfig.identity` leaves them
@@ -143,9 +147,9 @@ def refuse_drift(run: RunDir, config: RunConfig) -> None:
     ------
     DriftError
     """
-    valid = newest(run)
-    was = flat(valid[1].get("settings") or {}) if valid else {}
-    now = flat(config.identity())
+    valid = latest_valid(run)
+    was = flatten(valid[1].get("settings") or {}) if valid else {}
+    now = flatten(config.get_identity())
     found = [
         f"{key}: begun with {was.get(key, 'none')}, config.json says {now.get(key, 'none')}"
         for key in sorted(was.keys() | now.keys())
@@ -154,7 +158,7 @@ def refuse_drift(run: RunDir, config: RunConfig) -> None:
     if not found and config.run_id != run.run_id:
         found = [f"these are the settings of {config.run_id}"]
     if found:
-        raise DriftError(
+        raise ConfigChangedError(
             f"{run.config_file}: changed after the run was begun ({'; '.join(found)}); launch the sweep again, which "
             "writes the file anew, or ask for other settings in a sweep of another name"
         )
@@ -163,12 +167,12 @@ def refuse_drift(run: RunDir, config: RunConfig) -> None:
 def quarantine_damaged(run: RunDir) -> list[str]:
     """Move damaged checkpoints out of the way, newest first, and say which and why: one line each."""
     lines = []
-    for path in reversed(found(run)):
+    for path in reversed(list_checkpoints(run)):
         try:
             verify(path, run.run_id)
             break
         except CheckpointError as error:
-            away = run.checkpoints / "quarantine" / f"{path.name}.{time.time_ns()}"
+            away = run.checkpoint_dir / "quarantine" / f"{path.name}.{time.time_ns()}"
             away.parent.mkdir(exist_ok=True)
             path.rename(away)
             lines.append(f"checkpoint {path.name} is damaged ({error}); it was moved to {away}")

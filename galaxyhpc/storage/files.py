@@ -17,14 +17,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         yield aside
-        sync(aside)
+        fsync(aside)
         os.replace(aside, path)
-        sync(path.parent)
+        fsync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Force a file's contents, or a directory's entries, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def readable(text: str) -> str:
+def sanitize(text: str) -> str:
     """Return a text without what a terminal would obey or an encoding refuse."""
     if text.isprintable():
         return text

@@ -12,11 +12,11 @@ from typing import Any
 PACKAGES = ("galaxyhpc", "torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
 
 
-def provenance() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Describe the code and the machine that compute at this moment; what git does not say is None."""
-    changes = _git("diff", "HEAD")
+    changes = _run_git("diff", "HEAD")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _run_git("rev-parse", "HEAD"),
         "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "host": platform.node(),
@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str | None:
+def _run_git(*arguments: str) -> str | None:
     """Ask git about the checkout this file lies in; None for an installed copy."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:

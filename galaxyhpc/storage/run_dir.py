@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from galaxyhpc.storage.events import State, read_lines, state_after
-from galaxyhpc.storage.files import readable
+from galaxyhpc.storage.events import RunState, derive_state, read_json_lines
+from galaxyhpc.storage.files import sanitize
 
 if TYPE_CHECKING:
     from galaxyhpc.config.schema import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
 
-MOST_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunDir:
         return self.path.name
 
     @property
-    def sweep(self) -> Path:
+    def sweep_dir(self) -> Path:
         """The sweep's directory, which holds plan.csv and split.csv."""
         return self.path.parent
 
@@ -51,7 +51,7 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoint_dir(self) -> Path:
         return self.path / "checkpoints"
 
     @property
@@ -67,7 +67,7 @@ class RunDir:
         return self.path / "predictions.h5"
 
     @property
-    def log(self) -> Path:
+    def log_dir(self) -> Path:
         return self.path / "log"
 
     @property
@@ -76,7 +76,7 @@ class RunDir:
         if self.best_file.exists():
             results = self.results_file.stat().st_size if self.results_file.exists() else 0
             return f"best.pt and {results} bytes of results"
-        return max((path.name for path in self.checkpoints.glob("step_*")), default="no checkpoint")
+        return max((path.name for path in self.checkpoint_dir.glob("step_*")), default="no checkpoint")
 
     def load_config(self) -> RunConfig:
         """Read config.json.
@@ -89,19 +89,19 @@ class RunDir:
 
         from galaxyhpc.config.schema import RunConfig
 
-        if self.config_file.stat().st_size > MOST_CONFIG_BYTES:
-            raise NoRunError(f"{self.config_file}: found more than {MOST_CONFIG_BYTES:,} bytes; allowed: fewer")
+        if self.config_file.stat().st_size > MAX_CONFIG_BYTES:
+            raise RunDirError(f"{self.config_file}: found more than {MAX_CONFIG_BYTES:,} bytes; allowed: fewer")
         try:
             return RunConfig.model_validate_json(self.config_file.read_bytes())
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = "".join(f"{readable(str(part))}: " for part in first["loc"])
+            where = "".join(f"{sanitize(str(part))}: " for part in first["loc"])
             allowed = "allowed: the file that launch wrote, and launching again writes it anew"
-            raise NoRunError(f"{self.config_file}: {where}{readable(first['msg'])}; {allowed}") from None
+            raise RunDirError(f"{self.config_file}: {where}{sanitize(first['msg'])}; {allowed}") from None
 
     def with_retry_changes(self, resources: ResourcesConfig) -> ResourcesConfig:
         """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
-        for event in self.events():
+        for event in self.read_events():
             if event.get("event") == "retried":
                 nodes = [*resources.exclude_nodes, *event.get("exclude", ())]
                 asked = {"exclude_nodes": [node for number, node in enumerate(nodes) if node not in nodes[:number]]}
@@ -123,23 +123,23 @@ class RunDir:
         finally:
             os.close(descriptor)
 
-    def events(self) -> list[dict[str, Any]]:
+    def read_events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first."""
-        return [line for line in read_lines(self.events_file) if {"event", "time"} <= line.keys()]
+        return [line for line in read_json_lines(self.events_file) if {"event", "time"} <= line.keys()]
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         """One dictionary per finished epoch."""
-        return [line for line in read_lines(self.metrics_file) if {"epoch", "validation_accuracy"} <= line.keys()]
+        return [line for line in read_json_lines(self.metrics_file) if {"epoch", "validation_accuracy"} <= line.keys()]
 
 
-def state(run: RunDir) -> State:
+def read_state(run: RunDir) -> RunState:
     """Tell a run's state from its events alone: the last one that changes it decides.
 
     A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
     that fail together the first gives the reason, unless it only lost the connection to another one.
     """
-    return state_after(run.events())
+    return derive_state(run.read_events())
 
 
-class NoRunError(ValueError):
+class RunDirError(ValueError):
     """A path that is neither a run's directory nor a sweep's, or that leads out of it."""

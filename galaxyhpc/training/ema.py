@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-def make_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
+def make_ema(network: nn.Module, decay: float | None) -> AveragedModel | None:
     """Return an average of the network, of which it is a copy before the first step; None without a decay."""
     if decay is None:
         return None

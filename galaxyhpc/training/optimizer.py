@@ -15,29 +15,29 @@ from galaxyhpc.config.schema import TrainConfig
 from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.models.baselines import Baseline
 
-BODY_SHARE = 0.1  # of the learning rate, for the body of a pretrained network
+BODY_LEARNING_RATE_FACTOR = 0.1  # of the learning rate, for the body of a pretrained network
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Build the optimizer; its learning rates are set anew at every step."""
-    groups, rate, decay = _groups(model, config), config.learning_rate, config.weight_decay
+    groups, rate, decay = _make_param_groups(model, config), config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, rate, weight_decay=decay)
     return torch.optim.SGD(groups, rate, config.momentum, weight_decay=decay)
 
 
-def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def _make_param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return all weights in one group, or the body of a pretrained network and its new last layer in two.
 
     A last layer drawn at random sends gradients of no meaning through what was learned before; the body moves slowly
     so that it is not spoilt meanwhile (Kumar et al. 2022, arXiv:2202.10054). A tenth of the last layer's rate is what
     Chen et al. (2017, arXiv:1606.00915, 4) and Carion et al. (2020, arXiv:2005.12872, 4) use.
     """
-    begun = next((m for m in model.modules() if isinstance(m, Baseline) and m.begun_from), None)
+    begun = next((m for m in model.modules() if isinstance(m, Baseline) and m.pretrained_sha256), None)
     if begun is None:
         return [{"params": list(model.parameters())}]
     rate = config.body_learning_rate
-    share = BODY_SHARE if rate is None else rate / config.learning_rate
+    share = BODY_LEARNING_RATE_FACTOR if rate is None else rate / config.learning_rate
     head = set(begun.head.parameters())
     body = [weight for weight in model.parameters() if weight not in head]
     return [
@@ -46,13 +46,13 @@ def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Give every group its share of a learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("share", 1.0)
+        group["lr"] = learning_rate * group.get("share", 1.0)
 
 
-def class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
+def compute_class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
     """Return (10,) weights inverse to the classes' frequencies, with mean 1 over the galaxies."""
     if config.class_weights == "none":
         return None
@@ -60,14 +60,14 @@ def class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
     return len(labels) / (len(CLASSES) * counts.float())
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+def compute_learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     """Return the learning rate of a step, a function of the step alone."""
-    warm = config.warmup * steps
+    warm = config.warmup * total_steps
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
     if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total_steps - warm)))
     if config.schedule == "multistep":
-        passed = sum(step >= milestone * steps for milestone in config.milestones)
+        passed = sum(step >= milestone * total_steps for milestone in config.milestones)
         return config.learning_rate * config.decay**passed
     return config.learning_rate

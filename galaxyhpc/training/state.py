@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-NOTICE_SECONDS = 10.0  # for what has not been timed yet
+MIN_NOTICE_SECONDS = 10.0  # for what has not been timed yet
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Progress:
 
 
 @dataclass
-class Pace:
+class Timer:
     """How long things took since this start, in seconds; none of it is saved."""
 
-    saved: float = field(default_factory=time.monotonic)  # when
-    agreed: float = field(default_factory=time.monotonic)  # when the processes last agreed to go on
-    longest_save: float = 0.0
-    longest_gap: float = 0.0  # between two agreements: a step, or the end of an epoch
+    last_save_time: float = field(default_factory=time.monotonic)  # when
+    last_sync_time: float = field(default_factory=time.monotonic)  # when the processes last agreed to go on
+    max_save_seconds: float = 0.0
+    max_sync_gap_seconds: float = 0.0  # between two agreements: a step, or the end of an epoch
 
     @property
-    def notice(self) -> float:
+    def notice_seconds(self) -> float:
         """How long before the end of its time a job has to stop: two saves, and what may come before them."""
-        return 2 * self.longest_save + self.longest_gap + NOTICE_SECONDS
+        return 2 * self.max_save_seconds + self.max_sync_gap_seconds + MIN_NOTICE_SECONDS

@@ -6,26 +6,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from galaxyhpc.data.loader import Pictures, predict, share
+from galaxyhpc.data.loader import DeviceDataset, predict, shard_batch
 from galaxyhpc.runtime.distributed import Process
 
 
 def validate(
-    network: nn.Module, pictures: Pictures, rows: Tensor, process: Process, batch_size: int
+    network: nn.Module, dataset: DeviceDataset, indices: Tensor, process: Process, batch_size: int
 ) -> tuple[float, float]:
     """Return mean loss and accuracy on these galaxies, the same numbers in every process."""
-    _share_statistics(network, process.world)
-    mine = share(rows, process.rank, process.world)
-    logits, labels = predict(network, pictures, mine, batch_size)
+    _broadcast_batchnorm_statistics(network, process.world_size)
+    mine = shard_batch(indices, process.rank, process.world_size)
+    logits, labels = predict(network, dataset, mine, batch_size)
     network.train()  # lets go of the filters that were kept
     loss = cross_entropy(logits.double(), labels, reduction="sum").item()
-    loss, correct = process.total([loss, (logits.argmax(1) == labels).sum().item()])
-    return loss / len(rows), correct / len(rows)
+    loss, correct = process.all_reduce_sum([loss, (logits.argmax(1) == labels).sum().item()])
+    return loss / len(indices), correct / len(indices)
 
 
-def _share_statistics(network: nn.Module, world: int) -> None:
+def _broadcast_batchnorm_statistics(network: nn.Module, world_size: int) -> None:
     """Give every process the running statistics of rank 0, which are those in the checkpoints."""
     kept = network.state_dict()
     for name, buffer in network.named_buffers():
-        if name in kept and world > 1:
+        if name in kept and world_size > 1:
             dist.broadcast(buffer, 0)

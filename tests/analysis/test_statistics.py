@@ -14,18 +14,18 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from galaxyhpc.analysis.statistics import (
-    accuracy_draws,
+    bootstrap_accuracies,
     bootstrap_interval,
-    cliques,
     clopper_pearson,
+    combine_p_values,
     corruption_error,
+    find_cliques,
     holm,
+    is_pareto_optimal,
     mcnemar,
     paired_interval,
-    paired_intervals,
-    pareto,
+    pairwise_intervals,
     percentile_interval,
-    rueger,
     wilson_interval,
 )
 
@@ -53,7 +53,7 @@ def test_the_bootstrap_equals_one_written_out_as_loops_within_its_noise() -> Non
         chosen = np.concatenate([members[g] for g in rng.choice(ids, len(ids))])
         found.append(correct[rng.integers(3, size=3)][:, :, chosen].mean(axis=(0, 2)))
     wanted = np.quantile(found, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(bootstrap_interval(correct, groups, draws=4000), wanted, atol=0.02)
+    np.testing.assert_allclose(bootstrap_interval(correct, groups, num_samples=4000), wanted, atol=0.02)
 
 
 def test_overlapping_frames_and_unlike_seeds_widen_the_interval() -> None:
@@ -75,7 +75,7 @@ def test_about_nineteen_intervals_of_twenty_hold_the_truth() -> None:
     rng, held = np.random.default_rng(11), 0
     for _ in range(400):
         difficulty, of_seed = rng.normal(size=(1, 1, 200)), rng.normal(scale=0.1, size=(8, 1, 1))
-        low, high = bootstrap_interval(difficulty + of_seed < 0.8, np.arange(200), draws=300)
+        low, high = bootstrap_interval(difficulty + of_seed < 0.8, np.arange(200), num_samples=300)
         held += int(low[0] <= NormalDist().cdf(0.8 / np.hypot(1, 0.1)) <= high[0])
     assert 0.91 <= held / 400 <= 0.98
 
@@ -103,7 +103,7 @@ def test_the_paired_interval_equals_one_written_out_as_loops_within_its_noise() 
         chosen = np.concatenate([members[g] for g in rng.choice(ids, len(ids))])
         seeds = rng.integers(3, size=3)
         found.append(a[seeds][:, chosen].mean() - b[seeds][:, chosen].mean())
-    difference, low, high = paired_interval(a, b, groups, draws=3000)
+    difference, low, high = paired_interval(a, b, groups, num_samples=3000)
     assert difference == pytest.approx(a.mean() - b.mean())
     np.testing.assert_allclose([low, high], np.quantile(found, [0.025, 0.975]), atol=0.008)
 
@@ -111,7 +111,7 @@ def test_the_paired_interval_equals_one_written_out_as_loops_within_its_noise() 
 def test_a_network_does_not_differ_from_itself_nor_from_its_copy_at_another_place() -> None:
     a, b = networks(0.2)
     assert paired_interval(a, a, np.arange(400)) == (0.0, 0.0, 0.0)
-    low, high = paired_intervals(accuracy_draws(np.stack([a, b, a, b, a], axis=1), np.arange(400) // 2))
+    low, high = pairwise_intervals(bootstrap_accuracies(np.stack([a, b, a, b, a], axis=1), np.arange(400) // 2))
     assert low[0, 4] == high[0, 4] == low[3, 1] == high[2, 0] == 0.0 and low[0, 1] < high[0, 1]
 
 
@@ -130,7 +130,8 @@ def test_galaxies_of_one_sky_group_come_and_go_together_in_a_pair_too() -> None:
 def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
     lucky = np.random.default_rng(0).random((3, 200)) < np.array([[0.3], [0.6], [0.9]])  # a seed's luck, in both
     own, same, others = (
-        accuracy_draws(lucky[:, None], np.arange(200), trainings=seeds)[0] for seeds in (None, (0, 1, 2), (3, 4, 5))
+        bootstrap_accuracies(lucky[:, None], np.arange(200), training_seeds=seeds)[0]
+        for seeds in (None, (0, 1, 2), (3, 4, 5))
     )
     assert np.array_equal(own, same) and np.std(own - others) > 0.1
     assert paired_interval(lucky, lucky[:2], np.arange(200))[2] > 0.1  # two seeds beside three: drawn apart
@@ -139,8 +140,8 @@ def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
 def test_all_pairs_at_once_are_what_each_is_alone() -> None:
     hits = np.stack([*networks(0.1), *networks(0.4)], axis=1)
     groups = np.arange(400) // 3
-    drawn = accuracy_draws(hits, groups)
-    low, high = paired_intervals(drawn, level=0.9)
+    drawn = bootstrap_accuracies(hits, groups)
+    low, high = pairwise_intervals(drawn, level=0.9)
     for i, j in combinations(range(4), 2):
         assert (low[i, j], high[i, j]) == paired_interval(hits[:, i], hits[:, j], groups, level=0.9)[1:]
     assert np.array_equal(low, -high.T) and not low.diagonal().any()
@@ -180,13 +181,13 @@ def test_joined_p_values_err_no_more_often_than_they_say_however_the_seeds_hang_
     for share in (0.0, 0.5, 0.95, 1.0):  # of the variance, common to all five seeds
         z = np.sqrt(share) * rng.normal(size=(1, 20_000)) + np.sqrt(1 - share) * rng.normal(size=(5, 20_000))
         p = 2 * ndtr(-np.abs(z))
-        assert (rueger(p) < 0.05).mean() <= 0.055, share
+        assert (combine_p_values(p) < 0.05).mean() <= 0.055, share
 
 
 def test_joined_p_values_are_twice_the_median() -> None:
-    assert rueger([[0.01, 0.2, np.nan], [0.03, 0.9, 0.1], [0.02, 0.8, 0.1]]).tolist()[:2] == [0.04, 1.0]
-    assert np.isnan(rueger([[0.1], [np.nan]])).all()
-    assert rueger([0.01, 0.03]) == 0.04 and rueger([0.3]) == 0.3  # one test needs no joining
+    assert combine_p_values([[0.01, 0.2, np.nan], [0.03, 0.9, 0.1], [0.02, 0.8, 0.1]]).tolist()[:2] == [0.04, 1.0]
+    assert np.isnan(combine_p_values([[0.1], [np.nan]])).all()
+    assert combine_p_values([0.01, 0.03]) == 0.04 and combine_p_values([0.3]) == 0.3  # one test needs no joining
 
 
 def test_clopper_pearson_is_that_of_scipy_and_statsmodels() -> None:
@@ -227,21 +228,21 @@ def test_the_front_is_what_no_other_beats() -> None:
         no_worse = (cost <= cost[i]) & (gain >= gain[i])
         return bool((no_worse & ((cost < cost[i]) | (gain > gain[i]))).any())
 
-    found = pareto(cost, gain)
+    found = is_pareto_optimal(cost, gain)
     assert found.tolist() == [i >= 5 and not beaten(i) for i in range(60)] and found.sum() > 1
-    assert pareto([1, 1, 1, 2], [0.5, 0.5, 0.4, 0.5]).tolist() == [True, True, False, False]
+    assert is_pareto_optimal([1, 1, 1, 2], [0.5, 0.5, 0.4, 0.5]).tolist() == [True, True, False, False]
 
 
 def test_bars_join_neighbours_of_which_no_two_are_separable() -> None:
     place = np.array([0.0, 0.4, 0.9, 1.2, 3.0, 9.0, 9.5])
     shuffled = np.random.default_rng(0).permutation(7)
     separable = np.abs(place[shuffled, None] - place[shuffled]) > 1
-    assert cliques(np.argsort(shuffled).tolist(), separable) == [(0, 2), (1, 3), (5, 6)]
-    assert cliques(range(3), np.ones((3, 3), bool) & ~np.eye(3, dtype=bool)) == []
-    assert cliques(range(3), np.zeros((3, 3), bool)) == [(0, 2)]
+    assert find_cliques(np.argsort(shuffled).tolist(), separable) == [(0, 2), (1, 3), (5, 6)]
+    assert find_cliques(range(3), np.ones((3, 3), bool) & ~np.eye(3, dtype=bool)) == []
+    assert find_cliques(range(3), np.zeros((3, 3), bool)) == [(0, 2)]
 
 
 def test_one_pair_that_is_apart_within_a_run_ends_it() -> None:
     separable = np.zeros((4, 4), bool)
     separable[1, 2] = separable[2, 1] = True
-    assert cliques(range(4), separable) == [(0, 1), (2, 3)]
+    assert find_cliques(range(4), separable) == [(0, 1), (2, 3)]

@@ -16,14 +16,20 @@ import torch
 from galaxyhpc.benchmark import __main__ as command
 from galaxyhpc.benchmark import forecast, timing
 from galaxyhpc.benchmark.__main__ import main
-from galaxyhpc.benchmark.implementations import Case, Ready, Subject, dense_limit
-from galaxyhpc.benchmark.timing import Apart, Effort, Here, WayError, compare
-from galaxyhpc.config.conditions import pairs
+from galaxyhpc.benchmark.implementations import Case, DenseConv, TimedNetwork, make_dense_limit
+from galaxyhpc.benchmark.timing import (
+    ImplementationError,
+    InProcessRunner,
+    SubprocessRunner,
+    TimingBudget,
+    compare_implementations,
+)
+from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models import build_model
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]
-SHORT = Effort(2, 0.01)
+SHORT = TimingBudget(2, 0.01)
 CASE = Case(ModelConfig(group="D2", scale=0.05), 33, 4, "cpu", False, 1)
 WAYS = ["plain", "dense", "ours"]
 
@@ -33,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Everything, of one group, in real processes."""
     out = tmp_path_factory.mktemp("benchmark") / "all.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(command.EFFORTS, "cpu", SHORT)
+        patch.setitem(command.TIMING_BUDGETS, "cpu", SHORT)
         assert main([*TINY, "--groups", "C2", "--out", str(out)]) == 0
     answers: dict[str, Any] = json.loads(out.read_text())
     return answers
@@ -42,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all ways share this process."""
-    monkeypatch.setattr(timing, "Apart", Here)
+    monkeypatch.setattr(timing, "SubprocessRunner", InProcessRunner)
 
 
 def test_the_file_names_the_machine(found: dict[str, Any]) -> None:
@@ -113,47 +119,47 @@ def test_a_mistake_is_one_line_and_measures_nothing(
 
 def test_the_dense_limit_says_what_the_network_says() -> None:
     network = build_model(CASE.model, 33)
-    limit, images = dense_limit(network), torch.rand(4, 3, 33, 33)
+    limit, images = make_dense_limit(network), torch.rand(4, 3, 33, 33)
     torch.testing.assert_close(limit(images), network(images))
-    assert sum(isinstance(module, Ready) for module in limit.modules()) == 11
+    assert sum(isinstance(module, DenseConv) for module in limit.modules()) == 11
     limit(images).sum().backward()
     assert all(value.grad is not None for value in limit.parameters())
     assert all(value.grad is None for value in network.parameters())
 
 
 def test_a_way_that_fails_is_told_and_the_others_go_on(together: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = Subject._built
+    built = TimedNetwork._build_network
 
-    def refuse(self: Subject) -> Any:
-        if self.way == "dense":
+    def refuse(self: TimedNetwork) -> Any:
+        if self.implementation == "dense":
             raise RuntimeError("out of memory\nwith many details")
         return built(self)
 
-    monkeypatch.setattr(Subject, "_built", refuse)
-    answers = compare(CASE, WAYS, ["training"], SHORT, lambda one: None)
+    monkeypatch.setattr(TimedNetwork, "_build_network", refuse)
+    answers = compare_implementations(CASE, WAYS, ["training"], SHORT, lambda one: None)
     assert answers["ways"]["dense"] == {"failed": "RuntimeError: out of memory"}
     assert set(answers["ratios"]["training"]) == {"plain_to_ours"}
 
 
 def test_a_killed_process_is_a_way_that_failed() -> None:
-    subject = Apart(CASE, "ours")
+    subject = SubprocessRunner(CASE, "ours")
     os.kill(subject.process.pid or 0, signal.SIGKILL)
-    with pytest.raises(WayError, match="status -9"):
-        subject.ask("start")
+    with pytest.raises(ImplementationError, match="status -9"):
+        subject.call("start")
     subject.close()
 
 
 def test_a_run_that_is_broken_off_leaves_what_it_has(
     together: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = compare
+    whole = compare_implementations
 
-    def broken(case: Case, ways: Any, parts: Any, effort: Effort, note: Callable[[Any], None]) -> Any:
+    def broken(case: Case, ways: Any, parts: Any, effort: TimingBudget, note: Callable[[Any], None]) -> Any:
         if case.name == "C2":
             raise KeyboardInterrupt
         return whole(case, ways, parts, SHORT, note)
 
-    monkeypatch.setattr(command, "compare", broken)
+    monkeypatch.setattr(command, "compare_implementations", broken)
     out = tmp_path / "part.json"
     arguments = ["--groups", "C1,C2", "--ways", "ours", "--parts", "training", "--out", str(out)]
     assert main([*TINY, *arguments]) == 130
@@ -163,7 +169,7 @@ def test_a_run_that_is_broken_off_leaves_what_it_has(
 def answers(case: Case, training: float, inference: float) -> dict[str, Any]:
     """What a benchmark of one network would have written; s for a batch."""
     times = {"training": {"median_seconds": training}, "inference": {"median_seconds": inference}}
-    one = {"model": case.model.model_dump(mode="json"), "size": case.size, "batch": case.batch}
+    one = {"model": case.model.model_dump(mode="json"), "size": case.image_size, "batch": case.batch_size}
     one |= {"precision": "float32", "ways": {"ours": times | {"optimizer_seconds": 0.5}}}
     data = {"batch": 2, "ours": {"median_seconds": 0.2}}
     machine = {"device": "cpu", "name": "here", "threads": 1}
@@ -179,22 +185,31 @@ def test_a_prediction_adds_up_what_an_epoch_and_an_evaluation_are_made_of() -> N
             "evaluate": {"conditions": ("clean",)},
         }
     )
-    (run,) = forecast.predict([config], forecast.of(answers(CASE, training=8.0, inference=1.0)))
+    (run,) = forecast.forecast_runs([config], forecast.parse_benchmark(answers(CASE, training=8.0, inference=1.0)))
     steps = 700 // 70
     epoch = steps * (70 * (8.0 / 4 + 0.2 / 2) + 0.5) + 100 * 1.0 / 4
-    assert run.own and run.epoch == pytest.approx(epoch) and run.of.training == pytest.approx(3 * epoch)
-    assert len(pairs(config.evaluate.conditions)) == 1
-    assert run.of.evaluation == pytest.approx(200 * 1.0 / 4, rel=0.01)
+    assert (
+        run.is_measured
+        and run.epoch_seconds == pytest.approx(epoch)
+        and run.prediction.training_seconds == pytest.approx(3 * epoch)
+    )
+    assert len(list_severity_pairs(config.evaluate.conditions)) == 1
+    assert run.prediction.evaluation_seconds == pytest.approx(200 * 1.0 / 4, rel=0.01)
 
 
 def test_a_network_that_was_not_measured_is_predicted_by_a_fit() -> None:
-    measured = forecast.of(answers(CASE, training=8.0, inference=1.0))
+    measured = forecast.parse_benchmark(answers(CASE, training=8.0, inference=1.0))
     of = {"data": {"image_size": 33}, "train": {"epochs": 3}}
     groups = [RunConfig.model_validate({**of, "model": {"group": name, "scale": 0.05}}) for name in ("C1", "D2", "D8")]
-    small, own, large = forecast.predict(groups, measured)
-    assert not small.own and own.own and not large.own and small.seconds < large.seconds
-    other = replace(CASE, size=65)
-    assert not forecast.predict([groups[1]], forecast.of(answers(other, 8.0, 1.0)))[0].own
+    small, own, large = forecast.forecast_runs(groups, measured)
+    assert (
+        not small.is_measured
+        and own.is_measured
+        and not large.is_measured
+        and small.total_seconds < large.total_seconds
+    )
+    other = replace(CASE, image_size=65)
+    assert not forecast.forecast_runs([groups[1]], forecast.parse_benchmark(answers(other, 8.0, 1.0)))[0].is_measured
 
 
 def test_the_hours_of_a_sweep_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,8 @@ from galaxyhpc.storage.run_dir import RunDir
 GROUPS = [None, *(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 9))]  # 25
 RATES = [round(1e-3 * 1.5**n, 6) for n in range(8)]
 GALAXIES = 3547
-CHOSEN = conditions.DEFAULT[: conditions.DEFAULT.index("saturation") + 1]
-PAIRS = [(name, severity) for name in CHOSEN for severity in conditions.severities(name)]  # 123
+CHOSEN = conditions.DEFAULT_CONDITIONS[: conditions.DEFAULT_CONDITIONS.index("saturation") + 1]
+PAIRS = [(name, severity) for name in CHOSEN for severity in conditions.get_severities(name)]  # 123
 
 
 def configured(group: str | None, rate: float, seed: int) -> RunConfig:
@@ -54,7 +54,7 @@ def template(run: RunDir, number: int) -> None:
         predicted = np.where(right, labels, rng.integers(10, size=GALAXIES))
         logits[pair] = (3 * np.eye(10)[predicted] + rng.normal(size=(GALAXIES, 10))).astype(np.float32)
     rows = np.arange(GALAXIES, dtype=np.int32)
-    results.save(run, results.Measured(rows, labels, rows // 2, logits, "a" * 64, "f" * 64, True, 1.5))
+    results.save(run, results.RunLogits(rows, labels, rows // 2, logits, "a" * 64, "f" * 64, True, 1.5))
 
 
 def fill(run: RunDir, config: RunConfig, base: RunDir) -> None:

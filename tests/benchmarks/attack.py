@@ -27,9 +27,9 @@ from rich.progress import track
 from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
-from galaxyhpc.benchmark.e2cnn_model import PlainCNN
+from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
-from galaxyhpc.evaluation.attack import aim, children, first_candidates, judged
+from galaxyhpc.evaluation.attack import draw_first_candidates, make_target, mutate, score
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -53,7 +53,7 @@ NETWORKS = {
 def of_e2cnn(network: nn.Module, size: int) -> nn.Module:
     """Return the same network in e2cnn's own modules."""
     assert isinstance(network, StudyCNN)
-    return PlainCNN(network, size).eval()
+    return E2cnnModel(network, size).eval()
 
 
 def loaded(settings: dict[str, Any], size: int) -> nn.Module:
@@ -97,12 +97,12 @@ def scipys(network: nn.Module, image: Tensor, vectorized: bool) -> Callable[[], 
 def ours(network: nn.Module, images: Tensor) -> Callable[[], int]:
     """Return a generation of our attack on all images."""
     rows = torch.arange(len(images))
-    parents = first_candidates(rows, POPULATION, images.shape[-1])
+    parents = draw_first_candidates(rows, POPULATION, images.shape[-1])
 
     @torch.inference_mode()
     def attack() -> int:
-        target = aim(network, images, torch.zeros(len(images), dtype=torch.int64), rows, 256)
-        judged(target, children(parents, rows, 1, images.shape[-1]), lambda queries: True)
+        target = make_target(network, images, torch.zeros(len(images), dtype=torch.int64), rows, 256)
+        score(target, mutate(parents, rows, 1, images.shape[-1]), lambda queries: True)
         return len(images) * POPULATION
 
     return attack

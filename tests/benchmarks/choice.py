@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from galaxyhpc.benchmark.__main__ import BATCH, GROUPS
+from galaxyhpc.benchmark.__main__ import CPU_BATCH_SIZES, GROUPS
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.runtime.malloc import keep_heap
 from galaxyhpc.steerable.kernels import cpu_timing, selection
 
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def compared(group: str, training: bool) -> dict[str, Any]:
     network = build_model(ModelConfig(group=group), SIZE)
     found: dict[str, Any] = {}
     sums = dict.fromkeys(("dense", "harmonic", "chosen", "best"), 0.0)
-    uses = selection.in_use(network, selection.Images(BATCH.get(group, 16), SIZE))
-    timed: dict[cpu_timing.Use, list[float]] = {}
+    uses = selection.trace_layer_inputs(network, selection.BatchShape(CPU_BATCH_SIZES.get(group, 16), SIZE))
+    timed: dict[cpu_timing.LayerInput, list[float]] = {}
     for name, use in uses.items():
         if use not in timed:
             several = [cpu_timing.Timed(use, way, training, CPU, torch.float32) for way in cpu_timing.COUNTS]
@@ -51,7 +51,7 @@ def compared(group: str, training: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    keep_freed()  # as the trainer does
+    keep_heap()  # as the trainer does
     out, *groups = sys.argv[1:]
     machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     found: dict[str, Any] = {"machine": machine}

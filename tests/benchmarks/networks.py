@@ -78,8 +78,8 @@ def measure(name: str, what: str) -> dict[str, object]:
     built = time.perf_counter() - begun
     if what == "build":
         return {"build_cold_s": round(built, 2)}
-    counted = profile.measure(settings, SIZE)
-    symmetry, problem = smoke_test.try_twin(settings, TrainConfig())
+    counted = profile.profile_network(settings, SIZE)
+    symmetry, problem = smoke_test.check_tiny_model(settings, TrainConfig())
     optimizer = make_optimizer(model, TrainConfig())
     images, labels = torch.rand(IMAGES, 3, STEP_SIZE, STEP_SIZE), torch.arange(IMAGES)
     for _ in range(2):
@@ -93,8 +93,8 @@ def measure(name: str, what: str) -> dict[str, object]:
         "parameters": counted.parameters,
         "multiply_adds": counted.multiply_adds,
         "build_warm_s": round(built, 2),
-        "exact": symmetry.exact,
-        "at_45": symmetry.curve[45.0],
+        "exact": symmetry.exact_error,
+        "at_45": symmetry.error_by_angle[45.0],
         "problem": problem,
         "step_s": round(step, 2),
         "peak_mb": int(peak.split()[1]) // 1024,

@@ -20,9 +20,9 @@ from statistics import median
 import torch
 
 from galaxyhpc.benchmark import data_pipeline, forecast
-from galaxyhpc.benchmark.environment import machine
+from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.implementations import Case
-from galaxyhpc.benchmark.timing import PARTS, Effort, compare
+from galaxyhpc.benchmark.timing import PARTS, TimingBudget, compare_implementations
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -36,7 +36,7 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 EPOCHS, GALAXIES = 4, {"cpu": 400, "cuda": 800}
-EFFORT = Effort(3, 0.5)
+EFFORT = TimingBudget(3, 0.5)
 
 
 def main() -> None:
@@ -51,17 +51,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = {"machine": machine(options.device, options.threads), "networks": {}}
+    found = {"machine": describe_environment(options.device, options.threads), "networks": {}}
     model = ModelConfig(group=options.group, scale=options.scale)
     case = Case(model, options.size, options.batch, options.device, cuda, options.threads)
     config = settings(case)
-    found["networks"]["one"] = compare(case, ["ours"], PARTS, EFFORT, lambda one: None)
-    found["data"] = data_pipeline.measured(options.size, options.batch, options.device, EFFORT)
-    (predicted,) = forecast.predict([config], forecast.of(found))
+    found["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, EFFORT, lambda one: None)
+    found["data"] = data_pipeline.measure_pipeline(options.size, options.batch, options.device, EFFORT)
+    (predicted,) = forecast.forecast_runs([config], forecast.parse_benchmark(found))
     took = trained(config)
     measured = median(took[1:])
-    found |= {"predicted_epoch_s": predicted.epoch, "measured_epoch_s": measured, "epochs_s": took}
-    found |= {"predicted_to_measured": predicted.epoch / measured}
+    found |= {"predicted_epoch_s": predicted.epoch_seconds, "measured_epoch_s": measured, "epochs_s": took}
+    found |= {"predicted_to_measured": predicted.epoch_seconds / measured}
     write_text(options.out, json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: value for key, value in found.items() if "epoch" in key or "_to_" in key}))
 
@@ -71,11 +71,12 @@ def settings(case: Case) -> RunConfig:
     return RunConfig(
         model=case.model,
         data=DataConfig(
-            image_size=case.size, demo=DemoConfig(galaxies=GALAXIES[case.device], size=32 if case.size == 33 else 64)
+            image_size=case.image_size,
+            demo=DemoConfig(galaxies=GALAXIES[case.device], size=32 if case.image_size == 33 else 64),
         ),
-        train=TrainConfig(epochs=EPOCHS, batch_size=case.batch, precision=case.precision),
+        train=TrainConfig(epochs=EPOCHS, batch_size=case.batch_size, precision=case.precision),
         evaluate=EvaluateConfig(conditions=("clean",)),
-        resources=ResourcesConfig(cpus_per_task=case.threads, gpus_per_node=1 if case.device == "cuda" else 0),
+        resources=ResourcesConfig(cpus_per_task=case.num_threads, gpus_per_node=1 if case.device == "cuda" else 0),
     )
 
 
@@ -86,7 +87,7 @@ def trained(config: RunConfig) -> list[float]:
         data = config.data.model_copy(update={"cache": folder})
         write_text(run.config_file, config.model_copy(update={"data": data}).model_dump_json())
         subprocess.run([sys.executable, "-m", "jobs.train", str(run.path)], check=True)
-        return [event["seconds"] for event in run.events() if event["event"] == "epoch"]
+        return [event["seconds"] for event in run.read_events() if event["event"] == "epoch"]
 
 
 if __name__ == "__main__":

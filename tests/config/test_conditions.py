@@ -9,22 +9,22 @@ import pytest
 
 from galaxyhpc.config.conditions import (
     CONDITIONS,
-    DEFAULT,
-    described,
+    DEFAULT_CONDITIONS,
+    describe_severity,
+    get_levels,
+    get_parameter,
+    get_severities,
     is_condition,
-    levels,
-    parameter,
-    parts,
-    severities,
+    split_combination,
 )
-from galaxyhpc.config.conditions import split as split_
+from galaxyhpc.config.conditions import get_parameters as split_
 from galaxyhpc.evaluation import corruptions
 
 
 def test_every_row_has_its_function_and_says_what_it_does() -> None:
     for name, row in CONDITIONS.items():
         assert callable(getattr(corruptions, name))
-        assert row.what and (row.unit or name == "clean")
+        assert row.description and (row.unit or name == "clean")
 
 
 def test_the_table_is_known_without_torch() -> None:
@@ -33,33 +33,39 @@ def test_the_table_is_known_without_torch() -> None:
 
 
 def test_the_severities_of_finished_runs_stay_what_they_were() -> None:
-    assert severities("clean") == (0.0,)
-    assert severities("rotation") == tuple(7.5 * step for step in range(48))
-    assert severities("pedestal_noise") == (0.75, 0.5, 0.25)
-    assert severities("shot_noise") == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert [parameter("shot_noise", severity) for severity in severities("shot_noise")] == [0.5, 0.25, 0.1, 0.04, 0.02]
+    assert get_severities("clean") == (0.0,)
+    assert get_severities("rotation") == tuple(7.5 * step for step in range(48))
+    assert get_severities("pedestal_noise") == (0.75, 0.5, 0.25)
+    assert get_severities("shot_noise") == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert [get_parameter("shot_noise", severity) for severity in get_severities("shot_noise")] == [
+        0.5,
+        0.25,
+        0.1,
+        0.04,
+        0.02,
+    ]
 
 
-@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize("name", DEFAULT_CONDITIONS)
 def test_severities_are_those_of_the_table_and_new_ones_count_from_one(name: str) -> None:
-    found = severities(name)
+    found = get_severities(name)
     assert is_condition(name) and all(isinstance(severity, float) for severity in found)
     if name not in ("clean", "rotation", "rotation_control", "pedestal_noise"):
         assert found == tuple(float(k) for k in range(1, len(found) + 1)) and len(found) <= 5
 
 
 def test_a_part_of_a_combination_has_its_own_level() -> None:
-    assert severities("rotation+shot_noise") == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert get_severities("rotation+shot_noise") == (1.0, 2.0, 3.0, 4.0, 5.0)
     assert split_("rotation+shot_noise", 3.0) == [("rotation", 22.5), ("shot_noise", 0.1)]
-    assert parameter("rotation+shot_noise", 3.0) == 3.0
-    assert described("rotation+shot_noise", 3.0) == "22.5 degrees + 0.1 of the exposure time"
-    assert described("pedestal_noise", 0.25) == "SNR 0.25"
-    assert parts("a+b") == ("a", "b") and levels("rotation") == (7.5, 15.0, 22.5, 30.0, 45.0)
+    assert get_parameter("rotation+shot_noise", 3.0) == 3.0
+    assert describe_severity("rotation+shot_noise", 3.0) == "22.5 degrees + 0.1 of the exposure time"
+    assert describe_severity("pedestal_noise", 0.25) == "SNR 0.25"
+    assert split_combination("a+b") == ("a", "b") and get_levels("rotation") == (7.5, 15.0, 22.5, 30.0, 45.0)
 
 
 def test_a_combination_has_as_many_levels_as_the_part_with_fewest() -> None:
-    assert severities("flip+shot_noise") == (1.0, 2.0)
-    assert severities("jpeg+pedestal_noise+star") == (1.0, 2.0, 3.0)
+    assert get_severities("flip+shot_noise") == (1.0, 2.0)
+    assert get_severities("jpeg+pedestal_noise+star") == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize(

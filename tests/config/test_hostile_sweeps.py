@@ -11,26 +11,26 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.hostile import FUZZED, GOOD, Said, desk, told, tree
+from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, work_parent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.launch import __main__ as launch
 
-__all__ = ["desk"]
+__all__ = ["work_parent"]
 
 
 def dry_run(*options: str) -> int:
     return launch.main(["sweep.yaml", "--executor", "debug", "--dry-run", *options])
 
 
-def check_dry_run(desk: Path, content: bytes, capfd: pytest.CaptureFixture[str], *options: str) -> Said:
+def check_dry_run(desk: Path, content: bytes, capfd: pytest.CaptureFixture[str], *options: str) -> CommandResult:
     """Show a sweep's plan: nothing is written, whatever is in it."""
     (desk / "work" / "sweep.yaml").write_bytes(content)
-    before = tree(desk)
-    end, lines = told(lambda: dry_run(*options), capfd)
-    assert tree(desk) == before
+    before = snapshot_tree(desk)
+    end, lines = capture_command(lambda: dry_run(*options), capfd)
+    assert snapshot_tree(desk) == before
     return end, lines
 
 
@@ -80,7 +80,7 @@ def test_a_hostile_sweep_file_is_refused_with_its_place_and_with_little_memory(
 
 
 def test_a_byte_order_mark_and_a_merge_are_no_harm(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    text = yaml.safe_dump(GOOD).replace("base:", "base:\n  <<: {augment.flip: 0.1}", 1)
+    text = yaml.safe_dump(VALID_SWEEP).replace("base:", "base:\n  <<: {augment.flip: 0.1}", 1)
     assert check_dry_run(desk, b"\xef\xbb\xbf" + text.encode(), capfd) == (0, [])
 
 
@@ -99,10 +99,10 @@ def traps(desk: Path) -> Path:
 def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
     key: str, path: str, traps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = {**GOOD, "base": {**GOOD["base"], key: path}}
+    sweep = {**VALID_SWEEP, "base": {**VALID_SWEEP["base"], key: path}}
     if key == "data.source":
         del sweep["base"]["data"], sweep["base"][key]
-        sweep["base"]["data"] = {**GOOD["base"]["data"], "source": path}
+        sweep["base"]["data"] = {**VALID_SWEEP["base"]["data"], "source": path}
     end, _ = check_dry_run(traps, json.dumps(sweep).encode(), capfd)
     assert end == 2 or key == "data.cache"
 
@@ -119,7 +119,7 @@ def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
 def test_a_hostile_path_on_the_command_line_is_refused_or_only_shown(
     option: str, path: str, traps: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    check_dry_run(traps, json.dumps(GOOD).encode(), capfd, option, path)
+    check_dry_run(traps, json.dumps(VALID_SWEEP).encode(), capfd, option, path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_hostile_path_on_the_command_line_is_refused_or_only_shown(
 def test_a_hostile_setting_on_the_command_line_is_told_as_such(
     text: str, desk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(desk, json.dumps(GOOD).encode(), capfd, "--set", text)
+    end, lines = check_dry_run(desk, json.dumps(VALID_SWEEP).encode(), capfd, "--set", text)
     assert end == 2 and all(line.startswith("--set: ") for line in lines), lines
 
 
@@ -153,7 +153,7 @@ HOSTILE = st.sampled_from(
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
     """A good sweep with up to three of its nodes dropped, doubled or replaced."""
-    sweep = copy.deepcopy(GOOD)
+    sweep = copy.deepcopy(VALID_SWEEP)
     for _ in range(draw(st.integers(1, 3))):
         at: Any = sweep
         while isinstance(at, dict | list) and at:
@@ -174,7 +174,7 @@ def mutated(draw: st.DrawFn) -> Any:
     return sweep
 
 
-@settings(FUZZED, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=80)
 @given(sweep=mutated())
 def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place(
     sweep: Any, desk: Path, capfd: pytest.CaptureFixture[str]
@@ -183,7 +183,7 @@ def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place
     assert end in (0, 2) and (end == 0 or lines)
 
 
-@settings(FUZZED, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=80)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_told_with_their_place(content: bytes, desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     end, lines = check_dry_run(desk, content, capfd)
@@ -194,13 +194,13 @@ def test_any_bytes_are_told_with_their_place(content: bytes, desk: Path, capfd: 
 def test_a_sweep_is_not_launched_through_a_link_that_leads_elsewhere(
     link: str, desk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (desk / "work" / "sweep.yaml").write_text(json.dumps(GOOD))
+    (desk / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
     place = desk / "work" / "runs" / "good"
     place = place / load_sweep(Path("sweep.yaml")).runs[0].run_id if link == "a run" else place
     place.parent.mkdir(parents=True)
     (desk / "elsewhere").mkdir()
     place.symlink_to(desk / "elsewhere")
-    end, lines = told(lambda: launch.main(["sweep.yaml", "--executor", "debug"]), capfd)
+    end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug"]), capfd)
     assert end == 2 and len(lines) == 1 and "symbolic link" in lines[0]
     assert not list((desk / "elsewhere").iterdir()) and not (desk / "work" / "runs" / ".cache").exists()
 
@@ -209,8 +209,8 @@ def test_a_sweep_is_not_launched_through_a_link_that_leads_elsewhere(
 def test_a_place_where_slurm_could_not_write_its_logs_is_refused_before_anything_is_written(
     name: str, desk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (desk / "work" / "sweep.yaml").write_text(json.dumps(GOOD))
-    before = tree(desk)
-    end, lines = told(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
+    (desk / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
+    before = snapshot_tree(desk)
+    end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
     assert end == 2 and len(lines) == 1 and lines[0].startswith("--runs: found") and lines[0].isprintable()
-    assert tree(desk) == before
+    assert snapshot_tree(desk) == before

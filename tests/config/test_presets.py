@@ -32,7 +32,7 @@ def test_a_preset_stands_for_its_settings(tmp_path: Path) -> None:
         "  - {model: {architecture: e2wrn, depth: 16, widen: 8, group: D8, restriction: [D4, D1]}}\n",
     )
     assert named.model == spelt.model
-    assert (named.tag, named.model.symmetry) == ("D8D4D1-e2wrn16-8", "D1")
+    assert (named.model_tag, named.model.invariance_group) == ("D8D4D1-e2wrn16-8", "D1")
 
 
 def test_what_is_written_beside_or_above_a_preset_wins(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from galaxyhpc.config.schema import RunConfig, is_exact_image_size, nearest_image_sizes
+from galaxyhpc.config.schema import RunConfig, find_nearest_image_sizes, is_exact_image_size
 from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -194,6 +194,6 @@ def test_what_no_run_can_have_is_refused(key: str, value: object) -> None:
     ("size", "near"), [(1, [33]), (50, [33, 63]), (64, [63, 65]), (256, [255, 257]), (100, [65, 127])]
 )
 def test_the_nearest_image_sizes_are_good_ones(size: int, near: list[int]) -> None:
-    assert nearest_image_sizes(size) == near
+    assert find_nearest_image_sizes(size) == near
     assert all(map(is_exact_image_size, near))
     assert not is_exact_image_size(size)

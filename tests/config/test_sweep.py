@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from galaxyhpc.config.conditions import CONDITIONS
 from galaxyhpc.config.schema import EvaluateConfig, RunConfig
-from galaxyhpc.config.sweep import MOST_RUNS, Sweep, SweepError, load_sweep
+from galaxyhpc.config.sweep import MAX_RUNS, Sweep, SweepError, load_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 Write = Callable[..., Path]
@@ -35,8 +35,8 @@ def mistakes_of(path: Path, *overrides: str, profile: Path | None = None) -> lis
     """Return the mistakes, the folder taken off."""
     with pytest.raises(SweepError) as caught:
         load_sweep(path, overrides, profile)
-    assert str(caught.value) == "\n".join(caught.value.mistakes)
-    return [line.replace(f"{path.parent}/", "") for line in caught.value.mistakes]
+    assert str(caught.value) == "\n".join(caught.value.errors)
+    return [line.replace(f"{path.parent}/", "") for line in caught.value.errors]
 
 
 def groups(sweep: Sweep) -> list[str | None]:
@@ -67,7 +67,7 @@ def test_a_zip_pairs_and_points_are_taken_as_they_are(write: Write) -> None:
             "seeds: [7]\n"
         )
     )
-    assert [(r.tag, r.train.learning_rate, r.model.width, r.seed) for r in sweep.runs] == [
+    assert [(r.model_tag, r.train.learning_rate, r.model.width, r.seed) for r in sweep.runs] == [
         ("C4-steerable_cnn", 0.01, "fields", 7),
         ("D4-steerable_cnn", 0.001, "fields", 7),
         ("cnn", 0.001, "fields", 7),
@@ -106,7 +106,7 @@ def test_exclude_sees_defaults_and_may_remove_what_would_not_fit_together(write:
             "  - {model.architecture: steerable_cnn, model.group: null, train.milestones: [0.25, 0.5, 0.75]}\n"
         )
     )
-    assert [run.tag for run in sweep.runs] == ["C4-steerable_cnn", "cnn"]
+    assert [run.model_tag for run in sweep.runs] == ["C4-steerable_cnn", "cnn"]
 
 
 LAYERS = """
@@ -143,7 +143,7 @@ def test_set_wins_is_recorded_and_makes_equal_points_one(write: Write) -> None:
         ("D4", 2, 5),
     ]
     assert sweep.name == "other"
-    assert yaml.safe_load(sweep.text)["overrides"][0] == "model.group=D4"
+    assert yaml.safe_load(sweep.resolved_yaml)["overrides"][0] == "model.group=D4"
 
 
 def test_the_last_set_of_a_key_counts(write: Write) -> None:
@@ -189,9 +189,9 @@ def test_what_is_resolved_loads_to_the_same_runs_and_text(write: Write, monkeypa
     text += "seeds: [3, 1]\n"
     sweep = load_sweep(write(text), ["train.epochs=7"], write("{partition: 'yes', setup: [a b, '#c']}", "p.yaml"))
     monkeypatch.delenv("GALAXIES")
-    again = load_sweep(write(sweep.text, "again.yaml"))
+    again = load_sweep(write(sweep.resolved_yaml, "again.yaml"))
     assert again == sweep
-    assert load_sweep(write(sweep.text, "again.yaml"), ["seeds=1"]).runs[0].seed == 0
+    assert load_sweep(write(sweep.resolved_yaml, "again.yaml"), ["seeds=1"]).runs[0].seed == 0
     assert sweep.runs[0].data.source == "/da ta/é: 'x' #1.h5"
 
 
@@ -217,7 +217,7 @@ def test_the_sweeps_that_are_shipped_hold_their_networks(
 def test_in_all_groups_every_network_normalises_over_as_many_images_and_gets_its_batch() -> None:
     for run in load_sweep(SWEEPS / "all_groups.yaml").runs:
         assert run.resources.micro_batch == 32
-        assert run.train.batch_size % (run.resources.tasks * run.resources.micro_batch) == 0
+        assert run.train.batch_size % (run.resources.num_tasks * run.resources.micro_batch) == 0
         assert run.resources.gpus_per_node == "auto"  # as many tasks, and none that changes what a pass sees
 
 
@@ -433,7 +433,7 @@ def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path, write: Write) ->
 )
 def test_what_would_explode_is_refused(write: Write, text: str) -> None:
     (said,) = mistakes_of(write(text))
-    assert f"{MOST_RUNS:,}" in said or "200,000 values, aliases expanded" in said
+    assert f"{MAX_RUNS:,}" in said or "200,000 values, aliases expanded" in said
 
 
 # Whatever is in the file
@@ -513,9 +513,9 @@ def test_whatever_is_in_a_file_there_is_a_sweep_or_mistakes_on_one_line_each(
         try:
             sweep = load_sweep(path, overrides)
         except SweepError as error:
-            assert error.mistakes
-            assert all(line.isprintable() for line in error.mistakes)
+            assert error.errors
+            assert all(line.isprintable() for line in error.errors)
             continue
         assert all(isinstance(run, RunConfig) for run in sweep.runs)
-        path.write_text(sweep.text, encoding="utf-8")
+        path.write_text(sweep.resolved_yaml, encoding="utf-8")
         assert load_sweep(path) == sweep

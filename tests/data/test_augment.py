@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from galaxyhpc.config.schema import AugmentConfig
-from galaxyhpc.data.augment import affine_maps, maps_of_epoch, resample, sampling_grid
+from galaxyhpc.data.augment import draw_affine_maps, draw_epoch_maps, make_sampling_grid, resample
 from galaxyhpc.runtime import native
 
 IMAGES = torch.rand(8, 3, 33, 33, generator=torch.Generator().manual_seed(0))
@@ -16,7 +16,7 @@ NONE = AugmentConfig(rotation=0.0, shift=0.0, flip=0.0)
 
 
 def augment(images: Tensor, rows: Tensor, seed: int, epoch: int, config: AugmentConfig) -> Tensor:
-    return resample(images, affine_maps(rows, seed, epoch, config))
+    return resample(images, draw_affine_maps(rows, seed, epoch, config))
 
 
 def test_without_rotation_shift_and_flips_images_stay_as_they_are() -> None:
@@ -44,17 +44,17 @@ def test_the_batch_and_the_threads_of_a_cpu_change_no_bit() -> None:
 
 def test_the_maps_of_an_epoch_are_those_of_its_batches() -> None:
     rows, config = torch.tensor([7, 400, 3]), AugmentConfig()
-    assert torch.equal(maps_of_epoch(500, 3, 4, config, rows.device)[rows], affine_maps(rows, 3, 4, config))
+    assert torch.equal(draw_epoch_maps(500, 3, 4, config, rows.device)[rows], draw_affine_maps(rows, 3, 4, config))
 
 
 @pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.compiler), False])
 @pytest.mark.parametrize("side", [2, 33, 64])
 def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler:
-        monkeypatch.setattr(native, "library", lambda source: None)
-    assert (native.library("data/augment.cpp") is None) != compiler
+        monkeypatch.setattr(native, "load_library", lambda source: None)
+    assert (native.load_library("data/augment.cpp") is None) != compiler
     pixels = torch.randint(256, (8, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    maps = affine_maps(ROWS, 0, 0, AugmentConfig(shift=0.5))
+    maps = draw_affine_maps(ROWS, 0, 0, AugmentConfig(shift=0.5))
     maps[1:3] *= 4.0  # several images beyond the edges
     found, same = (resample(images, maps) for images in (pixels, pixels.float() / 255.0))
     assert found.dtype == torch.float32
@@ -63,9 +63,9 @@ def test_bytes_become_what_their_floats_become(side: int, compiler: bool, monkey
 
 
 def test_the_sampling_grid_is_torchs() -> None:
-    maps = affine_maps(ROWS, 0, 0, AugmentConfig())
+    maps = draw_affine_maps(ROWS, 0, 0, AugmentConfig())
     expected = torch.nn.functional.affine_grid(maps, [8, 3, 65, 65], align_corners=False)
-    torch.testing.assert_close(sampling_grid(maps, 65), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(make_sampling_grid(maps, 65), expected, rtol=0, atol=1e-6)
 
 
 def test_certain_flips_turn_the_image_upside_down_and_mirror_it() -> None:
@@ -74,7 +74,7 @@ def test_certain_flips_turn_the_image_upside_down_and_mirror_it() -> None:
 
 
 def test_maps_are_rotations_and_reflections_with_shifts_in_range() -> None:
-    maps = affine_maps(torch.arange(4000), 0, 0, AugmentConfig(rotation=180.0, shift=0.1, flip=0.3))
+    maps = draw_affine_maps(torch.arange(4000), 0, 0, AugmentConfig(rotation=180.0, shift=0.1, flip=0.3))
     turned, shifts = maps[:, :, :2], maps[:, :, 2]
     torch.testing.assert_close(turned @ turned.mT, torch.eye(2).expand(4000, 2, 2), rtol=0, atol=1e-5)
     reflected = (torch.linalg.det(turned) < 0).float().mean()
@@ -83,7 +83,7 @@ def test_maps_are_rotations_and_reflections_with_shifts_in_range() -> None:
 
 
 def test_a_small_rotation_limit_is_kept() -> None:
-    maps = affine_maps(torch.arange(1000), 0, 0, AugmentConfig(rotation=10.0, shift=0.0, flip=0.0))
+    maps = draw_affine_maps(torch.arange(1000), 0, 0, AugmentConfig(rotation=10.0, shift=0.0, flip=0.0))
     angles = torch.rad2deg(torch.atan2(maps[:, 1, 0], maps[:, 0, 0]))
     assert angles.abs().max() <= 10.0 and angles.min() < -9.0 and angles.max() > 9.0
 

@@ -57,7 +57,7 @@ def test_galaxies_come_out_as_they_were_published(tmp_path):
     assert isinstance(galaxies.images, np.memmap)
     assert not galaxies.images.flags.writeable
     assert galaxies.labels.dtype == np.int64
-    assert galaxies.pixel_scale == pytest.approx(0.262 * 8)
+    assert galaxies.pixel_scale_arcsec == pytest.approx(0.262 * 8)
     assert not galaxies.generated
     assert len(set(galaxies.digests)) == 120
 
@@ -74,7 +74,7 @@ def test_smaller_images_are_averages_without_aliasing(tmp_path):
 def test_a_file_that_does_not_say_its_pixel_scale_shows_the_published_field(tmp_path):
     for k, scale in enumerate([None, np.full(120, np.nan)]):
         path = write_file(tmp_path / f"{k}.h5", pxscale=scale)
-        assert prepare(settings(tmp_path, path, image_size=65)).pixel_scale == pytest.approx(67.072 / 65)
+        assert prepare(settings(tmp_path, path, image_size=65)).pixel_scale_arcsec == pytest.approx(67.072 / 65)
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_file(tmp_path):

@@ -20,7 +20,7 @@ N, SIZE, SEED = 400, 40, 7
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "galaxies.h5"
-    simulate.write(path, N, SIZE, SEED)
+    simulate.write_galaxies(path, N, SIZE, SEED)
     return path
 
 
@@ -58,18 +58,20 @@ def test_columns_hold_plausible_values(generated: Path) -> None:
 
 @pytest.mark.parametrize("n", [100, 300, 2000, 17736])
 def test_classes_are_as_frequent_as_published_and_none_is_missing(n: int) -> None:
-    counts = simulate.class_counts(n)
+    counts = simulate.compute_class_counts(n)
     assert counts.sum() == n and counts.min() >= 3
-    np.testing.assert_allclose(counts / n, np.array(simulate.PUBLISHED) / 17736, atol=0.06 if n < 300 else 0.02)
+    np.testing.assert_allclose(
+        counts / n, np.array(simulate.PUBLISHED_CLASS_COUNTS) / 17736, atol=0.06 if n < 300 else 0.02
+    )
 
 
 def test_the_full_number_of_galaxies_has_the_published_counts() -> None:
-    assert tuple(simulate.class_counts(17736)) == simulate.PUBLISHED
+    assert tuple(simulate.compute_class_counts(17736)) == simulate.PUBLISHED_CLASS_COUNTS
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_galaxies(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        simulate.write(tmp_path / name, 100, 32, seed)
+        simulate.write_galaxies(tmp_path / name, 100, 32, seed)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()
     one, other = column(tmp_path / "one", "images"), column(tmp_path / "other", "images")
     assert not np.any(np.all(one == other, axis=(1, 2, 3)))
@@ -84,18 +86,18 @@ def separations(table: simulate.Catalogue) -> Floats:
 
 
 def test_a_few_percent_of_galaxies_have_a_neighbour_in_their_frame() -> None:
-    near = separations(simulate.catalogue(2000, 0)) <= 67
+    near = separations(simulate.make_catalogue(2000, 0)) <= 67
     np.fill_diagonal(near, False)
     assert 0.02 < near.any(1).mean() < 0.05
 
 
 @pytest.mark.parametrize(("n", "pairs"), [(300, 1), (2000, 7), (17736, 59)])
 def test_duplicates_under_two_labels_are_as_frequent_as_in_the_real_file(n: int, pairs: int) -> None:
-    table = simulate.catalogue(n, 0)
-    copies = np.flatnonzero(table.shown != np.arange(n))
-    originals = table.shown[copies]
+    table = simulate.make_catalogue(n, 0)
+    copies = np.flatnonzero(table.shown_indices != np.arange(n))
+    originals = table.shown_indices[copies]
     assert len(copies) == pairs and len(set(copies) | set(originals)) == 2 * pairs
-    assert np.all(table.ans[copies] != table.ans[originals])
+    assert np.all(table.labels[copies] != table.labels[originals])
     assert np.all(table.ra[copies] == table.ra[originals]) and np.all(table.dec[copies] == table.dec[originals])
 
 
@@ -110,7 +112,7 @@ def test_duplicates_are_the_same_pixels_at_the_same_place_in_the_file(generated:
 def test_overlapping_frames_show_each_other() -> None:
     seed, label, size = [0, 5], 2, 64
     neighbour = simulate.Neighbour(label=6, seed=[0, 9], x=15.0, y=-10.0)
-    alone, together = simulate.render(label, seed, size), simulate.render(label, seed, size, [neighbour])
+    alone, together = simulate.render_image(label, seed, size), simulate.render_image(label, seed, size, [neighbour])
     change = np.abs(together.astype(float) - alone).sum(2)
     row, column_ = np.unravel_index(change.argmax(), change.shape)
     arcsec = (np.array([column_, row]) - (size - 1) / 2) * 67 / size
@@ -120,7 +122,7 @@ def test_overlapping_frames_show_each_other() -> None:
 @pytest.mark.parametrize("size", [33, 64, 100, 256])
 def test_the_field_is_the_same_at_every_size(size: int) -> None:
     """The half of the galaxy's light lies within as many arcsec, and the sky is as bright, whatever the pixels are."""
-    coarse, fine = simulate.render(3, 11, 32).mean(2), simulate.render(3, 11, size).mean(2)
+    coarse, fine = simulate.render_image(3, 11, 32).mean(2), simulate.render_image(3, 11, size).mean(2)
     assert abs(np.median(coarse) - np.median(fine)) < 3
     assert abs(width(coarse) - width(fine)) < 0.7
 
@@ -142,7 +144,7 @@ def width(image: Floats) -> float:
 
 
 def sample(label: int, count: int = 24) -> Floats:
-    return np.stack([simulate.render(label, [SEED, i], 64).astype(float) for i in range(count)])
+    return np.stack([simulate.render_image(label, [SEED, i], 64).astype(float) for i in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +172,8 @@ def test_bulges_are_red_and_spiral_discs_blue(classes: list[Floats]) -> None:
 def noiseless(label: int, seed: int) -> tuple[Floats, morphology.Grid]:
     """The light in r, (257, 257), without neighbours, atmosphere or noise."""
     axis = np.linspace(-20, 20, 257, dtype=np.float32)
-    grid = morphology.Grid(*np.meshgrid(axis, axis), pixel=40 / 256)
-    return morphology.draw(label, seed, grid)[1].astype(float), grid
+    grid = morphology.Grid(*np.meshgrid(axis, axis), pixel_arcsec=40 / 256)
+    return morphology.draw_galaxy(label, seed, grid)[1].astype(float), grid
 
 
 def asymmetry(label: int, seed: int) -> float:
@@ -185,38 +187,42 @@ def test_mergers_and_disturbed_galaxies_are_lopsided_and_smooth_ones_are_not() -
     assert min(np.median(disturbed), np.median(merging)) > 2 * np.median(smooth)
 
 
-def body(ratio: float = 1.0) -> morphology.Body:
-    return morphology.Body(flux=100.0, radius=4.0, colour=0.6, ratio=ratio, angle=0.4)
+def body(ratio: float = 1.0) -> morphology.GalaxyParameters:
+    return morphology.GalaxyParameters(flux=100.0, radius=4.0, colour=0.6, axis_ratio=ratio, angle=0.4)
 
 
 def grid() -> morphology.Grid:
     axis = np.linspace(-40, 40, 401, dtype=np.float32)
-    return morphology.Grid(*np.meshgrid(axis, axis), pixel=0.2)
+    return morphology.Grid(*np.meshgrid(axis, axis), pixel_arcsec=0.2)
 
 
 @pytest.mark.parametrize("index", [0.7, 1.0, 2.0])
 def test_a_sersic_profile_holds_its_flux_and_half_of_it_within_its_radius(index: float) -> None:
     where, galaxy = grid(), body(0.6)
-    u, v = galaxy.plane(where)
-    light = morphology._sersic(morphology._radius(u, v, where), galaxy, 1.0, 4.0, index) * (0.2 / 0.262) ** 2
+    u, v = galaxy.deproject(where)
+    light = (
+        morphology._sersic_profile(morphology._compute_softened_radius(u, v, where), galaxy, 1.0, 4.0, index)
+        * (0.2 / 0.262) ** 2
+    )
     assert light.sum() == pytest.approx(100, rel=0.02)
     assert light[np.hypot(u, v) < 4.0].sum() == pytest.approx(50, rel=0.03)
 
 
 def test_an_edge_on_disc_and_small_sources_hold_their_flux() -> None:
     lights = [
-        morphology._edge_on(np.random.default_rng(seed), grid(), body(0.2), 0.2, 0.0)[1].sum() * (0.2 / 0.262) ** 2
+        morphology._draw_edge_on(np.random.default_rng(seed), grid(), body(0.2), 0.2, 0.0)[1].sum() * (0.2 / 0.262) ** 2
         for seed in range(6)
     ]
     assert max(lights) == pytest.approx(100, rel=0.03) and min(lights) < 97  # some have a dust lane
     one, red = np.array([5.0]), np.array([1.0])
-    planes = morphology.blobs(grid(), one, -one, 3 * red, red / 2, red).sum((1, 2)) * (0.2 / 0.262) ** 2
-    np.testing.assert_allclose(planes, 3 * morphology.bands(red)[:, 0], rtol=1e-3)
+    planes = morphology.draw_sources(grid(), one, -one, 3 * red, red / 2, red).sum((1, 2)) * (0.2 / 0.262) ** 2
+    np.testing.assert_allclose(planes, 3 * morphology.compute_band_fluxes(red)[:, 0], rtol=1e-3)
 
 
 def test_arms_wind_both_ways_and_tight_ones_more_than_loose_ones() -> None:
     drawn = {
-        label: [morphology._arms(np.random.default_rng(seed), label).winding for seed in range(60)] for label in (6, 7)
+        label: [morphology._draw_arm_parameters(np.random.default_rng(seed), label).winding for seed in range(60)]
+        for label in (6, 7)
     }
     for windings in drawn.values():
         assert 0.3 < np.mean(np.array(windings) > 0) < 0.7
@@ -227,10 +233,12 @@ def test_arms_follow_a_logarithmic_spiral_of_their_sense() -> None:
     """Where the pattern is densest turns by winding * ln(r2 / r1) between two radii."""
     azimuth = np.linspace(-np.pi, np.pi, 720, endpoint=False, dtype=np.float32)
     for winding in (-3.0, 3.0):
-        arms = morphology.Arms(2, winding, 0.8, 0.0, 0.1, 1.0, 0.0)
+        arms = morphology.SpiralArms(2, winding, 0.8, 0.0, 0.1, 1.0, 0.0)
         inner, outer = (
             np.angle(
-                np.sum(np.exp(2j * azimuth) * morphology._arm_pattern(_still(), azimuth, azimuth * 0 + r, arms)[1])
+                np.sum(
+                    np.exp(2j * azimuth) * morphology._compute_arm_pattern(_still(), azimuth, azimuth * 0 + r, arms)[1]
+                )
             )
             for r in (1.0, 1.2)
         )
@@ -305,4 +313,4 @@ def test_a_file_that_was_not_generated_is_never_overwritten(tmp_path: Path) -> N
 
 def test_an_unknown_label_is_refused() -> None:
     with pytest.raises(ValueError, match="found 10; allowed 0 to 9"):
-        simulate.render(10, 0, 32)
+        simulate.render_image(10, 0, 32)

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.split import SPLITS, components, conflicting, pairs_within, same_pixels, split_table
+from galaxyhpc.data.split import (
+    SPLITS,
+    find_close_pairs,
+    find_identical_images,
+    find_label_conflicts,
+    label_components,
+    make_split_table,
+)
 
 
 def separation(ra_1: np.ndarray, dec_1: np.ndarray, ra_2: np.ndarray, dec_2: np.ndarray) -> np.ndarray:
@@ -40,7 +47,7 @@ def skies(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, link, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(conflicting_duplicates=duplicates, link_arcsec=link, split_seed=seed)
-    table = split_table(config, labels, ra, dec, digests)
+    table = make_split_table(config, labels, ra, dec, digests)
     kept = np.flatnonzero(table["split"] != "dropped")
     i, j = (kept[k] for k in np.triu_indices(len(kept), 1))
     together = (separation(ra[i], dec[i], ra[j], dec[j]) < link - 1e-3) | (digests[i] == digests[j])
@@ -55,7 +62,7 @@ def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, li
 def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_component(sky, fractions, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(validation_fraction=fractions[0], test_fraction=fractions[1], split_seed=seed)
-    table = split_table(config, labels, ra, dec, digests)
+    table = make_split_table(config, labels, ra, dec, digests)
     kept = table[table["split"] != "dropped"]
     for label, members in kept.groupby("label"):
         largest = kept["sky_group"].value_counts().max()
@@ -67,14 +74,14 @@ def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_componen
 
 def test_without_neighbours_every_class_is_divided_to_the_galaxy():
     labels = np.repeat(np.arange(10), 70)
-    table = split_table(DataConfig(), labels, np.linspace(0, 359, 700), np.zeros(700), np.arange(700))
+    table = make_split_table(DataConfig(), labels, np.linspace(0, 359, 700), np.zeros(700), np.arange(700))
     assert (table.groupby(["label", "split"]).size().unstack()[list(SPLITS)] == [49, 7, 14]).all(axis=None)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 7])
 def test_a_rare_class_has_a_galaxy_in_every_split(count):
     labels = np.repeat(np.arange(10), [100] * 9 + [count])
-    table = split_table(
+    table = make_split_table(
         DataConfig(), labels, np.linspace(0, 359, len(labels)), np.zeros(len(labels)), np.arange(len(labels))
     )
     assert set(table["split"][labels == 9]) == set(SPLITS)
@@ -82,7 +89,7 @@ def test_a_rare_class_has_a_galaxy_in_every_split(count):
 
 def test_the_split_follows_from_its_seed():
     labels, places, digests = np.repeat(np.arange(10), 30), np.linspace(0, 359, 300), np.arange(300)
-    tables = [split_table(DataConfig(split_seed=s), labels, places, places / 10, digests) for s in (3, 3, 4)]
+    tables = [make_split_table(DataConfig(split_seed=s), labels, places, places / 10, digests) for s in (3, 3, 4)]
     assert tables[0].equals(tables[1])
     assert (tables[0]["split"] != tables[2]["split"]).any()
 
@@ -97,22 +104,22 @@ def test_the_split_follows_from_its_seed():
     ],
 )
 def test_a_separation_is_measured_on_the_sphere(ra, dec, arcsec):
-    assert len(pairs_within(np.array(ra), np.array(dec), arcsec + 0.001)) == 1
-    assert len(pairs_within(np.array(ra), np.array(dec), arcsec - 0.001)) == 0
+    assert len(find_close_pairs(np.array(ra), np.array(dec), arcsec + 0.001)) == 1
+    assert len(find_close_pairs(np.array(ra), np.array(dec), arcsec - 0.001)) == 0
 
 
 def test_neighbours_of_neighbours_belong_together():
     steps = np.arange(5) * 60 / 3600  # a chain of 60 arcsec steps, its ends 240 apart
-    assert len(set(components(5, pairs_within(np.full(5, 20.0), steps, 67.0)))) == 1
+    assert len(set(label_components(5, find_close_pairs(np.full(5, 20.0), steps, 67.0)))) == 1
 
 
 def test_identical_pixels_are_linked_wherever_they_lie():
-    pairs = same_pixels(np.array([b"x", b"y", b"x", b"z", b"x"]))
-    assert components(5, pairs).tolist() == [0, 1, 0, 2, 0]
+    pairs = find_identical_images(np.array([b"x", b"y", b"x", b"z", b"x"]))
+    assert label_components(5, pairs).tolist() == [0, 1, 0, 2, 0]
 
 
 def test_a_group_conflicts_when_its_labels_differ():
-    assert conflicting(np.array([1, 1, 2, 3]), np.array([0, 0, 1, 1])).tolist() == [False, False, True, True]
+    assert find_label_conflicts(np.array([1, 1, 2, 3]), np.array([0, 0, 1, 1])).tolist() == [False, False, True, True]
 
 
 def duplicates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -124,13 +131,13 @@ def duplicates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_conflicting_duplicates_are_dropped_and_agreeing_ones_kept():
-    table = split_table(DataConfig(), *duplicates())
+    table = make_split_table(DataConfig(), *duplicates())
     assert table.index[table["split"] == "dropped"].tolist() == [0, 1, 58, 59]
     assert table["split"][3] == table["split"][4]
 
 
 def test_conflicting_duplicates_can_be_kept_but_are_never_divided():
-    table = split_table(DataConfig(conflicting_duplicates="keep", link_arcsec=0.0), *duplicates())
+    table = make_split_table(DataConfig(conflicting_duplicates="keep", link_arcsec=0.0), *duplicates())
     split = table["split"]
     assert "dropped" not in set(split)
     assert (split[0], split[1], split[3]) == (split[59], split[58], split[4])

@@ -19,19 +19,28 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 
 from galaxyhpc import fsck
-from galaxyhpc.analysis.attack_success import AttackError, success_table
+from galaxyhpc.analysis.attack_success import AttackError, compute_success_rates
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.evaluation import attack_results
-from galaxyhpc.evaluation.attack import Target, aim, attack, changed, children, chosen, first_candidates, pixels
-from galaxyhpc.evaluation.attack_results import Attacked, Source, attack_file, empty, read
-from galaxyhpc.evaluation.evaluate import done, evaluate, load_network
-from galaxyhpc.evaluation.one_pixel import OnePixel, is_local
+from galaxyhpc.evaluation.attack import (
+    Target,
+    attack,
+    draw_first_candidates,
+    make_target,
+    mutate,
+    select_galaxies,
+    set_pixels,
+    to_pixels,
+)
+from galaxyhpc.evaluation.attack_results import AttackResults, AttackSpec, get_attack_file, make_empty_table, read
+from galaxyhpc.evaluation.evaluate import evaluate, is_evaluated, load_network
+from galaxyhpc.evaluation.one_pixel import OnePixelNetwork, supports_one_pixel
 from galaxyhpc.models import build_model
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 SIZE = 12  # px
 SMALL = AttackConfig(galaxies=40, population=8, iterations=2)
@@ -57,7 +66,9 @@ class Blind(Lamp):
 
 def target(network: Lamp, galaxies: int, batch_size: int = 64) -> Target:
     labels = torch.zeros(galaxies, dtype=torch.int64)
-    return aim(network, torch.full((galaxies, 3, SIZE, SIZE), 0.2), labels, 100 + torch.arange(galaxies), batch_size)
+    return make_target(
+        network, torch.full((galaxies, 3, SIZE, SIZE), 0.2), labels, 100 + torch.arange(galaxies), batch_size
+    )
 
 
 def go_on(queries: int) -> bool:
@@ -79,7 +90,7 @@ def test_the_one_pixel_that_matters_is_found_and_the_queries_up_to_it_are_counte
     assert lamp.asked == 50 * generations.sum()
     for galaxy in range(6):  # the last query is the first success of the generations before and its own
         image = torch.full((1, 3, SIZE, SIZE), 0.2)
-        shown = changed(image, torch.from_numpy(found[galaxy : galaxy + 1, 1:6]))
+        shown = set_pixels(image, torch.from_numpy(found[galaxy : galaxy + 1, 1:6]))
         assert Lamp()(shown).argmax() == 1 and int((shown != image).any(1).sum()) == 1
 
 
@@ -97,12 +108,12 @@ def test_what_is_found_depends_neither_on_the_batches_nor_on_the_other_galaxies(
     images = images[:6]
     with torch.inference_mode():
         labels = network(images).argmax(1)
-    whole = aim(network, images, labels, rows, 64)
+    whole = make_target(network, images, labels, rows, 64)
     first = attack(whole, settings, go_on)
     assert first is not None and 0 < (first[:, 6] != labels.numpy()).sum() < 6
     for other in (replace(whole, batch_size=7), replace(whole, batch_size=1000)):
         np.testing.assert_array_equal(attack(other, settings, go_on), first)
-    alone = [attack(whole.keep(torch.tensor([galaxy])), settings, go_on) for galaxy in range(6)]
+    alone = [attack(whole.select(torch.tensor([galaxy])), settings, go_on) for galaxy in range(6)]
     np.testing.assert_array_equal(np.concatenate([one for one in alone if one is not None]), first)
 
 
@@ -118,18 +129,20 @@ def test_what_a_pixel_does_not_reach_need_not_be_computed(settings: dict[str, An
     places = torch.cat([torch.cartesian_prod(edges, edges), torch.randint(size, (40, 2))])
     found = torch.cat([places, torch.randint(256, (len(places), 3))], dim=1)
     numbers = torch.arange(len(found)) % 20
-    assert is_local(network) and not is_local(build_model(ModelConfig(**settings, scale=0.05, opening=1), size))
+    assert supports_one_pixel(network) and not supports_one_pixel(
+        build_model(ModelConfig(**settings, scale=0.05, opening=1), size)
+    )
     with torch.inference_mode():
-        wanted, clean = network(changed(images[numbers], found)), network(images)[numbers]
-        torch.testing.assert_close(OnePixel(network, images)(numbers, found), wanted, rtol=0, atol=2e-5)
+        wanted, clean = network(set_pixels(images[numbers], found)), network(images)[numbers]
+        torch.testing.assert_close(OnePixelNetwork(network, images)(numbers, found), wanted, rtol=0, atol=2e-5)
     assert (wanted - clean).abs().amax() > 1e-2
 
 
 def test_first_candidates_lie_anywhere_and_their_colours_are_the_papers() -> None:
     rows = torch.arange(50)
-    found = first_candidates(rows, 200, SIZE)
-    assert torch.equal(first_candidates(rows[7:9], 200, SIZE), found[7:9])  # the same for every network and batch
-    counts = torch.bincount((pixels(found, SIZE)[..., 1] * SIZE + pixels(found, SIZE)[..., 0]).flatten())
+    found = draw_first_candidates(rows, 200, SIZE)
+    assert torch.equal(draw_first_candidates(rows[7:9], 200, SIZE), found[7:9])  # the same for every network and batch
+    counts = torch.bincount((to_pixels(found, SIZE)[..., 1] * SIZE + to_pixels(found, SIZE)[..., 0]).flatten())
     assert len(counts) == SIZE**2 and counts.min() > 0.5 * 10_000 / SIZE**2
     colours = found[..., 2:]
     dark, bright = ((colours == value).double().mean() for value in (0.0, 1.0))
@@ -139,8 +152,8 @@ def test_first_candidates_lie_anywhere_and_their_colours_are_the_papers() -> Non
 
 
 def test_children_are_a_parent_and_half_the_difference_of_two_others_kept_in_bounds() -> None:
-    parents = first_candidates(torch.arange(3), 5, SIZE)
-    found = children(parents, torch.arange(3), 1, SIZE)
+    parents = draw_first_candidates(torch.arange(3), 5, SIZE)
+    found = mutate(parents, torch.arange(3), 1, SIZE)
     limits = torch.tensor([SIZE, SIZE, 1.0, 1.0, 1.0], dtype=torch.float64)
     for galaxy in range(3):
         possible = torch.stack(
@@ -153,15 +166,15 @@ def test_children_are_a_parent_and_half_the_difference_of_two_others_kept_in_bou
             ]
         )
         assert (found[galaxy, :, None] - possible).abs().amax(-1).amin(1).max() < 1e-12
-    assert not torch.equal(found, children(parents, torch.arange(3), 2, SIZE))
+    assert not torch.equal(found, mutate(parents, torch.arange(3), 2, SIZE))
 
 
 def test_as_many_galaxies_of_each_class_are_chosen_and_more_hold_the_fewer() -> None:
     labels, rows = np.repeat([0, 1, 2], [50, 5, 30]), np.arange(85) * 3
-    assert np.bincount(labels[chosen(rows, labels, 12)]).tolist() == [4, 4, 4]
-    assert np.bincount(labels[chosen(rows, labels, 31)]).tolist() == [13, 5, 13]
-    assert len(chosen(rows, labels, 10**9)) == 85
-    assert set(chosen(rows, labels, 12)) < set(chosen(rows, labels, 31))
+    assert np.bincount(labels[select_galaxies(rows, labels, 12)]).tolist() == [4, 4, 4]
+    assert np.bincount(labels[select_galaxies(rows, labels, 31)]).tolist() == [13, 5, 13]
+    assert len(select_galaxies(rows, labels, 10**9)) == 85
+    assert set(select_galaxies(rows, labels, 12)) < set(select_galaxies(rows, labels, 31))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +224,7 @@ def save_weights(run: RunDir, seed: int) -> None:
     torch.save({"model": network.state_dict(), "run_id": run.run_id}, run.best_file)
 
 
-def attacked(run: RunDir) -> Attacked:
+def attacked(run: RunDir) -> AttackResults:
     found = read(run)
     assert found is not None
     return found
@@ -221,10 +234,10 @@ def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by
     tmp_path: Path, cache: Path
 ) -> None:
     run = make_run(tmp_path, cache, AttackConfig(galaxies=30, population=16, iterations=4))
-    assert evaluate(run, Stop())
+    assert evaluate(run, StopSignal())
     config, found = run.load_config(), attacked(run)
-    assert state(run).name == "evaluated" and done(run, config) and found.complete
-    assert found.source.weights == sha256(run.best_file) and found.source.generated and found.source.budget == 80
+    assert read_state(run).name == "evaluated" and is_evaluated(run, config) and found.is_complete
+    assert found.spec.weights == sha256(run.best_file) and found.spec.generated and found.spec.budget == 80
     galaxies, network = prepare(config.data), load_network(run, config, torch.device("cpu"))
     table = found.table
     images = torch.from_numpy(np.array(galaxies.images[table["row"].to_numpy()]))
@@ -235,10 +248,10 @@ def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by
         clean, fooled = (network(each.float() / 255.0).argmax(1).numpy() for each in (images, after))
     assert len(table) > 5 and (clean == table["label"]).all() and (galaxies.labels[table["row"]] == clean).all()
     assert (fooled == table["predicted"]).all() and 0 < table["success"].sum() < len(table)
-    assert fsck.check_run(run).damage == ()
+    assert fsck.check_run(run).errors == ()
 
 
-class StopLater(Stop):
+class StopLater(StopSignal):
     """A signal that comes at the twentieth look."""
 
     looks = 0
@@ -254,26 +267,30 @@ def test_an_attack_goes_on_where_it_was_and_comes_to_the_same(
 ) -> None:
     unbroken = make_run(tmp_path / "a", cache)
     broken = RunDir(shutil.copytree(unbroken.path, tmp_path / "b" / unbroken.run_id))
-    evaluate(unbroken, Stop())
-    monkeypatch.setattr("galaxyhpc.evaluation.attack.TOGETHER", 3)
+    evaluate(unbroken, StopSignal())
+    monkeypatch.setattr("galaxyhpc.evaluation.attack.GALAXIES_PER_CHUNK", 3)
     assert not evaluate(broken, StopLater())
     part = attacked(broken)
-    assert 0 < len(part.table) < len(attacked(unbroken).table) and not part.complete
-    assert not done(broken, broken.load_config())
-    assert evaluate(broken, Stop())
-    assert attack_file(broken).read_bytes() == attack_file(unbroken).read_bytes()
+    assert 0 < len(part.table) < len(attacked(unbroken).table) and not part.is_complete
+    assert not is_evaluated(broken, broken.load_config())
+    assert evaluate(broken, StopSignal())
+    assert get_attack_file(broken).read_bytes() == get_attack_file(unbroken).read_bytes()
 
 
 def test_only_what_is_missing_is_attacked_and_other_weights_or_settings_begin_anew(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache)
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     before = attacked(run).table
 
     def with_attack(**settings: int) -> None:
         config = run.load_config()
         wanted = config.evaluate.model_copy(update={"attack": SMALL.model_copy(update=settings)})
         write_text(run.config_file, config.model_copy(update={"evaluate": wanted}).model_dump_json())
-        assert not done(run, run.load_config()) and evaluate(run, Stop()) and done(run, run.load_config())
+        assert (
+            not is_evaluated(run, run.load_config())
+            and evaluate(run, StopSignal())
+            and is_evaluated(run, run.load_config())
+        )
 
     with_attack(galaxies=60)
     more = attacked(run).table
@@ -282,8 +299,8 @@ def test_only_what_is_missing_is_attacked_and_other_weights_or_settings_begin_an
     with_attack(galaxies=60, iterations=1)
     assert (attacked(run).table["queries"] <= 16).all()
     save_weights(run, seed=1)
-    assert not done(run, run.load_config()) and evaluate(run, Stop())
-    assert attacked(run).source.weights == sha256(run.best_file)
+    assert not is_evaluated(run, run.load_config()) and evaluate(run, StopSignal())
+    assert attacked(run).spec.weights == sha256(run.best_file)
 
 
 def test_without_a_wish_for_it_there_is_no_attack_and_runs_of_before_can_be_read(tmp_path: Path, cache: Path) -> None:
@@ -291,7 +308,7 @@ def test_without_a_wish_for_it_there_is_no_attack_and_runs_of_before_can_be_read
     old = json.loads(run.config_file.read_text())
     del old["evaluate"]["attack"], old["model"]["opening"]
     write_text(run.config_file, json.dumps(old))
-    assert run.load_config().run_id == run.run_id and evaluate(run, Stop()) and not attack_file(run).exists()
+    assert run.load_config().run_id == run.run_id and evaluate(run, StopSignal()) and not get_attack_file(run).exists()
 
 
 @pytest.mark.parametrize(
@@ -310,16 +327,18 @@ def test_a_damaged_file_counts_as_absent_and_is_told_by_fsck(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunDir(tmp_path / "C4-cnn-s0-0123abcd")
-    table = pd.concat([empty(), pd.DataFrame([one_row(3, True, 5), one_row(4, False, 40)])]).astype(empty().dtypes)
-    attack_results.save(run, Attacked(source(run.run_id), table, True))
+    table = pd.concat([make_empty_table(), pd.DataFrame([one_row(3, True, 5), one_row(4, False, 40)])]).astype(
+        make_empty_table().dtypes
+    )
+    attack_results.save(run, AttackResults(source(run.run_id), table, True))
     pd.testing.assert_frame_equal(attacked(run).table, table)
-    write_text(attack_file(run), damage(attack_file(run).read_text()))  # type: ignore[operator]
+    write_text(get_attack_file(run), damage(get_attack_file(run).read_text()))  # type: ignore[operator]
     assert read(run) is None and "damaged, taken for absent" in caplog.text
-    assert [line for line in fsck.check_run(run).damage if line.startswith("attack.csv: ")]
+    assert [line for line in fsck.check_run(run).errors if line.startswith("attack.csv: ")]
 
 
-def source(run_id: str = "a", population: int = 10) -> Source:
-    return Source(run_id, "w", "f", False, population, 3, 100)
+def source(run_id: str = "a", population: int = 10) -> AttackSpec:
+    return AttackSpec(run_id, "w", "f", False, population, 3, 100)
 
 
 def one_row(row: int, success: bool, queries: int) -> dict[str, object]:
@@ -327,14 +346,14 @@ def one_row(row: int, success: bool, queries: int) -> dict[str, object]:
     return galaxy | dict.fromkeys(("x", "y", "r", "g", "b"), 1) | {"predicted": 2 if success else 1}
 
 
-def made(rows: range, fooled: dict[int, int], population: int = 10) -> Attacked:
+def made(rows: range, fooled: dict[int, int], population: int = 10) -> AttackResults:
     table = pd.DataFrame([one_row(row, row in fooled, fooled.get(row, 40)) for row in rows])
-    return Attacked(source(population=population), table, True)
+    return AttackResults(source(population=population), table, True)
 
 
 def test_rates_of_success_are_those_of_the_galaxies_that_a_network_or_all_of_them_classify_rightly() -> None:
     attacks = {"A": [made(range(100), {0: 5, 1: 20, 90: 21})], "B": [made(range(50, 150), {55: 10, 90: 40, 140: 1})]}
-    table = success_table(attacks, [10, 20, 40, 400]).set_index(["label", "set", "budget"])
+    table = compute_success_rates(attacks, [10, 20, 40, 400]).set_index(["label", "set", "budget"])
     assert list(table.index.get_level_values("budget").unique()) == [10, 20, 40]  # no more were spent
     counts = {key: tuple(row) for key, row in zip(table.index, table[["n", "successes"]].to_numpy(), strict=True)}
     assert counts["A", "own", 10] == (100, 1) and counts["A", "own", 20] == (100, 2)
@@ -348,7 +367,7 @@ def test_rates_of_success_are_those_of_the_galaxies_that_a_network_or_all_of_the
 
 def test_seeds_do_not_pass_for_more_galaxies() -> None:
     seeds = [made(range(100), {0: 1, 1: 1}), made(range(80), {0: 1, 1: 1, 2: 1, 3: 1})]
-    table = success_table({"A": seeds}, [40]).set_index("set")
+    table = compute_success_rates({"A": seeds}, [40]).set_index("set")
     own, common = table.loc["own"], table.loc["common"]
     assert own["n"] == 90 and own["seeds"] == 2 and own["rate"] == pytest.approx((0.02 + 0.05) / 2)
     assert common["n"] == 80 and common["rate"] == pytest.approx(3 / 80) and common["successes"] == 3
@@ -356,12 +375,12 @@ def test_seeds_do_not_pass_for_more_galaxies() -> None:
 
 
 def test_networks_without_a_common_galaxy_and_no_networks_have_no_rate() -> None:
-    assert success_table({}, [10]).empty
-    table = success_table({"A": [made(range(5), {})], "B": [made(range(5, 9), {})]}, [40])
+    assert compute_success_rates({}, [10]).empty
+    table = compute_success_rates({"A": [made(range(5), {})], "B": [made(range(5, 9), {})]}, [40])
     common = table[table["set"] == "common"]
     assert common["rate"].isna().all() and (common["low"] == 0).all() and (common["high"] == 1).all()
 
 
 def test_attacks_of_several_kinds_are_not_compared() -> None:
     with pytest.raises(AttackError, match="10 candidates, 3 iterations, galaxies f; 20 candidates"):
-        success_table({"A": [made(range(5), {})], "B": [made(range(5), {}, population=20)]}, [40])
+        compute_success_rates({"A": [made(range(5), {})], "B": [made(range(5), {}, population=20)]}, [40])

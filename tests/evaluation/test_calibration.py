@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from galaxyhpc.evaluation.calibration import LIMITS, fit_temperature, probabilities
-from galaxyhpc.evaluation.metrics import MetricsError, count, metrics
+from galaxyhpc.evaluation.calibration import TEMPERATURE_BOUNDS, fit_temperature, softmax
+from galaxyhpc.evaluation.metrics import MetricsError, compute_counts, compute_metrics
 
 Logits = NDArray[np.float32]
 
@@ -37,21 +37,21 @@ def test_the_temperature_is_where_the_likelihoods_slope_vanishes() -> None:
 def test_confidences_come_to_be_how_often_the_network_is_right() -> None:
     logits, labels = overconfident(3.0)
     scaled = logits / fit_temperature(logits, labels)
-    before, after = (float(metrics(count(each, labels))["ece"]) for each in (logits, scaled))
+    before, after = (float(compute_metrics(compute_counts(each, labels))["ece"]) for each in (logits, scaled))
     assert before > 0.15 and after < 0.02
 
 
 def test_where_nothing_can_be_learned_the_temperature_stays_finite() -> None:
     labels = np.arange(50) % 10
     perfect = 5 * np.eye(10, dtype=np.float32)[labels]
-    assert LIMITS[0] <= fit_temperature(perfect, labels) < 0.2
-    assert fit_temperature(-perfect, labels) == pytest.approx(LIMITS[1], rel=1e-3)
+    assert TEMPERATURE_BOUNDS[0] <= fit_temperature(perfect, labels) < 0.2
+    assert fit_temperature(-perfect, labels) == pytest.approx(TEMPERATURE_BOUNDS[1], rel=1e-3)
 
 
 def test_probabilities_are_those_of_the_softmax_however_large_the_logits() -> None:
     logits = np.array([[1.0, 2.0, 4.0], [1e4, 0.0, -1e4]], np.float32)
     wanted = torch.softmax(torch.from_numpy(logits).double() / 2.5, 1).numpy()
-    np.testing.assert_allclose(probabilities(logits, 2.5), wanted, rtol=1e-12)
+    np.testing.assert_allclose(softmax(logits, 2.5), wanted, rtol=1e-12)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

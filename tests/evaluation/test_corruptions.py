@@ -8,22 +8,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers.images import smooth
+from helpers.images import make_smooth_image
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage, stats
 from skimage.transform import resize
 
 from galaxyhpc.config import conditions
-from galaxyhpc.config.conditions import CONDITIONS, DEFAULT, Condition, parameter, severities
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS, Condition, get_parameter, get_severities
 from galaxyhpc.evaluation import corruptions
-from galaxyhpc.evaluation.corruptions import RING, Draw, Survey, corrupt, poisson
-from galaxyhpc.runtime.rng import key, uniform
+from galaxyhpc.evaluation.corruptions import STAR_DISTANCE_RANGE, DrawFn, Survey, corrupt, draw_poisson
+from galaxyhpc.runtime.rng import make_key, uniform
 
-SURVEY = Survey(mean=37.0, pixel_scale=0.524)
+SURVEY = Survey(mean_dn=37.0, pixel_scale_arcsec=0.524)
 IMAGES = torch.rand(4, 3, 33, 33, generator=torch.Generator().manual_seed(0))
 ROWS = torch.tensor([3, 1, 4, 15])
-PAIRS = [(name, severity) for name in DEFAULT for severity in {*severities(name)[:2], severities(name)[-1]}]
+PAIRS = [
+    (name, severity)
+    for name in DEFAULT_CONDITIONS
+    for severity in {*get_severities(name)[:2], get_severities(name)[-1]}
+]
 FLAT = torch.full((4, 3, 65, 65), 100 / 255)
 FOUR = torch.arange(4)
 
@@ -54,8 +58,8 @@ def test_the_pixels_depend_on_the_galaxy_and_not_on_its_batch(condition: str, se
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if not name.startswith(("clean", "flip", "band_"))])
 def test_a_higher_severity_changes_a_galaxy_more(condition: str) -> None:
-    images, levels = smooth(33).expand(24, -1, -1, -1) * 0.8, conditions.levels(condition)
-    inside = images * corruptions.circle(33, images.device) if condition.startswith("rotation") else images
+    images, levels = make_smooth_image(33).expand(24, -1, -1, -1) * 0.8, conditions.get_levels(condition)
+    inside = images * corruptions.make_disc_mask(33, images.device) if condition.startswith("rotation") else images
     changes = [(corrupt(images, torch.arange(24), condition, s, SURVEY) - inside).abs().mean() for s in levels]
     if condition == "rotation_control":  # there and back loses most where pixels fall between, not at large angles
         assert min(changes) > 0.0
@@ -92,7 +96,7 @@ def test_a_combination_is_one_after_the_other_each_at_its_own_level() -> None:
 def test_parts_of_a_combination_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.Tensor] = []
 
-    def noted(images: torch.Tensor, parameter: float, draw: Draw, survey: Survey) -> torch.Tensor:
+    def noted(images: torch.Tensor, parameter: float, draw: DrawFn, survey: Survey) -> torch.Tensor:
         drawn.append(draw(5))
         return images
 
@@ -142,9 +146,9 @@ def test_a_flip_mirrors_left_and_right_and_then_up_and_down() -> None:
     assert np.array_equal(corrupt(IMAGES, ROWS, "flip", 2.0, SURVEY), IMAGES.numpy()[..., ::-1, :])
 
 
-@pytest.mark.parametrize("severity", severities("shift"))
+@pytest.mark.parametrize("severity", get_severities("shift"))
 def test_a_shift_is_scipys_in_one_of_four_directions(severity: float) -> None:
-    step, seen = parameter("shift", severity), set()
+    step, seen = get_parameter("shift", severity), set()
     rows = torch.arange(24)
     for found in corrupt(IMAGES[:1].expand(24, -1, -1, -1), rows, "shift", severity, SURVEY).numpy():
         for way in ((0, step), (step, 0), (0, -step), (-step, 0)):
@@ -159,7 +163,7 @@ def test_a_shift_is_scipys_in_one_of_four_directions(severity: float) -> None:
 @pytest.mark.parametrize("rate", [0.3, 4.0, 112.0])
 def test_poisson_counts_follow_the_poisson_distribution(rate: float) -> None:
     uniforms = uniform(1, torch.arange(1), 20000)[0]
-    drawn = poisson(np.array([1.0, rate]), torch.ones(20000, dtype=torch.int64), uniforms).numpy()
+    drawn = draw_poisson(np.array([1.0, rate]), torch.ones(20000, dtype=torch.int64), uniforms).numpy()
     assert drawn.mean() == pytest.approx(rate, abs=5 * (rate / 20000) ** 0.5)
     edges = np.unique(stats.poisson.ppf(np.linspace(0.0, 1.0, 8)[1:-1], rate))
     found = np.histogram(drawn, np.concatenate([[-0.5], edges + 0.5, [1e9]]))[0]
@@ -167,11 +171,11 @@ def test_poisson_counts_follow_the_poisson_distribution(rate: float) -> None:
     assert stats.chisquare(found, wanted).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("severity", severities("shot_noise"))
+@pytest.mark.parametrize("severity", get_severities("shot_noise"))
 def test_shot_noise_keeps_the_mean_and_its_variance_grows_as_the_exposure_shrinks(severity: float) -> None:
     found = counts("shot_noise", severity, 40.0)
     assert found.mean() == pytest.approx(0.0, abs=0.8)
-    assert found.var() == pytest.approx(40.0 / parameter("shot_noise", severity), rel=0.05)
+    assert found.var() == pytest.approx(40.0 / get_parameter("shot_noise", severity), rel=0.05)
 
 
 @pytest.mark.parametrize(("snr", "pedestal"), [(0.75, 12.3), (0.5, 37.0), (0.25, 111.0)])
@@ -183,7 +187,7 @@ def test_pedestal_noise_adds_the_studys_counts_to_every_pixel(snr: float, pedest
 
 @pytest.mark.parametrize("severity", [1.0, 4.0])
 def test_sky_noise_is_gaussian_with_mean_zero_and_the_pixels_are_independent(severity: float) -> None:
-    found, sigma = counts("sky_noise", severity, 127.0), parameter("sky_noise", severity)
+    found, sigma = counts("sky_noise", severity, 127.0), get_parameter("sky_noise", severity)
     assert stats.kstest(found.ravel() / sigma, "norm").pvalue > 1e-3
     beside = np.corrcoef(found[..., 1:].ravel(), found[..., :-1].ravel())[0, 1]
     between = np.corrcoef(found[:, 0].ravel(), found[:, 1].ravel())[0, 1]
@@ -206,32 +210,32 @@ def test_a_sky_gradient_is_a_plane_from_nothing_to_its_amplitude_in_a_direction_
 # Optics
 
 
-@pytest.mark.parametrize("severity", severities("downsample"))
+@pytest.mark.parametrize("severity", get_severities("downsample"))
 def test_downsampling_is_pillows(severity: float) -> None:
-    band = smooth(65)[0, 0].numpy()
-    few = round(65 * parameter("downsample", severity))
+    band = make_smooth_image(65)[0, 0].numpy()
+    few = round(65 * get_parameter("downsample", severity))
     small = Image.fromarray(band).resize((few, few), Image.Resampling.BILINEAR)
     wanted = np.array(small.resize((65, 65), Image.Resampling.BILINEAR))
-    found = corrupt(smooth(65), ROWS[:1], "downsample", severity, SURVEY)[0, 0].numpy()
+    found = corrupt(make_smooth_image(65), ROWS[:1], "downsample", severity, SURVEY)[0, 0].numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("severity", severities("downsample_bilinear"))
+@pytest.mark.parametrize("severity", get_severities("downsample_bilinear"))
 def test_the_studys_downsampling_is_scikit_images_without_smoothing(severity: float) -> None:
-    band = smooth(64)[0, 0].numpy()
-    few = round(64 * parameter("downsample_bilinear", severity))
+    band = make_smooth_image(64)[0, 0].numpy()
+    few = round(64 * get_parameter("downsample_bilinear", severity))
     small = resize(band, (few, few), order=1, mode="edge", anti_aliasing=False)
     wanted = resize(small, (64, 64), order=1, mode="edge", anti_aliasing=False)
-    found = corrupt(smooth(64), ROWS[:1], "downsample_bilinear", severity, SURVEY)[0, 0].numpy()
+    found = corrupt(make_smooth_image(64), ROWS[:1], "downsample_bilinear", severity, SURVEY)[0, 0].numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 # The detector, and what is in front of it
 
 
-@pytest.mark.parametrize("severity", severities("bad_pixels"))
+@pytest.mark.parametrize("severity", get_severities("bad_pixels"))
 def test_half_the_bad_pixels_are_hot_and_half_dead_apart_in_each_band(severity: float) -> None:
-    found, fraction = counts("bad_pixels", severity), parameter("bad_pixels", severity)
+    found, fraction = counts("bad_pixels", severity), get_parameter("bad_pixels", severity)
     for value in (155.0, -100.0):
         broken = np.isclose(found, value, atol=1e-3)
         assert stats.binomtest(int(broken.sum()), broken.size, fraction / 2).pvalue > 1e-3
@@ -243,8 +247,8 @@ def test_half_the_bad_pixels_are_hot_and_half_dead_apart_in_each_band(severity: 
 def test_a_cosmic_ray_is_one_straight_streak_in_one_band_as_long_as_drawn() -> None:
     survey, rows, size = Survey(37.0, 0.524), torch.arange(40), 96
     black = torch.zeros(40, 3, size, size)
-    x, y, turn, stretch, band, peak = uniform(key("corrupt", "cosmic_rays", 1.0), rows, 6).unbind(1)
-    lengths = (corruptions.STREAK[0] * 8**stretch / 0.524).numpy()
+    x, y, turn, stretch, band, peak = uniform(make_key("corrupt", "cosmic_rays", 1.0), rows, 6).unbind(1)
+    lengths = (corruptions.STREAK_LENGTH_ARCSEC[0] * 8**stretch / 0.524).numpy()
     inside = (torch.stack([x, y]) * size - size / 2).abs().amax(0).numpy() + lengths / 2 < size / 2 - 1
     found = corrupt(black, rows, "cosmic_rays", 1.0, survey).double().numpy()
     assert inside.sum() > 20
@@ -260,23 +264,23 @@ def test_a_cosmic_ray_is_one_straight_streak_in_one_band_as_long_as_drawn() -> N
 
 
 def test_as_many_cosmic_rays_as_said_brighten_and_never_darken() -> None:
-    found = [counts("cosmic_rays", severity) for severity in severities("cosmic_rays")]
+    found = [counts("cosmic_rays", severity) for severity in get_severities("cosmic_rays")]
     assert all(added.min() > -1e-4 for added in found)
     lit = [(added > 1.0).mean() for added in found]
     assert lit[4] / lit[1] == pytest.approx(8, rel=0.5)
 
 
 def test_saturation_cuts_off_at_the_full_well_and_keeps_the_rest() -> None:
-    for severity in severities("saturation"):
-        well = parameter("saturation", severity) / 255
+    for severity in get_severities("saturation"):
+        well = get_parameter("saturation", severity) / 255
         wanted = np.minimum(IMAGES.numpy(), np.float32(well))
         np.testing.assert_allclose(corrupt(IMAGES, ROWS, "saturation", severity, SURVEY), wanted, rtol=1e-6)
 
 
 def test_each_severity_of_band_loss_blackens_its_own_band_alone() -> None:
-    for severity in severities("band_loss"):
+    for severity in get_severities("band_loss"):
         wanted = IMAGES.clone()
-        wanted[:, int(parameter("band_loss", severity))] = 0.0
+        wanted[:, int(get_parameter("band_loss", severity))] = 0.0
         assert torch.equal(corrupt(IMAGES, ROWS, "band_loss", severity, SURVEY), wanted)
 
 
@@ -284,16 +288,18 @@ def test_gain_errors_are_log_normal_one_for_each_band_of_each_galaxy() -> None:
     flat, rows = torch.full((500, 3, 2, 2), 0.1), torch.arange(500)
     gains = np.log(corrupt(flat, rows, "gain_error", 3.0, SURVEY).numpy() / 0.1)
     np.testing.assert_allclose(gains, gains[:, :, :1, :1].repeat(2, 2).repeat(2, 3), atol=1e-6)
-    assert stats.kstest(gains[:, :, 0, 0].ravel() / parameter("gain_error", 3.0), "norm").pvalue > 1e-3
+    assert stats.kstest(gains[:, :, 0, 0].ravel() / get_parameter("gain_error", 3.0), "norm").pvalue > 1e-3
     assert abs(np.corrcoef(gains[:, :, 0, 0].T) - np.eye(3)).max() < 0.15
 
 
-@pytest.mark.parametrize("severity", severities("star"))
+@pytest.mark.parametrize("severity", get_severities("star"))
 def test_a_star_is_round_saturated_in_the_ring_and_of_the_seeing(severity: float) -> None:
-    black, rows, peak = torch.zeros(12, 3, 65, 65), torch.arange(12), parameter("star", severity)
+    black, rows, peak = torch.zeros(12, 3, 65, 65), torch.arange(12), get_parameter("star", severity)
     found, offset = corrupt(black, rows, "star", severity, Survey(37.0, 1.03))[:, 1].numpy(), np.arange(65) - 32.0
     centres = np.array([ndimage.center_of_mass(light) for light in found]) - 32.0
-    assert (np.abs(np.hypot(*centres.T) / 65 - np.mean(RING)) < np.ptp(RING) / 2 + 0.02).all()
+    assert (
+        np.abs(np.hypot(*centres.T) / 65 - np.mean(STAR_DISTANCE_RANGE)) < np.ptp(STAR_DISTANCE_RANGE) / 2 + 0.02
+    ).all()
     assert np.ptp(np.arctan2(*centres.T)) > np.pi
     seeing = np.hypot(1.3 / 1.03, 1.0)  # and a pixel
     for light, (y, x) in zip(found, centres, strict=True):

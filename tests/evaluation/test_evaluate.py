@@ -18,15 +18,15 @@ import torch
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.data.loader import load_pictures, predict
+from galaxyhpc.data.loader import load_device_dataset, predict
 from galaxyhpc.evaluation import corruptions, results
 from galaxyhpc.evaluation.calibration import fit_temperature
-from galaxyhpc.evaluation.corruptions import Draw, Survey
-from galaxyhpc.evaluation.evaluate import NotTrainedError, done, evaluate, load_network, wanted
+from galaxyhpc.evaluation.corruptions import DrawFn, Survey
+from galaxyhpc.evaluation.evaluate import NotTrainedError, evaluate, get_conditions, is_evaluated, load_network
 from galaxyhpc.models import build_model
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage.files import sha256, write_text
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDi
     return run
 
 
-class StopLater(Stop):
+class StopLater(StopSignal):
     """A signal that comes at the tenth look."""
 
     looks = 0
@@ -60,7 +60,7 @@ class StopLater(Stop):
         return self.looks >= 10
 
 
-def load(run: RunDir) -> results.Measured:
+def load(run: RunDir) -> results.RunLogits:
     found = results.load(run)
     assert found is not None
     return found
@@ -68,39 +68,39 @@ def load(run: RunDir) -> results.Measured:
 
 def test_every_condition_and_severity_is_measured_on_the_test_galaxies(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean", "rotation", "pedestal_noise", "shot_noise")
-    assert evaluate(run, Stop())
+    assert evaluate(run, StopSignal())
     table, measured = results.read_counts(run), load(run)
     assert table is not None and len(table) == 1 + 48 + 3 + 5
-    assert set(zip(table.condition, table.severity, strict=True)) == set(wanted(run.load_config()))
+    assert set(zip(table.condition, table.severity, strict=True)) == set(get_conditions(run.load_config()))
     assert (table.n == len(measured.rows)).all() and measured.generated
     assert measured.weights == sha256(run.best_file)
     logits = measured.logits["clean", 0.0]
     assert table.correct[0] == (logits.argmax(1) == measured.labels).sum()
-    assert state(run).name == "evaluated" and done(run, run.load_config())
+    assert read_state(run).name == "evaluated" and is_evaluated(run, run.load_config())
 
 
 def test_the_temperature_is_that_of_the_validation_galaxies(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     config, device = run.load_config(), torch.device("cpu")
     galaxies = prepare(config.data)
-    split = load_split(config.data, galaxies, run.sweep)
+    split = load_split(config.data, galaxies, run.sweep_dir)
     rows = torch.tensor(split.row[split.split == "validation"].to_numpy())
-    pictures = load_pictures(galaxies, device)
+    pictures = load_device_dataset(galaxies, device)
     logits, labels = predict(load_network(run, config, device), pictures, rows, batch_size=32)
     assert load(run).temperature == pytest.approx(fit_temperature(logits.numpy(), labels.numpy()), rel=1e-3)
 
 
 def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     before = load(run)
     with h5py.File(run.predictions_file, "a") as file:
         del file.attrs["temperature"]
-    assert load(run).temperature is None and not done(run, run.load_config())
-    evaluate(run, Stop())
-    assert load(run).temperature == before.temperature and done(run, run.load_config())
-    assert run.events()[-1]["measured"] == 0
+    assert load(run).temperature is None and not is_evaluated(run, run.load_config())
+    evaluate(run, StopSignal())
+    assert load(run).temperature == before.temperature and is_evaluated(run, run.load_config())
+    assert run.read_events()[-1]["measured"] == 0
     np.testing.assert_array_equal(load(run).logits["clean", 0.0], before.logits["clean", 0.0])
 
 
@@ -108,19 +108,19 @@ def test_results_of_before_there_were_scaled_counts_are_given_them_without_measu
     tmp_path: Path, cache: Path
 ) -> None:
     run = make_run(tmp_path, cache, "clean")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     whole, predictions = run.results_file.read_bytes(), load(run)
-    old = pd.read_csv(run.results_file, dtype=str).drop(columns=["temperature", *results.SCALED])
+    old = pd.read_csv(run.results_file, dtype=str).drop(columns=["temperature", *results.SCALED_COLUMNS])
     old.to_csv(run.results_file, index=False)
-    assert not done(run, run.load_config())
-    assert evaluate(run, Stop(leave=True))  # which would not measure one batch
-    assert run.results_file.read_bytes() == whole and done(run, run.load_config())
-    assert load(run).temperature == predictions.temperature and run.events()[-1]["kept"] == 1
+    assert not is_evaluated(run, run.load_config())
+    assert evaluate(run, StopSignal(should_exit=True))  # which would not measure one batch
+    assert run.results_file.read_bytes() == whole and is_evaluated(run, run.load_config())
+    assert load(run).temperature == predictions.temperature and run.read_events()[-1]["kept"] == 1
 
 
 def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "rotation")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     logits = load(run).logits
     for angle in (90.0, 180.0, 270.0):
         np.testing.assert_allclose(logits["rotation", angle], logits["rotation", 0.0], rtol=1e-3, atol=1e-4)
@@ -129,14 +129,14 @@ def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cac
 
 def test_only_what_is_missing_is_computed(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean", "shot_noise")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     before = load(run).logits
     config = run.load_config()
     more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "shot_noise", "pedestal_noise"))})
     assert more.run_id == config.run_id
     write_text(run.config_file, more.model_dump_json())
-    evaluate(run, Stop())
-    assert run.events()[-1]["measured"] == 3 and run.events()[-1]["kept"] == 6
+    evaluate(run, StopSignal())
+    assert run.read_events()[-1]["measured"] == 3 and run.read_events()[-1]["kept"] == 6
     after = load(run).logits
     assert len(after) == 9 and all(np.array_equal(after[pair], before[pair]) for pair in before)
 
@@ -145,10 +145,10 @@ def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, cache, "clean", "flip")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     before, config = load(run).logits, run.load_config()
 
-    def dimmed(images: torch.Tensor, factor: float, draw: Draw, survey: Survey) -> torch.Tensor:
+    def dimmed(images: torch.Tensor, factor: float, draw: DrawFn, survey: Survey) -> torch.Tensor:
         return images * factor
 
     monkeypatch.setitem(CONDITIONS, "dimmed", Condition({1.0: 0.5, 2.0: 0.0}, "of the light", "dimmed"))
@@ -156,31 +156,31 @@ def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
     more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "flip", "dimmed", "flip+dimmed"))})
     write_text(run.config_file, more.model_dump_json())
     assert run.load_config() == more and more.run_id == config.run_id
-    evaluate(run, Stop())
-    assert run.events()[-1]["measured"] == 4 and run.events()[-1]["kept"] == 3
+    evaluate(run, StopSignal())
+    assert run.read_events()[-1]["measured"] == 4 and run.read_events()[-1]["kept"] == 3
     after = load(run).logits
     assert all(np.array_equal(after[pair], before[pair]) for pair in before)
     assert len(np.unique(after["dimmed", 2.0].round(4), axis=0)) == 1  # every galaxy black
     np.testing.assert_allclose(after["flip+dimmed", 2.0], after["dimmed", 2.0], rtol=1e-4)
-    assert done(run, more)
+    assert is_evaluated(run, more)
 
 
 def test_what_is_done_is_left_alone(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
-    evaluate(run, Stop())
-    before = run.results_file.stat().st_mtime_ns, len(run.events())
-    assert evaluate(run, Stop())
-    assert (run.results_file.stat().st_mtime_ns, len(run.events())) == before
+    evaluate(run, StopSignal())
+    before = run.results_file.stat().st_mtime_ns, len(run.read_events())
+    assert evaluate(run, StopSignal())
+    assert (run.results_file.stat().st_mtime_ns, len(run.read_events())) == before
 
 
 def test_other_weights_are_measured_afresh(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     torch.manual_seed(99)
     torch.save({"model": build_model(run.load_config().model, 33).state_dict()}, run.best_file)
-    assert not done(run, run.load_config())
+    assert not is_evaluated(run, run.load_config())
     before = load(run).logits["clean", 0.0]
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     assert not np.array_equal(load(run).logits["clean", 0.0], before)
 
 
@@ -189,19 +189,19 @@ def test_a_signal_saves_what_is_measured_and_the_next_start_goes_on(tmp_path: Pa
     assert not evaluate(run, StopLater())
     measured = len(load(run).logits)
     assert 0 < measured < 48
-    assert evaluate(run, Stop())
-    assert run.events()[-1]["measured"] == 48 - measured
+    assert evaluate(run, StopSignal())
+    assert run.read_events()[-1]["measured"] == 48 - measured
 
 
 def test_a_signal_before_the_first_condition_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
-    assert not evaluate(run, Stop(leave=True))
+    assert not evaluate(run, StopSignal(should_exit=True))
     assert not run.results_file.exists()
 
 
 def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path, cache: Path) -> None:
     whole, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
-    evaluate(whole, Stop())
+    evaluate(whole, StopSignal())
     for pause in (0.0, 0.2):
         command = [sys.executable, "-m", "jobs.evaluate", str(run.path)]
         process = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -210,7 +210,7 @@ def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path:
         time.sleep(pause)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    evaluate(run, Stop())
+    evaluate(run, StopSignal())
     for pair, logits in load(whole).logits.items():
         np.testing.assert_array_equal(load(run).logits[pair], logits)
 
@@ -231,4 +231,4 @@ def test_a_run_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     run.best_file.unlink()
     with pytest.raises(NotTrainedError, match=r"not trained to its end"):
-        evaluate(run, Stop())
+        evaluate(run, StopSignal())

@@ -16,7 +16,15 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from galaxyhpc.evaluation.metrics import Counts, MetricsError, consistency, count, metrics, per_class, reliability
+from galaxyhpc.evaluation.metrics import (
+    Counts,
+    MetricsError,
+    compute_counts,
+    compute_metrics,
+    compute_per_class,
+    compute_reliability,
+    consistency,
+)
 
 
 def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -31,8 +39,8 @@ def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarr
 def test_metrics_are_those_of_scikit_learn(seed: int, n: int, classes: int) -> None:
     logits, labels = galaxies(seed, n, classes)
     predicted, p = logits.argmax(1), softmax(logits.astype(np.float64), axis=1)
-    counts = count(logits, labels)
-    found = metrics(counts)
+    counts = compute_counts(logits, labels)
+    found = compute_metrics(counts)
     assert np.array_equal(counts.confusion, confusion_matrix(labels, predicted, labels=range(10)))
     recalls = [np.mean(predicted[labels == c] == c) for c in np.unique(labels)]
     wanted = {
@@ -55,27 +63,30 @@ def test_ece_is_the_sum_over_bins_written_out_as_a_loop() -> None:
         inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
         if inside.any():
             total += inside.mean() * abs(hit[inside].mean() - confidence[inside].mean())
-    assert float(metrics(count(logits, labels))["ece"]) == pytest.approx(total)
+    assert float(compute_metrics(compute_counts(logits, labels))["ece"]) == pytest.approx(total)
 
 
 def test_certainty_falls_into_the_last_bin() -> None:
-    counts = count(np.array([[1e4] + [0.0] * 9], dtype=np.float32), np.array([0], dtype=np.uint8))
+    counts = compute_counts(np.array([[1e4] + [0.0] * 9], dtype=np.float32), np.array([0], dtype=np.uint8))
     assert counts.bins[-1].tolist() == [1, 1, 1]
     assert float(counts.nll_sum) == 0
 
 
 def test_counts_of_batches_add_up_to_the_counts_of_all() -> None:
     logits, labels = galaxies(1, 200)
-    whole, added = count(logits, labels), count(logits[:70], labels[:70]) + count(logits[70:], labels[70:])
+    whole, added = (
+        compute_counts(logits, labels),
+        compute_counts(logits[:70], labels[:70]) + compute_counts(logits[70:], labels[70:]),
+    )
     for name, value in vars(whole).items():
         np.testing.assert_allclose(getattr(added, name), value, rtol=1e-12)
 
 
 def test_many_counts_at_once_give_the_metrics_of_each() -> None:
-    each = [count(*galaxies(seed, 50)) for seed in range(4)]
-    stacked = metrics(Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True))))
+    each = [compute_counts(*galaxies(seed, 50)) for seed in range(4)]
+    stacked = compute_metrics(Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True))))
     for name, values in stacked.items():
-        assert values.tolist() == [float(metrics(c)[name]) for c in each]
+        assert values.tolist() == [float(compute_metrics(c)[name]) for c in each]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -83,12 +94,12 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     logits, labels = galaxies(0, 20)
     logits[3:5, 2] = bad
     with pytest.raises(MetricsError, match="2 of 20 galaxies are not finite"):
-        count(logits, labels)
+        compute_counts(logits, labels)
 
 
 def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(MetricsError, match=r"\(5, 9\); 5 labels need \(5, 10\)"):
-        count(np.zeros((5, 9)), np.zeros(5, dtype=np.uint8))
+        compute_counts(np.zeros((5, 9)), np.zeros(5, dtype=np.uint8))
 
 
 @settings(deadline=None, max_examples=20)
@@ -97,13 +108,13 @@ def test_rates_of_each_class_are_those_of_scikit_learn(seed: int, n: int, classe
     logits, labels = galaxies(seed, n, classes)
     predicted = logits.argmax(1)
     wanted = precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=np.nan)
-    found = per_class(count(logits, labels))
+    found = compute_per_class(compute_counts(logits, labels))
     for name, values in zip(("precision", "recall", "f1", "support"), wanted, strict=True):
         np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
 
 def test_a_class_that_neither_occurs_nor_is_predicted_has_no_rates_and_no_support() -> None:
-    found = per_class(count(np.eye(10, dtype=np.float32)[:3], np.array([0, 1, 1], dtype=np.uint8)))
+    found = compute_per_class(compute_counts(np.eye(10, dtype=np.float32)[:3], np.array([0, 1, 1], dtype=np.uint8)))
     np.testing.assert_array_equal(found["precision"][:4], [1, 1, 0, np.nan])
     np.testing.assert_array_equal(found["recall"][:4], [1, 0.5, np.nan, np.nan])
     assert np.isnan(found["f1"][3]) and found["support"].tolist() == [1, 2] + [0] * 8
@@ -111,10 +122,10 @@ def test_a_class_that_neither_occurs_nor_is_predicted_has_no_rates_and_no_suppor
 
 def test_the_bins_show_what_the_ece_sums() -> None:
     logits, labels = galaxies(3, 500)
-    counts = count(logits, labels)
-    bins = reliability(counts)
+    counts = compute_counts(logits, labels)
+    bins = compute_reliability(counts)
     gaps = bins["galaxies"] * np.abs(bins["accuracy"] - bins["confidence"])
-    assert np.nansum(gaps) / 500 == pytest.approx(float(metrics(counts)["ece"]))
+    assert np.nansum(gaps) / 500 == pytest.approx(float(compute_metrics(counts)["ece"]))
     confidence = softmax(logits.astype(np.float64), axis=1).max(1)
     inside = (confidence >= 9 / 15) & (confidence < 10 / 15)
     assert bins["galaxies"][9] == inside.sum() and bins["confidence"][9] == pytest.approx(confidence[inside].mean())
@@ -122,9 +133,9 @@ def test_the_bins_show_what_the_ece_sums() -> None:
 
 
 def test_rates_of_many_counts_at_once_are_those_of_each() -> None:
-    each = [count(*galaxies(seed, 50)) for seed in range(3)]
+    each = [compute_counts(*galaxies(seed, 50)) for seed in range(3)]
     stacked = Counts(*(np.stack(part) for part in zip(*(vars(c).values() for c in each), strict=True)))
-    for of in (per_class, reliability):
+    for of in (compute_per_class, compute_reliability):
         for name, values in of(stacked).items():
             np.testing.assert_array_equal(values, np.stack([of(c)[name] for c in each]))
 
@@ -136,6 +147,8 @@ def test_consistency_is_the_fraction_that_stays_right_or_wrong() -> None:
 
 def test_counts_at_a_temperature_are_those_of_the_divided_logits() -> None:
     logits, labels = galaxies(4, 300)
-    scaled = count(logits, labels, 1.7)
-    assert float(metrics(scaled)["nll"]) == pytest.approx(log_loss(labels, softmax(logits.astype(float) / 1.7, axis=1)))
-    assert np.array_equal(scaled.confusion, count(logits, labels).confusion)
+    scaled = compute_counts(logits, labels, 1.7)
+    assert float(compute_metrics(scaled)["nll"]) == pytest.approx(
+        log_loss(labels, softmax(logits.astype(float) / 1.7, axis=1))
+    )
+    assert np.array_equal(scaled.confusion, compute_counts(logits, labels).confusion)

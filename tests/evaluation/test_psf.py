@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from astropy.convolution import Gaussian2DKernel, Moffat2DKernel, convolve
-from helpers.images import smooth
+from helpers.images import make_smooth_image
 from scipy import ndimage
 
-from galaxyhpc.config.conditions import parameter, severities
+from galaxyhpc.config.conditions import get_parameter, get_severities
 from galaxyhpc.evaluation import psf
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
 
@@ -23,7 +23,7 @@ def test_kernels_are_astropys_integrated_over_pixels(fwhm: float) -> None:
     wanted = Gaussian2DKernel(fwhm / np.sqrt(8 * np.log(2)), **size)
     wanted.normalize()
     np.testing.assert_allclose(gaussian, wanted.array, atol=1e-4)
-    wanted = Moffat2DKernel(psf.moffat_width(fwhm), psf.BETA, **size)
+    wanted = Moffat2DKernel(psf.fwhm_to_moffat_gamma(fwhm), psf.MOFFAT_BETA, **size)
     wanted.normalize()
     np.testing.assert_allclose(moffat, wanted.array, atol=1e-4)
 
@@ -31,7 +31,7 @@ def test_kernels_are_astropys_integrated_over_pixels(fwhm: float) -> None:
 @pytest.mark.parametrize("condition", ["psf_gaussian", "psf_moffat"])
 @pytest.mark.parametrize("scale", [0.524, 1.03])
 def test_blurring_is_the_convolution_of_scipy_and_astropy_and_keeps_the_flux(condition: str, scale: float) -> None:
-    image, fwhm = smooth(48), parameter(condition, 4.0) / scale
+    image, fwhm = make_smooth_image(48), get_parameter(condition, 4.0) / scale
     kernel = psf.gaussian_kernel(fwhm) if condition == "psf_gaussian" else psf.moffat_kernel(fwhm)
     found = corrupt(image, ROWS, condition, 4.0, Survey(37.0, scale))[0].numpy()
     for band in range(3):
@@ -47,8 +47,8 @@ def test_blurring_is_the_convolution_of_scipy_and_astropy_and_keeps_the_flux(con
 def test_a_blurred_point_has_the_width_asked_for_in_arcsec() -> None:
     point = torch.zeros(1, 3, 65, 65)
     point[..., 32, 32] = 1.0
-    for severity in severities("psf_gaussian"):
+    for severity in get_severities("psf_gaussian"):
         found = corrupt(point, ROWS, "psf_gaussian", severity, Survey(37.0, 0.262))[0, 0].double().numpy()
         variance = (found.sum(0) * (np.arange(65) - 32) ** 2).sum() - 1 / 12  # a pixel's own
         fwhm = 0.262 * np.sqrt(8 * np.log(2) * variance)
-        assert fwhm == pytest.approx(parameter("psf_gaussian", severity), rel=1e-3)
+        assert fwhm == pytest.approx(get_parameter("psf_gaussian", severity), rel=1e-3)

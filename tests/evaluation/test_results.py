@@ -17,8 +17,8 @@ import pytest
 from helpers.results import PAIRS, measured
 
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.metrics import count, metrics
-from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.evaluation.metrics import compute_counts, compute_metrics
+from galaxyhpc.evaluation.results import RunLogits
 from galaxyhpc.storage.run_dir import RunDir
 
 
@@ -27,11 +27,11 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "sweep" / "D4-steerable_cnn-s0-0123abcd")
 
 
-def same(one: Measured, other: Measured | None) -> bool:
+def same(one: RunLogits, other: RunLogits | None) -> bool:
     if other is None or list(one.logits) != list(other.logits):
         return False
     arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
-    common = [f.name for f in dataclasses.fields(Measured) if f.name != "logits"]
+    common = [f.name for f in dataclasses.fields(RunLogits) if f.name != "logits"]
     return arrays and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in common)
 
 
@@ -66,25 +66,25 @@ def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
     table = results.read_counts(run)
     assert table is not None
     assert list(zip(table["condition"], table["severity"], strict=True)) == PAIRS
-    found = metrics(results.counts(table))
+    found = compute_metrics(results.to_counts(table))
     for i, pair in enumerate(PAIRS):
-        wanted = metrics(count(measured().logits[pair], measured().labels))
+        wanted = compute_metrics(compute_counts(measured().logits[pair], measured().labels))
         assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
 
 
 def before(run: RunDir) -> None:
     """Take the columns out of results.csv that there were not when it had no temperature."""
     table = pd.read_csv(run.results_file, dtype=str)
-    table.drop(columns=["temperature", *results.SCALED]).to_csv(run.results_file, index=False)
+    table.drop(columns=["temperature", *results.SCALED_COLUMNS]).to_csv(run.results_file, index=False)
 
 
 def test_the_scaled_counts_on_disk_give_the_metrics_of_the_divided_logits(run: RunDir) -> None:
     results.save(run, dataclasses.replace(measured(), temperature=1.7))
     table = results.read_counts(run)
     assert table is not None and (table["temperature"] == 1.7).all()
-    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     for i, pair in enumerate(PAIRS):
-        wanted = metrics(count(measured().logits[pair] / np.float64(1.7), measured().labels))
+        wanted = compute_metrics(compute_counts(measured().logits[pair] / np.float64(1.7), measured().labels))
         assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
     assert (raw["nll"] != scaled["nll"]).all() and np.array_equal(raw["macro_f1"], scaled["macro_f1"])
 
@@ -96,7 +96,7 @@ def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: Ru
         before(run)
     table = results.read_counts(run)
     assert table is not None and table["temperature"].isna().all()
-    raw, scaled = metrics(results.counts(table)), metrics(results.counts(table, scaled=True))
+    raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     assert np.isfinite(raw["ece"]).all() and np.array_equal(raw["accuracy"], scaled["accuracy"])
     assert all(np.isnan(scaled[name]).all() for name in ("nll", "brier", "ece"))
     assert same(measured(), results.load(run))
@@ -244,7 +244,7 @@ def test_one_flipped_bit_in_any_dataset_is_noticed(run: RunDir) -> None:
 
 def test_results_copied_from_another_run_are_refused(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     results.save(run, measured())
-    other = RunDir(run.sweep / "D4-steerable_cnn-s1-ffffffff")
+    other = RunDir(run.sweep_dir / "D4-steerable_cnn-s1-ffffffff")
     other.path.mkdir()
     other.results_file.write_bytes(run.results_file.read_bytes())
     other.predictions_file.write_bytes(run.predictions_file.read_bytes())

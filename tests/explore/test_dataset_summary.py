@@ -9,17 +9,17 @@ from helpers.data_files import write_file
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.dataset import prepare
-from galaxyhpc.data.galaxy10 import DataError, read_measured
-from galaxyhpc.data.split import split_table
+from galaxyhpc.data.galaxy10 import DataError, read_optional_column
+from galaxyhpc.data.split import make_split_table
 from galaxyhpc.explore.dataset_summary import (
-    Facts,
-    choose,
+    DatasetSummary,
+    compute_class_percentiles,
+    compute_separation_arcsec,
+    count_by_split,
     find_pairs,
-    gather,
-    measure_light,
-    separation,
-    split_counts,
-    spread,
+    measure_photometry,
+    select_examples,
+    summarize_dataset,
 )
 
 RA = np.array([10.0, 10.0, 200.0, 200.0, 359.99999, 0.00001, 90.0, 90.0])
@@ -51,7 +51,7 @@ def test_separations_are_the_angles_between_directions() -> None:
     at = np.stack([np.cos(delta) * np.cos(alpha), np.cos(delta) * np.sin(alpha), np.sin(delta)], 1)
     across, along = np.linalg.norm(np.cross(at[first], at[second]), axis=1), (at[first] * at[second]).sum(1)
     angles = 3600 * np.degrees(np.arctan2(across, along))
-    assert separation(ra, dec, first, second) == pytest.approx(angles, abs=1e-5)
+    assert compute_separation_arcsec(ra, dec, first, second) == pytest.approx(angles, abs=1e-5)
 
 
 def test_brightness_and_noise_are_those_put_in() -> None:
@@ -60,7 +60,7 @@ def test_brightness_and_noise_are_those_put_in() -> None:
     pictures = rng.normal(sky, sigma, (3, 3, size, size))
     for row, light in enumerate((0.0, 40.0, 120.0)):
         pictures[row, :, 24:40, 24:40] += light
-    light = measure_light(np.clip(pictures, 0, 255).round().astype(np.uint8))
+    light = measure_photometry(np.clip(pictures, 0, 255).round().astype(np.uint8))
     assert light["background"].to_numpy() == pytest.approx(sky, abs=1.0)
     assert light["scatter"].to_numpy() == pytest.approx(sigma / np.sqrt(3), rel=0.2)  # of the mean of three colours
     assert light["brightness"].to_numpy() == pytest.approx([60, 100, 180], abs=1.0)
@@ -73,19 +73,19 @@ def test_light_is_the_same_from_a_mapped_file_in_slices(tmp_path, monkeypatch) -
     pictures = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
     np.save(tmp_path / "images.npy", pictures)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    whole, told = measure_light(pictures), []
+    whole, told = measure_photometry(pictures), []
     monkeypatch.setattr("galaxyhpc.explore.dataset_summary.SLICE_BYTES", 7 * 3 * 4 * 16**2)
-    pd.testing.assert_frame_equal(measure_light(mapped, told.append), whole)
+    pd.testing.assert_frame_equal(measure_photometry(mapped, told.append), whole)
     assert told == [7] * 7 + [1]
 
 
 def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
-    assert np.isnan(measure_light(np.full((1, 3, 32, 32), 9, np.uint8))["snr"]).all()
+    assert np.isnan(measure_photometry(np.full((1, 3, 32, 32), 9, np.uint8))["snr"]).all()
 
 
 def test_spread_counts_what_is_missing() -> None:
     values = np.array([np.nan, 1.0, 2.0, 3.0, np.nan])
-    found = spread(values, np.array([0, 1, 1, 1, 1]))
+    found = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
     assert found.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
     assert found.loc[0, "known"] == 0 and np.isnan(found.loc[0, "median"])
     assert found.loc[2, ["known", "missing"]].tolist() == [0, 0]
@@ -93,38 +93,38 @@ def test_spread_counts_what_is_missing() -> None:
 
 def test_examples_are_of_their_class_each_once() -> None:
     labels = np.repeat(np.arange(10), [3, 20, 8, 9, 5, 5, 5, 5, 5, 40])
-    chosen = choose(labels, 8)
+    chosen = select_examples(labels, 8)
     assert all((labels[rows] == label).all() and len(set(rows)) == len(rows) for label, rows in chosen.items())
     assert [len(rows) for rows in chosen.values()] == [3, 8, 8, 8, 5, 5, 5, 5, 5, 8]
 
 
-def facts_of(tmp_path, **changes: object) -> Facts:
+def facts_of(tmp_path, **changes: object) -> DatasetSummary:
     path = write_file(tmp_path / "a.h5", **changes)
     config = DataConfig(source=str(path), cache=str(tmp_path / "cache"), image_size=32)
-    return gather(path, prepare(config), config, lambda done: None)
+    return summarize_dataset(path, prepare(config), config, lambda done: None)
 
 
 def test_a_file_is_told_as_it_is(tmp_path) -> None:
     facts = facts_of(tmp_path, redshift=np.where(np.arange(120) < 100, 0.1, np.nan))
     assert facts.layout.shape == (120, 32, 32, 3)
     assert (facts.layout.chunks, facts.layout.compression) == ((16, 8, 8, 1), "gzip")
-    assert facts.layout.scales == 120
-    assert facts.counts.tolist() == [12] * 10
+    assert facts.layout.num_pixel_scales == 120
+    assert facts.class_counts.tolist() == [12] * 10
     assert int(np.isnan(facts.redshift).sum()) == 20
     galaxies = facts.galaxies
-    launched = split_table(facts.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    launched = make_split_table(facts.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
     pd.testing.assert_frame_equal(facts.split, launched)
-    assert split_counts(facts.split).to_numpy().sum() == 120
-    assert facts.empty == []
+    assert count_by_split(facts.split).to_numpy().sum() == 120
+    assert facts.empty_classes == []
 
 
 def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
     beside = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
     facts = facts_of(tmp_path, ra=beside, dec=np.zeros(120))
-    assert facts.empty == ["Disturbed in validation", "Disturbed in test"]
+    assert facts.empty_classes == ["Disturbed in validation", "Disturbed in test"]
 
 
 def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:
-    assert np.isnan(read_measured(write_file(tmp_path / "a.h5", redshift=None), "redshift")).all()
+    assert np.isnan(read_optional_column(write_file(tmp_path / "a.h5", redshift=None), "redshift")).all()
     with pytest.raises(DataError, match=r"redshift: found shape \(7,\); allowed \(120,\)"):
-        read_measured(write_file(tmp_path / "b.h5", redshift=np.zeros(7)), "redshift")
+        read_optional_column(write_file(tmp_path / "b.h5", redshift=np.zeros(7)), "redshift")

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from helpers.data_files import write_file
 
-from galaxyhpc.analysis.tables import GENERATED
+from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.explore import __main__ as explore
 from galaxyhpc.explore import page as explore_page
-from galaxyhpc.explore.dataset_summary import gather
+from galaxyhpc.explore.dataset_summary import summarize_dataset
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
@@ -87,7 +87,7 @@ def seen(page: Path) -> Seen:
 @pytest.fixture(scope="module")
 def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("explore") / "galaxies.h5"
-    simulate.write(path, GALAXIES, 32, 0)
+    simulate.write_galaxies(path, GALAXIES, 32, 0)
     return path
 
 
@@ -111,15 +111,15 @@ def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path
 
 
 def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> None:
-    table = simulate.catalogue(GALAXIES, 0)
-    twin = int(np.flatnonzero(table.shown != np.arange(GALAXIES))[0])
+    table = simulate.make_catalogue(GALAXIES, 0)
+    twin = int(np.flatnonzero(table.shown_indices != np.arange(GALAXIES))[0])
     duplicates, overlaps = page.tables["Duplicates"], page.tables["Overlapping frames"]
     assert list(zip(duplicates["row"], duplicates["other row"], strict=True)) == [
-        tuple(sorted((twin, int(table.shown[twin]))))
+        tuple(sorted((twin, int(table.shown_indices[twin]))))
     ]
     assert (duplicates["identical pixels"], duplicates["conflict"]) == (["yes"], ["yes"])
     assert duplicates["in the split"] == ["dropped"]
-    planted = {tuple(sorted(pair)) for pair in table.overlapping.tolist()}
+    planted = {tuple(sorted(pair)) for pair in table.overlapping_pairs.tolist()}
     assert set(zip(overlaps["row"], overlaps["other row"], strict=True)) == planted
     assert "1 pair of duplicates, 1 of them with conflicting labels (2 galaxies dropped" in page.text
 
@@ -152,22 +152,24 @@ def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, gala
         assert shown == sorted(page.tables["Class counts"]["galaxies"], reverse=reverse)
     tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    assert [said for said in tab.said if not said.startswith("data:")] == [file.as_uri()]
+    assert [said for said in tab.messages if not said.startswith("data:")] == [file.as_uri()]
 
 
 def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
-    assert GENERATED in page.words[0] or GENERATED in page.text[:200]
-    assert all(GENERATED in caption for caption in page.captions)
+    assert GENERATED_NOTICE in page.words[0] or GENERATED_NOTICE in page.text[:200]
+    assert all(GENERATED_NOTICE in caption for caption in page.captions)
 
 
 def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> None:
-    config = explore.settings(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
-    facts = gather(Path(config.source), prepare(config), config, lambda done: None)
-    said = "; ".join(explore_page.findings(facts))
+    config = explore.make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
+    facts = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
+    said = "; ".join(explore_page.describe_findings(facts))
     assert "0 pairs of duplicates" in said and "Redshift known for 0 of 120 galaxies" in said
-    assert GENERATED not in explore_page.title(facts)
-    section = explore_page.redshift(facts)
-    assert section.words == ("This file holds NaN for every galaxy in its array redshift: there is nothing to show.",)
+    assert GENERATED_NOTICE not in explore_page.format_title(facts)
+    section = explore_page.make_redshift_section(facts)
+    assert section.paragraphs == (
+        "This file holds NaN for every galaxy in its array redshift: there is nothing to show.",
+    )
     assert not section.figures
 
 

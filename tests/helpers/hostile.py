@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-FUZZED = settings(deadline=None, suppress_health_check=QUIET, derandomize=True)
+SUPPRESSED_HEALTH_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+FUZZ_SETTINGS = settings(deadline=None, suppress_health_check=SUPPRESSED_HEALTH_CHECKS, derandomize=True)
 
-GOOD: dict[str, Any] = {
+VALID_SWEEP: dict[str, Any] = {
     "name": "good",
     "base": {
         "data": {"source": "demo", "image_size": 33, "demo": {"galaxies": 300, "size": 32}},
@@ -28,13 +28,13 @@ GOOD: dict[str, Any] = {
 }
 
 
-def tree(path: Path) -> dict[str, tuple[int, int]]:
+def snapshot_tree(path: Path) -> dict[str, tuple[int, int]]:
     """Everything below a directory, with sizes and times."""
     found = {str(p): p.lstat() for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
     return {name: (about.st_size, about.st_mtime_ns) for name, about in found.items()}
 
 
-def status_of(call: Callable[[], Any]) -> int:
+def get_exit_status(call: Callable[[], Any]) -> int:
     """Return the exit status; any exception but an exit is one too many."""
     try:
         return int(call() or 0)
@@ -42,13 +42,13 @@ def status_of(call: Callable[[], Any]) -> int:
         return int(end.code or 0)
 
 
-Said = tuple[int, list[str]]
+CommandResult = tuple[int, list[str]]
 
 
-def told(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Said:
+def capture_command(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> CommandResult:
     """Return the exit status and what was printed: text a terminal takes, and no traceback."""
     capfd.readouterr()
-    end = status_of(call)
+    end = get_exit_status(call)
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err and "\x1b" not in out + err, out + err
     assert end in (0, 1, 2) and (end == 0 or out + err), (end, out, err)
@@ -56,7 +56,7 @@ def told(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Said:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to work in, with room around it to escape to."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

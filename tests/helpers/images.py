@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def smooth(size: int = 48) -> torch.Tensor:
+def make_smooth_image(size: int = 48) -> torch.Tensor:
     """Make one image of a galaxy's smoothness, with something in every corner, in whole DN."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     bands = [np.exp(-(x**2 + y**2 * s) * 20) * 0.8 + 0.2 * np.abs(np.sin(s * 9 * x + y * 5)) for s in (1, 2, 3)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.evaluation.results import RunLogits
 
 PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]
 
 
-def measured(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> Measured:
+def measured(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> RunLogits:
     rng = np.random.default_rng(0)
     labels = rng.integers(10, size=n).astype(np.uint8)
-    return Measured(
+    return RunLogits(
         rows=rng.permutation(5000)[:n].astype(np.int32),
         labels=labels,
         groups=np.arange(n, dtype=np.int32) // 2,

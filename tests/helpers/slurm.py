@@ -19,7 +19,7 @@ import pytest
 
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.sweep_dir import find_runs
 
 PROJECT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ class Desk:
         return self.call("sbatch", "--parsable", *arguments).strip()
 
     def runs(self, sweep: str) -> list[RunDir]:
-        return runs_of(self.path / "my runs" / sweep)
+        return find_runs(self.path / "my runs" / sweep)
 
     def report(self, sweep: str, table: str) -> list[dict[str, str]]:
         with (self.path / "my runs" / sweep / "report" / f"{table}.csv").open(newline="") as file:
@@ -109,7 +109,7 @@ def queue(path: Path, states: str = "PENDING,RUNNING,COMPLETING") -> list[tuple[
 
 
 def started(run: RunDir) -> list[dict[str, Any]]:
-    return [event for event in run.events() if event["event"] == "started"]
+    return [event for event in run.read_events() if event["event"] == "started"]
 
 
 def desk(path: Path, **sweeps: str) -> Desk:

@@ -7,52 +7,52 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.analysis.statistics import pareto
+from galaxyhpc.analysis.statistics import is_pareto_optimal
 from galaxyhpc.analysis.tables import Tables
-from galaxyhpc.config.conditions import DEFAULT, parameter, severities, unit
+from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, get_parameter, get_severities, get_unit
 from galaxyhpc.data.galaxy10 import CLASSES
 
-STUDY = ["CNN", "C1", "C4", "C8", "D4", "D8", "D4D4D1 e2wrn10-4", "C4 e2resnet18"]
-COUNTS = (13, 22, 31, 24, 5, 25, 22, 31, 16, 21)  # of the 210 test galaxies
-LOSS = {"clean": 0.0, "rotation": 0.10, "rotation_mean": 0.07, "rotation_control": 0.02, "pedestal_noise": 0.5}
+STUDY_LABELS = ["CNN", "C1", "C4", "C8", "D4", "D8", "D4D4D1 e2wrn10-4", "C4 e2resnet18"]
+CLASS_COUNTS = (13, 22, 31, 24, 5, 25, 22, 31, 16, 21)  # of the 210 test galaxies
+ACCURACY_LOSS = {"clean": 0.0, "rotation": 0.10, "rotation_mean": 0.07, "rotation_control": 0.02, "pedestal_noise": 0.5}
 
 
-def _pairs() -> pd.DataFrame:
+def _make_conditions() -> pd.DataFrame:
     """Every condition and severity, with the accuracy that a network without a group loses."""
     rows: list[tuple[str, float, float, str, float]] = [("rotation_mean", 0.0, np.nan, "", 0.07)]
-    for n, name in enumerate(DEFAULT):
-        several = severities(name)
+    for n, name in enumerate(DEFAULT_CONDITIONS):
+        several = get_severities(name)
         for i, severity in enumerate(several):
             share = abs(np.sin(2 * np.pi * severity / 360)) if name.startswith("rotation") else (i + 1) / len(several)
-            loss = LOSS.get(name, 0.02 + 0.025 * n) * share
-            rows.append((name, severity, parameter(name, severity), unit(name), loss))
+            loss = ACCURACY_LOSS.get(name, 0.02 + 0.025 * n) * share
+            rows.append((name, severity, get_parameter(name, severity), get_unit(name), loss))
     return pd.DataFrame(rows, columns=["condition", "severity", "parameter", "unit", "loss"])
 
 
-def tables(labels: list[str] = STUDY, seeds: int = 3, half_width: float = 0.05, flaw: str = "") -> Tables:
+def make_tables(labels: list[str] = STUDY_LABELS, seeds: int = 3, half_width: float = 0.05, flaw: str = "") -> Tables:
     """All tables of a sweep of 210 test galaxies; the first network has the flaw, the last lacks a seed."""
-    networks = _networks(labels, seeds, half_width, flaw)
-    summary = _summary(networks, half_width)
-    scaled = pd.concat([_reliability(networks, flag) for flag in (False, True)])
+    networks = _make_networks(labels, seeds, half_width, flaw)
+    summary = _make_summary(networks, half_width)
+    scaled = pd.concat([_make_reliability(networks, flag) for flag in (False, True)])
     return Tables(
         summary=summary,
         networks=networks,
-        per_class=_per_class(networks),
-        confusion=_confusion(networks),
+        per_class=_make_per_class(networks),
+        confusion=_make_confusion(networks),
         reliability=scaled,
-        comparisons=_comparisons(networks, half_width),
-        corruption_error=_corruption_error(summary, labels[0]),
-        attack=_attack(networks),
-        training=_training(networks),
+        comparisons=_make_comparisons(networks, half_width),
+        corruption_error=_make_corruption_error(summary, labels[0]),
+        attack=_make_attack(networks),
+        training=_make_training(networks),
     )
 
 
-def group(label: str) -> str:
+def parse_group(label: str) -> str:
     first = label.split()[0]
     return first if first[0] in "CD" and first != "CNN" and first[1].isdigit() else ""
 
 
-def _networks(labels: list[str], seeds: int, half_width: float, flaw: str) -> pd.DataFrame:
+def _make_networks(labels: list[str], seeds: int, half_width: float, flaw: str) -> pd.DataFrame:
     n = len(labels)
     rng = np.random.default_rng(n)
     done = np.array([seeds] * (n - 1) + [max(seeds - 1, 1)])
@@ -62,7 +62,7 @@ def _networks(labels: list[str], seeds: int, half_width: float, flaw: str) -> pd
         {
             "label": labels,
             "arch": [label.partition(" ")[2] or "steerable_cnn" for label in labels],
-            "group": [group(label) for label in labels],
+            "group": [parse_group(label) for label in labels],
             "parameters": (400_000 * np.array(wide) * rng.uniform(0.9, 1.1, n)).astype(int),
             "multiply_adds": 3e8 * np.array(wide) * np.exp(rng.uniform(0, 3, n)),
             "label_fraction": 1.0,
@@ -77,13 +77,16 @@ def _networks(labels: list[str], seeds: int, half_width: float, flaw: str) -> pd
             "mce_high": (1 - accuracy) / (1 - accuracy[0]) + 0.06,
         }
     )
-    fronts = {f"front_{cost}": pareto(table[cost], table["accuracy_mean"]) for cost in ("parameters", "multiply_adds")}
+    fronts = {
+        f"front_{cost}": is_pareto_optimal(table[cost], table["accuracy_mean"])
+        for cost in ("parameters", "multiply_adds")
+    }
     return table.assign(**fronts)
 
 
-def _summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
+def _make_summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
     kept = ["label", "arch", "group", "seeds_done", "seeds_planned", "accuracy_mean"]
-    table = networks[kept].merge(_pairs(), how="cross")
+    table = networks[kept].merge(_make_conditions(), how="cross")
     rng = np.random.default_rng(1)
     robust = table["group"].map(lambda g: 0.4 if g else 1.0)
     mean = (
@@ -108,40 +111,40 @@ def _summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
     )
 
 
-def _per_class(networks: pd.DataFrame) -> pd.DataFrame:
-    of_class = pd.DataFrame({"class": range(10), "name": CLASSES, "support": COUNTS})
+def _make_per_class(networks: pd.DataFrame) -> pd.DataFrame:
+    of_class = pd.DataFrame({"class": range(10), "name": CLASSES, "support": CLASS_COUNTS})
     table = networks[["label", "accuracy_mean"]].merge(of_class, how="cross")
     recall = (table.pop("accuracy_mean") + 0.02 * (table["class"] - 5)).clip(0, 1)
     return table.assign(precision=recall, recall=recall, f1=recall, recall_low=recall - 0.1, recall_high=recall + 0.08)
 
 
-def _confusion(networks: pd.DataFrame) -> pd.DataFrame:
+def _make_confusion(networks: pd.DataFrame) -> pd.DataFrame:
     rng = np.random.default_rng(2)
     near = np.exp(-np.abs(np.subtract.outer(np.arange(10), np.arange(10))) / 1.5) * (1 - np.eye(10))
     parts = []
     for label, accuracy, seeds in networks[["label", "accuracy_mean", "seeds_done"]].itertuples(index=False):
         odds = (1 - accuracy) * near / near.sum(1, keepdims=True) + accuracy * np.eye(10)
-        counts = np.array([rng.multinomial(n * seeds, p) for n, p in zip(COUNTS, odds, strict=True)])
+        counts = np.array([rng.multinomial(n * seeds, p) for n, p in zip(CLASS_COUNTS, odds, strict=True)])
         truth, predicted = np.indices((10, 10))
         named = {"truth": truth.ravel(), "predicted": predicted.ravel(), "count": counts.ravel()}
         parts.append(pd.DataFrame({"label": label, **named}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _reliability(networks: pd.DataFrame, scaled: bool) -> pd.DataFrame:
+def _make_reliability(networks: pd.DataFrame, is_scaled: bool) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     parts = []
     for label in networks["label"]:
         galaxies = rng.multinomial(630, np.arange(15) ** 2.5 / (np.arange(15) ** 2.5).sum())
         confidence = (np.arange(15) + 0.5) / 15
-        accuracy = np.clip(confidence ** (1.05 if scaled else 1.5) + rng.normal(0, 0.02, 15), 0, 1)
+        accuracy = np.clip(confidence ** (1.05 if is_scaled else 1.5) + rng.normal(0, 0.02, 15), 0, 1)
         seen = np.where(galaxies > 0, 1.0, np.nan)
         named = {"galaxies": galaxies, "accuracy": accuracy * seen, "confidence": confidence * seen}
-        parts.append(pd.DataFrame({"label": label, "scaled": scaled, "bin": range(15), **named}))
+        parts.append(pd.DataFrame({"label": label, "scaled": is_scaled, "bin": range(15), **named}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _comparisons(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
+def _make_comparisons(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
     accuracy = dict(zip(networks["label"], networks["accuracy_mean"], strict=True))
     rows = []
     for a, b in combinations(accuracy, 2):
@@ -153,13 +156,13 @@ def _comparisons(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
     return table.assign(ci_low=low, ci_high=high, seeds=3, only_a=20.0, only_b=12.0, p=table["p_holm"] / 5)
 
 
-def _corruption_error(summary: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def _make_corruption_error(summary: pd.DataFrame, baseline: str) -> pd.DataFrame:
     errors = (1 - summary["accuracy_mean"]).groupby([summary["label"], summary["condition"]], sort=False).sum()
     ratio = (errors / errors[baseline].reindex(errors.index, level="condition")).rename("ce").reset_index()
     return ratio[~ratio["condition"].isin(["clean", "rotation_mean", "rotation_control"])]
 
 
-def _attack(networks: pd.DataFrame) -> pd.DataFrame:
+def _make_attack(networks: pd.DataFrame) -> pd.DataFrame:
     budgets = pd.DataFrame({"budget": [50, 100, 200, 400, 800, 1600]})
     sets = pd.DataFrame({"set": ["own", "common"], "n": [160, 110]})
     table = networks[["label", "accuracy_mean"]].merge(sets, how="cross").merge(budgets, how="cross")
@@ -169,7 +172,7 @@ def _attack(networks: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _training(networks: pd.DataFrame) -> pd.DataFrame:
+def _make_training(networks: pd.DataFrame) -> pd.DataFrame:
     rng = np.random.default_rng(4)
     epoch = np.arange(1, 31)
     parts = []

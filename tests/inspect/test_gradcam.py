@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.inspect import gradcam
-from galaxyhpc.inspect.features import Places
-from galaxyhpc.inspect.gradcam import enlarged, heat_maps, most_confident
+from galaxyhpc.inspect.features import ProbedLayers
+from galaxyhpc.inspect.gradcam import compute_heat_maps, select_most_confident, upsample
 from galaxyhpc.models import build_model
 from galaxyhpc.models.e2wrn import E2WRN
 
 SIDE = 33
 
 
-def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, Places]:
+def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, ProbedLayers]:
     """A network of one convolution, its average, and a head."""
     network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head).eval()
     last = head[-1]
     assert isinstance(last, nn.Linear)
-    return network, Places(network[1], False, None, last)
+    return network, ProbedLayers(network[1], False, None, last)
 
 
 def untrained(**settings: object) -> nn.Module:
@@ -59,7 +59,7 @@ def test_the_heat_is_that_of_the_formula_with_derivatives_by_finite_differences(
                     difference = (network[2:](more) - network[2:](less))[:, label] / (2 * step)
                     weights[:, channel] += difference / 25
             wanted = torch.einsum("nk,nkyx->nyx", weights, maps).clamp_min(0)
-        found = heat_maps(network, some, torch.full((2,), label), where)
+        found = compute_heat_maps(network, some, torch.full((2,), label), where)
         torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-5)
         highest = max(highest, float(wanted.max()))
     assert highest > 1e-3
@@ -74,7 +74,7 @@ def test_it_finds_the_quadrant_that_a_network_looks_at() -> None:
     network, where = tiny(convolution, linear)
     image = torch.full((1, 3, 8, 8), 0.1)
     image[0, 0, :4, :4], image[0, 2, 4:, 4:] = 0.9, 0.9
-    red, blue = (heat_maps(network, image, torch.tensor([label]), where)[0] for label in (0, 1))
+    red, blue = (compute_heat_maps(network, image, torch.tensor([label]), where)[0] for label in (0, 1))
     assert red[:4, :4].min() > 3 * red[4:].max() and red[:4, :4].min() > 3 * red[:, 4:].max()
     assert blue[4:, 4:].min() > 3 * blue[:4].max() and blue[4:, 4:].min() > 3 * blue[:, :4].max()
 
@@ -91,8 +91,8 @@ def test_it_finds_the_quadrant_that_a_network_looks_at() -> None:
 def test_the_heat_of_a_turned_galaxy_is_the_turned_heat(settings: dict[str, object]) -> None:
     network, some = untrained(**settings), images(4)
     for quarters in (1, 2, 3):
-        still = heat_maps(network, some, torch.arange(4))
-        turned = heat_maps(network, some.rot90(quarters, (2, 3)), torch.arange(4))
+        still = compute_heat_maps(network, some, torch.arange(4))
+        turned = compute_heat_maps(network, some.rot90(quarters, (2, 3)), torch.arange(4))
         assert still.max() > 0 and (still - still.rot90(1, (1, 2))).abs().max() > 1e-2 * still.max()
         torch.testing.assert_close(turned / still.max(), still.rot90(quarters, (1, 2)) / still.max(), atol=1e-4, rtol=0)
 
@@ -102,17 +102,17 @@ def test_where_a_relu_is_no_module_the_map_is_the_one_behind_it() -> None:
     network, some, classes = untrained(architecture="e2wrn", group="C4", depth=10, widen=1), images(3), torch.arange(3)
     assert isinstance(network, E2WRN)
     with torch.no_grad():
-        maps = network.features(some)
+        maps = network.forward_features(some)
         wanted = torch.einsum("nk,nkyx->nyx", network.linear.weight[classes], maps).clamp_min(0) / maps[0, 0].numel()
     assert (maps == 0).any()
-    torch.testing.assert_close(heat_maps(network, some, classes), wanted, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(compute_heat_maps(network, some, classes), wanted, atol=1e-6, rtol=1e-4)
 
 
 def test_looking_leaves_the_network_as_it_was() -> None:
     network, some = untrained(group="C4", scale=0.1), images(2)
     with torch.inference_mode():
         before = network(some)
-    heat_maps(network, some, torch.zeros(2, dtype=torch.int64))
+    compute_heat_maps(network, some, torch.zeros(2, dtype=torch.int64))
     with torch.inference_mode():
         torch.testing.assert_close(network(some), before, atol=1e-6, rtol=1e-5)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
@@ -121,7 +121,7 @@ def test_looking_leaves_the_network_as_it_was() -> None:
 
 def test_heat_is_enlarged_from_corner_to_corner_to_a_highest_value_of_1() -> None:
     heat = torch.tensor([[[0.0, 2.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    large = enlarged(heat, 5)
+    large = upsample(heat, 5)
     torch.testing.assert_close(large[0, [0, 0, 4, 4], [0, 4, 0, 4]], torch.tensor([0.0, 0.5, 1.0, 0.0]))
     torch.testing.assert_close(large[0, 2, 2], torch.tensor(0.375))
     assert (large[1] == 0).all()
@@ -130,8 +130,8 @@ def test_heat_is_enlarged_from_corner_to_corner_to_a_highest_value_of_1() -> Non
 def test_the_most_confident_of_each_class_are_chosen_right_and_wrong() -> None:
     rows, labels = np.array([10, 11, 12, 13, 14]), np.array([0, 0, 0, 1, 1])
     shares = np.array([[0.6, 0.4, 0], [0.9, 0.1, 0], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0, 1, 0]])
-    right, wrong, other, none = most_confident(rows, labels, shares)
-    assert right == gradcam.Choice(11, 0, 0, 1, 0.9)  # the runner-up is looked for, too
-    assert wrong == gradcam.Choice(12, 0, 2, 2, 0.5)
+    right, wrong, other, none = select_most_confident(rows, labels, shares)
+    assert right == gradcam.GradCamTarget(11, 0, 0, 1, 0.9)  # the runner-up is looked for, too
+    assert wrong == gradcam.GradCamTarget(12, 0, 2, 2, 0.5)
     assert other is not None and (other.row, other.truth, other.predicted) == (14, 1, 1)
     assert none is None  # class 1 has none that is wrong

@@ -14,16 +14,16 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from galaxyhpc.analysis.tables import GENERATED
+from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect import embedding, figures
 from galaxyhpc.inspect import features as latent
 from galaxyhpc.inspect import page as inspect_page
 from galaxyhpc.inspect.__main__ import main
-from galaxyhpc.inspect.features import Features, LatentError, Seen
-from galaxyhpc.inspect.gradcam import Choice
-from galaxyhpc.inspect.inputs import features, subject
+from galaxyhpc.inspect.features import Activations, InspectError, RunFeatures
+from galaxyhpc.inspect.gradcam import GradCamTarget
+from galaxyhpc.inspect.inputs import load_context, load_or_compute_features
 from galaxyhpc.models import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
@@ -87,11 +87,11 @@ def output(run: RunDir) -> Path:
 @torch.no_grad()
 def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: dict[str, object]) -> None:
     network, some = untrained(ModelConfig.model_validate(settings)), images(3)
-    seen = latent.look(network, some)
+    seen = latent.compute_activations(network, some)
     torch.testing.assert_close(seen.logits, network(some))
-    torch.testing.assert_close(latent.places(network).last_linear(seen.penultimate), seen.logits)
+    torch.testing.assert_close(latent.find_probed_layers(network).last_linear(seen.penultimate), seen.logits)
     if settings.get("architecture", "cnn") == "cnn":  # the study's layout: an MLP lies between them
-        torch.testing.assert_close(seen.pooled, network.features(some).mean((2, 3)))  # type: ignore[operator]
+        torch.testing.assert_close(seen.pooled, network.forward_features(some).mean((2, 3)))  # type: ignore[operator]
         assert seen.penultimate.shape == (3, 32)
     else:
         assert torch.equal(seen.pooled, seen.penultimate)
@@ -110,16 +110,18 @@ def test_what_stands_before_a_network_is_looked_through() -> None:
 
     network = untrained(D4)
     with torch.no_grad():
-        torch.testing.assert_close(latent.look(Darker(network), images(2)), latent.look(network, 0.5 * images(2)))
+        torch.testing.assert_close(
+            latent.compute_activations(Darker(network), images(2)), latent.compute_activations(network, 0.5 * images(2))
+        )
 
 
-def seen(features: np.ndarray) -> Seen:
-    return Seen(features, 2 * features, np.zeros((len(features), 10), np.float32))
+def seen(features: np.ndarray) -> Activations:
+    return Activations(features, 2 * features, np.zeros((len(features), 10), np.float32))
 
 
-def made(clean: np.ndarray, moved: np.ndarray) -> Features:
+def made(clean: np.ndarray, moved: np.ndarray) -> RunFeatures:
     columns = [np.arange(len(clean))] * 3
-    return Features(*columns, {CLEAN: seen(clean), ("flip", 1.0): seen(moved)}, "a", "w", "f", False)
+    return RunFeatures(*columns, {CLEAN: seen(clean), ("flip", 1.0): seen(moved)}, "a", "w", "f", False)
 
 
 def test_distances_are_told_in_units_of_the_median_distance_between_two_galaxies() -> None:
@@ -127,38 +129,38 @@ def test_distances_are_told_in_units_of_the_median_distance_between_two_galaxies
     clean, moved = random.normal(size=(2, 20, 5)).astype(np.float32)
     pairs = [np.linalg.norm(clean[i] - clean[j]) for i in range(20) for j in range(i)]
     wanted = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
-    np.testing.assert_allclose(latent.distances(clean, moved), wanted, rtol=1e-5)
-    table = latent.distance_table(made(clean, moved))
+    np.testing.assert_allclose(latent.compute_distances(clean, moved), wanted, rtol=1e-5)
+    table = latent.compute_distance_table(made(clean, moved))
     assert list(table.features) == ["penultimate", "pooled"] and (table.condition == "flip").all()
     np.testing.assert_allclose(table[["q25", "median", "q75"]], [np.quantile(wanted, (0.25, 0.5, 0.75))] * 2, rtol=1e-5)
     np.testing.assert_allclose(table.typical, np.median(pairs) * np.array([1, 2]), rtol=1e-5)
 
 
 def test_a_network_that_sees_no_difference_between_galaxies_is_named() -> None:
-    with pytest.raises(LatentError, match="allowed: more than 0: this network sees no difference"):
-        latent.typical_distance(np.ones((5, 3), np.float32))
+    with pytest.raises(InspectError, match="allowed: more than 0: this network sees no difference"):
+        latent.compute_typical_distance(np.ones((5, 3), np.float32))
 
 
 def test_the_features_file_holds_every_condition_and_where_it_comes_from(run: RunDir, output: Path) -> None:
     found = latent.load(output / "features.h5")
-    assert found is not None and list(found.seen) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
+    assert found is not None and list(found.activations) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
     with h5py.File(output / "features.h5") as file:
         assert file.attrs["run_id"] == run.run_id and file.attrs["weights"] == sha256(run.best_file)
         assert file.attrs["generated"] and len(file.attrs["fingerprint"]) == 64
         assert file["penultimate"].shape == (3, len(found.rows), 32)
-    split = pd.read_csv(run.sweep / "split.csv", comment="#")
+    split = pd.read_csv(run.sweep_dir / "split.csv", comment="#")
     assert split.split[found.rows].eq("test").all() and np.array_equal(split.label[found.rows], found.labels)
     assert not list(output.glob(".*"))
 
 
 def test_everything_made_of_generated_galaxies_says_so(output: Path) -> None:
     page = (output / "inspect.html").read_text(encoding="utf-8")
-    assert page.count(GENERATED) >= 5  # the page, three figures and a table
+    assert page.count(GENERATED_NOTICE) >= 5  # the page, three figures and a table
     assert pd.read_csv(output / "latent_distance.csv").generated.all()
     assert pd.read_csv(output / "embedding.csv").generated.all()
     places = {"t-SNE": np.random.default_rng(0).normal(size=(20, 2))}
-    figure = figures.embedding(figures.about("a", True), places, np.arange(20) % 10, "")
-    assert GENERATED in figure.get_suptitle()
+    figure = figures.draw_embedding(figures.make_about("a", True), places, np.arange(20) % 10, "")
+    assert GENERATED_NOTICE in figure.get_suptitle()
 
 
 def test_a_browser_shows_the_page_with_all_its_figures_and_asks_for_nothing(output: Path, open_page: Any) -> None:
@@ -168,7 +170,7 @@ def test_a_browser_shows_the_page_with_all_its_figures_and_asks_for_nothing(outp
     assert all(images.nth(n).evaluate("image => image.naturalWidth > 0") for n in range(images.count()))
     tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    assert [said for said in tab.said if not said.startswith("data:")] == [(output / "inspect.html").as_uri()]
+    assert [said for said in tab.messages if not said.startswith("data:")] == [(output / "inspect.html").as_uri()]
 
 
 def test_the_coordinates_of_every_galaxy_are_kept(output: Path) -> None:
@@ -178,23 +180,23 @@ def test_the_coordinates_of_every_galaxy_are_kept(output: Path) -> None:
 
 
 def test_what_is_in_the_file_is_not_made_again_but_for_other_weights(run: RunDir, tmp_path: Path) -> None:
-    looked, file = subject(run, torch.device("cpu")), tmp_path / "features.h5"
-    first = features(looked, [("flip", 1.0)], file, Console())
+    looked, file = load_context(run, torch.device("cpu")), tmp_path / "features.h5"
+    first = load_or_compute_features(looked, [("flip", 1.0)], file, Console())
     untouched = file.stat().st_mtime_ns
-    again = features(looked, [("flip", 1.0)], file, Console())
-    assert file.stat().st_mtime_ns == untouched and list(again.seen) == [CLEAN, ("flip", 1.0)]
-    more = features(looked, [("flip", 2.0)], file, Console())
+    again = load_or_compute_features(looked, [("flip", 1.0)], file, Console())
+    assert file.stat().st_mtime_ns == untouched and list(again.activations) == [CLEAN, ("flip", 1.0)]
+    more = load_or_compute_features(looked, [("flip", 2.0)], file, Console())
     kept = latent.load(file)
-    assert list(more.seen) == [CLEAN, ("flip", 2.0)] and kept is not None and len(kept.seen) == 3
-    np.testing.assert_array_equal(kept.seen["flip", 1.0].logits, first.seen["flip", 1.0].logits)
-    other = replace(looked, used=replace(looked.used, weights="other"))
-    assert list(features(other, [], file, Console()).seen) == [CLEAN]
+    assert list(more.activations) == [CLEAN, ("flip", 2.0)] and kept is not None and len(kept.activations) == 3
+    np.testing.assert_array_equal(kept.activations["flip", 1.0].logits, first.activations["flip", 1.0].logits)
+    other = replace(looked, classifier=replace(looked.classifier, weights="other"))
+    assert list(load_or_compute_features(other, [], file, Console()).activations) == [CLEAN]
     kept = latent.load(file)
-    assert kept is not None and (kept.weights, len(kept.seen)) == ("other", 1)
+    assert kept is not None and (kept.weights, len(kept.activations)) == ("other", 1)
 
 
 def test_several_runs_are_compared_on_the_same_galaxies(run: RunDir, tmp_path: Path) -> None:
-    cnn = make_run(run.sweep, ModelConfig(architecture="cnn", scale=0.1))
+    cnn = make_run(run.sweep_dir, ModelConfig(architecture="cnn", scale=0.1))
     assert main([str(run.path), str(cnn.path), "--output", str(tmp_path), "--conditions", "flip"]) == 0
     table = pd.read_csv(tmp_path / "latent_distance.csv")
     assert set(table.label) == {"D4 steerable_cnn", "cnn"} and set(table.run_id) == {run.run_id, cnn.run_id}
@@ -204,34 +206,34 @@ def test_several_runs_are_compared_on_the_same_galaxies(run: RunDir, tmp_path: P
 
 
 def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_right(run: RunDir) -> None:
-    looked = subject(run, torch.device("cpu"))
+    looked = load_context(run, torch.device("cpu"))
     trained_on = int(looked.split.loc[looked.split.split == "train", "row"].iloc[0])
-    sure, wrong = Choice(trained_on, 0, 0, 1, 0.9), Choice(5, 1, 4, 4, 0.5)
-    panels, side = inspect_page.panels(looked, [sure, None, None, wrong])
+    sure, wrong = GradCamTarget(trained_on, 0, 0, 1, 0.9), GradCamTarget(5, 1, 4, 4, 0.5)
+    panels, side = inspect_page.make_panels(looked, [sure, None, None, wrong])
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
     assert panels[3] is not None
-    panels[3] = replace(panels[3], other=0 * panels[3].other)
-    figure = figures.grad_cam(figures.about("a", True), panels, "")
+    panels[3] = replace(panels[3], other_heat=0 * panels[3].other_heat)
+    figure = figures.draw_grad_cam(figures.make_about("a", True), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
     assert heads[:3] == [f"row {trained_on} (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(
         heads[3:9]
     )
     assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "said: Cigar Shaped Smooth (no heat)"]
     for axes, panel in zip((figure.axes[1], figure.axes[10]), (panels[0], panels[3]), strict=True):
-        assert panel is not None and panel.truth.shape == (SIDE, SIDE) and len(axes.images) == 2
-        np.testing.assert_array_equal(axes.images[1].get_array(), panel.truth)
+        assert panel is not None and panel.truth_heat.shape == (SIDE, SIDE) and len(axes.images) == 2
+        np.testing.assert_array_equal(axes.images[1].get_array(), panel.truth_heat)
 
 
 def test_networks_called_alike_are_told_apart_by_their_runs() -> None:
     table = pd.DataFrame({"run_id": ["a", "b", "c", "d"], "label": ["x", "x", "x", "y"], "seed": [0, 0, 1, 0]})
-    assert list(inspect_page.told_apart(table)["label"]) == ["a", "b", "c", "y"]
-    assert list(inspect_page.told_apart(table[1:])["label"]) == ["x", "x", "y"]  # seeds of one network
+    assert list(inspect_page.disambiguate_labels(table)["label"]) == ["a", "b", "c", "y"]
+    assert list(inspect_page.disambiguate_labels(table[1:])["label"]) == ["x", "x", "y"]  # seeds of one network
 
 
 def test_isomap_takes_as_many_neighbours_as_connect_all_galaxies() -> None:
     near = np.random.default_rng(0).normal(size=(60, 4))
     apart = np.concatenate([near[:30], near[30:] + 100])  # a graph of 10 neighbours falls in two
-    assert embedding.connecting_neighbours(near) == 10 and embedding.connecting_neighbours(apart) == 30
+    assert embedding.find_num_neighbours(near) == 10 and embedding.find_num_neighbours(apart) == 30
     placed = embedding.isomap(apart)
     assert np.array_equal(placed, embedding.isomap(apart))
     assert np.ptp(placed[:30, 0]) < 0.3 * abs(placed[:30, 0].mean() - placed[30:, 0].mean())
@@ -243,13 +245,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     untrained_run = RunDir(tmp_path / "sweep" / run.run_id)
     write_text(untrained_run.config_file, run.config_file.read_text())
     write_text(tmp_path / "sweep" / "plan.csv", f"run_id\n{run.run_id}\n")
-    other = make_run(run.sweep.parent / "other", split_seed=1)
+    other = make_run(run.sweep_dir.parent / "other", split_seed=1)
     bad = {
         "rows": ([run.path, "--galaxies", "0", "150"], "--galaxies: found row 150; allowed: 0 to 149"),
         "negative": ([run.path, "--galaxies", "-1"], "found row -1"),
         "condition": ([run.path, "--conditions", "snow"], "--conditions: found 'snow'; allowed: clean, rotation"),
         "untrained": ([untrained_run.path], "not trained to its end"),
-        "sweep": ([untrained_run.sweep], "not trained to its end"),
+        "sweep": ([untrained_run.sweep_dir], "not trained to its end"),
         "nothing": ([tmp_path], "neither config.json nor plan.csv"),
         "others": ([run.path, other.path, "--conditions", "clean"], "different test galaxies"),
         "rows of two": ([run.path, other.path, "--galaxies", "1"], "found 2 runs; allowed: rows to look at in one run"),
@@ -263,6 +265,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 def test_only_features_of_the_same_weights_and_galaxies_are_one_source() -> None:
     one = made(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
-    assert latent.same_source(one, replace(one, run_id="b"))
+    assert latent.is_same_source(one, replace(one, run_id="b"))
     for change in ({"weights": "v"}, {"fingerprint": "g"}, {"rows": np.array([0, 1, 5])}):
-        assert not latent.same_source(one, replace(one, **change))
+        assert not latent.is_same_source(one, replace(one, **change))

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc.analysis import run_cost
-from galaxyhpc.analysis.run_cost import Prediction
-from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, WantedResources
+from galaxyhpc.analysis.run_cost import RunTimeEstimate
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RequestedResources, RunConfig
 from galaxyhpc.launch import dry_run, preflight
-from galaxyhpc.launch.preflight import Checked
+from galaxyhpc.launch.preflight import CheckedSweep
 from galaxyhpc.runtime.console import LOG_WIDTH, make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
-AUTO = WantedResources(time_minutes="auto", memory_gb="auto")
+AUTO = RequestedResources(time_minutes="auto", memory_gb="auto")
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checked(sweep: Path) -> Checked:
+def checked(sweep: Path) -> CheckedSweep:
     """Two light runs and one heavy one, resolved without any record of earlier runs."""
     data = DataConfig(image_size=65, cache=str(sweep / "cache"), demo=DemoConfig(galaxies=10_000, size=32))
     light, heavy = ModelConfig(architecture="cnn", scale=0.1), ModelConfig(group="C2")
     models = ((light, 0), (light, 1), (heavy, 0))
     configs = [RunConfig(model=model, data=data, seed=seed, resources=AUTO) for model, seed in models]
-    return preflight.check(configs, sweep)
+    return preflight.check_sweep(configs, sweep)
 
 
-def shown(sweep: Path, checked: Checked, parallel: int | None, capsys: pytest.CaptureFixture[str]) -> str:
+def shown(sweep: Path, checked: CheckedSweep, parallel: int | None, capsys: pytest.CaptureFixture[str]) -> str:
     console = make_console()
     console.file = out = io.StringIO()
     dry_run.show_plan(console, sweep, checked, parallel)
@@ -44,7 +44,7 @@ def shown(sweep: Path, checked: Checked, parallel: int | None, capsys: pytest.Ca
 
 
 def test_points_classes_total_source_and_end_are_shown(
-    sweep: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = shown(sweep, checked, None, capsys)
     assert all(config.run_id in text for config in checked.configs)
@@ -56,31 +56,31 @@ def test_points_classes_total_source_and_end_are_shown(
 
 
 def test_the_biggest_class_comes_first_in_the_table_and_in_the_queue(
-    sweep: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    todo = {RunDir(sweep / config.run_id): config.resources.plain for config in checked.configs}
-    found = dry_run.classes_of(todo, checked)
-    assert [len(one.runs) for one in found] == [1, 2] and found[0].hours > found[1].hours
+    todo = {RunDir(sweep / config.run_id): config.resources.resolved for config in checked.configs}
+    found = dry_run.make_resource_classes(todo, checked)
+    assert [len(one.runs) for one in found] == [1, 2] and found[0].device_hours > found[1].device_hours
     text = shown(sweep, checked, 2, capsys)
     assert text.index("array 1: 1 runs") < text.index("array 2: 2 runs")
     assert "2 runs at a time, the longest first" in text
 
 
 def test_the_start_that_slurm_expects_is_taken(
-    sweep: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    starts = {config.resources.plain: time.mktime((2031, 5, 6, 7, 8, 0, 0, 0, -1)) for config in checked.configs}
-    text = shown(sweep, replace(checked, starts=starts), None, capsys)
+    starts = {config.resources.resolved: time.mktime((2031, 5, 6, 7, 8, 0, 0, 0, -1)) for config in checked.configs}
+    text = shown(sweep, replace(checked, start_times=starts), None, capsys)
     assert "2031-05-06" in text and "the start that sbatch --test-only expects" in text
 
 
 def test_what_is_trained_costs_only_its_evaluation_and_no_array(
-    sweep: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = checked.configs[-1]
     write_text(RunDir(sweep / config.run_id).best_file, "")
-    (one,) = dry_run.classes_of({RunDir(sweep / config.run_id): config.resources.plain}, checked)
-    assert [each.training for each in one.predictions] == [0.0] and one.hours > 0
+    (one,) = dry_run.make_resource_classes({RunDir(sweep / config.run_id): config.resources.resolved}, checked)
+    assert [each.training_seconds for each in one.predictions] == [0.0] and one.device_hours > 0
     assert "array 2" not in shown(sweep, checked, None, capsys)
 
 
@@ -91,9 +91,9 @@ def test_what_is_trained_costs_only_its_evaluation_and_no_array(
 def test_the_longest_run_starts_first_in_the_first_free_slot(
     seconds: list[float], slots: int | None, end: float
 ) -> None:
-    assert run_cost.makespan(seconds, slots) == end
+    assert run_cost.compute_makespan(seconds, slots) == end
 
 
 def test_gpu_hours_count_all_gpus_in_training_and_one_in_evaluation() -> None:
-    asked = WantedResources(gpus_per_node=4, tasks_per_node=4).plain
-    assert dry_run.Class(asked, [], [Prediction(3600.0, 1800.0)] * 2).hours == 2 * (4 + 0.5)
+    asked = RequestedResources(gpus_per_node=4, tasks_per_node=4).resolved
+    assert dry_run.ResourceClass(asked, [], [RunTimeEstimate(3600.0, 1800.0)] * 2).device_hours == 2 * (4 + 0.5)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from galaxyhpc.storage.run_dir import RunDir, state
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.storage.sweep_dir import find_runs
 
 SWEEP = """
 name: tiny
@@ -55,8 +55,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
-    runs = runs_of(done / "runs" / "tiny")
-    assert [state(run).name for run in runs] == ["evaluated", "evaluated"]
+    runs = find_runs(done / "runs" / "tiny")
+    assert [read_state(run).name for run in runs] == ["evaluated", "evaluated"]
     report = done / "runs" / "tiny" / "report"
     table = pd.read_csv(report / "results.csv")
     assert len(table) == 2 * 6 and set(table.data) == {"demo"}
@@ -67,29 +67,29 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
 
 
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
-    before = {run.path: run.events_file.read_text() for run in runs_of(done / "runs" / "tiny")}
+    before = {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")}
     found = launch(done)
     assert found.returncode == 0 and "2 runs, 2 done or under way" in found.stdout
-    assert {run.path: run.events_file.read_text() for run in runs_of(done / "runs" / "tiny")} == before
+    assert {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")} == before
 
 
 def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
     found = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
     assert found.returncode == 0, found.stderr
-    for run in runs_of(done / "runs" / "tiny"):
-        names = [event["event"] for event in run.events()]
-        assert names.count("trained") == 1 and run.events()[-1]["measured"] == 3
+    for run in find_runs(done / "runs" / "tiny"):
+        names = [event["event"] for event in run.read_events()]
+        assert names.count("trained") == 1 and run.read_events()[-1]["measured"] == 3
 
 
 def test_a_run_can_be_done_by_hand_from_its_own_directory(done: Path) -> None:
-    run = runs_of(done / "runs" / "tiny")[0]
+    run = find_runs(done / "runs" / "tiny")[0]
     for name in ("best.pt", "results.csv", "predictions.h5"):
         (run.path / name).unlink()
-    for checkpoint in run.checkpoints.iterdir():
+    for checkpoint in run.checkpoint_dir.iterdir():
         (checkpoint / "MANIFEST.json").unlink()
     found = subprocess.run(["sh", str(run.path / "repro.sh")], cwd="/", capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
-    assert state(run).name == "evaluated"
+    assert read_state(run).name == "evaluated"
 
 
 def test_status_tells_the_states_and_changes_nothing(done: Path) -> None:
@@ -103,9 +103,9 @@ def test_status_tells_the_states_and_changes_nothing(done: Path) -> None:
 def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> None:
     found = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
     assert found.returncode == 0, found.stderr
-    runs = runs_of(tmp_path / "runs" / "tiny")
-    assert [state(run).name for run in runs] == ["evaluated", "evaluated"]
-    assert len({event["pid"] for run in runs for event in run.events() if event["event"] == "started"}) == 1
+    runs = find_runs(tmp_path / "runs" / "tiny")
+    assert [read_state(run).name for run in runs] == ["evaluated", "evaluated"]
+    assert len({event["pid"] for run in runs for event in run.read_events() if event["event"] == "started"}) == 1
 
 
 def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -116,15 +116,15 @@ def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
     assert "the same command goes on" in (tmp_path / "output.txt").read_text()
-    stopped = [run for run in runs if run.metrics()]
-    assert stopped and all(state(run).name == "stopped" for run in stopped)
-    epochs = {run: len(run.metrics()) for run in stopped}
+    stopped = [run for run in runs if run.read_metrics()]
+    assert stopped and all(read_state(run).name == "stopped" for run in stopped)
+    epochs = {run: len(run.read_metrics()) for run in stopped}
     process = start(tmp_path)
     _wait_for_epochs(tmp_path, process, more_than=epochs)
     os.kill(process.pid, signal.SIGINT)  # only the launcher: it tells its processes
     assert process.wait(timeout=60) == 130
     for run in stopped:
-        later = [event for event in run.events() if event["event"] == "started"][1]
+        later = [event for event in run.read_events() if event["event"] == "started"][1]
         assert later["step"] > 0
 
 
@@ -134,8 +134,8 @@ def _wait_for_epochs(
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, (folder / "output.txt").read_text()
-        runs = runs_of(folder / "runs" / "tiny") if (folder / "runs" / "tiny" / "plan.csv").exists() else []
-        gained = {run for run in runs if len(run.metrics()) > (more_than or {}).get(run, 0)}
+        runs = find_runs(folder / "runs" / "tiny") if (folder / "runs" / "tiny" / "plan.csv").exists() else []
+        gained = {run for run in runs if len(run.read_metrics()) > (more_than or {}).get(run, 0)}
         if gained and gained >= set(more_than or ()):
             return runs
         time.sleep(0.05)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.launch.local_executor import Machine, Running, cpus_of
+from galaxyhpc.launch.local_executor import Machine, RunningJob, count_cpus
 from galaxyhpc.storage.run_dir import RunDir
 
 
-def job(cpus: int, *gpus: int) -> Running:
-    return Running(RunDir(Path("/r")), SimpleNamespace(), True, cpus, gpus)
+def job(cpus: int, *gpus: int) -> RunningJob:
+    return RunningJob(RunDir(Path("/r")), SimpleNamespace(), True, cpus, gpus)
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ def job(cpus: int, *gpus: int) -> Running:
     ],
 )
 def test_a_job_starts_when_the_machine_carries_it(
-    machine: Machine, asked: ResourcesConfig, running: list[Running], wanted: tuple[int, ...] | None
+    machine: Machine, asked: ResourcesConfig, running: list[RunningJob], wanted: tuple[int, ...] | None
 ) -> None:
-    assert machine.room(asked, running) == wanted
+    assert machine.assign_gpus(asked, running) == wanted
 
 
 def test_every_process_of_a_job_counts() -> None:
-    assert cpus_of(ResourcesConfig(nodes=2, tasks_per_node=3, cpus_per_task=4)) == 24
+    assert count_cpus(ResourcesConfig(nodes=2, tasks_per_node=3, cpus_per_task=4)) == 24

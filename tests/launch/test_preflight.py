@@ -31,7 +31,7 @@ def problems(runs: list[RunConfig], directory: Path) -> list[str]:
     """Return what is wrong, and see that nothing was written because of it."""
     before = sorted(directory.rglob("*"))
     with pytest.raises(preflight.PreflightError) as caught:
-        preflight.check(runs, directory)
+        preflight.check_sweep(runs, directory)
     assert sorted(directory.rglob("*")) == before
     return str(caught.value).splitlines()
 
@@ -48,7 +48,7 @@ def galaxies(path: Path, seed: int = 0, count: int = 120) -> Path:
 
 def test_every_run_is_told_what_its_network_costs(tmp_path: Path) -> None:
     runs = [run("C4", tmp_path), run("C4", tmp_path, seed=1), run(None, tmp_path)]
-    found = preflight.check(runs, tmp_path / "sweep").networks
+    found = preflight.check_sweep(runs, tmp_path / "sweep").networks
     assert list(found) == [config.run_id for config in runs]
     network, told = build_model(runs[0].model, 33), found[runs[0].run_id]
     assert (told.parameters, told.multiply_adds) == (count_parameters(network), multiply_adds(network, 33))
@@ -58,15 +58,18 @@ def test_every_run_is_told_what_its_network_costs(tmp_path: Path) -> None:
 
 def test_a_thousand_seeds_of_a_network_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    measure = profile.measure
-    monkeypatch.setattr(profile, "measure", lambda *key: built.append(key) or measure(*key))
-    assert len(preflight.check([run("C2", tmp_path, seed) for seed in range(1000)], tmp_path / "sweep").configs) == 1000
+    measure = profile.profile_network
+    monkeypatch.setattr(profile, "profile_network", lambda *key: built.append(key) or measure(*key))
+    assert (
+        len(preflight.check_sweep([run("C2", tmp_path, seed) for seed in range(1000)], tmp_path / "sweep").configs)
+        == 1000
+    )
     assert len(built) == 1
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.h5").write_text("not HDF5")
-    monkeypatch.setattr(profile, "TOLERANCE", 0.0)  # so that rounding alone is a problem
+    monkeypatch.setattr(smoke_test, "INVARIANCE_TOLERANCE", 0.0)  # so that rounding alone is a problem
     sources = [str(tmp_path / name) for name in ("absent.h5", "text.h5")]
     runs = [run(group, tmp_path, source=source) for group, source in zip(("C4", "D4"), sources, strict=True)]
     lines = problems(runs, tmp_path / "sweep")
@@ -81,7 +84,7 @@ def test_problems_are_one_table_that_a_log_does_not_wrap() -> None:
     long = "/a/long/path" * 30
     text = io.StringIO()
     error = preflight.PreflightError([preflight.Problem(long, "found [this]", "do that")])
-    preflight.show(error, Console(file=text, markup=False, highlight=False))
+    preflight.print_problems(error, Console(file=text, markup=False, highlight=False))
     assert all(
         word in text.getvalue() for word in (long, "found [this]", "do that", "nothing was submitted or written")
     )
@@ -97,27 +100,27 @@ def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> 
 def test_a_first_step_of_every_twin_is_taken(precision: str, optimizer: str) -> None:
     train = TrainConfig(precision=precision, optimizer=optimizer, label_smoothing=0.1)
     for model in (ModelConfig(group="D4"), ModelConfig(group="C4", head="flatten"), ModelConfig(architecture="cnn")):
-        assert smoke_test.try_twin(model, train)[1] == ""
+        assert smoke_test.check_tiny_model(model, train)[1] == ""
 
 
 def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:
     model, train = ModelConfig(architecture="cnn"), TrainConfig(optimizer="sgd")
-    twin = build_model(model.model_copy(update=smoke_test.SMALL), 33)
+    twin = build_model(model.model_copy(update=smoke_test.TINY_SETTINGS), 33)
     twin.mlp[0].bias.data[0] = float("nan")
-    assert "loss of nan" in smoke_test._step_problem(twin, train)
+    assert "loss of nan" in smoke_test._check_training_step(twin, train)
     twin.mlp.requires_grad_(False)
     for value in twin.mlp.parameters():
         value.grad = None
-    assert "got no gradient" in smoke_test._step_problem(twin, train)
+    assert "got no gradient" in smoke_test._check_training_step(twin, train)
 
 
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:
     path, sweep = galaxies(tmp_path / "g.h5"), tmp_path / "sweep"
     config = run("C2", tmp_path / "cache", source=str(path), link_arcsec=0.0)
     dataset.load_split(config.data, dataset.prepare(config.data), sweep)
-    assert preflight.check([config], sweep).costs.galaxies == 120
+    assert preflight.check_sweep([config], sweep).costs.num_galaxies == 120
     elsewhere = run("C2", tmp_path / "another cache", source=str(path), link_arcsec=0.0)
-    assert preflight.check([elsewhere], sweep).configs == [elsewhere]  # the same labels and positions
+    assert preflight.check_sweep([elsewhere], sweep).configs == [elsewhere]  # the same labels and positions
     galaxies(path, seed=1)
     (line,) = problems([elsewhere], sweep)
     assert "split.csv: made from galaxies" in line and "now other labels or positions of" in line and "restore" in line
@@ -130,19 +133,19 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
 
 def test_the_room_that_runs_need_is_that_of_what_is_missing(tmp_path: Path) -> None:
     config = run("C2", tmp_path / "cache")
-    told = {config.run_id: profile.Network(10**6, 1)}
-    sweep, wanted = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOGS
-    found = preflight.bytes_needed([config], told, 300, sweep)
+    told = {config.run_id: profile.NetworkProfile(10**6, 1)}
+    sweep, wanted = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOG_BYTES
+    found = preflight.estimate_bytes([config], told, 300, sweep)
     assert found == {sweep: pytest.approx(wanted + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)
     write_text(trained.best_file, "")
     dataset.prepare(config.data)
-    found = preflight.bytes_needed([config], told, 300, sweep)
+    found = preflight.estimate_bytes([config], told, 300, sweep)
     assert found == {sweep: pytest.approx(wanted), tmp_path / "cache": 0.0}
 
 
 def test_a_disk_that_would_fill_up_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "LOGS", 1e18)
+    monkeypatch.setattr(preflight, "LOG_BYTES", 1e18)
     (line,) = problems([run("C2", tmp_path)], tmp_path / "sweep")
     assert "1000000000.0 GB are needed" in line and "GB are free; free some room" in line
 

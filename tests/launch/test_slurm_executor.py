@@ -34,7 +34,7 @@ GPU = ResourcesConfig(
 
 
 def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
-    text = slurm_executor.sbatch_text(Path("/scratch/my runs/all"), GPU, count=12, parallel=5)
+    text = slurm_executor.make_sbatch_script(Path("/scratch/my runs/all"), GPU, num_runs=12, max_parallel=5)
     python = 'sh -c \'trap "" USR2; exec "$@"\' sh ' + shlex.quote(sys.executable)
     assert text.splitlines() == [
         "#!/bin/bash",
@@ -71,7 +71,7 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
 
 
 def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
-    text = slurm_executor.sbatch_text(Path("/runs/one"), ResourcesConfig(), count=1, parallel=None)
+    text = slurm_executor.make_sbatch_script(Path("/runs/one"), ResourcesConfig(), num_runs=1, max_parallel=None)
     for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "# setup"):
         assert word not in text
 
@@ -79,16 +79,16 @@ def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
 def test_runs_with_the_same_needs_make_one_class() -> None:
     small, large = ResourcesConfig(), ResourcesConfig(gpus_per_node=4)
     runs = {RunDir(Path(f"/r/{i}")): large if i == 1 else small for i in range(3)}
-    found = slurm_executor.by_resources(runs)
+    found = slurm_executor.group_by_resources(runs)
     assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
 
 
 def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() -> None:
     runs = [RunDir(Path(f"/r/{i}")) for i in range(7)]
-    found = slurm_executor.arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, most=2)
+    found = slurm_executor.make_arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, max_size=2)
     assert [[run.run_id for run in part.runs] for part in found] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
     assert [part.resources for part in found] == [ResourcesConfig()] * 3 + [GPU]
-    assert {(part.share, part.behind) for part in found} == {(None, None)}
+    assert {(part.max_parallel, part.depends_on) for part in found} == {(None, None)}
 
 
 @pytest.mark.parametrize("job", [TrainJob, CanaryJob, EvaluateJob, ReportJob])
@@ -99,7 +99,7 @@ def test_a_job_holds_the_path_of_a_directory_and_nothing_that_could_go_stale(job
 @pytest.mark.parametrize("parallel", range(1, 12))
 @pytest.mark.parametrize("sizes", [[1], [1000], [3, 3], [1, 10], [5, 1, 1, 1], [2] * 7])
 def test_arrays_never_run_more_jobs_together_than_allowed_and_none_is_left_out(sizes: list[int], parallel: int) -> None:
-    lanes = slurm_executor.lanes(sizes, parallel)
+    lanes = slurm_executor.split_concurrency(sizes, parallel)
     at_once = [share for share, behind in lanes if behind is None]
     assert sum(at_once) <= parallel and all(share >= 1 for share, _ in lanes)
     assert sum(at_once) == min(parallel, sum(sizes)) or len(sizes) > parallel
@@ -123,9 +123,9 @@ def test_no_evidence_of_a_queue_is_not_evidence_of_an_empty_one(
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert subprocess.run(["squeue"], capture_output=True).returncode == 1
-    assert slurm.queue() is None and not slurm.is_up()
+    assert slurm.get_queue() is None and not slurm.is_up()
 
 
 def test_without_slurm_there_is_no_queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.queue() is None and not slurm.is_up()
+    assert slurm.get_queue() is None and not slurm.is_up()

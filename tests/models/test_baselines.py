@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.inspect import features
-from galaxyhpc.inspect.gradcam import heat_maps
+from galaxyhpc.inspect.gradcam import compute_heat_maps
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.models import baselines, build_model, count_parameters, profile
-from galaxyhpc.models.baselines import Baseline, BaselineError, baseline, install_command
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.models.baselines import Baseline, BaselineError, build_baseline, format_install_command
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -114,7 +114,7 @@ def test_the_parameters_are_those_published_with_ten_classes_in_place_of_a_thous
 
 
 def test_images_are_normalised_and_batch_statistics_followed_as_torch_does_it_without_pretraining_too() -> None:
-    ours, theirs = baseline(settings(), 10).train(), torchvision.models.resnet18(num_classes=10)
+    ours, theirs = build_baseline(settings(), 10).train(), torchvision.models.resnet18(num_classes=10)
     theirs.load_state_dict(ours.network.state_dict(), strict=False)
     images = torch.rand(4, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs((images - MEAN) / STD))
@@ -130,12 +130,12 @@ def test_a_file_and_a_torch_home_give_the_logits_of_the_original(
     file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = torch.load(file, weights_only=True)
-    assert_begun_from(baseline(settings(pretrained=str(file)), 10), "resnet18", state)
+    assert_begun_from(build_baseline(settings(pretrained=str(file)), 10), "resnet18", state)
     name = published(file, monkeypatch)
     home.mkdir(parents=True)
     (home / name).write_bytes(file.read_bytes())
-    ours = baseline(settings(pretrained=True), 10)
-    assert ours.begun_from == digest(file)
+    ours = build_baseline(settings(pretrained=True), 10)
+    assert ours.pretrained_sha256 == digest(file)
     assert_begun_from(ours, "resnet18", state)
 
 
@@ -145,7 +145,7 @@ def test_densenet_is_read_from_the_format_and_the_names_of_2017(tmp_path: Path) 
     old = {name: value for name, value in old.items() if not name.endswith("num_batches_tracked")}
     assert len(set(old) - set(state)) > 300
     torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    ours = baseline(settings("densenet121", str(tmp_path / "old.pth")), 10)
+    ours = build_baseline(settings("densenet121", str(tmp_path / "old.pth")), 10)
     assert_begun_from(ours, "densenet121", state)
 
 
@@ -154,23 +154,23 @@ def test_a_body_may_come_with_another_last_layer_or_none(file: Path, tmp_path: P
     del state["fc.bias"]
     state["fc.weight"] = torch.zeros(34, 512)
     torch.save(state, tmp_path / "other.pth")
-    ours = baseline(settings(pretrained=str(tmp_path / "other.pth")), 10)
+    ours = build_baseline(settings(pretrained=str(tmp_path / "other.pth")), 10)
     torch.testing.assert_close(ours.network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
     assert ours.head.weight.shape == (10, 512) and ours.head.weight.abs().max() > 0
 
 
 def test_the_last_layer_depends_on_the_seed_alone_and_not_on_the_pretraining(file: Path) -> None:
     torch.manual_seed(5)
-    pretrained = baseline(settings(pretrained=str(file)), 10)
+    pretrained = build_baseline(settings(pretrained=str(file)), 10)
     torch.manual_seed(5)
-    assert torch.equal(pretrained.head.weight, baseline(settings(), 10).head.weight)
+    assert torch.equal(pretrained.head.weight, build_baseline(settings(), 10).head.weight)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", ["resnet18-f37072fd.pth", "densenet121-a639ec97.pth"])
 def test_where_weights_are_missing_the_download_to_make_is_told(device: str, name: str, home: Path) -> None:
     with pytest.raises(BaselineError) as caught, torch.device(device):
-        baseline(settings(name.partition("-")[0], True), 10)
+        build_baseline(settings(name.partition("-")[0], True), 10)
     assert str(caught.value).startswith(f"{home / name}: found no weights to begin from (No such file or directory); ")
     assert str(caught.value).endswith(f"curl -fL --create-dirs -o '{home / name}' {DOWNLOADS}/{name}")
     assert not home.exists()
@@ -179,14 +179,14 @@ def test_where_weights_are_missing_the_download_to_make_is_told(device: str, nam
 def test_a_missing_file_is_told_with_the_download_that_makes_it() -> None:
     path = Path("/nowhere/resnet50-0676ba61.pth")  # older weights than torchvision would take by itself
     with pytest.raises(BaselineError, match=f"{path}: found no weights.*; .*-o {path} {DOWNLOADS}/{path.name}$"):
-        baseline(settings("resnet50", str(path)), 10)
+        build_baseline(settings("resnet50", str(path)), 10)
 
 
 def test_a_download_that_was_cut_short_is_refused(home: Path) -> None:
     home.mkdir(parents=True)
     (home / "resnet18-f37072fd.pth").write_bytes(b"half of it")
     with pytest.raises(BaselineError, match=r"found the SHA-256 \w{8}\.\.\.; allowed is f37072fd.*: curl -fL"):
-        baseline(settings(pretrained=True), 10)
+        build_baseline(settings(pretrained=True), 10)
 
 
 def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: P
     for message, content in wrong.items():
         torch.save(content, path)
         with pytest.raises(BaselineError, match=f"^{path}: found {message}.*; allowed is a state dict") as caught:
-            baseline(settings(pretrained=str(path)), 10)
+            build_baseline(settings(pretrained=str(path)), 10)
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -211,9 +211,9 @@ def test_on_the_meta_device_the_file_is_looked_for_and_nothing_is_loaded(
 ) -> None:
     monkeypatch.setattr(torch, "load", None)
     with torch.device("meta"):
-        ours = baseline(settings(pretrained=str(file)), 10)
+        ours = build_baseline(settings(pretrained=str(file)), 10)
     assert all(value.is_meta for value in (*ours.parameters(), *ours.buffers()))
-    assert profile.measure(settings(pretrained=str(file)), 33).parameters == count_parameters(ours)
+    assert profile.profile_network(settings(pretrained=str(file)), 33).parameters == count_parameters(ours)
 
 
 def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written(
@@ -255,17 +255,19 @@ for _ in range(2):
 
 def test_without_torchvision_the_message_is_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setattr(baselines, "_torchvision_version", lambda: None)
+    monkeypatch.setattr(baselines, "_get_torchvision_version", lambda: None)
     with pytest.raises(BaselineError, match=r"^beside torch 2\S+ found no torchvision; .*: pip install"):
-        baseline(settings(), 10)
+        build_baseline(settings(), 10)
 
 
 def test_the_torchvision_that_fits_is_installed_from_where_this_build_of_torch_comes_from() -> None:
     pip = "pip install --force-reinstall --no-deps"
-    assert install_command("2.4.1") == f"{pip} 'torchvision==0.19.*'"
-    assert install_command("2.13.0+cu130").endswith("==0.28.*' --index-url https://download.pytorch.org/whl/cu130")
+    assert format_install_command("2.4.1") == f"{pip} 'torchvision==0.19.*'"
+    assert format_install_command("2.13.0+cu130").endswith(
+        "==0.28.*' --index-url https://download.pytorch.org/whl/cu130"
+    )
     ours, found = (each.__version__.split("+")[0] for each in (torch, torchvision))
-    assert f"'torchvision=={found.rpartition('.')[0]}.*'" in install_command(ours)
+    assert f"'torchvision=={found.rpartition('.')[0]}.*'" in format_install_command(ours)
 
 
 # Fine-tuning
@@ -274,7 +276,7 @@ def test_the_torchvision_that_fits_is_installed_from_where_this_build_of_torch_c
 def test_the_body_moves_at_its_own_rate_and_by_itself_at_a_tenth(file: Path) -> None:
     for rate, share in ((None, 0.1), (0.004, 0.4), (0.0, 0.0)):
         config = TrainConfig(optimizer="sgd", learning_rate=0.01, body_learning_rate=rate, momentum=0, weight_decay=0)
-        network = baseline(settings(pretrained=str(file)), 10)
+        network = build_baseline(settings(pretrained=str(file)), 10)
         optimizer = make_optimizer(nn.Sequential(network), config)  # wrapped, as DDP wraps it
         before = {name: value.detach().clone() for name, value in network.named_parameters()}
         network(torch.rand(4, 3, 33, 33)).square().sum().backward()
@@ -286,7 +288,7 @@ def test_the_body_moves_at_its_own_rate_and_by_itself_at_a_tenth(file: Path) -> 
 
 
 def test_networks_begun_at_random_have_one_group_and_the_same_optimizer_as_ever() -> None:
-    network = baseline(settings(), 10)
+    network = build_baseline(settings(), 10)
     optimizer = make_optimizer(network, TrainConfig())
     (group,) = optimizer.param_groups
     assert [id(weight) for weight in group["params"]] == [id(weight) for weight in network.parameters()]
@@ -299,8 +301,8 @@ def test_a_rate_for_the_body_is_refused_where_nothing_is_pretrained() -> None:
     with pytest.raises(ValidationError, match="body_learning_rate is for networks begun from weights; resnet18"):
         RunConfig(model=settings(), train=own_rate)
     plain, slow = RunConfig(model=settings(pretrained=True)), RunConfig(model=settings(pretrained=True), train=own_rate)
-    assert "body_learning_rate" not in plain.identity()["train"]
-    assert slow.identity()["train"]["body_learning_rate"] == 1e-4 and slow.run_id != plain.run_id
+    assert "body_learning_rate" not in plain.get_identity()["train"]
+    assert slow.get_identity()["train"]["body_learning_rate"] == 1e-4 and slow.run_id != plain.run_id
 
 
 def make_run(sweep: Path, file: Path) -> RunDir:
@@ -316,13 +318,13 @@ def make_run(sweep: Path, file: Path) -> RunDir:
 
 
 def last_state(run: RunDir) -> dict[str, dict[str, Tensor]]:
-    return torch.load(checkpoint.found(run)[-1] / "state.pt", weights_only=True)
+    return torch.load(checkpoint.list_checkpoints(run)[-1] / "state.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def tuned(file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = make_run(tmp_path_factory.mktemp("tuned"), file)
-    assert train(run, Stop())
+    assert train(run, StopSignal())
     return run
 
 
@@ -330,12 +332,12 @@ def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
     tuned: RunDir, file: Path, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path, file)
-    assert not train(run, Stop(), most_steps=1)
+    assert not train(run, StopSignal(), max_steps=1)
     begun, moved, warming = torch.load(file, weights_only=True), last_state(run), 1e-3 / 2
     assert [group["lr"] for group in moved["optimizer"]["param_groups"]] == pytest.approx([warming / 10, warming])
     change = (moved["model"]["network.conv1.weight"] - begun["conv1.weight"]).abs().max().item()
     assert change == pytest.approx(warming / 10, rel=1e-2)  # Adam's first step is the rate itself
-    assert train(run, Stop())
+    assert train(run, StopSignal())
     ours, wanted = last_state(run), last_state(tuned)
     assert all(torch.equal(ours["model"][name], value) for name, value in wanted["model"].items())
     assert ours["optimizer"]["param_groups"] == wanted["optimizer"]["param_groups"]
@@ -348,7 +350,7 @@ def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(t
     config = tuned.load_config()
     moved = config.model_copy(update={"model": settings(pretrained="/nowhere.pth")})
     assert moved.run_id == config.run_id
-    assert json.loads((tuned.path / "provenance.json").read_text())["begun_from"] == digest(file)
+    assert json.loads((tuned.path / "provenance.json").read_text())["pretrained_sha256"] == digest(file)
     network = load_network(tuned, moved, torch.device("cpu"))
     best = torch.load(tuned.best_file, weights_only=True)["model"]
     assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
@@ -357,14 +359,18 @@ def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(t
 @pytest.mark.parametrize("architecture", ["resnet18", "densenet121"])
 def test_their_features_and_last_map_are_found(architecture: str) -> None:
     """An average and one linear layer: the heat of a class is the linear layer's weights times the map."""
-    ours, images, classes = baseline(settings(architecture), 10).eval(), torch.rand(2, 3, 65, 65), torch.tensor([1, 7])
+    ours, images, classes = (
+        build_baseline(settings(architecture), 10).eval(),
+        torch.rand(2, 3, 65, 65),
+        torch.tensor([1, 7]),
+    )
     seen: list[Tensor] = []
     with torch.no_grad():
-        found = features.look(ours, images)
+        found = features.compute_activations(ours, images)
         torch.testing.assert_close(ours.head(found.penultimate), ours(images))
-        where = features.places(ours)
+        where = features.find_probed_layers(ours)
         where.last_map.register_forward_hook(lambda layer, inputs, output: seen.append(output.relu()))
         ours(images)
     torch.testing.assert_close(seen[0].mean((2, 3)), found.pooled)
     wanted = torch.einsum("nk,nkyx->nyx", where.last_linear.weight[classes], seen[0]).relu() / seen[0][0, 0].numel()
-    torch.testing.assert_close(heat_maps(ours, images, classes), wanted, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(compute_heat_maps(ours, images, classes), wanted, atol=1e-6, rtol=1e-4)

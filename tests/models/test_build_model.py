@@ -18,13 +18,13 @@ import torch.multiprocessing
 from e2cnn.nn.init import generalized_he_init
 from torch import Tensor, nn
 
-from galaxyhpc.benchmark.e2cnn_model import PlainCNN
+from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.equivariance import invariance_error
-from galaxyhpc.models.steerable_cnn import FIELDS, stem
+from galaxyhpc.models.steerable_cnn import BLOCK_FIELDS, compute_stem_geometry
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm, synchronise_batchnorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, enable_sync_batchnorm
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 GROUPS = ["C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
@@ -42,13 +42,13 @@ def network(group: str | None = "D4", image_size: int = 33, **settings: Any) -> 
 
 
 def e2cnn_field(group: str, count: int, kind: str = "regular") -> Any:
-    space = groups.group_space(group)
+    space = groups.make_gspace(group)
     return e2cnn.nn.FieldType(space, [space.trivial_repr if kind == "trivial" else space.regular_repr] * count)
 
 
 def e2cnn_convolution(ours: SteerableConv) -> Any:
     """Return e2cnn's layer with our layer's weights, in training mode."""
-    group, kernel_size, kind, out_kind, cutoff = ours.recipe
+    group, kernel_size, kind, out_kind, cutoff = ours.basis_spec
     source, target = e2cnn_field(group, ours.in_fields, kind), e2cnn_field(group, ours.out_fields, out_kind)
     options = {"stride": ours.stride, "padding": ours.padding, "bias": False, "initialize": False}
     limit = None if cutoff is None else lambda radius: cutoff * radius  # as in e2cnn's wide ResNets
@@ -87,7 +87,7 @@ def test_so_do_the_filters_of_wide_resnets(group: str) -> None:
 @pytest.mark.parametrize("group", ["C1", "C4", "D4"])
 def test_a_network_learns_as_one_of_e2cnns_own_modules_does(group: str) -> None:
     ours = network(group)
-    theirs = PlainCNN(ours, 33)
+    theirs = E2cnnModel(ours, 33)
     x = torch.rand(4, 3, 33, 33)
     assert_near(ours(x), theirs(x), 1e-4)
     gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, theirs)]
@@ -184,7 +184,7 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, (x, upstream) = two_layers(), batch()
-    synchronise_batchnorm(model)
+    enable_sync_batchnorm(model)
     share = (slice(None, first), slice(first, None))[rank]
     found = step(model, x[share], upstream[share])
     torch.save(found, f"{folder}/{rank}.pt")
@@ -216,10 +216,10 @@ def test_a_kept_filter_is_used_again_and_is_never_stale() -> None:
     x = torch.randn(1, 8, 5, 5)
 
     def fresh() -> Tensor:
-        return nn.functional.conv2d(x, layer.dense_filter(), padding=1)
+        return nn.functional.conv2d(x, layer.expand_filter(), padding=1)
 
     with torch.no_grad():
-        assert layer._filter() is layer._filter()
+        assert layer._get_filter() is layer._get_filter()
         assert torch.equal(layer(x), fresh())
         layer.load_state_dict({"weight": torch.randn_like(layer.weight)})
         assert torch.equal(layer(x), fresh())
@@ -228,7 +228,7 @@ def test_a_kept_filter_is_used_again_and_is_never_stale() -> None:
         layer.weight = nn.Parameter(torch.randn_like(layer.weight))
         assert torch.equal(layer(x), fresh())
         layer.double()
-        assert torch.equal(layer(x.double()), nn.functional.conv2d(x.double(), layer.dense_filter(), padding=1))
+        assert torch.equal(layer(x.double()), nn.functional.conv2d(x.double(), layer.expand_filter(), padding=1))
 
 
 def test_an_optimizer_step_in_evaluation_mode_changes_the_next_output() -> None:
@@ -336,8 +336,8 @@ def test_the_maps_have_the_studys_sizes(image_size: int, first: int, last: int) 
     model = network("C1", image_size, scale=0.1)
     x = torch.rand(1, 3, image_size, image_size)
     assert model.blocks[0](x).shape[-1] == first
-    assert model.features(x).shape[-1] == last == stem(image_size)[2]
-    flat = build_model(ModelConfig(group="C1", scale=0.1, head="flatten"), image_size, classes=3)
+    assert model.forward_features(x).shape[-1] == last == compute_stem_geometry(image_size)[2]
+    flat = build_model(ModelConfig(group="C1", scale=0.1, head="flatten"), image_size, num_classes=3)
     assert flat.eval()(x).shape == (1, 3)
 
 
@@ -346,7 +346,7 @@ def test_parameters_grow_with_the_group_when_the_fields_are_kept(group: str, mil
     with torch.device("meta"):
         model = network(group, 65, scale=1.0)
     layers = [m for m in model.modules() if isinstance(m, SteerableConv)]
-    assert tuple(layer.out_fields for layer in layers) == FIELDS
+    assert tuple(layer.out_fields for layer in layers) == BLOCK_FIELDS
     assert sum(layer.weight.numel() for layer in layers) == pytest.approx(millions * 1e6, rel=0.01)
 
 
@@ -376,7 +376,7 @@ def test_the_cnn_differs_from_c1_in_its_filters_only() -> None:
     kinds = [[type(m) for m in model.modules()] for model in (plain, steerable)]
     assert kinds[0] == [nn.Conv2d if kind is SteerableConv else kind for kind in kinds[1]]
     x = torch.rand(2, 3, 33, 33)
-    assert plain.features(x).shape == steerable.features(x).shape
+    assert plain.forward_features(x).shape == steerable.forward_features(x).shape
 
 
 def test_what_lies_outside_the_circle_is_not_seen() -> None:
@@ -391,12 +391,12 @@ def test_half_precision_trains_and_nearly_agrees() -> None:
     model, x = network("D4"), torch.rand(4, 3, 33, 33)
     layer = SteerableConv("D4", 2, 2).eval()
     with torch.no_grad():
-        exact = layer.dense_filter()
+        exact = layer.expand_filter()
     with torch.autocast("cpu", torch.bfloat16):
         model(x).float().sum().backward()
         with torch.no_grad():
-            assert layer._filter().dtype == torch.bfloat16
-            assert torch.equal(layer._filter(), exact.bfloat16())  # expanded in full, rounded once
+            assert layer._get_filter().dtype == torch.bfloat16
+            assert torch.equal(layer._get_filter(), exact.bfloat16())  # expanded in full, rounded once
     with torch.no_grad():
-        assert layer._filter().dtype == torch.float32
+        assert layer._get_filter().dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())

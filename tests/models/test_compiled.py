@@ -133,7 +133,7 @@ def test_the_fused_blur_is_the_convolution() -> None:
         height, width = (size, size) if isinstance(size, int) else size
         x = torch.randn(2, 6, height, width, requires_grad=True)
         pool = AntialiasedPool()
-        ours, theirs = pool._sum_of_slices(x), pool(x)
+        ours, theirs = pool._convolve_separably(x), pool(x)
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
         upstream = torch.randn_like(theirs)
         gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (ours, theirs)]
@@ -145,7 +145,7 @@ def test_group_pooling_and_restriction_are_those_of_channels_by_hand() -> None:
     restriction = Restriction("D8", "C4")
     by_field = x.view(2, 3, 16, 5, 5)
     pairs = (
-        (restriction(x), by_field[:, :, restriction.order].flatten(1, 2)),
+        (restriction(x), by_field[:, :, restriction.permutation].flatten(1, 2)),
         (GroupPooling(16)(x), by_field.amax(2)),
     )
     for found, wanted in pairs:

@@ -12,7 +12,7 @@ from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models import build_model, kernel_choice
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.rank import find_place
+from galaxyhpc.runtime.rank import get_rank_info
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -22,14 +22,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def process() -> Process:
-    return Process(find_place(), CPU)
+    return Process(get_rank_info(), CPU)
 
 
 def begun(run: RunDir, process: Process, convolution: str) -> list[bool]:
     """Settle the paths of a small network and return which layers train without dense filters."""
     network, config = build_model(ModelConfig(group="D4", scale=0.1), 33), settings(convolution)
-    kernel_choice.settle(run, network, config, process)
-    return [layer.harmonic for layer in selection.layers(network).values()]
+    kernel_choice.select_and_save(run, network, config, process)
+    return [layer.harmonic for layer in selection.get_steerable_layers(network).values()]
 
 
 def settings(convolution: str) -> RunConfig:
@@ -48,18 +48,20 @@ def test_what_was_settled_first_holds(tmp_path: Path, process: Process) -> None:
 def test_the_choice_is_made_for_training_and_for_inference(
     tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = list(selection.layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
-    monkeypatch.setattr(selection, "choose", lambda *given, training: {n: training and n == names[3] for n in names})
+    names = list(selection.get_steerable_layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
+    monkeypatch.setattr(
+        selection, "choose_kernels", lambda *given, training: {n: training and n == names[3] for n in names}
+    )
     run = RunDir(tmp_path)
     assert begun(run, process, "auto") == [name == names[3] for name in names]
-    assert set(kernel_choice.read(run)["inference"].values()) == {False}
+    assert set(kernel_choice.read_choice(run)["inference"].values()) == {False}
 
 
 def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
-    (run.checkpoints / "step_00000003").mkdir(parents=True)
+    (run.checkpoint_dir / "step_00000003").mkdir(parents=True)
     assert set(begun(run, process, "harmonic")) == {False}
-    assert not kernel_choice.paths_file(run).exists()
+    assert not kernel_choice.get_choice_path(run).exists()
 
 
 @pytest.mark.compiler
@@ -69,9 +71,9 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
     run = RunDir(tmp_path)
     torch.save({"model": network.state_dict()}, run.best_file)
     dense = load_network(run, config, CPU)
-    kernel_choice.settle(run, network, config, process)
+    kernel_choice.select_and_save(run, network, config, process)
     harmonic = load_network(run, config, CPU)
-    assert [layer.harmonic for layer in selection.layers(harmonic).values()] == [True] * 11
+    assert [layer.harmonic for layer in selection.get_steerable_layers(harmonic).values()] == [True] * 11
     with torch.inference_mode():
         torch.testing.assert_close(harmonic(images), dense(images), rtol=1e-5, atol=1e-5)
 
@@ -89,19 +91,21 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
 )
 def test_a_file_that_training_did_not_write_is_refused(tmp_path: Path, content: str, said: str) -> None:
     run = RunDir(tmp_path)
-    write_text(kernel_choice.paths_file(run), content)
-    with pytest.raises(kernel_choice.PathsError, match=f"paths.json: found {said}"):
-        kernel_choice.restore(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
+    write_text(kernel_choice.get_choice_path(run), content)
+    with pytest.raises(kernel_choice.KernelChoiceError, match=f"paths.json: found {said}"):
+        kernel_choice.load_selection(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
 
 
 def test_a_network_without_steerable_layers_leaves_no_file(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
-    kernel_choice.settle(run, build_model(ModelConfig(architecture="cnn", scale=0.1), 33), settings("auto"), process)
-    assert not kernel_choice.paths_file(run).exists()
+    kernel_choice.select_and_save(
+        run, build_model(ModelConfig(architecture="cnn", scale=0.1), 33), settings("auto"), process
+    )
+    assert not kernel_choice.get_choice_path(run).exists()
 
 
 def test_the_file_names_every_layer(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     begun(run, process, "dense")
-    found = json.loads(kernel_choice.paths_file(run).read_text())
+    found = json.loads(kernel_choice.get_choice_path(run).read_text())
     assert list(found) == ["training", "inference"] and len(found["training"]) == 11

@@ -16,15 +16,15 @@ import torch
 from skimage.morphology import disk, opening
 from torch.nn.functional import cross_entropy
 
-from galaxyhpc.analysis.collect import Found, named
+from galaxyhpc.analysis.collect import RunResults, label_networks
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.trained_model import load
-from galaxyhpc.export import as_program, plain
-from galaxyhpc.launch.smoke_test import TOLERANCE, try_twin
+from galaxyhpc.export import convert_to_torch, export_program
+from galaxyhpc.launch.smoke_test import INVARIANCE_TOLERANCE, check_tiny_model
 from galaxyhpc.models import build_model
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.opening import Opening
-from galaxyhpc.models.profile import measure
+from galaxyhpc.models.profile import profile_network
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.optimizer import make_optimizer
@@ -66,7 +66,7 @@ def test_what_is_smaller_than_the_disk_goes_and_what_is_larger_stays() -> None:
 def test_it_is_a_setting_of_every_architecture_and_changes_the_identity_only_where_it_is_set() -> None:
     for settings in ARCHITECTURES:
         without, opened = (RunConfig(model=ModelConfig(**settings, opening=r)) for r in (0, 4))
-        assert "opening" not in without.identity()["model"] and opened.identity()["model"]["opening"] == 4
+        assert "opening" not in without.get_identity()["model"] and opened.get_identity()["model"]["opening"] == 4
         assert without.run_id != opened.run_id
 
 
@@ -74,7 +74,7 @@ def test_runs_with_and_without_it_are_two_networks_of_a_report() -> None:
     configs = [RunConfig(model=ModelConfig(group="C4", opening=radius)) for radius in (0, 4)]
     common = {"arch": "steerable_cnn", "group": "C4", "width": "fields", "head": "pool", "scale": 1.0}
     plan = pd.DataFrame([{**common, "image_size": 65, "seed": 0, "run_id": c.run_id} for c in configs])
-    labels = named(plan, [Found(RunDir(Path(c.run_id)), c) for c in configs])[0].label.tolist()
+    labels = label_networks(plan, [RunResults(RunDir(Path(c.run_id)), c) for c in configs])[0].label.tolist()
     assert labels == ["C4 steerable_cnn", "C4 steerable_cnn, opening 4"]
 
 
@@ -88,7 +88,7 @@ def test_every_architecture_opens_what_comes_in_and_keeps_its_weights_names(sett
     with torch.inference_mode():
         wanted = network(reference(images, 2))
         torch.testing.assert_close(opened(images), wanted)
-        torch.testing.assert_close(plain(opened)(images), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(convert_to_torch(opened)(images), wanted, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(network(images), wanted)
 
 
@@ -98,16 +98,16 @@ def test_an_invariant_network_stays_invariant(group: str) -> None:
     images = torch.rand(2, 3, 33, 33)
     for radius in (1, 4):
         layer, network = Opening(radius), build_model(ModelConfig(group=group, scale=0.05, opening=radius), 33)
-        assert invariance_error(network, group, 33) < TOLERANCE
+        assert invariance_error(network, group, 33) < INVARIANCE_TOLERANCE
         assert torch.equal(layer(images.rot90(1, (2, 3))), layer(images).rot90(1, (2, 3)))  # it only compares
         assert torch.equal(layer(images.mT), layer(images).mT)
 
 
 def test_preflights_twin_and_one_step_of_training_go_through_it() -> None:
     opened = C4.model_copy(update={"opening": 1})
-    symmetry, problem = try_twin(opened, TrainConfig())
-    assert problem == "" and symmetry.exact is not None and symmetry.exact < TOLERANCE
-    assert measure(opened, 33).parameters == measure(C4, 33).parameters
+    symmetry, problem = check_tiny_model(opened, TrainConfig())
+    assert problem == "" and symmetry.exact_error is not None and symmetry.exact_error < INVARIANCE_TOLERANCE
+    assert profile_network(opened, 33).parameters == profile_network(C4, 33).parameters
     network = build_model(opened, 33).train()
     before = {name: value.clone() for name, value in network.named_parameters()}
     optimizer = make_optimizer(network, TrainConfig(precision="bfloat16"))
@@ -124,7 +124,7 @@ def test_a_trained_run_is_exported_with_it(tmp_path: Path) -> None:
     write_text(run.config_file, settings.model_dump_json())
     torch.save({"model": build_model(settings.model, 33).state_dict()}, run.best_file)
     network, images = load(run.path, torch.device("cpu")).network, torch.rand(3, 3, 33, 33)
-    program = as_program(plain(network), images[:2]).module()
+    program = export_program(convert_to_torch(network), images[:2]).module()
     with torch.inference_mode():
         assert torch.allclose(program(images), network(images), atol=1e-5)
 

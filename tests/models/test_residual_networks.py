@@ -25,19 +25,19 @@ from galaxyhpc.config.schema import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    find_nearest_image_sizes,
     is_exact_image_size,
-    nearest_image_sizes,
 )
 from galaxyhpc.models import FAMILIES, build_model, count_parameters
-from galaxyhpc.models.equivariance import invariance_error, rotation_curve
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.models.equivariance import invariance_error, measure_rotation_sensitivity
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import Restriction, SteerableConv
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.trainer import train
-from galaxyhpc.verify_resume import digests
+from galaxyhpc.verify_resume import hash_outputs
 
 OURS = [name for name, settings in PRESETS.items() if settings["architecture"] not in BASELINES]
 EQUIVARIANT = [name for name in OURS if name != "CNN"]
@@ -138,7 +138,7 @@ def test_a_wide_resnet_has_as_many_parameters_as_e2cnns(
 
 def original_resnet(group: str, depth: int, width: int, blocks: tuple[int, ...]) -> int:
     """Count the parameters of the study's e2resnet.py, without the biases that a batch norm follows and undoes."""
-    space = groups.group_space(group)
+    space = groups.make_gspace(group)
 
     def convolution(a: int, b: int, k: int) -> int:
         options = {"bias": False, "initialize": False}
@@ -218,11 +218,11 @@ def test_the_networks_of_the_study_are_as_large_as_their_docstrings_tell(name: s
 )
 def test_a_restricted_regular_field_is_regular_fields_of_the_subgroup_side_by_side(name: str, to: str) -> None:
     """As e2cnn's matrices of both groups say it, element by element."""
-    space, inner = groups.group_space(name), groups.group_space(to)
-    order = list(groups.restriction(name, to))
+    space, inner = groups.make_gspace(name), groups.make_gspace(to)
+    order = list(groups.get_restriction_permutation(name, to))
     whole, part = space.regular_repr, inner.regular_repr
-    copies = groups.order(name) // groups.order(to)
-    step = groups.rotations(name) // groups.rotations(to)
+    copies = groups.group_order(name) // groups.group_order(to)
+    step = groups.count_rotations(name) // groups.count_rotations(to)
     for element in inner.fibergroup.elements:
         turned = element if isinstance(element, int) else element[-1]
         mirrored = element[0] if isinstance(element, tuple) else int(to == "D1" and element)
@@ -237,7 +237,7 @@ def test_a_restricted_regular_field_is_regular_fields_of_the_subgroup_side_by_si
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_logits_do_not_change_under_what_survives_of_the_group(name: str, size: int) -> None:
     settings = model(name, scale=0.03)
-    assert invariance_error(build_model(settings, size), settings.symmetry, size) < 1e-4
+    assert invariance_error(build_model(settings, size), settings.invariance_group, size) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_at_a_refused_size_a_network_would_not_be_exact_and_the_nearest_good_one
     shape = {"depth": 10, "widen": 1} if architecture == "e2wrn" else {"depth": 18, "base_width": 2}
     settings = ModelConfig.model_validate({"architecture": architecture, "group": "C4", **shape})
     assert invariance_error(build_model(settings, size), "C4", size) > 1e-3
-    below, above = nearest_image_sizes(size, architecture)
+    below, above = find_nearest_image_sizes(size, architecture)
     with pytest.raises(ValueError, match=f"not exact under quarter turns for {architecture}.*{below}, {above}"):
         RunConfig.model_validate({"model": settings, "data": {"image_size": size}})
 
@@ -276,7 +276,8 @@ def test_a_network_restricted_on_the_way_keeps_reflections_but_not_turns() -> No
 
 def test_between_exact_turns_a_larger_group_changes_less() -> None:
     curves = {
-        name: rotation_curve(build_model(model(name, scale=0.1), 65), [45.0, 90.0], 65) for name in ("C1", "C4", "C8")
+        name: measure_rotation_sensitivity(build_model(model(name, scale=0.1), 65), [45.0, 90.0], 65)
+        for name in ("C1", "C4", "C8")
     }
     assert curves["C8"][45.0] < curves["C4"][45.0] < curves["C1"][45.0]
     assert max(curves["C4"][90.0], curves["C8"][90.0]) < 1e-4 < curves["C1"][90.0]
@@ -292,7 +293,7 @@ def test_a_state_dict_depends_on_no_mode_holds_nothing_derived_and_networks_can_
     network.eval()
     before = network(images)
     assert list(network.state_dict()) == list(training)
-    assert not [key for key in training if key.endswith(("basis", "mask", "kernel", "order", "filter"))]
+    assert not [key for key in training if key.endswith(("basis", "mask", "kernel", "permutation", "filter"))]
     twin = copy.deepcopy(network)
     assert torch.equal(twin(images), before)
     other = narrow(name)
@@ -308,7 +309,7 @@ def test_new_weights_keep_the_variance_from_a_convolution_to_the_next(name: str)
     network, seen = build_model(model(name, scale=0.1), 33).train(), []
 
     def note(layer: SteerableConv, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if layer.recipe[2] == "regular":
+        if layer.basis_spec[2] == "regular":
             seen.append(float(output.detach().var() / inputs[0].detach().square().mean()))
 
     for layer in network.modules():
@@ -348,8 +349,8 @@ def test_a_network_with_dropout_stopped_and_resumed_ends_with_the_same_bits(tmp_
     whole, broken = (RunDir(tmp_path / name / settings.run_id) for name in ("whole", "broken"))
     for run in (whole, broken):
         write_text(run.config_file, settings.model_dump_json())
-    assert train(whole, Stop())
-    assert not train(broken, Stop(), most_steps=1)
+    assert train(whole, StopSignal())
+    assert not train(broken, StopSignal(), max_steps=1)
     torch.manual_seed(77)  # the resume depends on nothing that happened before
-    assert train(broken, Stop())
-    assert digests(broken) == digests(whole)
+    assert train(broken, StopSignal())
+    assert hash_outputs(broken) == hash_outputs(whole)

@@ -21,7 +21,7 @@ from galaxyhpc.aggregate import main
 from galaxyhpc.analysis.statistics import bootstrap_interval
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.results import Measured, Pair
+from galaxyhpc.evaluation.results import Pair, RunLogits
 from galaxyhpc.report import figures
 from galaxyhpc.report.build import AggregateError, Report, aggregate
 from galaxyhpc.storage.run_dir import RunDir
@@ -68,7 +68,7 @@ def measure(
     pairs: Sequence[Pair] = PAIRS,
     generated: bool = True,
     fingerprint: str = "f" * 64,
-) -> Measured:
+) -> RunLogits:
     """Save results in which the run is right on about that fraction of N galaxies."""
     rng = np.random.default_rng(abs(hash_of(run.run_id)))
     labels = np.arange(N, dtype=np.uint8) % 10
@@ -78,7 +78,7 @@ def measure(
         predicted = np.where(right, labels, (labels + 1) % 10)
         logits[pair] = (4 * np.eye(10)[predicted] + rng.random((N, 10))).astype(np.float32)
     rows, groups = np.arange(N, dtype=np.int32), np.arange(N, dtype=np.int32) // 2
-    measured = Measured(rows, labels, groups, logits, "a" * 64, fingerprint, generated)
+    measured = RunLogits(rows, labels, groups, logits, "a" * 64, fingerprint, generated)
     results.save(run, measured)
     run.record("evaluated")
     return measured
@@ -90,14 +90,14 @@ def hash_of(text: str) -> int:
 
 def printed(report: Report) -> str:
     console = Console(width=170, file=io.StringIO())
-    console.print(report.table)
+    console.print(report.console_table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def bold(report: Report, column: int) -> dict[str, bool]:
     """Whether the number at the head of a column is bold, by network."""
-    cells = zip(report.table.columns[0].cells, report.table.columns[column].cells, strict=True)
+    cells = zip(report.console_table.columns[0].cells, report.console_table.columns[column].cells, strict=True)
     return {str(label): any("bold" in str(span.style) for span in cell.spans) for label, cell in cells}  # type: ignore[union-attr]
 
 
@@ -164,7 +164,7 @@ def test_an_incomplete_sweep_names_every_missing_run_and_why(sweep: Path) -> Non
         path.unlink()
     runs[6].path.rmdir()
     report = aggregate(sweep)
-    reasons = dict(report.missing.itertuples(index=False, name=None))
+    reasons = dict(report.missing_runs.itertuples(index=False, name=None))
     assert list(reasons) == [run.run_id for run in runs[1:]]
     assert list(reasons.values()) == [
         "failed: loss is NaN at epoch 3, step 120",
@@ -193,14 +193,14 @@ def test_a_sweep_of_which_nothing_is_in_gives_an_honest_empty_report(sweep: Path
     plan(sweep, [configured(group, 0) for group in (None, "C4")])
     assert main([str(sweep)]) == 0
     report = aggregate(sweep)
-    assert report.results.empty and len(report.missing) == 2
+    assert report.results.empty and len(report.missing_runs) == 2
     assert list(report.summary["seeds_done"].unique()) == [0] and report.summary["accuracy_mean"].isna().all()
     assert "0 of 2 planned runs are in" in printed(report)
 
 
 def test_a_damaged_results_file_is_a_missing_run(sweep: Path, finished: list[RunDir]) -> None:
     finished[0].results_file.write_text("run_id,condition\nrubbish")
-    reasons = aggregate(sweep).missing.set_index("run_id")["reason"]
+    reasons = aggregate(sweep).missing_runs.set_index("run_id")["reason"]
     assert reasons.to_dict() == {finished[0].run_id: "evaluated, but results.csv is absent or damaged"}
 
 
@@ -271,7 +271,7 @@ def test_networks_that_differ_in_any_setting_are_never_averaged(sweep: Path) -> 
     runs = plan(sweep, [*rates, wide, configured("C4", 0, model={"head": "flatten"})])
     for run, accuracy in zip(runs, (0.9, 0.9, 0.3, 0.3, 0.6, 0.5), strict=True):
         measure(run, accuracy)
-    report = aggregate(sweep, intervals=False)
+    report = aggregate(sweep, compute_intervals=False)
     clean = report.summary[report.summary["condition"] == "clean"].set_index("label")
     assert clean["seeds_planned"].to_dict() == {
         "C4 steerable_cnn, train.learning_rate 0.001": 2,
@@ -298,11 +298,11 @@ def test_the_best_is_bold_only_with_all_that_cannot_be_told_from_it(sweep: Path)
         measure(run, accuracy)
     report = aggregate(sweep)
     assert bold(report, 3) == {"C1 steerable_cnn": False, "C4 steerable_cnn": True, "D4 steerable_cnn": True}
-    assert not any(bold(aggregate(sweep, intervals=False), 3).values())
+    assert not any(bold(aggregate(sweep, compute_intervals=False), 3).values())
 
 
 def test_the_best_on_clean_galaxies_stands_first(sweep: Path, finished: list[RunDir]) -> None:
-    rows = aggregate(sweep, intervals=False).table.columns[0].cells
+    rows = aggregate(sweep, compute_intervals=False).console_table.columns[0].cells
     assert [str(label) for label in rows] == ["D4 steerable_cnn", "C1 steerable_cnn"]
 
 
@@ -311,7 +311,7 @@ def test_generated_galaxies_are_named_where_the_numbers_stand(sweep: Path, gener
     source = "demo" if generated else "/data/Galaxy10_DECals.h5"
     (run,) = plan(sweep, [configured("C4", 0, data={"source": source})])
     measure(run, generated=generated, fingerprint="12ab34cd56ef" + "0" * 52)
-    report = aggregate(sweep, intervals=False)
+    report = aggregate(sweep, compute_intervals=False)
     assert ("GENERATED galaxies (demo)" in printed(report)) is generated
     assert set(report.results["data"]) == set(report.summary["data"]) == {"demo" if generated else "12ab34cd56ef"}
 
@@ -320,7 +320,7 @@ def test_conditions_no_longer_planned_are_left_out(sweep: Path) -> None:
     (run,) = plan(sweep, [configured("C4", 0, evaluate={"conditions": ["clean", "shot_noise"]})])
     measure(run)
     report = aggregate(sweep)
-    assert report.missing.empty and set(report.results["condition"]) == {"clean", "shot_noise"}
+    assert report.missing_runs.empty and set(report.results["condition"]) == {"clean", "shot_noise"}
     assert " - " in printed(report)
 
 
@@ -328,7 +328,7 @@ def test_a_config_that_cannot_be_used_makes_a_missing_run(sweep: Path, finished:
     settings = json.loads(finished[0].config_file.read_text())
     settings["train"]["epochs"] = "many"
     finished[0].config_file.write_text(json.dumps(settings))
-    (reason,) = aggregate(sweep).missing["reason"]
+    (reason,) = aggregate(sweep).missing_runs["reason"]
     assert reason.startswith("its config.json cannot be used: ") and "epochs" in reason and "\n" not in reason
 
 
@@ -411,7 +411,7 @@ def test_a_first_look_leaves_no_figures_of_an_earlier_report_beside_its_tables(s
     for name in ("accuracy_angle.png", "accuracy_angle.pdf", "report.html"):
         (sweep / "report").mkdir(exist_ok=True)
         (sweep / "report" / name).write_text("earlier")
-    aggregate(sweep, intervals=False)
+    aggregate(sweep, compute_intervals=False)
     assert not list((sweep / "report").glob("*.p[nd]*")) and not (sweep / "report" / "report.html").exists()
 
 

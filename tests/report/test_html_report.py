@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.runs import learn, make, tell
-from helpers.tables import tables
+from helpers.runs import make_run, record_epochs, record_event
+from helpers.tables import make_tables
 
 from galaxyhpc.analysis import misclassified
-from galaxyhpc.analysis.misclassified import Mistake
-from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.analysis.misclassified import Misclassification
+from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.config import yaml_loader
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.metrics import metrics
-from galaxyhpc.evaluation.results import Measured
+from galaxyhpc.evaluation.metrics import compute_metrics
+from galaxyhpc.evaluation.results import RunLogits
 from galaxyhpc.report import html_report, page, run_pages
-from galaxyhpc.report.run_pages import Details
+from galaxyhpc.report.run_pages import RunDetails
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
@@ -41,7 +41,7 @@ PNG = page.base64.b64decode(
 
 def made() -> Tables:
     """Tables of four networks of two seeds; one run is missing, and a name and its reason are hostile."""
-    some = tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
+    some = make_tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
     runs = some.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
     runs = runs.assign(reason="", accuracy=0.7, parameters=400_000)
     lost = {"run_id": "lost-s1", "label": LABELS[3], "seed": 1, "reason": f"failed: {HOSTILE}", "parameters": 1}
@@ -49,22 +49,22 @@ def made() -> Tables:
     return replace(some, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
 
 
-def of(run_id: str) -> Details:
+def of(run_id: str) -> RunDetails:
     measured = pd.DataFrame({"condition": ["clean", "shot_noise"], "severity": [0.0, 3.0], "accuracy": [0.75, 0.5]})
     measured = measured.assign(balanced_accuracy=0.7, macro_f1=0.7, nll=1.0, brier=0.5, ece=[0.1, np.nan])
-    events = (run_pages.Event("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
+    events = (run_pages.HistoryEvent("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
     settings = {"model.group": HOSTILE, "seed": run_id[-1]}
-    return Details(
-        run_id, settings, {"commit": "abc"}, events, measured, np.eye(10, dtype=int), (Mistake(5, 1, 2, 0.5),)
+    return RunDetails(
+        run_id, settings, {"commit": "abc"}, events, measured, np.eye(10, dtype=int), (Misclassification(5, 1, 2, 0.5),)
     )
 
 
 def write(path: Path, some: Tables, generated: bool = True) -> Path:
-    about = About(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
+    about = ReportInfo(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
     of_runs = [of(run_id) for run_id in some.runs["run_id"][:-1]]
-    pictures = {row: picture(row) for row in html_report.wanted(of_runs, some.hardest)}
+    pictures = {row: picture(row) for row in html_report.select_galaxies(of_runs, some.hardest)}
     figures = {"accuracy_angle": PNG, f"x{HOSTILE}": PNG}
-    html_report.write(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
+    html_report.write_html(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
     return path
 
 
@@ -105,7 +105,7 @@ def open_run(tab: Any, run_id: str = RUN) -> None:
 
 def test_the_page_complains_of_nothing_and_asks_for_nothing_but_itself(tab: Any, file: Path) -> None:
     open_run(tab)
-    assert [said for said in tab.said if not said.startswith("data:")] == [file.as_uri()]
+    assert [said for said in tab.messages if not said.startswith("data:")] == [file.as_uri()]
 
 
 def test_a_table_sorts_by_numbers_both_ways_and_says_so(tab: Any) -> None:
@@ -272,7 +272,7 @@ def test_the_same_runs_give_the_same_bytes(file: Path, tmp_path: Path) -> None:
 def test_what_could_mislead_stands_in_words_at_the_top(file: Path) -> None:
     said = text_of(file).partition("Missing runs")[0]
     for words in (
-        GENERATED,
+        GENERATED_NOTICE,
         "7 of 8 planned runs are in",
         "flattening head (not invariant), by CNN",
         "not all planned seeds are in of D8",
@@ -284,8 +284,8 @@ def test_what_could_mislead_stands_in_words_at_the_top(file: Path) -> None:
 def test_every_table_and_figure_of_generated_galaxies_says_so(file: Path, tmp_path: Path) -> None:
     html = file.read_text()
     captions = re.findall(r"(?s)<figcaption.*?</figcaption>", html)
-    assert len(captions) > 8 and all(GENERATED in caption for caption in captions)
-    assert GENERATED not in write(tmp_path / "real.html", made(), generated=False).read_text()
+    assert len(captions) > 8 and all(GENERATED_NOTICE in caption for caption in captions)
+    assert GENERATED_NOTICE not in write(tmp_path / "real.html", made(), generated=False).read_text()
 
 
 def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> None:
@@ -299,60 +299,66 @@ def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> 
 
 
 def test_a_sweep_with_nothing_in_has_a_report(tmp_path: Path) -> None:
-    some = tables(["CNN", "C4"])
+    some = make_tables(["CNN", "C4"])
     absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
     networks = some.networks.assign(**absent, seeds_done=0)
     runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
     empty = Tables(some.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
-    html_report.write(tmp_path / "report.html", empty, About("x", False, np.nan), [], {}, {}, [])
+    html_report.write_html(tmp_path / "report.html", empty, ReportInfo("x", False, np.nan), [], {}, {}, [])
     said = text_of(tmp_path / "report.html")
     assert "0 of 1 planned runs are in" in said and "nothing is measured yet" in said
 
 
 def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    learn(run, [0.3, 0.5])
-    tell(run, "failed", why="disk full", cause="disk", trace="Traceback\n  OSError")
+    run = make_run(tmp_path)
+    record_epochs(run, [0.3, 0.5])
+    record_event(run, "failed", why="disk full", cause="disk", trace="Traceback\n  OSError")
     labels = np.array([0, 1, 2, 3], dtype=np.uint8)
     clean, noisy = (np.eye(10, dtype=np.float32)[classes] for classes in ([0, 2, 1, 3], [0, 1, 1, 4]))
     rows = np.array([10, 20, 30, 40], dtype=np.int32)
     logits = {("clean", 0.0): clean, ("shot_noise", 1.0): noisy}
-    results.save(run, Measured(rows, labels, rows, logits, "w", "f", False))
+    results.save(run, RunLogits(rows, labels, rows, logits, "w", "f", False))
     predictions, table = results.read_predictions(run), results.read_counts(run)
     assert predictions is not None and table is not None
-    found = run_pages.read(run, table.assign(**metrics(results.counts(table))), misclassified.mistakes(predictions))
-    assert found.mistakes == (Mistake(30, 2, 1, 1.0), Mistake(20, 1, 2, 0.5))
-    assert found.settings["model.group"] == "C4" and found.measured["accuracy"].tolist() == [0.5, 0.5]
-    assert [event.words.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]
-    assert found.events[1].trace.endswith("OSError") and found.confusion is not None and found.confusion.sum() == 4
+    found = run_pages.read_details(
+        run, table.assign(**compute_metrics(results.to_counts(table))), misclassified.find_misclassified(predictions)
+    )
+    assert found.misclassified == (Misclassification(30, 2, 1, 1.0), Misclassification(20, 1, 2, 0.5))
+    assert found.settings["model.group"] == "C4" and found.metrics_table["accuracy"].tolist() == [0.5, 0.5]
+    assert [event.text.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]
+    assert found.events[1].traceback.endswith("OSError") and found.confusion is not None and found.confusion.sum() == 4
 
 
 def test_a_damaged_run_has_a_page_with_less_on_it(tmp_path: Path) -> None:
-    run = make(tmp_path)
+    run = make_run(tmp_path)
     run.config_file.write_text("{")
     (run.path / "provenance.json").write_text("[1]")
-    found = run_pages.read(run, None)
-    assert (found.settings, found.provenance, found.events, found.mistakes) == ({}, {}, (), ())
+    found = run_pages.read_details(run, None)
+    assert (found.settings, found.provenance, found.events, found.misclassified) == ({}, {}, (), ())
 
 
 def test_pictures_are_those_of_the_hardest_then_of_most_pages() -> None:
-    def with_mistakes(*rows: int) -> Details:
-        return replace(of(RUN), mistakes=tuple(Mistake(row, 0, 1, 0.5) for row in rows))
+    def with_mistakes(*rows: int) -> RunDetails:
+        return replace(of(RUN), misclassified=tuple(Misclassification(row, 0, 1, 0.5) for row in rows))
 
     hardest = pd.DataFrame({"row": [9]})
-    assert html_report.wanted([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, most=3) == [9, 2, 1]
+    assert html_report.select_galaxies([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, max_images=3) == [
+        9,
+        2,
+        1,
+    ]
 
 
 def test_a_sweeps_question_is_the_comment_it_begins_with() -> None:
     assert (
-        yaml_loader.question("# Which group\n# is best?\n#\n# Costs 1 h.\n\nname: x\n# no")
+        yaml_loader.parse_question("# Which group\n# is best?\n#\n# Costs 1 h.\n\nname: x\n# no")
         == "Which group is best?\n\nCosts 1 h."
     )
-    assert yaml_loader.question("name: x\n") == ""
+    assert yaml_loader.parse_question("name: x\n") == ""
 
 
 def test_a_table_of_very_many_rows_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "MOST_ROWS", 3)
+    monkeypatch.setattr(page, "MAX_TABLE_ROWS", 3)
     many = page.Table("t", "c", pd.DataFrame({"x": range(5)}), (page.Column("x", "x", "number"),), "x.csv")
-    html = page.render("t", [page.Section("s", tables=(many,))], generated=False)
+    html = page.render_page("t", [page.Section("s", tables=(many,))], generated=False)
     assert "The first 3 of 5 rows" in html and '"numbers":[[0.0,1.0,2.0]]' in html

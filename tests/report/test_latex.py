@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.tables import STUDY, tables
+from helpers.tables import STUDY_LABELS, make_tables
 
-from galaxyhpc.analysis.tables import GENERATED, About, Tables
+from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
 
-ABOUT = About("all_groups: 50 % of $\\mu$_x {y} & #1 ~^<>", generated=False, chance=0.148)
+ABOUT = ReportInfo("all_groups: 50 % of $\\mu$_x {y} & #1 ~^<>", generated=False, chance_accuracy=0.148)
 FLAW = "flattening head (not invariant)"
 
 
@@ -32,7 +32,7 @@ def bold(text: str, head: str) -> set[str]:
     return {re.sub(r"\$.*", "", row[0]) for row in body if "textbf" in row[heads.index(head)]}
 
 
-STUDIED, THREE = tables(flaw=FLAW), tables(["a", "b", "c"])
+STUDIED, THREE = make_tables(flaw=FLAW), make_tables(["a", "b", "c"])
 
 
 def three(means: tuple[float, float, float], half: float, separable: dict[str, bool]) -> Tables:
@@ -66,28 +66,28 @@ def three(means: tuple[float, float, float], half: float, separable: dict[str, b
 def test_the_best_is_bold_with_all_that_cannot_be_told_apart(
     means: tuple[float, float, float], half: float, separable: dict[str, bool], wanted: set[str]
 ) -> None:
-    text = latex.main_table(three(means, half, separable), ABOUT)
+    text = latex.format_main_table(three(means, half, separable), ABOUT)
     assert bold(text, r"Clean (\%)") == wanted
     assert ("Bold:" in text) is bool(re.search("textbf", text))
 
 
 def test_where_only_intervals_are_known_overlapping_ones_are_bold_together() -> None:
     cells = {"a": (0.9, 0.88, 0.92), "b": (0.87, 0.85, 0.881), "c": (0.8, 0.78, 0.82), "d": (np.nan, np.nan, np.nan)}
-    assert latex.overlapping(cells) == {"a", "b"}
-    assert latex.overlapping({"a": cells["a"], "d": cells["d"]}) == set()  # there is nothing to be better than
+    assert latex.select_overlapping(cells) == {"a", "b"}
+    assert latex.select_overlapping({"a": cells["a"], "d": cells["d"]}) == set()  # there is nothing to be better than
 
 
 def test_a_small_corruption_error_is_the_best() -> None:
-    text = latex.main_table(STUDIED, ABOUT)
+    text = latex.format_main_table(STUDIED, ABOUT)
     heads, *body = rows(text)
     errors = [float(re.sub(r"[^0-9.]", "", row[heads.index("mCE")])) for row in body]
     assert "textbf" in body[int(np.argmin(errors))][heads.index("mCE")]
     assert "textbf" not in body[int(np.argmax(errors))][heads.index("mCE")]
 
 
-@pytest.mark.parametrize("labels", [STUDY, [f"C{n} net_{n}" for n in range(1, 43)]])
+@pytest.mark.parametrize("labels", [STUDY_LABELS, [f"C{n} net_{n}" for n in range(1, 43)]])
 def test_environments_are_balanced_and_rows_have_all_columns(labels: list[str]) -> None:
-    text = latex.document(tables(labels, flaw=FLAW), ABOUT)
+    text = latex.format_document(make_tables(labels, flaw=FLAW), ABOUT)
     opened, closed = re.findall(r"\\begin{(.*?)}", text), re.findall(r"\\end{(.*?)}", text)
     assert sorted(opened) == sorted(closed) == sorted(["table*", "tabular"] * 2)
     for part in re.findall(r"\\begin{table\*}.*?\\end{table\*}", text, re.DOTALL):
@@ -100,29 +100,31 @@ def test_environments_are_balanced_and_rows_have_all_columns(labels: list[str]) 
 
 
 def test_every_special_character_is_printed_as_it_is() -> None:
-    assert latex.escaped("50% & #1_{x}$") == r"50\% \& \#1\_\{x\}\$"
-    assert latex.escaped("a\\b~c^d") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"
-    assert r"net\_1" in latex.main_table(tables(["net_1", "net_2"]), ABOUT)
+    assert latex.escape("50% & #1_{x}$") == r"50\% \& \#1\_\{x\}\$"
+    assert latex.escape("a\\b~c^d") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"
+    assert r"net\_1" in latex.format_main_table(make_tables(["net_1", "net_2"]), ABOUT)
 
 
 def test_flaws_missing_seeds_and_generated_galaxies_are_said() -> None:
-    plain = latex.document(tables(STUDY[:3]), ABOUT)
-    assert GENERATED not in plain and "FLAW" not in plain
-    made = latex.document(tables(STUDY[:3], flaw=FLAW), replace(ABOUT, generated=True))
+    plain = latex.format_document(make_tables(STUDY_LABELS[:3]), ABOUT)
+    assert GENERATED_NOTICE not in plain and "FLAW" not in plain
+    made = latex.format_document(make_tables(STUDY_LABELS[:3], flaw=FLAW), replace(ABOUT, generated=True))
     for part in made.split(r"\end{table*}")[:2]:
         assert f"FLAW (a): {FLAW}." in part and "CNN$^{a}$" in part
-        assert r"C4$^\dagger$" in part and r"$^\dagger$: not all planned seeds are in" in part and GENERATED in part
+        assert (
+            r"C4$^\dagger$" in part and r"$^\dagger$: not all planned seeds are in" in part and GENERATED_NOTICE in part
+        )
 
 
 def test_severities_stand_in_physical_parameters_the_hardest_of_each_condition() -> None:
-    names = [row[0] for row in rows(latex.robustness_table(tables(STUDY[:2]), ABOUT))]
+    names = [row[0] for row in rows(latex.format_robustness_table(make_tables(STUDY_LABELS[:2]), ABOUT))]
     assert "psf moffat, 2 arcsec FWHM" in names and "pedestal noise, SNR 0.25" in names
     assert len(names) == len(set(names)) and not any("rotation control" in name for name in names)
 
 
 def test_a_sweep_of_which_nothing_is_in_has_tables_that_say_so() -> None:
-    made = tables(STUDY[:2])
+    made = make_tables(STUDY_LABELS[:2])
     absent = ["accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"]
     networks = made.networks.assign(**dict.fromkeys(absent, np.nan), seeds_done=0)
-    text = latex.document(Tables(made.summary[:0], networks), About("none", False, float("nan")))
+    text = latex.format_document(Tables(made.summary[:0], networks), ReportInfo("none", False, float("nan")))
     assert "no planned run is in yet" in text and "textbf" not in text and "nan" not in text

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from galaxyhpc.runtime import job
-from galaxyhpc.runtime.job import Stop, carry_out, stopping_on_signals
-from galaxyhpc.runtime.lock import BusyError, alone, is_busy
-from galaxyhpc.runtime.rank import Place, find_place
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.runtime.job import StopSignal, catch_stop_signals, run_job
+from galaxyhpc.runtime.lock import BusyError, exclusive_lock, is_busy
+from galaxyhpc.runtime.rank import RankInfo, get_rank_info
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
 @pytest.fixture
@@ -25,36 +25,36 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_work_that_is_done_ends_well(run: RunDir) -> None:
-    assert carry_out(str(run.path), lambda run, stop: True) == "done"
+    assert run_job(str(run.path), lambda run, stop: True) == "done"
 
 
 def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
-    def work(run: RunDir, stop: Stop) -> bool:
+    def work(run: RunDir, stop: StopSignal) -> bool:
         raise ArithmeticError("the loss is nan")
 
     with pytest.raises(ArithmeticError):
-        carry_out(str(run.path), work)
-    assert (state(run).name, state(run).why) == ("failed", "ArithmeticError: the loss is nan")
+        run_job(str(run.path), work)
+    assert (read_state(run).name, read_state(run).reason) == ("failed", "ArithmeticError: the loss is nan")
 
 
 @pytest.mark.parametrize(
     ("number", "why"), [(signal.SIGTERM, "asked to leave"), (signal.SIGUSR2, "asked to make room")]
 )
 def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
-    def work(run: RunDir, stop: Stop) -> bool:
+    def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), number)
-        assert stop.wanted  # and this process still runs
+        assert stop.is_requested  # and this process still runs
         return False
 
     with pytest.raises(SystemExit) as caught:
-        carry_out(str(run.path), work)
-    assert caught.value.code == job.STOPPED
-    assert (state(run).name, state(run).why) == ("stopped", why)
+        run_job(str(run.path), work)
+    assert caught.value.code == job.EXIT_INCOMPLETE
+    assert (read_state(run).name, read_state(run).reason) == ("stopped", why)
 
 
 def test_the_handlers_of_before_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with stopping_on_signals():
+    with catch_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -70,20 +70,20 @@ def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_kil
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         assert is_busy(run)
-        with pytest.raises(BusyError, match="another process works on this run"), alone(run, Place()):
+        with pytest.raises(BusyError, match="another process works on this run"), exclusive_lock(run, RankInfo()):
             pass
         process.kill()
     assert not is_busy(run)
-    with alone(run, Place()):
+    with exclusive_lock(run, RankInfo()):
         assert is_busy(run)
 
 
 def test_a_process_by_hand_is_alone_and_one_of_torchruns_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (find_place().rank, find_place().world) == (0, 1)
+    assert (get_rank_info().rank, get_rank_info().world_size) == (0, 1)
     told = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert find_place() == Place(3, 8, 1, 4, job="x.0")
+    assert get_rank_info() == RankInfo(3, 8, 1, 4, job_attempt="x.0")
 
 
 @pytest.fixture
@@ -112,20 +112,20 @@ def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
 ) -> None:
     slurm_says(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/asked'")
 
-    def work(run: RunDir, stop: Stop) -> bool:
-        assert not stop.ends_within(50) and stop.ends_within(150)
+    def work(run: RunDir, stop: StopSignal) -> bool:
+        assert not stop.is_time_limit_near(50) and stop.is_time_limit_near(150)
         return False
 
     with pytest.raises(SystemExit):
-        carry_out(str(run.path), work)
+        run_job(str(run.path), work)
     assert (run.path / "asked").read_text() == "requeue 7\n"
-    assert state(run).why == "asked to make room"
+    assert read_state(run).reason == "asked to make room"
 
 
 def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[..., None]) -> None:
     slurm_says(squeue=ending(1000))
-    stop = Stop(job="7", end=time.time() + 100)
-    assert not stop.ends_within(150) and stop.ends_within(1050)
+    stop = StopSignal(job_id="7", end_time=time.time() + 100)
+    assert not stop.is_time_limit_near(150) and stop.is_time_limit_near(1050)
 
 
 @pytest.mark.parametrize(
@@ -142,29 +142,29 @@ def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
 ) -> None:
     slurm_says(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer}'")
 
-    def work(run: RunDir, stop: Stop) -> bool:
+    def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return False
 
     with pytest.raises(SystemExit):
-        carry_out(str(run.path), work)
+        run_job(str(run.path), work)
     assert ("requeue 7" in (run.path / "asked").read_text()) is requeued
 
 
 def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itself_is_not_an_error(
     run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "REQUEUE_PAUSES", (0.1,))
+    monkeypatch.setattr(job, "REQUEUE_RETRY_SECONDS", (0.1,))
     count = f"echo x >> '{run.path}/asked'"
     slurm_says(
         scontrol=f"{count}; [ $(wc -l < '{run.path}/asked') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
     )
-    job.requeue(Place())
+    job.requeue(RankInfo())
     slurm_says(scontrol="echo 'Job is pending execution' >&2; exit 1")
-    job.requeue(Place())
+    job.requeue(RankInfo())
     slurm_says(scontrol="echo 'Access denied' >&2; exit 1")
     with pytest.raises(RuntimeError, match="requeue 7: Access denied"):
-        job.requeue(Place())
+        job.requeue(RankInfo())
 
 
 def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_new_one_is_not(
@@ -172,16 +172,16 @@ def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_n
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     for start in range(3):
-        job.refuse_crash_loop(run, Place(job=f"7.{start}"))
-    (run.checkpoints / "step_00000004").mkdir(parents=True)
+        job.check_crash_loop(run, RankInfo(job_attempt=f"7.{start}"))
+    (run.checkpoint_dir / "step_00000004").mkdir(parents=True)
     for start in range(3, 6):
-        job.refuse_crash_loop(run, Place(job=f"7.{start}"))
+        job.check_crash_loop(run, RankInfo(job_attempt=f"7.{start}"))
     with pytest.raises(job.NoProgressError, match=r"job 7 was started 3 times .* no more than step_00000004"):
-        job.refuse_crash_loop(run, Place(job="7.6"))
-    job.refuse_crash_loop(run, Place(job="8.0"))
+        job.check_crash_loop(run, RankInfo(job_attempt="7.6"))
+    job.check_crash_loop(run, RankInfo(job_attempt="8.0"))
     monkeypatch.delenv("SUBMITIT_FOLDER")
     for _ in range(9):
-        job.refuse_crash_loop(run, Place(job="8.0"))  # not submitted by us: slurm/eval.sh has many runs
+        job.check_crash_loop(run, RankInfo(job_attempt="8.0"))  # not submitted by us: slurm/eval.sh has many runs
 
 
 ERRORS = {
@@ -194,13 +194,13 @@ ERRORS = {
 
 @pytest.mark.parametrize("cause", ERRORS)
 def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, run: RunDir) -> None:
-    def work(run: RunDir, stop: Stop) -> bool:
+    def work(run: RunDir, stop: StopSignal) -> bool:
         exec(ERRORS[cause])
         return True
 
     with pytest.raises((RuntimeError, OSError, ValueError)):
-        carry_out(str(run.path), work)
-    event = run.events()[-1]
+        run_job(str(run.path), work)
+    event = run.read_events()[-1]
     assert event["cause"] == cause and "Traceback" in event["trace"] and event["why"] in event["trace"]
 
 
@@ -211,4 +211,4 @@ def test_a_stale_error_of_an_earlier_start_and_the_leftover_of_a_killed_write_ar
     stale = [run.path / "7_0_result.pkl", run.path / "7_0_result.pkl.save_tmp"]
     for path in stale:
         path.touch()
-    assert carry_out(str(run.path), lambda run, stop: not any(path.exists() for path in stale)) == "done"
+    assert run_job(str(run.path), lambda run, stop: not any(path.exists() for path in stale)) == "done"

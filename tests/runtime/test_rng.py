@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from scipy import stats
 
-from galaxyhpc.runtime.rng import key, permutation, uniform
+from galaxyhpc.runtime.rng import make_key, permutation, uniform
 
 
 def test_the_same_key_and_index_give_the_same_numbers_in_any_batch() -> None:
     rows = torch.arange(100)
-    whole = uniform(key("a", 0), rows, 7)
-    parts = torch.cat([uniform(key("a", 0), part, 7) for part in rows.split(13)])
+    whole = uniform(make_key("a", 0), rows, 7)
+    parts = torch.cat([uniform(make_key("a", 0), part, 7) for part in rows.split(13)])
     assert torch.equal(whole, parts)
-    assert torch.equal(uniform(key("a", 0), rows.flip(0), 7), whole.flip(0))
+    assert torch.equal(uniform(make_key("a", 0), rows.flip(0), 7), whole.flip(0))
 
 
 def test_more_numbers_begin_with_the_same_ones() -> None:
@@ -22,7 +22,7 @@ def test_more_numbers_begin_with_the_same_ones() -> None:
 
 
 def test_numbers_are_uniform_and_independent_of_their_neighbours() -> None:
-    drawn = uniform(key("uniform"), torch.arange(2000), 200)
+    drawn = uniform(make_key("uniform"), torch.arange(2000), 200)
     assert drawn.min() > 0.0 and drawn.max() < 1.0
     assert stats.kstest(drawn.ravel().numpy(), "uniform").pvalue > 1e-3
     for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
@@ -32,16 +32,16 @@ def test_numbers_are_uniform_and_independent_of_their_neighbours() -> None:
 
 def test_different_keys_give_different_numbers() -> None:
     rows = torch.arange(50)
-    drawn = [uniform(key("order", seed, epoch), rows, 1) for seed in range(3) for epoch in range(3)]
+    drawn = [uniform(make_key("order", seed, epoch), rows, 1) for seed in range(3) for epoch in range(3)]
     assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
 def test_numbers_are_pinned_so_that_old_runs_can_be_resumed() -> None:
     wanted = torch.tensor([[0.9521080255, 0.1016829858], [0.5037507368, 0.3983090628]], dtype=torch.float64)
-    torch.testing.assert_close(uniform(key("pinned", 1), torch.tensor([0, 17735]), 2), wanted, rtol=0, atol=1e-9)
+    torch.testing.assert_close(uniform(make_key("pinned", 1), torch.tensor([0, 17735]), 2), wanted, rtol=0, atol=1e-9)
 
 
 def test_a_permutation_holds_every_index_once_and_shuffles() -> None:
-    found = permutation(key("order", 0, 0), 1000)
+    found = permutation(make_key("order", 0, 0), 1000)
     assert torch.equal(found.sort().values, torch.arange(1000))
     assert (found == torch.arange(1000)).sum() < 10

@@ -12,8 +12,8 @@ from helpers.slurm import Desk, desk, queue
 
 from galaxyhpc import cancel, retry
 from galaxyhpc.status import __main__ as status
-from galaxyhpc.storage.events import State
-from galaxyhpc.storage.run_dir import RunDir, state
+from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 SWEEP = """\
   evaluate.conditions: [clean]
@@ -37,7 +37,7 @@ def control(ours: Desk, verb: ModuleType, *more: str) -> str:
 
 def stages(ours: Desk, run: RunDir) -> set[str]:
     """Ids of a run's jobs in the queue."""
-    mine = {str(event["job"]) for event in run.events() if event["event"].endswith("submitted")}
+    mine = {str(event["job"]) for event in run.read_events() if event["event"].endswith("submitted")}
     return mine & {job for job, _, _ in queue(ours.path)}
 
 
@@ -54,12 +54,12 @@ def test_points_are_cancelled_then_all_then_tried_again_by_cause(ours: Desk) -> 
     said = control(ours, cancel, "s1-")
     assert second.run_id in said and first.run_id not in said
     ours.wait(lambda: not stages(ours, second), "the point's jobs gone")
-    assert state(second) == State("stopped", "cancelled")
+    assert read_state(second) == RunState("stopped", "cancelled")
     assert len(stages(ours, first)) == len(stages(ours, third)) == 2, ours.evidence()
 
     control(ours, cancel)
     ours.wait_for_jobs()  # the report's too
-    assert {state(run) for run in (first, second, third)} == {State("stopped", "cancelled")}
+    assert {read_state(run) for run in (first, second, third)} == {RunState("stopped", "cancelled")}
 
     gate.unlink()
     first.record("failed", why="OutOfMemoryError: as if", cause="memory", rank=0, trace="")
@@ -68,7 +68,9 @@ def test_points_are_cancelled_then_all_then_tried_again_by_cause(ours: Desk) -> 
     assert f"{first.run_id}: retried after it ran out of memory: micro-batch 32 -> 16" in said
     assert f"{second.run_id}: left alone: error: ValueError: as if" in said
     assert "nothing was submitted" in control(ours, retry, "s0-")
-    ours.wait(lambda: state(first).name == "evaluated", "the run that was tried again")
-    assert [state(run).name for run in (first, second, third)] == ["evaluated", "failed", "stopped"], ours.evidence()
+    ours.wait(lambda: read_state(first).name == "evaluated", "the run that was tried again")
+    assert [read_state(run).name for run in (first, second, third)] == ["evaluated", "failed", "stopped"], (
+        ours.evidence()
+    )
     assert control(ours, status, "--logs", "s0-").count("_log.out:") == 1
     assert "ValueError: as if" in control(ours, status, "--why", "s1-")

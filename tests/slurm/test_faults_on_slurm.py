@@ -26,18 +26,18 @@ from galaxyhpc.config.schema import (
     DemoConfig,
     EvaluateConfig,
     ModelConfig,
+    RequestedResources,
     ResourcesConfig,
     RunConfig,
     TrainConfig,
-    WantedResources,
 )
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.storage.run_dir import RunDir, state
-from galaxyhpc.verify_resume import digests
+from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.verify_resume import hash_outputs
 from jobs.train import TrainJob
 
 DEADLINE = 900.0  # s, for all faults together, on a machine that does other things as well
@@ -66,7 +66,7 @@ CONFIG = RunConfig(
     model=ModelConfig(architecture="cnn", scale=0.1),
     train=TrainConfig(epochs=2, batch_size=8),
     evaluate=EvaluateConfig(conditions=("clean",)),
-    resources=WantedResources(checkpoint_minutes=0.0),
+    resources=RequestedResources(checkpoint_minutes=0.0),
 )
 TWO = ResourcesConfig(tasks_per_node=2, time_minutes=60, exclude_nodes=("node2", "node3", "node4"))
 LATER = {FEWER: {"tasks_per_node": 4}, ALONE: {"tasks_per_node": 1}, LOOP: {"tasks_per_node": 1}}  # there as well
@@ -91,9 +91,9 @@ class Patient:
     def submit(self) -> None:
         """Hand the run to Slurm, as a launch does; twice in one array where the array is the point."""
         resources = TWO.model_copy(update=(LATER | ELSEWHERE).get(self.fault, {}) if not self.jobs else {})
-        part = slurm_executor.Array(resources, [self.run] * (2 if self.fault == ARRAY else 1), 1, None)
-        submission = slurm_executor.Submission(self.run.sweep)
-        self.jobs += submission.stage("train", TrainJob, [part], [""])[0][:1]
+        part = slurm_executor.JobArray(resources, [self.run] * (2 if self.fault == ARRAY else 1), 1, None)
+        submission = slurm_executor.Submission(self.run.sweep_dir)
+        self.jobs += submission.submit_stage("train", TrainJob, [part], [""])[0][:1]
 
     @property
     def job(self) -> str:
@@ -105,12 +105,12 @@ class Patient:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        return [event for event in self.run.events() if event["event"] == "started"]
+        return [event for event in self.run.read_events() if event["event"] == "started"]
 
     @property
     def step(self) -> int:
         """The newest step that is on the disk."""
-        return max((int(path.name[5:]) for path in checkpoint.found(self.run)), default=0)
+        return max((int(path.name[5:]) for path in checkpoint.list_checkpoints(self.run)), default=0)
 
     def processes(self) -> list[int]:
         """The processes that hold the run, rank 0 first."""
@@ -151,14 +151,14 @@ def crash(patient: Patient) -> None:
 
 def kill_while_saving(patient: Patient) -> None:
     give_up = time.monotonic() + 60
-    while not list(patient.run.checkpoints.glob(".step_*")):
+    while not list(patient.run.checkpoint_dir.glob(".step_*")):
         assert time.monotonic() < give_up
     patient.kill(signal.SIGKILL)
 
 
 def fill(patient: Patient) -> None:
     """Leave no byte on the run's disk."""
-    with suppress(OSError), (patient.run.sweep / "filler").open("wb", buffering=0) as file:
+    with suppress(OSError), (patient.run.sweep_dir / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
@@ -189,7 +189,7 @@ def signal_again_and_again(patient: Patient) -> None:
 def run_out_of_time(patient: Patient) -> None:
     """Slurm looks every 30 s and tells 90 s before the end; it wakes with its signal what is too slow to be done."""
     patient.kill(signal.SIGSTOP)
-    begun = next(event["time"] for event in patient.run.events() if event["event"] == "assigned")
+    begun = next(event["time"] for event in patient.run.read_events() if event["event"] == "assigned")
     limit = f"TimeLimit={math.ceil((time.time() - begun + 45) / 60)}"  # min; told at once or in 15 s
     subprocess.run(["scontrol", "update", f"JobId={patient.job}", limit], check=True)
 
@@ -215,7 +215,7 @@ def treat(patient: Patient) -> bool:
     if patient.fault == LOOP:
         if patient.processes() and patient.queued == "RUNNING":
             patient.strike(LOOP, hang_until_killed)
-        return state(patient.run).name == "failed"
+        return read_state(patient.run).name == "failed"
     if patient.fault == EARLY and not patient.starts and patient.queued == "RUNNING":
         patient.strike(EARLY, send("USR2"))
     elif patient.fault == EARLY and TERM not in patient.blows and patient.step >= AT:
@@ -227,14 +227,14 @@ def treat(patient: Patient) -> bool:
     elif patient.fault == ARRAY and len(patient.starts) == 2:
         subprocess.run(["scancel", patient.job.replace("_0", "_1")], check=True)  # it has waited long enough
     elif patient.fault in SUBMITTED_AGAIN and patient.struck and len(patient.jobs) == 1 and not patient.queued:
-        (patient.run.sweep / "filler").unlink(missing_ok=True)
+        (patient.run.sweep_dir / "filler").unlink(missing_ok=True)
         patient.submit()
     return False
 
 
 def treat_all(patients: Collection[Patient]) -> bool:
     """Ask Slurm once, then see to every patient; return whether all are done with."""
-    queue = slurm.queue()
+    queue = slurm.get_queue()
     assert queue is not None
     for patient in patients:
         found = queue.get(patient.job)
@@ -271,7 +271,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patien
                 slurmd = subprocess.run(["slurmd", "-N", "node3"]).returncode == 0  # somebody switches it on again
             assert time.monotonic() < give_up, evidence(patients)
             time.sleep(0.2)
-        while slurm.queue():
+        while slurm.get_queue():
             time.sleep(0.2)
         yield patients
     finally:
@@ -285,19 +285,19 @@ def evidence(patients: dict[str, Patient]) -> str:
     lines = [subprocess.run(["squeue"], capture_output=True, text=True).stdout]
     for fault, patient in patients.items():
         if not patient.run.best_file.exists():
-            lines.append(f"{fault}: {patient.jobs} step {patient.step} {patient.blows} {state(patient.run)}")
-            lines += [str(event) for event in patient.run.events()[-4:]]
-            lines += [log.read_text()[-1500:] for log in sorted((patient.run.sweep / "log").glob("*.out"))]
+            lines.append(f"{fault}: {patient.jobs} step {patient.step} {patient.blows} {read_state(patient.run)}")
+            lines += [str(event) for event in patient.run.read_events()[-4:]]
+            lines += [log.read_text()[-1500:] for log in sorted((patient.run.sweep_dir / "log").glob("*.out"))]
     return "\n".join(lines)
 
 
 def test_every_fault_ends_with_the_bits_of_an_unbroken_run(storm: dict[str, Patient]) -> None:
-    wanted = {1: digests(storm[ALONE].run), 2: digests(storm[UNBROKEN].run)}
+    wanted = {1: hash_outputs(storm[ALONE].run), 2: hash_outputs(storm[UNBROKEN].run)}
     print(f"\n{'fault':36}{'comes back':18}{'struck at':>10}{'resumed at':>11}{'bit-equal':>10}{'seconds':>8}")
     different = []
     for patient in storm.values():
         looped = patient.fault == LOOP
-        equal = "-" if looped else "yes" if digests(patient.run) == wanted[patient.starts[-1]["world"]] else "no"
+        equal = "-" if looped else "yes" if hash_outputs(patient.run) == wanted[patient.starts[-1]["world"]] else "no"
         how = {LOOP: "not at all"}.get(patient.fault) or (
             "launched again" if patient.fault in SUBMITTED_AGAIN else "by itself"
         )
@@ -316,29 +316,31 @@ def test_every_fault_ends_with_the_bits_of_an_unbroken_run(storm: dict[str, Pati
 def test_on_fewer_processes_the_same_galaxies_make_up_every_step(storm: dict[str, Patient]) -> None:
     one, other = storm[FEWER].run, storm[UNBROKEN].run
     assert [event["world"] for event in storm[FEWER].starts] == [4, 2]
-    assert [record["samples"] for record in one.metrics()] == [record["samples"] for record in other.metrics()]
-    assert len({record["samples"] for record in one.metrics()}) == CONFIG.train.epochs
+    assert [record["samples"] for record in one.read_metrics()] == [
+        record["samples"] for record in other.read_metrics()
+    ]
+    assert len({record["samples"] for record in one.read_metrics()}) == CONFIG.train.epochs
 
 
 def test_what_comes_back_by_itself_was_not_called_a_failure_and_left_no_stale_result(storm: dict[str, Patient]) -> None:
     for fault, patient in storm.items():
         if fault not in SUBMITTED_AGAIN:
-            failed = [event for event in patient.run.events() if event["event"] == "failed"]
+            failed = [event for event in patient.run.read_events() if event["event"] == "failed"]
             assert failed == [] or fault in (NODE, LOOP), failed
             assert len(patient.jobs) == 1
         if fault == LOOP:
             continue
-        results = list((patient.run.sweep / "log").glob(f"{patient.job}_*_result.pkl"))
+        results = list((patient.run.sweep_dir / "log").glob(f"{patient.job}_*_result.pkl"))
         assert results and all(pickle.loads(path.read_bytes()) == ("success", "done") for path in results), fault
 
 
 def test_a_full_disk_and_a_crash_loop_say_what_they_are(storm: dict[str, Patient]) -> None:
-    failed = [event for event in storm[DISK].run.events() if event["event"] == "failed"]
-    logs = (storm[DISK].run.sweep / "log").glob(f"{storm[DISK].jobs[0]}_*.out")
+    failed = [event for event in storm[DISK].run.read_events() if event["event"] == "failed"]
+    logs = (storm[DISK].run.sweep_dir / "log").glob(f"{storm[DISK].jobs[0]}_*.out")
     said = [*(event["why"] for event in failed), *(log.read_text() for log in logs)]  # the record may find no room
     assert any("No space left on device" in text for text in said)
     assert {event["cause"] for event in failed} <= {"disk", "connection"}, failed
-    loop = [event for event in storm[LOOP].run.events() if event["event"] == "failed"]
+    loop = [event for event in storm[LOOP].run.read_events() if event["event"] == "failed"]
     assert loop[0]["cause"] == "no progress" and "was started 3 times" in loop[0]["why"]
 
 

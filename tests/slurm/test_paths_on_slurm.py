@@ -10,8 +10,8 @@ import pytest
 from helpers.slurm import desk, queue, started
 
 from galaxyhpc.status import __main__ as status
-from galaxyhpc.storage.run_dir import state
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.run_dir import read_state
+from galaxyhpc.storage.sweep_dir import find_runs
 
 # everything but what launch refuses: % and \, which Slurm reads as its own signs in the names of logs
 NAME = 'it\'s "my" $HOME `date` ünïcode • 日本 #1; a:b, <c> & (x) {y} [z] * ? ! | ~ =-x'
@@ -30,8 +30,8 @@ def test_a_sweep_launched_inside_a_job_from_a_directory_of_any_name_is_trained_a
     ours.call("sbatch", "--wait", *inside, "--wrap", shlex.join(launch(NAME)))
     ours.wait_for_jobs()
     directory = ours.path / NAME / "tiny"
-    (run,) = runs_of(directory)
-    assert state(run).name == "evaluated", ours.evidence()
+    (run,) = find_runs(directory)
+    assert read_state(run).name == "evaluated", ours.evidence()
     assert [event["world"] for event in started(run)] == [1]
     assert (directory / "report" / "summary.csv").read_text().count("\n") >= 2, ours.evidence()
     assert len(list((directory / "log").glob("*_log.out"))) >= 3

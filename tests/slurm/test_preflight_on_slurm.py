@@ -32,8 +32,8 @@ def test_each_class_is_refused_in_slurms_own_words_all_at_once(tmp_path: Path) -
     runs = [run(0, tmp_path), run(1, tmp_path, partition="nowhere"), run(2, tmp_path, partition="nowhere")]
     runs += [run(3, tmp_path, memory_gb=9000.0), run(4, tmp_path, gpus_per_node=9, tasks_per_node=9)]
     with pytest.raises(preflight.PreflightError) as caught:
-        preflight.check(runs, tmp_path / "my sweep", "slurm")
-    found = {problem.where: problem.found for problem in caught.value.problems}
+        preflight.check_sweep(runs, tmp_path / "my sweep", "slurm")
+    found = {problem.location: problem.message for problem in caught.value.problems}
     assert len(found) == 3 and not (tmp_path / "my sweep").exists()
     assert "nvalid partition" in found["sbatch for 2 runs, partition nowhere"]
     assert "not available" in found["sbatch for 1 runs, memory_gb 9000.0"]
@@ -42,11 +42,11 @@ def test_each_class_is_refused_in_slurms_own_words_all_at_once(tmp_path: Path) -
 def test_the_expected_start_of_each_class_is_slurms_and_nothing_is_submitted(tmp_path: Path) -> None:
     runs = [run(0, tmp_path), run(1, tmp_path), run(2, tmp_path, partition="low")]
     before = {line.split()[0] for line in jobs().splitlines()}
-    found = preflight.check(runs, tmp_path / "my sweep", "slurm").starts
-    assert set(found) == {run.resources.plain for run in runs}
+    found = preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").start_times
+    assert set(found) == {run.resources.resolved for run in runs}
     assert all(time.time() - 60 < start < time.time() + 24 * 3600 for start in found.values())
     assert {line.split()[0] for line in jobs().splitlines()} <= before
 
 
 def test_without_slurm_in_mind_slurm_is_not_asked(tmp_path: Path) -> None:
-    assert preflight.check([run(0, tmp_path, partition="nowhere")], tmp_path / "sweep", "local").starts == {}
+    assert preflight.check_sweep([run(0, tmp_path, partition="nowhere")], tmp_path / "sweep", "local").start_times == {}

@@ -16,7 +16,7 @@ from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage import checkpoint
-from galaxyhpc.storage.run_dir import state
+from galaxyhpc.storage.run_dir import read_state
 from jobs.train import TrainJob
 
 
@@ -39,8 +39,8 @@ def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tupl
     for stage in ("canary: 1 jobs", "train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
         assert stage in said[0], said[0]
     for run in ours.runs("tiny"):
-        assert {event["world"] for event in started(run)} == {2}, run.events()
-        assert state(run).name == "evaluated", ours.evidence()
+        assert {event["world"] for event in started(run)} == {2}, run.read_events()
+        assert read_state(run).name == "evaluated", ours.evidence()
     other, heaviest = (started(run) for run in ours.runs("tiny"))
     assert [event["step"] for event in other] == [0]
     assert [event["step"] for event in heaviest] == [0, 3]  # the canary's first steps are the run's own
@@ -114,22 +114,22 @@ def test_a_job_told_to_make_room_is_requeued_and_nobody_trains_its_run_meanwhile
     (run,) = ours.runs("long")
     after = [job for job, _, name in queue(ours.path) if name != "long-train"]
     subprocess.run(["scancel", *after], check=True)  # evaluation and report are followed elsewhere
-    job = next(event["job"] for event in run.events() if event["event"] == "submitted")
-    ours.wait(lambda: bool(run.metrics()), "an epoch")
+    job = next(event["job"] for event in run.read_events() if event["event"] == "submitted")
+    ours.wait(lambda: bool(run.read_metrics()), "an epoch")
     beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
     assert f"another process works on this run (job {job}.0" in beside
-    again = slurm_executor.parameters(
+    again = slurm_executor.make_submitit_parameters(
         "again", ResourcesConfig(tasks_per_node=2), None
     )  # waits, and may be the one to go on
-    with slurm_executor._outside_any_job():
-        slurm_executor.Submission(run.sweep).array("train", [TrainJob(str(run.path))], again)
+    with slurm_executor._clean_slurm_environment():
+        slurm_executor.Submission(run.sweep_dir).submit_array("train", [TrainJob(str(run.path))], again)
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.wait_for_jobs()
-    assert state(run).name == "trained", ours.evidence()
-    events = [event["event"] for event in run.events()]
-    assert events.count("started") == 2 and events.count("stopped") == 1, run.events()
-    first, second = [event for event in run.events() if event["event"] == "started"]
-    assert first["step"] == 0 < second["step"] < checkpoint.load_newest(run)["progress"]["step"]
+    assert read_state(run).name == "trained", ours.evidence()
+    events = [event["event"] for event in run.read_events()]
+    assert events.count("started") == 2 and events.count("stopped") == 1, run.read_events()
+    first, second = [event for event in run.read_events() if event["event"] == "started"]
+    assert first["step"] == 0 < second["step"] < checkpoint.load_latest(run)["progress"]["step"]
 
 
 def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(place: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(pl
     gate.unlink()
     ours.wait_for_jobs()
     other, heaviest = ours.runs("lost")
-    assert state(heaviest).name == "failed" and str(galaxies) in state(heaviest).why, ours.evidence()
+    assert read_state(heaviest).name == "failed" and str(galaxies) in read_state(heaviest).reason, ours.evidence()
     assert started(other) == []
     shown = ours.command(status.main, "my runs/lost")
     assert "1 failed" in shown, shown
@@ -169,7 +169,7 @@ def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place
     killed = ours.environment | {"PATH": f"{deadly.parent}:{ours.environment['PATH']}"}
     assert subprocess.run(command, cwd=ours.path, env=killed, capture_output=True).returncode == -signal.SIGKILL
     assert len(queue(ours.path)) == 8 and not any(
-        event["event"] == "submitted" for run in ours.runs("many") for event in run.events()
+        event["event"] == "submitted" for run in ours.runs("many") for event in run.read_events()
     )
     both = [
         subprocess.Popen(command, cwd=ours.path, env=ours.environment, stdout=-1, stderr=-1, text=True)

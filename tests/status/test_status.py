@@ -15,24 +15,35 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers.runs import HERE, Answer, begin, curve, learn, make, plan, scripts, submit, tell
+from helpers.runs import (
+    HOSTNAME,
+    FakeSlurm,
+    install_fake_slurm,
+    make_learning_curve,
+    make_run,
+    record_epochs,
+    record_event,
+    record_start,
+    record_submission,
+    write_sweep_plan,
+)
 
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.status.__main__ import main
-from galaxyhpc.status.alarms import alarms
-from galaxyhpc.status.run_status import read, standing
-from galaxyhpc.status.table import shown, table
+from galaxyhpc.status.alarms import find_alarms
+from galaxyhpc.status.run_status import derive_status, read_run_records
+from galaxyhpc.status.table import make_table, make_table_from_records
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import PointError, chosen
+from galaxyhpc.storage.sweep_dir import RunSelectionError, select_run
 
 PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
-    yield scripts(tmp_path, monkeypatch)
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    yield install_fake_slurm(tmp_path, monkeypatch)
     slurm._ping.cache_clear()
 
 
@@ -55,16 +66,20 @@ def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
 
 @pytest.mark.parametrize("commands", ["that fail", "none at all"])
 def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
-    commands: str, tmp_path: Path, answers: Answer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    commands: str,
+    tmp_path: Path,
+    answers: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if commands == "none at all":
         monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    running, waiting = make(tmp_path / "s"), make(tmp_path / "s", 1)
-    sweep = plan(running, waiting)
-    submit(running, "7_0")
-    submit(waiting, "7_1")
-    begin(running, "7_0")
-    learn(running, curve(10))
+    running, waiting = make_run(tmp_path / "s"), make_run(tmp_path / "s", 1)
+    sweep = write_sweep_plan(running, waiting)
+    record_submission(running, "7_0")
+    record_submission(waiting, "7_1")
+    record_start(running, "7_0")
+    record_epochs(running, make_learning_curve(10))
     (running.path / ".lock-0").touch()
     before = everything(sweep)
     text = status(sweep, capsys=capsys)
@@ -76,17 +91,17 @@ def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
 
 
 def test_one_question_tells_waiting_from_running_from_lost(
-    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    waiting, starting, running, lost, evaluating, orphan = (make(tmp_path / "s", seed) for seed in range(6))
-    sweep = plan(waiting, starting, running, lost, evaluating, orphan)
+    waiting, starting, running, lost, evaluating, orphan = (make_run(tmp_path / "s", seed) for seed in range(6))
+    sweep = write_sweep_plan(waiting, starting, running, lost, evaluating, orphan)
     for place, run in enumerate((waiting, starting, running, lost, evaluating, orphan)):
-        submit(run, f"7_{place}")
-        tell(run, "evaluation submitted", job=f"8_{place}", executor="slurm", token="t")
+        record_submission(run, f"7_{place}")
+        record_event(run, "evaluation submitted", job=f"8_{place}", executor="slurm", token="t")
         if run in (running, lost, evaluating, orphan):
-            begin(run, f"7_{place}")
+            record_start(run, f"7_{place}")
         if run in (evaluating, orphan):
-            tell(run, "trained", epochs=20)
+            record_event(run, "trained", epochs=20)
     rows = ["7_0|PENDING|Priority||t", "7_1|RUNNING|None|node3|t", "7_2|RUNNING|None|node4|t"]
     calls = answers([*rows, "8_4|RUNNING|None|node2|t", "8_0|PENDING|Dependency||t"])
     text = status(sweep, capsys=capsys)
@@ -99,53 +114,53 @@ def test_one_question_tells_waiting_from_running_from_lost(
     assert calls.read_text() == "squeue\n"
 
 
-def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: Answer) -> None:
+def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: FakeSlurm) -> None:
     """Held by a process, too young, of another user's, or with an id that was used twice."""
-    held, young, strange = (make(tmp_path / "s", seed) for seed in range(3))
-    sweep = plan(held, young, strange)
+    held, young, strange = (make_run(tmp_path / "s", seed) for seed in range(3))
+    sweep = write_sweep_plan(held, young, strange)
     for run in (held, strange):
-        submit(run, "7", "mine")
+        record_submission(run, "7", "mine")
     young.record("submitted", job="7", executor="slurm", token="mine")
     answers(["7|RUNNING|None|node1|theirs"])
-    from galaxyhpc.status.run_status import look
+    from galaxyhpc.status.run_status import query_status
 
     with FileLock(held.path / ".lock-0"):
-        found = {one.run: one.name for one in look([held, young, strange])[0]}
+        found = {one.run: one.state for one in query_status([held, young, strange])[0]}
     assert found == {held: "submitted", young: "submitted", strange: "lost"}
     os.chown(strange.events_file, 12345, -1)
-    assert look([strange])[0][0].name == "submitted"
+    assert query_status([strange])[0][0].state == "submitted"
     assert sweep.is_dir()
 
 
 def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dead_processes(
-    tmp_path: Path, answers: Answer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dead, elsewhere = make(tmp_path / "s"), make(tmp_path / "s", 1)
+    dead, elsewhere = make_run(tmp_path / "s"), make_run(tmp_path / "s", 1)
     calls = answers([])
-    begin(dead, "99", host=HERE)
-    begin(elsewhere, "98")
+    record_start(dead, "99", host=HOSTNAME)
+    record_start(elsewhere, "98")
     for run in (dead, elsewhere):
         (run.path / ".lock-0").touch()
-    text = status(plan(dead, elsewhere), capsys=capsys)
+    text = status(write_sweep_plan(dead, elsewhere), capsys=capsys)
     assert row(text, dead).endswith(" lost") and row(text, elsewhere).endswith(" running")
     assert "its process 1 on this machine is gone" in text and not calls.exists()
 
 
-def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: Answer) -> None:
-    run = make(tmp_path)
-    tell(run, "submitting", token="abc")
-    from galaxyhpc.status.run_status import look
+def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: FakeSlurm) -> None:
+    run = make_run(tmp_path)
+    record_event(run, "submitting", token="abc")
+    from galaxyhpc.status.run_status import query_status
 
     answers(["7_0|PENDING|Resources||abc"])
-    assert look([run])[0][0].name == "waiting"
+    assert query_status([run])[0][0].state == "waiting"
     answers([])
-    assert look([run])[0][0].name == "planned"
+    assert query_status([run])[0][0].state == "planned"
 
 
 def test_a_running_run_tells_how_far_it_is_and_how_long_it_will_take(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    begin(run, "7")
-    learn(run, [0.4, 0.3, 0.2], seconds=60.0)
+    run = make_run(tmp_path)
+    record_start(run, "7")
+    record_epochs(run, [0.4, 0.3, 0.2], epoch_seconds=60.0)
     text = printed([run])
     assert "1 running" in text and "3/20" in text and "0.400" in text and "0:16:5" in text
 
@@ -154,15 +169,15 @@ def printed(runs: list[RunDir], width: int = 150) -> str:
     console = make_console()
     console.width = width
     with console.capture() as capture:
-        console.print(table(runs, "runs/test"))
+        console.print(make_table_from_records(runs, "runs/test"))
     return capture.get()
 
 
 def test_reasons_stand_as_they_are_once_for_all_runs_that_have_them(tmp_path: Path) -> None:
-    runs = [make(tmp_path, seed) for seed in range(5)]
+    runs = [make_run(tmp_path, seed) for seed in range(5)]
     for number, run in enumerate(runs):
         why = f"RuntimeError: [/pytorch/gloo/pair.cc:553] Connection {number} closed [by peer]"
-        tell(run, "failed", why=why, cause="error")
+        record_event(run, "failed", why=why, cause="error")
     text = printed(runs)
     assert text.count("[/pytorch/gloo/pair.cc:553] Connection 0 closed [by peer]") == 1
     assert "and 2 more" in text and "next: mend what the traceback names" in text
@@ -170,7 +185,7 @@ def test_reasons_stand_as_they_are_once_for_all_runs_that_have_them(tmp_path: Pa
 
 def test_hostile_records_make_no_traceback(tmp_path: Path) -> None:
     """One broken run does not hide the others."""
-    good, broken, empty = make(tmp_path), make(tmp_path, 1), make(tmp_path, 2)
+    good, broken, empty = make_run(tmp_path), make_run(tmp_path, 1), make_run(tmp_path, 2)
     write_text(broken.config_file, '{"train": [')
     for line in (
         '{"event": "started", "time": "soon", "epoch": [], "job": {}}',
@@ -187,8 +202,8 @@ def test_hostile_records_make_no_traceback(tmp_path: Path) -> None:
         broken.metrics_file, '{"validation_accuracy": NaN}\n{"validation_accuracy": "x"}\n{"validation_accuracy": 0.4}'
     )
     write_text(empty.config_file, '{"train": {"epochs": "many"}}')
-    tell(empty, "submitted", job=["7"], token={})
-    learn(good, curve(8))
+    record_event(empty, "submitted", job=["7"], token={})
+    record_epochs(good, make_learning_curve(8))
     text = printed([good, broken, empty])
     assert "8/20" in row(text, good) and "1/?" in row(text, broken) and "planned" in row(text, empty)
     assert main([str(broken.path), "--why"]) == main([str(broken.path), "--logs"]) == 0
@@ -196,16 +211,16 @@ def test_hostile_records_make_no_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 100, 150])
 def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
-    runs = [make(tmp_path, seed, group="D16") for seed in range(3)]
+    runs = [make_run(tmp_path, seed, group="D16") for seed in range(3)]
     for run in runs:
-        begin(run, "7")
-        learn(run, curve(12), seconds=3600.0)
-    tell(runs[2], "failed", why="OutOfMemoryError: " + "CUDA out of memory " * 20, cause="memory")
+        record_start(run, "7")
+        record_epochs(run, make_learning_curve(12), epoch_seconds=3600.0)
+    record_event(runs[2], "failed", why="OutOfMemoryError: " + "CUDA out of memory " * 20, cause="memory")
     lines = printed(runs, width).splitlines()
     assert all(len(line) <= width for line in lines)
     header, first, _, last = lines[1:5]
     assert header.split() == ["run", "state", "epochs", "best", "left", "note"]
-    assert first.split()[1:4] == ["running", "12/20", f"{max(curve(12)):.3f}"] and re.search(
+    assert first.split()[1:4] == ["running", "12/20", f"{max(make_learning_curve(12)):.3f}"] and re.search(
         r"7:59:\d\d|8:00:00", first
     )
     assert last.split()[1:3] == ["failed", "12/20"] and last.rstrip().endswith("memory")
@@ -213,7 +228,7 @@ def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
 
 def raised(runs: list[RunDir], now: float | None = None) -> dict[str, list[str]]:
     """Alarms by run id, the short names only."""
-    found = alarms([standing(read(run), None) for run in runs], now)
+    found = find_alarms([derive_status(read_run_records(run), None) for run in runs], now)
     return {run.run_id: [text.partition(":")[0] for text in texts] for run, texts in found.items()}
 
 
@@ -222,13 +237,13 @@ def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
     runs = []
     for group, top in (("C1", 0.55), ("C4", 0.7), ("D8", 0.8)):
         for seed in range(6):
-            run = make(tmp_path, seed, group)
-            begin(run, str(seed))
-            learn(run, curve(3 + 3 * seed, top + random.Random(seed).gauss(0, 0.02), seed))
+            run = make_run(tmp_path, seed, group)
+            record_start(run, str(seed))
+            record_epochs(run, make_learning_curve(3 + 3 * seed, top + random.Random(seed).gauss(0, 0.02), seed))
             runs.append(run)
-    beginner = make(tmp_path, 7, "C2")
-    learn(beginner, [0.15, 0.16, 0.18, 0.21, 0.22, 0.24])
-    plan(*runs, beginner)
+    beginner = make_run(tmp_path, 7, "C2")
+    record_epochs(beginner, [0.15, 0.16, 0.18, 0.21, 0.22, 0.24])
+    write_sweep_plan(*runs, beginner)
     assert raised([*runs, beginner]) == {}
 
 
@@ -243,42 +258,42 @@ def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
 def test_a_run_that_learned_nothing_after_several_epochs_is_named(
     accuracy: float, loss: float, wanted: list[str], tmp_path: Path
 ) -> None:
-    run = make(tmp_path)
-    plan(run)
-    learn(run, [accuracy] * 8, loss)
+    run = make_run(tmp_path)
+    write_sweep_plan(run)
+    record_epochs(run, [accuracy] * 8, loss)
     assert raised([run]).get(run.run_id, []) == wanted
-    learn(run, [accuracy] * 3, loss)
+    record_epochs(run, [accuracy] * 3, loss)
     assert raised([run]) == {}
-    slow = make(tmp_path, epochs=20, warmup=0.5)
-    learn(slow, [accuracy] * 8, loss)
+    slow = make_run(tmp_path, epochs=20, warmup=0.5)
+    record_epochs(slow, [accuracy] * 8, loss)
     assert raised([slow]) == {}, "its learning rate still rises"
 
 
 def test_a_seed_far_from_at_least_three_siblings_is_named(tmp_path: Path) -> None:
-    runs = [make(tmp_path, seed) for seed in range(4)]
-    other = make(tmp_path, 0, "C1")
-    plan(*runs, other)
+    runs = [make_run(tmp_path, seed) for seed in range(4)]
+    other = make_run(tmp_path, 0, "C1")
+    write_sweep_plan(*runs, other)
     for seed, run in enumerate([*runs, other]):
-        learn(run, curve(10, 0.4 if run in (runs[1], other) else 0.7, seed))
+        record_epochs(run, make_learning_curve(10, 0.4 if run in (runs[1], other) else 0.7, seed))
     assert raised([*runs, other]) == {runs[1].run_id: ["unlike seeds"]}
     assert raised([*runs[:3], other]) == {}, "two siblings have no typical value"
 
 
 def test_a_run_that_is_silent_for_many_of_its_epochs_is_named(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    plan(run)
-    begin(run, "7")
-    learn(run, curve(6), seconds=300.0)
+    run = make_run(tmp_path)
+    write_sweep_plan(run)
+    record_start(run, "7")
+    record_epochs(run, make_learning_curve(6), epoch_seconds=300.0)
     assert raised([run], time.time() + 4 * 300.0) == {}
     assert raised([run], time.time() + 6 * 300.0) == {run.run_id: ["no progress"]}
-    tell(run, "stopped", why="asked to leave")
+    record_event(run, "stopped", why="asked to leave")
     assert raised([run], time.time() + 6 * 300.0) == {}
 
 
 def test_alarms_stand_in_the_table_and_are_explained_below(tmp_path: Path) -> None:
-    run = make(tmp_path)
-    plan(run)
-    learn(run, [0.149] * 8, 2.29)
+    run = make_run(tmp_path)
+    write_sweep_plan(run)
+    record_epochs(run, [0.149] * 8, 2.29)
     text = printed([run], 80)
     assert row(text, run).endswith("at chance") and "always the commonest" not in row(text, run)
     assert "at chance: train loss 2.29 after 8 epochs" in text
@@ -287,12 +302,12 @@ def test_alarms_stand_in_the_table_and_are_explained_below(tmp_path: Path) -> No
 def test_why_tells_the_last_error_the_history_and_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path)
-    submit(run, "7")
-    begin(run, "7")
-    learn(run, curve(15))
-    tell(run, "failed", why="RuntimeError: Connection closed by peer", rank=1, cause="connection", trace="gloo")
-    tell(
+    run = make_run(tmp_path)
+    record_submission(run, "7")
+    record_start(run, "7")
+    record_epochs(run, make_learning_curve(15))
+    record_event(run, "failed", why="RuntimeError: Connection closed by peer", rank=1, cause="connection", trace="gloo")
+    record_event(
         run,
         "failed",
         why="OutOfMemoryError: CUDA",
@@ -309,9 +324,9 @@ def test_why_tells_the_last_error_the_history_and_what_to_do(
 def test_why_without_a_recorded_error_shows_the_end_of_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path)
-    begin(run, "99", host=HERE)
-    write_text(run.log / "99_0_log.out", "step 1\nstep 2\rstep 3\n\x1b[31mKilled\x1b[0m\n")
+    run = make_run(tmp_path)
+    record_start(run, "99", host=HOSTNAME)
+    write_text(run.log_dir / "99_0_log.out", "step 1\nstep 2\rstep 3\n\x1b[31mKilled\x1b[0m\n")
     text = status(run.path, "--why", capsys=capsys)
     assert "lost its process 1 on this machine is gone" in text
     assert "  step 3\n  Killed\n" in text and "step 2" not in text
@@ -320,9 +335,9 @@ def test_why_without_a_recorded_error_shows_the_end_of_the_log(
 def test_logs_shows_the_newest_of_all_ranks_and_of_no_other_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path)
-    submit(run, "7_1")
-    submit(run, "9_1")
+    run = make_run(tmp_path)
+    record_submission(run, "7_1")
+    record_submission(run, "9_1")
     for age, (name, text) in enumerate(
         {
             "9_1_1_log.out": "rank one",
@@ -331,42 +346,44 @@ def test_logs_shows_the_newest_of_all_ranks_and_of_no_other_run(
             "9_11_0_log.out": "other",
         }.items()
     ):
-        write_text(run.sweep / "log" / name, text)
-        os.utime(run.sweep / "log" / name, (1e9 - age, 1e9 - age))
+        write_text(run.sweep_dir / "log" / name, text)
+        os.utime(run.sweep_dir / "log" / name, (1e9 - age, 1e9 - age))
     text = status(run.path, "--logs", capsys=capsys)
     assert text.index("rank zero") < text.index("rank one") and "old" not in text and "other" not in text
-    assert "no log yet; looked in" in status(make(tmp_path, 1).path, "--logs", capsys=capsys)
+    assert "no log yet; looked in" in status(make_run(tmp_path, 1).path, "--logs", capsys=capsys)
 
 
 def test_a_point_is_an_id_or_an_unambiguous_part_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [make(tmp_path, seed, group) for group in ("C4", "D4") for seed in range(2)]
-    assert chosen(runs, "d4-steerable_cnn-s1") == runs[3]
-    assert chosen(runs, runs[0].run_id) == runs[0]
-    with pytest.raises(PointError, match=f"C4: is in 2 run ids; allowed: one of {runs[0].run_id}, {runs[1].run_id}$"):
-        chosen(runs, "C4")
-    assert main([str(plan(*runs)), "--why", "D9"]) == 2
+    runs = [make_run(tmp_path, seed, group) for group in ("C4", "D4") for seed in range(2)]
+    assert select_run(runs, "d4-steerable_cnn-s1") == runs[3]
+    assert select_run(runs, runs[0].run_id) == runs[0]
+    with pytest.raises(
+        RunSelectionError, match=f"C4: is in 2 run ids; allowed: one of {runs[0].run_id}, {runs[1].run_id}$"
+    ):
+        select_run(runs, "C4")
+    assert main([str(write_sweep_plan(*runs)), "--why", "D9"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("D9: is in no run id; allowed: one of") and error.count("\n") == 1
 
 
 def test_watch_in_a_pipe_prints_what_changes_until_it_is_interrupted(tmp_path: Path) -> None:
-    run, other = make(tmp_path), make(tmp_path, 1)
-    command = [sys.executable, "-m", "galaxyhpc.status", plan(run, other), "--watch"]
+    run, other = make_run(tmp_path), make_run(tmp_path, 1)
+    command = [sys.executable, "-m", "galaxyhpc.status", write_sweep_plan(run, other), "--watch"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
         lines = [watching.stdout.readline() for _ in range(2)]
         assert all("planned" in line for line in lines)
-        begin(run, "7")
+        record_start(run, "7")
         assert watching.stdout.readline() == f"{run.run_id}: running\n"
         watching.send_signal(signal.SIGINT)
         assert watching.stdout.read() == "" and watching.wait(10) == 0
 
 
 def test_a_view_of_few_rows_keeps_what_is_urgent(tmp_path: Path) -> None:
-    runs = [make(tmp_path, seed) for seed in range(9)]
-    tell(runs[7], "failed", why="x")
-    begin(runs[8], "7")
-    view = shown([standing(read(run), None) for run in runs], None, "runs/test", rows=2)
+    runs = [make_run(tmp_path, seed) for seed in range(9)]
+    record_event(runs[7], "failed", why="x")
+    record_start(runs[8], "7")
+    view = make_table([derive_status(read_run_records(run), None) for run in runs], None, "runs/test", max_rows=2)
     console = make_console()
     with console.capture() as capture:
         console.print(view)
@@ -377,18 +394,18 @@ def test_a_view_of_few_rows_keeps_what_is_urgent(tmp_path: Path) -> None:
 def test_a_thousand_runs_are_shown_without_loading_what_is_slow(tmp_path: Path) -> None:
     groups = [f"{kind}{order}" for kind in "CD" for order in (2, 4, 8, 12, 16)]
     rates = [1e-3 * (1 + number) for number in range(10)]
-    runs = [make(tmp_path, s, g, epochs=100, learning_rate=r) for r in rates for g in groups for s in range(10)]
-    submit(runs[0], "7_0")
-    tell(runs[0], "evaluation submitted", job="8_0", executor="slurm", token="t")
-    begin(runs[0], "7_0")
-    learn(runs[0], curve(90))
+    runs = [make_run(tmp_path, s, g, epochs=100, learning_rate=r) for r in rates for g in groups for s in range(10)]
+    record_submission(runs[0], "7_0")
+    record_event(runs[0], "evaluation submitted", job="8_0", executor="slurm", token="t")
+    record_start(runs[0], "7_0")
+    record_epochs(runs[0], make_learning_curve(90))
     for run in runs[1:]:
         run.events_file.write_bytes(runs[0].events_file.read_bytes())
         run.metrics_file.write_bytes(runs[0].metrics_file.read_bytes())
     slow = ("torch", "pandas", "numpy", "pydantic")  # submitit only where a run is in doubt
     code = "import sys; from galaxyhpc.status import main; main(sys.argv[1:]); "
     code += f"print([name for name in {slow} if name in sys.modules])"
-    command = [sys.executable, "-c", code, str(plan(*runs))]
+    command = [sys.executable, "-c", code, str(write_sweep_plan(*runs))]
     text = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     assert len(set(runs)) == 1000 and len(text.splitlines()) > 1000
     assert text.splitlines()[-1] == "[]"

@@ -43,16 +43,16 @@ def test_where_nothing_can_be_written_a_basis_is_sampled_each_time(tmp_path: Pat
     assert build(tmp_path)[0] == build(tmp_path)[0] == "True"
 
 
-def arrays(value: float) -> basis_cache.Arrays:
+def arrays(value: float) -> basis_cache.ArrayPair:
     return np.full((2, 3), value, np.float32), np.ones(2, np.float32)
 
 
 def test_another_question_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for number in (1.0, 2.0, 3.0):
-        basis_cache.kept({"group": number}, lambda number=number: arrays(number))
+        basis_cache.load_or_sample({"group": number}, lambda number=number: arrays(number))
     assert len(list((tmp_path / "galaxyhpc").iterdir())) == 3
-    assert basis_cache.kept({"group": 2.0}, lambda: arrays(9.0))[0].max() == 2.0
+    assert basis_cache.load_or_sample({"group": 2.0}, lambda: arrays(9.0))[0].max() == 2.0
 
 
 def test_many_that_ask_at_once_all_get_whole_arrays_and_leave_one_file(
@@ -60,6 +60,6 @@ def test_many_that_ask_at_once_all_get_whole_arrays_and_leave_one_file(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: basis_cache.kept({"a": 1}, lambda: arrays(4.0))[0].sum(), range(40)))
+        found = list(pool.map(lambda _: basis_cache.load_or_sample({"a": 1}, lambda: arrays(4.0))[0].sum(), range(40)))
     assert set(found) == {24.0}
     assert len(list((tmp_path / "galaxyhpc").iterdir())) == 1

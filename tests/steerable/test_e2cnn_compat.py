@@ -37,14 +37,14 @@ def python(*lines: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: str) -> None:
-    space = groups.group_space(name)
+    space = groups.make_gspace(name)
     colours = e2cnn.nn.FieldType(space, [space.trivial_repr] * 3)
     field = e2cnn.nn.FieldType(space, [space.regular_repr] * 2)
     first, second = e2cnn.nn.R2Conv(colours, field, 3, padding=1), e2cnn.nn.R2Conv(field, field, 3, padding=1)
     images = torch.randn(2, 3, 9, 9)
     found = second(first(e2cnn.nn.GeometricTensor(images, colours))).tensor.view(2, 2, -1, 81)
     scale = found.abs().max()
-    for element in groups.grid_elements(name):
+    for element in groups.get_grid_elements(name):
         turned = second(first(e2cnn.nn.GeometricTensor(element(images), colours))).tensor
         expected = element(found.view(2, -1, 9, 9)).reshape(found.shape)
         distances = (turned.view(found.shape)[:, :, :, None] - expected[:, :, None]).abs().amax((0, 1, 4))

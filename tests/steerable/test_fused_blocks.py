@@ -31,7 +31,10 @@ def made(group: str, fields: tuple[int, ...], pooled: int) -> nn.Sequential:
     torch.manual_seed(0)
     blocks = nn.Sequential()
     for number, (before, after) in enumerate(pairwise(fields)):
-        convolution, norm = SteerableConv(group, before, after, padding=1), FieldBatchNorm(after, groups.order(group))
+        convolution, norm = (
+            SteerableConv(group, before, after, padding=1),
+            FieldBatchNorm(after, groups.group_order(group)),
+        )
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
         convolution.harmonic = True
@@ -52,12 +55,12 @@ def step(blocks: nn.Sequential, run: Any, x: Tensor, upstream: Tensor) -> dict[s
 def assert_same(rows: nn.Sequential, x: Tensor) -> None:
     """Compare a step of blocks as rows with a dense one."""
     dense = copy.deepcopy(rows)
-    for layer in selection.layers(dense).values():
+    for layer in selection.get_steerable_layers(dense).values():
         layer.harmonic = False
     with torch.no_grad():
         upstream = torch.randn_like(copy.deepcopy(dense)(x))
     wanted = step(dense, dense, x, upstream)
-    found = step(rows, lambda given: fused_blocks.run(rows, given), x, upstream)
+    found = step(rows, lambda given: fused_blocks.run_blocks(rows, given), x, upstream)
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
 
@@ -70,21 +73,23 @@ def test_rows_give_what_the_layers_give(
     group: str, fields: tuple[int, ...], pooled: int, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "CHUNK_BYTES", chunk)
-    assert_same(made(group, fields, pooled), torch.randn(2, fields[0] * groups.order(group), side, side, device=DEVICE))
+    assert_same(
+        made(group, fields, pooled), torch.randn(2, fields[0] * groups.group_order(group), side, side, device=DEVICE)
+    )
 
 
 def test_a_block_that_is_dense_stands_between_rows() -> None:
     layers = made("C4", (2, 3, 2, 2), 1)
-    middle = list(selection.layers(layers).values())[1]
+    middle = list(selection.get_steerable_layers(layers).values())[1]
     middle.harmonic = False
     assert_same(layers, torch.randn(2, 8, 5, 5, device=DEVICE))
 
 
 @pytest.mark.parametrize(("group", "harmonic"), [("C1", 0), ("C2", 0), ("D1", 0), ("C4", 0), ("D16", 10)])
 def test_a_gpu_is_given_what_is_faster_by_its_rates(group: str, harmonic: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_roofline, "_rates", lambda device, dtype: H200)
+    monkeypatch.setattr(gpu_roofline, "_measure_rates", lambda device, dtype: H200)
     network = build_model(ModelConfig(group=group), 255)
-    used = selection.in_use(network, selection.Images(32, 255))
-    chosen = [selection.faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
+    used = selection.trace_layer_inputs(network, selection.BatchShape(32, 255))
+    chosen = [selection.is_faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
     assert sum(chosen) == harmonic
     assert not chosen[0]

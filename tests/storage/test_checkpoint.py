@@ -29,21 +29,21 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_state_comes_back_bit_by_bit(run: RunDir) -> None:
     checkpoint.save(run, 5, 2, STATE)
-    found = checkpoint.load_newest(run)
+    found = checkpoint.load_latest(run)
     assert found is not None and torch.equal(found["model"]["weight"], STATE["model"]["weight"])
-    manifest = json.loads((run.checkpoints / "step_00000005" / "MANIFEST.json").read_text())
+    manifest = json.loads((run.checkpoint_dir / "step_00000005" / "MANIFEST.json").read_text())
     assert (manifest["step"], manifest["world_size"], manifest["run_id"]) == (5, 2, run.run_id)
-    assert manifest["sha256"] == files.sha256(run.checkpoints / "step_00000005" / "state.pt")
+    assert manifest["sha256"] == files.sha256(run.checkpoint_dir / "step_00000005" / "state.pt")
 
 
 def test_the_newest_two_are_kept(run: RunDir) -> None:
     for step in (3, 10, 200):
         checkpoint.save(run, step, 1, STATE)
-    assert [path.name for path in checkpoint.found(run)] == ["step_00000010", "step_00000200"]
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step_00000010", "step_00000200"]
 
 
 def test_without_checkpoints_there_is_nothing_to_load(run: RunDir) -> None:
-    assert checkpoint.load_newest(run) is None and checkpoint.quarantine_damaged(run) == []
+    assert checkpoint.load_latest(run) is None and checkpoint.quarantine_damaged(run) == []
 
 
 def _flip(path: Path) -> None:
@@ -79,19 +79,19 @@ def test_a_damaged_newest_one_is_quarantined_and_the_previous_one_loaded(damage:
     checkpoint.save(run, 1, 1, STATE)
     newest = checkpoint.save(run, 2, 1, {"progress": {"step": 2}})
     DAMAGES[damage](newest)
-    assert checkpoint.load_newest(run) is not None
+    assert checkpoint.load_latest(run) is not None
     (line,) = checkpoint.quarantine_damaged(run)
     assert line.startswith("checkpoint step_00000002 is damaged (") and len(line.splitlines()) == 1
-    assert [path.name for path in checkpoint.found(run)] == ["step_00000001"]
-    assert len(list((run.checkpoints / "quarantine").iterdir())) == 1
-    found = checkpoint.load_newest(run)
+    assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step_00000001"]
+    assert len(list((run.checkpoint_dir / "quarantine").iterdir())) == 1
+    found = checkpoint.load_latest(run)
     assert found is not None and found["progress"]["step"] == 5
 
 
 def test_when_all_are_damaged_a_run_starts_afresh(run: RunDir) -> None:
     for step in (1, 2):
         _flip(checkpoint.save(run, step, 1, STATE))
-    assert len(checkpoint.quarantine_damaged(run)) == 2 and checkpoint.load_newest(run) is None
+    assert len(checkpoint.quarantine_damaged(run)) == 2 and checkpoint.load_latest(run) is None
 
 
 def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
@@ -103,16 +103,16 @@ def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path:
         "while True: step += 1; checkpoint.save(run, step, 1, state)"
     )
     for attempt in range(4):
-        before = {path.name for path in checkpoint.found(run)}
+        before = {path.name for path in checkpoint.list_checkpoints(run)}
         process = subprocess.Popen([sys.executable, "-c", code, str(run.path), str(attempt * 10_000)])
-        while {path.name for path in checkpoint.found(run)} <= before:
+        while {path.name for path in checkpoint.list_checkpoints(run)} <= before:
             time.sleep(0.002)
         time.sleep(0.011 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert checkpoint.quarantine_damaged(run) == [] and checkpoint.load_newest(run) is not None
+        assert checkpoint.quarantine_damaged(run) == [] and checkpoint.load_latest(run) is not None
     checkpoint.save(run, 10**6, 1, STATE)
-    assert list(run.checkpoints.glob(".step_*")) == []  # what the killed ones left is gone
+    assert list(run.checkpoint_dir.glob(".step_*")) == []  # what the killed ones left is gone
 
 
 def test_a_disk_that_is_full_leaves_the_older_checkpoints_and_nothing_half_written(run: RunDir) -> None:
@@ -126,5 +126,5 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints_and_nothing_half_writt
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
-    assert [path.name for path in run.checkpoints.iterdir()] == ["step_00000003"]
-    assert checkpoint.load_newest(run) is not None
+    assert [path.name for path in run.checkpoint_dir.iterdir()] == ["step_00000003"]
+    assert checkpoint.load_latest(run) is not None

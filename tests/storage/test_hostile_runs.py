@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 import pytest
-from helpers.hostile import FUZZED, GOOD, desk, told, tree
+from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, capture_command, snapshot_tree, work_parent
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +25,10 @@ from galaxyhpc.evaluation import results
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.files import sha256
-from galaxyhpc.storage.run_dir import NoRunError, RunDir, state
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
+from galaxyhpc.storage.sweep_dir import find_runs
 
-__all__ = ["desk"]
+__all__ = ["work_parent"]
 
 PROJECT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ PROJECT = Path(__file__).parents[2]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of one run that was trained and measured."""
     place = tmp_path_factory.mktemp("finished")
-    (place / "sweep.yaml").write_text(json.dumps(GOOD))
+    (place / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
     arguments = [str(place / "sweep.yaml"), "--executor", "debug", "--runs", str(place / "runs")]
     assert launch.main(arguments) == 0
     return place / "runs" / "good"
@@ -51,7 +51,7 @@ def sweep(finished: Path, desk: Path) -> Path:
 
 
 def run_in(sweep: Path) -> RunDir:
-    (run,) = runs_of(sweep)
+    (run,) = find_runs(sweep)
     return run
 
 
@@ -101,21 +101,21 @@ def test_a_plan_that_launch_did_not_write_leads_nowhere(
     for outside in (desk / "x", desk / "runs" / "x"):
         outside.mkdir()
     (place / "plan.csv").write_text(plan, newline="")
-    before = tree(desk)
-    end, lines = told(lambda: COMMANDS[command](place), capfd)
+    before = snapshot_tree(desk)
+    end, lines = capture_command(lambda: COMMANDS[command](place), capfd)
     assert len(lines) <= 1 and all(line.isprintable() for line in lines)
-    assert tree(desk) == before and end in (0, 1, 2)
+    assert snapshot_tree(desk) == before and end in (0, 1, 2)
 
 
-@settings(FUZZED, max_examples=300)
+@settings(FUZZ_SETTINGS, max_examples=300)
 @given(name=st.text(max_size=30) | st.sampled_from(["../x", "/x", ".", "..", "x/../../y", "x\0", "good", "\ud800"]))
 def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, desk: Path) -> None:
     place = desk / "runs" / "good"
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.csv").write_bytes(b"run_id\n" + name.encode("utf-8", "surrogatepass") + b"\n")
     try:
-        found = runs_of(place)
-    except NoRunError as error:
+        found = find_runs(place)
+    except RunDirError as error:
         assert str(error).isprintable()
         return
     assert all(run.path.parent == place.resolve() and run.path.name not in ("", ".", "..") for run in found)
@@ -130,9 +130,9 @@ def test_a_link_that_leads_out_of_the_sweep_is_not_followed(
     outside = sweep.parents[1] / "outside"
     place.rename(outside)
     place.symlink_to(outside)
-    before = tree(outside)
-    told(lambda: COMMANDS[command](sweep), capfd)
-    assert tree(outside) == before
+    before = snapshot_tree(outside)
+    capture_command(lambda: COMMANDS[command](sweep), capfd)
+    assert snapshot_tree(outside) == before
 
 
 FILES = ["config.json", "events.jsonl", "metrics.jsonl", "best.pt", "results.csv", "predictions.h5", "provenance.json"]
@@ -149,7 +149,7 @@ def test_a_file_that_is_a_link_is_replaced_or_refused_but_never_written_through(
     (run.path / name).symlink_to(target)
     run.best_file.unlink(missing_ok=True)
     for command in ("train", "evaluate", "status"):
-        told(lambda command=command: COMMANDS[command](run.path), capfd)  # type: ignore[misc]
+        capture_command(lambda command=command: COMMANDS[command](run.path), capfd)  # type: ignore[misc]
     assert target.read_text() == "dear"
 
 
@@ -183,9 +183,9 @@ def test_junk_in_place_of_a_file_is_told_in_a_line_or_taken_for_absent(
     run = run_in(sweep)
     (run.path / name).write_bytes(JUNK[junk])
     for command in ("status", "evaluate", "train"):
-        _, lines = told(lambda command=command: COMMANDS[command](run.path), capfd)  # type: ignore[misc]
+        _, lines = capture_command(lambda command=command: COMMANDS[command](run.path), capfd)  # type: ignore[misc]
         assert len(lines) <= 2 and all(line.isprintable() for line in lines), lines
-    collect.find(run)
+    collect.collect_run(run)
 
 
 @pytest.mark.parametrize("name", [*FILES[:6], "checkpoints", "../split.csv", "../plan.csv", "../report"])
@@ -201,7 +201,7 @@ def test_what_is_absent_or_of_another_kind_is_told_in_a_line(
     elif kind == "a file":
         place.write_bytes(b"x")
     for command in COMMANDS if name.startswith("../") else ("status", "fsck", "train", "evaluate"):
-        _, lines = told(lambda command=command: COMMANDS[command](sweep), capfd)  # type: ignore[misc]
+        _, lines = capture_command(lambda command=command: COMMANDS[command](sweep), capfd)  # type: ignore[misc]
         assert len(lines) <= 3 or command == "fsck", lines
 
 
@@ -228,7 +228,7 @@ def lines_of(values: list[Any]) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
-@settings(FUZZED, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=80)
 @given(events=st.lists(EVENTS | VALUES, max_size=6), records=st.lists(RECORDS | VALUES, max_size=4))
 @example(events=[{"event": []}, {"event": "started", "job": None, "time": "x"}], records=[{"epoch": 0}])
 @example(events=[{"event": "failed", "why": "\ud800\x1b[2J", "time": 1.0, "trace": "\x1b[2J"}], records=[{}, 10**400])
@@ -243,16 +243,16 @@ def test_lines_of_any_json_are_events_or_skipped(
     run = RunDir(path)
     run.events_file.write_text(lines_of(events))
     run.metrics_file.write_text(lines_of(records))
-    assert isinstance(state(run).why, str)
-    run.with_retry_changes(run.load_config().resources.plain)
-    told(lambda: status.main([str(path)]), capfd)
-    told(lambda: status.main([str(path), "--why"]), capfd)
+    assert isinstance(read_state(run).reason, str)
+    run.with_retry_changes(run.load_config().resources.resolved)
+    capture_command(lambda: status.main([str(path)]), capfd)
+    capture_command(lambda: status.main([str(path), "--why"]), capfd)
 
 
 COLUMN = st.sampled_from(["", "1", "-1", "9" * 400, "nan", "inf", "1e400", "x", "\0", " ".join("1" * 100), "True"])
 
 
-@settings(FUZZED, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=80)
 @given(
     cells=st.dictionaries(st.integers(0, len(results.COLUMNS) - 1), COLUMN | st.text(max_size=5), max_size=4),
     twice=st.booleans(),
@@ -271,7 +271,7 @@ def test_a_table_of_results_with_any_cells_is_counts_or_absent(
     run.results_file.write_bytes(text.encode("utf-8", "surrogatepass"))
     table = results.read_counts(run)
     if table is not None:
-        collect.find(run)
+        collect.collect_run(run)
         results.load(run)
 
 
@@ -315,7 +315,7 @@ def test_nothing_is_executed_from_a_runs_directory(
     import torch
 
     run, executed = run_in(sweep), sweep / "executed"
-    newest = max(run.checkpoints.iterdir())
+    newest = max(run.checkpoint_dir.iterdir())
     file = run.best_file if name == "best.pt" else newest / name
     evil = {"model": Evil(executed), "optimizer": Evil(executed), "progress": Evil(executed), "best": Evil(executed)}
     if zipped:
@@ -329,9 +329,9 @@ def test_nothing_is_executed_from_a_runs_directory(
     if name == "state.pt":
         run.best_file.unlink()
     for command in COMMANDS.values():
-        told(lambda command=command: command(run.path), capfd)  # type: ignore[misc]
+        capture_command(lambda command=command: command(run.path), capfd)  # type: ignore[misc]
     assert not executed.exists()
-    end, lines = told(lambda: (evaluating if name == "best.pt" else training)(run.path), capfd)
+    end, lines = capture_command(lambda: (evaluating if name == "best.pt" else training)(run.path), capfd)
     assert end == 1 and len(lines) == 1 and str(file.parent) in lines[0]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.steerable.layers import SteerableConv, accumulating
+from galaxyhpc.steerable.layers import SteerableConv, accumulate_filter_gradients
 
 PARTS = 4
 
@@ -30,7 +30,7 @@ def accumulate(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the gradients of a step."""
     parts = images.chunk(PARTS)
     for part in parts[:-1]:
-        with accumulating(network):
+        with accumulate_filter_gradients(network):
             network(part).square().sum().backward()
     network(parts[-1]).square().sum().backward()
     return {name: value.grad for name, value in network.named_parameters()}
@@ -49,7 +49,7 @@ def test_filters_are_expanded_once_and_the_gradients_are_the_same(
     low = precision == torch.bfloat16
     if precision == torch.float64:
         network, images = network.double(), images.double()
-    expand, expanded = SteerableConv.dense_filter, []
+    expand, expanded = SteerableConv.expand_filter, []
 
     def counted(self: SteerableConv, *given: torch.dtype) -> Tensor:
         expanded.append(self)
@@ -57,7 +57,7 @@ def test_filters_are_expanded_once_and_the_gradients_are_the_same(
 
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
         wanted = plainly(copy.deepcopy(network), images)
-        monkeypatch.setattr(SteerableConv, "dense_filter", counted)
+        monkeypatch.setattr(SteerableConv, "expand_filter", counted)
         for _ in range(2):
             network.zero_grad()
             expanded.clear()
@@ -70,7 +70,7 @@ def test_filters_are_expanded_once_and_the_gradients_are_the_same(
 
 
 def test_weights_receive_no_gradient_before_the_last_pass(network: nn.Module, images: Tensor) -> None:
-    with accumulating(network):
+    with accumulate_filter_gradients(network):
         network(images).sum().backward()
     layers = [module for module in network.modules() if isinstance(module, SteerableConv)]
     assert all(layer.weight.grad is None for layer in layers)
@@ -80,11 +80,11 @@ def test_weights_receive_no_gradient_before_the_last_pass(network: nn.Module, im
 def test_what_a_step_left_that_was_given_up_reaches_no_later_one(network: nn.Module, images: Tensor, how: str) -> None:
     wanted = plainly(copy.deepcopy(network), images)
     if how == "an error":
-        with pytest.raises(RuntimeError), accumulating(network):
+        with pytest.raises(RuntimeError), accumulate_filter_gradients(network):
             network(images).sum().backward()
             raise RuntimeError
     else:
-        with accumulating(network):
+        with accumulate_filter_gradients(network):
             network(images).sum().backward()
         with torch.no_grad():
             for value in network.parameters():
@@ -96,7 +96,7 @@ def test_what_a_step_left_that_was_given_up_reaches_no_later_one(network: nn.Mod
 
 
 def test_a_network_can_be_copied_between_two_passes(network: nn.Module, images: Tensor) -> None:
-    with accumulating(network):
+    with accumulate_filter_gradients(network):
         network(images).sum().backward()
         copied = copy.deepcopy(network)
-    assert not any(module.accumulates for module in copied.modules() if isinstance(module, SteerableConv))
+    assert not any(module.is_accumulating for module in copied.modules() if isinstance(module, SteerableConv))

@@ -26,18 +26,18 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.data.loader import load_pictures
+from galaxyhpc.data.loader import load_device_dataset
 from galaxyhpc.models import build_model
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.job import Stop
-from galaxyhpc.runtime.rank import Place
+from galaxyhpc.runtime.job import StopSignal
+from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.training.ema import make_average
+from galaxyhpc.training.ema import make_ema
 from galaxyhpc.training.trainer import train
 from galaxyhpc.training.validation import validate
-from galaxyhpc.verify_resume import digests, first_difference
+from galaxyhpc.verify_resume import find_first_difference, hash_outputs
 
 NARROW = {"scale": 0.03}
 NETWORKS = [
@@ -67,7 +67,7 @@ def test_a_network_that_was_evaluated_is_averaged_and_its_average_is_a_network_o
     with torch.no_grad():
         model(images)
         model.eval()(images)
-        average = make_average(model, 0.9)
+        average = make_ema(model, 0.9)
         for _ in range(3):
             average.update_parameters(model)
         assert list(average.module.state_dict()) == list(model.state_dict())
@@ -78,7 +78,7 @@ def test_a_network_that_was_evaluated_is_averaged_and_its_average_is_a_network_o
 
 def test_an_average_forgets_as_fast_as_it_is_told_and_begins_as_a_plain_mean() -> None:
     model = nn.BatchNorm1d(1)
-    average, wanted, sums = make_average(model, 0.8), 0.0, 0.0
+    average, wanted, sums = make_ema(model, 0.8), 0.0, 0.0
     for step in range(1, 12):
         for value in (model.weight.data, model.running_mean):
             value.fill_(step**2)
@@ -92,7 +92,7 @@ def test_an_average_forgets_as_fast_as_it_is_told_and_begins_as_a_plain_mean() -
 def test_whole_numbers_are_copied_and_not_averaged() -> None:
     model = nn.Module()
     model.register_buffer("order", torch.arange(100))
-    average = make_average(model, 0.9)
+    average = make_ema(model, 0.9)
     for _ in range(30):
         average.update_parameters(model)
     assert torch.equal(average.module.order, model.order)
@@ -123,32 +123,34 @@ def make_run(sweep: Path, config: RunConfig) -> RunDir:
 
 
 def last_state(run: RunDir) -> dict[str, dict[str, torch.Tensor]]:
-    return torch.load(checkpoint.found(run)[-1] / "state.pt", weights_only=True)
+    return torch.load(checkpoint.list_checkpoints(run)[-1] / "state.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
     run = make_run(tmp_path_factory.mktemp("unbroken"), settings_of(cache))
-    assert train(run, Stop())
+    assert train(run, StopSignal())
     return run
 
 
 def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Path, tmp_path: Path) -> None:
     state, best = last_state(unbroken), torch.load(unbroken.best_file, weights_only=True)
-    assert state["average"]["n_averaged"] == unbroken.metrics()[-1]["step"] > 1
+    assert state["average"]["n_averaged"] == unbroken.read_metrics()[-1]["step"] > 1
     config = unbroken.load_config()
     galaxies, network = prepare(config.data), build_model(config.model, config.data.image_size)
     network.load_state_dict(best["model"])
-    split = load_split(config.data, galaxies, unbroken.sweep)
+    split = load_split(config.data, galaxies, unbroken.sweep_dir)
     held_out = torch.tensor(split.row[split.split == "validation"].to_numpy())
-    alone, pictures = Process(Place(), torch.device("cpu")), load_pictures(galaxies, torch.device("cpu"))
+    alone, pictures = Process(RankInfo(), torch.device("cpu")), load_device_dataset(galaxies, torch.device("cpu"))
     loss, accuracy = validate(network, pictures, held_out, alone, config.evaluate.batch_size)
-    found = unbroken.metrics()[best["epoch"]]
+    found = unbroken.read_metrics()[best["epoch"]]
     assert (loss, accuracy) == (found["validation_loss"], found["validation_accuracy"])
     plain = make_run(tmp_path, settings_of(cache, ema_decay=None))
-    assert train(plain, Stop())
-    assert [m["train_loss"] for m in plain.metrics()] == [m["train_loss"] for m in unbroken.metrics()]
-    assert [m["validation_loss"] for m in plain.metrics()] != [m["validation_loss"] for m in unbroken.metrics()]
+    assert train(plain, StopSignal())
+    assert [m["train_loss"] for m in plain.read_metrics()] == [m["train_loss"] for m in unbroken.read_metrics()]
+    assert [m["validation_loss"] for m in plain.read_metrics()] != [
+        m["validation_loss"] for m in unbroken.read_metrics()
+    ]
     weights = last_state(plain)["model"]
     assert all(torch.equal(weights[name], value) for name, value in state["model"].items())
     assert list(last_state(plain)) == [name for name in state if name != "average"]
@@ -156,9 +158,9 @@ def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Pa
 
 def test_a_run_without_an_average_is_the_run_that_it_was_before(cache: Path) -> None:
     without, of_0999 = settings_of(cache, ema_decay=None), settings_of(cache, ema_decay=0.999)
-    assert "ema_decay" not in without.identity()["train"] and of_0999.identity()["train"]["ema_decay"] == 0.999
+    assert "ema_decay" not in without.get_identity()["train"] and of_0999.get_identity()["train"]["ema_decay"] == 0.999
     assert without.run_id != of_0999.run_id
-    assert make_average(nn.Linear(1, 1), None) is None
+    assert make_ema(nn.Linear(1, 1), None) is None
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -166,10 +168,10 @@ def test_a_run_that_was_stopped_has_the_average_of_an_unbroken_one(
     step: int, unbroken: RunDir, cache: Path, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path, settings_of(cache))
-    assert not train(run, Stop(), most_steps=step)
-    assert train(run, Stop())
-    assert first_difference(digests(run), digests(unbroken)) == ""
-    assert any(name.startswith("checkpoint.average.module.") for name in digests(run))
+    assert not train(run, StopSignal(), max_steps=step)
+    assert train(run, StopSignal())
+    assert find_first_difference(hash_outputs(run), hash_outputs(unbroken)) == ""
+    assert any(name.startswith("checkpoint.average.module.") for name in hash_outputs(run))
 
 
 TWICE = """
@@ -199,4 +201,4 @@ def test_two_processes_hold_one_average_and_have_it_again_after_a_stop(cache: Pa
     kept = last_state(runs[0])["average"]
     for name, value in first.items():
         assert torch.equal(second[name], value) and torch.equal(kept[f"module.{name}"], value)
-    assert first_difference(digests(runs[1]), digests(runs[0])) == ""
+    assert find_first_difference(hash_outputs(runs[1]), hash_outputs(runs[0])) == ""

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.data.split import training_rows
+from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.launch import preflight
 from galaxyhpc.report import build
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.runtime.rank import Place
+from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import runs_of
+from galaxyhpc.storage.sweep_dir import find_runs
 from galaxyhpc.training.trainer import TrainingError, set_up
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -32,7 +32,7 @@ FRACTIONS = st.floats(1e-4, 1.0)
 
 
 def in_use(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
-    return training_rows(table, DataConfig(label_fraction=fraction, split_seed=seed))
+    return select_training_indices(table, DataConfig(label_fraction=fraction, split_seed=seed))
 
 
 def divided(counts: list[int], seed: int = 0) -> pd.DataFrame:
@@ -79,8 +79,8 @@ def run_config(**data: object) -> RunConfig:
 
 
 def test_a_run_on_all_labels_is_the_run_that_it_was_before() -> None:
-    assert "label_fraction" not in run_config().identity()["data"]
-    assert run_config(label_fraction=0.5).identity()["data"]["label_fraction"] == 0.5
+    assert "label_fraction" not in run_config().get_identity()["data"]
+    assert run_config(label_fraction=0.5).get_identity()["data"]["label_fraction"] == 0.5
     assert run_config(label_fraction=1.0).run_id == run_config().run_id != run_config(label_fraction=0.99).run_id
 
 
@@ -101,12 +101,12 @@ def test_all_fractions_share_one_split(tmp_path: Path) -> None:
     text = (tmp_path / "sweep" / "split.csv").read_text()
     assert load_split(part, galaxies, tmp_path / "sweep").equals(table)
     assert "label_fraction" not in text and text == (tmp_path / "sweep" / "split.csv").read_text()
-    assert "label_fraction" not in preflight.SHARED
+    assert "label_fraction" not in preflight.COMMON_DATA_SETTINGS
 
 
 def test_too_few_galaxies_for_the_processes_are_refused_before_the_first_step(tmp_path: Path) -> None:
     config = tiny(tmp_path, label_fraction=0.01)  # one of each class
-    process = Process(Place(world=6), torch.device("cpu"))
+    process = Process(RankInfo(world_size=6), torch.device("cpu"))
     with pytest.raises(TrainingError, match=r"label_fraction 0\.01 leaves 10 training galaxies for 6 processes"):
         set_up(RunDir(tmp_path / "sweep" / config.run_id), config, process)
 
@@ -129,11 +129,11 @@ def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apa
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY)
     assert launch.main(["tiny.yaml", "--executor", "debug"]) == 0
-    images = [[e["images"] for e in run.events() if e["event"] == "epoch"] for run in runs_of(Path("runs/tiny"))]
+    images = [[e["images"] for e in run.read_events() if e["event"] == "epoch"] for run in find_runs(Path("runs/tiny"))]
     used = len(in_use(pd.read_csv("runs/tiny/split.csv", comment="#"), 0.05))
     assert 10 <= used < 20 and images == [[used] * 4, [200]]  # all in one batch; four batches of 50
     report = build.aggregate(Path("runs/tiny"))
-    assert report.missing.empty
+    assert report.missing_runs.empty
     labels = set(report.summary.label)
     assert len(labels) == 2 and "cnn, data.label_fraction 0.05, train.epochs 4" in labels
     assert len(set(report.results.n)) == 1  # of the same test galaxies

@@ -26,11 +26,11 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.models import kernel_choice
-from galaxyhpc.runtime.job import stopping_on_signals
+from galaxyhpc.runtime.job import catch_stop_signals
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.storage.run_dir import RunDir, state
-from galaxyhpc.training.optimizer import learning_rate
+from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.training.optimizer import compute_learning_rate
 from galaxyhpc.training.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40
@@ -97,7 +97,7 @@ def kill_at(run: RunDir, step: int, number: int = signal.SIGKILL, processes: int
     """Start a run and send its processes a signal when its newest checkpoint has reached a step."""
     started = start(run, processes)
     deadline = time.monotonic() + 120
-    while not any(int(path.name[5:]) >= step for path in checkpoint.found(run)):
+    while not any(int(path.name[5:]) >= step for path in checkpoint.list_checkpoints(run)):
         assert started[0].poll() is None, (run.path / "output.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -107,7 +107,7 @@ def kill_at(run: RunDir, step: int, number: int = signal.SIGKILL, processes: int
 
 
 def last_state(run: RunDir) -> dict[str, object]:
-    path = checkpoint.found(run)[-1]
+    path = checkpoint.list_checkpoints(run)[-1]
     checkpoint.verify(path, run.run_id)
     return torch.load(path / "state.pt", weights_only=True)
 
@@ -142,12 +142,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> RunDir:
 
 
 def test_an_unbroken_run_leaves_metrics_two_checkpoints_and_the_best_weights(unbroken: RunDir) -> None:
-    records = unbroken.metrics()
+    records = unbroken.read_metrics()
     assert [record["epoch"] for record in records] == list(range(EPOCHS))
-    assert [path.name for path in checkpoint.found(unbroken)] == ["step_00000014", "step_00000015"]
+    assert [path.name for path in checkpoint.list_checkpoints(unbroken)] == ["step_00000014", "step_00000015"]
     best = torch.load(unbroken.best_file, weights_only=True)
     assert records[best["epoch"]]["validation_accuracy"] == max(r["validation_accuracy"] for r in records)
-    assert state(unbroken).name == "trained"
+    assert read_state(unbroken).name == "trained"
 
 
 def test_a_finished_run_started_again_changes_nothing(unbroken: RunDir) -> None:
@@ -164,7 +164,7 @@ def test_a_run_killed_at_a_step_ends_where_an_unbroken_one_does(
     assert kill_at(run, step) == {-signal.SIGKILL}
     assert not run.best_file.exists()
     finish(run)
-    starts = [event for event in run.events() if event["event"] == "started"]
+    starts = [event for event in run.read_events() if event["event"] == "started"]
     assert len(starts) == 2 and starts[1]["step"] >= step
     assert_same_end(run, unbroken)
 
@@ -176,9 +176,9 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
     run = make_run(tmp_path, cache)  # saves once per epoch, so what is saved in between is the signal's doing
     assert kill_at(run, 5, number) == {75}
     saved = last_state(run)["progress"]["step"]
-    assert state(run).name == "stopped" and saved >= 5
+    assert read_state(run).name == "stopped" and saved >= 5
     finish(run)
-    assert next(e["step"] for e in reversed(run.events()) if e["event"] == "started") == saved
+    assert next(e["step"] for e in reversed(run.read_events()) if e["event"] == "started") == saved
     assert_same_end(run, unbroken)
 
 
@@ -193,7 +193,7 @@ def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Pat
 def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path: Path, cache: Path) -> None:
     options = {"convolution": "harmonic", "micro_batch": 20, "checkpoint_minutes": 0.0, "epochs": 1}
     whole = finish(make_run(tmp_path / "whole", cache, **options))
-    assert set(kernel_choice.read(whole)["training"].values()) == {True}
+    assert set(kernel_choice.read_choice(whole)["training"].values()) == {True}
     run = make_run(tmp_path / "broken", cache, **options)
     kill_at(run, 2)
     config = run.load_config()
@@ -206,22 +206,22 @@ def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path
 def test_without_dense_filters_the_losses_are_the_same_to_rounding(tmp_path: Path, cache: Path) -> None:
     options = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-2, "schedule": "constant"}
     ways = [make_run(tmp_path / way, cache, convolution=way, **options) for way in ("dense", "harmonic")]
-    with stopping_on_signals() as stop:
+    with catch_stop_signals() as stop:
         assert all(train(run, stop) for run in ways)
-    dense, harmonic = (run.metrics()[0]["train_loss"] for run in ways)
+    dense, harmonic = (run.read_metrics()[0]["train_loss"] for run in ways)
     assert dense != harmonic and harmonic == pytest.approx(dense, rel=1e-4)
 
 
 def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, convolution="dense", epochs=1)
-    with stopping_on_signals() as stop:
-        assert not train(run, stop, most_steps=2)
-        kernel_choice.paths_file(run).unlink()
+    with catch_stop_signals() as stop:
+        assert not train(run, stop, max_steps=2)
+        kernel_choice.get_choice_path(run).unlink()
         config = run.load_config()
         resources = config.resources.model_copy(update={"convolution": "harmonic"})
         write_text(run.config_file, config.model_copy(update={"resources": resources}).model_dump_json())
         assert train(run, stop)
-    assert not kernel_choice.paths_file(run).exists()
+    assert not kernel_choice.get_choice_path(run).exists()
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -235,10 +235,10 @@ def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert next(event for event in two.events() if event["event"] == "started")["world"] == 2
+    assert next(event for event in two.read_events() if event["event"] == "started")["world"] == 2
     for name, value in last_state(one)["model"].items():
         torch.testing.assert_close(last_state(two)["model"][name], value, rtol=1e-4, atol=1e-4, msg=name)
-    assert one.metrics()[0]["train_loss"] == pytest.approx(two.metrics()[0]["train_loss"], rel=1e-4)
+    assert one.read_metrics()[0]["train_loss"] == pytest.approx(two.read_metrics()[0]["train_loss"], rel=1e-4)
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_taken(
@@ -246,7 +246,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_taken(
 ) -> None:
     run = make_run(tmp_path, cache, checkpoint_minutes=0.0)
     kill_at(run, 8)
-    newest = checkpoint.found(run)[-1]
+    newest = checkpoint.list_checkpoints(run)[-1]
     damaged = bytearray((newest / "state.pt").read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (newest / "state.pt").write_bytes(damaged)
@@ -259,35 +259,35 @@ def test_a_run_stops_and_saves_when_its_jobs_time_is_nearly_over_and_goes_on_fro
     tmp_path: Path, cache: Path, unbroken: RunDir
 ) -> None:
     run = make_run(tmp_path, cache)
-    with stopping_on_signals() as stop:
-        stop.end = time.time() + 5.0  # nearer than the notice that training needs
+    with catch_stop_signals() as stop:
+        stop.end_time = time.time() + 5.0  # nearer than the notice that training needs
         assert not train(run, stop)
-    assert stop.requeue and not stop.leave
+    assert stop.should_requeue and not stop.should_exit
     assert last_state(run)["progress"]["step"] == 1
     assert_same_end(finish(run), unbroken)
 
 
 def test_settings_changed_after_the_run_was_begun_are_refused_by_name(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, cnn=True)
-    with stopping_on_signals() as stop:
-        assert not train(run, stop, most_steps=2)
+    with catch_stop_signals() as stop:
+        assert not train(run, stop, max_steps=2)
         config = run.load_config()
         changed = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.5})})
         write_text(run.config_file, changed.model_dump_json())
         with pytest.raises(
-            checkpoint.DriftError, match=r"train\.learning_rate: begun with 0\.003, config\.json says 0\.5"
+            checkpoint.ConfigChangedError, match=r"train\.learning_rate: begun with 0\.003, config\.json says 0\.5"
         ):
             train(run, stop)
-        for path in checkpoint.found(run):
+        for path in checkpoint.list_checkpoints(run):
             shutil.rmtree(path)
-        with pytest.raises(checkpoint.DriftError, match="these are the settings of cnn-s0-"):
+        with pytest.raises(checkpoint.ConfigChangedError, match="these are the settings of cnn-s0-"):
             train(run, stop)
 
 
 def test_settings_that_do_not_decide_the_weights_may_change(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, cnn=True)
-    with stopping_on_signals() as stop:
-        assert not train(run, stop, most_steps=2)
+    with catch_stop_signals() as stop:
+        assert not train(run, stop, max_steps=2)
         config = run.load_config()
         resources = config.resources.model_copy(update={"time_minutes": 7, "micro_batch": 20})
         evaluate = config.evaluate.model_copy(update={"batch_size": 7})
@@ -302,7 +302,7 @@ def test_a_retry_with_half_the_micro_batch_keeps_the_global_batch_and_its_galaxi
     whole, halved = (make_run(tmp_path / name, cache, cnn=True, epochs=1) for name in ("whole", "halved"))
     halved.record("retried", why="out of memory", micro_batch=20)
     sizes: list[int] = []
-    with stopping_on_signals() as stop:
+    with catch_stop_signals() as stop:
         assert train(whole, stop)
         hook = torch.nn.modules.module.register_module_forward_pre_hook(
             lambda module, inputs: sizes.append(len(inputs[0])) if type(module).__name__ == "StudyCNN" else None
@@ -310,27 +310,27 @@ def test_a_retry_with_half_the_micro_batch_keeps_the_global_batch_and_its_galaxi
         assert train(halved, stop)
         hook.remove()
     assert set(sizes[:10]) == {20}
-    assert whole.metrics()[0]["samples"] == halved.metrics()[0]["samples"]
+    assert whole.read_metrics()[0]["samples"] == halved.read_metrics()[0]["samples"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, learning_rate=1e30, optimizer="sgd", schedule="constant")
     assert wait(start(run)) == {1}
-    found = state(run)
+    found = read_state(run)
     assert found.name == "failed"
-    assert found.why.startswith("TrainingError: the loss is ") and "in epoch 0, step " in found.why
+    assert found.reason.startswith("TrainingError: the loss is ") and "in epoch 0, step " in found.reason
 
 
 def test_every_training_option_makes_a_step(tmp_path: Path, cache: Path) -> None:
     options = {"precision": "bfloat16", "clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": "balanced"}
     more = {"optimizer": "sgd", "schedule": "multistep", "warmup": 0.2, "early_stopping": 1, "epochs": 2}
     run = finish(make_run(tmp_path, cache, cnn=True, micro_batch=16, **options, **more))
-    assert all(0 < record["train_loss"] < 10 for record in run.metrics())
+    assert all(0 < record["train_loss"] < 10 for record in run.read_metrics())
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, cache: Path) -> None:
     run = finish(make_run(tmp_path, cache, cnn=True, epochs=40, early_stopping=1, learning_rate=1e-9))
-    records = run.metrics()
+    records = run.read_metrics()
     assert len(records) < 40 and not records[-1]["best"]
     assert json.loads(run.events_file.read_text().splitlines()[-1])["epochs"] == len(records)
 
@@ -349,12 +349,12 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, cache
 )
 def test_the_learning_rate_is_a_function_of_the_step(schedule: str, warmup: float, step: int, wanted: float) -> None:
     config = TrainConfig(learning_rate=1.0, schedule=schedule, warmup=warmup)
-    assert learning_rate(step, 100, config) == pytest.approx(wanted)
+    assert compute_learning_rate(step, 100, config) == pytest.approx(wanted)
 
 
 def test_warm_up_rises_to_the_full_learning_rate() -> None:
     config = TrainConfig(learning_rate=1.0, schedule="constant", warmup=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(11)]
+    rates = [compute_learning_rate(step, 100, config) for step in range(11)]
     assert rates == sorted(rates) and 0 < rates[0] < 0.2 and rates[10] == 1.0
 
 
@@ -372,6 +372,6 @@ def test_a_signal_during_a_step_counts_at_the_next_one(
             os.kill(os.getpid(), number)  # after the processes agreed to go on
 
     monkeypatch.setattr(torch.optim.SGD, "step", interrupted)
-    with stopping_on_signals() as stop:
+    with catch_stop_signals() as stop:
         assert not train(run, stop)
     assert last_state(run)["progress"]["step"] == 2

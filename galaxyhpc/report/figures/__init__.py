@@ -10,27 +10,32 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from galaxyhpc.analysis.tables import About, Tables
-from galaxyhpc.report.figures.comparison import consistency, corruption_error, groups, pareto
-from galaxyhpc.report.figures.curves import angle, attack, polar, severity
-from galaxyhpc.report.figures.panels import confusion, reliability, training
-from galaxyhpc.report.figures.style import looks
+from galaxyhpc.analysis.tables import ReportInfo, Tables
+from galaxyhpc.report.figures.comparison import draw_comparison, draw_consistency, draw_corruption_error, draw_pareto
+from galaxyhpc.report.figures.curves import (
+    draw_angle_curves,
+    draw_attack_curves,
+    draw_polar_curves,
+    draw_severity_curves,
+)
+from galaxyhpc.report.figures.panels import draw_confusion, draw_reliability, draw_training_curves
+from galaxyhpc.report.figures.style import assign_styles
 
-__all__ = ["FIGURES", "looks"]
+__all__ = ["FIGURES", "assign_styles"]
 
 # the name of each figure's file
-FIGURES: dict[str, Callable[[Tables, About], Figure | None]] = {
-    "accuracy_angle": angle,
-    "accuracy_polar": polar,
-    "accuracy_severity": severity,
-    "corruption_error": corruption_error,
-    "consistency": consistency,
-    "comparison": groups,
-    "pareto": pareto,
-    "confusion": confusion,
-    "reliability": reliability,
-    "attack": attack,
-    "training": training,
+FIGURES: dict[str, Callable[[Tables, ReportInfo], Figure | None]] = {
+    "accuracy_angle": draw_angle_curves,
+    "accuracy_polar": draw_polar_curves,
+    "accuracy_severity": draw_severity_curves,
+    "corruption_error": draw_corruption_error,
+    "consistency": draw_consistency,
+    "comparison": draw_comparison,
+    "pareto": draw_pareto,
+    "confusion": draw_confusion,
+    "reliability": draw_reliability,
+    "attack": draw_attack_curves,
+    "training": draw_training_curves,
 }
 
 
@@ -40,7 +45,7 @@ class Caption:
 
     section: str
     title: str
-    words: str
+    text: str
 
 
 # by the names of figures.FIGURES
@@ -119,6 +124,6 @@ CAPTIONS: dict[str, Caption] = {
 }
 
 
-def caption(name: str) -> Caption:
+def get_caption(name: str) -> Caption:
     """Return the caption of a figure; one that is not known is called by its name."""
     return CAPTIONS.get(name, Caption("Other figures", name.replace("_", " ").capitalize(), ""))

@@ -13,73 +13,73 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from galaxyhpc.analysis.statistics import cliques
-from galaxyhpc.analysis.tables import About, Tables, names, ranked
-from galaxyhpc.config.conditions import DEFAULT
+from galaxyhpc.analysis.statistics import find_cliques
+from galaxyhpc.analysis.tables import ReportInfo, Tables, format_network_names, sort_by_accuracy
+from galaxyhpc.config.conditions import DEFAULT_CONDITIONS
 from galaxyhpc.report.figures.style import (
-    Grid,
-    best,
+    PanelGrid,
+    compute_axis_limits,
     draw_chance,
-    folded,
-    limits,
-    name_ends,
-    plain,
-    room,
-    sheet,
-    shown,
-    titled,
+    estimate_width_inches,
+    format_condition,
+    label_curve_ends,
+    make_figure,
+    select_best_networks,
+    select_with_styles,
+    style_axes,
+    wrap_text,
     write_cells,
 )
 
-ROWS = 32  # networks that have a row each
-COSTS = {
+MAX_NETWORKS = 32  # networks that have a row each
+COST_LABELS = {
     "parameters": "parameters",
     "multiply_adds": "multiply-adds for one galaxy",
     "label_fraction": "share of the training galaxies used (%)",
 }
 
 
-def pareto(tables: Tables, about: About) -> Figure | None:
+def draw_pareto(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw the accuracy against what it costs, with the front as a guide; None where nothing is in."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
-    costs = [c for c in COSTS if c in measured and (c != "label_fraction" or measured[c].nunique() > 1)]
+    costs = [c for c in COST_LABELS if c in measured and (c != "label_fraction" or measured[c].nunique() > 1)]
     costs = [c for c in costs if measured[c].gt(0).any()]
     if measured.empty or not costs:
         return None
-    chosen, look, note = shown(tables)
+    chosen, look, note = select_with_styles(tables)
     chosen = chosen[chosen["accuracy_mean"].notna()]
-    named = names(chosen)
-    grid = Grid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=room([*named.values()]) + 0.3)
+    named = format_network_names(chosen)
+    grid = PanelGrid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=estimate_width_inches([*named.values()]) + 0.3)
     notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note]
     notes += ["Grey line: nothing better costs as little; a guide, for most steps are within the intervals."]
     notes += ["Grey points: the other networks."] if note else []
-    figure, panels = sheet(about, "Accuracy against cost", notes, grid)
-    span = limits(_percents(measured), about.chance)
+    figure, panels = make_figure(about, "Accuracy against cost", notes, grid)
+    span = compute_axis_limits(_get_accuracy_percent(measured), about.chance_accuracy)
     for n, (axes, cost) in enumerate(zip(panels, costs, strict=True)):
-        plain(axes)
+        style_axes(axes)
         axes.set_ylim(span)
-        _costs(axes, cost, measured, look)
-        draw_chance(axes, about.chance, words=n == 0)
-        axes.set_xlabel(COSTS[cost])
+        _draw_cost_panel(axes, cost, measured, look)
+        draw_chance(axes, about.chance_accuracy, should_label=n == 0)
+        axes.set_xlabel(COST_LABELS[cost])
         axes.tick_params(labelleft=n == 0)
     panels[0].set_ylabel("test accuracy (%)")
     ends = zip(chosen["label"], chosen[costs[-1]], chosen["accuracy_mean"], strict=True)
-    name_ends(panels[-1], [(named[label], look[label], x, 100 * y) for label, x, y in ends if x > 0])
+    label_curve_ends(panels[-1], [(named[label], look[label], x, 100 * y) for label, x, y in ends if x > 0])
     return figure
 
 
-def _percents(networks: pd.DataFrame) -> list[NDArray[np.float64]]:
+def _get_accuracy_percent(networks: pd.DataFrame) -> list[NDArray[np.float64]]:
     return [100 * networks[column].to_numpy(float) for column in ("accuracy_mean", "ci_low", "ci_high")]
 
 
-def _costs(axes: Axes, cost: str, measured: pd.DataFrame, look: dict[str, dict[str, Any]]) -> None:
+def _draw_cost_panel(axes: Axes, cost: str, measured_networks: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
     """Draw the points of one panel."""
-    networks = measured[measured[cost].gt(0)]
+    networks = measured_networks[measured_networks[cost].gt(0)]
     unit = 100.0 if cost == "label_fraction" else 1.0
     for label, x, mean, low, high in networks[["label", cost, "accuracy_mean", "ci_low", "ci_high"]].itertuples(
         index=False
     ):
-        style = look.get(label, {"color": "0.75", "marker": "."})
+        style = styles.get(label, {"color": "0.75", "marker": "."})
         axes.vlines(unit * x, 100 * low, 100 * high, color=style["color"], lw=0.9, alpha=0.6)
         axes.plot(unit * x, 100 * mean, ms=5.5, zorder=3, **(style | {"linestyle": ""}))
     if cost == "label_fraction":
@@ -88,10 +88,10 @@ def _costs(axes: Axes, cost: str, measured: pd.DataFrame, look: dict[str, dict[s
     else:
         front = networks[networks[f"front_{cost}"].astype(bool)].sort_values(cost)
         axes.step(front[cost], 100 * front["accuracy_mean"], where="post", color="0.7", lw=1.0, zorder=1)
-    _logarithmic(axes, unit * networks[cost].to_numpy(float))
+    _set_log_axis(axes, unit * networks[cost].to_numpy(float))
 
 
-def _logarithmic(axes: Axes, values: NDArray[np.float64]) -> None:
+def _set_log_axis(axes: Axes, values: NDArray[np.float64]) -> None:
     """Scale an axis by factors, with ticks that have names even where it spans but a tenth."""
     low, high = float(values.min()), float(values.max())
     free = max((high / low) ** 0.08, 1.05)
@@ -103,10 +103,10 @@ def _logarithmic(axes: Axes, values: NDArray[np.float64]) -> None:
         ticks = [t for t in MaxNLocator(4).tick_values(low / free, high * free) if low / free <= t <= high * free]
     axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 6)]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_major_formatter(lambda value, _: _format_si(value))
 
 
-def _short(value: float) -> str:
+def _format_si(value: float) -> str:
     """`400 k`, `1.5 G`."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
@@ -114,37 +114,37 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def groups(tables: Tables, about: About) -> Figure | None:
+def draw_comparison(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw the networks in the order of their accuracy, joining those that cannot be told apart."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
     if measured.empty:
         return None
-    chosen, note = best(measured, ROWS)
-    order = ranked(chosen)
-    look, named = shown(tables)[1], names(chosen)
-    bars, said = _bars(order["label"].tolist(), tables.comparisons)
-    texts = [folded(named[label], 44) for label in order["label"]]
+    chosen, note = select_best_networks(measured, MAX_NETWORKS)
+    order = sort_by_accuracy(chosen)
+    look, named = select_with_styles(tables)[1], format_network_names(chosen)
+    bars, said = _find_significance_bars(order["label"].tolist(), tables.comparisons)
+    texts = [wrap_text(named[label], 44) for label in order["label"]]
     left = 0.5 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
-    grid = Grid(1, 1, 5.0, 0.3 * len(order) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
+    grid = PanelGrid(1, 1, 5.0, 0.3 * len(order) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
     notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *said]
-    if np.isfinite(about.chance):
-        notes.append(f"Always naming the commonest class: {100 * about.chance:.1f} %.")
-    figure, (axes,) = sheet(about, "Which networks can be told apart", notes, grid)
-    plain(axes, "x")
-    mean, low, high = _percents(order)
+    if np.isfinite(about.chance_accuracy):
+        notes.append(f"Always naming the commonest class: {100 * about.chance_accuracy:.1f} %.")
+    figure, (axes,) = make_figure(about, "Which networks can be told apart", notes, grid)
+    style_axes(axes, "x")
+    mean, low, high = _get_accuracy_percent(order)
     for row, label in enumerate(order["label"]):
         style = look.get(label, {"color": "0.45", "marker": "o"}) | {"linestyle": ""}
         axes.hlines(row, low[row], high[row], color=style["color"], lw=1.2)
         axes.plot(mean[row], row, ms=6, **style)
     for n, bar in enumerate(bars):
-        x = 1 + (0.2 + 0.16 * n) / grid.width
+        x = 1 + (0.2 + 0.16 * n) / grid.panel_width
         axes.plot([x, x], bar, "-", lw=3, color="0.25", transform=axes.get_yaxis_transform(), clip_on=False)
     axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="test accuracy (%)")
     axes.set_yticks(range(len(order)), texts, fontsize=9)
     return figure
 
 
-def _bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int, int]], list[str]]:
+def _find_significance_bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int, int]], list[str]]:
     """Find the bars, as first and last place among `labels`, and say what they mean and what they cannot show."""
     if comparisons.empty:
         return [], ["The networks were not compared pair by pair."]
@@ -153,7 +153,7 @@ def _bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int,
     for a, b, separable in comparisons[["a", "b", "separable"]].itertuples(index=False):
         if a in place and b in place:
             apart[place[a], place[b]] = apart[place[b], place[a]] = separable
-    bars = cliques(range(len(labels)), apart)
+    bars = find_cliques(range(len(labels)), apart)
     said = ["A bar joins networks of which no two can be told apart (exact McNemar with Holm's correction at 5 %, and"]
     said[0] += " the 95 % interval of the paired difference)."
     near = ~apart
@@ -165,18 +165,20 @@ def _bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int,
     return bars, said
 
 
-def corruption_error(tables: Tables, about: About) -> Figure | None:
+def draw_corruption_error(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw the errors of each network under each condition relative to the CNN's; None without a CNN."""
     if tables.corruption_error.empty or not tables.corruption_error["ce"].notna().any():
         return None
     wide = tables.corruption_error.pivot(index="label", columns="condition", values="ce")
-    values = pd.concat([tables.networks.set_index("label")["mce"].rename("mean (mCE)"), wide[_order(wide)]], axis=1)
+    values = pd.concat(
+        [tables.networks.set_index("label")["mce"].rename("mean (mCE)"), wide[_order_conditions(wide)]], axis=1
+    )
     notes = ["Errors summed over severities, divided by those of the CNN: below 1 (blue) is better than the CNN."]
     norm = LogNorm(0.4, 2.5, clip=True)
-    return _heat(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
+    return _draw_heatmap(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
 
 
-def consistency(tables: Tables, about: About) -> Figure | None:
+def draw_consistency(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw how often each network's answer stays the same under each condition; None where nothing is in."""
     if "consistency" not in tables.summary:
         return None
@@ -185,46 +187,50 @@ def consistency(tables: Tables, about: About) -> Figure | None:
         return None
     wide = 100 * kept.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
     notes = ["Per cent of galaxies given the class of their clean image, right or wrong; mean over severities."]
-    return _heat(tables, about, wide[_order(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}")
+    return _draw_heatmap(
+        tables, about, wide[_order_conditions(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}"
+    )
 
 
-def _order(wide: pd.DataFrame) -> list[str]:
-    known = [c for c in DEFAULT if c in wide]
-    return known + [c for c in wide.columns if c not in known and c != "rotation_mean"]
+def _order_conditions(table: pd.DataFrame) -> list[str]:
+    known = [c for c in DEFAULT_CONDITIONS if c in table]
+    return known + [c for c in table.columns if c not in known and c != "rotation_mean"]
 
 
-def _heat(
+def _draw_heatmap(
     tables: Tables,
-    about: About,
+    about: ReportInfo,
     values: pd.DataFrame,
     heading: str,
     notes: list[str],
     norm: Normalize,
-    colours: str,
-    form: str,
+    colormap: str,
+    number_format: str,
 ) -> Figure:
     """Draw a table of label by column as colours, the best network first, with its numbers."""
-    chosen, note = best(tables.networks, ROWS)
-    order, named = ranked(chosen), names(chosen)
+    chosen, note = select_best_networks(tables.networks, MAX_NETWORKS)
+    order, named = sort_by_accuracy(chosen), format_network_names(chosen)
     cells = values.reindex(order["label"])
-    named_rows = [folded(named[label], 44) for label in order["label"]]
+    named_rows = [wrap_text(named[label], 44) for label in order["label"]]
     left = 0.4 + 0.08 * max(len(line) for text in named_rows for line in text.split("\n"))
-    grid = Grid(1, 1, 0.42 * cells.shape[1], 0.3 * len(order), left=left, below=0.2, above=1.5, right=0.9)
+    grid = PanelGrid(1, 1, 0.42 * cells.shape[1], 0.3 * len(order), left=left, bottom=0.2, top=1.5, right=0.9)
     notes = [*notes, "Networks in the order of their accuracy on clean galaxies.", note]
-    figure, (axes,) = sheet(about, heading, notes, grid)
+    figure, (axes,) = make_figure(about, heading, notes, grid)
     numbers = cells.to_numpy(float)
-    image = axes.imshow(numbers, norm=norm, cmap=colours, aspect="auto")
+    image = axes.imshow(numbers, norm=norm, cmap=colormap, aspect="auto")
     dark = image.to_rgba(numbers)[..., :3] @ (0.3, 0.59, 0.11) < 0.5
     for flag, colour in ((True, "white"), (False, "0.1")):
         places = np.argwhere(dark == flag).tolist()
         write_cells(
             axes,
-            [(c, r, "-" if np.isnan(numbers[r, c]) else form.format(numbers[r, c]), 7.0) for r, c in places],
+            [(c, r, "-" if np.isnan(numbers[r, c]) else number_format.format(numbers[r, c]), 7.0) for r, c in places],
             colour,
         )
     axes.set_yticks(range(len(order)), named_rows, fontsize=8)
     axes.xaxis.tick_top()
-    axes.set_xticks(range(cells.shape[1]), [titled(str(c)) for c in cells], rotation=60, ha="left", fontsize=8)
+    axes.set_xticks(
+        range(cells.shape[1]), [format_condition(str(c)) for c in cells], rotation=60, ha="left", fontsize=8
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     box = axes.get_position()

@@ -16,33 +16,42 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
-from galaxyhpc.analysis.tables import About, Tables, name, names
-from galaxyhpc.config.conditions import CONDITIONS, KINDS, is_condition, parts, split, unit
+from galaxyhpc.analysis.tables import ReportInfo, Tables, format_network_name, format_network_names
+from galaxyhpc.config.conditions import (
+    CATEGORICAL_LABELS,
+    CONDITIONS,
+    get_parameters,
+    get_unit,
+    is_condition,
+    split_combination,
+)
 from galaxyhpc.report.figures.style import (
-    BANDED,
-    BESIDE,
-    Grid,
-    Look,
+    INTERVAL_NOTE,
+    LEGEND_LINE_INCHES,
+    LineStyle,
+    PanelGrid,
+    compute_axis_limits,
     draw_chance,
-    legend,
-    limits,
-    name_ends,
-    plain,
-    room,
-    say,
-    sheet,
-    shown,
-    titled,
+    draw_legend,
+    estimate_width_inches,
+    format_condition,
+    label_curve_ends,
+    make_figure,
+    select_with_styles,
+    style_axes,
+    write_empty_reason,
 )
 
-ABSENT = "no planned run is in yet"
-SETS = {"own": "galaxies that the network itself gets right", "common": "galaxies that all networks get right"}
-FEW = 6  # curves whose bands can be told apart
-COLUMNS = 5  # of the small multiples
+NO_RUNS_TEXT = "no planned run is in yet"
+ATTACK_SETS = {"own": "galaxies that the network itself gets right", "common": "galaxies that all networks get right"}
+MIN_CURVES_FOR_BARS = 6  # curves whose bands can be told apart
+MAX_COLUMNS = 5  # of the small multiples
 
-Point = tuple[float, str, float]  # where on the axis, and which condition and severity
-Rows = dict[tuple[str, str, float], tuple[float, float, float, float]]  # mean, low, high, seeds by label and pair
-NOTHING = (np.nan, np.nan, np.nan, 0.0)
+CurvePoint = tuple[float, str, float]  # where on the axis, and which condition and severity
+SummaryRows = dict[
+    tuple[str, str, float], tuple[float, float, float, float]
+]  # mean, low, high, seeds by label and pair
+MISSING = (np.nan, np.nan, np.nan, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,56 +60,56 @@ class Curve:
 
     label: str
     name: str
-    look: Look
+    style: LineStyle
     x: NDArray[np.float64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
 
-def angle(tables: Tables, about: About) -> Figure:
+def draw_angle_curves(tables: Tables, about: ReportInfo) -> Figure:
     """Draw the accuracy against the rotation angle; thin lines are turned there and back, which costs pixels alone."""
-    chosen, look, note = shown(tables)
-    rows = _rows(tables.summary, chosen)
-    curves = _curves(rows, chosen, look, _turns(tables.summary))
-    angles = sorted(_severities(tables.summary, "rotation_control"))
-    control = _curves(rows, chosen, look, [(x, "rotation_control", x) for x in angles]) if len(curves) <= 8 else []
+    chosen, look, note = select_with_styles(tables)
+    rows = _index_summary(tables.summary, chosen)
+    curves = _make_curves(rows, chosen, look, _list_angle_points(tables.summary))
+    angles = sorted(_list_severities(tables.summary, "rotation_control"))
+    control = _make_curves(rows, chosen, look, [(x, "rotation_control", x) for x in angles]) if len(curves) <= 8 else []
     thin = "Thin and dotted: turned there and back again, which interpolates and no more." if control else ""
-    notes = ["Mean over seeds.", note, _banded(curves), thin]
-    grid = Grid(1, 1, 7.6, 4.9, right=room([curve.name for curve in curves]) + 0.3)
-    figure, (axes,) = sheet(about, "Accuracy against rotation", notes, grid)
-    axes.set_ylim(limits(_values([*curves, *control]), about.chance))
-    _draw(axes, curves, every=6)
+    notes = ["Mean over seeds.", note, _describe_intervals(curves), thin]
+    grid = PanelGrid(1, 1, 7.6, 4.9, right=estimate_width_inches([curve.name for curve in curves]) + 0.3)
+    figure, (axes,) = make_figure(about, "Accuracy against rotation", notes, grid)
+    axes.set_ylim(compute_axis_limits(_collect_values([*curves, *control]), about.chance_accuracy))
+    _draw_curves(axes, curves, mark_every=6)
     for curve in control:
-        axes.plot(curve.x, curve.mean, lw=0.8, color=curve.look["color"], linestyle=":")
+        axes.plot(curve.x, curve.mean, lw=0.8, color=curve.style["color"], linestyle=":")
     axes.set(xlim=(0, 360), xticks=range(0, 361, 45), xlabel="rotation of the test galaxies (degrees)")
     axes.set_ylabel("test accuracy (%)")
-    draw_chance(axes, about.chance)
-    _name_curves(axes, curves)
+    draw_chance(axes, about.chance_accuracy)
+    _label_curves(axes, curves)
     return figure
 
 
-def polar(tables: Tables, about: About) -> Figure | None:
+def draw_polar_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw the accuracy around the circle of angles; None where there is no circle to draw."""
-    chosen, look, note = shown(tables)
-    curves = _curves(_rows(tables.summary, chosen), chosen, look, _turns(tables.summary))
+    chosen, look, note = select_with_styles(tables)
+    curves = _make_curves(_index_summary(tables.summary, chosen), chosen, look, _list_angle_points(tables.summary))
     if not curves:
         return None
     named = {curve.label: curve.name for curve in curves}
-    right = room([*named.values()]) + BESIDE
-    banded = len(curves) < FEW
-    values = _values(curves) if banded else [curve.mean for curve in curves]
-    low, high = limits(values, np.nan)
-    said = _banded(curves) if banded else "Without intervals, which would hide one another."
+    right = estimate_width_inches([*named.values()]) + LEGEND_LINE_INCHES
+    banded = len(curves) < MIN_CURVES_FOR_BARS
+    values = _collect_values(curves) if banded else [curve.mean for curve in curves]
+    low, high = compute_axis_limits(values, np.nan)
+    said = _describe_intervals(curves) if banded else "Without intervals, which would hide one another."
     notes = ["Mean over seeds.", note, said, f"The centre is {low:.0f} %, not 0."]
-    grid = Grid(1, 1, 5.4, 5.4, left=0.5, right=right, below=0.35, above=0.35)
-    figure, (axes,) = sheet(about, "Accuracy against rotation", notes, grid, projection="polar")
+    grid = PanelGrid(1, 1, 5.4, 5.4, left=0.5, right=right, bottom=0.35, top=0.35)
+    figure, (axes,) = make_figure(about, "Accuracy against rotation", notes, grid, projection="polar")
     assert isinstance(axes, PolarAxes)
     for curve in curves:
         turned = np.radians(curve.x)
         if banded:
-            axes.fill_between(turned, curve.low, curve.high, color=curve.look["color"], alpha=0.12, lw=0)
-        axes.plot(turned, curve.mean, lw=1.5, ms=4, markevery=6, **curve.look)
+            axes.fill_between(turned, curve.low, curve.high, color=curve.style["color"], alpha=0.12, lw=0)
+        axes.plot(turned, curve.mean, lw=1.5, ms=4, markevery=6, **curve.style)
     axes.set_theta_zero_location("N")  # counter-clockwise, as position angles in the sky
     axes.set_rlim(low, high)
     axes.set_thetagrids(range(0, 360, 45), fontsize=8)
@@ -110,86 +119,86 @@ def polar(tables: Tables, about: About) -> Figure | None:
             axes.text(np.radians(22.5), tick, f"{tick:g} %", fontsize=8, ha="center", va="center", bbox=box)
     axes.set_yticklabels([])
     axes.grid(color="0.9", linewidth=0.8)
-    legend(figure, chosen[chosen["label"].isin(named)], named, look, right)
+    draw_legend(figure, chosen[chosen["label"].isin(named)], named, look, right)
     return figure
 
 
-def severity(tables: Tables, about: About) -> Figure | None:
+def draw_severity_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw the accuracy against the severity of each condition, all to one scale, beginning with none."""
-    chosen, look, note = shown(tables)
-    conditions = _graded(tables.summary)
+    chosen, look, note = select_with_styles(tables)
+    conditions = _list_graded_conditions(tables.summary)
     if not conditions:
         return None
-    rows, named = _rows(tables.summary, chosen), names(chosen)
-    curves = {c: _curves(rows, chosen, look, _steps(tables.summary, c)) for c in conditions}
+    rows, named = _index_summary(tables.summary, chosen), format_network_names(chosen)
+    curves = {c: _make_curves(rows, chosen, look, _list_severity_points(tables.summary, c)) for c in conditions}
     every = [curve for of_panel in curves.values() for curve in of_panel]
-    right, columns = room([*named.values()]) + BESIDE, min(COLUMNS, len(conditions))
-    notes = ["Mean over seeds; further right is worse.", note, _banded(every)]
-    grid = Grid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, below=0.6, above=0.35)
-    figure, panels = sheet(about, "Accuracy against severity", notes, grid, count=len(conditions))
-    span = limits(_values(every), about.chance)
+    right, columns = estimate_width_inches([*named.values()]) + LEGEND_LINE_INCHES, min(MAX_COLUMNS, len(conditions))
+    notes = ["Mean over seeds; further right is worse.", note, _describe_intervals(every)]
+    grid = PanelGrid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, bottom=0.6, top=0.35)
+    figure, panels = make_figure(about, "Accuracy against severity", notes, grid, num_panels=len(conditions))
+    span = compute_axis_limits(_collect_values(every), about.chance_accuracy)
     for n, (axes, condition) in enumerate(zip(panels, conditions, strict=True)):
         axes.set_ylim(span)
-        _draw(axes, curves[condition], joined=condition not in KINDS)
-        _ticks(axes, condition, _severities(tables.summary, condition))
-        draw_chance(axes, about.chance, words=n == 0)
+        _draw_curves(axes, curves[condition], is_connected=condition not in CATEGORICAL_LABELS)
+        _label_severity_axis(axes, condition, _list_severities(tables.summary, condition))
+        draw_chance(axes, about.chance_accuracy, should_label=n == 0)
         axes.tick_params(labelleft=n % columns == 0)
         if n % columns == 0:
             axes.set_ylabel("accuracy (%)", fontsize=8)
-    legend(figure, chosen, named, look, right)
+    draw_legend(figure, chosen, named, look, right)
     return figure
 
 
-def attack(tables: Tables, about: About) -> Figure | None:
+def draw_attack_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw how often one changed pixel changes the answer, against the queries spent; None without an attack."""
     if tables.attack.empty:
         return None
-    chosen, look, note = shown(tables)
+    chosen, look, note = select_with_styles(tables)
     attacked = tables.attack[tables.attack["label"].isin(look)].sort_values("budget", kind="stable")
-    sets = {key: words for key, words in SETS.items() if (attacked["set"] == key).any()}
+    sets = {key: words for key, words in ATTACK_SETS.items() if (attacked["set"] == key).any()}
     if not sets:
         return None
-    named = names(chosen)
-    grid = Grid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=room([*named.values()]) + 0.3, above=0.35)
+    named = format_network_names(chosen)
+    grid = PanelGrid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=estimate_width_inches([*named.values()]) + 0.3, top=0.35)
     notes = ["One changed pixel; the mean over seeds.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
-    figure, panels = sheet(about, "One-pixel attack", notes, grid)
+    figure, panels = make_figure(about, "One-pixel attack", notes, grid)
     for n, (axes, (key, words)) in enumerate(zip(panels, sets.items(), strict=True)):
-        curves = _attacked(attacked[attacked["set"] == key], named, look)
-        curves = _draw(axes, curves, every=max(1, min(len(curves), len(curves[0].x) // 2)), factors=True)
+        curves = _make_attack_curves(attacked[attacked["set"] == key], named, look)
+        curves = _draw_curves(axes, curves, mark_every=max(1, min(len(curves), len(curves[0].x) // 2)), is_log=True)
         axes.set(xscale="log", xlabel="queries to the network", ylim=(0, 105 * float(attacked["high"].max())))
         budgets = sorted(set(attacked["budget"]))
         axes.set_xticks(budgets[:: -(-len(budgets) // 6)], [f"{b:g}" for b in budgets[:: -(-len(budgets) // 6)]])
         axes.minorticks_off()
         axes.set_title(words, fontsize=9, loc="left")
         axes.tick_params(labelleft=n == 0)
-    _name_curves(panels[-1], curves)
+    _label_curves(panels[-1], curves)
     panels[0].set_ylabel("success of the attack (%)")
     return figure
 
 
-def _attacked(rows: pd.DataFrame, named: dict[str, str], look: dict[str, Look]) -> list[Curve]:
+def _make_attack_curves(rows: pd.DataFrame, display_names: dict[str, str], styles: dict[str, LineStyle]) -> list[Curve]:
     found = []
     for label, of_network in rows.groupby("label", sort=False):
         rate, low, high = (100 * of_network[column].to_numpy(float) for column in ("rate", "low", "high"))
         budgets = of_network["budget"].to_numpy(float)
-        found.append(Curve(str(label), named[str(label)], look[str(label)], budgets, rate, low, high))
+        found.append(Curve(str(label), display_names[str(label)], styles[str(label)], budgets, rate, low, high))
     return found
 
 
-def _severities(summary: pd.DataFrame, condition: str) -> list[float]:
+def _list_severities(summary: pd.DataFrame, condition: str) -> list[float]:
     """List the severities of a condition that occur, the mildest first as far as the table of conditions knows."""
     there = set(summary.loc[summary["condition"] == condition, "severity"])
     known = CONDITIONS[condition].parameters if condition in CONDITIONS else sorted(there)
     return [severity for severity in known if severity in there]
 
 
-def _turns(summary: pd.DataFrame) -> list[Point]:
+def _list_angle_points(summary: pd.DataFrame) -> list[CurvePoint]:
     """List the angles, closing the circle."""
-    angles = _severities(summary, "rotation")
+    angles = _list_severities(summary, "rotation")
     return [(x, "rotation", x) for x in angles] + [(360.0, "rotation", 0.0)] * bool(angles)
 
 
-def _graded(summary: pd.DataFrame) -> list[str]:
+def _list_graded_conditions(summary: pd.DataFrame) -> list[str]:
     """List the conditions that have a severity curve, plain ones first."""
     there = summary.groupby("condition", sort=False)["severity"].nunique()
     several = [str(c) for c in there[there >= 2].index if is_condition(str(c))]
@@ -197,39 +206,43 @@ def _graded(summary: pd.DataFrame) -> list[str]:
     return [c for c in order if c in several and c not in ("rotation", "rotation_control")]
 
 
-def _steps(summary: pd.DataFrame, condition: str) -> list[Point]:
-    severities = _severities(summary, condition)
+def _list_severity_points(summary: pd.DataFrame, condition: str) -> list[CurvePoint]:
+    severities = _list_severities(summary, condition)
     return [(0.0, "clean", 0.0), *((float(x), condition, s) for x, s in enumerate(severities, 1))]
 
 
-def _ticks(axes: Axes, condition: str, severities: list[float]) -> None:
+def _label_severity_axis(axes: Axes, condition: str, severities: list[float]) -> None:
     """Write a panel's severities in physical parameters, one line for each part of a combination."""
-    steps = ["\n".join(f"{value:.4g}" for _, value in split(condition, s)) for s in severities]
-    kinds = KINDS.get(condition, {})
+    steps = ["\n".join(f"{value:.4g}" for _, value in get_parameters(condition, s)) for s in severities]
+    kinds = CATEGORICAL_LABELS.get(condition, {})
     free = 0.45  # for bars beside one another
     axes.set_xlim(-free, len(severities) + free)
     axes.set_xticks(range(len(severities) + 1), ["clean", *(kinds.get(s, steps[n]) for n, s in enumerate(severities))])
     axes.tick_params(axis="x", labelsize=7)
-    axes.set_xlabel("" if kinds else "; ".join(unit(part) for part in parts(condition)), fontsize=8)
-    axes.set_title(titled(condition), fontsize=9, loc="left")
+    axes.set_xlabel("" if kinds else "; ".join(get_unit(part) for part in split_combination(condition)), fontsize=8)
+    axes.set_title(format_condition(condition), fontsize=9, loc="left")
 
 
-def _curves(rows: Rows, networks: pd.DataFrame, look: dict[str, Look], points: list[Point]) -> list[Curve]:
+def _make_curves(
+    summary_rows: SummaryRows, networks: pd.DataFrame, styles: dict[str, LineStyle], points: list[CurvePoint]
+) -> list[Curve]:
     """Cut the curves through `points` out of the summary; networks without any are left out."""
     found = []
     for network in networks.to_dict("records"):
         label = str(network["label"])
-        at = [rows.get((label, condition, severity), NOTHING) for _, condition, severity in points]
+        at = [summary_rows.get((label, condition, severity), MISSING) for _, condition, severity in points]
         mean, low, high, done = np.array(at, dtype=np.float64).reshape(-1, 4).T
         if not np.isfinite(mean).any():
             continue
         x = np.array([place for place, _, _ in points])
-        seeds = _seeds(done.astype(int), network["seeds_planned"])
-        found.append(Curve(label, name(network, seeds), look[label], x, 100 * mean, 100 * low, 100 * high))
+        seeds = _format_seeds(done.astype(int), network["seeds_planned"])
+        found.append(
+            Curve(label, format_network_name(network, seeds), styles[label], x, 100 * mean, 100 * low, 100 * high)
+        )
     return found
 
 
-def _rows(summary: pd.DataFrame, networks: pd.DataFrame) -> Rows:
+def _index_summary(summary: pd.DataFrame, networks: pd.DataFrame) -> SummaryRows:
     """Key the rows of some networks, for pandas would take longer over the cutting than matplotlib over the drawing."""
     kept = summary[summary["label"].isin(networks["label"])]
     keys, values = (
@@ -239,58 +252,64 @@ def _rows(summary: pd.DataFrame, networks: pd.DataFrame) -> Rows:
     return dict(zip(keys, values, strict=True))
 
 
-def _seeds(done: NDArray[np.int64], planned: int) -> str:
+def _format_seeds(num_done: NDArray[np.int64], num_planned: int) -> str:
     """`3/5 seeds` where not all planned ones are in, `2-3/5 seeds` where points differ."""
-    if done.min() == planned:
+    if num_done.min() == num_planned:
         return ""
-    return f"{done.min()}{f'-{done.max()}' if done.max() > done.min() else ''}/{planned} seeds"
+    return f"{num_done.min()}{f'-{num_done.max()}' if num_done.max() > num_done.min() else ''}/{num_planned} seeds"
 
 
-def _banded(curves: list[Curve]) -> str:
-    return BANDED if any(np.isfinite(curve.low).any() for curve in curves) else ""
+def _describe_intervals(curves: list[Curve]) -> str:
+    return INTERVAL_NOTE if any(np.isfinite(curve.low).any() for curve in curves) else ""
 
 
-def _values(curves: list[Curve]) -> list[NDArray[np.float64]]:
+def _collect_values(curves: list[Curve]) -> list[NDArray[np.float64]]:
     return [part for curve in curves for part in (curve.mean, curve.low, curve.high)]
 
 
-def _draw(axes: Axes, curves: list[Curve], every: int = 1, joined: bool = True, factors: bool = False) -> list[Curve]:
+def _draw_curves(
+    axes: Axes, curves: list[Curve], mark_every: int = 1, is_connected: bool = True, is_log: bool = False
+) -> list[Curve]:
     """Draw the curves of one panel with their intervals: bands, or bars side by side where bands would hide each other.
 
     Steps that are no scale (`joined` False) stand as markers; `factors` of an axis that is logarithmic. Returned are
     the curves where they were drawn.
     """
-    plain(axes)
-    bands, bars, colours, placed = joined and len(curves) < FEW, [], [], []
+    style_axes(axes)
+    bands, bars, colours, placed = is_connected and len(curves) < MIN_CURVES_FOR_BARS, [], [], []
     for n, curve in enumerate(curves):
-        colour, at = curve.look["color"], slice(n % every if not bands else 0, None, every)
-        x = curve.x if bands or every > 1 else _aside(curve.x, 0.5 * ((n + 0.5) / len(curves) - 0.5), factors)
+        colour, at = curve.style["color"], slice(n % mark_every if not bands else 0, None, mark_every)
+        x = (
+            curve.x
+            if bands or mark_every > 1
+            else _shift_points(curve.x, 0.5 * ((n + 0.5) / len(curves) - 0.5), is_log)
+        )
         if bands:
             axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.12, lw=0)
         else:
             low_high = np.stack([np.stack([x, x]), np.stack([curve.low, curve.high])], axis=-1)[:, at]
             bars += list(low_high.swapaxes(0, 1))
             colours += [colour] * low_high.shape[1]
-        style = curve.look if joined else curve.look | {"linestyle": ""}
+        style = curve.style if is_connected else curve.style | {"linestyle": ""}
         placed.append(replace(curve, x=x))
         axes.plot(x, curve.mean, lw=1.4, ms=3.5, markevery=at, clip_on=False, **style)
     axes.add_collection(LineCollection(bars, colors=colours, lw=0.9, alpha=0.5, zorder=1.5), autolim=False)
     if not curves:
-        say(axes, ABSENT)
+        write_empty_reason(axes, NO_RUNS_TEXT)
     return placed
 
 
-def _aside(x: NDArray[np.float64], share: float, factors: bool) -> NDArray[np.float64]:
+def _shift_points(x: NDArray[np.float64], fraction: float, is_log: bool) -> NDArray[np.float64]:
     """Move points by a share of the step between the first two."""
     if len(x) < 2:
         return x
-    step = float(x[1] / x[0] if factors else x[1] - x[0])
-    return x * step**share if factors else x + share * step
+    step = float(x[1] / x[0] if is_log else x[1] - x[0])
+    return x * step**fraction if is_log else x + fraction * step
 
 
-def _name_curves(axes: Axes, curves: list[Curve]) -> None:
+def _label_curves(axes: Axes, curves: list[Curve]) -> None:
     ends = []
     for curve in curves:
         last = int(np.flatnonzero(np.isfinite(curve.mean))[-1])
-        ends.append((curve.name, curve.look, float(curve.x[last]), float(curve.mean[last])))
-    name_ends(axes, ends)
+        ends.append((curve.name, curve.style, float(curve.x[last]), float(curve.mean[last])))
+    label_curve_ends(axes, ends)

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from galaxyhpc.storage.files import atomic_write
 
-KINDS = ("png", "pdf")
+FORMATS = ("png", "pdf")
 
 
-def save(figure: Figure, path: Path, dots: float, kinds: Sequence[str] = KINDS) -> bytes:
+def save_figure(figure: Figure, path: Path, dpi: float, formats: Sequence[str] = FORMATS) -> bytes:
     """Write a figure beside its name's endings, at so many dots per inch; return the PNG, which is among `kinds`."""
-    for kind in kinds:
+    for kind in formats:
         with atomic_write(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=dots, metadata={"CreationDate": None} if kind == "pdf" else {})
+            figure.savefig(aside, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else {})
     return path.with_suffix(".png").read_bytes()

@@ -8,34 +8,43 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from galaxyhpc.analysis.tables import About, Tables, name
-from galaxyhpc.report.figures.style import Grid, best, folded, plain, say, sheet, shown, write_cells
+from galaxyhpc.analysis.tables import ReportInfo, Tables, format_network_name
+from galaxyhpc.report.figures.style import (
+    PanelGrid,
+    make_figure,
+    select_best_networks,
+    select_with_styles,
+    style_axes,
+    wrap_text,
+    write_cells,
+    write_empty_reason,
+)
 
-CONFUSED, PANELS = 9, 12  # most networks in a figure
-COLUMNS = 4
-RAW, SCALED = "#D55E00", "#0072B2"
-ABSENT = "not in yet"
+MAX_CONFUSION_PANELS, MAX_PANELS = 9, 12  # most networks in a figure
+MAX_COLUMNS = 4
+RAW_COLOUR, SCALED_COLOUR = "#D55E00", "#0072B2"
+NO_DATA_TEXT = "not in yet"
 
 
-def confusion(tables: Tables, about: About) -> Figure | None:
+def draw_confusion(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw which classes each network takes for which, in per cent of the true class; None where nothing is in."""
     if tables.confusion.empty:
         return None
-    chosen, note = best(tables.networks, CONFUSED)
+    chosen, note = select_best_networks(tables.networks, MAX_CONFUSION_PANELS)
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    grid = Grid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, below=2.0, above=0.4)
+    grid = PanelGrid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
     notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds together.", note]
-    figure, panels = sheet(about, "Confusion of classes", notes, grid, count=len(chosen))
+    figure, panels = make_figure(about, "Confusion of classes", notes, grid, num_panels=len(chosen))
     classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
     by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
     for n, (axes, network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
-        axes.set_title(folded(name(network), 44), fontsize=9, loc="left")
+        axes.set_title(wrap_text(format_network_name(network), 44), fontsize=9, loc="left")
         if network["label"] in by_label:
-            _matrix(axes, by_label[network["label"]])
+            _draw_matrix(axes, by_label[network["label"]])
         else:
             axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5))
-            say(axes, ABSENT)
+            write_empty_reason(axes, NO_DATA_TEXT)
         lowest = n + columns >= len(chosen)
         axes.set_xticks(range(10), classes if lowest else [], rotation=90, fontsize=8)
         axes.set_yticks(range(10), classes if n % columns == 0 else [], fontsize=8)
@@ -45,10 +54,10 @@ def confusion(tables: Tables, about: About) -> Figure | None:
     return figure
 
 
-def _matrix(axes: Axes, counted: pd.DataFrame) -> None:
+def _draw_matrix(axes: Axes, table: pd.DataFrame) -> None:
     """Draw one 10 x 10 matrix; empty cells are those of no galaxy."""
     counts = np.zeros((10, 10))
-    counts[counted["truth"], counted["predicted"]] = counted["count"]
+    counts[table["truth"], table["predicted"]] = table["count"]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
     axes.spines[:].set_color("0.8")
@@ -59,35 +68,38 @@ def _matrix(axes: Axes, counted: pd.DataFrame) -> None:
         write_cells(axes, [*large, *small], colour)
 
 
-def reliability(tables: Tables, about: About) -> Figure | None:
+def draw_reliability(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw how often each network is right against how sure it is, as it is and scaled; None where nothing is in."""
     if tables.reliability.empty:
         return None
-    chosen, note = best(tables.networks, PANELS)
+    chosen, note = select_best_networks(tables.networks, MAX_PANELS)
     notes = ["Clean galaxies, all seeds together, 15 bins; ECE is the mean over seeds.", note]
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
-    figure, panels = _pairs(about, "Reliability", notes, len(chosen), 2.5, 0.25)
+    figure, panels = _make_panel_pairs(about, "Reliability", notes, len(chosen), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
     by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
     for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
-        upper.set_title(folded(name(network), 34), fontsize=9, loc="left")
+        upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.plot([0, 100], [0, 100], color="0.6", lw=0.8)
         for axes in (upper, lower):
             axes.set_xlim(0, 100)
         upper.set_ylim(0, 100)
         if network["label"] in by_label:
-            _binned(upper, lower, by_label[network["label"]], clean.loc[network["label"]])
+            _draw_reliability_panel(upper, lower, by_label[network["label"]], clean.loc[network["label"]])
         else:
-            say(upper, ABSENT)
+            write_empty_reason(upper, NO_DATA_TEXT)
         lower.set_xlabel("confidence (%)", fontsize=8)
-        if n % COLUMNS == 0:
+        if n % MAX_COLUMNS == 0:
             upper.set_ylabel("accuracy (%)", fontsize=8)
             lower.set_ylabel("galaxies", fontsize=8)
     return figure
 
 
-def _binned(upper: Axes, lower: Axes, bins: pd.DataFrame, clean: pd.Series) -> None:
-    for scaled, colour, word, column in ((False, RAW, "as it is", "ece"), (True, SCALED, "scaled", "ece_scaled")):
+def _draw_reliability_panel(upper: Axes, lower: Axes, bins: pd.DataFrame, clean: pd.Series) -> None:
+    for scaled, colour, word, column in (
+        (False, RAW_COLOUR, "as it is", "ece"),
+        (True, SCALED_COLOUR, "scaled", "ece_scaled"),
+    ):
         rows = bins[bins["scaled"] == scaled].sort_values("bin")
         if rows.empty:
             continue
@@ -100,58 +112,60 @@ def _binned(upper: Axes, lower: Axes, bins: pd.DataFrame, clean: pd.Series) -> N
     upper.legend(loc="upper left", fontsize=7, frameon=False, handlelength=1.5, borderpad=0.1)
 
 
-def training(tables: Tables, about: About) -> Figure | None:
+def draw_training_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     """Draw accuracy and loss against the epoch, a line for each seed; None where no run has begun."""
     if tables.training.empty:
         return None
-    chosen, note = best(tables.networks, PANELS)
-    look = shown(tables)[1]
+    chosen, note = select_best_networks(tables.networks, MAX_PANELS)
+    look = select_with_styles(tables)[1]
     notes = ["A line for each seed: grey of training galaxies (augmented), coloured of validation galaxies.", note]
-    notes += ["Level line: always the commonest class."] if np.isfinite(about.chance) else []
-    figure, panels = _pairs(about, "Training", notes, len(chosen), 2.6, 0.45)
+    notes += ["Level line: always the commonest class."] if np.isfinite(about.chance_accuracy) else []
+    figure, panels = _make_panel_pairs(about, "Training", notes, len(chosen), 2.6, 0.45)
     curves = tables.training[tables.training["label"].isin(chosen["label"])]
     by_label = dict(iter(curves.groupby("label", sort=False)))
     losses = curves[["train_loss", "validation_loss"]].to_numpy(float)
     highest = float(np.nanquantile(losses, 0.99)) * 1.05 if np.isfinite(losses).any() else 1.0
     for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
-        upper.set_title(folded(name(network), 34), fontsize=9, loc="left")
+        upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.set_ylim(0, 100)
         lower.set_ylim(0, highest)
         if network["label"] in by_label:
-            _trained(upper, lower, by_label[network["label"]], look[network["label"]]["color"])
+            _draw_training_panel(upper, lower, by_label[network["label"]], look[network["label"]]["color"])
         else:
-            say(upper, "never begun")
-        if np.isfinite(about.chance):
-            upper.axhline(100 * about.chance, color="0.5", lw=0.8)
+            write_empty_reason(upper, "never begun")
+        if np.isfinite(about.chance_accuracy):
+            upper.axhline(100 * about.chance_accuracy, color="0.5", lw=0.8)
         lower.set_xlabel("epoch", fontsize=8)
-        if n % COLUMNS == 0:
+        if n % MAX_COLUMNS == 0:
             upper.set_ylabel("accuracy (%)", fontsize=8)
             lower.set_ylabel("loss (nats)", fontsize=8)
     return figure
 
 
-def _trained(upper: Axes, lower: Axes, rows: pd.DataFrame, colour: str) -> None:
-    for _, run in rows.groupby("run_id", sort=False):
+def _draw_training_panel(upper: Axes, lower: Axes, history: pd.DataFrame, colour: str) -> None:
+    for _, run in history.groupby("run_id", sort=False):
         epoch: NDArray[np.float64] = run["epoch"].to_numpy(float)
         for axes, what, unit in ((upper, "accuracy", 100.0), (lower, "loss", 1.0)):
             axes.plot(epoch, unit * run[f"train_{what}"].to_numpy(float), color="0.65", lw=0.8)
             axes.plot(epoch, unit * run[f"validation_{what}"].to_numpy(float), color=colour, lw=0.9)
 
 
-def _pairs(
-    about: About, heading: str, notes: list[str], count: int, height: float, share: float
+def _make_panel_pairs(
+    about: ReportInfo, heading: str, notes: list[str], num_panels: int, panel_height: float, lower_fraction: float
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """Make `count` panels, each in two parts with one horizontal axis; the lower part takes `share` of the height."""
-    columns = min(COLUMNS, count)
-    grid = Grid(-(-count // columns), columns, 2.35, height, (0.35, 1.0), left=0.7, below=0.55, above=0.4)
-    figure, uppers = sheet(about, heading, notes, grid, count=count)
+    columns = min(MAX_COLUMNS, num_panels)
+    grid = PanelGrid(
+        -(-num_panels // columns), columns, 2.35, panel_height, (0.35, 1.0), left=0.7, bottom=0.55, top=0.4
+    )
+    figure, uppers = make_figure(about, heading, notes, grid, num_panels=num_panels)
     pairs = []
     for upper in uppers:
         box = upper.get_position()
-        lower = figure.add_axes((box.x0, box.y0, box.width, (share - 0.03) * box.height))
-        upper.set_position((box.x0, box.y0 + share * box.height, box.width, (1 - share) * box.height))
+        lower = figure.add_axes((box.x0, box.y0, box.width, (lower_fraction - 0.03) * box.height))
+        upper.set_position((box.x0, box.y0 + lower_fraction * box.height, box.width, (1 - lower_fraction) * box.height))
         for axes in (upper, lower):
-            plain(axes)
+            style_axes(axes)
             axes.tick_params(labelsize=7)
         upper.tick_params(labelbottom=False)
         pairs.append((upper, lower))

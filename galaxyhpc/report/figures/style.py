@@ -24,105 +24,110 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from galaxyhpc.analysis.tables import GENERATED, About, Tables, ranked
+from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables, sort_by_accuracy
 
 # Okabe and Ito (2008) without yellow, which is lost on white; black is kept for networks without a group
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D46")
-LINES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
+LINE_STYLES = {"C": "-", "D": (0, (5, 1.5)), "": (0, (1, 1))}
 MARKERS = "osD^vPX*"  # tell apart networks of one group
-MOST = 16  # networks that can be told apart in one figure
-BESIDE = 0.6  # inches of a legend's lines, beside the room for names
-QUIET = "0.35"  # the grey of what is said beside the point
-BANDED = "Bands or bars: 95 % intervals by bootstrap over seeds and pieces of sky."
+MAX_NETWORKS = 16  # networks that can be told apart in one figure
+LEGEND_LINE_INCHES = 0.6  # inches of a legend's lines, beside the room for names
+NOTE_COLOUR = "0.35"  # the grey of what is said beside the point
+INTERVAL_NOTE = "Bands or bars: 95 % intervals by bootstrap over seeds and pieces of sky."
 
-Look = dict[str, Any]
+LineStyle = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Grid:
+class PanelGrid:
     """Panels of equal size and what is left free around them, in inches."""
 
-    rows: int
-    columns: int
-    width: float
-    height: float
-    between: tuple[float, float] = (0.25, 0.6)
+    num_rows: int
+    num_columns: int
+    panel_width: float
+    panel_height: float
+    spacing: tuple[float, float] = (0.25, 0.6)
     left: float = 0.75
     right: float = 0.25
-    below: float = 0.5
-    above: float = 0.1
+    bottom: float = 0.5
+    top: float = 0.1
 
 
-def sheet(
-    about: About,
+def make_figure(
+    about: ReportInfo,
     heading: str,
     notes: Sequence[str],
-    grid: Grid,
-    count: int | None = None,
+    grid: PanelGrid,
+    num_panels: int | None = None,
     projection: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure that says what all must, with its panels row by row, all or the first `count` of the grid."""
-    across, down = grid.between
-    width = grid.left + grid.columns * grid.width + (grid.columns - 1) * across + grid.right
-    generated = [f"{GENERATED}: this says nothing about real ones."] if about.generated else []
+    across, down = grid.spacing
+    width = grid.left + grid.num_columns * grid.panel_width + (grid.num_columns - 1) * across + grid.right
+    generated = [f"{GENERATED_NOTICE}: this says nothing about real ones."] if about.generated else []
     note = textwrap.fill(" ".join([*(n for n in notes if n), *generated]), int(14.5 * width))
-    title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _title(about, heading))
-    top = 0.2 + 0.19 * (1 + title.count("\n")) + grid.above
-    bottom = 0.15 + 0.14 * (1 + note.count("\n")) + grid.below
-    height = top + grid.rows * grid.height + (grid.rows - 1) * down + bottom
+    title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _make_title(about, heading))
+    top = 0.2 + 0.19 * (1 + title.count("\n")) + grid.top
+    bottom = 0.15 + 0.14 * (1 + note.count("\n")) + grid.bottom
+    height = top + grid.num_rows * grid.panel_height + (grid.num_rows - 1) * down + bottom
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, x=0.15 / width, y=1 - 0.1 / height, fontsize=11, ha="left", va="top")
-    figure.supxlabel(note, x=0.15 / width, y=0.1 / height, fontsize=8, color=QUIET, ha="left", va="bottom")
+    figure.supxlabel(note, x=0.15 / width, y=0.1 / height, fontsize=8, color=NOTE_COLOUR, ha="left", va="bottom")
     corners = [
-        (grid.left + column * (grid.width + across), height - top - grid.height - row * (grid.height + down))
-        for row in range(grid.rows)
-        for column in range(grid.columns)
+        (
+            grid.left + column * (grid.panel_width + across),
+            height - top - grid.panel_height - row * (grid.panel_height + down),
+        )
+        for row in range(grid.num_rows)
+        for column in range(grid.num_columns)
     ]
-    w, h = grid.width / width, grid.height / height
-    panels = [figure.add_axes((x / width, y / height, w, h), projection=projection) for x, y in corners[:count]]
+    w, h = grid.panel_width / width, grid.panel_height / height
+    panels = [figure.add_axes((x / width, y / height, w, h), projection=projection) for x, y in corners[:num_panels]]
     return figure, panels
 
 
-def _title(about: About, heading: str) -> list[str]:
-    return [heading, about.title, *([GENERATED] if about.generated else [])]
+def _make_title(about: ReportInfo, heading: str) -> list[str]:
+    return [heading, about.title, *([GENERATED_NOTICE] if about.generated else [])]
 
 
-def plain(axes: Axes, grid: str = "y") -> None:
+def style_axes(axes: Axes, grid_axis: str = "y") -> None:
     """Leave only what a reader needs of a panel's frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    if grid:
-        axes.grid(axis=grid, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
+    if grid_axis:
+        axes.grid(axis=grid_axis, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
 
-def say(axes: Axes, text: str) -> None:
+def write_empty_reason(axes: Axes, text: str) -> None:
     """Say in the middle of a panel why it is empty."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=9, wrap=True)
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NOTE_COLOUR, fontsize=9, wrap=True
+    )
 
 
-def best(networks: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
+def select_best_networks(networks: pd.DataFrame, max_networks: int) -> tuple[pd.DataFrame, str]:
     """Choose the networks best on clean galaxies, in their order, and say so where it is not all.
 
     One place is the best conventional CNN's, whatever its own: the others are measured by it.
     """
-    if len(networks) <= most:
+    if len(networks) <= max_networks:
         return networks, ""
     order = networks["accuracy_mean"].sort_values(ascending=False, kind="stable").index
     cnn = [place for place in order if networks.loc[place, "arch"] == "cnn"][:1]
-    chosen = networks[networks.index.isin([*cnn, *(place for place in order if place not in cnn)][:most])]
-    beside = " and the CNN" if cnn and cnn[0] not in order[:most] else ""
-    return chosen, f"Of {len(networks)} networks, the {most - bool(beside)} best on clean galaxies{beside}."
+    chosen = networks[networks.index.isin([*cnn, *(place for place in order if place not in cnn)][:max_networks])]
+    beside = " and the CNN" if cnn and cnn[0] not in order[:max_networks] else ""
+    return chosen, f"Of {len(networks)} networks, the {max_networks - bool(beside)} best on clean galaxies{beside}."
 
 
-def looks(networks: pd.DataFrame) -> dict[str, Look]:
+def assign_styles(networks: pd.DataFrame) -> dict[str, LineStyle]:
     """Choose a look for each label of a table with the columns label and group; the first of several groups counts."""
     sizes = {group: int(re.split("[CD]", group)[1]) for group in networks["group"] if group}
     orders = sorted(set(sizes.values()))
-    found: dict[str, Look] = {}
+    found: dict[str, LineStyle] = {}
     for label, group in zip(networks["label"], networks["group"], strict=True):
         colour = PALETTE[orders.index(sizes[group]) % len(PALETTE)] if group else "black"
-        line = LINES[group[:1]]
+        line = LINE_STYLES[group[:1]]
         twins = sum((look["color"], look["linestyle"]) == (colour, line) for look in found.values())
         face = "white" if group.startswith("D") else colour
         marker = MARKERS[twins % len(MARKERS)]
@@ -130,38 +135,44 @@ def looks(networks: pd.DataFrame) -> dict[str, Look]:
     return found
 
 
-def shown(tables: Tables) -> tuple[pd.DataFrame, dict[str, Look], str]:
+def select_with_styles(tables: Tables) -> tuple[pd.DataFrame, dict[str, LineStyle], str]:
     """Choose the networks of a figure that tells them apart by their looks."""
-    chosen, note = best(tables.networks, MOST)
-    return chosen, looks(chosen), note
+    chosen, note = select_best_networks(tables.networks, MAX_NETWORKS)
+    return chosen, assign_styles(chosen), note
 
 
-def titled(condition: str) -> str:
+def format_condition(condition: str) -> str:
     """Write the name of a condition as words."""
     words = {"psf": "PSF", "jpeg": "JPEG"}
     return " + ".join(" ".join(words.get(w, w) for w in part.split("_")) for part in condition.split("+"))
 
 
-def folded(text: str, width: int = 30) -> str:
+def wrap_text(text: str, width: int = 30) -> str:
     """Fold a long name into lines."""
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def room(texts: Sequence[str]) -> float:
+def estimate_width_inches(texts: Sequence[str]) -> float:
     """Inches that folded names of 9 points take."""
-    return 0.35 + 0.075 * max((len(line) for text in texts for line in folded(text).split("\n")), default=0)
+    return 0.35 + 0.075 * max((len(line) for text in texts for line in wrap_text(text).split("\n")), default=0)
 
 
-def legend(figure: Figure, networks: pd.DataFrame, named: dict[str, str], look: dict[str, Look], right: float) -> None:
+def draw_legend(
+    figure: Figure,
+    networks: pd.DataFrame,
+    display_names: dict[str, str],
+    styles: dict[str, LineStyle],
+    margin_inches: float,
+) -> None:
     """Name the networks in the margin `right` inches wide, the best first."""
-    lines = [Line2D([], [], lw=1.6, ms=4.5, **look[label]) for label in ranked(networks)["label"]]
-    texts = [folded(named[label]) for label in ranked(networks)["label"]]
+    lines = [Line2D([], [], lw=1.6, ms=4.5, **styles[label]) for label in sort_by_accuracy(networks)["label"]]
+    texts = [wrap_text(display_names[label]) for label in sort_by_accuracy(networks)["label"]]
     width, height = figure.get_size_inches()
     figure.legend(
         lines,
         texts,
         loc="upper left",
-        bbox_to_anchor=(1 - (right - 0.1) / width, 1 - 0.8 / height),
+        bbox_to_anchor=(1 - (margin_inches - 0.1) / width, 1 - 0.8 / height),
         frameon=False,
         fontsize=9,
         handlelength=3,
@@ -181,7 +192,7 @@ def write_cells(axes: Axes, cells: Sequence[tuple[float, float, str, float]], co
     inches = np.array([box.width * width, box.height * height])
     parts, codes = [], []
     for column, row, text, size in cells:
-        shape = _glyphs(text)
+        shape = _make_glyphs(text)
         place = np.array([(column - left) / (right - left), (row - bottom) / (top - bottom)])
         parts.append(np.asarray(shape.vertices) * size / 72 / inches + place)
         codes.append(np.asarray(shape.codes))
@@ -190,14 +201,14 @@ def write_cells(axes: Axes, cells: Sequence[tuple[float, float, str, float]], co
 
 
 @lru_cache(maxsize=4096)
-def _glyphs(text: str) -> Path:
+def _make_glyphs(text: str) -> Path:
     """Outline of a text one point high, around its middle."""
     shape = TextPath((0, 0), text, size=1)
     vertices = np.asarray(shape.vertices) - np.array([shape.get_extents().intervalx.mean(), 0.36])  # of a digit's 0.73
     return Path(vertices, shape.codes)
 
 
-def limits(values: Sequence[NDArray[np.float64]], chance: float) -> tuple[float, float]:
+def compute_axis_limits(values: Sequence[NDArray[np.float64]], chance: float) -> tuple[float, float]:
     """Lowest and highest per cent shown; chance is shown where that does not press the curves together."""
     every = np.concatenate([np.ravel(part) for part in values]) if len(values) else np.array([])
     every = every[np.isfinite(every)]
@@ -210,7 +221,7 @@ def limits(values: Sequence[NDArray[np.float64]], chance: float) -> tuple[float,
     return low - margin, high + margin
 
 
-def draw_chance(axes: Axes, chance: float, words: bool = True) -> None:
+def draw_chance(axes: Axes, chance: float, should_label: bool = True) -> None:
     """Draw the line of a network that always names the commonest class, or say that it is below."""
     if not np.isfinite(chance):
         return
@@ -218,33 +229,33 @@ def draw_chance(axes: Axes, chance: float, words: bool = True) -> None:
     height = axes.get_ylim()[0] if below else 100 * chance
     if not below:
         axes.axhline(height, color="0.5", linewidth=0.8)
-    if words:
+    if should_label:
         text = f"{'↓ ' if below else ''}always the commonest class: {100 * chance:.1f} %"
         axes.annotate(
-            text, (0.01, height), (0, 3), axes.get_yaxis_transform(), "offset points", fontsize=8, color=QUIET
+            text, (0.01, height), (0, 3), axes.get_yaxis_transform(), "offset points", fontsize=8, color=NOTE_COLOUR
         )
 
 
-def name_ends(axes: Axes, ends: list[tuple[str, Look, float, float]]) -> None:
+def label_curve_ends(axes: Axes, ends: list[tuple[str, LineStyle, float, float]]) -> None:
     """Write each name right of the end (x, y) of its curve, apart from the next."""
     ends = sorted(ends, key=lambda end: end[3])
-    texts = [folded(text) for text, _, _, _ in ends]
+    texts = [wrap_text(text) for text, _, _, _ in ends]
     inches = axes.get_position().height * axes.figure.get_size_inches()[1]  # type: ignore[union-attr]
     low, high = axes.get_ylim()
     lines = np.array([1 + text.count("\n") for text in texts])
-    heights = apart(np.array([end[3] for end in ends]), lines * 0.168 * (high - low) / inches, high)
+    heights = spread_labels(np.array([end[3] for end in ends]), lines * 0.168 * (high - low) / inches, high)
     for (_, look, x, y), text, height in zip(ends, texts, heights, strict=True):
         line = {"arrowstyle": "-", "color": look["color"], "lw": 0.7, "shrinkB": 2, "relpos": (0, 0.5), "patchA": None}
         style = {"color": look["color"], "fontsize": 9, "va": "center", "annotation_clip": False}
         axes.annotate(text, (x, y), (1.04, float(height)), "data", axes.get_yaxis_transform(), line, **style)
 
 
-def apart(heights: NDArray[np.float64], tall: NDArray[np.float64], high: float) -> NDArray[np.float64]:
+def spread_labels(heights: NDArray[np.float64], text_heights: NDArray[np.float64], top: float) -> NDArray[np.float64]:
     """Move rising heights as little as needed for texts as `tall` as given to stand apart, below `high` if they can."""
     if not len(heights):
         return heights
-    gaps = np.cumsum(tall) - tall[0] / 2 - tall / 2
+    gaps = np.cumsum(text_heights) - text_heights[0] / 2 - text_heights / 2
     wanted = heights - gaps
     # the mean of the upper and the lower monotone envelope keeps the order and the gaps, and stays near
     placed = gaps + (np.maximum.accumulate(wanted) + np.minimum.accumulate(wanted[::-1])[::-1]) / 2
-    return np.asarray(placed - max(float(placed[-1]) - high, 0.0), dtype=np.float64)
+    return np.asarray(placed - max(float(placed[-1]) - top, 0.0), dtype=np.float64)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from galaxyhpc.runtime import native
-from galaxyhpc.runtime.native import directory
-from galaxyhpc.steerable.kernels.cpu import terms
-from galaxyhpc.steerable.kernels.harmonic import Recipe, blocks
+from galaxyhpc.runtime.native import get_cache_directory
+from galaxyhpc.steerable.kernels.cpu import count_additions
+from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
@@ -38,29 +38,34 @@ LARGE = 1 << 20  # values of a filter, about what a cache holds
 Rates = dict[str, list[float]]  # way -> seconds of each count
 
 
-class Use(NamedTuple):
+class LayerInput(NamedTuple):
     """A layer in a network, and what comes in."""
 
-    recipe: Recipe
+    basis_spec: BasisSpec
     fields: tuple[int, int]  # in, out
     stride: int
     padding: int
-    images: int
-    sides: tuple[int, int]  # px
-    by_x: bool = True  # whether training needs the gradient of what comes in
-    parts: int = 1  # passes of a training step, which share a dense filter
+    batch_size: int
+    input_size: tuple[int, int]  # px
+    needs_input_grad: bool = True  # whether training needs the gradient of what comes in
+    num_micro_batches: int = 1  # passes of a training step, which share a dense filter
 
     @property
-    def pixels(self) -> int:
+    def num_output_pixels(self) -> int:
         """Number of the output, all images together."""
-        rows, columns = ((side + 2 * self.padding - self.recipe[1]) // self.stride + 1 for side in self.sides)
-        return self.images * rows * columns
+        rows, columns = ((side + 2 * self.padding - self.basis_spec[1]) // self.stride + 1 for side in self.input_size)
+        return self.batch_size * rows * columns
 
     @property
-    def values(self) -> tuple[int, int]:
+    def num_elements(self) -> tuple[int, int]:
         """Of x and of y."""
-        d_in, d_out = (len(each.change) for each in (blocks(self.recipe).inputs, blocks(self.recipe).outputs))
-        return self.images * self.sides[0] * self.sides[1] * self.fields[0] * d_in, self.pixels * self.fields[1] * d_out
+        d_in, d_out = (
+            len(each.change_of_basis)
+            for each in (get_harmonic_basis(self.basis_spec).inputs, get_harmonic_basis(self.basis_spec).outputs)
+        )
+        return self.batch_size * self.input_size[0] * self.input_size[1] * self.fields[
+            0
+        ] * d_in, self.num_output_pixels * self.fields[1] * d_out
 
 
 # group, fields in and out, side (px), images: wide and narrow layers, large and small maps
@@ -85,43 +90,50 @@ LAYERS = (
 STEMS = (("C4", 12, 33, 8), ("D8", 12, 33, 4))  # group, fields out, side, images: from colours, stride 2
 
 
-def uses() -> list[Use]:
+def uses() -> list[LayerInput]:
     """Return the layers that are timed."""
-    inner = [Use((g, 3, "regular", "regular", None), (i, o), 1, 1, n, (s, s)) for g, i, o, s, n in LAYERS]
-    return inner + [Use((g, 3, "trivial", "regular", None), (3, o), 2, 1, n, (s, s), False) for g, o, s, n in STEMS]
+    inner = [LayerInput((g, 3, "regular", "regular", None), (i, o), 1, 1, n, (s, s)) for g, i, o, s, n in LAYERS]
+    return inner + [
+        LayerInput((g, 3, "trivial", "regular", None), (3, o), 2, 1, n, (s, s), False) for g, o, s, n in STEMS
+    ]
 
 
-def dense_counts(use: Use, training: bool) -> list[float]:
+def dense_counts(use: LayerInput, training: bool) -> list[float]:
     """Count passes, values of maps, products of the convolution; the filter's values, and products of its expansion.
 
     A filter that leaves the cache, which most are far from or far beyond, costs more a value.
     """
-    of, pairs = blocks(use.recipe), use.fields[0] * use.fields[1]
-    entries = len(of.inputs.change) * len(of.outputs.change) * of.size**2
-    passes = 2 + use.by_x if training else 1
-    products = passes * use.pixels * pairs * entries
+    of, pairs = get_harmonic_basis(use.basis_spec), use.fields[0] * use.fields[1]
+    entries = len(of.inputs.change_of_basis) * len(of.outputs.change_of_basis) * of.kernel_size**2
+    passes = 2 + use.needs_input_grad if training else 1
+    products = passes * use.num_output_pixels * pairs * entries
     filters = [pairs * entries, max(0, pairs * entries - LARGE)]
-    expanded = [pairs * entries * of.weights / use.parts] if training else []
-    return list(map(float, (1, passes * sum(use.values), products, *filters, *expanded)))
+    expanded = [pairs * entries * of.num_weights / use.num_micro_batches] if training else []
+    return list(map(float, (1, passes * sum(use.num_elements), products, *filters, *expanded)))
 
 
-def harmonic_counts(use: Use, training: bool) -> list[float]:
+def harmonic_counts(use: LayerInput, training: bool) -> list[float]:
     """Count calls, vectors of z, products, values and products of the changes of basis, weights, of all passes.
 
     Backward makes the maps of the gradient, at the pixels of x, for two products.
     """
-    d_in, d_out = (len(each.change) for each in (blocks(use.recipe).inputs, blocks(use.recipe).outputs))
-    pixels, (fields_in, fields_out) = use.images * math.prod(use.sides), use.fields
-    passes = [(False, (pixels, use.pixels), (fields_in, fields_out), 1, (d_in, d_out))]
+    d_in, d_out = (
+        len(each.change_of_basis)
+        for each in (get_harmonic_basis(use.basis_spec).inputs, get_harmonic_basis(use.basis_spec).outputs)
+    )
+    pixels, (fields_in, fields_out) = use.batch_size * math.prod(use.input_size), use.fields
+    passes = [(False, (pixels, use.num_output_pixels), (fields_in, fields_out), 1, (d_in, d_out))]
     if training:
-        passes.append((True, (use.pixels, pixels), (fields_out, fields_in), 1 + use.by_x, (d_out, d_in)))
+        passes.append(
+            (True, (use.num_output_pixels, pixels), (fields_out, fields_in), 1 + use.needs_input_grad, (d_out, d_in))
+        )
     total = np.zeros(6)
     for transposed, (given, at), (into, out), products, rows in passes:
-        of = blocks(use.recipe, transposed)
-        pairs = sum(irrep.size * irrep.weights.size for irrep in of.irreps) * into * whole(out)
+        of = get_harmonic_basis(use.basis_spec, transposed)
+        pairs = sum(irrep.size * irrep.weight_indices.size for irrep in of.irreps) * into * whole(out)
         values = np.array([given * into * rows[0], products * at * out * rows[1]])
-        weights = products * into * out * of.weights
-        z = at * terms(of) * whole(into)
+        weights = products * into * out * of.num_weights
+        z = at * count_additions(of) * whole(into)
         total += np.array([1, z, products * at * pairs, values.sum(), values @ rows, weights])
     return [float(each) for each in total]
 
@@ -134,7 +146,7 @@ def whole(fields: int) -> int:
 COUNTS = {"dense": dense_counts, "harmonic": harmonic_counts}
 
 
-def seconds(use: Use, rates: Rates, way: str, training: bool) -> float:
+def seconds(use: LayerInput, rates: Rates, way: str, training: bool) -> float:
     """Tell a layer's time."""
     counts = COUNTS[way](use, training)
     return float(np.dot(counts, rates[f"{way} {'training' if training else 'inference'}"]))
@@ -143,28 +155,30 @@ def seconds(use: Use, rates: Rates, way: str, training: bool) -> float:
 class Timed:
     """A layer that can be timed again and again."""
 
-    def __init__(self, use: Use, way: str, training: bool, device: torch.device, dtype: torch.dtype) -> None:
-        group, size, kind, out_kind, cutoff = use.recipe
+    def __init__(self, use: LayerInput, way: str, training: bool, device: torch.device, dtype: torch.dtype) -> None:
+        group, size, kind, out_kind, cutoff = use.basis_spec
         given: Any = {"kind": kind, "out_kind": out_kind, "cutoff": cutoff}
         given |= {"stride": use.stride, "padding": use.padding}
         self.layer = SteerableConv(group, *use.fields, size, **given).to(device).train(training)
         self.layer.harmonic = way == "harmonic"
         self.way, self.training, self.dtype = way, training, dtype
         channels = use.fields[0] * self.layer.basis.shape[2]
-        self.x = torch.rand(use.images, channels, *use.sides, device=device, requires_grad=training and use.by_x)
+        self.x = torch.rand(
+            use.batch_size, channels, *use.input_size, device=device, requires_grad=training and use.needs_input_grad
+        )
 
     def seconds(self) -> float:
         """Return the time of one pass, and of its backward in training."""
         device, autocast = self.x.device, self.dtype != torch.float32
-        begun = now(device)
+        begun = get_synchronized_time(device)
         with torch.set_grad_enabled(self.training), torch.autocast(device.type, self.dtype, enabled=autocast):
             y = self.layer(self.x)
         if self.training:
             y.backward(torch.ones_like(y))
-        return now(device) - begun
+        return get_synchronized_time(device) - begun
 
 
-def now(device: torch.device) -> float:
+def get_synchronized_time(device: torch.device) -> float:
     """Return the time at which a device has done what it was told, s."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -215,9 +229,9 @@ def measured(device: torch.device, dtype: torch.dtype) -> Rates:
 def of_machine(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
     """Return the rates of this machine, measured where they are not on the disk."""
     on_cpu = device.type == "cpu"
-    name = native.processor() if on_cpu else torch.cuda.get_device_name(device)
+    name = native.describe_cpu() if on_cpu else torch.cuda.get_device_name(device)
     asked = [FORMAT, torch.__version__, name, threads if on_cpu else 0, str(dtype), uses()]
-    path = directory() / f"rates-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
+    path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
     known = _read(path)
     if known is None:
         known = measured(device, dtype)

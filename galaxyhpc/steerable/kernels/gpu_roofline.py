@@ -12,52 +12,58 @@ from functools import cache
 
 import torch
 
-from galaxyhpc.steerable.kernels.cpu_timing import Use, now
-from galaxyhpc.steerable.kernels.harmonic import blocks
+from galaxyhpc.steerable.kernels.cpu_timing import LayerInput, get_synchronized_time
+from galaxyhpc.steerable.kernels.harmonic import get_harmonic_basis
 
-PRODUCT, COPY = 8192, 1 << 30  # side of a matrix; bytes
-DENSE, HARMONIC = 0.88, 0.6  # shares of the matrix products' and the copy's rates
-REPEATS = 5
+MATMUL_SIZE, COPY_BYTES = 8192, 1 << 30  # side of a matrix; bytes
+DENSE_EFFICIENCY, HARMONIC_EFFICIENCY = 0.88, 0.6  # shares of the matrix products' and the copy's rates
+NUM_REPEATS = 5
 
 
-def seconds(use: Use, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def estimate_seconds(layer_input: LayerInput, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Tell the time of forward and backward, dense and harmonic."""
-    operations, transferred = _rates(device, dtype)
-    return dense_operations(use) / (DENSE * operations), harmonic_bytes(use, dtype) / (HARMONIC * transferred)
+    operations, transferred = _measure_rates(device, dtype)
+    return count_dense_flops(layer_input) / (DENSE_EFFICIENCY * operations), count_harmonic_bytes(
+        layer_input, dtype
+    ) / (HARMONIC_EFFICIENCY * transferred)
 
 
-def dense_operations(use: Use) -> float:
+def count_dense_flops(layer_input: LayerInput) -> float:
     """Count operations of the dense convolution, two for each multiply-add."""
-    of, pairs = blocks(use.recipe), use.fields[0] * use.fields[1]
-    entries = len(of.inputs.change) * len(of.outputs.change) * of.size**2
-    return 2.0 * (2 + use.by_x) * use.pixels * pairs * entries
+    of, pairs = get_harmonic_basis(layer_input.basis_spec), layer_input.fields[0] * layer_input.fields[1]
+    entries = len(of.inputs.change_of_basis) * len(of.outputs.change_of_basis) * of.kernel_size**2
+    return 2.0 * (2 + layer_input.needs_input_grad) * layer_input.num_output_pixels * pairs * entries
 
 
-def harmonic_bytes(use: Use, dtype: torch.dtype) -> float:
+def count_harmonic_bytes(layer_input: LayerInput, dtype: torch.dtype) -> float:
     """Count what is written and read: x' to z to y', and y' to z to x' and to the gradient of the weights."""
-    of, back, (x, y) = blocks(use.recipe), blocks(use.recipe, True), use.values
-    z = x / len(of.inputs.change) * len(of.terms)
-    by_z = y * use.stride**2 / len(of.outputs.change) * len(back.terms)
+    of, back, (x, y) = (
+        get_harmonic_basis(layer_input.basis_spec),
+        get_harmonic_basis(layer_input.basis_spec, True),
+        layer_input.num_elements,
+    )
+    z = x / len(of.inputs.change_of_basis) * len(of.terms)
+    by_z = y * layer_input.stride**2 / len(of.outputs.change_of_basis) * len(back.terms)
     forward = x + 2 * z + y
-    backward = y + by_z + (1 + use.by_x) * (by_z + x)
+    backward = y + by_z + (1 + layer_input.needs_input_grad) * (by_z + x)
     return float(dtype.itemsize * (forward + backward))
 
 
 @cache
-def _rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def _measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Return operations and bytes per second."""
-    factor = torch.randn(PRODUCT, PRODUCT, device=device, dtype=dtype)
-    source = torch.empty(COPY, dtype=torch.uint8, device=device)
+    factor = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype)
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _fastest(lambda: factor @ factor, device)
-    copied = _fastest(lambda: target.copy_(source), device)
-    return 2.0 * PRODUCT**3 / product, 2.0 * COPY / copied
+    product = _time_fastest(lambda: factor @ factor, device)
+    copied = _time_fastest(lambda: target.copy_(source), device)
+    return 2.0 * MATMUL_SIZE**3 / product, 2.0 * COPY_BYTES / copied
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
+def _time_fastest(function: Callable[[], object], device: torch.device) -> float:
     found = math.inf
-    for _ in range(REPEATS):
-        begun = now(device)
-        work()
-        found = min(found, now(device) - begun)
+    for _ in range(NUM_REPEATS):
+        begun = get_synchronized_time(device)
+        function()
+        found = min(found, get_synchronized_time(device) - begun)
     return found

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from galaxyhpc.steerable import groups
 
-SAME = 1e-5  # two filters that differ by less, relative to the larger, are one: e2cnn samples in float32
+FILTER_TOLERANCE = 1e-5  # two filters that differ by less, relative to the larger, are one: e2cnn samples in float32
 
-Recipe = tuple[str, int, groups.FieldKind, groups.FieldKind, float | None]
+BasisSpec = tuple[str, int, groups.FieldKind, groups.FieldKind, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,42 +37,42 @@ class Irrep:
     """An irrep of the output with all its copies."""
 
     size: int
-    rows: NDArray[np.int64]  # (copies, size) rows of y'
-    weights: NDArray[np.int64]  # (blocks, copies) numbers in the basis
+    components: NDArray[np.int64]  # (copies, size) rows of y'
+    weight_indices: NDArray[np.int64]  # (blocks, copies) numbers in the basis
 
 
 @dataclass(frozen=True, eq=False)
 class Term:
     """A component of a block applied to x': the sum of `factors[i]` times row `rows[i]` seen through `filters[i]`."""
 
-    slot: int  # irrep of the input
-    kind: int  # place in Blocks.irreps
+    in_irrep: int  # irrep of the input
+    out_irrep: int  # place in Blocks.irreps
     component: int
     block: int
-    rows: tuple[int, ...]
-    filters: tuple[int, ...]
+    in_components: tuple[int, ...]
+    filter_indices: tuple[int, ...]
     factors: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class HarmonicBasis:
     """What a basis of filters is in the basis of irreps."""
 
-    size: int  # px, the filter's side
+    kernel_size: int  # px, the filter's side
     inputs: groups.Irreps
     outputs: groups.Irreps
-    filters: NDArray[np.float64]  # (S, size^2), every entry of a block is a multiple of one
+    spatial_filters: NDArray[np.float64]  # (S, size^2), every entry of a block is a multiple of one
     irreps: tuple[Irrep, ...]  # of the output, that any block leads to
     terms: tuple[Term, ...]  # all rows of z, by input irrep
 
     @property
-    def weights(self) -> int:
+    def num_weights(self) -> int:
         """Weights of a pair of fields."""
-        return sum(irrep.weights.size for irrep in self.irreps)
+        return sum(irrep.weight_indices.size for irrep in self.irreps)
 
 
 @cache
-def blocks(recipe: Recipe, transposed: bool = False) -> Blocks:
+def get_harmonic_basis(basis_spec: BasisSpec, is_transposed: bool = False) -> HarmonicBasis:
     """Find the blocks of a basis, or of the basis that brings gradients back: its transpose, turned by 180 degrees.
 
     Raises
@@ -80,19 +80,19 @@ def blocks(recipe: Recipe, transposed: bool = False) -> Blocks:
     ValueError
         where a filter is more than one block
     """
-    name, size, kind, out_kind, _ = recipe
-    inputs, outputs = groups.irreps(name, kind), groups.irreps(name, out_kind)
-    sampled = groups.basis(*recipe).filters.astype(np.float64)
-    if transposed:
+    name, size, kind, out_kind, _ = basis_spec
+    inputs, outputs = groups.get_irreps(name, kind), groups.get_irreps(name, out_kind)
+    sampled = groups.get_basis(*basis_spec).filters.astype(np.float64)
+    if is_transposed:
         inputs, outputs, sampled = outputs, inputs, sampled.swapaxes(1, 2)[..., ::-1, ::-1]
-    turned = np.einsum("ao,boikl,ic->backl", outputs.change.T, sampled, inputs.change, optimize=True)
+    turned = np.einsum("ao,boikl,ic->backl", outputs.change_of_basis.T, sampled, inputs.change_of_basis, optimize=True)
     filters = turned.reshape(*sampled.shape[:3], -1)
-    ins, outs = _rows(inputs), _rows(outputs)
+    ins, outs = _list_components(inputs), _list_components(outputs)
     found: dict[int, list[tuple[int, NDArray[Any], dict[int, int]]]] = {}  # kind -> input irrep, block, copy: number
     for number, each in enumerate(filters):
-        slot, copy = _block(each, ins, outs)
-        block, same_kind = each[np.ix_(outs[copy], ins[slot])], found.setdefault(outputs.kinds[copy], [])
-        alike = [m for j, known, m in same_kind if j == slot and copy not in m and _same(block, known)]
+        slot, copy = _locate_block(each, ins, outs)
+        block, same_kind = each[np.ix_(outs[copy], ins[slot])], found.setdefault(outputs.irrep_ids[copy], [])
+        alike = [m for j, known, m in same_kind if j == slot and copy not in m and _is_same_filter(block, known)]
         if alike:
             alike[0][copy] = number
         else:
@@ -102,81 +102,90 @@ def blocks(recipe: Recipe, transposed: bool = False) -> Blocks:
     for place, of_kind in enumerate(found.values()):
         copies = sorted(of_kind[0][2])
         if any(sorted(members) != copies for _, _, members in of_kind):
-            raise ValueError(f"{recipe}: copies of an irrep have different filters")
+            raise ValueError(f"{basis_spec}: copies of an irrep have different filters")
         weights = np.array([[members[copy] for copy in copies] for _, _, members in of_kind])
         irreps.append(Irrep(len(outs[copies[0]]), np.array([outs[copy] for copy in copies]), weights))
         for m, (slot, block, _) in enumerate(of_kind):
             for component, entries in enumerate(block):
-                sums = [(int(row), *_multiple(entry, pixels)) for row, entry in zip(ins[slot], entries, strict=True)]
+                sums = [
+                    (int(row), *_match_or_add_filter(entry, pixels))
+                    for row, entry in zip(ins[slot], entries, strict=True)
+                ]
                 rows, numbers, factors = zip(*[one for one in sums if one[2]], strict=True)
                 terms.append(Term(slot, place, component, m, rows, numbers, factors))
-    return Blocks(
-        size, inputs, outputs, np.array(pixels), tuple(irreps), tuple(sorted(terms, key=lambda term: term.slot))
+    return HarmonicBasis(
+        size, inputs, outputs, np.array(pixels), tuple(irreps), tuple(sorted(terms, key=lambda term: term.in_irrep))
     )
 
 
-def _rows(field: groups.Irreps) -> list[NDArray[np.int64]]:
+def _list_components(irreps: groups.Irreps) -> list[NDArray[np.int64]]:
     """Return the rows of each irrep."""
-    ends = np.cumsum(field.sizes)
-    return [np.arange(end - size, end) for end, size in zip(ends, field.sizes, strict=True)]
+    ends = np.cumsum(irreps.sizes)
+    return [np.arange(end - size, end) for end, size in zip(ends, irreps.sizes, strict=True)]
 
 
-def _block(each: NDArray[Any], ins: list[NDArray[np.int64]], outs: list[NDArray[np.int64]]) -> tuple[int, int]:
+def _locate_block(
+    basis_filter: NDArray[Any], in_components: list[NDArray[np.int64]], out_components: list[NDArray[np.int64]]
+) -> tuple[int, int]:
     """Return which irrep of the input and which of the output a filter joins."""
-    largest = np.abs(each).max()
-    sizes, *begins = np.abs(each).max(2), [some[0] for some in outs], [some[0] for some in ins]
+    largest = np.abs(basis_filter).max()
+    sizes, *begins = (
+        np.abs(basis_filter).max(2),
+        [some[0] for some in out_components],
+        [some[0] for some in in_components],
+    )
     for axis, begin in enumerate(begins):
         sizes = np.maximum.reduceat(sizes, begin, axis)
-    joined = np.argwhere(sizes > SAME * largest)
+    joined = np.argwhere(sizes > FILTER_TOLERANCE * largest)
     if len(joined) != 1:
         raise ValueError(f"a filter of {len(joined)} blocks; allowed is one")
     copy, slot = joined[0]
     return int(slot), int(copy)
 
 
-def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.shape == other.shape and bool(np.abs(one - other).max() < SAME * np.abs(other).max())
+def _is_same_filter(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    return left.shape == right.shape and bool(np.abs(left - right).max() < FILTER_TOLERANCE * np.abs(right).max())
 
 
-def _multiple(entry: NDArray[Any], known: list[NDArray[Any]]) -> tuple[int, float]:
+def _match_or_add_filter(entry: NDArray[Any], spatial_filters: list[NDArray[Any]]) -> tuple[int, float]:
     """Return which of the known filters an entry is how many times, adding it to them where it is new."""
     length = float(np.linalg.norm(entry))
-    if length < SAME:
+    if length < FILTER_TOLERANCE:
         return 0, 0.0
-    for number, one in enumerate(known):
+    for number, one in enumerate(spatial_filters):
         along = float(entry @ one)
-        if np.linalg.norm(entry - along * one) < SAME * length:
+        if np.linalg.norm(entry - along * one) < FILTER_TOLERANCE * length:
             return number, along
-    known.append(entry / length)
-    return len(known) - 1, length
+    spatial_filters.append(entry / length)
+    return len(spatial_filters) - 1, length
 
 
-def reference(x: Tensor, weight: Tensor, recipe: Recipe, stride: int, padding: int) -> Tensor:
+def harmonic_conv_reference(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), by plain tensors."""
-    of = blocks(recipe)
-    d_in, d_out = len(of.inputs.change), len(of.outputs.change)
+    of = get_harmonic_basis(basis_spec)
+    d_in, d_out = len(of.inputs.change_of_basis), len(of.outputs.change_of_basis)
     fields = x.shape[1] // d_in
-    given = weight.view(-1, fields, of.weights)
-    hat = torch.einsum("rg,nfghw->nfrhw", _tensor(of.inputs.change.T, x), x.unflatten(1, (fields, d_in)))
-    kernels = _tensor(of.filters, x).view(-1, 1, of.size, of.size)
+    given = weight.view(-1, fields, of.num_weights)
+    hat = torch.einsum("rg,nfghw->nfrhw", _to_tensor(of.inputs.change_of_basis.T, x), x.unflatten(1, (fields, d_in)))
+    kernels = _to_tensor(of.spatial_filters, x).view(-1, 1, of.kernel_size, of.kernel_size)
     seen = F.conv2d(hat.reshape(-1, 1, *x.shape[2:]), kernels, stride=stride, padding=padding)
     seen = seen.view(len(x), fields, d_in, *seen.shape[1:])
     found = seen.new_zeros(len(x), len(given), d_out, *seen.shape[-2:])
     for place, irrep in enumerate(of.irreps):
         for component in range(irrep.size):
-            mine = [term for term in of.terms if (term.kind, term.component) == (place, component)]
-            z = torch.stack([_sum(seen, term) for term in sorted(mine, key=lambda term: term.block)])
-            product = torch.einsum("ofmc,mnfhw->nochw", given[:, :, torch.from_numpy(irrep.weights)], z)
-            found[:, :, irrep.rows[:, component]] = product
-    y = torch.einsum("gr,norhw->noghw", _tensor(of.outputs.change, x), found)
+            mine = [term for term in of.terms if (term.out_irrep, term.component) == (place, component)]
+            z = torch.stack([_sum_term(seen, term) for term in sorted(mine, key=lambda term: term.block)])
+            product = torch.einsum("ofmc,mnfhw->nochw", given[:, :, torch.from_numpy(irrep.weight_indices)], z)
+            found[:, :, irrep.components[:, component]] = product
+    y = torch.einsum("gr,norhw->noghw", _to_tensor(of.outputs.change_of_basis, x), found)
     return y.flatten(1, 2)
 
 
-def _sum(seen: Tensor, term: Term) -> Tensor:
-    parts = zip(term.rows, term.filters, term.factors, strict=True)
-    total: Tensor = sum(factor * seen[:, :, row, number] for row, number, factor in parts)  # type: ignore[assignment]
+def _sum_term(filtered: Tensor, term: Term) -> Tensor:
+    parts = zip(term.in_components, term.filter_indices, term.factors, strict=True)
+    total: Tensor = sum(factor * filtered[:, :, row, number] for row, number, factor in parts)  # type: ignore[assignment]
     return total
 
 
-def _tensor(values: NDArray[Any], like: Tensor) -> Tensor:
+def _to_tensor(values: NDArray[Any], like: Tensor) -> Tensor:
     return torch.tensor(values.copy(), dtype=like.dtype, device=like.device)

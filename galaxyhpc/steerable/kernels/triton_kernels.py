@@ -15,25 +15,25 @@ import triton.language as tl
 
 
 @triton.jit
-def times(constants, values, SPLIT: tl.constexpr, M: tl.constexpr, K: tl.constexpr, at):
+def matmul_constants(constants, values, LOW_OFFSET: tl.constexpr, M: tl.constexpr, K: tl.constexpr, offset):
     """Multiply by a matrix (M, K), whose second part lies SPLIT behind the first; 0: there is one part."""
     place = tl.arange(0, M)[:, None] * K + tl.arange(0, K)[None, :]
-    found = tl.dot(tl.load(constants + at + place), values, input_precision="ieee")
-    if SPLIT:
-        found += tl.dot(tl.load(constants + SPLIT + at + place), values, input_precision="ieee")
+    found = tl.dot(tl.load(constants + offset + place), values, input_precision="ieee")
+    if LOW_OFFSET:
+        found += tl.dot(tl.load(constants + LOW_OFFSET + offset + place), values, input_precision="ieee")
     return found
 
 
 @triton.jit
-def places(table, row, pixel, field, pixels, F: tl.constexpr):
+def compute_offsets(table, row, pixel, field, pixels, F: tl.constexpr):
     """Return where the values (rows, pixels x fields) lie."""
     before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
     return ((before * pixels + place)[:, None] + pixel[None, :] * beside[:, None]) * F + field[None, :]
 
 
 @triton.jit
-def into_irreps(
-    x, rows, matrix, table, pixels, grid_height, grid_width, height, width, origin, step,
+def field_to_irreps(
+    x, x_hat, matrix, table, pixels, grid_height, grid_width, height, width, origin, stride,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -42,63 +42,71 @@ def into_irreps(
     pixel = n // F
     image, place = pixel // (grid_height * grid_width), pixel % (grid_height * grid_width)
     down, right = place // grid_width - origin, place % grid_width - origin
-    there = (down >= 0) & (right >= 0) & (down % step == 0) & (right % step == 0) & (n < pixels * F)
-    there = there & (down < height * step) & (right < width * step)
-    source = ((image * height + down // step) * width + right // step) * F + n % F
+    there = (down >= 0) & (right >= 0) & (down % stride == 0) & (right % stride == 0) & (n < pixels * F)
+    there = there & (down < height * stride) & (right < width * stride)
+    source = ((image * height + down // stride) * width + right // stride) * F + n % F
     mask = there[:, None] & (d < D)[None, :]
     values = tl.load(x + source[:, None] * D + d[None, :], mask=mask, other=0.0)
-    found = times(matrix, tl.trans(values), SPLIT, RP, DP, 0)
+    found = matmul_constants(matrix, tl.trans(values), SPLIT, RP, DP, 0)
     held = (r < R)[:, None] & (n < pixels * F)[None, :]
-    at = places(table, tl.minimum(r, R - 1), pixel, n % F, pixels, F)
-    tl.store(rows + at, found.to(rows.dtype.element_ty), mask=held)
+    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, n % F, pixels, F)
+    tl.store(x_hat + at, found.to(x_hat.dtype.element_ty), mask=held)
 
 
 @triton.jit
-def into_field(
-    rows, y, matrix, table, pixels, grid_height, grid_width, height, width, origin, step, images,
+def irreps_to_field(
+    y_hat, y, matrix, table, pixels, grid_height, grid_width, height, width, origin, stride, batch_size,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Rows -> channels-last maps, the other way round."""
     n, d, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, DP), tl.arange(0, RP)
-    pixel, inside = n // F, n < images * height * width * F
+    pixel, inside = n // F, n < batch_size * height * width * F
     image, place = pixel // (height * width), pixel % (height * width)
-    source = (image * grid_height + place // width * step + origin) * grid_width + place % width * step + origin
-    at = places(table, tl.minimum(r, R - 1), source, n % F, pixels, F)
-    values = tl.load(rows + at, mask=(r < R)[:, None] & inside[None, :], other=0.0)
-    found = tl.trans(times(matrix, values, SPLIT, DP, RP, 0))
+    source = (image * grid_height + place // width * stride + origin) * grid_width + place % width * stride + origin
+    at = compute_offsets(table, tl.minimum(r, R - 1), source, n % F, pixels, F)
+    values = tl.load(y_hat + at, mask=(r < R)[:, None] & inside[None, :], other=0.0)
+    found = tl.trans(matmul_constants(matrix, values, SPLIT, DP, RP, 0))
     mask = inside[:, None] & (d < D)[None, :]
     tl.store(y + n[:, None] * D + d[None, :], found.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def make(
-    hat, z, constants, slots, sources, targets, pixels, begin, count, grid_width,
+def compute_z(
+    x_hat, z, constants, slot_table, source_table, target_table, pixels, begin, count, grid_width,
     F: tl.constexpr, SIZE: tl.constexpr, MP: tl.constexpr, KP: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr,
-    TURNS: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """Make the rows of z that come of one irrep of x', of TURNS tiles; z holds `count` pixels from `begin`."""
     slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # irreps that share lines: at once
-    first, rows, maps = tl.load(slots + 3 * slot), tl.load(slots + 3 * slot + 1), tl.load(slots + 3 * slot + 2)
+    first, rows, maps = (
+        tl.load(slot_table + 3 * slot),
+        tl.load(slot_table + 3 * slot + 1),
+        tl.load(slot_table + 3 * slot + 2),
+    )
     row, tap = k // (SIZE * SIZE), k % (SIZE * SIZE)
     near = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
     held = row < rows
     row = first + tl.minimum(row, rows - 1)
-    before, beside, place = tl.load(sources + 3 * row), tl.load(sources + 3 * row + 1), tl.load(sources + 3 * row + 2)
+    before, beside, place = (
+        tl.load(source_table + 3 * row),
+        tl.load(source_table + 3 * row + 1),
+        tl.load(source_table + 3 * row + 2),
+    )
     start = (before * pixels + place + near * beside) * F
-    for turn in tl.range(TURNS):
-        n = (tl.program_id(1) * TURNS + turn) * COLS + tl.arange(0, COLS)
+    for turn in tl.range(TILES):
+        n = (tl.program_id(1) * TILES + turn) * COLS + tl.arange(0, COLS)
         moved = n[None, :] + near[:, None] * F
         at = start[:, None] + (n // F)[None, :] * (beside * F)[:, None] + (n % F)[None, :]
-        values = tl.load(hat + at, mask=held[:, None] & (moved >= 0) & (moved < pixels * F), other=0.0)
-        found = times(constants, values, SPLIT, MP, KP, slot * MP * KP)
-        at = places(targets, slot * MP + m, n // F, n % F, count, F)
+        values = tl.load(x_hat + at, mask=held[:, None] & (moved >= 0) & (moved < pixels * F), other=0.0)
+        found = matmul_constants(constants, values, SPLIT, MP, KP, slot * MP * KP)
+        at = compute_offsets(target_table, slot * MP + m, n // F, n % F, count, F)
         mask = (m < maps)[:, None] & (n < count * F)[None, :]
         tl.store(z + at, found.to(z.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def inside(pixel, pixels, grid_height, grid_width):
+def is_interior(pixel, pixels, grid_height, grid_width):
     """Whether a pixel is none of the border of one."""
     place = pixel % (grid_height * grid_width)
     down, right = place // grid_width, place % grid_width
@@ -107,60 +115,60 @@ def inside(pixel, pixels, grid_height, grid_width):
 
 
 @triton.jit
-def sums(
-    rows, weights, table, found, pixels, grid_height, grid_width,
-    F: tl.constexpr, FP: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, TURNS: tl.constexpr,
+def sum_moments(
+    y_hat, weights, table, partial_sums, pixels, grid_height, grid_width,
+    F: tl.constexpr, FP: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Add rows times their weights, and their squares, by field: found (programs, 2, F)."""
     field = tl.arange(0, FP)
     first = tl.zeros((FP,), tl.float32)
     second = tl.zeros((FP,), tl.float32)
-    for turn in range(TURNS):
-        pixel = (tl.program_id(0) * TURNS + turn) * BP + tl.arange(0, BP)
-        mask = inside(pixel, pixels, grid_height, grid_width)[:, None] & (field < F)[None, :]
+    for turn in range(TILES):
+        pixel = (tl.program_id(0) * TILES + turn) * BP + tl.arange(0, BP)
+        mask = is_interior(pixel, pixels, grid_height, grid_width)[:, None] & (field < F)[None, :]
         for row in range(R):
             before, beside = tl.load(table + 3 * row), tl.load(table + 3 * row + 1)
             start = (before * pixels + tl.load(table + 3 * row + 2)) * F
             at = start + pixel[:, None] * (beside * F) + field[None, :]
-            value = tl.load(rows + at, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(y_hat + at, mask=mask, other=0.0).to(tl.float32)
             first += tl.sum(value, 0) * tl.load(weights + row)
             second += tl.sum(value * value, 0)
-    at = found + tl.program_id(0) * 2 * F + field
+    at = partial_sums + tl.program_id(0) * 2 * F + field
     tl.store(at, first, mask=field < F)
     tl.store(at + F, second, mask=field < F)
 
 
 @triton.jit
 def normalise(
-    rows, hat, out, into, table, factors, pixels, grid_height, grid_width,
+    y_hat, x_hat, to_field, to_irreps, table, factors, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
     """y' -> x': into the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
-    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
     mask = (r < R)[:, None] & (pixel < pixels)[None, :]
-    held = inside(pixel, pixels, grid_height, grid_width)
-    values = times(out, tl.load(rows + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    held = is_interior(pixel, pixels, grid_height, grid_width)
+    values = matmul_constants(to_field, tl.load(y_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
     values = values * tl.load(factors + field)[None, :] + tl.load(factors + F + field)[None, :]
     values = tl.where(held[None, :] & (values > 0), values, 0.0)
-    found = times(into, values.to(rows.dtype.element_ty), SPLIT, RP, DP, 0)
-    tl.store(hat + at, found.to(hat.dtype.element_ty), mask=mask)
+    found = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
+    tl.store(x_hat + at, found.to(x_hat.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def passed(
-    rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width,
+def relu_backward(
+    y_hat, grad_x_hat, to_field, table, factors, pixel, field, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Return y, and the gradient behind the ReLU that came through it, both (DP, columns) float32."""
     r = tl.arange(0, RP)
-    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
-    held = inside(pixel, pixels, grid_height, grid_width) & (field < F)
+    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    held = is_interior(pixel, pixels, grid_height, grid_width) & (field < F)
     mask = (r < R)[:, None] & held[None, :]
-    y = times(out, tl.load(rows + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
-    gradient = times(out, tl.load(by_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    y = matmul_constants(to_field, tl.load(y_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    gradient = matmul_constants(to_field, tl.load(grad_x_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
     scale = tl.load(factors + field, mask=field < F, other=0.0)
     shift = tl.load(factors + F + field, mask=field < F, other=0.0)
     lit = (y * scale[None, :] + shift[None, :] > 0) & held[None, :]
@@ -168,58 +176,88 @@ def passed(
 
 
 @triton.jit
-def normalise_sums(
-    rows, by_hat, out, table, factors, found, pixels, grid_height, grid_width,
+def sum_normalise_gradients(
+    y_hat, grad_x_hat, to_field, table, factors, partial_sums, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr,
-    BF: tl.constexpr, TURNS: tl.constexpr, SPLIT: tl.constexpr,
+    BF: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients behind the ReLU, and they times y, by field: found (programs, 2, F)."""
     column = tl.arange(0, BP * BF)
     field = tl.program_id(1) * BF + column % BF
     first = tl.zeros((BP * BF,), tl.float32)
     second = tl.zeros((BP * BF,), tl.float32)
-    for turn in range(TURNS):
-        pixel = (tl.program_id(0) * TURNS + turn) * BP + column // BF
-        y, gradient = passed(
-            rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width, F, D, R, DP, RP, SPLIT
+    for turn in range(TILES):
+        pixel = (tl.program_id(0) * TILES + turn) * BP + column // BF
+        y, gradient = relu_backward(
+            y_hat,
+            grad_x_hat,
+            to_field,
+            table,
+            factors,
+            pixel,
+            field,
+            pixels,
+            grid_height,
+            grid_width,
+            F,
+            D,
+            R,
+            DP,
+            RP,
+            SPLIT,
         )
         first += tl.sum(gradient, 0)
         second += tl.sum(gradient * y, 0)
     field = tl.program_id(1) * BF + tl.arange(0, BF)
-    at = found + tl.program_id(0) * 2 * F + field
+    at = partial_sums + tl.program_id(0) * 2 * F + field
     tl.store(at, tl.sum(tl.reshape(first, (BP, BF)), 0), mask=field < F)
     tl.store(at + F, tl.sum(tl.reshape(second, (BP, BF)), 0), mask=field < F)
 
 
 @triton.jit
-def normalise_back(
-    rows, by_hat, by_rows, out, into, table, factors, pixels, grid_height, grid_width,
+def normalise_backward(
+    y_hat, grad_x_hat, grad_y_hat, to_field, to_irreps, table, factors, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x' -> of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
-    y, gradient = passed(
-        rows, by_hat, out, table, factors, pixel, field, pixels, grid_height, grid_width, F, D, R, DP, RP, SPLIT
+    y, gradient = relu_backward(
+        y_hat,
+        grad_x_hat,
+        to_field,
+        table,
+        factors,
+        pixel,
+        field,
+        pixels,
+        grid_height,
+        grid_width,
+        F,
+        D,
+        R,
+        DP,
+        RP,
+        SPLIT,
     )
     one, two, three = (
         tl.load(factors + 2 * F + field),
         tl.load(factors + 3 * F + field),
         tl.load(factors + 4 * F + field),
     )
-    held = inside(pixel, pixels, grid_height, grid_width)[None, :] & (tl.arange(0, DP) < D)[:, None]
+    held = is_interior(pixel, pixels, grid_height, grid_width)[None, :] & (tl.arange(0, DP) < D)[:, None]
     values = tl.where(held, gradient * one[None, :] + y * two[None, :] + three[None, :], 0.0)
-    found = times(into, values.to(rows.dtype.element_ty), SPLIT, RP, DP, 0)
+    found = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
     mask = (r < R)[:, None] & (pixel < pixels)[None, :]
-    at = places(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
-    tl.store(by_rows + at, found.to(by_rows.dtype.element_ty), mask=mask)
+    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    tl.store(grad_y_hat + at, found.to(grad_y_hat.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def blur(
     source, target, kernel, table, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
-    F: tl.constexpr, WIDE: tl.constexpr, COLS: tl.constexpr, BACK: tl.constexpr,
+    F: tl.constexpr, KERNEL_SIZE: tl.constexpr, COLS: tl.constexpr, IS_BACKWARD: tl.constexpr,
 ):  # fmt: skip
     """Weight the neighbours of every second pixel within the border, and add; BACK: the transpose, from the smaller.
 
@@ -228,15 +266,15 @@ def blur(
     row, n = tl.program_id(0), tl.program_id(1) * COLS + tl.arange(0, COLS)
     pixel, field = n // F, n % F
     before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
-    height, width = (grid_height, grid_width) if BACK else (out_height, out_width)
-    total, other = (pixels, out_pixels) if BACK else (out_pixels, pixels)
+    height, width = (grid_height, grid_width) if IS_BACKWARD else (out_height, out_width)
+    total, other = (pixels, out_pixels) if IS_BACKWARD else (out_pixels, pixels)
     image, at = pixel // (height * width), pixel % (height * width)
     down, right = at // width - 1, at % width - 1
-    held = inside(pixel, total, height, width)
+    held = is_interior(pixel, total, height, width)
     sum = tl.zeros((COLS,), tl.float32)
-    for tap in range(WIDE * WIDE):
-        y, x = tap // WIDE - WIDE // 2, tap % WIDE - WIDE // 2
-        if BACK:  # of the pixels that saw this one
+    for tap in range(KERNEL_SIZE * KERNEL_SIZE):
+        y, x = tap // KERNEL_SIZE - KERNEL_SIZE // 2, tap % KERNEL_SIZE - KERNEL_SIZE // 2
+        if IS_BACKWARD:  # of the pixels that saw this one
             near, beyond = down - y, right - x
             there = held & (near % 2 == 0) & (beyond % 2 == 0) & (near >= 0) & (beyond >= 0)
             near, beyond = near // 2, beyond // 2

@@ -12,31 +12,31 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.tables import tables
+from helpers.tables import make_tables
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from galaxyhpc.analysis.tables import GENERATED, About, Tables
-from galaxyhpc.config.conditions import CONDITIONS, DEFAULT
-from galaxyhpc.report.figures import FIGURES, looks
+from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
+from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS
+from galaxyhpc.report.figures import FIGURES, assign_styles
 
 ELEVEN = ["CNN", "C1", "C2", "C4", "C8", "C16", "D1", "D2", "D4", "D8", "D16"]
-ABOUT = About("all_groups: equal parameters", generated=False, chance=0.149)
+ABOUT = ReportInfo("all_groups: equal parameters", generated=False, chance_accuracy=0.149)
 SOME = ("CNN", "C4", "D4D4D1 e2wrn10-4", "C4 e2resnet18")
 FEW = ("clean", "rotation", "rotation_control", "flip", "shot_noise", "psf_moffat+shot_noise")  # soon drawn
 FLAW = "flattening head (not invariant)"
-Draw = Callable[[Tables, About], Figure | None]
+Draw = Callable[[Tables, ReportInfo], Figure | None]
 
 
 @cache
 def study(labels: tuple[str, ...], flaw: str = "", conditions: tuple[str, ...] = FEW) -> Tables:
-    made = tables(list(labels), flaw=flaw)
+    made = make_tables(list(labels), flaw=flaw)
     return replace(made, summary=made.summary[made.summary["condition"].isin(conditions)])
 
 
-def drawn(name: str, given: Tables, about: About = ABOUT) -> Figure:
+def drawn(name: str, given: Tables, about: ReportInfo = ABOUT) -> Figure:
     figure = FIGURES[name](given, about)
     assert figure is not None
     return figure
@@ -44,7 +44,7 @@ def drawn(name: str, given: Tables, about: About = ABOUT) -> Figure:
 
 def close(labels: list[str], base: float, interval: float = 0.02) -> Tables:
     """Networks that lie so near to one another that their names must be pushed apart."""
-    made = tables(labels)
+    made = make_tables(labels)
     place = made.summary["label"].map({label: 0.003 * n for n, label in enumerate(labels)})
     mean = base + place
     summary = made.summary.assign(accuracy_mean=mean, ci_low=mean - interval, ci_high=mean + interval, seeds_done=3)
@@ -73,21 +73,21 @@ def names(axes: Axes, labels: list[str]) -> dict[str, float]:
 
 def test_all_eleven_networks_of_the_study_look_different() -> None:
     table = study(tuple(ELEVEN)).networks
-    seen = {(look["color"], str(look["linestyle"]), look["marker"]) for look in looks(table).values()}
-    points = {(look["color"], look["markerfacecolor"], look["marker"]) for look in looks(table).values()}
+    seen = {(look["color"], str(look["linestyle"]), look["marker"]) for look in assign_styles(table).values()}
+    points = {(look["color"], look["markerfacecolor"], look["marker"]) for look in assign_styles(table).values()}
     assert len(seen) == len(points) == 11
 
 
 def test_networks_of_one_group_differ_by_their_markers() -> None:
     table = pd.DataFrame({"label": ["C4 a", "C4 b", "D4 a"], "group": ["C4", "C4", "D4"]})
-    found = looks(table)
+    found = assign_styles(table)
     assert found["C4 a"]["marker"] != found["C4 b"]["marker"]
     assert found["C4 a"]["color"] == found["C4 b"]["color"] == found["D4 a"]["color"]
     assert found["C4 a"]["linestyle"] != found["D4 a"]["linestyle"]
 
 
 def test_a_network_has_the_same_colours_in_every_figure() -> None:
-    expected = [matplotlib.colors.to_hex(look["color"]) for look in looks(study(SOME).networks).values()]
+    expected = [matplotlib.colors.to_hex(look["color"]) for look in assign_styles(study(SOME).networks).values()]
     for name in ("accuracy_angle", "accuracy_polar", "accuracy_severity", "attack"):
         axes = drawn(name, study(SOME)).axes[-1]
         curves = [line for line in axes.lines if line.get_linewidth() > 1 and len(line.get_xdata()) > 2]
@@ -118,7 +118,12 @@ def test_a_long_name_is_folded_and_still_stands_apart() -> None:
 def test_generated_galaxies_flaws_and_missing_seeds_are_said_and_no_text_is_cut_off(name: str) -> None:
     figure = drawn(name, study(SOME, FLAW), replace(ABOUT, generated=True))
     said = words(figure)
-    assert GENERATED in said and f"CNN, {FLAW}" in said and "C4 e2resnet18, 2/3 seeds" in said and ABOUT.title in said
+    assert (
+        GENERATED_NOTICE in said
+        and f"CNN, {FLAW}" in said
+        and "C4 e2resnet18, 2/3 seeds" in said
+        and ABOUT.title in said
+    )
     figure.draw_without_rendering()
     edge = figure.get_tightbbox().padded(-0.02)
     assert edge.x0 >= 0 and edge.y0 >= 0
@@ -130,7 +135,7 @@ def test_whole_sweeps_of_real_galaxies_are_not_said_to_lack_anything() -> None:
         made = study(("CNN", "C4"))
         summary, networks = (table.assign(seeds_done=3) for table in (made.summary, made.networks))
         said = words(drawn(name, replace(made, summary=summary, networks=networks)))
-        assert GENERATED not in said and FLAW not in said and "/3 seeds" not in said
+        assert GENERATED_NOTICE not in said and FLAW not in said and "/3 seeds" not in said
 
 
 def test_more_networks_than_can_be_told_apart_are_not_drawn_over_one_another() -> None:
@@ -157,10 +162,11 @@ def test_the_curve_closes_at_360_degrees() -> None:
 
 def test_every_condition_has_its_panel_from_clean_to_worst_in_physical_parameters() -> None:
     panels = {
-        axes.get_title(loc="left"): axes for axes in drawn("accuracy_severity", study(("C4",), conditions=DEFAULT)).axes
+        axes.get_title(loc="left"): axes
+        for axes in drawn("accuracy_severity", study(("C4",), conditions=DEFAULT_CONDITIONS)).axes
     }
     ticks = {title: [label.get_text() for label in axes.get_xticklabels()] for title, axes in panels.items()}
-    assert len(panels) == len(set(DEFAULT) - {"clean", "rotation", "rotation_control"})
+    assert len(panels) == len(set(DEFAULT_CONDITIONS) - {"clean", "rotation", "rotation_control"})
     assert ticks["pedestal noise"] == ["clean", "0.75", "0.5", "0.25"]  # from much signal to little
     assert ticks["PSF moffat"][1:] == [f"{p:g}" for p in CONDITIONS["psf_moffat"].parameters.values()]
     assert ticks["rotation + shot noise"][1].split("\n") == ["7.5", "0.5"]
@@ -187,7 +193,7 @@ def test_a_confusion_matrix_is_in_per_cent_of_the_true_class() -> None:
 
 
 def test_bars_join_exactly_the_networks_that_cannot_be_told_apart() -> None:
-    made = tables(["C1", "C2", "C4", "C8"])
+    made = make_tables(["C1", "C2", "C4", "C8"])
     networks = made.networks.assign(accuracy_mean=[0.9, 0.8, 0.79, 0.5])
     pairs = [("C1", "C2", True), ("C1", "C4", False), ("C1", "C8", True), ("C2", "C4", False), ("C2", "C8", True)]
     comparisons = pd.DataFrame([*pairs, ("C4", "C8", True)], columns=["a", "b", "separable"])
@@ -216,7 +222,7 @@ def test_a_sweep_of_which_nothing_is_in_has_figures_that_say_so_or_none(name: st
     nothing = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
     networks = made.networks.assign(**nothing, seeds_done=0)
     for summary in (made.summary[:0], made.summary.assign(**nothing, consistency=np.nan, seeds_done=0)):
-        figure = FIGURES[name](Tables(summary, networks), About("none", False, float("nan")))
+        figure = FIGURES[name](Tables(summary, networks), ReportInfo("none", False, float("nan")))
         if figure is not None:
             figure.savefig(io.BytesIO(), format="pdf")
             assert "no planned run is in yet" in words(figure) and "interval" not in words(figure)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.kernels.harmonic import blocks
+from galaxyhpc.steerable.kernels.harmonic import get_harmonic_basis
 from galaxyhpc.steerable.layers import SteerableConv
 
 pytest.importorskip("triton")
@@ -30,8 +30,8 @@ def errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
     upstream = torch.randn_like(y)
     wanted = [y.detach(), *torch.autograd.grad((y * upstream).sum(), (x, dense.weight))]
     weight = dense.weight.detach().to(dtype if dtype == torch.float64 else torch.float32)
-    asked = (x.detach().to(dtype), weight, dense.recipe, dense.stride, dense.padding)
-    by_x, by_weight = gpu.backward(upstream.to(dtype), *asked, for_x=True)
+    asked = (x.detach().to(dtype), weight, dense.basis_spec, dense.stride, dense.padding)
+    by_x, by_weight = gpu.backward(upstream.to(dtype), *asked, needs_input_grad=True)
     assert by_x is not None
     found = [gpu.forward(*asked), by_x, by_weight]
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
@@ -73,4 +73,4 @@ def test_in_fewer_digits_it_is_as_exact_as_its_maps(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("group", ["C4", "C7", "C16", "D1", "D4", "D7"])
 def test_the_filters_that_bring_gradients_back_have_blocks_of_the_same_weights(group: str) -> None:
     recipe = (group, 3, "regular", "regular", None)
-    assert blocks(recipe, True).weights == blocks(recipe).weights
+    assert get_harmonic_basis(recipe, True).num_weights == get_harmonic_basis(recipe).num_weights

@@ -18,8 +18,8 @@ from galaxyhpc.models import build_model
 from galaxyhpc.runtime import native
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.kernels import selection
-from galaxyhpc.steerable.kernels.harmonic import blocks, reference
-from galaxyhpc.steerable.kernels.operator import harmonic
+from galaxyhpc.steerable.kernels.harmonic import get_harmonic_basis, harmonic_conv_reference
+from galaxyhpc.steerable.kernels.operator import harmonic_conv
 from galaxyhpc.steerable.layers import SteerableConv
 
 pytestmark = pytest.mark.compiler
@@ -49,8 +49,8 @@ def test_tiles_and_plain_tensors_give_the_maps_and_gradients_of_the_dense_filter
     for kind, size, stride in (("regular", 3, 1), ("trivial", 3, 2)):
         dense = layer(group, (2, 3), size, kind, stride)
         x = torch.randn(2, dense.in_fields * dense.basis.shape[2], 7, 9, dtype=torch.float64, requires_grad=True)
-        for way in (reference, harmonic):
-            assert_same(dense, x, way(x, dense.weight, dense.recipe, stride, dense.padding))
+        for way in (harmonic_conv_reference, harmonic_conv):
+            assert_same(dense, x, way(x, dense.weight, dense.basis_spec, stride, dense.padding))
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,14 +78,14 @@ def test_so_they_do_for_any_shape(
     dense.padding = padding
     shape = (images, dense.in_fields * dense.basis.shape[2], *sides)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, stride, padding))
+    assert_same(dense, x, harmonic_conv(x, dense.weight, dense.basis_spec, stride, padding))
 
 
 def test_many_tiles_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = layer("D4", (5, 3), 3, "regular", 1)
     x = torch.randn(2, 40, 9, 9, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr("galaxyhpc.steerable.kernels.cpu.TILE_BYTES", 7 * 48 * 5 * 8)  # 7 pixels, 162 in all
-    assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
+    assert_same(dense, x, harmonic_conv(x, dense.weight, dense.basis_spec, 1, 1))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -94,7 +94,7 @@ def test_threads_share_pixels_and_add_up_gradients(threads: int) -> None:
     x = torch.randn(1, 68, 8, 8, dtype=torch.float64, requires_grad=True)
     torch.set_num_threads(threads)
     try:
-        assert_same(dense, x, harmonic(x, dense.weight, dense.recipe, 1, 1))
+        assert_same(dense, x, harmonic_conv(x, dense.weight, dense.basis_spec, 1, 1))
     finally:
         torch.set_num_threads(before)
 
@@ -102,7 +102,7 @@ def test_threads_share_pixels_and_add_up_gradients(threads: int) -> None:
 def test_a_batch_without_images_has_no_gradient() -> None:
     dense = layer("D2", (2, 3), 3, "regular", 1)
     x = torch.empty(0, 8, 5, 5, dtype=torch.float64, requires_grad=True)
-    y = harmonic(x, dense.weight, dense.recipe, 1, 1)
+    y = harmonic_conv(x, dense.weight, dense.basis_spec, 1, 1)
     by_weight = torch.autograd.grad(y.sum(), dense.weight)[0]
     assert y.shape == (0, 12, 5, 5) and not by_weight.any()
 
@@ -113,7 +113,7 @@ def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     exact, single = dense(x), dense.float()
     errors = [
         (one - exact).abs().max()
-        for one in (single(x.float()), harmonic(x.float(), single.weight, single.recipe, 1, 1))
+        for one in (single(x.float()), harmonic_conv(x.float(), single.weight, single.basis_spec, 1, 1))
     ]
     assert errors[1] < 2 * errors[0] + 1e-6
 
@@ -122,15 +122,17 @@ def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     ("group", "products"), [("C4", 36), ("C8", 84), ("C16", 180), ("D4", 72), ("D8", 168), ("D16", 360)]
 )
 def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_components(group: str, products: int) -> None:
-    of = blocks((group, 3, "regular", "regular", None))
-    assert len(of.filters) == 6
-    assert sum(irrep.size * irrep.weights.size for irrep in of.irreps) == products
+    of = get_harmonic_basis((group, 3, "regular", "regular", None))
+    assert len(of.spatial_filters) == 6
+    assert sum(irrep.size * irrep.weight_indices.size for irrep in of.irreps) == products
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")  # torch's own
 def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33).double().train()
-    assert selection.apply(network, dict.fromkeys(selection.layers(network), True), torch.device("cpu"))
+    assert selection.apply_choice(
+        network, dict.fromkeys(selection.get_steerable_layers(network), True), torch.device("cpu")
+    )
     compiled_network = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
     images = torch.rand(3, 3, 33, 33, dtype=torch.float64)
     found, wanted = compiled_network(images), network(images)
@@ -145,7 +147,7 @@ def test_the_operators_are_what_torch_expects() -> None:
     dense = layer("D3", (2, 3), 3, "regular", 1)
     for grad, padding in ((True, 1), (False, 2)):
         x = torch.randn(2, 12, 6, 7, dtype=torch.float64, requires_grad=grad)
-        torch.library.opcheck(torch.ops.galaxyhpc.harmonic, (x, dense.weight, *dense.recipe, 1, padding))
+        torch.library.opcheck(torch.ops.galaxyhpc.harmonic, (x, dense.weight, *dense.basis_spec, 1, padding))
 
 
 @pytest.mark.parametrize("low", [True, False])
@@ -186,4 +188,4 @@ def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler in ("absent", "false"):
         monkeypatch.setenv("CXX", compiler)
-        assert native.library.__wrapped__("steerable/kernels/harmonic.cpp") is None
+        assert native.load_library.__wrapped__("steerable/kernels/harmonic.cpp") is None

@@ -25,7 +25,7 @@ MACHINE = {
 
 def chosen(group: str, training: bool = True, images: int = 8) -> list[bool]:
     network = build_model(ModelConfig(group=group), 65)
-    uses = selection.in_use(network, selection.Images(images, 65)).values()
+    uses = selection.trace_layer_inputs(network, selection.BatchShape(images, 65)).values()
     return [selection.faster(use, MACHINE, training) for use in uses]
 
 
@@ -49,16 +49,16 @@ def test_rates_are_found_again_from_times() -> None:
 def test_what_comes_into_a_layer_is_found_without_computing() -> None:
     network = build_model(ModelConfig(group="D2", scale=0.2), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    uses = list(selection.in_use(network, selection.Images(5, 33)).values())
+    uses = list(selection.trace_layer_inputs(network, selection.BatchShape(5, 33)).values())
     seen: list[tuple[int, ...]] = []
-    for layer in selection.layers(network).values():
+    for layer in selection.get_steerable_layers(network).values():
         layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
         layer.register_forward_hook(lambda layer, inputs, y: seen.append((y.numel(),)))
     network(torch.rand(5, 3, 33, 33))
     for number, use in enumerate(uses):
         (images, _, *sides), (values,) = seen[2 * number : 2 * number + 2]
-        assert (use.images, use.sides, use.values[1]) == (images, tuple(sides), values)
-        assert use.by_x == (number > 0)
+        assert (use.batch_size, use.input_size, use.num_elements[1]) == (images, tuple(sides), values)
+        assert use.needs_input_grad == (number > 0)
     assert network.training and len(uses) == 11
     assert all(
         torch.equal(before[name], value) for name, value in network.state_dict().items() if "running" not in name
@@ -85,31 +85,40 @@ def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33)
-    assert not any(selection.choose(network, selection.Images(4, 33), CPU, torch.bfloat16, training=True).values())
-    monkeypatch.setattr(cpu, "available", lambda: False)
-    assert not any(selection.choose(network, selection.Images(4, 33), CPU, torch.float32, training=True).values())
-    every = dict.fromkeys(selection.layers(network), True)
-    assert not selection.apply(network, every, CPU)
-    assert not any(layer.harmonic for layer in selection.layers(network).values())
+    assert not any(
+        selection.choose_kernels(network, selection.BatchShape(4, 33), CPU, torch.bfloat16, is_training=True).values()
+    )
+    monkeypatch.setattr(cpu, "is_available", lambda: False)
+    assert not any(
+        selection.choose_kernels(network, selection.BatchShape(4, 33), CPU, torch.float32, is_training=True).values()
+    )
+    every = dict.fromkeys(selection.get_steerable_layers(network), True)
+    assert not selection.apply_choice(network, every, CPU)
+    assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
 
 def test_a_network_without_steerable_layers_has_no_choice() -> None:
-    assert selection.choose(nn.Conv2d(3, 3, 1), selection.Images(1, 5), CPU, torch.float32, training=True) == {}
+    assert (
+        selection.choose_kernels(nn.Conv2d(3, 3, 1), selection.BatchShape(1, 5), CPU, torch.float32, is_training=True)
+        == {}
+    )
 
 
 def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    paths = {name: number > 0 for number, name in enumerate(selection.layers(network))}
-    asked = (network, paths, selection.Images(4, 33), CPU, torch.float32)
+    paths = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
+    asked = (network, paths, selection.BatchShape(4, 33), CPU, torch.float32)
     steps = {False: 2.0, True: 1.0}
-    real = selection._step
-    monkeypatch.setattr(selection, "_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())]))
-    assert selection.proven(*asked) == paths
+    real = selection._run_trial_step
+    monkeypatch.setattr(
+        selection, "_run_trial_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())])
+    )
+    assert selection.validate_on_device(*asked) == paths
     steps[True] = 3.0
-    assert not any(selection.proven(*asked).values())
+    assert not any(selection.validate_on_device(*asked).values())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not any(layer.harmonic for layer in selection.layers(network).values())
+    assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
 
 @pytest.mark.compiler
@@ -124,6 +133,8 @@ def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
 
     network = build_model(ModelConfig(group="C4", scale=0.1), 33)
     monkeypatch.setattr(cpu, "backward", kernel)
-    every = dict.fromkeys(selection.layers(network), True)
-    assert not any(selection.proven(network, every, selection.Images(3, 33), CPU, torch.float32).values())
+    every = dict.fromkeys(selection.get_steerable_layers(network), True)
+    assert not any(
+        selection.validate_on_device(network, every, selection.BatchShape(3, 33), CPU, torch.float32).values()
+    )
     assert ("no kernel image" if broken == "fails" else "another one") in caplog.text
