@@ -205,7 +205,7 @@ def _diagnose_attack(run: RunDir) -> str:
     if not path.exists() and not path.is_symlink():
         return ""
     found, problem = _try_check(_read_attack, run)
-    if found and run.best_file.is_file() and found.source.weights != sha256(run.best_file):
+    if found and run.best_file.is_file() and found.spec.weights != sha256(run.best_file):
         return "of other weights than best.pt"
     return problem
 

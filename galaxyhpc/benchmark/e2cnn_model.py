@@ -17,7 +17,7 @@ class E2cnnModel(nn.Module):
     def __init__(self, network: StudyCNN, image_size: int) -> None:
         super().__init__()
         convolution: Any = next(network.blocks[0].children())
-        space = groups.make_gspace(convolution.recipe[0])
+        space = groups.make_gspace(convolution.basis_spec[0])
         from e2cnn import nn as modules  # after the space, which makes e2cnn work
 
         self.input_type = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)

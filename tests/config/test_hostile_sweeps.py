@@ -11,26 +11,26 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, work_parent
+from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.launch import __main__ as launch
 
-__all__ = ["work_parent"]
+__all__ = ["workspace"]
 
 
 def dry_run(*options: str) -> int:
     return launch.main(["sweep.yaml", "--executor", "debug", "--dry-run", *options])
 
 
-def check_dry_run(desk: Path, content: bytes, capfd: pytest.CaptureFixture[str], *options: str) -> CommandResult:
+def check_dry_run(workspace: Path, content: bytes, capfd: pytest.CaptureFixture[str], *options: str) -> CommandResult:
     """Show a sweep's plan: nothing is written, whatever is in it."""
-    (desk / "work" / "sweep.yaml").write_bytes(content)
-    before = snapshot_tree(desk)
+    (workspace / "work" / "sweep.yaml").write_bytes(content)
+    before = snapshot_tree(workspace)
     end, lines = capture_command(lambda: dry_run(*options), capfd)
-    assert snapshot_tree(desk) == before
+    assert snapshot_tree(workspace) == before
     return end, lines
 
 
@@ -71,27 +71,27 @@ GRID = ", ".join(f"train.{name}: {list(range(1, 1001))}" for name in ("epochs", 
     ids=lambda content: ascii(content[:30]),
 )
 def test_a_hostile_sweep_file_is_refused_with_its_place_and_with_little_memory(
-    content: str | bytes, desk: Path, capfd: pytest.CaptureFixture[str]
+    content: str | bytes, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    end, lines = check_dry_run(desk, content if isinstance(content, bytes) else content.encode(), capfd)
+    end, lines = check_dry_run(workspace, content if isinstance(content, bytes) else content.encode(), capfd)
     assert end == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines), lines[:3]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
-def test_a_byte_order_mark_and_a_merge_are_no_harm(desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_byte_order_mark_and_a_merge_are_no_harm(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = yaml.safe_dump(VALID_SWEEP).replace("base:", "base:\n  <<: {augment.flip: 0.1}", 1)
-    assert check_dry_run(desk, b"\xef\xbb\xbf" + text.encode(), capfd) == (0, [])
+    assert check_dry_run(workspace, b"\xef\xbb\xbf" + text.encode(), capfd) == (0, [])
 
 
 PATHS = ["~nobody-of-this-name/x", "a\0b", "\ud800", "a\nb", "loop", "loop/x", "pipe", "x" * 300, "/dev/null/x", ""]
 
 
 @pytest.fixture
-def traps(desk: Path) -> Path:
-    (desk / "work" / "loop").symlink_to("loop")
-    os.mkfifo(desk / "work" / "pipe")
-    return desk
+def traps(workspace: Path) -> Path:
+    (workspace / "work" / "loop").symlink_to("loop")
+    os.mkfifo(workspace / "work" / "pipe")
+    return workspace
 
 
 @pytest.mark.parametrize("path", [*PATHS, "../../x", "/proc/self/mem", "/", ".", "~", "/etc/passwd", "${X:-$(id)}"])
@@ -135,9 +135,9 @@ def test_a_hostile_path_on_the_command_line_is_refused_or_only_shown(
     ids=lambda text: ascii(text[:30]),
 )
 def test_a_hostile_setting_on_the_command_line_is_told_as_such(
-    text: str, desk: Path, capfd: pytest.CaptureFixture[str]
+    text: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(desk, json.dumps(VALID_SWEEP).encode(), capfd, "--set", text)
+    end, lines = check_dry_run(workspace, json.dumps(VALID_SWEEP).encode(), capfd, "--set", text)
     assert end == 2 and all(line.startswith("--set: ") for line in lines), lines
 
 
@@ -177,40 +177,40 @@ def mutated(draw: st.DrawFn) -> Any:
 @settings(FUZZ_SETTINGS, max_examples=80)
 @given(sweep=mutated())
 def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place(
-    sweep: Any, desk: Path, capfd: pytest.CaptureFixture[str]
+    sweep: Any, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(desk, json.dumps(sweep).encode(), capfd)
+    end, lines = check_dry_run(workspace, json.dumps(sweep).encode(), capfd)
     assert end in (0, 2) and (end == 0 or lines)
 
 
 @settings(FUZZ_SETTINGS, max_examples=80)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_are_told_with_their_place(content: bytes, desk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    end, lines = check_dry_run(desk, content, capfd)
+def test_any_bytes_are_told_with_their_place(content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    end, lines = check_dry_run(workspace, content, capfd)
     assert end == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("link", ["the sweep", "a run"])
 def test_a_sweep_is_not_launched_through_a_link_that_leads_elsewhere(
-    link: str, desk: Path, capfd: pytest.CaptureFixture[str]
+    link: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (desk / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
-    place = desk / "work" / "runs" / "good"
+    (workspace / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
+    place = workspace / "work" / "runs" / "good"
     place = place / load_sweep(Path("sweep.yaml")).runs[0].run_id if link == "a run" else place
     place.parent.mkdir(parents=True)
-    (desk / "elsewhere").mkdir()
-    place.symlink_to(desk / "elsewhere")
+    (workspace / "elsewhere").mkdir()
+    place.symlink_to(workspace / "elsewhere")
     end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug"]), capfd)
     assert end == 2 and len(lines) == 1 and "symbolic link" in lines[0]
-    assert not list((desk / "elsewhere").iterdir()) and not (desk / "work" / "runs" / ".cache").exists()
+    assert not list((workspace / "elsewhere").iterdir()) and not (workspace / "work" / "runs" / ".cache").exists()
 
 
 @pytest.mark.parametrize("name", ["50%j", "a\\b", "a\nb", "caf\udce9"])
 def test_a_place_where_slurm_could_not_write_its_logs_is_refused_before_anything_is_written(
-    name: str, desk: Path, capfd: pytest.CaptureFixture[str]
+    name: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (desk / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
-    before = snapshot_tree(desk)
+    (workspace / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
+    before = snapshot_tree(workspace)
     end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
     assert end == 2 and len(lines) == 1 and lines[0].startswith("--runs: found") and lines[0].isprintable()
-    assert snapshot_tree(desk) == before
+    assert snapshot_tree(workspace) == before

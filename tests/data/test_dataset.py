@@ -139,10 +139,10 @@ def test_a_killed_conversion_leaves_nothing_that_a_later_one_trusts(tmp_path):
     assert_a_killed_conversion_is_not_trusted(config, job)
 
 
-@pytest.mark.parametrize("moment", ["galaxy10._fingerprint", "galaxy10.write_text", "data.os.replace"])
+@pytest.mark.parametrize("moment", ["galaxy10._compute_fingerprint", "galaxy10.write_text", "dataset.os.replace"])
 def test_a_conversion_killed_near_its_end_leaves_nothing_either(tmp_path, moment):
     config = settings(tmp_path, write_file(tmp_path / "a.h5"), image_size=33)
-    kill = f"import os, galaxyhpc.data.dataset\ngalaxyhpc.{moment} = lambda *_: os.kill(os.getpid(), 9)\n"
+    kill = f"import os, galaxyhpc.data.dataset\ngalaxyhpc.data.{moment} = lambda *_: os.kill(os.getpid(), 9)\n"
     assert_a_killed_conversion_is_not_trusted(config, process(config, kill))
 
 

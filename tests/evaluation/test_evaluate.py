@@ -55,7 +55,7 @@ class StopLater(StopSignal):
     looks = 0
 
     @property
-    def wanted(self) -> bool:
+    def is_requested(self) -> bool:
         self.looks += 1
         return self.looks >= 10
 

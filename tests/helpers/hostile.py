@@ -56,7 +56,7 @@ def capture_command(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def work_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to work in, with room around it to escape to."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")

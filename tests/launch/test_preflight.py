@@ -154,12 +154,12 @@ RSS = """
 import sys, torch, galaxyhpc.training.trainer
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.models import build_model
-from galaxyhpc.models.profile import measure, training_bytes
+from galaxyhpc.models.profile import profile_network, estimate_training_bytes
 torch.set_num_threads(1)
 group, size, batch = sys.argv[1] or None, int(sys.argv[2]), int(sys.argv[3])
 model = ModelConfig(group=group, scale=0.5) if group else ModelConfig(architecture="cnn")
 config = RunConfig(model=model, data=DataConfig(image_size=size), train=TrainConfig(batch_size=batch))
-told = training_bytes(measure(model, size), config)
+told = estimate_training_bytes(profile_network(model, size), config)
 network = build_model(model, size)
 optimizer = torch.optim.AdamW(network.parameters())
 for _ in range(2):

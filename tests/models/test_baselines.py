@@ -235,11 +235,11 @@ def test_a_torchvision_that_does_not_fit_concerns_those_alone_who_ask_for_it(tmp
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms is not')")
     code = """
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models.profile import measure
-print(measure(ModelConfig(architecture="cnn", scale=0.1), 33).parameters > 0)
+from galaxyhpc.models.profile import profile_network
+print(profile_network(ModelConfig(architecture="cnn", scale=0.1), 33).parameters > 0)
 for _ in range(2):
     try:
-        measure(ModelConfig(architecture="resnet18"), 33)
+        profile_network(ModelConfig(architecture="resnet18"), 33)
     except ValueError as error:
         print(error)
 """

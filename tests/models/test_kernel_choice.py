@@ -50,7 +50,7 @@ def test_the_choice_is_made_for_training_and_for_inference(
 ) -> None:
     names = list(selection.get_steerable_layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
     monkeypatch.setattr(
-        selection, "choose_kernels", lambda *given, training: {n: training and n == names[3] for n in names}
+        selection, "choose_kernels", lambda *given, is_training: {n: is_training and n == names[3] for n in names}
     )
     run = RunDir(tmp_path)
     assert begun(run, process, "auto") == [name == names[3] for name in names]

@@ -11,10 +11,10 @@ from pathlib import Path
 CODE = """
 import sys
 from pathlib import Path
-from galaxyhpc.runtime.distributed import joined
+from galaxyhpc.runtime.distributed import process_group
 from galaxyhpc.storage.run_dir import RunDir
-with joined(RunDir(Path(sys.argv[1]))) as process:
-    print(process.rank, process.world, *process.total([1.0, process.rank]))
+with process_group(RunDir(Path(sys.argv[1]))) as process:
+    print(process.rank, process.world_size, *process.all_reduce_sum([1.0, process.rank]))
 """
 
 

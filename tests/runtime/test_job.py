@@ -63,9 +63,9 @@ def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_kil
     run: RunDir,
 ) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from galaxyhpc.runtime.job import Place, alone; "
+        "import sys, time; from pathlib import Path; from galaxyhpc.runtime.lock import exclusive_lock; from galaxyhpc.runtime.rank import RankInfo; "
         "from galaxyhpc.storage.run_dir import RunDir\n"
-        "with alone(RunDir(Path(sys.argv[1])), Place()): print('held', flush=True); time.sleep(60)"
+        "with exclusive_lock(RunDir(Path(sys.argv[1])), RankInfo()): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -9,9 +9,9 @@ import pytest
 
 KEPT = """
 import ctypes, torch
-from galaxyhpc.runtime.malloc import keep_freed
+from galaxyhpc.runtime.malloc import keep_heap
 if {keep}:
-    keep_freed()
+    keep_heap()
 kept = [torch.ones(1 << 20) for _ in range(20)]  # 4 MiB each
 del kept
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()

@@ -403,7 +403,7 @@ def test_a_thousand_runs_are_shown_without_loading_what_is_slow(tmp_path: Path) 
         run.events_file.write_bytes(runs[0].events_file.read_bytes())
         run.metrics_file.write_bytes(runs[0].metrics_file.read_bytes())
     slow = ("torch", "pandas", "numpy", "pydantic")  # submitit only where a run is in doubt
-    code = "import sys; from galaxyhpc.status import main; main(sys.argv[1:]); "
+    code = "import sys; from galaxyhpc.status.__main__ import main; main(sys.argv[1:]); "
     code += f"print([name for name in {slow} if name in sys.modules])"
     command = [sys.executable, "-c", code, str(write_sweep_plan(*runs))]
     text = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout

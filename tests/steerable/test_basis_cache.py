@@ -15,8 +15,8 @@ from galaxyhpc.steerable import basis_cache
 
 BUILD = """
 import sys
-from galaxyhpc import groups
-sampled = groups.basis("D4", 3)
+from galaxyhpc.steerable import groups
+sampled = groups.get_basis("D4", 3)
 print("e2cnn" in sys.modules, float(sampled.filters.sum()), sampled.filters.shape, sampled.filters.flags.writeable)
 """
 

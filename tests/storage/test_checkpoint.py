@@ -98,7 +98,7 @@ def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path:
     run = RunDir(tmp_path / "run")
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "from galaxyhpc import checkpoint; from galaxyhpc.storage.run_dir import RunDir\n"
+        "from galaxyhpc.storage import checkpoint; from galaxyhpc.storage.run_dir import RunDir\n"
         "run = RunDir(Path(sys.argv[1])); state = {'weight': torch.rand(2_000_000)}; step = int(sys.argv[2])\n"
         "while True: step += 1; checkpoint.save(run, step, 1, state)"
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 import pytest
-from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, capture_command, snapshot_tree, work_parent
+from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, capture_command, snapshot_tree, workspace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
 
-__all__ = ["work_parent"]
+__all__ = ["workspace"]
 
 PROJECT = Path(__file__).parents[2]
 
@@ -44,10 +44,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sweep(finished: Path, desk: Path) -> Path:
+def sweep(finished: Path, workspace: Path) -> Path:
     """A copy of that sweep."""
-    shutil.copytree(finished, desk / "runs" / "good")
-    return desk / "runs" / "good"
+    shutil.copytree(finished, workspace / "runs" / "good")
+    return workspace / "runs" / "good"
 
 
 def run_in(sweep: Path) -> RunDir:
@@ -94,23 +94,23 @@ PLANS = [
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: ascii(plan[:25]))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_plan_that_launch_did_not_write_leads_nowhere(
-    command: str, plan: str, desk: Path, capfd: pytest.CaptureFixture[str]
+    command: str, plan: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    place = desk / "runs" / "good"
+    place = workspace / "runs" / "good"
     place.mkdir(parents=True)
-    for outside in (desk / "x", desk / "runs" / "x"):
+    for outside in (workspace / "x", workspace / "runs" / "x"):
         outside.mkdir()
     (place / "plan.csv").write_text(plan, newline="")
-    before = snapshot_tree(desk)
+    before = snapshot_tree(workspace)
     end, lines = capture_command(lambda: COMMANDS[command](place), capfd)
     assert len(lines) <= 1 and all(line.isprintable() for line in lines)
-    assert snapshot_tree(desk) == before and end in (0, 1, 2)
+    assert snapshot_tree(workspace) == before and end in (0, 1, 2)
 
 
 @settings(FUZZ_SETTINGS, max_examples=300)
 @given(name=st.text(max_size=30) | st.sampled_from(["../x", "/x", ".", "..", "x/../../y", "x\0", "good", "\ud800"]))
-def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, desk: Path) -> None:
-    place = desk / "runs" / "good"
+def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, workspace: Path) -> None:
+    place = workspace / "runs" / "good"
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.csv").write_bytes(b"run_id\n" + name.encode("utf-8", "surrogatepass") + b"\n")
     try:
@@ -235,9 +235,9 @@ def lines_of(values: list[Any]) -> str:
 @example(events=[{"event": "retried", "time": 1, "micro_batch": 1, "exclude": ["a\n#SBATCH --x"]}], records=[])
 @example(events=[{"event": "submitted", "time": 1e300, "job": ["x"]}, {"event": "epoch", "time": 1}], records=[])
 def test_lines_of_any_json_are_events_or_skipped(
-    events: list[Any], records: list[Any], finished: Path, desk: Path, capfd: pytest.CaptureFixture[str]
+    events: list[Any], records: list[Any], finished: Path, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = desk / "runs" / "lines"
+    path = workspace / "runs" / "lines"
     path.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_in(finished).config_file, path)
     run = RunDir(path)
@@ -258,10 +258,10 @@ COLUMN = st.sampled_from(["", "1", "-1", "9" * 400, "nan", "inf", "1e400", "x", 
     twice=st.booleans(),
 )
 def test_a_table_of_results_with_any_cells_is_counts_or_absent(
-    cells: dict[int, str], twice: bool, finished: Path, desk: Path
+    cells: dict[int, str], twice: bool, finished: Path, workspace: Path
 ) -> None:
     source = run_in(finished)
-    run = RunDir(desk / "runs" / source.run_id)
+    run = RunDir(workspace / "runs" / source.run_id)
     shutil.copytree(source.path, run.path, dirs_exist_ok=True)
     head, row = source.results_file.read_text().splitlines()
     parts = row.split(",")

@@ -177,16 +177,16 @@ def test_a_run_that_was_stopped_has_the_average_of_an_unbroken_one(
 TWICE = """
 import os, sys, torch
 from pathlib import Path
-from galaxyhpc import trainer
-from galaxyhpc.runtime.job import Stop
+from galaxyhpc.training import trainer
+from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage.run_dir import RunDir
 judged, validate = [], trainer.validate
 trainer.validate = lambda network, *more: (judged.append(network), validate(network, *more))[1]
 unbroken, stopped = (RunDir(Path(path)) for path in sys.argv[1:])
-assert trainer.train(unbroken, Stop())
+assert trainer.train(unbroken, StopSignal())
 torch.save(judged[-1].state_dict(), unbroken.path / f"judged{os.environ['RANK']}.pt")
-assert not trainer.train(stopped, Stop(), most_steps=3)
-assert trainer.train(stopped, Stop())
+assert not trainer.train(stopped, StopSignal(), max_steps=3)
+assert trainer.train(stopped, StopSignal())
 """
 
 

@@ -176,7 +176,7 @@ def test_a_compiler_may_have_arguments_and_what_it_made_is_made_again_where_it_i
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "env c++")
-    ask = [sys.executable, "-c", "from galaxyhpc import compiled; assert compiled.library('augment.cpp')"]
+    ask = [sys.executable, "-c", "from galaxyhpc.runtime import native; assert native.load_library('data/augment.cpp')"]
     subprocess.run(ask, check=True)
     (made,) = tmp_path.rglob("augment-*.so")
     made.write_bytes(b"")
