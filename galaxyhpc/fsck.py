@@ -30,7 +30,8 @@ from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data.dataset import SPLIT_SETTINGS, read_split_header
 from galaxyhpc.data.split import SPLITS
 from galaxyhpc.evaluation import attack_results, results
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import sha256

@@ -19,7 +19,8 @@ from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import FORMATS, LogitsMismatchError, convert_to_torch, export, export_program, main, make_examples
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import GroupPooling, Restriction, SteerableConv

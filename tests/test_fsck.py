@@ -21,7 +21,8 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConf
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import RunLogits
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -24,7 +24,7 @@ from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import evaluate
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.predict import main
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.kernels import selection

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.benchmark.implementations import Case
 from galaxyhpc.benchmark.timing import TimingBudget
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.malloc import keep_heap
 
 WORLD_SIZE = 2

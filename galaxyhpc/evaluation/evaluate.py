@@ -26,7 +26,8 @@ from galaxyhpc.data.loader import DeviceDataset, load_device_dataset
 from galaxyhpc.evaluation import attack, results
 from galaxyhpc.evaluation.calibration import fit_temperature
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.malloc import keep_heap
 from galaxyhpc.runtime.rank import get_rank_info

@@ -30,7 +30,7 @@ def check_tiny_model(model: ModelConfig, train: TrainConfig) -> tuple[SymmetryEr
     """Return what a network's twin keeps, and what is wrong with it: nothing where all is well."""
     import torch
 
-    from galaxyhpc.models import build_model
+    from galaxyhpc.models.build_model import build_model
     from galaxyhpc.models.equivariance import invariance_error, measure_rotation_sensitivity
 
     with torch.random.fork_rng(devices=[]):

@@ -66,7 +66,7 @@ def profile_network(model: ModelConfig, image_size: int) -> NetworkProfile:
     """
     import torch
 
-    from galaxyhpc.models import build_model, count_parameters, multiply_adds
+    from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 
     with torch.device("meta"):
         network = build_model(model, image_size)

@@ -32,7 +32,8 @@ from galaxyhpc.data.augment import draw_epoch_maps, resample
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import DeviceDataset, epoch_batches, load_device_dataset, shard_batch, steps_per_epoch
 from galaxyhpc.data.split import select_training_indices
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process, process_group
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.malloc import keep_heap

@@ -26,7 +26,7 @@ from galaxyhpc.benchmark.timing import (
 )
 from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]
 SHORT = TimingBudget(2, 0.01)

@@ -31,7 +31,7 @@ from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.attack import draw_first_candidates, make_target, mutate, score
 from galaxyhpc.evaluation.evaluate import load_network
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -67,7 +67,8 @@ def one(name: str, what: str, cache: str) -> dict[str, object]:
 def measure(name: str, what: str) -> dict[str, object]:
     import torch
 
-    from galaxyhpc.models import build_model, profile
+    from galaxyhpc.models import profile
+    from galaxyhpc.models.build_model import build_model
     from galaxyhpc.training.optimizer import make_optimizer
 
     settings = ModelConfig.model_validate(PRESETS[name])

@@ -185,7 +185,9 @@ def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place
 
 @settings(FUZZ_SETTINGS, max_examples=80)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_are_told_with_their_place(content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_any_bytes_are_told_with_their_place(
+    content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     end, lines = check_dry_run(workspace, content, capfd)
     assert end == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines)
 

@@ -36,7 +36,7 @@ from galaxyhpc.evaluation.attack import (
 from galaxyhpc.evaluation.attack_results import AttackResults, AttackSpec, get_attack_file, make_empty_table, read
 from galaxyhpc.evaluation.evaluate import evaluate, is_evaluated, load_network
 from galaxyhpc.evaluation.one_pixel import OnePixelNetwork, supports_one_pixel
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text

@@ -23,7 +23,7 @@ from galaxyhpc.evaluation import corruptions, results
 from galaxyhpc.evaluation.calibration import fit_temperature
 from galaxyhpc.evaluation.corruptions import DrawFn, Survey
 from galaxyhpc.evaluation.evaluate import NotTrainedError, evaluate, get_conditions, is_evaluated, load_network
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir, read_state

@@ -11,7 +11,7 @@ from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.inspect import gradcam
 from galaxyhpc.inspect.features import ProbedLayers
 from galaxyhpc.inspect.gradcam import compute_heat_maps, select_most_confident, upsample
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.e2wrn import E2WRN
 
 SIDE = 33

@@ -24,7 +24,7 @@ from galaxyhpc.inspect.__main__ import main
 from galaxyhpc.inspect.features import Activations, InspectError, RunFeatures
 from galaxyhpc.inspect.gradcam import GradCamTarget
 from galaxyhpc.inspect.inputs import load_context, load_or_compute_features
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir

@@ -15,7 +15,8 @@ from rich.console import Console
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
 from galaxyhpc.launch import preflight, smoke_test
-from galaxyhpc.models import build_model, count_parameters, multiply_adds, profile
+from galaxyhpc.models import profile
+from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 

@@ -26,8 +26,9 @@ from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.inspect import features
 from galaxyhpc.inspect.gradcam import compute_heat_maps
 from galaxyhpc.launch import __main__ as launch
-from galaxyhpc.models import baselines, build_model, count_parameters, profile
+from galaxyhpc.models import baselines, profile
 from galaxyhpc.models.baselines import Baseline, BaselineError, build_baseline, format_install_command
+from galaxyhpc.models.build_model import build_model, count_parameters
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text

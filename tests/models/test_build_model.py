@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model, count_parameters, multiply_adds
+from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.steerable_cnn import BLOCK_FIELDS, compute_stem_geometry
 from galaxyhpc.steerable import groups

@@ -10,7 +10,8 @@ import torch
 
 from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.evaluation.evaluate import load_network
-from galaxyhpc.models import build_model, kernel_choice
+from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import get_rank_info
 from galaxyhpc.steerable.kernels import selection

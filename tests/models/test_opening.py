@@ -21,7 +21,7 @@ from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainCon
 from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import convert_to_torch, export_program
 from galaxyhpc.launch.smoke_test import INVARIANCE_TOLERANCE, check_tiny_model
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.opening import Opening
 from galaxyhpc.models.profile import profile_network

@@ -28,7 +28,7 @@ from galaxyhpc.config.schema import (
     find_nearest_image_sizes,
     is_exact_image_size,
 )
-from galaxyhpc.models import FAMILIES, build_model, count_parameters
+from galaxyhpc.models.build_model import FAMILIES, build_model, count_parameters
 from galaxyhpc.models.equivariance import invariance_error, measure_rotation_sensitivity
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable import groups

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import gpu_roofline, selection

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.layers import SteerableConv, accumulate_filter_gradients
 
 PARTS = 4

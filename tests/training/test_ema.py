@@ -27,7 +27,7 @@ from galaxyhpc.config.schema import (
 )
 from galaxyhpc.data.dataset import load_split, prepare
 from galaxyhpc.data.loader import load_device_dataset
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.rank import RankInfo

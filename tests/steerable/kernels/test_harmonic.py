@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime import native
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.kernels import selection

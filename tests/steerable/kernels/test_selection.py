@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import ModelConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.kernels import cpu, cpu_timing, selection
 
 CPU = torch.device("cpu")
