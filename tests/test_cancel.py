@@ -23,7 +23,7 @@ from helpers.runs import (
 
 from galaxyhpc.cancel import main
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.events import RecordedState, RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
@@ -71,8 +71,8 @@ def test_a_whole_sweep_leaves_the_queue_with_its_report_in_one_call(
     assert main([str(done.sweep_dir)]) == 0
     said = capsys.readouterr().out
     assert calls_of(calls, "scancel") == ["scancel 7 8 9"] and len(calls_of(calls, "squeue")) == 1
-    assert f"{waiting.run_id}: withdrawn: 7_0, 8_0" in said and "left as they are: 1 evaluated" in said
-    assert read_state(waiting) == read_state(running) == RunState("stopped", "cancelled")
+    assert f"{waiting.run_id}: cancelled: 7_0, 8_0" in said and "unchanged: 1 evaluated" in said
+    assert read_state(waiting) == read_state(running) == RecordedState(RunState.STOPPED, "cancelled")
     assert read_state(done).name == "evaluated"
 
 
@@ -84,7 +84,7 @@ def test_a_point_takes_its_own_elements_and_leaves_the_others(
     assert main([str(done.sweep_dir), "s1-", done.run_id]) == 0
     said = capsys.readouterr().out
     assert calls_of(calls, "scancel") == ["scancel 7_1 8_1"]
-    assert f"{running.run_id}: withdrawn: 7_1, 8_1" in said
+    assert f"{running.run_id}: cancelled: 7_1, 8_1" in said
     assert f"{done.run_id}: nothing to cancel: evaluated" in said
     assert [read_state(run).name for run in (waiting, running, done)] == ["submitted", "stopped", "evaluated"]
 
@@ -96,7 +96,7 @@ def test_what_is_not_in_the_queue_is_said_and_keeps_its_state(
     calls, before = answers([]), records(tmp_path)
     assert main([str(runs[0].sweep_dir)]) == 0
     said = capsys.readouterr().out
-    assert "neither in a queue nor running here, and left as they are: 2 lost, 1 evaluated" in said
+    assert "not queued and not running on this machine, unchanged: 2 lost, 1 evaluated" in said
     assert records(tmp_path) == before and calls_of(calls, "scancel") == []
 
 
@@ -155,9 +155,9 @@ def test_a_process_of_this_machine_is_told_to_save_and_leave(
         record_event(run, "started", host=HOSTNAME, job="99.0", pid=process.pid)
         assert main([str(write_sweep_plan(run))]) == 0
         assert process.wait(10) == 75
-    run.record("stopped", why="asked to leave")
-    assert f"process {process.pid} is told to save and leave" in capsys.readouterr().out
-    assert read_state(run) == RunState("stopped", "cancelled")
+    run.record("stopped", why="preempted")
+    assert f"sent SIGTERM to process {process.pid}, which saves and exits" in capsys.readouterr().out
+    assert read_state(run) == RecordedState(RunState.STOPPED, "cancelled")
 
 
 @pytest.mark.parametrize("wrong", ["host", "process"])
@@ -170,7 +170,7 @@ def test_no_other_process_is_told_anything(wrong: str, tmp_path: Path, capsys: p
         assert main([str(run.path)]) == 0
         assert process.poll() is None and other.poll() is None
         other.kill()
-    assert "nothing to cancel: running, by a process that cannot be told from here" in capsys.readouterr().out
+    assert "nothing to cancel: running, by a process that cannot be signalled from here" in capsys.readouterr().out
     assert read_state(run).name == "running"
 
 
@@ -178,7 +178,7 @@ def test_a_launch_at_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     sweep = write_sweep_plan(make_run(tmp_path))
     with FileLock(sweep / ".launch.lock"):
         assert main([str(sweep)]) == 0
-    assert "a launch of this sweep is at work" in capsys.readouterr().out
+    assert "a launch of this sweep is running" in capsys.readouterr().out
 
 
 def test_users_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from helpers.runs import (
     write_sweep_plan,
 )
 
-from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.retry import Decision, decide, main
 from galaxyhpc.runtime import slurm
 from galaxyhpc.status.run_status import QueueSnapshot as Queue
@@ -65,9 +64,9 @@ def test_out_of_memory_halves_the_micro_batch_until_three(world: int, micro_batc
         )
         run.record("retried", why=found.message, **found.changes)
         record_event(run, "failed", why="OutOfMemoryError", cause="memory")
-    assert run.with_retry_changes(ResourcesConfig()).micro_batch == micro_batches[-1] == 4
+    assert run.load_config().resources.micro_batch == micro_batches[-1] == 4
     assert not decided(run).should_retry and "cannot be halved further" in decided(run).message
-    assert decided(run, named=True) == Decision(f"retried as it is: {decided(run).message.partition(': ')[2]}")
+    assert decided(run, named=True) == Decision(f"retried unchanged: {decided(run).message.partition(': ')[2]}")
 
 
 def test_an_evaluation_out_of_memory_has_no_micro_batch(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_an_evaluation_out_of_memory_has_no_micro_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["NODE_FAIL", "", "FAILED"])
 def test_a_run_lost_with_its_node_is_tried_on_others(ending: str, tmp_path: Path) -> None:
     found = decided(lost(tmp_path), ending=ending)
-    assert found.should_retry and found.changes == {"exclude": ["node1"]} and "not again on node1" in found.message
+    assert found.should_retry and found.changes == {"exclude": ["node1"]} and "excluding node1" in found.message
 
 
 @pytest.mark.parametrize("ending", ["TIMEOUT", "PREEMPTED", "CANCELLED"])
@@ -92,7 +91,7 @@ def test_a_node_is_not_blamed_for_what_slurm_did(ending: str, tmp_path: Path) ->
 
 def test_of_several_nodes_none_is_blamed(tmp_path: Path) -> None:
     found = decided(lost(tmp_path, nodes="node[1-2]"))
-    assert found.should_retry and found.changes == {} and "which of node[1-2] failed is not known" in found.message
+    assert found.should_retry and found.changes == {} and "excluding none of node[1-2]" in found.message
 
 
 def test_killed_by_slurm_for_its_memory_is_out_of_memory(tmp_path: Path) -> None:
@@ -125,16 +124,16 @@ def test_the_failed_of_a_sweep_are_submitted_by_cause_and_nothing_else(
         record_submission(run, job)
     record_start(running, "7_4")
     record_epochs(running, [0.2, 0.3])
-    record_event(stopped, "stopped", why="asked to leave")
+    record_event(stopped, "stopped", why="cancelled")
     record_event(again, "failed", why="x", cause="memory")
     before = {run: run.read_events() for run in (error, waiting, running, stopped, again)}
     queue = ["7_3|PENDING|Priority||t", "7_4|RUNNING|None|node1|t", "7_6|PENDING|BeginTime||t"]
     calls = answers(queue, ended=["7_0|FAILED", "7_1|NODE_FAIL"])
     assert main([str(write_sweep_plan(memory, gone, error, waiting, running, stopped, again)), "--failed"]) == 0
     said = capsys.readouterr().out
-    assert f"{memory.run_id}: retried after it ran out of memory: micro-batch 128 -> 64" in said
-    assert f"{gone.run_id}: retried: its job 7_1 is no longer in Slurm's queue (NODE_FAIL); not again on node1" in said
-    assert f"{error.run_id}: left alone: error: ValueError: x; once that is mended, name it" in said
+    assert f"{memory.run_id}: retried, out of memory: micro-batch 128 -> 64" in said
+    assert f"{gone.run_id}: retried: its job 7_1 is no longer in Slurm's queue (NODE_FAIL); excluding node1" in said
+    assert f"{error.run_id}: skipped: error: ValueError: x; fix that, then name the run" in said
     assert {run: run.read_events() for run in before} == before
     scripts = [file.read_text() for file in (path / "log").glob("*_submission.sh")]
     assert sum("--exclude=node1" in text for text in scripts) >= 1 and calls.read_text().count("sbatch") == len(scripts)
@@ -142,8 +141,8 @@ def test_the_failed_of_a_sweep_are_submitted_by_cause_and_nothing_else(
         assert [event["event"] for event in run.read_events()][-5:][0] == "retried" and read_state(
             run
         ).name == "submitted"
-        amended = run.with_retry_changes(run.load_config().resources.resolved)
-        assert (amended.micro_batch, amended.exclude_nodes) == wanted
+        resources = run.load_config().resources
+        assert (resources.micro_batch, resources.exclude_nodes) == wanted
 
 
 def test_a_point_is_tried_whatever_the_cause(
@@ -153,7 +152,7 @@ def test_a_point_is_tried_whatever_the_cause(
     answers([])
     before = other.read_events()
     assert main([str(write_sweep_plan(error, other)), "s0"]) == 0
-    assert f"{error.run_id}: retried as it is: failed ValueError: x" in capsys.readouterr().out
+    assert f"{error.run_id}: retried unchanged: failed ValueError: x" in capsys.readouterr().out
     assert read_state(error).name == "submitted" and other.read_events() == before
 
 
@@ -182,6 +181,6 @@ def test_a_launch_at_work_and_nothing_to_do_are_said(tmp_path: Path, capsys: pyt
     assert "nothing to retry" in capsys.readouterr().out
     with FileLock(sweep / ".launch.lock"):
         assert main([str(sweep), "--failed"]) == 2
-    assert "a launch of this sweep is at work; nothing was changed" in capsys.readouterr().err
+    assert "another launch of this sweep is running; nothing was changed" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([str(sweep)])

@@ -163,7 +163,7 @@ def test_the_copy_takes_few_steps_and_keeps_what_decides_one(galaxies: int, batc
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (None, [], "found no config.json; allowed is one run"),
+        (None, [], "got no config.json; expected one run"),
         ("[]", [], "config.json: "),
         ("\x00" * 50, [], "Invalid JSON"),
         ('{"model": {"group": "C4"}, "train": {"epochs": "many"}}', [], "train: epochs: "),

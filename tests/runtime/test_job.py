@@ -38,7 +38,7 @@ def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [(signal.SIGTERM, "asked to leave"), (signal.SIGUSR2, "asked to make room")]
+    ("number", "why"), [(signal.SIGTERM, "cancelled"), (signal.SIGUSR2, "preempted or at its time limit")]
 )
 def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
@@ -119,7 +119,7 @@ def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
     with pytest.raises(SystemExit):
         run_job(str(run.path), work)
     assert (run.path / "asked").read_text() == "requeue 7\n"
-    assert read_state(run).reason == "asked to make room"
+    assert read_state(run).reason == "preempted or at its time limit"
 
 
 def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[..., None]) -> None:

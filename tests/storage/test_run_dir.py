@@ -68,7 +68,7 @@ def test_lines_that_are_no_events_are_skipped(tmp_path: Path) -> None:
         ([("submitted", {}), ("started", {})], "running", ""),
         ([("started", {}), ("failed", {"why": "NaN"}), ("failed", {"why": "connection closed"})], "failed", "NaN"),
         ([("failed", {"why": "NaN"}), ("started", {}), ("failed", {"why": "disk"})], "failed", "disk"),
-        ([("started", {}), ("stopped", {"why": "asked to leave"})], "stopped", "asked to leave"),
+        ([("started", {}), ("stopped", {"why": "cancelled"})], "stopped", "cancelled"),
         ([("started", {}), ("trained", {}), ("evaluation submitted", {"job": "9"})], "trained", ""),
         ([("trained", {}), ("evaluated", {})], "evaluated", ""),
     ],
@@ -94,7 +94,7 @@ def test_runs_are_found_by_a_sweeps_plan_or_by_their_own_directory(tmp_path: Pat
     write_text(tmp_path / "a" / "config.json", "{}")
     assert [run.run_id for run in find_runs(tmp_path)] == ["b", "a"]
     assert [run.run_id for run in find_runs(tmp_path / "a")] == ["a"]
-    with pytest.raises(RunDirError, match=r"found neither config\.json nor plan\.csv"):
+    with pytest.raises(RunDirError, match=r"got neither config\.json nor plan\.csv"):
         find_runs(tmp_path / "nowhere")
 
 
