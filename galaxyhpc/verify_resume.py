@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -156,14 +155,10 @@ def run_trials(
         fault_step = _inject_fault(run, copy, fault, step, rng.random())
         restart_time = time.time()
         _run_to_end(run, copy)
-        resumed = _get_last_event(run, "started")
+        resumed = [event for event in run.read_events() if event["event"] == "started"][-1]
         difference = find_first_difference(hash_outputs(run), expected)
         results.append(TrialResult(fault, fault_step, resumed["step"], resumed["time"] - restart_time, difference))
     return results
-
-
-def _get_last_event(run: RunDir, name: str) -> dict[str, Any]:
-    return next(event for event in reversed(run.read_events()) if event["event"] == name)
 
 
 def _create_run(folder: Path, name: str, config: RunConfig, template: RunDir | None = None) -> RunDir:

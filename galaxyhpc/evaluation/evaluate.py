@@ -31,8 +31,8 @@ from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.malloc import keep_heap
 from galaxyhpc.runtime.rank import get_rank_info
-from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 SAVE_INTERVAL_SECONDS = 20.0

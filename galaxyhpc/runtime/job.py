@@ -50,7 +50,7 @@ class StopSignal:
         return self.should_requeue or self.should_exit
 
     def is_time_limit_near(self, seconds: float) -> bool:
-        """Whether the time limit ends in less than this; near it Slurm is asked again, as the limit may have changed."""
+        """Whether the time limit ends in less than this; near it Slurm is asked again: it may have changed."""
         if self.end_time is not None and self.end_time - time.time() < seconds:
             self.end_time = slurm.get_end_time(self.job_id) or self.end_time
             self.should_requeue = self.should_requeue or self.end_time - time.time() < seconds

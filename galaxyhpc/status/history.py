@@ -61,8 +61,9 @@ def _describe_last_error(records: RunRecords) -> list[str]:
     recent = [event for event in records.events[since:] if event["event"] == "failed"] or failures[-1:]
     failed = next((event for event in recent if event.get("cause") != "connection"), recent[0] if recent else None)
     if failed is not None:
-        said = f"last error ({format_time(failed) or '?'}, {failed.get('cause', 'cause unknown')}): {failed.get('why', '')}"
-        return [said, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-MAX_LOG_LINES:])]
+        cause = f"{format_time(failed) or '?'}, {failed.get('cause', 'cause unknown')}"
+        lines = [f"last error ({cause}): {failed.get('why', '')}"]
+        return [*lines, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-MAX_LOG_LINES:])]
     if records.get_last_event("trained", "evaluated") or not (files := find_newest_logs(records)):
         return ["no error is recorded"]
     return ["no error is recorded; its newest log ends:", *(f"  {line}" for line in read_tail(files[0], 12))]

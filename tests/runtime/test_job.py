@@ -1,11 +1,9 @@
-"""What surrounds the work of a job."""
+"""A job: signals, time limits, requeueing, crash loops and recorded failures."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,8 @@ import pytest
 
 from galaxyhpc.runtime import job
 from galaxyhpc.runtime.job import StopSignal, catch_stop_signals, run_job
-from galaxyhpc.runtime.lock import BusyError, exclusive_lock, is_busy
-from galaxyhpc.runtime.rank import RankInfo, get_rank_info
-from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.runtime.rank import RankInfo
+from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
 
 
 @pytest.fixture
@@ -57,33 +54,6 @@ def test_the_handlers_of_before_come_back() -> None:
     with catch_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_killed(
-    run: RunDir,
-) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from galaxyhpc.runtime.lock import exclusive_lock; from galaxyhpc.runtime.rank import RankInfo; "
-        "from galaxyhpc.storage.run_dir import RunDir\n"
-        "with exclusive_lock(RunDir(Path(sys.argv[1])), RankInfo()): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        assert is_busy(run)
-        with pytest.raises(BusyError, match="another process works on this run"), exclusive_lock(run, RankInfo()):
-            pass
-        process.kill()
-    assert not is_busy(run)
-    with exclusive_lock(run, RankInfo()):
-        assert is_busy(run)
-
-
-def test_a_process_by_hand_is_alone_and_one_of_torchruns_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (get_rank_info().rank, get_rank_info().world_size) == (0, 1)
-    told = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    assert get_rank_info() == RankInfo(3, 8, 1, 4, job_attempt="x.0")
 
 
 @pytest.fixture
@@ -212,3 +182,18 @@ def test_a_stale_error_of_an_earlier_start_and_the_leftover_of_a_killed_write_ar
     for path in stale:
         path.touch()
     assert run_job(str(run.path), lambda run, stop: not any(path.exists() for path in stale)) == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (RunDirError("a:\n  b\x1b[2J"), ["a: b?[2J"]),
+        (FileNotFoundError(2, "No such file", "x"), ["[Errno 2] No such file: 'x'"]),
+        (KeyError("x"), ["KeyError: 'x'"]),
+    ],
+)
+def test_our_errors_and_the_systems_are_printed_in_one_line_and_others_with_their_traceback(
+    error: Exception, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.print_error(error)
+    assert capsys.readouterr().err.splitlines() == lines
