@@ -21,11 +21,11 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def test_work_that_is_done_ends_well(run: RunDir) -> None:
+def test_a_finished_target_is_done(run: RunDir) -> None:
     assert run_job(str(run.path), lambda run, stop: True) == "done"
 
 
-def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
+def test_an_error_is_recorded_with_its_reason_and_raised(run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         raise ArithmeticError("the loss is nan")
 
@@ -37,7 +37,7 @@ def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("number", "why"), [(signal.SIGTERM, "cancelled"), (signal.SIGUSR2, "preempted or at its time limit")]
 )
-def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
+def test_a_signal_sets_a_flag_and_the_target_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), number)
         assert stop.is_requested  # and this process still runs
@@ -49,7 +49,7 @@ def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: s
     assert (read_state(run).name, read_state(run).reason) == ("stopped", why)
 
 
-def test_the_handlers_of_before_come_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with catch_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
@@ -57,20 +57,20 @@ def test_the_handlers_of_before_come_back() -> None:
 
 
 @pytest.fixture
-def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a Slurm first in PATH that answers as told, and this process into one of its jobs."""
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set shell scripts that stand for Slurm's commands, and put this process into one of its jobs."""
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
-    def say(**answers: str) -> None:
+    def install(**answers: str) -> None:
         for name, script in answers.items():
             (folder / name).write_text(f"#!/bin/sh\n{script}\n")
             (folder / name).chmod(0o755)
 
-    return say
+    return install
 
 
 def ending(seconds: float) -> str:
@@ -78,9 +78,9 @@ def ending(seconds: float) -> str:
 
 
 def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
-    run: RunDir, slurm_says: Callable[..., None]
+    run: RunDir, fake_slurm: Callable[..., None]
 ) -> None:
-    slurm_says(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/asked'")
+    fake_slurm(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/calls'")
 
     def work(run: RunDir, stop: StopSignal) -> bool:
         assert not stop.is_time_limit_near(50) and stop.is_time_limit_near(150)
@@ -88,12 +88,12 @@ def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
 
     with pytest.raises(SystemExit):
         run_job(str(run.path), work)
-    assert (run.path / "asked").read_text() == "requeue 7\n"
+    assert (run.path / "calls").read_text() == "requeue 7\n"
     assert read_state(run).reason == "preempted or at its time limit"
 
 
-def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[..., None]) -> None:
-    slurm_says(squeue=ending(1000))
+def test_a_time_limit_that_was_raised_counts(run: RunDir, fake_slurm: Callable[..., None]) -> None:
+    fake_slurm(squeue=ending(1000))
     stop = StopSignal(job_id="7", end_time=time.time() + 100)
     assert not stop.is_time_limit_near(150) and stop.is_time_limit_near(1050)
 
@@ -108,9 +108,9 @@ def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[.
     ],
 )
 def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
-    answer: str, requeued: bool, run: RunDir, slurm_says: Callable[..., None]
+    answer: str, requeued: bool, run: RunDir, fake_slurm: Callable[..., None]
 ) -> None:
-    slurm_says(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer}'")
+    fake_slurm(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/calls'; echo 'JobId=7 JobState={answer}'")
 
     def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -118,27 +118,27 @@ def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
 
     with pytest.raises(SystemExit):
         run_job(str(run.path), work)
-    assert ("requeue 7" in (run.path / "asked").read_text()) is requeued
+    assert ("requeue 7" in (run.path / "calls").read_text()) is requeued
 
 
 def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itself_is_not_an_error(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "REQUEUE_RETRY_SECONDS", (0.1,))
-    count = f"echo x >> '{run.path}/asked'"
-    slurm_says(
-        scontrol=f"{count}; [ $(wc -l < '{run.path}/asked') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
+    count = f"echo x >> '{run.path}/calls'"
+    fake_slurm(
+        scontrol=f"{count}; [ $(wc -l < '{run.path}/calls') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
     )
     job.requeue(RankInfo())
-    slurm_says(scontrol="echo 'Job is pending execution' >&2; exit 1")
+    fake_slurm(scontrol="echo 'Job is pending execution' >&2; exit 1")
     job.requeue(RankInfo())
-    slurm_says(scontrol="echo 'Access denied' >&2; exit 1")
+    fake_slurm(scontrol="echo 'Access denied' >&2; exit 1")
     with pytest.raises(RuntimeError, match="requeue 7: Access denied"):
         job.requeue(RankInfo())
 
 
 def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_new_one_is_not(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     for start in range(3):
@@ -163,7 +163,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("cause", ERRORS)
-def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, run: RunDir) -> None:
+def test_a_failure_is_recorded_with_its_type_and_traceback(cause: str, run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         exec(ERRORS[cause])
         return True
@@ -175,7 +175,7 @@ def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, 
 
 
 def test_a_stale_error_of_an_earlier_start_and_the_leftover_of_a_killed_write_are_removed(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     stale = [run.path / "7_0_result.pkl", run.path / "7_0_result.pkl.save_tmp"]
