@@ -1,8 +1,8 @@
-"""Try again by cause: `python -m galaxyhpc.retry runs/SWEEP --failed`, or `... runs/SWEEP POINT ...`.
+"""Retry by failure type: `python -m galaxyhpc.retry runs/SWEEP --failed`, or `... runs/SWEEP POINT ...`.
 
-Out of memory: half the micro-batch at the same global batch. Lost with its node: anywhere but there. Where trying
-again would fail again (a traceback, a full disk, no progress) --failed leaves the run alone and says why; a run that
-is named is tried whatever the cause. What waits, runs or is done is never submitted.
+Out of memory: half the micro-batch, the same global batch. Lost with its node: the node is excluded. Where a retry
+would fail again (a traceback, a full disk, no progress) --failed skips the run and says why; naming a run forces its
+retry. Runs that wait, run or are evaluated are never submitted.
 """
 
 from __future__ import annotations
@@ -18,25 +18,33 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
 from galaxyhpc.launch.slurm_executor import SubmissionError
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.job import print_error
 from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.status.run_status import RunStatus, get_number, query_status
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import RunSelectionError, find_runs, find_sweep_dir, select_runs
 
-MIN_MICRO_BATCH = 3  # images of a micro-batch: batch statistics need two, and the last part may be smaller
-NOT_RETRIED_STATUSES = ("waiting", "starting", "running", "evaluating", "evaluated")
+MIN_MICRO_BATCH = 3  # images: batch statistics need two, and the last micro-batch may be smaller
+NOT_RETRIED_STATES = (
+    RunState.WAITING,
+    RunState.STARTING,
+    RunState.RUNNING,
+    RunState.EVALUATING,
+    RunState.EVALUATED,
+)
 NOT_NODE_FAILURES = ("TIMEOUT", "DEADLINE", "PREEMPTED", "CANCELLED")
 MAX_LISTED_RUNS = 20
+MAX_REASON_CHARS = 200
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a run."""
+    """Whether a run is retried, and with which changes."""
 
     message: str
     should_retry: bool = True
@@ -44,130 +52,130 @@ class Decision:
 
 
 def decide(status: RunStatus, is_forced: bool, final_state: str) -> Decision:
-    """Decide by cause; `ending` is the state in which Slurm saw its last job leave, '' where it does not say."""
-    if status.state in NOT_RETRIED_STATUSES or is_busy(status.run):
-        return Decision(f"left alone: {status.state}", should_retry=False)
+    """Decide by failure type; `final_state` is Slurm's last state of the run's job, '' where it is unknown."""
+    if status.state in NOT_RETRIED_STATES or is_busy(status.run):
+        return _skip(status.state)
     try:
         status.run.load_config()
     except (OSError, ValueError):
-        return Decision(
-            "left alone: its config.json cannot be read: launch the sweep, which writes it", should_retry=False
-        )
-    cause = "memory" if status.state == "lost" and final_state == "OUT_OF_MEMORY" else status.note
-    if status.state in ("lost", "failed") and cause == "memory":
+        return _skip("its config.json cannot be read: launch the sweep again to restore it")
+    cause = "memory" if status.state == RunState.LOST and final_state == "OUT_OF_MEMORY" else status.note
+    if status.state in (RunState.LOST, RunState.FAILED) and cause == "memory":
         return _halve_micro_batch(status, is_forced)
-    if status.state == "lost" or cause == "connection":
+    if status.state == RunState.LOST or cause == "connection":
         return _exclude_node(status, final_state)
-    if status.state == "failed" and not is_forced:
-        reason = " ".join(status.reason.split())[:200]
-        return Decision(
-            f"left alone: {cause or 'error'}: {reason}; once that is mended, name it to retry it", should_retry=False
-        )
-    return Decision(f"retried as it is: {status.state} {' '.join(status.reason.split())[:200]}".rstrip())
+    reason = " ".join(status.reason.split())[:MAX_REASON_CHARS]
+    if status.state == RunState.FAILED and not is_forced:
+        return _skip(f"{cause or 'error'}: {reason}; fix that, then name the run to force a retry")
+    return Decision(f"retried unchanged: {status.state} {reason}".rstrip())
+
+
+def _skip(reason: str) -> Decision:
+    return Decision(f"skipped: {reason}", should_retry=False)
+
+
+def _retry_if_forced(reason: str, is_forced: bool) -> Decision:
+    """Retry without a change against the failure, only where the run was named."""
+    return Decision(f"retried unchanged: {reason}") if is_forced else _skip(reason)
 
 
 def _halve_micro_batch(status: RunStatus, is_forced: bool) -> Decision:
     """Halve the micro-batch of a training; an evaluation has none."""
     if status.records.is_trained:
-        text = "its evaluation ran out of memory: give evaluate.batch_size a smaller value and launch the sweep again"
-        return (
-            Decision(f"retried as it is, though {text}")
-            if is_forced
-            else Decision(f"left alone: {text}", should_retry=False)
-        )
+        reason = "its evaluation ran out of memory: reduce evaluate.batch_size and launch the sweep again"
+        return _retry_if_forced(reason, is_forced)
     config = status.run.load_config()
-    resources = status.run.with_retry_changes(config.resources.resolved)
-    processes = int(get_number(status.records.get_last_event("started"), "world") or resources.num_tasks)
-    share = math.ceil(config.train.batch_size / processes)
-    now = min(resources.micro_batch or share, share)
-    if now // 2 < MIN_MICRO_BATCH:
-        text = f"out of memory at a micro-batch of {now}, which cannot be halved further: ask for more memory"
-        return (
-            Decision(f"retried as it is: {text}") if is_forced else Decision(f"left alone: {text}", should_retry=False)
-        )
-    half = f"micro-batch {now} -> {now // 2}, the same global batch of {config.train.batch_size}"
-    return Decision(f"retried after it ran out of memory: {half}", changes={"micro_batch": now // 2})
+    resources = config.resources
+    world_size = int(get_number(status.records.get_last_event("started"), "world") or resources.num_tasks)
+    local_batch = math.ceil(config.train.batch_size / world_size)
+    micro_batch = min(resources.micro_batch or local_batch, local_batch)
+    if micro_batch // 2 < MIN_MICRO_BATCH:
+        reason = f"out of memory at a micro-batch of {micro_batch}, which cannot be halved further: ask for more memory"
+        return _retry_if_forced(reason, is_forced)
+    change = f"micro-batch {micro_batch} -> {micro_batch // 2}, the same global batch of {config.train.batch_size}"
+    return Decision(f"retried, out of memory: {change}", changes={"micro_batch": micro_batch // 2})
 
 
 def _exclude_node(status: RunStatus, final_state: str) -> Decision:
-    """Stay away from the node that a run was lost with, where it is known which."""
-    said = f"retried: {status.reason}" + (f" ({final_state})" if final_state else "")
+    """Exclude the node that a run was lost with, where it is known."""
+    message = f"retried: {status.reason}" + (f" ({final_state})" if final_state else "")
     started = status.records.get_last_event("assigned", "started", "evaluating")
-    node, of_slurm = str(started.get("nodes", "")), str(started.get("job", "")).rpartition(".")[0]
-    if (
-        not node
-        or final_state in NOT_NODE_FAILURES
-        or of_slurm not in {str(e.get("job")) for e in status.records.submissions}
-    ):
-        return Decision(said)
+    node, job_id = str(started.get("nodes", "")), str(started.get("job", "")).rpartition(".")[0]
+    submitted_jobs = {str(event.get("job")) for event in status.records.submissions}
+    if not node or final_state in NOT_NODE_FAILURES or job_id not in submitted_jobs:
+        return Decision(message)
     if set(node) & set("[],"):
-        return Decision(f"{said}; which of {node} failed is not known, and none is excluded")
-    return Decision(f"{said}; not again on {node}", changes={"exclude": [node]})
+        return Decision(f"{message}; excluding none of {node}, since the failed one is unknown")
+    return Decision(f"{message}; excluding {node}", changes={"exclude": [node]})
 
 
 def retry(
     console: Console, sweep_dir: Path, runs: Sequence[RunDir], is_forced: bool, options: argparse.Namespace
 ) -> int:
-    """Decide for each run, record it, and submit what is to be tried again.
+    """Decide for each run, record the retries, and submit them; return the exit status.
 
     Raises
     ------
     LaunchError, SubmissionError
     """
-    standings, answer = query_status(runs)
-    if answer is not None and answer.jobs is None:
-        raise LaunchError("Slurm does not answer, and what waits there is not known; nothing was changed; try again")
-    considered = [one for one in standings if is_forced or one.state in ("failed", "lost")]
-    jobs = [one.records.job_id for one in considered if one.state == "lost" and one.records.job_id]
-    endings = slurm.final_states(jobs) if jobs else {}
-    decisions = {one.run: decide(one, is_forced, endings.get(one.records.job_id, "")) for one in considered}
-    again = [run.load_config() for run, decision in decisions.items() if decision.should_retry]
-    wanted = find_unfinished_runs(sweep_dir, again) if again else {}
+    statuses, snapshot = query_status(runs)
+    if snapshot is not None and snapshot.jobs is None:
+        raise LaunchError("Slurm does not answer, so its queue is unknown; nothing was changed; try again")
+    decisions = _decide_all(statuses, is_forced)
     lines = [f"{run.run_id}: {decision.message}" for run, decision in decisions.items()]
+    configs = [run.load_config() for run, decision in decisions.items() if decision.should_retry]
+    unfinished = find_unfinished_runs(sweep_dir, configs) if configs else {}
     more = [f"and {len(lines) - MAX_LISTED_RUNS} more runs"] if len(lines) > MAX_LISTED_RUNS else []
     console.print("\n".join([*lines[:MAX_LISTED_RUNS], *more]), soft_wrap=True)
-    if not wanted:
-        console.print("nothing to retry, and nothing was submitted")
+    if not unfinished:
+        console.print("nothing to retry; nothing was submitted")
         return 0
-    for run in wanted:
+    for run in unfinished:
         run.record("retried", why=decisions[run].message, **decisions[run].changes)
-    to_do: dict[RunDir, ResourcesConfig] = {
-        run: run.with_retry_changes(run.load_config().resources.resolved) for run in wanted
-    }
-    return dispatch(console, sweep_dir, to_do, options.executor, options.max_parallel)
+    pending_runs = {run: run.load_config().resources.resolved for run in unfinished}
+    return dispatch(console, sweep_dir, pending_runs, options.executor, options.max_parallel)
+
+
+def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, Decision]:
+    """Decide for all runs where they were named, else for the failed and the lost, with one question to Slurm."""
+    considered = [status for status in statuses if is_forced or status.state in (RunState.FAILED, RunState.LOST)]
+    lost = (status.records for status in considered if status.state == RunState.LOST)
+    lost_jobs = [records.job_id for records in lost if records.job_id]
+    final_states = slurm.final_states(lost_jobs) if lost_jobs else {}
+    return {status.run: decide(status, is_forced, final_states.get(status.records.job_id, "")) for status in considered}
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m galaxyhpc.retry", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
-    parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one: tried whatever the cause")
-    parser.add_argument("--failed", action="store_true", help="every run that failed or was lost, where it can help")
+    parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one: force a retry")
+    parser.add_argument("--failed", action="store_true", help="every failed or lost run that a retry can help")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="most jobs of a stage at the same time")
+    parser.add_argument("--max-parallel", type=int, metavar="N", help="maximum number of concurrent jobs of a stage")
     options = parser.parse_args(arguments)
     if options.failed == bool(options.points) and not (options.path / "config.json").is_file():
-        parser.error("found both or neither of --failed and POINT; allowed is one of them")
+        parser.error("got both or neither of --failed and POINT; expected one of them")
     if options.max_parallel is not None and options.max_parallel < 1:
-        parser.error(f"--max-parallel: found {options.max_parallel}; allowed 1, 2, 3, ...")
+        parser.error(f"--max-parallel: got {options.max_parallel}; expected an integer >= 1")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Retry what the command line names; 2 where that is not possible."""
+    """Retry the runs on the command line; return 2 where that is not possible."""
     options = _parse_options(arguments)
     try:
         runs = find_runs(options.path)
-        some = select_runs(runs, options.points) if options.points else runs
-        sweep = find_sweep_dir(options.path)
-        with FileLock(sweep / ".launch.lock", timeout=0):
-            return retry(make_console(), sweep, some, not options.failed, options)
+        selected = select_runs(runs, options.points) if options.points else runs
+        sweep_dir = find_sweep_dir(options.path)
+        with FileLock(sweep_dir / ".launch.lock", timeout=0):
+            return retry(make_console(), sweep_dir, selected, not options.failed, options)
     except KeyboardInterrupt:
-        print("stopped; launching the sweep goes on where it was", file=sys.stderr)
+        print("stopped; launch the sweep again to resume", file=sys.stderr)
         return 130
     except Timeout:
-        print(f"{options.path}: a launch of this sweep is at work; nothing was changed", file=sys.stderr)
+        print(f"{options.path}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
     except (RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
-        print(error, file=sys.stderr)
+        print_error(error)
     except (OSError, ValueError) as error:
         print(f"{options.path}: {error}", file=sys.stderr)
     return 2

@@ -1,1 +1,1 @@
-"""What Slurm calls: each job is given the path of a directory and nothing else."""
+"""The jobs that Slurm starts: each is given the path of a directory and nothing else."""

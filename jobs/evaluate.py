@@ -1,6 +1,6 @@
 """Evaluate one run, `python -m jobs.evaluate runs/SWEEP/RUN_ID`, or every trained run of a sweep, `... runs/SWEEP`.
 
-`--share 3/8` takes the fourth of eight shares of a sweep's runs (counted from 0), for sbatch arrays.
+`--share 3/8` evaluates the fourth of eight shares of a sweep's runs (counted from 0), for sbatch arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from galaxyhpc.storage.sweep_dir import find_runs
 
 
 def run_evaluation(run: RunDir, stop: StopSignal) -> bool:
-    """See `galaxyhpc.evaluation.evaluate.evaluate`; torch is not loaded before the job runs."""
+    """Call `galaxyhpc.evaluation.evaluate.evaluate`; torch is loaded only when the job runs."""
     from galaxyhpc.evaluation.evaluate import evaluate
 
     return evaluate(run, stop)
@@ -24,7 +24,7 @@ def run_evaluation(run: RunDir, stop: StopSignal) -> bool:
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Callable given to submitit: it holds a path and nothing else."""
+    """The callable for submitit; it holds a path and nothing else."""
 
     path: str
 
@@ -33,9 +33,9 @@ class EvaluateJob:
 
 
 def evaluate_run(run: RunDir) -> bool:
-    """Evaluate a run that is trained; one that cannot be is named, and the next one goes on."""
+    """Evaluate a trained run and print the reason where that is not possible; return False after an error."""
     if not run.best_file.exists():
-        print(f"{run.run_id}: not trained to its end: {read_state(run).name} {read_state(run).reason}")
+        print(f"{run.run_id}: training not finished: {read_state(run).name} {read_state(run).reason}")
         return True
     try:
         EvaluateJob(str(run.path))()
@@ -46,21 +46,21 @@ def evaluate_run(run: RunDir) -> bool:
 
 
 def main() -> int:
-    """Evaluate what the command line names; 1 where an evaluation failed."""
+    """Evaluate the runs on the command line; return 1 where an evaluation failed."""
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID or runs/SWEEP")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of the runs")
     arguments = parser.parse_args()
     try:
-        index, shares = map(int, arguments.share.split("/"))
-        if not 0 <= index < shares:
+        share, num_shares = map(int, arguments.share.split("/"))
+        if not 0 <= share < num_shares:
             raise ValueError
-        runs = find_runs(arguments.path)[index::shares]
+        runs = find_runs(arguments.path)[share::num_shares]
     except RunDirError as error:
         print_error(error)
         return 2
     except ValueError:
-        parser.error(f"--share: found {arguments.share}; allowed I/N with 0 <= I < N")
+        parser.error(f"--share: got {arguments.share}; expected I/N with 0 <= I < N")
     failed = [run for run in runs if not evaluate_run(run)]
     return 1 if failed else 0
 

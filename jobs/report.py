@@ -1,4 +1,4 @@
-"""Make a sweep's report: the last job of a sweep, `python -m galaxyhpc.aggregate runs/SWEEP`."""
+"""Write the report of a sweep, as `python -m galaxyhpc.aggregate runs/SWEEP`: its last job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReportJob:
-    """Callable given to submitit: it holds a path and nothing else."""
+    """The callable for submitit; it holds a path and nothing else."""
 
     path: str
 

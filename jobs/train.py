@@ -1,4 +1,4 @@
-"""Train one run: `python -m jobs.train runs/SWEEP/RUN_ID` does by hand what Slurm does.
+"""Train one run: `python -m jobs.train runs/SWEEP/RUN_ID`, the same job that Slurm starts.
 
 With several processes: `torchrun --standalone --nproc-per-node 2 -m jobs.train runs/SWEEP/RUN_ID`.
 """
@@ -19,7 +19,7 @@ NUM_CANARY_STEPS = 3
 
 
 def run_training(run: RunDir, stop: StopSignal) -> bool:
-    """See `galaxyhpc.training.trainer.train`; torch is not loaded before the job runs."""
+    """Call `galaxyhpc.training.trainer.train`; torch is loaded only when the job runs."""
     from galaxyhpc.training.trainer import train
 
     return train(run, stop)
@@ -27,7 +27,7 @@ def run_training(run: RunDir, stop: StopSignal) -> bool:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Callable given to submitit: it holds a path and nothing else."""
+    """The callable for submitit; it holds a path and nothing else."""
 
     path: str
 
@@ -36,20 +36,18 @@ class TrainJob:
 
 
 def run_canary(run: RunDir, stop: StopSignal) -> bool:
-    """Train the first steps only; the run itself goes on from there."""
+    """Train the first steps only; the run itself resumes from there."""
     from galaxyhpc.training.trainer import train
 
     train(run, stop, NUM_CANARY_STEPS)
     if get_rank_info().rank == 0 and not stop.is_requested:
-        run.record(
-            "stopped", why=f"its first {NUM_CANARY_STEPS} steps were made before the other runs; it waits for its turn"
-        )
+        run.record("stopped", why=f"canary: trained its first {NUM_CANARY_STEPS} steps before the other runs start")
     return not stop.is_requested
 
 
 @dataclass(frozen=True)
 class CanaryJob:
-    """Callable given to submitit ahead of a sweep: what fails here would fail in every run."""
+    """The callable for submitit ahead of a sweep: an error here would hit every run."""
 
     path: str
 
@@ -61,8 +59,8 @@ if __name__ == "__main__":
     try:
         (run,) = find_runs(Path(sys.argv[1]))
     except (IndexError, ValueError) as error:
-        found = "found no run, or several; allowed: runs/SWEEP/RUN_ID"
-        print(error if isinstance(error, RunDirError) else found, file=sys.stderr)
+        message = "got no run, or several; expected runs/SWEEP/RUN_ID"
+        print(error if isinstance(error, RunDirError) else message, file=sys.stderr)
         sys.exit(2)
     try:
         TrainJob(str(run.path))()

@@ -1,4 +1,4 @@
-"""verify_resume in earnest: real processes are hit and resumed, and a resume that is not exact is found out.
+"""verify_resume with real processes: they are interrupted and resumed, and a resume that is not exact is detected.
 
 pytest tests/test_verify_resume.py
 """
@@ -19,7 +19,7 @@ from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.verify_resume import find_first_difference, hash_outputs, main, make_short_config
 
 
-def settings(cache: Path, tasks: int = 1, group: str | None = "C4", **train: object) -> RunConfig:
+def make_config(cache: Path, tasks: int = 1, group: str | None = "C4", **train: object) -> RunConfig:
     options: dict[str, object] = {"epochs": 30, "batch_size": 40, "learning_rate": 3e-3, **train}
     return RunConfig(
         data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
@@ -40,21 +40,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def test_two_processes_hit_and_resumed_end_with_the_bits_of_an_unbroken_training(
+def test_two_interrupted_processes_end_with_the_bits_of_an_uninterrupted_training(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verify_resume, "FAULTS", ("USR2", "KILL in a save"))  # two of five
-    run = make_run(tmp_path, settings(cache, tasks=2, group=None))  # without e2cnn a process starts in half the time
+    run = make_run(tmp_path, make_config(cache, tasks=2, group=None))  # without e2cnn a process starts in half the time
     status = main([str(run.path)])
-    said = capsys.readouterr().out
-    assert status == 0, said
-    rows = [line.split("│")[1:-1] for line in said.splitlines() if line.startswith("│")]
+    output = capsys.readouterr().out
+    assert status == 0, output
+    rows = [line.split("│")[1:-1] for line in output.splitlines() if line.startswith("│")]
     assert [row[0].strip() for row in rows] == list(verify_resume.FAULTS)
-    for fault, hit, resumed, lost, seconds, equal in ([cell.strip() for cell in row] for row in rows):
-        assert int(lost) == int(hit) - int(resumed)
+    for fault, fault_step, resumed, lost, seconds, equal in ([cell.strip() for cell in row] for row in rows):
+        assert int(lost) == int(fault_step) - int(resumed)
         assert int(lost) in {"USR2": (0,), "KILL in a save": (1,)}.get(fault, (0, 1))
         assert float(seconds) > 0 and equal == "yes"
-    assert "processes: 2" in said and "the resume is exact" in said
+    assert "processes: 2" in output and "the resume is exact" in output
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # nothing is left behind
     assert [path.name for path in run.path.iterdir()] == ["config.json"]  # and the run is as it was
 
@@ -65,30 +65,30 @@ torch.optim.Optimizer.load_state_dict = lambda self, state: None  # a resume tha
 """
 
 
-def test_a_resume_that_forgets_the_optimizer_is_found_out(
+def test_a_resume_that_forgets_the_optimizer_is_detected(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(FORGETFUL)  # read by every Python that is started
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
     monkeypatch.setattr(verify_resume, "FAULTS", ("TERM",))
-    run = make_run(tmp_path, settings(cache))
+    run = make_run(tmp_path, make_config(cache))
     assert main([str(run.path)]) == 1
-    said = capsys.readouterr().out
-    assert "no: checkpoint.model." in said and "NOT exact" in said
-    (kept,) = tmp_path.glob("verify_resume-*")
-    assert str(kept) in said and (kept / "TERM").is_dir()
+    output = capsys.readouterr().out
+    assert "no: checkpoint.model." in output and "NOT exact" in output
+    (folder,) = tmp_path.glob("verify_resume-*")
+    assert str(folder) in output and (folder / "TERM").is_dir()
 
 
-def ended(run: RunDir, state: dict[str, object], best: dict[str, object]) -> RunDir:
-    """Write what a training leaves."""
+def finish_run(run: RunDir, state: dict[str, object], best: dict[str, object]) -> RunDir:
+    """Write the outputs of a finished training."""
     checkpoint.save(run, 7, 1, state)
     torch.save(best, run.best_file)
     run.metrics_file.write_text('{"epoch": 0}\n')
     return run
 
 
-def example() -> tuple[dict[str, object], dict[str, object]]:
+def make_states() -> tuple[dict[str, object], dict[str, object]]:
     weights = torch.arange(6.0).reshape(2, 3)
     moments = {"state": {0: {"step": torch.tensor(7.0), "exp_avg": weights / 3}}, "param_groups": [{"lr": 1e-3}]}
     progress = {"step": 7, "history": [{"loss": 0.5}], "best_loss": float("nan")}
@@ -96,51 +96,52 @@ def example() -> tuple[dict[str, object], dict[str, object]]:
     return {**state, "best": {}}, {"model": {"weight": weights.clone()}, "epoch": 0}
 
 
-def test_digests_name_every_tensor_and_number_and_are_those_of_its_bits(tmp_path: Path) -> None:
-    run, other = (ended(RunDir(tmp_path / name / "C4"), *example()) for name in ("one", "two"))
-    found = hash_outputs(run)
-    assert found == hash_outputs(other) and find_first_difference(found, hash_outputs(other)) == ""  # NaN equals itself
+def test_hashes_name_every_tensor_and_number_and_depend_on_its_bits(tmp_path: Path) -> None:
+    run, other = (finish_run(RunDir(tmp_path / name / "C4"), *make_states()) for name in ("one", "two"))
+    hashes = hash_outputs(run)
+    assert hashes == hash_outputs(other)
+    assert find_first_difference(hashes, hash_outputs(other)) == ""  # NaN equals itself
     assert {"checkpoint.model.weight", "checkpoint.optimizer.state.0.exp_avg", "checkpoint.progress.history.0.loss"} < {
-        *found
+        *hashes
     }
-    assert {"metrics.jsonl", "best.pt.model.weight", "checkpoint.best"} < {*found}
+    assert {"metrics.jsonl", "best.pt.model.weight", "checkpoint.best"} < {*hashes}
 
 
-def flipped(value: torch.Tensor) -> None:
+def flip_bit(value: torch.Tensor) -> None:
     value.view(torch.int32).view(-1)[-1] ^= 1
 
 
 CHANGES = {
-    "checkpoint.model.weight": lambda state, best: flipped(state["model"]["weight"]),
+    "checkpoint.model.weight": lambda state, best: flip_bit(state["model"]["weight"]),
     "checkpoint.model.count": lambda state, best: state["model"].update(count=torch.tensor(3, dtype=torch.int32)),
-    "checkpoint.optimizer.state.0.exp_avg": lambda state, best: flipped(state["optimizer"]["state"][0]["exp_avg"]),
+    "checkpoint.optimizer.state.0.exp_avg": lambda state, best: flip_bit(state["optimizer"]["state"][0]["exp_avg"]),
     "checkpoint.optimizer.param_groups.0.lr": lambda state, best: state["optimizer"]["param_groups"][0].update(
         lr=1e-3 + 1e-18
     ),
     "checkpoint.progress.history.0.loss": lambda state, best: state["progress"]["history"][0].update(loss=-0.5),
     "checkpoint.best": lambda state, best: state.update(best={"weight": torch.zeros(1)}),
-    "best.pt.model.weight": lambda state, best: flipped(best["model"]["weight"]),
+    "best.pt.model.weight": lambda state, best: flip_bit(best["model"]["weight"]),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_one_changed_bit_is_found_and_named(name: str, tmp_path: Path) -> None:
-    wanted = hash_outputs(ended(RunDir(tmp_path / "one" / "C4"), *example()))
-    state, best = example()
+    expected = hash_outputs(finish_run(RunDir(tmp_path / "one" / "C4"), *make_states()))
+    state, best = make_states()
     CHANGES[name](state, best)
-    found = hash_outputs(ended(RunDir(tmp_path / "two" / "C4"), state, best))
-    assert find_first_difference(found, wanted) == name
+    hashes = hash_outputs(finish_run(RunDir(tmp_path / "two" / "C4"), state, best))
+    assert find_first_difference(hashes, expected) == name
 
 
 def test_other_metrics_are_a_difference(tmp_path: Path) -> None:
-    run = ended(RunDir(tmp_path / "one" / "C4"), *example())
-    wanted = hash_outputs(run)
+    run = finish_run(RunDir(tmp_path / "one" / "C4"), *make_states())
+    expected = hash_outputs(run)
     run.metrics_file.write_text('{"epoch": 1}\n')
-    assert find_first_difference(hash_outputs(run), wanted) == "metrics.jsonl"
+    assert find_first_difference(hash_outputs(run), expected) == "metrics.jsonl"
 
 
-def test_a_training_without_a_sound_checkpoint_has_no_digests(tmp_path: Path) -> None:
-    run = ended(RunDir(tmp_path / "C4"), *example())
+def test_a_training_without_a_valid_checkpoint_has_no_hashes(tmp_path: Path) -> None:
+    run = finish_run(RunDir(tmp_path / "C4"), *make_states())
     shutil.rmtree(run.checkpoint_dir)
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
         hash_outputs(run)
@@ -149,8 +150,8 @@ def test_a_training_without_a_sound_checkpoint_has_no_digests(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("galaxies", "batch", "epochs"), [(17736, 128, 2), (2000, 128, 12), (300, 128, 12), (300, 40, 3), (100, 300, 12)]
 )
-def test_the_copy_takes_few_steps_and_keeps_what_decides_one(galaxies: int, batch: int, epochs: int) -> None:
-    config = settings(Path("/cache"), batch_size=batch, early_stopping=3)
+def test_the_copy_takes_few_steps_of_the_same_settings(galaxies: int, batch: int, epochs: int) -> None:
+    config = make_config(Path("/cache"), batch_size=batch, early_stopping=3)
     copy = make_short_config(config, galaxies)
     assert (copy.model, copy.augment, copy.seed) == (config.model, config.augment, config.seed)
     same = {"batch_size", "optimizer", "learning_rate", "schedule", "precision"}
@@ -163,7 +164,7 @@ def test_the_copy_takes_few_steps_and_keeps_what_decides_one(galaxies: int, batc
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (None, [], "found no config.json; allowed is one run"),
+        (None, [], "got no config.json; expected one run"),
         ("[]", [], "config.json: "),
         ("\x00" * 50, [], "Invalid JSON"),
         ('{"model": {"group": "C4"}, "train": {"epochs": "many"}}', [], "train: epochs: "),

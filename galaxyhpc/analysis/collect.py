@@ -19,6 +19,7 @@ from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.attack_results import AttackResults, read_finished_attack
 from galaxyhpc.evaluation.results import Pair
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 PLAN_DTYPES = {
@@ -47,13 +48,13 @@ KEYS_IN_PLAN = (
 )  # the plan's columns have them
 
 STATE_REASONS = {
-    "planned": "never submitted",
-    "submitted": "submitted, not started yet",
-    "running": "still running, or killed without a word",
-    "stopped": "stopped before its end",
-    "failed": "failed",
-    "trained": "trained but not evaluated",
-    "evaluated": "evaluated, but results.csv is absent or damaged",
+    RunState.PLANNED: "never submitted",
+    RunState.SUBMITTED: "submitted, not started yet",
+    RunState.RUNNING: "still running, or killed without a word",
+    RunState.STOPPED: "stopped before its end",
+    RunState.FAILED: "failed",
+    RunState.TRAINED: "trained but not evaluated",
+    RunState.EVALUATED: "evaluated, but results.csv is absent or damaged",
 }
 MAX_LISTED_CONDITIONS = 4  # conditions that a run lacks
 FLATTEN_HEAD_FLAW = "flattening head (not invariant)"
@@ -133,12 +134,12 @@ def _list_missing_conditions(planned_pairs: tuple[Pair, ...], measured_pairs: se
 def _describe_state(run: RunDir) -> str:
     """Say a run's state in words."""
     now = read_state(run)
-    return STATE_REASONS[now.name] + (f": {now.reason}" if now.reason and now.name != "planned" else "")
+    return STATE_REASONS[now.name] + (f": {now.reason}" if now.reason and now.name != RunState.PLANNED else "")
 
 
 def _describe_incomplete_state(run: RunDir) -> str:
     """Say what became of an evaluation that is not complete; one that is was complete when fewer were planned."""
-    return "" if read_state(run).name == "evaluated" else f"; {_describe_state(run)}"
+    return "" if read_state(run).name == RunState.EVALUATED else f"; {_describe_state(run)}"
 
 
 def _format_error(error: Exception) -> str:

@@ -7,7 +7,6 @@ times; after a few epochs on the same kind of device the recorded ones take thei
 
 from __future__ import annotations
 
-import csv
 import heapq
 import math
 from collections import Counter
@@ -22,7 +21,7 @@ from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.models.profile import NetworkProfile, estimate_training_bytes, get_micro_batch_size
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
-from galaxyhpc.storage.sweep_dir import find_runs
+from galaxyhpc.storage.sweep_dir import find_runs, read_plan
 
 CORE_MACS_PER_SECOND = 1.2e10  # multiply-adds per second
 GPU_MACS_PER_SECOND = {"float32": 1e13, "bfloat16": 2e13}
@@ -120,10 +119,9 @@ def read_timing_records(runs_dir: Path) -> list[TimingRecord]:
     found = []
     for plan in sorted(runs_dir.glob("*/plan.csv")):
         try:
-            with plan.open(newline="", encoding="utf-8") as file:
-                adds = {row.get("run_id"): row.get("multiply_adds") or "" for row in csv.DictReader(file)}
+            adds = {row["run_id"]: row.get("multiply_adds", "") for row in read_plan(plan.parent)}
             planned = find_runs(plan.parent)
-        except (OSError, ValueError, csv.Error):  # somebody else's
+        except (OSError, RunDirError):  # somebody else's
             continue
         found += [
             _read_timing_record(run, int(adds[run.run_id])) for run in planned if adds.get(run.run_id, "").isdecimal()

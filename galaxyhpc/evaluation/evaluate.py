@@ -31,6 +31,7 @@ from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.malloc import keep_heap
 from galaxyhpc.runtime.rank import get_rank_info
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
@@ -137,9 +138,8 @@ def evaluate(run: RunDir, stop: StopSignal) -> bool:
     NotTrainedError
     """
     config = run.load_config()
-    config = config.model_copy(update={"resources": run.with_retry_changes(config.resources.resolved)})
     if is_evaluated(run, config):
-        if read_state(run).name != "evaluated":  # killed between the results and the event
+        if read_state(run).name != RunState.EVALUATED:  # killed between the results and the event
             run.record("evaluated", measured=0, kept=len(get_conditions(config)))
         return True
     task, measured = prepare_evaluation(run, config)

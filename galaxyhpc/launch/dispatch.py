@@ -11,6 +11,7 @@ from rich.console import Console
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
 
@@ -129,7 +130,7 @@ def _dispatch_to_slurm(
         for stage, jobs in ids.items():
             if jobs:
                 console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(slurm_executor.get_array_ids(jobs))}")
-    elif all(read_state(run).name == "evaluated" for run in find_runs(directory)):
+    elif all(read_state(run).name == RunState.EVALUATED for run in find_runs(directory)):
         _write_report(directory)
         return 0
     console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", soft_wrap=True)
@@ -160,7 +161,7 @@ def _dispatch_locally(
     if not finished:
         console.print("stopped; the same command goes on where it was")
         return 130
-    failed = [run for run in pending_runs if read_state(run).name != "evaluated"]
+    failed = [run for run in pending_runs if read_state(run).name != RunState.EVALUATED]
     for run in failed:
         text = f"{run.run_id}: {read_state(run).name} {read_state(run).reason}; log: {run.log_dir}"
         console.print(text, soft_wrap=True)

@@ -20,6 +20,7 @@ from rich.live import Live
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.runtime.parallel import count_cores
 from galaxyhpc.status.table import get_max_rows, make_table_from_records
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from jobs.evaluate import EvaluateJob
 from jobs.train import TrainJob
@@ -157,7 +158,7 @@ def _live_view(runs: list[RunDir], console: Console, title: str) -> Iterator[Cal
         with Live(console=console, refresh_per_second=2) as live:
             yield lambda: live.update(make_table_from_records(runs, title, get_max_rows(console)))
         return
-    known = dict.fromkeys(runs, "planned")
+    known = dict.fromkeys(runs, RunState.PLANNED)
 
     def show() -> None:
         for run in runs:

@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation.metrics import METRICS
 from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.report.page import make_data_uri, round_for_json
-from galaxyhpc.storage.events import format_event
+from galaxyhpc.storage.events import describe_events
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -192,18 +191,7 @@ def _list_recent_events(events: Sequence[dict[str, Any]]) -> Iterator[HistoryEve
 
 def _describe_events(events: Sequence[dict[str, Any]]) -> Iterator[HistoryEvent]:
     last_failure = next((event for event in reversed(events) if event["event"] == "failed"), None)
-    for epochs, together in groupby(events, key=lambda event: event["event"] == "epoch"):
-        some = list(together)
-        if epochs:
-            yield HistoryEvent(_format_time(some[-1]), f"{len(some)} epoch{'s' * (len(some) > 1)} done")
-            continue
-        for event in some:
-            trace = str(event.get("trace", "")).splitlines()[-MAX_TRACEBACK_LINES:] if event is last_failure else []
-            yield HistoryEvent(_format_time(event), f"{event['event']}{format_event(event)}", "\n".join(trace))
-
-
-def _format_time(event: dict[str, Any]) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
-    except (ValueError, OverflowError, OSError):  # no such year
-        return ""
+    for line in describe_events(events, time.gmtime):
+        is_last_failure = line.event is last_failure
+        trace = str(line.event.get("trace", "")).splitlines()[-MAX_TRACEBACK_LINES:] if is_last_failure else []
+        yield HistoryEvent(line.time, line.text, "\n".join(trace))

@@ -1,4 +1,4 @@
-"""The process a job runs in: signals and requeueing, locks, ranks, torch.distributed, Slurm queries, seeds, C++ builds.
+"""The process of a job: signals and requeueing, locks, ranks, torch.distributed, Slurm queries, seeds, C++ builds.
 
-Knows nothing of galaxies or networks. Submitting jobs lives in `launch`.
+Knows nothing of galaxies or networks. Jobs are submitted by `launch`.
 """

@@ -1,4 +1,4 @@
-"""The terminal: one width for people, another for logs."""
+"""The console of the commands, on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LOG_WIDTH = 170
 
 
 def make_console() -> Console:
-    """Return a console that prints text as it is: paths and errors hold brackets. A log or a pipe gets a wide one."""
+    """Return a console without markup, since paths and errors contain brackets; a log or a pipe gets a wide one."""
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH

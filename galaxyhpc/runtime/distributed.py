@@ -1,7 +1,7 @@
-"""How the processes of a job find each other, and what they decide together.
+"""The process group of a job: rendezvous, sums and barriers; one code path for one process and for many.
 
-One code path for one process and for many. Processes meet at a port that rank 0 already HOLDS and publishes in the
-run's directory: a port that was only probed, or computed from a job id, may belong to another job by then.
+Processes meet at a port that rank 0 has already BOUND and publishes in the run's directory: a port that was only
+probed, or computed from a job id, may belong to another job by the time it is used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 RENDEZVOUS_TIMEOUT_SECONDS = 600  # nodes of a big job may start minutes apart
-# Gloo's thread (torch 2.13) needs Python's lock to let go of the last sum; freeing the group holds it and waits for
-# that thread. Seen as a process that had done all and never ended.
+# Gloo's thread (torch 2.13) needs the GIL to release the last sum, while destroying the group holds the GIL and waits
+# for that thread: a deadlock, seen as a process that had finished and never exited.
 GLOO_RELEASE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a job that has met the others."""
+    """One process of a job, in the group with the others."""
 
     rank_info: RankInfo
     device: torch.device
@@ -47,16 +47,16 @@ class Process:
 
     @property
     def device_name(self) -> str:
-        """What kind of device it computes on, as its maker calls it."""
+        """The name of the GPU, or `cpu`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     @property
     def is_main(self) -> bool:
-        """Every process decides; this one writes."""
+        """Whether this process writes; every process decides."""
         return self.rank == 0
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Add float64 numbers over all processes: the same result on each of them, in a fixed order."""
+        """Add float64 numbers over all processes, in a fixed order and with the same result on each."""
         numbers = torch.tensor(values, dtype=torch.float64)
         if self.world_size > 1:
             dist.all_reduce(numbers)
@@ -64,29 +64,29 @@ class Process:
         return result
 
     def barrier(self) -> None:
-        """Return when all processes are here."""
+        """Wait for all processes."""
         self.all_reduce_sum([0.0])
 
 
 @contextmanager
 def process_group(run: RunDir) -> Iterator[Process]:
-    """Meet the other processes of this job; leave the group at the end, whatever happened."""
-    place = get_rank_info()
+    """Join the process group of this job; destroy it at the end, also after an error."""
+    rank_info = get_rank_info()
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", place.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    device = torch.device("cuda", rank_info.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if place.num_nodes == 1 and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a laptop's own name may not resolve
+    if rank_info.num_nodes == 1 and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name of a laptop may not resolve
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    notice = run.path / f".meeting-{place.job_attempt.replace('/', '_')}.json"
-    store = _host_store(place, notice) if place.rank == 0 else _connect_store(place, notice)
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+    address_file = run.path / f".meeting-{rank_info.job_attempt.replace('/', '_')}.json"
+    store = _host_store(rank_info, address_file) if rank_info.rank == 0 else _connect_store(rank_info, address_file)
+    dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size)
     try:
-        process = Process(place, device)
+        process = Process(rank_info, device)
         process.barrier()
         if process.is_main:
-            notice.unlink(missing_ok=True)
+            address_file.unlink(missing_ok=True)
         yield process
     finally:
         time.sleep(GLOO_RELEASE_SECONDS)
@@ -94,22 +94,28 @@ def process_group(run: RunDir) -> Iterator[Process]:
 
 
 def _host_store(rank_info: RankInfo, address_file: Path) -> TCPStore:
+    """Bind a free port and publish it to the other ranks."""
     host = "127.0.0.1" if rank_info.num_nodes == 1 else socket.gethostname()
-    wait = timedelta(seconds=RENDEZVOUS_TIMEOUT_SECONDS)
-    store = TCPStore(host, 0, rank_info.world_size, is_master=True, timeout=wait, wait_for_workers=False)
+    timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT_SECONDS)
+    store = TCPStore(host, 0, rank_info.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
     if rank_info.world_size > 1:
         write_text(address_file, json.dumps({"host": host, "port": store.port}))
     return store
 
 
 def _connect_store(rank_info: RankInfo, address_file: Path) -> TCPStore:
-    """Connect to rank 0; a notice left by a killed start leads nowhere and is read again until it is replaced."""
-    give_up = time.monotonic() + RENDEZVOUS_TIMEOUT_SECONDS
-    while time.monotonic() < give_up:
+    """Connect to rank 0; the file of a killed start leads nowhere and is read again until rank 0 replaces it."""
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
         try:
-            found = json.loads(address_file.read_text())
-            wait = timedelta(seconds=5)
-            store = TCPStore(found["host"], found["port"], rank_info.world_size, timeout=wait, wait_for_workers=False)
+            address = json.loads(address_file.read_text())
+            store = TCPStore(
+                address["host"],
+                address["port"],
+                rank_info.world_size,
+                timeout=timedelta(seconds=5),
+                wait_for_workers=False,
+            )
         except (OSError, ValueError, dist.DistError):
             time.sleep(0.1)
             continue

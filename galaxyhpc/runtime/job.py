@@ -1,8 +1,8 @@
-"""What surrounds the work of every job: its place, signals that are only noted, failures recorded, the requeue.
+"""Run a job: lock its run, turn signals into flags, record failures, requeue.
 
-The work is a function (run, stop) -> done. When a signal, or the near end of the job's time, asked it to stop it
-saves, returns False, and the job is requeued (USR2, the time limit; TERM while Slurm has no wish to end the job) or
-left (TERM and INT otherwise: somebody wants it gone).
+The target is a function (run, stop) -> done. When a signal or the job's time limit asks it to stop, it saves and
+returns False; the job is then requeued (USR2, the time limit, or TERM while Slurm still wants it to run) or ends
+(other TERM and INT: cancelled).
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 
-MAX_STARTS_WITHOUT_PROGRESS = 3  # of one job without progress: a further one would make none either
-REQUEUE_RETRY_SECONDS = (2, 10)  # s; a controller that is busy or changes hands is asked again
-MAX_TRACEBACK_CHARS = 4000  # characters of a traceback that are kept
-EXIT_INCOMPLETE = 75  # exit status: not finished, start again to go on (EX_TEMPFAIL of sysexits.h)
+MAX_STARTS_WITHOUT_PROGRESS = 3  # of one job
+REQUEUE_RETRY_SECONDS = (2, 10)  # pauses before asking a busy or restarting Slurm controller again
+MAX_TRACEBACK_CHARS = 4000  # recorded in events.jsonl
+EXIT_INCOMPLETE = 75  # exit status: not finished, start again to resume (EX_TEMPFAIL of sysexits.h)
 
 
 @dataclass
 class StopSignal:
-    """What the signals so far ask for. A handler only notes it; the processes agree at a step boundary."""
+    """What the signals so far ask for. A handler only sets a flag; the processes agree at a step boundary."""
 
-    should_requeue: bool = False  # USR2: preemption or the time limit is near
-    should_exit: bool = False  # TERM or INT: somebody wants the job gone
-    job_id: str = ""  # Slurm's id, where there is a time limit
-    end_time: float | None = None  # of the job's time, in seconds since 1970
+    should_requeue: bool = False  # USR2 or the time limit: preempted
+    should_exit: bool = False  # TERM or INT: cancelled
+    job_id: str = ""  # Slurm's; empty without a time limit
+    end_time: float | None = None  # of the time limit, seconds since 1970
 
     @property
     def is_requested(self) -> bool:
         return self.should_requeue or self.should_exit
 
     def is_time_limit_near(self, seconds: float) -> bool:
-        """Whether the job's time ends so soon. The limit may have been changed: near the end Slurm is asked again."""
+        """Whether the time limit ends in less than this; near it Slurm is asked again: it may have changed."""
         if self.end_time is not None and self.end_time - time.time() < seconds:
             self.end_time = slurm.get_end_time(self.job_id) or self.end_time
             self.should_requeue = self.should_requeue or self.end_time - time.time() < seconds
         return self.should_requeue
 
     def handle_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Set the flag of a signal."""
         if signum == signal.SIGUSR2:
             self.should_requeue = True
         else:
@@ -66,7 +66,7 @@ class StopSignal:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopSignal]:
-    """Note USR2, TERM and INT instead of dying of them; the previous handlers come back at the end."""
+    """Turn USR2, TERM and INT into flags; restore the previous handlers at the end."""
     stop = StopSignal()
     caught = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(number, stop.handle_signal) for number in caught]
@@ -78,13 +78,13 @@ def catch_stop_signals() -> Iterator[StopSignal]:
 
 
 class NoProgressError(RuntimeError):
-    """A job that starts again and again without getting anywhere."""
+    """A job that starts again and again without progress."""
 
 
 def check_crash_loop(run: RunDir, rank_info: RankInfo) -> None:
-    """Note this start of a Slurm job; raise where the same job was started `STARTS` times and got nowhere.
+    """Record this start of a Slurm job, and refuse one that made no progress in `MAX_STARTS_WITHOUT_PROGRESS` starts.
 
-    A job submitted anew has a budget of its own.
+    A newly submitted job counts from zero.
 
     Raises
     ------
@@ -93,56 +93,59 @@ def check_crash_loop(run: RunDir, rank_info: RankInfo) -> None:
     if rank_info.rank != 0 or "SUBMITIT_FOLDER" not in os.environ or not _get_slurm_environment():
         return
     job, progress = rank_info.job_attempt.rpartition(".")[0], run.progress
-    mine = [e for e in run.read_events() if e["event"] == "assigned" and str(e.get("job")).rpartition(".")[0] == job]
+    assigned = [event for event in run.read_events() if event["event"] == "assigned"]
+    starts = [event for event in assigned if str(event.get("job")).rpartition(".")[0] == job]
     run.record("assigned", job=rank_info.job_attempt, nodes=rank_info.node_names, progress=progress)
-    if len(mine) >= MAX_STARTS_WITHOUT_PROGRESS and all(
-        event.get("progress") == progress for event in mine[-MAX_STARTS_WITHOUT_PROGRESS:]
-    ):
+    recent = starts[-MAX_STARTS_WITHOUT_PROGRESS:]
+    if len(recent) == MAX_STARTS_WITHOUT_PROGRESS and all(event.get("progress") == progress for event in recent):
         raise NoProgressError(
-            f"job {job} was started {MAX_STARTS_WITHOUT_PROGRESS} times and stopped each time with no more than {progress}; "
+            f"job {job} was started {len(recent)} times and stopped each time with no more than {progress}; "
             "it needs more time, more memory or another node"
         )
 
 
 def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
-    """Do a job's work on a run directory; see the module's docstring.
+    """Run a job's target on a run directory; see the module's docstring.
 
     Raises
     ------
     BusyError
+        Another process works on the run.
     Exception
-        Whatever the work raises, after it was recorded in the run's events.
+        Any exception of the target, after it was recorded in the run's events.
+    SystemExit
+        The target was asked to stop before it was done.
     """
-    run, place = RunDir(Path(path)), get_rank_info()
+    run, rank_info = RunDir(Path(path)), get_rank_info()
     _remove_stale_results()
-    with catch_stop_signals() as stop, exclusive_lock(run, place):
+    with catch_stop_signals() as stop, exclusive_lock(run, rank_info):
         try:
-            check_crash_loop(run, place)
-            _read_time_limit(stop, place)
+            check_crash_loop(run, rank_info)
+            _read_time_limit(stop, rank_info)
             done = target(run, stop)
         except Exception as error:
-            _record_failure(run, place, error)
+            _record_failure(run, rank_info, error)
             raise
-        gc.collect()  # cycles in DDP hold the process group and its threads, which are not to outlive the interpreter
-        if not done and place.rank == 0:
-            run.record("stopped", why="asked to make room" if stop.should_requeue else "asked to leave")
+        gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
+        if not done and rank_info.rank == 0:
+            run.record("stopped", why="preempted or at its time limit" if stop.should_requeue else "cancelled")
     if not done:
-        if _should_requeue_after_term(place) if stop.should_exit else stop.should_requeue:
-            requeue(place)
-        # at any other status than 0 srun kills rank 0, which may still be asking for the requeue
-        raise SystemExit(0 if place.rank and "SUBMITIT_EXECUTOR" in os.environ else EXIT_INCOMPLETE)
+        if _should_requeue_after_term(rank_info) if stop.should_exit else stop.should_requeue:
+            requeue(rank_info)
+        # any other exit status than 0 makes srun kill rank 0, which may still be requesting the requeue
+        raise SystemExit(0 if rank_info.rank and "SUBMITIT_EXECUTOR" in os.environ else EXIT_INCOMPLETE)
     return "done"
 
 
 def _get_slurm_environment() -> submitit.JobEnvironment | None:
-    """Return the job's environment where it is one of Slurm's that may be requeued."""
+    """Return the environment of a Slurm job; None outside of Slurm."""
     return submitit.JobEnvironment() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None
 
 
 def _remove_stale_results() -> None:
-    """Remove what an earlier start of this job left: a stale error would be read as this one's result.
+    """Remove the result files of an earlier start of this job: a stale error would be read as this start's result.
 
-    submitit refuses to write a result beside the leftover of a killed write, and a job that did its work would fail.
+    submitit also refuses to write a result beside the leftover of a killed write.
     """
     if "SUBMITIT_FOLDER" in os.environ:
         result = submitit.JobEnvironment().paths.result_pickle
@@ -151,7 +154,7 @@ def _remove_stale_results() -> None:
 
 
 def _read_time_limit(stop: StopSignal, rank_info: RankInfo) -> None:
-    """Learn from Slurm when the job's time ends; one process asks, for all stop together."""
+    """Ask Slurm for the end of the time limit, on rank 0 only: all ranks stop together."""
     job = _get_slurm_environment()
     if job is not None and rank_info.rank == 0:
         stop.job_id, stop.end_time = job.job_id, slurm.get_end_time(job.job_id)
@@ -162,12 +165,12 @@ def _record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
     why = f"{type(error).__name__}: {error}"
     try:
         run.record("failed", why=why, rank=rank_info.rank, cause=_classify_error(error), trace=trace)
-    except OSError as refused:  # a full disk takes no record either
-        print(f"{run.events_file}: not recorded ({refused}): failed, {why}", flush=True)
+    except OSError as record_error:  # such as a full disk
+        print(f"{run.events_file}: not recorded ({record_error}): failed, {why}", flush=True)
 
 
 def print_error(error: Exception) -> None:
-    """Print an error on stderr: ours and the system's say all in one line, others need their traceback."""
+    """Print an error on stderr: one line for our errors and the system's, a traceback for others."""
     if type(error).__module__.startswith("galaxyhpc.") or isinstance(error, OSError):
         print(" ".join(sanitize(str(error)).split()), file=sys.stderr)
     else:
@@ -175,21 +178,21 @@ def print_error(error: Exception) -> None:
 
 
 def _classify_error(error: Exception) -> str:
-    """Sort an error by what would help against it."""
+    """Return the failure type: memory, disk, connection, no progress or error; `retry` decides by it."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "OutOfMemoryError" in text or "can't allocate memory" in text:
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk"
     if re.search("Connection (closed|reset|refused)|DistBackendError|ncclRemoteError", text):
-        return "connection"  # another process of the job failed first; its own record says why
+        return "connection"  # another process of the job failed first and recorded why
     return "no progress" if isinstance(error, NoProgressError) else "error"
 
 
 def _should_requeue_after_term(rank_info: RankInfo) -> bool:
-    """Whether a job that got TERM is to go on: Slurm did not mean it, or its time ran out before USR2 was heard.
+    """Whether to requeue a job that got TERM: Slurm still runs it, or its time limit ended before USR2 arrived.
 
-    One that was cancelled must not be asked about: its requeue would succeed. A preempted one Slurm requeues itself.
+    A cancelled job must not be requeued, though Slurm would do it; a preempted one is requeued by Slurm itself.
     """
     job = _get_slurm_environment()
     if rank_info.rank != 0 or job is None:
@@ -199,14 +202,14 @@ def _should_requeue_after_term(rank_info: RankInfo) -> bool:
 
 
 def requeue(rank_info: RankInfo) -> None:
-    """Have the scheduler start this job again; by hand there is none, and nothing happens."""
+    """Ask the scheduler to start this job again; do nothing in a process that was started by hand."""
     if rank_info.rank != 0 or "SUBMITIT_EXECUTOR" not in os.environ:
         return
     job = submitit.JobEnvironment()
     if job.cluster != "slurm":
         job._requeue(0)
         return
-    # the requeue's own TERM must not kill the scontrol that asks for it, and a preempted job is requeued already
+    # the TERM of the requeue must not kill scontrol itself; a preempted job may be requeued already
     command = ["scontrol", "requeue", job.job_id]
     for pause in (*REQUEUE_RETRY_SECONDS, None):
         answer = subprocess.run(command, timeout=60, preexec_fn=_ignore_sigterm, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""One job at a time on a run: a lock that names its holder."""
+"""The lock of a run: one job at a time, and an error that names the holder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def exclusive_lock(run: RunDir, rank_info: RankInfo) -> Iterator[None]:
-    """Hold the run: never two writers. The lock goes with the process, however that ends."""
+    """Hold the lock of a run; the system releases it when the process ends, in whatever way.
+
+    Raises
+    ------
+    BusyError
+    """
     lock = FileLock(run.path / f".lock-{rank_info.rank}")
-    patience = _lock_timeout()
+    timeout = _lock_timeout()
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not patience:
+            if not timeout:
                 raise
-            print(f"{_format_busy(run)}; waiting up to {patience} s", flush=True)
-            lock.acquire(timeout=patience)
+            print(f"{_format_busy(run)}; waiting up to {timeout} s", flush=True)
+            lock.acquire(timeout=timeout)
     except Timeout:
         raise BusyError(f"{_format_busy(run)}; nothing was changed") from None
     try:
@@ -39,10 +44,10 @@ def exclusive_lock(run: RunDir, rank_info: RankInfo) -> Iterator[None]:
 
 
 def _lock_timeout() -> int:
-    """Return for how many seconds a run that somebody holds is waited for.
+    """Return how many seconds to wait for a run that is locked; none where a person started the process.
 
-    What a scheduler starts may follow upon a process that is still dying; the node of a requeued job may be cut off
-    from Slurm and still at work. A person is told at once.
+    A scheduler's job may follow a process that is still exiting, and the node of a requeued job may be cut off from
+    Slurm and still running.
     """
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return 0
@@ -50,17 +55,17 @@ def _lock_timeout() -> int:
 
 
 def _format_busy(run: RunDir) -> str:
-    begun = [event for event in run.read_events() if event.get("event") in ("started", "evaluating")]
-    last = begun[-1] if begun else {}
-    who = ", ".join(f"{name} {last[name]}" for name in ("job", "host", "pid") if name in last)
-    return f"{run.path}: another process works on this run ({who or 'it has only begun'})"
+    starts = [event for event in run.read_events() if event["event"] in ("started", "evaluating")]
+    last = starts[-1] if starts else {}
+    holder = ", ".join(f"{name} {last[name]}" for name in ("job", "host", "pid") if name in last)
+    return f"{run.path}: another process works on this run ({holder or 'it has just started'})"
 
 
 def is_busy(run: RunDir) -> bool:
-    """Whether a process works on this run at this moment; asking changes nothing."""
+    """Whether a process works on this run at this moment; changes nothing."""
     try:
         with (run.path / ".lock-0").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others who only ask
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared with others that only ask
     except FileNotFoundError:
         return False
     except BlockingIOError:

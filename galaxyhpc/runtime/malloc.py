@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process: every training step asks for the same again."""
+"""Keep freed memory in the process: every training step allocates the same again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import ctypes
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-MAX_TRIM_BYTES, MAX_MMAP_BYTES = 2**31 - 1, 32 << 20  # bytes, the largest that glibc takes
+MAX_TRIM_BYTES, MAX_MMAP_BYTES = 2**31 - 1, 32 << 20  # bytes, the largest that glibc accepts
 
 
 def keep_heap() -> None:
-    """Tell glibc not to give large pieces back to the system.
+    """Tell glibc not to return large blocks to the system; other C libraries are left as they are.
 
-    The system fills each page with zeros before it gives it out anew: a tenth to a quarter of a small network's step on
-    a CPU. What other C libraries do is left alone.
+    The system zeroes each page before it hands it out again: a tenth to a quarter of a small network's step on a CPU.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)

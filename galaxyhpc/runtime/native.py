@@ -1,4 +1,4 @@
-"""What is compiled: built once per machine by its own C++ compiler, where there is one."""
+"""C++ libraries of this package, built once per machine with its own compiler, where there is one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-import torch  # brings its OpenMP, which the library is to share  # noqa: F401
+import torch  # loads the OpenMP that the library shares  # noqa: F401
 
 from galaxyhpc.storage.files import atomic_write
 
@@ -31,32 +31,32 @@ CXX_FLAGS = (
 
 
 def find_compiler() -> list[str] | None:
-    """Return how the C++ compiler is called, CXX or c++; None where there is none."""
+    """Return the command of the C++ compiler, CXX or c++; None where there is none."""
     command = shlex.split(os.environ.get("CXX") or "c++")
     return command if shutil.which(command[0]) else None
 
 
 @cache
 def load_library(source: str) -> ctypes.CDLL | None:
-    """Return what a file of this package is compiled to, such as `augment.cpp`; None where it cannot be had."""
+    """Build and load a C++ file of this package, such as `data/augment.cpp`; None where that is not possible."""
     command = find_compiler()
     if command is None:
         return None
-    text = files("galaxyhpc").joinpath(source)
-    recipe = "\0".join((text.read_text(), *command, *CXX_FLAGS, describe_cpu()))
+    source_file = files("galaxyhpc").joinpath(source)
+    recipe = "\0".join((source_file.read_text(), *command, *CXX_FLAGS, describe_cpu()))
     path = get_cache_directory() / f"{Path(source).stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
     with suppress(OSError):  # absent, or damaged
         return ctypes.CDLL(str(path))
     try:
         with atomic_write(path) as aside:
-            subprocess.run([*command, *CXX_FLAGS, "-o", aside, str(text)], check=True, capture_output=True)
+            subprocess.run([*command, *CXX_FLAGS, "-o", aside, str(source_file)], check=True, capture_output=True)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def describe_cpu() -> str:
-    """Name what `-march=native` means: a home directory may be shared by machines of several kinds."""
+    """Describe what `-march=native` means: machines of several kinds may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].split("\n")
         return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
@@ -65,5 +65,5 @@ def describe_cpu() -> str:
 
 
 def get_cache_directory() -> Path:
-    """Return where bases are kept: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Return the directory of built libraries and bases: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "galaxyhpc"

@@ -1,4 +1,4 @@
-"""Work of many equal parts, on all cores that this process may use."""
+"""Parallel map over processes, on the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from threadpoolctl import threadpool_limits
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_PROCESSES = 8  # processes: reports are made on login nodes, which others use, too
+MAX_PROCESSES = 8  # reports are made on login nodes, which others use too
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T], title: str, min_per_process: int = 1) -> list[R]:
-    """Return what a function of a module makes of each item, in order; a process takes `least` items or more.
+    """Apply a module's function to each item; return the results in order.
 
-    A terminal gets a bar with the title.
+    A process gets at least `min_per_process` items. A terminal shows a progress bar with the title.
     """
     console = Console()
     bar = partial(track, description=title, total=len(items), transient=True, disable=not console.is_terminal)
     processes = min(count_cores(), MAX_PROCESSES, len(items) // min_per_process)
     if processes < 2:
         return [function(item) for item in bar(items)]
-    several = max(1, len(items) // (8 * processes))  # at a time: a process that is done early takes more
+    chunk_size = max(1, len(items) // (8 * processes))  # small: a process that is done early takes more
     with ProcessPoolExecutor(processes, initializer=_init_worker) as pool:
-        return list(bar(pool.map(function, items, chunksize=several)))
+        return list(bar(pool.map(function, items, chunksize=chunk_size)))
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use: a job may use fewer than a node has."""
+    """Return the number of cores that this process may use: a job may use fewer than a node has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _init_worker() -> None:
-    """Take one core, and leave Ctrl-C, which all processes of a terminal get, to the process that waits."""
+    """Use one core, and leave Ctrl-C, which all processes of a terminal get, to the parent."""
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which process of a job this is: rank, world size, job id."""
+"""The rank of this process in its job, from the environment: rank, world size, job id."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import submitit
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where this process stands in its job, before any communication."""
+    """The rank of this process in its job, known before any communication."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     num_nodes: int = 1
     node_names: str = field(default_factory=socket.gethostname)  # as Slurm writes them: node[1-2]
-    job_attempt: str = "by hand"  # differs between jobs and between the starts of a requeued job
+    job_attempt: str = "by hand"  # JOB_ID.START: unique to each start of a requeued job
 
 
 def get_rank_info() -> RankInfo:
-    """Read this process's place from submitit's environment (Slurm or local), else from torchrun's, else alone."""
+    """Read the environment of submitit (Slurm or local) or of torchrun; without either this process is alone."""
     try:
         job = submitit.JobEnvironment()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of what they are for, not of when they are drawn.
+"""Random numbers that depend on what they are for, not on when they are drawn.
 
 Every draw is a hash (SplitMix64: Steele, Lea and Flood 2014, OOPSLA) of a key, an index and a counter, computed on
 the device in integers: the same on every device, for every batch size and number of processes, so that nothing
@@ -18,13 +18,13 @@ _MIX_MULTIPLIER_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def make_key(*parts: int | float | str) -> int:
-    """Return a 62-bit key that names what a draw is for, such as `key("order", seed, epoch)`."""
+    """Return a 62-bit key that names what a draw is for, such as `make_key("order", seed, epoch)`."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2
 
 
 def _logical_shift_right(bits: Tensor, shift: int) -> Tensor:
-    return (bits >> shift) & ((1 << (64 - shift)) - 1)  # a logical shift: torch's own keeps the sign
+    return (bits >> shift) & ((1 << (64 - shift)) - 1)  # torch's own shift keeps the sign
 
 
 def _mix_bits(bits: Tensor) -> Tensor:
@@ -38,13 +38,13 @@ def uniform(key: int, indices: Tensor, count: int) -> Tensor:
 
     Parameters
     ----------
-    name : a key
+    key : of `make_key`
     indices : (N,) int64, what the numbers belong to, such as rows of the data file
-    count : how many for each
+    count : numbers per index
 
     Returns
     -------
-    (N, count) float64 on the indices' device
+    (N, count) float64, on the device of `indices`
     """
     start = _mix_bits(_mix_bits(indices * _GOLDEN_GAMMA + key) + _GOLDEN_GAMMA)
     steps = torch.arange(1, count + 1, device=indices.device) * _GOLDEN_GAMMA

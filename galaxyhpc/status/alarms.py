@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galaxyhpc.status.run_status import RunStatus, get_number
-from galaxyhpc.storage.events import JsonDict
+from galaxyhpc.storage.events import JsonDict, RunState
 from galaxyhpc.storage.run_dir import RunDir
 
 NUM_CLASSES = 10
@@ -142,7 +142,7 @@ def _compute_sampling_error(accuracy: float, distribution: ClassDistribution) ->
 
 def _check_no_progress(status: RunStatus, now: float) -> str:
     """A run that says nothing for many times its longest epoch hangs, or its node is very slow."""
-    if status.state != "running":
+    if status.state != RunState.RUNNING:
         return ""
     took = get_epoch_seconds(status.records.events)
     last = max(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from galaxyhpc.status.run_status import RunRecords, RunStatus
-from galaxyhpc.storage.events import JsonDict, format_event
+from galaxyhpc.storage.events import RunState, describe_events, format_time
 
 MAX_LOG_LINES = 30  # of a log
 TAIL_BYTES = 64 * 1024
@@ -21,24 +19,24 @@ ADVICE_BY_CAUSE = {
     "error": "mend what the traceback names, then retry it; as it is it would fail again",
 }
 ADVICE_BY_STATE = {
-    "planned": "launch the sweep",
-    "submitted": "wait; where Slurm answers, status says what it waits for",
-    "waiting": "wait, or ask Slurm: scontrol show job {job}",
-    "starting": "wait: its process has not got to its first step",
-    "running": "wait; --logs shows what it prints",
-    "stopped": "launch the sweep again, or retry it: it goes on where it was",
-    "lost": "launch the sweep again, or retry it: it goes on from its last checkpoint",
-    "trained": "launch the sweep again where no evaluation waits",
-    "evaluating": "wait",
-    "evaluated": "nothing: it is done",
+    RunState.PLANNED: "launch the sweep",
+    RunState.SUBMITTED: "wait; where Slurm answers, status says what it waits for",
+    RunState.WAITING: "wait, or ask Slurm: scontrol show job {job}",
+    RunState.STARTING: "wait: its process has not got to its first step",
+    RunState.RUNNING: "wait; --logs shows what it prints",
+    RunState.STOPPED: "launch the sweep again, or retry it: it goes on where it was",
+    RunState.LOST: "launch the sweep again, or retry it: it goes on from its last checkpoint",
+    RunState.TRAINED: "launch the sweep again where no evaluation waits",
+    RunState.EVALUATING: "wait",
+    RunState.EVALUATED: "nothing: it is done",
 }
 
 
 def suggest_next_step(status: RunStatus) -> str:
     """Say what to do about a run."""
-    if status.state == "failed":
+    if status.state == RunState.FAILED:
         return ADVICE_BY_CAUSE.get(status.note, ADVICE_BY_CAUSE["error"])
-    return ADVICE_BY_STATE.get(status.state, ADVICE_BY_STATE["planned"]).format(job=status.records.job_id)
+    return ADVICE_BY_STATE[status.state].format(job=status.records.job_id)
 
 
 def explain_run(status: RunStatus) -> str:
@@ -48,10 +46,10 @@ def explain_run(status: RunStatus) -> str:
         *_describe_last_error(status.records),
         "history:",
     ]
-    parts += [f"  {line}" for line in _describe_events(status.records)]
+    parts += [f"  {line.time or '?':19}  {line.text}" for line in describe_events(status.run.read_events())]
     point, sweep = status.run.run_id, shlex.quote(str(status.run.sweep_dir))
     what_to_do = [f"next: {suggest_next_step(status)}"]
-    if status.state in ("failed", "lost", "stopped"):
+    if status.state in (RunState.FAILED, RunState.LOST, RunState.STOPPED):
         what_to_do.append(f"  python -m galaxyhpc.retry {sweep} {point}")
     return "\n".join([*parts, *what_to_do])
 
@@ -63,32 +61,12 @@ def _describe_last_error(records: RunRecords) -> list[str]:
     recent = [event for event in records.events[since:] if event["event"] == "failed"] or failures[-1:]
     failed = next((event for event in recent if event.get("cause") != "connection"), recent[0] if recent else None)
     if failed is not None:
-        said = f"last error ({_format_time(failed)}, {failed.get('cause', 'cause unknown')}): {failed.get('why', '')}"
-        return [said, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-MAX_LOG_LINES:])]
+        cause = f"{format_time(failed) or '?'}, {failed.get('cause', 'cause unknown')}"
+        lines = [f"last error ({cause}): {failed.get('why', '')}"]
+        return [*lines, *(f"  {line}" for line in str(failed.get("trace", "")).splitlines()[-MAX_LOG_LINES:])]
     if records.get_last_event("trained", "evaluated") or not (files := find_newest_logs(records)):
         return ["no error is recorded"]
     return ["no error is recorded; its newest log ends:", *(f"  {line}" for line in read_tail(files[0], 12))]
-
-
-def _describe_events(records: RunRecords) -> Iterator[str]:
-    """Tell the events in words, epochs counted."""
-    epochs = 0
-    for event in [*records.run.read_events(), {"event": ""}]:
-        if event["event"] == "epoch":
-            epochs += 1
-            continue
-        if epochs:
-            yield f"{'':19}  {epochs} epochs"
-        epochs = 0
-        if event["event"]:
-            yield f"{_format_time(event)}  {event['event']}{format_event(event)}"
-
-
-def _format_time(event: JsonDict) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(event["time"])))
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return f"{'?':19}"
 
 
 def read_newest_logs(status: RunStatus) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.runtime import slurm
-from galaxyhpc.storage.events import JsonDict, derive_state, parse_json_lines
+from galaxyhpc.storage.events import JsonDict, RunState, derive_state, parse_json_lines
 from galaxyhpc.storage.run_dir import RunDir
 
 GRACE_SECONDS = 60  # a record may be this much on its way: clocks differ, and NFS shows files late
@@ -102,7 +102,7 @@ class RunStatus:
     """Where a run stands."""
 
     records: RunRecords
-    state: str  # as rundir.State's, or: waiting, starting, evaluating, lost
+    state: RunState
     reason: str = ""
     note: str = ""  # a word or two
 
@@ -170,7 +170,9 @@ def query_status(
     ):
         answer = QueueSnapshot(time.time(), slurm.get_queue())
     found = [derive_status(one, answer) for one in records]
-    return [derive_status(read_run_records(one.run), answer) if one.state == "lost" else one for one in found], answer
+    return [
+        derive_status(read_run_records(one.run), answer) if one.state == RunState.LOST else one for one in found
+    ], answer
 
 
 def derive_status(records: RunRecords, snapshot: QueueSnapshot | None) -> RunStatus:
@@ -178,15 +180,15 @@ def derive_status(records: RunRecords, snapshot: QueueSnapshot | None) -> RunSta
     found = derive_state(records.events)
     failures = (event for event in reversed(records.events) if event["event"] == "failed")
     note = next((str(e.get("cause", "")) for e in failures if str(e.get("why", "")) == found.reason), "")
-    plain = RunStatus(records, found.name, found.reason, note if found.name == "failed" else "")
-    if found.name == "evaluated":
+    plain = RunStatus(records, found.name, found.reason, note if found.name == RunState.FAILED else "")
+    if found.name == RunState.EVALUATED:
         return plain
     if snapshot is not None and snapshot.jobs is not None:
         job = records.get_queued_jobs(snapshot).get(records.job_id) or _find_job_by_token(records, snapshot.jobs)
         if job is not None:
             return _derive_queued_status(plain, job)
     why = _find_lost_reason(plain, snapshot)
-    return RunStatus(records, "lost", why) if why else plain
+    return RunStatus(records, RunState.LOST, why) if why else plain
 
 
 def _find_job_by_token(records: RunRecords, jobs: dict[str, slurm.QueuedJob]) -> slurm.QueuedJob | None:
@@ -198,15 +200,14 @@ def _find_job_by_token(records: RunRecords, jobs: dict[str, slurm.QueuedJob]) ->
 
 def _derive_queued_status(recorded_status: RunStatus, job: slurm.QueuedJob) -> RunStatus:
     """Tell how a run stands whose job is in the queue."""
-    records, trained = recorded_status.records, recorded_status.state == "trained"
+    records, trained = recorded_status.records, recorded_status.state == RunState.TRAINED
     if job.state in WAITING_STATES:
         if trained:
-            return RunStatus(records, "trained", recorded_status.reason, "evaluation waits")
-        return RunStatus(
-            records, "waiting", recorded_status.reason if recorded_status.state == "stopped" else "", job.reason
-        )
-    if trained or recorded_status.state in ("planned", "submitted", "stopped"):
-        return RunStatus(records, "evaluating" if trained else "starting", "", job.nodes)
+            return RunStatus(records, RunState.TRAINED, recorded_status.reason, "evaluation waits")
+        reason = recorded_status.reason if recorded_status.state == RunState.STOPPED else ""
+        return RunStatus(records, RunState.WAITING, reason, job.reason)
+    if trained or recorded_status.state in (RunState.PLANNED, RunState.SUBMITTED, RunState.STOPPED):
+        return RunStatus(records, RunState.EVALUATING if trained else RunState.STARTING, "", job.nodes)
     return RunStatus(records, recorded_status.state, recorded_status.reason, recorded_status.note or job.nodes)
 
 
@@ -215,9 +216,9 @@ def _find_lost_reason(recorded_status: RunStatus, snapshot: QueueSnapshot | None
     from galaxyhpc.runtime.lock import is_busy  # submitit is slow to load, and few runs are in doubt
 
     records, started = recorded_status.records, recorded_status.records.get_last_event("started")
-    if recorded_status.state not in ("submitted", "running", "trained"):
+    if recorded_status.state not in (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED):
         return ""
-    by_hand = recorded_status.state == "running" and str(started.get("job")).rpartition(".")[0] != records.job_id
+    by_hand = recorded_status.state == RunState.RUNNING and str(started.get("job")).rpartition(".")[0] != records.job_id
     if by_hand:
         here = started.get("host") == socket.gethostname() and not is_busy(records.run)
         return f"its process {started.get('pid', '')} on this machine is gone" if here else ""
@@ -227,7 +228,7 @@ def _find_lost_reason(recorded_status: RunStatus, snapshot: QueueSnapshot | None
         and _get_last_event_time(records) < snapshot.time - GRACE_SECONDS
     )
     if records.job_id and answered and _is_owned_by_user(records.run) and not is_busy(records.run):
-        what = "its evaluation" if recorded_status.state == "trained" else "its"
+        what = "its evaluation" if recorded_status.state == RunState.TRAINED else "its"
         return f"{what} job {records.job_id} is no longer in Slurm's queue"
     return ""
 

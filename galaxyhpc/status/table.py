@@ -14,20 +14,22 @@ from rich.text import Text
 from galaxyhpc.status import history
 from galaxyhpc.status.alarms import find_alarms, get_epoch_seconds
 from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, derive_status, get_number, read_run_records
+from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir
 
-STATE_COLOURS = {
-    "evaluated": "green",
-    "trained": "cyan",
-    "evaluating": "cyan",
-    "starting": "yellow",
-    "running": "yellow",
-    "failed": "red",
-    "lost": "red",
-    "stopped": "magenta",
+STATE_COLOURS: dict[str, str] = {
+    RunState.EVALUATED: "green",
+    RunState.TRAINED: "cyan",
+    RunState.EVALUATING: "cyan",
+    RunState.STARTING: "yellow",
+    RunState.RUNNING: "yellow",
+    RunState.FAILED: "red",
+    RunState.LOST: "red",
+    RunState.STOPPED: "magenta",
 }
-ENDED_STATES = ("failed", "lost", "stopped")
-URGENT_STATES = (*ENDED_STATES, "running", "evaluating", "starting", "waiting")  # shown first where not all have room
+ENDED_STATES = (RunState.FAILED, RunState.LOST, RunState.STOPPED)
+# shown first where not all have room
+URGENT_STATES = (*ENDED_STATES, RunState.RUNNING, RunState.EVALUATING, RunState.STARTING, RunState.WAITING)
 COLUMNS = ("run", "state", "epochs", "best", "left", "note")
 RIGHT_ALIGNED = ("epochs", "best", "left")
 MAX_RUNS_PER_REASON = 3  # runs named beside a reason, and the rest counted
@@ -94,7 +96,7 @@ def _format_progress(status: RunStatus) -> tuple[str, str, str]:
     """Return epochs done, best validation accuracy and the time left, as far as they are known."""
     if not status.num_epochs_done:
         return "", "", ""
-    left = _estimate_seconds_left(status) if status.state == "running" else None
+    left = _estimate_seconds_left(status) if status.state == RunState.RUNNING else None
     epochs = f"{status.num_epochs_done}/{'?' if status.num_epochs is None else status.num_epochs}"
     return epochs, f"{status.records.best_accuracies[-1]:.3f}", "" if left is None else _format_duration(left)
 

@@ -1,5 +1,5 @@
 """Files of runs and sweeps: atomic writes, run and sweep directories, events, checkpoints, provenance.
 
-Knows what lies where and whether it is whole. What the numbers mean is decided
-in `training`, `evaluation` and `analysis`.
+Knows the layout of the directories and whether a file is intact. What the numbers
+mean is decided in `training`, `evaluation` and `analysis`.
 """

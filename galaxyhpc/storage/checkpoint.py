@@ -1,8 +1,8 @@
-"""Checkpoints that cannot lie: written aside, fsynced, renamed, and verified by hash when loaded.
+"""Checkpoints: written to a temporary directory, fsynced, renamed, and verified by hash when loaded.
 
-checkpoints/step_000840/ holds state.pt and MANIFEST.json (SHA-256, bytes, step, world size, run id, settings). A
-directory that does not agree with its manifest goes to checkpoints/quarantine/ and the previous one is taken. The
-hash is that of what was meant to be written: a disk that stores something else is found out.
+checkpoints/step_00000840/ holds state.pt and MANIFEST.json (SHA-256, bytes, step, world size, run id, settings). A
+checkpoint that does not match its manifest moves to checkpoints/quarantine/ and the previous one is loaded. The hash
+is computed in memory, before writing, so it also detects a disk that stored something else.
 """
 
 from __future__ import annotations
@@ -27,24 +27,28 @@ MAX_CHECKPOINTS = 2  # the newest may be damaged by what stopped the run
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that does not agree with its manifest."""
+    """A checkpoint that does not match its manifest or cannot be loaded."""
 
 
 class ConfigChangedError(RuntimeError):
-    """A run whose settings are no longer those it was begun with."""
+    """A run whose config.json no longer has the settings that its checkpoints were trained with."""
 
 
 def save(
     run: RunDir, step: int, world_size: int, state: dict[str, Any], settings: dict[str, Any] | None = None
 ) -> Path:
-    """Write a checkpoint that appears whole, and remove all but the newest `KEPT`.
+    """Write a checkpoint atomically, and remove all but the newest `MAX_CHECKPOINTS`.
 
-    `settings` are those that decide the weights, kept for `refuse_drift`. Where the disk is full (OSError) nothing
-    is left of the new one and the older ones stay.
+    `settings` are those that decide the weights, kept for `check_config_unchanged`.
+
+    Raises
+    ------
+    OSError
+        The disk is full: nothing is left of the new checkpoint, and the older ones stay.
     """
     final = run.checkpoint_dir / f"step_{step:08d}"
     if final.exists():
-        return final  # the same step of the same run: the same bits
+        return final  # the same step of the same run has the same bits
     aside = run.checkpoint_dir / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
     _remove_leftovers(run)
     try:
@@ -62,10 +66,10 @@ def save(
 
 
 def _write_checkpoint(directory: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Write state.pt and its manifest, durably."""
+    """Write and fsync state.pt and its manifest."""
     directory.mkdir(parents=True)
     buffer = io.BytesIO()
-    torch.save(state, buffer)  # into memory: to a full disk it would raise something that does not say so
+    torch.save(state, buffer)  # into memory: on a full disk torch.save raises no OSError
     content = buffer.getbuffer()
     (directory / "state.pt").write_bytes(content)
     fsync(directory / "state.pt")
@@ -77,40 +81,41 @@ def _write_checkpoint(directory: Path, state: dict[str, Any], metadata: dict[str
 
 
 def _remove_leftovers(run: RunDir) -> None:
-    for aside in run.checkpoint_dir.glob(".step_*"):  # of a process killed while it was saving
+    """Remove the temporary directories of processes that were killed while saving."""
+    for aside in run.checkpoint_dir.glob(".step_*"):
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def list_checkpoints(run: RunDir) -> list[Path]:
-    """Return the checkpoint directories, oldest first, none of them verified."""
+    """Return the checkpoint directories, oldest first, without verifying them."""
     return sorted(run.checkpoint_dir.glob("step_*"), key=lambda path: path.name)
 
 
 def verify(path: Path, run_id: str) -> dict[str, Any]:
-    """Return the manifest of a checkpoint directory whose contents agree with it.
+    """Return the manifest of a checkpoint directory after comparing the contents with it.
 
     Raises
     ------
     CheckpointError
-        Naming what disagrees.
+        Naming the first mismatch.
     """
     try:
         manifest: dict[str, Any] = json.loads((path / "MANIFEST.json").read_text())
-        wanted = (manifest["run_id"], manifest["bytes"], manifest["sha256"])
+        expected_run_id, expected_size, digest = manifest["run_id"], manifest["bytes"], manifest["sha256"]
         size = (path / "state.pt").stat().st_size
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
-    if wanted[0] != run_id:
-        raise CheckpointError(f"it belongs to run {wanted[0]}")
-    if size != wanted[1]:
-        raise CheckpointError(f"state.pt has {size} bytes, the manifest says {wanted[1]}")
-    if sha256(path / "state.pt") != wanted[2]:
-        raise CheckpointError("state.pt does not have the SHA-256 that the manifest says")
+    if expected_run_id != run_id:
+        raise CheckpointError(f"belongs to run {expected_run_id}")
+    if size != expected_size:
+        raise CheckpointError(f"state.pt has {size} bytes; the manifest says {expected_size}")
+    if sha256(path / "state.pt") != digest:
+        raise CheckpointError("state.pt does not have the SHA-256 of the manifest")
     return manifest
 
 
 def latest_valid(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest valid checkpoint and its manifest, or None where there is none; changes nothing."""
+    """Return the newest valid checkpoint and its manifest, or None; change nothing."""
     for path in reversed(list_checkpoints(run)):
         try:
             return path, verify(path, run.run_id)
@@ -120,52 +125,53 @@ def latest_valid(run: RunDir) -> tuple[Path, dict[str, Any]] | None:
 
 
 def load_latest(run: RunDir) -> dict[str, Any] | None:
-    """Return the state in the newest valid checkpoint, or None where there is none; changes nothing.
+    """Return the state in the newest valid checkpoint, or None; change nothing.
 
     Raises
     ------
     CheckpointError
+        state.pt matches its manifest but is not what training writes.
     """
     valid = latest_valid(run)
     if valid is None:
         return None
     try:
         state: dict[str, Any] = torch.load(valid[0] / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # its manifest agrees, so that it was not damaged but made by somebody else
-        said = f"{type(error).__name__}, nothing of it was executed; allowed: what training wrote: move it away"
-        raise CheckpointError(f"{valid[0]}: cannot be loaded: {said}") from error
+    except Exception as error:  # the manifest matches: not damaged, but written by another program
+        reason = f"{type(error).__name__}, and nothing in it was executed; expected what training writes: move it away"
+        raise CheckpointError(f"{valid[0]}: cannot be loaded: {reason}") from error
     return state
 
 
 def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
-    """Raise where settings that decide the weights are not those that the run was begun with, naming each.
+    """Check that the settings that decide the weights are those of the run's checkpoints.
 
-    Where a run is computed, how it is evaluated and where its data lie may change: `RunConfig.identity` leaves them
-    out.
+    Resources, evaluation and the place of the data may change: `RunConfig.get_identity` leaves them out.
 
     Raises
     ------
-    DriftError
+    ConfigChangedError
+        Naming each setting that changed.
     """
     valid = latest_valid(run)
-    was = flatten(valid[1].get("settings") or {}) if valid else {}
+    before = flatten(valid[1].get("settings") or {}) if valid else {}
     now = flatten(config.get_identity())
-    found = [
-        f"{key}: begun with {was.get(key, 'none')}, config.json says {now.get(key, 'none')}"
-        for key in sorted(was.keys() | now.keys())
-        if was and was.get(key) != now.get(key)
+    changes = [
+        f"{key}: begun with {before.get(key, 'none')}, config.json says {now.get(key, 'none')}"
+        for key in sorted(before.keys() | now.keys())
+        if before and before.get(key) != now.get(key)
     ]
-    if not found and config.run_id != run.run_id:
-        found = [f"these are the settings of {config.run_id}"]
-    if found:
+    if not changes and config.run_id != run.run_id:
+        changes = [f"these are the settings of {config.run_id}"]
+    if changes:
         raise ConfigChangedError(
-            f"{run.config_file}: changed after the run was begun ({'; '.join(found)}); launch the sweep again, which "
-            "writes the file anew, or ask for other settings in a sweep of another name"
+            f"{run.config_file}: changed after the run was begun ({'; '.join(changes)}); launch the sweep again to "
+            "restore the file, or give the changed settings to a sweep of another name"
         )
 
 
 def quarantine_damaged(run: RunDir) -> list[str]:
-    """Move damaged checkpoints out of the way, newest first, and say which and why: one line each."""
+    """Move damaged checkpoints to checkpoints/quarantine/, newest first; return one line about each."""
     lines = []
     for path in reversed(list_checkpoints(run)):
         try:
@@ -175,5 +181,5 @@ def quarantine_damaged(run: RunDir) -> list[str]:
             away = run.checkpoint_dir / "quarantine" / f"{path.name}.{time.time_ns()}"
             away.parent.mkdir(exist_ok=True)
             path.rename(away)
-            lines.append(f"checkpoint {path.name} is damaged ({error}); it was moved to {away}")
+            lines.append(f"checkpoint {path.name} is damaged ({error}); moved to {away}")
     return lines

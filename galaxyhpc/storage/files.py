@@ -1,4 +1,4 @@
-"""Files that appear whole and last: written aside, fsynced, renamed; and the hashes that prove it."""
+"""Atomic, durable writes (temporary file, fsync, rename), file hashes and printable text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path`, whole and durable, when the block succeeds."""
+    """Yield a temporary path to write to; it replaces `path` atomically and durably when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -34,16 +34,16 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole."""
+    """Write a UTF-8 text file atomically."""
     with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def sanitize(text: str) -> str:
-    """Return a text without what a terminal would obey or an encoding refuse."""
+    """Replace characters that a terminal would obey or an encoding refuse by `?`."""
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
 def sha256(path: Path) -> str:

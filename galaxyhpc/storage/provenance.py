@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: commit, uncommitted changes, versions, machine."""
+"""Provenance of a run: commit, uncommitted changes, versions, machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PACKAGES = ("galaxyhpc", "torch", "e2cnn", "numpy", "h5py", "pandas", "submitit"
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Describe the code and the machine that compute at this moment; what git does not say is None."""
+    """Describe the running code and machine; commit and uncommitted are None where git does not tell."""
     changes = _run_git("diff", "HEAD")
     return {
         "commit": _run_git("rev-parse", "HEAD"),
-        "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
+        "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the diff
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "host": platform.node(),
         "machine": platform.platform(),
@@ -25,7 +25,7 @@ def collect_provenance() -> dict[str, Any]:
 
 
 def _run_git(*arguments: str) -> str | None:
-    """Ask git about the checkout this file lies in; None for an installed copy."""
+    """Run git on the checkout of this file; None for an installed copy."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20)

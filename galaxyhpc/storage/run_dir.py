@@ -1,6 +1,6 @@
-"""Where a run keeps its files. A run IS its directory; a job is given the path and nothing else.
+"""The directory of a run. A run IS its directory; a job is given the path and nothing else.
 
-Files appear whole, written aside and renamed; events.jsonl only grows, torn lines are skipped. paths.json: see `paths`.
+Files are written atomically; events.jsonl only grows, torn lines are skipped. paths.json: see `models.kernel_choice`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from galaxyhpc.storage.events import RunState, derive_state, read_json_lines
+from galaxyhpc.storage.events import JsonDict, RecordedState, derive_state, read_json_lines
 from galaxyhpc.storage.files import sanitize
 
 if TYPE_CHECKING:
-    from galaxyhpc.config.schema import ResourcesConfig, RunConfig  # slow to load, and status of a sweep does without
+    from galaxyhpc.config.schema import RequestedResources, RunConfig  # slow to load, and status works without
 
 MAX_CONFIG_BYTES = 1_000_000
+
+Resources = TypeVar("Resources", bound="RequestedResources")
+
+
+class RunDirError(ValueError):
+    """A path that is not a run's or a sweep's directory, or a file in it that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -72,74 +78,70 @@ class RunDir:
 
     @property
     def progress(self) -> str:
-        """What the run has come to, in words, as far as a look at the names of its files tells."""
+        """How far the run is, in words, by the names and sizes of its files."""
         if self.best_file.exists():
             results = self.results_file.stat().st_size if self.results_file.exists() else 0
             return f"best.pt and {results} bytes of results"
         return max((path.name for path in self.checkpoint_dir.glob("step_*")), default="no checkpoint")
 
     def load_config(self) -> RunConfig:
-        """Read config.json.
+        """Read config.json, with the resources that later retries changed.
 
         Raises
         ------
-        OSError, NoRunError
+        OSError, RunDirError
         """
         from pydantic import ValidationError
 
         from galaxyhpc.config.schema import RunConfig
 
         if self.config_file.stat().st_size > MAX_CONFIG_BYTES:
-            raise RunDirError(f"{self.config_file}: found more than {MAX_CONFIG_BYTES:,} bytes; allowed: fewer")
+            raise RunDirError(f"{self.config_file}: got over {MAX_CONFIG_BYTES:,} bytes; expected fewer")
         try:
-            return RunConfig.model_validate_json(self.config_file.read_bytes())
+            config = RunConfig.model_validate_json(self.config_file.read_bytes())
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = "".join(f"{sanitize(str(part))}: " for part in first["loc"])
-            allowed = "allowed: the file that launch wrote, and launching again writes it anew"
-            raise RunDirError(f"{self.config_file}: {where}{sanitize(first['msg'])}; {allowed}") from None
+            key = "".join(f"{sanitize(str(part))}: " for part in first["loc"])
+            advice = "launch the sweep again to restore the file"
+            raise RunDirError(f"{self.config_file}: {key}{sanitize(first['msg'])}; {advice}") from None
+        return config.model_copy(update={"resources": self.with_retry_changes(config.resources)})
 
-    def with_retry_changes(self, resources: ResourcesConfig) -> ResourcesConfig:
-        """Return these resources as later retries want them: a smaller micro-batch, nodes to stay away from."""
+    def with_retry_changes(self, resources: Resources) -> Resources:
+        """Apply the changes of later retries, a smaller micro-batch and excluded nodes, to resources from a sweep file.
+
+        Resources that have them already stay as they are.
+        """
         for event in self.read_events():
-            if event.get("event") == "retried":
+            if event["event"] == "retried":
                 nodes = [*resources.exclude_nodes, *event.get("exclude", ())]
-                asked = {"exclude_nodes": [node for number, node in enumerate(nodes) if node not in nodes[:number]]}
-                asked |= {"micro_batch": event["micro_batch"]} if "micro_batch" in event else {}
-                with suppress(ValueError):  # retry wrote no such event
-                    resources = type(resources).model_validate(resources.model_dump() | asked)
+                changes = {"exclude_nodes": [node for index, node in enumerate(nodes) if node not in nodes[:index]]}
+                changes |= {"micro_batch": event["micro_batch"]} if "micro_batch" in event else {}
+                with suppress(ValueError):  # not an event that retry wrote
+                    resources = type(resources).model_validate(resources.model_dump() | changes)
         return resources
 
     def record(self, event: str, **fields: Any) -> None:
-        """Append one event, durably: a time in seconds since 1970, the host, the name and what belongs to it."""
+        """Append one event, durably: the time in seconds since 1970, the host, the event's name and its fields."""
         line = json.dumps({"time": round(time.time(), 3), "host": socket.gethostname(), "event": event, **fields})
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.events_file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             end = os.lseek(descriptor, 0, os.SEEK_END)
-            torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
-            os.write(descriptor, (("\n" if torn else "") + line + "\n").encode())
+            is_torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            os.write(descriptor, (("\n" if is_torn else "") + line + "\n").encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def read_events(self) -> list[dict[str, Any]]:
-        """All events so far, oldest first."""
+    def read_events(self) -> list[JsonDict]:
+        """Return all events so far, oldest first."""
         return [line for line in read_json_lines(self.events_file) if {"event", "time"} <= line.keys()]
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """One dictionary per finished epoch."""
+    def read_metrics(self) -> list[JsonDict]:
+        """Return one record per finished epoch."""
         return [line for line in read_json_lines(self.metrics_file) if {"epoch", "validation_accuracy"} <= line.keys()]
 
 
-def read_state(run: RunDir) -> RunState:
-    """Tell a run's state from its events alone: the last one that changes it decides.
-
-    A process that was killed leaves no event, so `running` means "nothing says that it ended". Of several processes
-    that fail together the first gives the reason, unless it only lost the connection to another one.
-    """
+def read_state(run: RunDir) -> RecordedState:
+    """Read a run's state from its events alone: see `derive_state`."""
     return derive_state(run.read_events())
-
-
-class RunDirError(ValueError):
-    """A path that is neither a run's directory nor a sweep's, or that leads out of it."""

@@ -1,4 +1,4 @@
-"""A sweep's directory: its plan, its runs, and the runs that a command line names."""
+"""The directory of a sweep: its plan, its runs, and the selection of runs on a command line."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from galaxyhpc.config import MAX_RUNS
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 
+MAX_LISTED_RUNS = 8
+
 
 def resolve_path(path: str | Path, label: str) -> Path:
-    """Return an absolute path, `~` filled in.
+    """Return an absolute path with `~` expanded; `label` names the option in the error.
 
     Raises
     ------
-    NoRunError
+    RunDirError
     """
     try:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a loop of links, a zero byte
-        raise RunDirError(f"{label}: found {str(path)!r}; {error}") from None
+        raise RunDirError(f"{label}: got {str(path)!r}; {error}") from None
 
 
 def resolve_sweep_dir(runs_dir: Path, name: str) -> Path:
-    """Return where a sweep is kept; refused where Slurm could not write its logs.
+    """Return the directory of a sweep.
 
     Raises
     ------
-    NoRunError
+    RunDirError
+        The path is a symbolic link, or Slurm could not write its logs there.
     """
     directory = resolve_path(runs_dir, "--runs") / name
-    if found := re.search(r"[%\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", str(directory)):
-        allowed = "allowed: a path without %, \\ and what cannot be printed, which Slurm misreads in the names of logs"
-        raise RunDirError(f"--runs: found {found[0]!r} in {str(directory)!r}; {allowed}")
+    if match := re.search(r"[%\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", str(directory)):
+        expected = "expected a path without %, \\ and unprintable characters, which Slurm misreads in log names"
+        raise RunDirError(f"--runs: got {match[0]!r} in {str(directory)!r}; {expected}")
     refuse_symlinks(directory)
     return directory
 
 
 def refuse_symlinks(*paths: Path) -> None:
-    """Refuse directories that are symbolic links: what is written into them would land somewhere else.
+    """Refuse directories that are symbolic links: files written into them would land elsewhere.
 
     Raises
     ------
-    NoRunError
+    RunDirError
     """
     for path in paths:
         if path.is_symlink():
-            raise RunDirError(
-                f"{path}: found a symbolic link to {os.readlink(path)}; allowed is a directory of its own"
-            )
+            raise RunDirError(f"{path}: got a symbolic link to {os.readlink(path)}; expected a directory")
 
 
 def find_runs(path: Path) -> list[RunDir]:
@@ -61,80 +62,91 @@ def find_runs(path: Path) -> list[RunDir]:
 
     Raises
     ------
-    NoRunError
+    RunDirError
     """
     try:
         if (path / "config.json").is_file():
-            found = [RunDir(path.resolve())]
+            runs = [RunDir(path.resolve())]
         elif (path / "plan.csv").is_file():
-            found = read_planned_runs(path.resolve())
+            runs = read_planned_runs(path.resolve())
         else:
-            allowed = "allowed: runs/SWEEP/RUN_ID or runs/SWEEP"
-            raise RunDirError(f"{sanitize(str(path))}: found neither config.json nor plan.csv; {allowed}")
-        refuse_symlinks(*(place for run in found for place in (run.path, run.checkpoint_dir)))
+            expected = "expected runs/SWEEP/RUN_ID or runs/SWEEP"
+            raise RunDirError(f"{sanitize(str(path))}: got neither config.json nor plan.csv; {expected}")
+        refuse_symlinks(*(directory for run in runs for directory in (run.path, run.checkpoint_dir)))
     except OSError as error:
         raise RunDirError(f"{sanitize(str(path))}: cannot be read: {error.strerror}") from error
-    return found
+    return runs
 
 
 def read_planned_runs(sweep_dir: Path) -> list[RunDir]:
-    """Return the runs of plan.csv: each run id is the name of a directory beside it and nothing else.
+    """Return the runs of plan.csv, in its order.
 
     Raises
     ------
-    OSError, NoRunError
+    OSError, RunDirError
     """
-    plan = sweep_dir / "plan.csv"
+    return [RunDir(sweep_dir / row["run_id"]) for row in read_plan(sweep_dir)]
+
+
+def read_plan(sweep_dir: Path) -> list[dict[str, str]]:
+    """Return the rows of plan.csv by column; each run id is unique and the name of a directory beside the file.
+
+    Raises
+    ------
+    OSError, RunDirError
+    """
+    path = sweep_dir / "plan.csv"
     try:
-        with plan.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "run_id" not in (rows.fieldnames or ()):
-                raise RunDirError(f"{plan}: found no column run_id; allowed: the file that launch wrote")
-            names = [row["run_id"] or "" for row in islice(rows, MAX_RUNS + 1)]
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = reader.fieldnames or ()
+            if "run_id" not in columns:
+                raise RunDirError(f"{path}: got no column run_id; expected the file that launch wrote")
+            rows = [{name: row[name] for name in columns} for row in islice(reader, MAX_RUNS + 1)]
     except (csv.Error, UnicodeError) as error:
-        raise RunDirError(f"{plan}: {error}; allowed: the file that launch wrote") from error
-    if len(names) > MAX_RUNS:
-        raise RunDirError(f"{plan}: found more than {MAX_RUNS:,} runs; allowed: as many")
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", name, re.ASCII):
-            raise RunDirError(f"{plan}: run_id: found {name[:80]!r}; allowed: names such as C4-cnn-s0-0123abcd")
-    if len(set(names)) < len(names):
-        raise RunDirError(f"{plan}: run_id: found one twice; allowed: each run once")
-    return [RunDir(sweep_dir / name) for name in names]
+        raise RunDirError(f"{path}: {error}; expected the file that launch wrote") from error
+    if len(rows) > MAX_RUNS:
+        raise RunDirError(f"{path}: got more than {MAX_RUNS:,} runs; expected at most {MAX_RUNS:,}")
+    run_ids = [row["run_id"] for row in rows]
+    for run_id in run_ids:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", run_id, re.ASCII):
+            raise RunDirError(f"{path}: run_id: got {run_id[:80]!r}; expected a name such as C4-cnn-s0-0123abcd")
+    if len(set(run_ids)) < len(run_ids):
+        raise RunDirError(f"{path}: run_id: got a duplicate; expected each run once")
+    return rows
 
 
 class RunSelectionError(ValueError):
-    """A point that names no run, or several."""
+    """A pattern that matches no run, or several."""
 
 
 def select_run(runs: Sequence[RunDir], pattern: str) -> RunDir:
-    """Return the run of this id, or the one whose id holds this text.
+    """Return the run with this id, or the only one whose id contains this text.
 
     Raises
     ------
-    PointError
+    RunSelectionError
     """
-    found = [run for run in runs if run.run_id == pattern] or [
-        run for run in runs if pattern.lower() in run.run_id.lower()
-    ]
-    if len(found) == 1:
-        return found[0]
-    shown = [run.run_id for run in found or runs]
-    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    what = f"is in {len(found)} run ids" if found else "is in no run id"
-    raise RunSelectionError(f"{pattern}: {what}; allowed: one of {', '.join(shown[:8])}{more}")
+    exact = [run for run in runs if run.run_id == pattern]
+    matches = exact or [run for run in runs if pattern.lower() in run.run_id.lower()]
+    if len(matches) == 1:
+        return matches[0]
+    listed = [run.run_id for run in matches or runs]
+    more = f" and {len(listed) - MAX_LISTED_RUNS} more" if len(listed) > MAX_LISTED_RUNS else ""
+    count = f"matches {len(matches)} runs" if matches else "matches no run"
+    raise RunSelectionError(f"{pattern}: {count}; expected one of {', '.join(listed[:MAX_LISTED_RUNS])}{more}")
 
 
 def select_runs(runs: Sequence[RunDir], patterns: Sequence[str]) -> list[RunDir]:
-    """Return the runs that these points name, each once.
+    """Return the runs that these patterns match, each once.
 
     Raises
     ------
-    PointError
+    RunSelectionError
     """
-    return list(dict.fromkeys(select_run(runs, point) for point in patterns))
+    return list(dict.fromkeys(select_run(runs, pattern) for pattern in patterns))
 
 
 def find_sweep_dir(path: Path) -> Path:
-    """Return the sweep's directory of a path that `rundir.runs_of` takes."""
+    """Return the sweep's directory of a path that `find_runs` takes."""
     return path.resolve().parent if (path / "config.json").is_file() else path.resolve()

@@ -101,7 +101,6 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
         return True  # written last: what is done is left alone
     config = run.load_config()
     checkpoint.check_config_unchanged(run, config)
-    config = config.model_copy(update={"resources": run.with_retry_changes(config.resources.resolved)})
     keep_heap()
     torch.set_num_threads(config.resources.cpus_per_task)
     torch.backends.cudnn.deterministic = True

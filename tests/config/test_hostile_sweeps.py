@@ -214,5 +214,5 @@ def test_a_place_where_slurm_could_not_write_its_logs_is_refused_before_anything
     (workspace / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
     before = snapshot_tree(workspace)
     end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
-    assert end == 2 and len(lines) == 1 and lines[0].startswith("--runs: found") and lines[0].isprintable()
+    assert end == 2 and len(lines) == 1 and lines[0].startswith("--runs: got") and lines[0].isprintable()
     assert snapshot_tree(workspace) == before

@@ -1,4 +1,4 @@
-"""How processes find each other."""
+"""Processes of a job find each other and no others."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ with process_group(RunDir(Path(sys.argv[1]))) as process:
 
 
 def start(path: Path, job: str, rank: int, world: int) -> subprocess.Popen[str]:
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "GROUP_WORLD_SIZE": 1}
-    environment = os.environ | {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_RUN_ID": job}
+    ranks = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "GROUP_WORLD_SIZE": 1}
+    environment = os.environ | {name: str(value) for name, value in ranks.items()} | {"TORCHELASTIC_RUN_ID": job}
     command = [sys.executable, "-c", CODE, str(path)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def said(processes: list[subprocess.Popen[str]]) -> list[str]:
-    found = [process.communicate(timeout=120)[0].strip() for process in processes]
+def read_outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
+    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
     assert all(process.returncode == 0 for process in processes)
-    return found
+    return outputs
 
 
-def test_one_process_needs_nobody(tmp_path: Path) -> None:
-    assert said([start(tmp_path, "a", 0, 1)]) == ["0 1 1.0 0.0"]
+def test_one_process_is_a_group_of_its_own(tmp_path: Path) -> None:
+    assert read_outputs([start(tmp_path, "a", 0, 1)]) == ["0 1 1.0 0.0"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,11 +41,11 @@ def test_jobs_that_start_together_on_one_node_do_not_mix_and_leave_nothing_behin
     for path, _ in jobs:
         path.mkdir()
     processes = [start(path, job, rank, 2) for path, job in jobs for rank in (1, 0)]
-    assert said(processes) == ["1 2 2.0 1.0", "0 2 2.0 1.0"] * 3
+    assert read_outputs(processes) == ["1 2 2.0 1.0", "0 2 2.0 1.0"] * 3
     assert all(list(path.iterdir()) == [] for path, _ in jobs)
 
 
-def test_the_notice_of_a_start_that_was_killed_leads_nobody_astray(tmp_path: Path) -> None:
-    notice = tmp_path / ".meeting-a.0.json"
-    notice.write_text(json.dumps({"host": "127.0.0.1", "port": 9}))  # where nobody listens
-    assert said([start(tmp_path, "a", rank, 2) for rank in (1, 0)]) == ["1 2 2.0 1.0", "0 2 2.0 1.0"]
+def test_the_address_of_a_killed_start_is_replaced(tmp_path: Path) -> None:
+    address_file = tmp_path / ".meeting-a.0.json"
+    address_file.write_text(json.dumps({"host": "127.0.0.1", "port": 9}))  # where nobody listens
+    assert read_outputs([start(tmp_path, "a", rank, 2) for rank in (1, 0)]) == ["1 2 2.0 1.0", "0 2 2.0 1.0"]

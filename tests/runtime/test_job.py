@@ -1,11 +1,9 @@
-"""What surrounds the work of a job."""
+"""A job: signals, time limits, requeueing, crash loops and recorded failures."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,8 @@ import pytest
 
 from galaxyhpc.runtime import job
 from galaxyhpc.runtime.job import StopSignal, catch_stop_signals, run_job
-from galaxyhpc.runtime.lock import BusyError, exclusive_lock, is_busy
-from galaxyhpc.runtime.rank import RankInfo, get_rank_info
-from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.runtime.rank import RankInfo
+from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
 
 
 @pytest.fixture
@@ -24,11 +21,11 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def test_work_that_is_done_ends_well(run: RunDir) -> None:
+def test_a_finished_target_is_done(run: RunDir) -> None:
     assert run_job(str(run.path), lambda run, stop: True) == "done"
 
 
-def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
+def test_an_error_is_recorded_with_its_reason_and_raised(run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         raise ArithmeticError("the loss is nan")
 
@@ -38,9 +35,9 @@ def test_an_error_is_recorded_with_its_reason_and_flies(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [(signal.SIGTERM, "asked to leave"), (signal.SIGUSR2, "asked to make room")]
+    ("number", "why"), [(signal.SIGTERM, "cancelled"), (signal.SIGUSR2, "preempted or at its time limit")]
 )
-def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
+def test_a_signal_sets_a_flag_and_the_target_decides_when_to_stop(number: int, why: str, run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), number)
         assert stop.is_requested  # and this process still runs
@@ -52,55 +49,28 @@ def test_a_signal_is_noted_and_the_work_decides_when_to_stop(number: int, why: s
     assert (read_state(run).name, read_state(run).reason) == ("stopped", why)
 
 
-def test_the_handlers_of_before_come_back() -> None:
+def test_the_previous_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with catch_stop_signals():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_killed(
-    run: RunDir,
-) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from galaxyhpc.runtime.lock import exclusive_lock; from galaxyhpc.runtime.rank import RankInfo; "
-        "from galaxyhpc.storage.run_dir import RunDir\n"
-        "with exclusive_lock(RunDir(Path(sys.argv[1])), RankInfo()): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        assert is_busy(run)
-        with pytest.raises(BusyError, match="another process works on this run"), exclusive_lock(run, RankInfo()):
-            pass
-        process.kill()
-    assert not is_busy(run)
-    with exclusive_lock(run, RankInfo()):
-        assert is_busy(run)
-
-
-def test_a_process_by_hand_is_alone_and_one_of_torchruns_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (get_rank_info().rank, get_rank_info().world_size) == (0, 1)
-    told = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    assert get_rank_info() == RankInfo(3, 8, 1, 4, job_attempt="x.0")
-
-
 @pytest.fixture
-def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a Slurm first in PATH that answers as told, and this process into one of its jobs."""
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set shell scripts that stand for Slurm's commands, and put this process into one of its jobs."""
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
-    def say(**answers: str) -> None:
+    def install(**answers: str) -> None:
         for name, script in answers.items():
             (folder / name).write_text(f"#!/bin/sh\n{script}\n")
             (folder / name).chmod(0o755)
 
-    return say
+    return install
 
 
 def ending(seconds: float) -> str:
@@ -108,9 +78,9 @@ def ending(seconds: float) -> str:
 
 
 def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
-    run: RunDir, slurm_says: Callable[..., None]
+    run: RunDir, fake_slurm: Callable[..., None]
 ) -> None:
-    slurm_says(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/asked'")
+    fake_slurm(squeue=ending(100), scontrol=f"echo \"$@\" >> '{run.path}/calls'")
 
     def work(run: RunDir, stop: StopSignal) -> bool:
         assert not stop.is_time_limit_near(50) and stop.is_time_limit_near(150)
@@ -118,12 +88,12 @@ def test_a_job_stops_when_its_time_ends_sooner_than_it_needs_to_save(
 
     with pytest.raises(SystemExit):
         run_job(str(run.path), work)
-    assert (run.path / "asked").read_text() == "requeue 7\n"
-    assert read_state(run).reason == "asked to make room"
+    assert (run.path / "calls").read_text() == "requeue 7\n"
+    assert read_state(run).reason == "preempted or at its time limit"
 
 
-def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[..., None]) -> None:
-    slurm_says(squeue=ending(1000))
+def test_a_time_limit_that_was_raised_counts(run: RunDir, fake_slurm: Callable[..., None]) -> None:
+    fake_slurm(squeue=ending(1000))
     stop = StopSignal(job_id="7", end_time=time.time() + 100)
     assert not stop.is_time_limit_near(150) and stop.is_time_limit_near(1050)
 
@@ -138,9 +108,9 @@ def test_a_time_limit_that_was_raised_counts(run: RunDir, slurm_says: Callable[.
     ],
 )
 def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
-    answer: str, requeued: bool, run: RunDir, slurm_says: Callable[..., None]
+    answer: str, requeued: bool, run: RunDir, fake_slurm: Callable[..., None]
 ) -> None:
-    slurm_says(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/asked'; echo 'JobId=7 JobState={answer}'")
+    fake_slurm(squeue="exit 1", scontrol=f"echo \"$@\" >> '{run.path}/calls'; echo 'JobId=7 JobState={answer}'")
 
     def work(run: RunDir, stop: StopSignal) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -148,27 +118,27 @@ def test_after_a_term_a_job_is_requeued_only_where_slurm_means_it_to_run(
 
     with pytest.raises(SystemExit):
         run_job(str(run.path), work)
-    assert ("requeue 7" in (run.path / "asked").read_text()) is requeued
+    assert ("requeue 7" in (run.path / "calls").read_text()) is requeued
 
 
 def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itself_is_not_an_error(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "REQUEUE_RETRY_SECONDS", (0.1,))
-    count = f"echo x >> '{run.path}/asked'"
-    slurm_says(
-        scontrol=f"{count}; [ $(wc -l < '{run.path}/asked') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
+    count = f"echo x >> '{run.path}/calls'"
+    fake_slurm(
+        scontrol=f"{count}; [ $(wc -l < '{run.path}/calls') = 2 ] || {{ echo 'Unable to contact' >&2; exit 1; }}"
     )
     job.requeue(RankInfo())
-    slurm_says(scontrol="echo 'Job is pending execution' >&2; exit 1")
+    fake_slurm(scontrol="echo 'Job is pending execution' >&2; exit 1")
     job.requeue(RankInfo())
-    slurm_says(scontrol="echo 'Access denied' >&2; exit 1")
+    fake_slurm(scontrol="echo 'Access denied' >&2; exit 1")
     with pytest.raises(RuntimeError, match="requeue 7: Access denied"):
         job.requeue(RankInfo())
 
 
 def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_new_one_is_not(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     for start in range(3):
@@ -193,7 +163,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("cause", ERRORS)
-def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, run: RunDir) -> None:
+def test_a_failure_is_recorded_with_its_type_and_traceback(cause: str, run: RunDir) -> None:
     def work(run: RunDir, stop: StopSignal) -> bool:
         exec(ERRORS[cause])
         return True
@@ -205,10 +175,25 @@ def test_a_failure_is_sorted_by_what_would_help_and_keeps_its_lines(cause: str, 
 
 
 def test_a_stale_error_of_an_earlier_start_and_the_leftover_of_a_killed_write_are_removed(
-    run: RunDir, slurm_says: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", str(run.path))
     stale = [run.path / "7_0_result.pkl", run.path / "7_0_result.pkl.save_tmp"]
     for path in stale:
         path.touch()
     assert run_job(str(run.path), lambda run, stop: not any(path.exists() for path in stale)) == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (RunDirError("a:\n  b\x1b[2J"), ["a: b?[2J"]),
+        (FileNotFoundError(2, "No such file", "x"), ["[Errno 2] No such file: 'x'"]),
+        (KeyError("x"), ["KeyError: 'x'"]),
+    ],
+)
+def test_our_errors_and_the_systems_are_printed_in_one_line_and_others_with_their_traceback(
+    error: Exception, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.print_error(error)
+    assert capsys.readouterr().err.splitlines() == lines

@@ -1,4 +1,4 @@
-"""Freed memory is used again."""
+"""Freed memory stays in the process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-KEPT = """
+PROGRAM = """
 import ctypes, torch
 from galaxyhpc.runtime.malloc import keep_heap
 if {keep}:
     keep_heap()
-kept = [torch.ones(1 << 20) for _ in range(20)]  # 4 MiB each
-del kept
+blocks = [torch.ones(1 << 20) for _ in range(20)]  # 4 MiB each
+del blocks
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 class Info(ctypes.Structure):  # of malloc.h
     _fields_ = [(name, ctypes.c_size_t) for name in names]
@@ -26,7 +26,7 @@ print(library.mallinfo2().fordblks >> 20)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_that_was_freed_stays_with_the_process() -> None:
     free = [
-        int(subprocess.run([sys.executable, "-c", KEPT.format(keep=keep)], capture_output=True, check=True).stdout)
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(keep=keep)], capture_output=True, check=True).stdout)
         for keep in (False, True)
     ]  # MiB
     assert free[1] > 75 > free[0]

@@ -1,4 +1,4 @@
-"""Work of many equal parts is shared by processes and comes back in order."""
+"""A parallel map returns its results in order."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ def square(number: int) -> tuple[int, int]:
     return number**2, os.getpid()
 
 
-def test_what_processes_make_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_several_processes_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "count_cores", lambda: 2)
-    found = parallel.parallel_map(square, range(40), "squares")
-    assert [value for value, _ in found] == [number**2 for number in range(40)]
-    assert os.getpid() not in {process for _, process in found}
+    results = parallel.parallel_map(square, range(40), "squares")
+    assert [value for value, _ in results] == [number**2 for number in range(40)]
+    assert os.getpid() not in {process for _, process in results}
 
 
-def test_what_is_too_little_for_two_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_items_for_two_processes_stay_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "count_cores", lambda: 2)
     assert parallel.parallel_map(square, range(40), "squares", min_per_process=21) == [
         (n**2, os.getpid()) for n in range(40)
     ]
 
 
-def test_a_mistake_in_a_process_is_told_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_process_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "count_cores", lambda: 2)
     with pytest.raises(TypeError):
         parallel.parallel_map(square, [1, "two"], "squares")

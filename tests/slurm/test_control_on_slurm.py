@@ -12,7 +12,7 @@ from helpers.slurm import Desk, desk, queue
 
 from galaxyhpc import cancel, retry
 from galaxyhpc.status import __main__ as status
-from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.events import RecordedState, RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 SWEEP = """\
@@ -54,19 +54,19 @@ def test_points_are_cancelled_then_all_then_tried_again_by_cause(ours: Desk) -> 
     said = control(ours, cancel, "s1-")
     assert second.run_id in said and first.run_id not in said
     ours.wait(lambda: not stages(ours, second), "the point's jobs gone")
-    assert read_state(second) == RunState("stopped", "cancelled")
+    assert read_state(second) == RecordedState(RunState.STOPPED, "cancelled")
     assert len(stages(ours, first)) == len(stages(ours, third)) == 2, ours.evidence()
 
     control(ours, cancel)
     ours.wait_for_jobs()  # the report's too
-    assert {read_state(run) for run in (first, second, third)} == {RunState("stopped", "cancelled")}
+    assert {read_state(run) for run in (first, second, third)} == {RecordedState(RunState.STOPPED, "cancelled")}
 
     gate.unlink()
     first.record("failed", why="OutOfMemoryError: as if", cause="memory", rank=0, trace="")
     second.record("failed", why="ValueError: as if", cause="error", rank=0, trace="")
     said = control(ours, retry, "--failed")
-    assert f"{first.run_id}: retried after it ran out of memory: micro-batch 32 -> 16" in said
-    assert f"{second.run_id}: left alone: error: ValueError: as if" in said
+    assert f"{first.run_id}: retried, out of memory: micro-batch 32 -> 16" in said
+    assert f"{second.run_id}: skipped: error: ValueError: as if" in said
     assert "nothing was submitted" in control(ours, retry, "s0-")
     ours.wait(lambda: read_state(first).name == "evaluated", "the run that was tried again")
     assert [read_state(run).name for run in (first, second, third)] == ["evaluated", "failed", "stopped"], (

@@ -38,7 +38,7 @@ def test_a_sweep_launched_inside_a_job_from_a_directory_of_any_name_is_trained_a
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME]
     assert "evaluated" in ours.command(status.main, str(directory))
     run.config_file.unlink()  # so that what does a run by hand ends where it has found the directory
-    assert f"{run.path}: found neither config.json" in ours.call("sh", run.path / "repro.sh", status=2)
+    assert f"{run.path}: got neither config.json" in ours.call("sh", run.path / "repro.sh", status=2)
 
 
 @pytest.mark.parametrize("name", ["100%j", "back\\slash"])

@@ -358,12 +358,12 @@ def test_a_point_is_an_id_or_an_unambiguous_part_of_one(tmp_path: Path, capsys: 
     assert select_run(runs, "d4-steerable_cnn-s1") == runs[3]
     assert select_run(runs, runs[0].run_id) == runs[0]
     with pytest.raises(
-        RunSelectionError, match=f"C4: is in 2 run ids; allowed: one of {runs[0].run_id}, {runs[1].run_id}$"
+        RunSelectionError, match=f"C4: matches 2 runs; expected one of {runs[0].run_id}, {runs[1].run_id}$"
     ):
         select_run(runs, "C4")
     assert main([str(write_sweep_plan(*runs)), "--why", "D9"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("D9: is in no run id; allowed: one of") and error.count("\n") == 1
+    assert error.startswith("D9: matches no run; expected one of") and error.count("\n") == 1
 
 
 def test_watch_in_a_pipe_prints_what_changes_until_it_is_interrupted(tmp_path: Path) -> None:

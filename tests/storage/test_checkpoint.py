@@ -1,4 +1,4 @@
-"""Checkpoints that cannot lie."""
+"""Checkpoints are verified when they are loaded, and damaged ones move to quarantine."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_state_comes_back_bit_by_bit(run: RunDir) -> None:
     checkpoint.save(run, 5, 2, STATE)
-    found = checkpoint.load_latest(run)
-    assert found is not None and torch.equal(found["model"]["weight"], STATE["model"]["weight"])
+    state = checkpoint.load_latest(run)
+    assert state is not None and torch.equal(state["model"]["weight"], STATE["model"]["weight"])
     manifest = json.loads((run.checkpoint_dir / "step_00000005" / "MANIFEST.json").read_text())
     assert (manifest["step"], manifest["world_size"], manifest["run_id"]) == (5, 2, run.run_id)
     assert manifest["sha256"] == files.sha256(run.checkpoint_dir / "step_00000005" / "state.pt")
@@ -84,8 +84,8 @@ def test_a_damaged_newest_one_is_quarantined_and_the_previous_one_loaded(damage:
     assert line.startswith("checkpoint step_00000002 is damaged (") and len(line.splitlines()) == 1
     assert [path.name for path in checkpoint.list_checkpoints(run)] == ["step_00000001"]
     assert len(list((run.checkpoint_dir / "quarantine").iterdir())) == 1
-    found = checkpoint.load_latest(run)
-    assert found is not None and found["progress"]["step"] == 5
+    state = checkpoint.load_latest(run)
+    assert state is not None and state["progress"]["step"] == 5
 
 
 def test_when_all_are_damaged_a_run_starts_afresh(run: RunDir) -> None:

@@ -35,12 +35,12 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of one run that was trained and measured."""
-    place = tmp_path_factory.mktemp("finished")
-    (place / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
-    arguments = [str(place / "sweep.yaml"), "--executor", "debug", "--runs", str(place / "runs")]
+    """A sweep of one run that was trained and evaluated."""
+    path = tmp_path_factory.mktemp("finished")
+    (path / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
+    arguments = [str(path / "sweep.yaml"), "--executor", "debug", "--runs", str(path / "runs")]
     assert launch.main(arguments) == 0
-    return place / "runs" / "good"
+    return path / "runs" / "good"
 
 
 @pytest.fixture
@@ -55,16 +55,16 @@ def run_in(sweep: Path) -> RunDir:
     return run
 
 
-def training(path: Path) -> int:
+def train_run(path: Path) -> int:
     return run_module("train", str(path))
 
 
-def evaluating(path: Path) -> int:
+def evaluate_run(path: Path) -> int:
     return run_module("evaluate", str(path))
 
 
 def run_module(name: str, *arguments: str) -> int:
-    """Do what `python -m jobs.NAME` does, here: a process of its own would take seconds."""
+    """Run `python -m jobs.NAME` in this process: another one would take seconds."""
     before, sys.argv = sys.argv, [name, *arguments]
     try:
         runpy.run_path(str(PROJECT / "jobs" / f"{name}.py"), run_name="__main__")
@@ -77,8 +77,8 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "status": lambda path: status.main([str(path)]),
     "fsck": lambda path: fsck.main([str(path)]),
     "aggregate": lambda path: aggregate.main([str(path), "--no-intervals"]),
-    "train": training,
-    "evaluate": evaluating,
+    "train": train_run,
+    "evaluate": evaluate_run,
 }
 
 PLANS = [
@@ -96,13 +96,13 @@ PLANS = [
 def test_a_plan_that_launch_did_not_write_leads_nowhere(
     command: str, plan: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    place = workspace / "runs" / "good"
-    place.mkdir(parents=True)
+    path = workspace / "runs" / "good"
+    path.mkdir(parents=True)
     for outside in (workspace / "x", workspace / "runs" / "x"):
         outside.mkdir()
-    (place / "plan.csv").write_text(plan, newline="")
+    (path / "plan.csv").write_text(plan, newline="")
     before = snapshot_tree(workspace)
-    end, lines = capture_command(lambda: COMMANDS[command](place), capfd)
+    end, lines = capture_command(lambda: COMMANDS[command](path), capfd)
     assert len(lines) <= 1 and all(line.isprintable() for line in lines)
     assert snapshot_tree(workspace) == before and end in (0, 1, 2)
 
@@ -110,15 +110,15 @@ def test_a_plan_that_launch_did_not_write_leads_nowhere(
 @settings(FUZZ_SETTINGS, max_examples=300)
 @given(name=st.text(max_size=30) | st.sampled_from(["../x", "/x", ".", "..", "x/../../y", "x\0", "good", "\ud800"]))
 def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, workspace: Path) -> None:
-    place = workspace / "runs" / "good"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "plan.csv").write_bytes(b"run_id\n" + name.encode("utf-8", "surrogatepass") + b"\n")
+    path = workspace / "runs" / "good"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "plan.csv").write_bytes(b"run_id\n" + name.encode("utf-8", "surrogatepass") + b"\n")
     try:
-        found = find_runs(place)
+        runs = find_runs(path)
     except RunDirError as error:
         assert str(error).isprintable()
         return
-    assert all(run.path.parent == place.resolve() and run.path.name not in ("", ".", "..") for run in found)
+    assert all(run.path.parent == path.resolve() and run.path.name not in ("", ".", "..") for run in runs)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -126,10 +126,10 @@ def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, work
 def test_a_link_that_leads_out_of_the_sweep_is_not_followed(
     name: str, command: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    place = sweep / "report" if name == "report" else run_in(sweep).path / name
+    path = sweep / "report" if name == "report" else run_in(sweep).path / name
     outside = sweep.parents[1] / "outside"
-    place.rename(outside)
-    place.symlink_to(outside)
+    path.rename(outside)
+    path.symlink_to(outside)
     before = snapshot_tree(outside)
     capture_command(lambda: COMMANDS[command](sweep), capfd)
     assert snapshot_tree(outside) == before
@@ -164,20 +164,20 @@ JUNK = {
     "a huge number": b'{"model": ' + b"9" * 100_000 + b"}",
     "other types": b'{"model": [], "data": 1, "train": null}',
     "lone surrogates": b'{"model": "\\ud800", "\\ud800": 1}',
-    "a terminal's orders": b'{"\\u001b[2J": "\\u001b[2J"}\n\x1b[2J',
+    "terminal control characters": b'{"\\u001b[2J": "\\u001b[2J"}\n\x1b[2J',
     "text": "Ünïcödé\n".encode() * 3,
     "latin": b"caf\xe9",
 }
 
 
-TEXTS = FILES[:3]  # the others hold no JSON, and its kinds are as good as bytes there
+TEXTS = FILES[:3]  # the others are not JSON, so that any bytes serve
 
 
 @pytest.mark.parametrize(
     ("name", "junk"),
     [(name, junk) for name in (*FILES, "../split.csv") for junk in (JUNK if name in TEXTS else list(JUNK)[:3])],
 )
-def test_junk_in_place_of_a_file_is_told_in_a_line_or_taken_for_absent(
+def test_a_corrupt_file_is_reported_in_a_line_or_ignored(
     name: str, junk: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = run_in(sweep)
@@ -190,16 +190,16 @@ def test_junk_in_place_of_a_file_is_told_in_a_line_or_taken_for_absent(
 
 @pytest.mark.parametrize("name", [*FILES[:6], "checkpoints", "../split.csv", "../plan.csv", "../report"])
 @pytest.mark.parametrize("kind", ["absent", "a directory", "a file"])
-def test_what_is_absent_or_of_another_kind_is_told_in_a_line(
+def test_a_missing_file_or_directory_is_reported_in_a_line(
     name: str, kind: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = run_in(sweep)
-    place = run.path / name
-    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    path = run.path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if kind == "a directory":
-        (place / "inside").mkdir(parents=True)
+        (path / "inside").mkdir(parents=True)
     elif kind == "a file":
-        place.write_bytes(b"x")
+        path.write_bytes(b"x")
     for command in COMMANDS if name.startswith("../") else ("status", "fsck", "train", "evaluate"):
         _, lines = capture_command(lambda command=command: COMMANDS[command](sweep), capfd)  # type: ignore[misc]
         assert len(lines) <= 3 or command == "fsck", lines
@@ -244,7 +244,7 @@ def test_lines_of_any_json_are_events_or_skipped(
     run.events_file.write_text(lines_of(events))
     run.metrics_file.write_text(lines_of(records))
     assert isinstance(read_state(run).reason, str)
-    run.with_retry_changes(run.load_config().resources.resolved)
+    run.load_config()
     capture_command(lambda: status.main([str(path)]), capfd)
     capture_command(lambda: status.main([str(path), "--why"]), capfd)
 
@@ -257,7 +257,7 @@ COLUMN = st.sampled_from(["", "1", "-1", "9" * 400, "nan", "inf", "1e400", "x", 
     cells=st.dictionaries(st.integers(0, len(results.COLUMNS) - 1), COLUMN | st.text(max_size=5), max_size=4),
     twice=st.booleans(),
 )
-def test_a_table_of_results_with_any_cells_is_counts_or_absent(
+def test_a_table_of_results_with_any_cells_is_read_or_ignored(
     cells: dict[int, str], twice: bool, finished: Path, workspace: Path
 ) -> None:
     source = run_in(finished)
@@ -276,7 +276,7 @@ def test_a_table_of_results_with_any_cells_is_counts_or_absent(
 
 
 @pytest.mark.parametrize("at", range(0, 1000, 40))
-def test_predictions_with_any_byte_changed_are_predictions_or_absent(at: int, sweep: Path) -> None:
+def test_predictions_with_any_byte_changed_are_read_or_ignored(at: int, sweep: Path) -> None:
     run = run_in(sweep)
     content = bytearray(run.predictions_file.read_bytes())
     content[at * len(content) // 1000] ^= 0xFF
@@ -331,7 +331,7 @@ def test_nothing_is_executed_from_a_runs_directory(
     for command in COMMANDS.values():
         capture_command(lambda command=command: command(run.path), capfd)  # type: ignore[misc]
     assert not executed.exists()
-    end, lines = capture_command(lambda: (evaluating if name == "best.pt" else training)(run.path), capfd)
+    end, lines = capture_command(lambda: (evaluate_run if name == "best.pt" else train_run)(run.path), capfd)
     assert end == 1 and len(lines) == 1 and str(file.parent) in lines[0]
 
 
@@ -341,7 +341,7 @@ def test_repro_sh_imports_nothing_from_the_directory_it_is_called_in(sweep: Path
         (run.path / f"{module}.py").write_text("open('executed', 'w')\nraise SystemExit\n")
     run.config_file.unlink()  # so that it ends before torch is loaded
     answer = subprocess.run(["sh", "repro.sh"], cwd=run.path, capture_output=True, text=True)
-    assert answer.returncode == 2 and "found neither config.json nor plan.csv" in answer.stderr, answer.stderr
+    assert answer.returncode == 2 and "got neither config.json nor plan.csv" in answer.stderr, answer.stderr
     assert not (run.path / "executed").exists()
 
 

@@ -1,28 +1,18 @@
-"""A run's directory: files appear whole, events only grow, the state follows from them."""
+"""A run's directory: events only grow, and config.json is read with the changes of retries."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from galaxyhpc.config.schema import ModelConfig, RunConfig
+from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.storage.events import read_json_lines
-from galaxyhpc.storage.files import atomic_write, write_text
-from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
-from galaxyhpc.storage.sweep_dir import find_runs
-
-
-def test_a_file_that_fails_halfway_leaves_the_old_one_and_nothing_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "plan.csv"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_write(path) as aside:
-        aside.write_text("ha")
-        raise RuntimeError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["plan.csv"]
+from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.run_dir import MAX_CONFIG_BYTES, RunDir, RunDirError
 
 
 def test_events_are_read_back_in_order_with_time_and_host(tmp_path: Path) -> None:
@@ -53,35 +43,6 @@ def test_processes_that_record_at_the_same_time_lose_nothing(tmp_path: Path) -> 
     assert len(read_json_lines(tmp_path / "events.jsonl")) == 300
 
 
-def test_lines_that_are_no_events_are_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(b'[1]\n\xff\xfe\nnull\n{"event": "started"}\n')
-    assert read_json_lines(path) == [{"event": "started"}]
-    assert read_json_lines(tmp_path / "absent.jsonl") == []
-
-
-@pytest.mark.parametrize(
-    ("events", "name", "why"),
-    [
-        ([], "planned", "never submitted"),
-        ([("submitted", {})], "submitted", ""),
-        ([("submitted", {}), ("started", {})], "running", ""),
-        ([("started", {}), ("failed", {"why": "NaN"}), ("failed", {"why": "connection closed"})], "failed", "NaN"),
-        ([("failed", {"why": "NaN"}), ("started", {}), ("failed", {"why": "disk"})], "failed", "disk"),
-        ([("started", {}), ("stopped", {"why": "asked to leave"})], "stopped", "asked to leave"),
-        ([("started", {}), ("trained", {}), ("evaluation submitted", {"job": "9"})], "trained", ""),
-        ([("trained", {}), ("evaluated", {})], "evaluated", ""),
-    ],
-)
-def test_the_last_event_that_matters_decides_the_state(
-    events: list[tuple[str, dict[str, str]]], name: str, why: str, tmp_path: Path
-) -> None:
-    run = RunDir(tmp_path)
-    for event, fields in events:
-        run.record(event, **fields)
-    assert (read_state(run).name, read_state(run).reason) == (name, why)
-
-
 def test_config_json_gives_back_the_same_settings(tmp_path: Path) -> None:
     config = RunConfig(model=ModelConfig(group="D4"), seed=3)
     run = RunDir(tmp_path / config.run_id)
@@ -89,20 +50,46 @@ def test_config_json_gives_back_the_same_settings(tmp_path: Path) -> None:
     assert run.load_config() == config and run.load_config().run_id == run.run_id
 
 
-def test_runs_are_found_by_a_sweeps_plan_or_by_their_own_directory(tmp_path: Path) -> None:
-    write_text(tmp_path / "plan.csv", "run_id,arch\nb,cnn\na,cnn\n")
-    write_text(tmp_path / "a" / "config.json", "{}")
-    assert [run.run_id for run in find_runs(tmp_path)] == ["b", "a"]
-    assert [run.run_id for run in find_runs(tmp_path / "a")] == ["a"]
-    with pytest.raises(RunDirError, match=r"found neither config\.json nor plan\.csv"):
-        find_runs(tmp_path / "nowhere")
+def test_config_json_is_read_with_the_resources_that_retries_changed(tmp_path: Path) -> None:
+    config = RunConfig(model=ModelConfig(group="D4"), resources=ResourcesConfig(exclude_nodes=("a",), memory_gb=4.0))
+    run = RunDir(tmp_path / config.run_id)
+    write_text(run.config_file, config.model_dump_json())
+    run.record("retried", why="out of memory", micro_batch=16)
+    run.record("retried", why="lost", exclude=["b"])
+    run.record("retried", why="lost", exclude=["a", "c"])
+    changed = run.load_config()
+    assert (changed.resources.micro_batch, changed.resources.exclude_nodes) == (16, ("a", "b", "c"))
+    assert changed.resources.memory_gb == 4.0 and changed.get_identity() == config.get_identity()
+    assert run.with_retry_changes(changed.resources) == changed.resources
 
 
-def test_a_job_quicker_than_the_note_of_its_submission_is_not_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", [{"micro_batch": 1}, {"exclude": ["a\n#SBATCH --x"]}])
+def test_a_retry_with_impossible_resources_changes_nothing(fields: dict[str, Any], tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    run.record("started", job="12_3.0")
-    run.record("failed", why="no disk")
-    run.record("submitted", job="12_3")
-    assert read_state(run).name == "failed"
-    run.record("submitted", job="13_0")
-    assert read_state(run).name == "submitted"
+    run.record("retried", **fields)
+    assert run.with_retry_changes(ResourcesConfig(micro_batch=8)) == ResourcesConfig(micro_batch=8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model": {"group": "C4"}, "train": {"epochs": "many"}}', "config.json: train: epochs: Input should be"),
+        ("x" * (MAX_CONFIG_BYTES + 1), "config.json: got over 1,000,000 bytes; expected fewer"),
+    ],
+)
+def test_a_config_json_that_launch_did_not_write_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.config_file.write_text(content)
+    with pytest.raises(RunDirError, match=message):
+        run.load_config()
+
+
+def test_progress_is_the_newest_checkpoint_or_the_size_of_the_results(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert run.progress == "no checkpoint"
+    for step in (4, 12):
+        (run.checkpoint_dir / f"step_{step:08d}").mkdir(parents=True)
+    assert run.progress == "step_00000012"
+    run.best_file.touch()
+    run.results_file.write_text("four")
+    assert run.progress == "best.pt and 4 bytes of results"
