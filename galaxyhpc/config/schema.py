@@ -18,12 +18,7 @@ from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS, MAX_PART
 from galaxyhpc.config.group_names import check_group_name, is_subgroup
 from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
 
-ADDED_SETTINGS = {  # settings younger than the first runs, left out of identities where they have their defaults
-    "data": ("label_fraction",),
-    "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained", "opening"),
-    "train": ("ema_decay", "body_learning_rate"),
-}
-SCHEMA_VERSION = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
+SCHEMA_VERSION = 1  # to be raised when a setting changes its meaning: the same settings are then another run
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -330,10 +325,6 @@ class RunConfig(BaseConfig):
         """All settings that decide the weights, and nothing else."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
         del parts["data"]["cache"]
-        for section, names in ADDED_SETTINGS.items():
-            changed = getattr(self, section).model_dump(exclude_defaults=True)
-            for name in set(names) - changed.keys():
-                del parts[section][name]
         if isinstance(self.model.pretrained, str):
             parts["model"]["pretrained"] = "file"  # where it lies decides nothing
         if parts["data"]["source"] == "demo":

@@ -147,7 +147,7 @@ HOSTILE = st.sampled_from(
         *("a\nb", "\0", "\x1b[2J", "${HOME}", "${", "<<", "2020-01-01", "C64", "D65", "x" * 5000, [], {}, [[[[]]]]),
         *({"a": {"b": [{}]}}, ["C4"] * 300, list(range(3000)), "\u2028", "$(touch x)", "C4\n", "é" * 300),
     ]
-)
+).map(copy.deepcopy)  # the lists and mappings are mutated in place
 
 
 @st.composite
