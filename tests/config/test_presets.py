@@ -54,9 +54,9 @@ def test_rules_see_the_settings_behind_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("blocks: [{points: [{model.preset: D9}]}]", "model.preset: found D9; allowed C1, C2, C4"),
-        ("blocks: [{points: [{model.preset: [D8]}]}]", "model.preset: found [D8]; allowed C1"),
-        ("blocks: [{points: [{model.preset: CNN}]}]\nexclude: [{model.preset: CNN}]", "allowed are the settings"),
+        ("blocks: [{points: [{model.preset: D9}]}]", "model.preset: got D9; expected C1, C2, C4"),
+        ("blocks: [{points: [{model.preset: [D8]}]}]", "model.preset: got [D8]; expected C1"),
+        ("blocks: [{points: [{model.preset: CNN}]}]\nexclude: [{model.preset: CNN}]", "expected the settings"),
         ("blocks: [{points: [{model: {prest: CNN}}]}]", "did you mean preset?"),
         ("blocks: [{points: [{model: {preset: CNN, depth: 18}}]}]", "architecture cnn takes no depth"),
         ("blocks: [{points: [{model: {preset: ResNet18, scale: 0.5}}]}]", "architecture resnet18 takes no scale"),

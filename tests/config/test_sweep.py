@@ -264,93 +264,93 @@ seeds: [1, 1]
         "sync_batchnorm"
     )
     assert mistakes_of(write(text), "train.epochs=many", "train.size=3", profile=write("gpu: 1", "p.yaml")) == [
-        "--set: train.epochs: found many; allowed a whole number",
+        "--set: train.epochs: got many; expected an integer",
         f"--set: train.size: unknown setting; did you mean data.demo.size? known: {known}",
         "p.yaml:1: resources.gpu: unknown setting; known: nodes, tasks_per_node, gpus_per_node, cpus_per_task, "
         "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, setup, micro_batch, convolution, "
         "checkpoint_minutes",
         f"x.yaml:3: train.learning_rat: unknown setting; did you mean learning_rate? known: {known}",
-        "x.yaml:4: train.epochs: found -3; allowed greater than or equal to 1",
-        "x.yaml:7: train.milestones: found half; allowed a number",
-        "x.yaml:8: data.image_size: found 64; not exact under quarter turns for steerable_cnn; "
+        "x.yaml:4: train.epochs: got -3; expected a number >= 1",
+        "x.yaml:7: train.milestones: got half; expected a number",
+        "x.yaml:8: data.image_size: got 64; not exact under quarter turns for steerable_cnn; "
         "nearest good sizes: 63, 65",
-        "x.yaml:11: model.group: found E4; allowed C1 to C64 (rotations) or D1 to D64 (rotations and reflections)",
-        "x.yaml:13: blocks[1].zip: found lists of lengths {model.group: 2, train.warmup: 1}; allowed equal lengths",
-        "x.yaml:15: model.group: found C4; architecture cnn takes no group",
-        "x.yaml:16: seeds[1]: found 1 twice, first at x.yaml:16; allowed once",
+        "x.yaml:11: model.group: got E4; expected C1 to C64 (rotations) or D1 to D64 (rotations and reflections)",
+        "x.yaml:13: blocks[1].zip: got lists of lengths {model.group: 2, train.warmup: 1}; expected equal lengths",
+        "x.yaml:15: model.group: got C4; architecture cnn takes no group",
+        "x.yaml:16: seeds[1]: duplicate 1, first at x.yaml:16",
     ]
 
 
 SAID = {
-    "": "x.yaml:1: found nothing; allowed a mapping with name, overrides, base, blocks,",
-    "# only a comment": "x.yaml:1: found nothing; allowed a mapping",
-    "null": "x.yaml:1: found nothing; allowed a mapping",
-    "- 1": "x.yaml:1: found [1]; allowed a mapping",
-    "{}": "x.yaml:1: blocks: found nothing; allowed a list of blocks, each with exactly one of grid, zip, points",
-    "blocks: []": "x.yaml:1: blocks: found []; allowed a list with at least one item",
-    "blocks: 3": "x.yaml:1: blocks: found 3; allowed a list with at least one item",
-    "block: []\n" + C4: "x.yaml:1: block: unknown; did you mean blocks? known: name, overrides, base,",
+    "": "x.yaml:1: got nothing; expected a mapping with name, overrides, base, blocks,",
+    "# only a comment": "x.yaml:1: got nothing; expected a mapping",
+    "null": "x.yaml:1: got nothing; expected a mapping",
+    "- 1": "x.yaml:1: got [1]; expected a mapping",
+    "{}": "x.yaml:1: blocks: got nothing; expected a list of blocks, each with exactly one of grid, zip, points",
+    "blocks: []": "x.yaml:1: blocks: got []; expected a list with at least one item",
+    "blocks: 3": "x.yaml:1: blocks: got 3; expected a list with at least one item",
+    "block: []\n" + C4: "x.yaml:1: block: unknown key; did you mean blocks? known: name, overrides, base,",
     "a: [1\n": "x.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'",
     "a: b: c": "x.yaml:1: not valid YAML: mapping values are not allowed here",
     "a: \x07": "x.yaml:1: not valid YAML: special characters are not allowed",
     'a: "\\UFFFFFFFF"': "x.yaml:1: not valid YAML",
     "[" * 1500: "x.yaml:1: not valid YAML: nested too deeply",
-    "base: &a {model: *a}": "x.yaml:1: found more than 40 levels, or an alias inside what it names",
+    "base: &a {model: *a}": "x.yaml:1: got more than 40 levels, or an alias inside its own anchor",
     "base:\n  data: {source: ${X}}": "x.yaml:2: not valid YAML: expected ',' or '}', but got '{'; quote '${NAME}'",
-    C4 + "base: !!python/object:os.system {}": "x.yaml:2: base: found the tag tag:yaml.org,2002:python/object:os.",
-    C4 + "base: {train.epochs: !!int x}": "x.yaml:2: base.train.epochs: found x; allowed what !!int says",
-    C4 + "base: {1: 2}": "x.yaml:2: base: found the key '1'; allowed names as keys",
-    C4 + "base: {<<: 3}": "x.yaml:2: base: found << with 3; allowed a mapping to merge",
+    C4 + "base: !!python/object:os.system {}": "x.yaml:2: base: got the tag tag:yaml.org,2002:python/object:os.",
+    C4 + "base: {train.epochs: !!int x}": "x.yaml:2: base.train.epochs: got x; expected !!int, as its tag says",
+    C4 + "base: {1: 2}": "x.yaml:2: base: got the key '1'; expected names as keys",
+    C4 + "base: {<<: 3}": "x.yaml:2: base: got << with 3; expected a mapping to merge",
     C4 + "base:\n  seed: 3": "x.yaml:3: seed: unknown setting; seeds are given by `seeds` at the top of the sweep",
-    C4 + "base:": "x.yaml:2: base: found null; allowed a mapping of settings",
-    C4 + "base: {data: 3}": "x.yaml:2: data: found 3; allowed a mapping of settings",
+    C4 + "base:": "x.yaml:2: base: got null; expected a mapping of settings",
+    C4 + "base: {data: 3}": "x.yaml:2: data: got 3; expected a mapping of settings",
     C4 + "base: {learning_rate: 3}": "x.yaml:2: learning_rate: unknown setting; did you mean train.learning_rate?",
-    C4 + "base: {train.epochs: 1,\n train.epochs: 2}": "x.yaml:3: base.train.epochs: found twice, first at x.yaml:2",
-    C4 + "base: {train.epochs: 1,\n train: {epochs: 2}}": "x.yaml:3: train.epochs: found twice, first at x.yaml:2",
-    C4 + "base: {train.epochs: true}": "x.yaml:2: train.epochs: found true; allowed a whole number",
-    C4 + "base: {train.epochs: '3'}": "x.yaml:2: train.epochs: found '3'; allowed a whole number",
-    C4 + "base: {train.learning_rate: 1e999}": "x.yaml:2: train.learning_rate: found inf; allowed a finite number",
-    C4 + "base: {train.clip_norm: 0}": "x.yaml:2: train.clip_norm: found 0; allowed greater than 0",
-    C4 + "base: {train.sync_batchnorm: yes}": "x.yaml:2: train.sync_batchnorm: found yes; allowed true or false",
-    C4 + "base: {model.width: area}": "x.yaml:2: model.width: found area; allowed 'fields', 'parameters' or",
-    C4 + "base: {model.group: [C4]}": "x.yaml:2: model.group: found [C4]; allowed text",
-    C4 + "base: {data.source: ''}": "x.yaml:2: data.source: found ''; allowed text that is not empty",
-    C4 + "base: {data.demo.size: 1000}": "x.yaml:2: data.demo.size: found 1000; allowed less than or equal to 256",
+    C4 + "base: {train.epochs: 1,\n train.epochs: 2}": "x.yaml:3: base.train.epochs: duplicate key, first at x.yaml:2",
+    C4 + "base: {train.epochs: 1,\n train: {epochs: 2}}": "x.yaml:3: train.epochs: duplicate key, first at x.yaml:2",
+    C4 + "base: {train.epochs: true}": "x.yaml:2: train.epochs: got true; expected an integer",
+    C4 + "base: {train.epochs: '3'}": "x.yaml:2: train.epochs: got '3'; expected an integer",
+    C4 + "base: {train.learning_rate: 1e999}": "x.yaml:2: train.learning_rate: got inf; expected a finite number",
+    C4 + "base: {train.clip_norm: 0}": "x.yaml:2: train.clip_norm: got 0; expected a number > 0",
+    C4 + "base: {train.sync_batchnorm: yes}": "x.yaml:2: train.sync_batchnorm: got yes; expected true or false",
+    C4 + "base: {model.width: area}": "x.yaml:2: model.width: got area; expected 'fields', 'parameters' or",
+    C4 + "base: {model.group: [C4]}": "x.yaml:2: model.group: got [C4]; expected text",
+    C4 + "base: {data.source: ''}": "x.yaml:2: data.source: got ''; expected non-empty text",
+    C4 + "base: {data.demo.size: 1000}": "x.yaml:2: data.demo.size: got 1000; expected a number <= 256",
     C4 + "base: {data.demo: {siz: 1000}}": "x.yaml:2: data.demo.siz: unknown setting; did you mean size?",
-    C4 + "base: {data.validation_fraction: 0.8}": "x.yaml:2: data.validation_fraction: found 0.8; validation_",
-    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: found klean; allowed clean,",
-    C4 + "base:\n  evaluate.conditions: [clean,\n    a+b]": "x.yaml:4: evaluate.conditions: found 'a+b'; allowed",
-    C4 + "base: {evaluate: {conditions: []}}": "x.yaml:2: evaluate.conditions: found []; allowed at least one item",
-    C4 + "base: {data: {source: '${UNSET}'}}": "x.yaml:2: data.source: found ${UNSET}, which is not set",
-    C4 + "base: {data: {source: '${a b}'}}": "x.yaml:2: data.source: found '${a b}'; allowed ${NAME} and",
-    C4 + "base: {resources: {qos: '${UNSET}'}}": "x.yaml:2: resources.qos: found '${UNSET}'; environment variables are",
-    "blocks:\n  - {}": "x.yaml:2: blocks[0]: found none; allowed exactly one of grid, zip, points",
-    "blocks:\n  - 3": "x.yaml:2: blocks[0]: found 3; allowed a mapping with base, grid, zip, points",
-    "blocks:\n  - {grid: {model.group: [C4]}, zip: {train.epochs: [3]}}": "x.yaml:2: blocks[0]: found grid and zip",
-    "blocks:\n  - {gird: {}}": "x.yaml:2: blocks[0].gird: unknown; did you mean grid? known: base, grid, zip, points",
-    "blocks:\n  - grid: {}": "x.yaml:2: blocks[0].grid: found {}; allowed at least one setting with a list of values",
-    "blocks:\n  - grid:\n     model.group: []": "x.yaml:3: model.group: found []; allowed a list with at least",
-    "blocks:\n  - grid:\n     model.group: C4": "x.yaml:3: model.group: found C4; allowed a list with",
-    "blocks:\n  - points: []": "x.yaml:2: blocks[0].points: found []; allowed a list with at least one item",
-    "blocks:\n  - points: [3]": "x.yaml:2: blocks[0].points[0]: found 3; allowed a mapping of settings",
-    "blocks:\n  - points:\n    - {}": "x.yaml:3: model: found nothing; architecture steerable_cnn needs a group",
-    C4 + "exclude: [{}]": "x.yaml:2: exclude[0]: found {}; allowed at least one setting",
+    C4 + "base: {data.validation_fraction: 0.8}": "x.yaml:2: data.validation_fraction: got 0.8; validation_",
+    C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: got klean; expected clean,",
+    C4 + "base:\n  evaluate.conditions: [clean,\n    a+b]": "x.yaml:4: evaluate.conditions: got 'a+b'; expected",
+    C4 + "base: {evaluate: {conditions: []}}": "x.yaml:2: evaluate.conditions: got []; expected at least one item",
+    C4 + "base: {data: {source: '${UNSET}'}}": "x.yaml:2: data.source: got ${UNSET}, which is not set",
+    C4 + "base: {data: {source: '${a b}'}}": "x.yaml:2: data.source: got '${a b}'; expected ${NAME} and",
+    C4 + "base: {resources: {qos: '${UNSET}'}}": "x.yaml:2: resources.qos: got '${UNSET}'; expected environment variables only",
+    "blocks:\n  - {}": "x.yaml:2: blocks[0]: got none; expected exactly one of grid, zip, points",
+    "blocks:\n  - 3": "x.yaml:2: blocks[0]: got 3; expected a mapping with base, grid, zip, points",
+    "blocks:\n  - {grid: {model.group: [C4]}, zip: {train.epochs: [3]}}": "x.yaml:2: blocks[0]: got grid and zip",
+    "blocks:\n  - {gird: {}}": "x.yaml:2: blocks[0].gird: unknown key; did you mean grid? known: base, grid, zip, points",
+    "blocks:\n  - grid: {}": "x.yaml:2: blocks[0].grid: got {}; expected at least one setting with a list of values",
+    "blocks:\n  - grid:\n     model.group: []": "x.yaml:3: model.group: got []; expected a list with at least",
+    "blocks:\n  - grid:\n     model.group: C4": "x.yaml:3: model.group: got C4; expected a list with",
+    "blocks:\n  - points: []": "x.yaml:2: blocks[0].points: got []; expected a list with at least one item",
+    "blocks:\n  - points: [3]": "x.yaml:2: blocks[0].points[0]: got 3; expected a mapping of settings",
+    "blocks:\n  - points:\n    - {}": "x.yaml:3: model: got nothing; architecture steerable_cnn needs a group",
+    C4 + "exclude: [{}]": "x.yaml:2: exclude[0]: got {}; expected at least one setting",
     C4 + "exclude: [{model.group: C8}]": "x.yaml:2: exclude[0]: matches no point",
-    C4 + "exclude: [{model.group: E8}]": "x.yaml:2: model.group: found E8; allowed C1 to C64",
-    C4 + "exclude: [{model.group: C4}]": "x.yaml:2: exclude: excludes every point (1); allowed to leave some",
+    C4 + "exclude: [{model.group: E8}]": "x.yaml:2: model.group: got E8; expected C1 to C64",
+    C4 + "exclude: [{model.group: C4}]": "x.yaml:2: exclude: excludes every point (1); expected to leave at least one",
     C4 + "resources: [{when: {model.group: D4}, set: {nodes: 2}}]": "x.yaml:2: resources[0]: matches no point",
-    C4 + "resources: [{when: {model.group: C4}}]": "x.yaml:2: resources[0]: found when; allowed when and set, both",
+    C4 + "resources: [{when: {model.group: C4}}]": "x.yaml:2: resources[0]: got when; expected both when and set",
     C4 + "resources: [{when: {model.group: C4}, set: {gpu: 1}}]": "x.yaml:2: resources.gpu: unknown setting; known:",
-    C4 + "resources: {when: 1}": "x.yaml:2: resources: found {when: 1}; allowed a list",
-    C4 + "seeds: []": "x.yaml:2: seeds: found []; allowed a list with at least one item",
-    C4 + "seeds: 0": "x.yaml:2: seeds: found 0; allowed a list, or how many: 1 to 10,000",
-    C4 + "seeds: true": "x.yaml:2: seeds: found true; allowed a list, or how many",
-    C4 + "seeds: [1.0]": "x.yaml:2: seeds[0]: found 1.0; allowed whole numbers from 0 to 2**31 - 1",
-    C4 + "name: ../x": "x.yaml:2: name: found '../x'; allowed up to 100 of A-Z a-z 0-9 . _ -, no dot at the start",
-    C4 + "name: 3": "x.yaml:2: name: found 3; allowed up to 100",
-    C4 + "overrides: [3]": "x.yaml:2: overrides[0]: found 3; allowed text, as a record of --set",
-    "blocks:\n  - grid: {model.group: [C4,\n      C4]}": "x.yaml:3: blocks: found the same run as at x.yaml:2 (C4-",
-    C4 + "base: {data.image_size: 64}": "x.yaml:2: data.image_size: found 64; not exact under quarter turns for",
+    C4 + "resources: {when: 1}": "x.yaml:2: resources: got {when: 1}; expected a list",
+    C4 + "seeds: []": "x.yaml:2: seeds: got []; expected a list with at least one item",
+    C4 + "seeds: 0": "x.yaml:2: seeds: got 0; expected a list, or how many: 1 to 10,000",
+    C4 + "seeds: true": "x.yaml:2: seeds: got true; expected a list, or how many",
+    C4 + "seeds: [1.0]": "x.yaml:2: seeds[0]: got 1.0; expected an integer from 0 to 2**31 - 1",
+    C4 + "name: ../x": "x.yaml:2: name: got '../x'; expected up to 100 of A-Z a-z 0-9 . _ -, no dot at the start",
+    C4 + "name: 3": "x.yaml:2: name: got 3; expected up to 100",
+    C4 + "overrides: [3]": "x.yaml:2: overrides[0]: got 3; expected text, as a record of --set",
+    "blocks:\n  - grid: {model.group: [C4,\n      C4]}": "x.yaml:3: blocks: duplicate run, first at x.yaml:2 (C4-",
+    C4 + "base: {data.image_size: 64}": "x.yaml:2: data.image_size: got 64; not exact under quarter turns for",
 }
 
 
@@ -368,14 +368,14 @@ def test_points_that_differ_in_nothing_that_decides_the_weights_are_told_with_bo
         "blocks:\n  - points:\n      - {model.group: C4}\n  - points:\n      - {model.group: C4, resources.nodes: 2}\n"
     )
     (said,) = mistakes_of(write(text))
-    assert said.startswith("x.yaml:5: blocks: found the same run as at x.yaml:3 (C4-steerable_cnn-s0-")
+    assert said.startswith("x.yaml:5: blocks: duplicate run, first at x.yaml:3 (C4-steerable_cnn-s0-")
 
 
 def test_a_block_that_is_there_twice_is_one_mistake(write: Write) -> None:
     block = "  - grid: {model.group: [C1, C2, C4], train.epochs: [1, 2]}\n"
     (said,) = mistakes_of(write(f"blocks:\n{block}{block}"))
-    assert said.startswith("x.yaml:3: blocks: found the same run as at x.yaml:2 (C1-")
-    assert said.endswith(" and 5 more); allowed once")
+    assert said.startswith("x.yaml:3: blocks: duplicate run, first at x.yaml:2 (C1-")
+    assert said.endswith(" and 5 more)")
 
 
 def test_set_does_not_make_a_good_file_a_bad_one(write: Write) -> None:
@@ -391,16 +391,16 @@ def test_set_does_not_make_a_good_file_a_bad_one(write: Write) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.epochs", "--set: found train.epochs; allowed dotted.key=value"),
-        ("=3", "--set: found '=3'; allowed dotted.key=value"),
+        ("train.epochs", "--set: got train.epochs; expected dotted.key=value"),
+        ("=3", "--set: got '=3'; expected dotted.key=value"),
         ("train.epoch=3", "--set: train.epoch: unknown setting; did you mean epochs? known: epochs,"),
         ("train.epochs=[", "--set: train.epochs: not valid YAML"),
-        ("train.epochs=", "--set: train.epochs: found null; allowed a whole number"),
-        ("train={epochs: 0}", "--set: train.epochs: found 0; allowed greater than or equal to 1"),
-        ("data.image_size=64", "--set: data.image_size: found 64; not exact under quarter turns"),
-        ("model.architecture=cnn", "--set: model.architecture: found cnn; architecture cnn takes no group"),
-        ("seeds=none", "--set: seeds: found none; allowed a list, or how many"),
-        ("name=.x", "--set: name: found '.x'; allowed up to 100"),
+        ("train.epochs=", "--set: train.epochs: got null; expected an integer"),
+        ("train={epochs: 0}", "--set: train.epochs: got 0; expected a number >= 1"),
+        ("data.image_size=64", "--set: data.image_size: got 64; not exact under quarter turns"),
+        ("model.architecture=cnn", "--set: model.architecture: got cnn; architecture cnn takes no group"),
+        ("seeds=none", "--set: seeds: got none; expected a list, or how many"),
+        ("name=.x", "--set: name: got '.x'; expected up to 100"),
         (
             "blocks=[]",
             "--set: blocks: unknown setting; did you mean model.blocks? known: data, model, train, augment, ",
@@ -417,9 +417,9 @@ def test_files_that_cannot_be_read_are_mistakes(tmp_path: Path, write: Write) ->
     assert mistakes_of(tmp_path) == [f"{tmp_path.name}: cannot be read: Is a directory"]
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"name: x\n# \xe9t\xe9\n")
-    assert mistakes_of(latin) == ["latin.yaml:2: found byte 0xe9; allowed UTF-8 text"]
+    assert mistakes_of(latin) == ["latin.yaml:2: got byte 0xe9; expected UTF-8 text"]
     assert mistakes_of(write(C4), profile=tmp_path / "p.yaml") == ["p.yaml: cannot be read: No such file or directory"]
-    assert mistakes_of(Path("/dev/zero"))[0].startswith("zero: found more than 20,000,000 bytes")
+    assert mistakes_of(Path("/dev/zero"))[0].startswith("zero: got more than 20,000,000 bytes")
 
 
 @pytest.mark.parametrize(
