@@ -181,7 +181,7 @@ class _SweepParser:
             is_complete = is_complete and bool(block_points)
             points += block_points
             if len(points) * num_seeds > MAX_RUNS:
-                self.errors.add(item.location, label, f"got more than {MAX_RUNS:,} runs; expected at most as many")
+                self.errors.add_unexpected(item, label, f"at most {MAX_RUNS:,} runs", "more")
                 return [], False
         return points, is_complete
 
@@ -196,8 +196,7 @@ class _SweepParser:
             read = self._read_points if kind == "points" else self._combine_axes
             points = read(parts[kind], f"{label}.{kind}")
         if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
-            message = f"got {' and '.join(kinds) or 'none'}; expected {_EXPECTED_BLOCK_KIND}"
-            self.errors.add(entry.location, label, message)
+            self.errors.add_unexpected(entry, label, _EXPECTED_BLOCK_KIND, " and ".join(kinds) or "none")
         return [_Point(merge(base, point.settings), point.location) for point in points] if len(kinds) == 1 else []
 
     def _read_points(self, entry: Entry, label: str) -> list[_Point]:
@@ -214,13 +213,11 @@ class _SweepParser:
         if not axes:
             self.errors.add_unexpected(entry, label, "at least one setting with a list of values")
         elif label.endswith("grid") and math.prod(lengths.values()) > MAX_RUNS:
-            message = f"got {math.prod(lengths.values()):,} points; expected at most {MAX_RUNS:,}"
-            self.errors.add(entry.location, label, message)
+            self.errors.add_unexpected(entry, label, f"at most {MAX_RUNS:,} points", f"{math.prod(lengths.values()):,}")
         elif label.endswith("grid"):
             combinations = itertools.product(*axes.values())
         elif len(set(lengths.values())) > 1:
-            message = f"got lists of lengths {format_value(lengths)}; expected equal lengths"
-            self.errors.add(entry.location, label, message)
+            self.errors.add_unexpected(entry, label, "equal lengths", f"lists of lengths {format_value(lengths)}")
         else:
             combinations = zip(*axes.values(), strict=True)
         return [_Point(dict(zip(axes, c, strict=True)), max(value.location for value in c)) for c in combinations]
@@ -235,8 +232,7 @@ class _SweepParser:
         """Read a resource rule."""
         parts = self.reader.read_mapping(entry, label, ("when", "set"))
         if isinstance(entry.value, dict) and len(parts) < 2:
-            message = f"got {' '.join(parts) or 'neither'}; expected both when and set"
-            self.errors.add(entry.location, label, message)
+            self.errors.add_unexpected(entry, label, "both when and set", " ".join(parts) or "neither")
         match_values = self._read_match_values(parts["when"], f"{label}.when") if "when" in parts else {}
         settings = self.parser.read_settings(parts["set"], f"{label}.set", "resources.") if "set" in parts else {}
         return _Rule(entry.location, label, match_values, settings)
@@ -250,8 +246,7 @@ class _SweepParser:
         match_values = {}
         for key, value in settings.items():
             if key == PRESET_KEY:
-                message = "got a preset; expected the settings it stands for"
-                self.errors.add(value.location, f"{label}.{key}", message)
+                self.errors.add_unexpected(value, f"{label}.{key}", "the settings a preset stands for", "a preset")
                 continue
             items = value.value if isinstance(value.value, list) else None
             takes_list = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them

@@ -63,9 +63,9 @@ class ErrorCollector:
         """Record `message` about `key`, which may be empty."""
         self.errors.append((location, f"{make_printable(key)}: {message}" if key else message))
 
-    def add_unexpected(self, entry: Entry, key: str, expected: str) -> None:
-        """Record that `entry` is not what is expected."""
-        self.add(entry.location, key, f"got {format_value(entry.to_python())}; expected {expected}")
+    def add_unexpected(self, entry: Entry, key: str, expected: str, got: str = "") -> None:
+        """Record that `entry` is not what is expected; `got` describes what it is, by default its value."""
+        self.add(entry.location, key, f"got {got or format_value(entry.to_python())}; expected {expected}")
 
     def format_lines(self) -> tuple[str, ...]:
         """Return each distinct error once, `file:line: key: message`, in the order of the files' lines."""
@@ -176,8 +176,8 @@ class EntryReader:
         known = ", ".join(known_keys)
         if not isinstance(entry.value, dict):
             if entry.is_valid:
-                got = "nothing" if entry.value is None else format_value(entry.to_python())
-                self.errors.add(entry.location, label, f"got {got}; expected a mapping with {known}")
+                got = "nothing" if entry.value is None else ""
+                self.errors.add_unexpected(entry, label, f"a mapping with {known}", got)
             return {}
         for key, child in entry.value.items():
             if key not in known_keys:
@@ -274,8 +274,7 @@ class _NodeConverter:
             if isinstance(entry.value, dict):
                 yield from entry.value.items()
             else:
-                value = format_value(entry.to_python())
-                self.errors.add(location, key, f"got << with {value}; expected a mapping to merge")
+                self.errors.add_unexpected(entry, key, "a mapping to merge with <<")
 
 
 def read_leading_comment(text: str) -> str:

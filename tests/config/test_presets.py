@@ -56,7 +56,10 @@ def test_rules_match_the_settings_of_a_preset(tmp_path: Path) -> None:
     [
         ("blocks: [{points: [{model.preset: D9}]}]", "model.preset: got D9; expected C1, C2, C4"),
         ("blocks: [{points: [{model.preset: [D8]}]}]", "model.preset: got [D8]; expected C1"),
-        ("blocks: [{points: [{model.preset: CNN}]}]\nexclude: [{model.preset: CNN}]", "expected the settings"),
+        (
+            "blocks: [{points: [{model.preset: CNN}]}]\nexclude: [{model.preset: CNN}]",
+            "expected the settings a preset stands for",
+        ),
         ("blocks: [{points: [{model: {prest: CNN}}]}]", "did you mean preset?"),
         ("blocks: [{points: [{model: {preset: CNN, depth: 18}}]}]", "architecture cnn takes no depth"),
         ("blocks: [{points: [{model: {preset: ResNet18, scale: 0.5}}]}]", "architecture resnet18 takes no scale"),

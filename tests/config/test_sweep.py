@@ -300,7 +300,7 @@ EXPECTED_ERRORS = {
     C4 + "base: !!python/object:os.system {}": "x.yaml:2: base: got the tag tag:yaml.org,2002:python/object:os.",
     C4 + "base: {train.epochs: !!int x}": "x.yaml:2: base.train.epochs: got x; expected !!int, as its tag says",
     C4 + "base: {1: 2}": "x.yaml:2: base: got the key '1'; expected names as keys",
-    C4 + "base: {<<: 3}": "x.yaml:2: base: got << with 3; expected a mapping to merge",
+    C4 + "base: {<<: 3}": "x.yaml:2: base: got 3; expected a mapping to merge with <<",
     C4 + "base:\n  seed: 3": "x.yaml:3: seed: unknown setting; seeds are given by `seeds` at the top of the sweep",
     C4 + "base:": "x.yaml:2: base: got null; expected a mapping of settings",
     C4 + "base: {data: 3}": "x.yaml:2: data: got 3; expected a mapping of settings",

@@ -90,7 +90,7 @@ def test_all_errors_of_a_document_are_reported_in_the_order_of_its_lines_and_the
         "x.yaml:3: got the key '7'; expected names as keys",
         "x.yaml:4: a: duplicate key, first at x.yaml:2",
         "x.yaml:5: c: got the tag !secret; expected plain values",
-        "x.yaml:6: d: got << with 3; expected a mapping to merge",
+        "x.yaml:6: d: got 3; expected a mapping to merge with <<",
     ]
     assert entry is not None and isinstance(entry.value, dict)
     assert entry.to_python() == {"b": None, "a": 1, "c": None, "d": {}}
