@@ -182,9 +182,7 @@ class TrainConfig(BaseConfig):
     batch_size: PositiveInt = 128  # GLOBAL: all processes together
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = (
-        None  # of a pretrained body; none: a tenth of learning_rate
-    )
+    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # pretrained body; none: a tenth
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
@@ -242,11 +240,9 @@ class RequestedResources(BaseConfig):
     constraint: SlurmToken | None = None
     exclude_nodes: Annotated[tuple[SlurmToken, ...], Field(strict=False)] = ()
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell commands before srun: modules, environments
-    micro_batch: Annotated[int, Field(ge=3)] | None = (
-        None  # at most, per process and forward pass; gradients of more are accumulated
-    )
+    micro_batch: Annotated[int, Field(ge=3)] | None = None  # images per process and pass; gradients accumulate
     convolution: Literal["auto", "dense", "harmonic"] = "auto"  # chosen when a run begins
-    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # between checkpoints, besides one per epoch
 
     @property
     def num_tasks(self) -> int:
