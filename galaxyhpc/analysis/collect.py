@@ -185,9 +185,16 @@ def _format_label(network_key: tuple[Any, ...], name_parts: list[str], shared_pa
     return ", ".join([f"{group} {arch}".strip(), *flaw, *(word for word in name_parts if word not in shared_parts)])
 
 
+def _flatten_identity(config: RunConfig) -> dict[str, str]:
+    """Return dotted key: text of what decides the weights, without model options that are left at their defaults."""
+    defaults = flatten(RunConfig.model_validate({"model": {"group": "C1"}}).get_identity())
+    settings = flatten(config.get_identity())
+    return {key: text for key, text in settings.items() if not key.startswith("model.") or text != defaults[key]}
+
+
 def _describe_differing_settings(run_results: list[RunResults]) -> list[str]:
     """Name, for each run, the settings in which runs differ and that the plan has no column for."""
-    flattened = [flatten(f.config.get_identity()) if f.config else {} for f in run_results]
+    flattened = [_flatten_identity(f.config) if f.config else {} for f in run_results]
     known = [one for one in flattened if one]
     differing = [
         key

@@ -1,6 +1,9 @@
-"""What a sweep asks for: settings of a run (RunConfig), the YAML grammar of a sweep, presets, groups and conditions.
+"""Configuration: settings of a run (RunConfig), the YAML grammar of a sweep, presets, groups and conditions.
 
-Reads and checks text; every mistake stops here. Knows nothing of run directories, devices or torch.
+Reads and checks text, so that no invalid setting leaves this package. Knows nothing of run directories, devices or
+torch.
 """
 
-MAX_RUNS = 10_000  # of a sweep; beyond, 8 hexadecimal digits no longer tell all runs apart: 1 % by then
+MAX_RUNS = (
+    10_000  # of a sweep; at this number two runs share the 8 hexadecimal digits of their ids with probability 1 %
+)

@@ -1,4 +1,4 @@
-"""What the name of a group says, known without e2cnn: C4 are the quarter turns, D4 those and reflections."""
+"""Names of symmetry groups, without e2cnn: C4 has the quarter turns, D4 has those and reflections."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 
 
 def check_group_name(name: str) -> str:
-    """Return a group's name.
+    """Return the name of a group, C1 to C64 or D1 to D64.
 
     Raises
     ------
     ValueError
+        For any other name; the message is what is expected.
     """
     match = re.fullmatch(r"[CD]([1-9]\d?)", name)
     if match is None or int(match[1]) > 64:

@@ -1,7 +1,7 @@
-"""The networks of the study by the names its code gave them (SCIENCE.md 1b): each a set of arguments, not a function.
+"""The networks of the study (arXiv:2311.01500) by the names its code gave them: each a set of model settings.
 
-`model.preset: d4resnet18` in a sweep stands for the settings below; they may be added to (scale, width, head), not
-changed.
+`model.preset: d4resnet18` in a sweep stands for the settings below. Settings beside it win. The e2wrn networks are
+those of Weiler and Cesa (2019, arXiv:1911.08251).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def _make_wide_resnet(depth: int, widen: int, group: str, *restriction: str) -> 
 
 def _make_resnet(depth: int, group: str, base_width: int | None = None, *blocks: int) -> dict[str, Any]:
     size: dict[str, Any] = {"architecture": "e2resnet", "depth": depth, "group": group}
-    more = {"base_width": base_width, "blocks": list(blocks)}
-    return size | {name: value for name, value in more.items() if value}
+    options = {"base_width": base_width, "blocks": list(blocks)}
+    return size | {name: value for name, value in options.items() if value}
 
 
 def _make_pretrained(architecture: str) -> dict[str, Any]:

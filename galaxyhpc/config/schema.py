@@ -1,8 +1,8 @@
-"""What a run is: frozen settings, checked when made, and the identity that follows from them.
+"""The settings of a run, frozen and checked when made, and the run id that follows from them.
 
-The hash in a run's id covers every setting that decides the weights (`RunConfig.identity`); how a run is evaluated
-and where it runs may change without making it another run. Where the data lie is not part of it either: which
-galaxies a sweep was trained on is held by the fingerprint in its split.csv, and another file is refused there.
+The hash in a run's id covers every setting that decides the weights (`RunConfig.get_identity`); evaluation and
+resources may change without making it another run. The path of the data is not part of it either: the fingerprint in
+a sweep's split.csv identifies the galaxies it was trained on, and another file is refused there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,7 @@ from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS, MAX_PART
 from galaxyhpc.config.group_names import check_group_name, is_subgroup
 from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
 
-ADDED_SETTINGS = {  # settings younger than the first runs, left out of identities where they have their defaults
-    "data": ("label_fraction",),
-    "model": ("depth", "widen", "restriction", "blocks", "base_width", "pretrained", "opening"),
-    "train": ("ema_decay", "body_learning_rate"),
-}
-SCHEMA_VERSION = 1  # raised when a setting changes its meaning, so that old runs are never taken for new ones
+SCHEMA_VERSION = 1  # to be raised when a setting changes its meaning: the same settings are then another run
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -32,16 +27,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Minutes = Annotated[int, Field(ge=2, le=10**6)]
 Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
 NumGpus = Annotated[int, Field(ge=0, le=10**6)]
-SlurmToken = Annotated[
-    str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")
-]  # it stands in a line of an sbatch file as it is
+SlurmToken = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # written unquoted in an sbatch file
 
 BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
 Architecture = Literal[
     "steerable_cnn", "cnn", "e2wrn", "e2resnet", "resnet18", "resnet50", "wide_resnet50_2", "densenet121"
 ]
 _WIDTH_OPTIONS = ("width", "scale")
-ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture may be told
+ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # the options that each architecture takes
     "steerable_cnn": ("group", "head", *_WIDTH_OPTIONS),
     "cnn": ("head", *_WIDTH_OPTIONS),
     "e2wrn": ("group", "depth", "widen", "restriction", *_WIDTH_OPTIONS),
@@ -52,8 +45,8 @@ ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # what each architecture m
 
 def _check_condition(name: str) -> str:
     if not is_condition(name):
-        joined = f"up to {MAX_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
-        raise ValueError(f"{', '.join(CONDITIONS)}, or {joined}")
+        combination = f"up to {MAX_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
+        raise ValueError(f"{', '.join(CONDITIONS)}, or {combination}")
     return name
 
 
@@ -65,7 +58,7 @@ def _get_tag(value: object) -> str:
     return "auto" if value == "auto" else "number"
 
 
-Auto = Annotated[Literal["auto"], Tag("auto")]  # `costs` puts a number in its place
+Auto = Annotated[Literal["auto"], Tag("auto")]  # replaced by a number when a sweep is launched
 AutoMinutes = Annotated[Annotated[Minutes, Tag("number")] | Auto, Discriminator(_get_tag)]
 AutoGigabytes = Annotated[Annotated[Gigabytes, Tag("number")] | Auto, Discriminator(_get_tag)]
 AutoNumGpus = Annotated[Annotated[NumGpus, Tag("number")] | Auto, Discriminator(_get_tag)]
@@ -86,16 +79,16 @@ class DemoConfig(BaseConfig):
 
 
 class DataConfig(BaseConfig):
-    """Which galaxies, at which size, and how they are divided."""
+    """Source and size of the images, and the division into training, validation and test galaxies."""
 
     source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
-    cache: str = ""  # where converted images are kept; empty: .cache beside the sweeps
+    cache: str = ""  # directory of converted images; empty: .cache beside the sweeps
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
     test_fraction: OpenFraction = 0.2
-    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the training galaxies, how many are used
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # fraction of the training galaxies that is used
     split_seed: Seed = 0
-    link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies nearer than this are never divided
+    link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
     conflicting_duplicates: Literal["drop", "keep"] = "drop"
     demo: DemoConfig = DemoConfig()
 
@@ -107,33 +100,31 @@ class DataConfig(BaseConfig):
 
 
 class ModelConfig(BaseConfig):
-    """Which network; `presets.PRESETS` names those of the study."""
+    """Architecture, group and size of the network; `presets.PRESETS` holds those of the study."""
 
     architecture: Architecture = "steerable_cnn"
-    group: GroupName | None = None  # C1, C2, ... or D1, D2, ...; none for networks without symmetry
-    width: Literal["fields", "parameters", "multiply_adds"] = "fields"  # what is kept equal to C1
-    scale: Annotated[float, Field(gt=0.0, le=8.0)] = 1.0  # multiplies the fields of every layer
-    head: Literal["pool", "flatten"] = "pool"  # flatten is the study's own; it is not invariant
+    group: GroupName | None = None  # C1, C2, ... or D1, D2, ...; none for conventional networks
+    width: Literal["fields", "parameters", "multiply_adds"] = "fields"  # the size that equals that of the C1 network
+    scale: Annotated[float, Field(gt=0.0, le=8.0)] = 1.0  # multiplies the number of fields of every layer
+    head: Literal["pool", "flatten"] = "pool"  # flatten is the study's; it is not invariant
     depth: Annotated[int, Field(ge=10, le=1000)] | None = None  # e2wrn: 6n + 4 layers; e2resnet: 18 or 50
     widen: Annotated[int, Field(ge=1, le=100)] | None = None  # e2wrn: times as wide as a ResNet
-    restriction: Annotated[
-        tuple[GroupName, ...], Field(strict=False, max_length=2)
-    ] = ()  # e2wrn: before stages 2 and 3
-    blocks: Annotated[
-        tuple[PositiveInt, ...], Field(strict=False)
-    ] = ()  # e2resnet: of four stages; none: as in ResNets
+    # e2wrn: the groups of stages 2 and 3
+    restriction: Annotated[tuple[GroupName, ...], Field(strict=False, max_length=2)] = ()
+    # e2resnet: blocks of each of the four stages; none: those of a ResNet
+    blocks: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
     base_width: PositiveInt | None = None  # e2resnet: fields of the first stage; none: 64
-    pretrained: bool | Annotated[str, Field(min_length=1)] = False  # baselines: ImageNet weights, or a file of them
-    opening: Annotated[int, Field(ge=0, le=32)] = 0  # px, radius of a morphological opening of what comes in
+    pretrained: bool | Annotated[str, Field(min_length=1)] = False  # baselines: ImageNet weights, or a file
+    opening: Annotated[int, Field(ge=0, le=32)] = 0  # px, radius of a morphological opening of the input
 
     @model_validator(mode="after")
     def _check_architecture_options(self) -> ModelConfig:
-        takes = ARCHITECTURE_OPTIONS[self.architecture]
-        if ("group" in takes) != (self.group is not None):
-            said = "takes no group" if self.group else "needs a group, such as C4 or D8"
-            raise ValueError(f"architecture {self.architecture} {said}")
+        options = ARCHITECTURE_OPTIONS[self.architecture]
+        if ("group" in options) != (self.group is not None):
+            problem = "takes no group" if self.group else "needs a group, such as C4 or D8"
+            raise ValueError(f"architecture {self.architecture} {problem}")
         for name, field in type(self).model_fields.items():
-            if name in ("architecture", "opening", *takes) or getattr(self, name) == field.default:
+            if name in ("architecture", "opening", *options) or getattr(self, name) == field.default:
                 continue
             raise ValueError(f"architecture {self.architecture} takes no {name}")
         return self
@@ -145,24 +136,24 @@ class ModelConfig(BaseConfig):
         if self.architecture == "e2resnet" and self.depth not in (18, 50):
             raise ValueError("architecture e2resnet needs depth, 18 (basic blocks) or 50 (bottlenecks)")
         if len(self.blocks) not in (0, 4):
-            raise ValueError("blocks counts the blocks of four stages")
+            raise ValueError("blocks needs 4 numbers, the blocks of each stage")
         return self
 
     @model_validator(mode="after")
     def _check_restriction(self) -> ModelConfig:
-        for above, below in pairwise((self.group, *self.restriction) if self.group else ()):
-            if not is_subgroup(below, above):
-                raise ValueError(f"restriction {below} is no subgroup of {above}")
+        for group, subgroup in pairwise((self.group, *self.restriction) if self.group else ()):
+            if not is_subgroup(subgroup, group):
+                raise ValueError(f"restriction {subgroup} is no subgroup of {group}")
         return self
 
     @property
     def without_pretrained(self) -> ModelConfig:
-        """The same network begun at random: what trained weights are put into, which needs no others."""
+        """The same network with random initial weights, to load trained weights into."""
         return self.model_copy(update={"pretrained": False})
 
     @property
     def invariance_group(self) -> GroupName | None:
-        """The group under which the logits do not change; none where the network claims nothing."""
+        """The group under which the logits do not change; none where the network is not invariant."""
         return None if self.head == "flatten" else (self.group, *self.restriction)[-1]
 
     @property
@@ -172,7 +163,7 @@ class ModelConfig(BaseConfig):
 
     @property
     def group_label(self) -> str:
-        """The group and what it is restricted to: `D8`, `D8D4D1`; empty where there is none."""
+        """The group and its restrictions: `D8`, `D8D4D1`; empty for conventional networks."""
         return "".join(filter(None, (self.group, *self.restriction)))
 
 
@@ -185,13 +176,13 @@ class AugmentConfig(BaseConfig):
 
 
 class TrainConfig(BaseConfig):
-    """How the weights are found."""
+    """Optimizer, learning rate schedule and everything else of the training."""
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 128  # GLOBAL: all processes together
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # of a pretrained body; none: a tenth
+    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # pretrained body; none: a tenth
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"
@@ -199,7 +190,7 @@ class TrainConfig(BaseConfig):
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # factor at each milestone
     warmup: Fraction = 0.0  # fraction of the steps with a linearly rising learning rate
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
-    ema_decay: OpenFraction | None = None  # such as 0.999: weights averaged over steps are validated and kept
+    ema_decay: OpenFraction | None = None  # such as 0.999; the averaged weights are validated and saved
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     early_stopping: PositiveInt | None = None  # epochs without a better validation accuracy
@@ -208,15 +199,15 @@ class TrainConfig(BaseConfig):
 
 
 class AttackConfig(BaseConfig):
-    """The one-pixel attack (`attack`), by default with the population and the iterations of the study."""
+    """The one-pixel attack; population and iterations default to those of the study (arXiv:2311.01500)."""
 
-    galaxies: Annotated[int, Field(ge=0, le=10**9)] = 0  # most test galaxies, as many of each class; 0: no attack
+    galaxies: Annotated[int, Field(ge=0, le=10**9)] = 0  # at most, balanced over the classes; 0: no attack
     population: Annotated[int, Field(ge=4, le=10**6)] = 400
     iterations: Annotated[int, Field(ge=0, le=10**6)] = 200
 
 
 class EvaluateConfig(BaseConfig):
-    """Under which conditions a finished run is measured; see `conditions`."""
+    """Conditions under which a finished run is evaluated; see `conditions.CONDITIONS`."""
 
     conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT_CONDITIONS
     batch_size: PositiveInt = 256
@@ -231,15 +222,15 @@ class EvaluateConfig(BaseConfig):
 
 
 class RequestedResources(BaseConfig):
-    """Where and with what a run is computed: Slurm's words, `auto` where `costs` is to choose.
+    """Resources of a job in Slurm's terms; `auto` leaves a number to the cost model.
 
-    Not part of a run's identity, though batch statistics are those of one process and pass: keep `micro_batch` and
-    the tasks alike where networks are compared, or set `train.sync_batchnorm`.
+    Not part of a run's identity, though batch statistics are those of one process and forward pass: keep `micro_batch`
+    and the number of tasks equal where networks are compared, or set `train.sync_batchnorm`.
     """
 
     nodes: PositiveInt = 1
     tasks_per_node: PositiveInt = 1  # one process each; one per GPU
-    gpus_per_node: AutoNumGpus = 0  # auto: one, or more and as many tasks where a run would take over a day on one
+    gpus_per_node: AutoNumGpus = 0  # auto: 1, or more (and as many tasks) if a run takes over a day on one
     cpus_per_task: PositiveInt = 1
     memory_gb: AutoGigabytes | None = None  # per node
     time_minutes: AutoMinutes = 720
@@ -248,36 +239,36 @@ class RequestedResources(BaseConfig):
     qos: SlurmToken | None = None
     constraint: SlurmToken | None = None
     exclude_nodes: Annotated[tuple[SlurmToken, ...], Field(strict=False)] = ()
-    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell lines before srun: modules, environments
-    micro_batch: Annotated[int, Field(ge=3)] | None = None  # most images per process and pass; more are accumulated
-    convolution: Literal["auto", "dense", "harmonic"] = "auto"  # settled when a run begins: `paths`
-    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # besides one per epoch
+    setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell commands before srun: modules, environments
+    micro_batch: Annotated[int, Field(ge=3)] | None = None  # images per process and pass; gradients accumulate
+    convolution: Literal["auto", "dense", "harmonic"] = "auto"  # chosen when a run begins
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # between checkpoints, besides one per epoch
 
     @property
     def num_tasks(self) -> int:
-        """Number of processes of a job."""
+        """Number of processes of a job: the world size."""
         return self.nodes * self.tasks_per_node
 
     @model_validator(mode="after")
     def _check_auto_gpus(self) -> Self:
         if self.gpus_per_node == "auto" and self.num_tasks > 1:
-            raise ValueError("gpus_per_node auto chooses tasks_per_node too: leave it and nodes at 1, or give both")
+            raise ValueError("gpus_per_node auto chooses tasks_per_node too: leave it and nodes at 1, or set all three")
         return self
 
     @property
     def resolved(self) -> ResourcesConfig:
-        """The same in numbers.
+        """The same resources in numbers.
 
         Raises
         ------
         pydantic.ValidationError
-            where something is still `auto`
+            Where something is still `auto`.
         """
         return ResourcesConfig.model_validate(self.model_dump())
 
 
 class ResourcesConfig(RequestedResources):
-    """What Slurm is asked for: numbers."""
+    """Resources requested from Slurm, all in numbers."""
 
     gpus_per_node: NumGpus = 0
     memory_gb: Gigabytes | None = None
@@ -285,7 +276,7 @@ class ResourcesConfig(RequestedResources):
 
 
 class RunConfig(BaseConfig):
-    """Everything about one run."""
+    """All settings of one run."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -299,46 +290,40 @@ class RunConfig(BaseConfig):
     def _check_image_size(self) -> RunConfig:
         size, architecture = self.data.image_size, self.model.architecture
         if not is_exact_image_size(size, architecture):
-            good = find_nearest_image_sizes(size, architecture)
+            nearest = ", ".join(map(str, find_nearest_image_sizes(size, architecture)))
             raise ValueError(
                 f"data.image_size {size} is not exact under quarter turns for {architecture}; "
-                f"nearest good sizes: {', '.join(map(str, good))}"
+                f"nearest exact sizes: {nearest}"
             )
         return self
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> RunConfig:
-        shared, tasks = self.train.batch_size, self.resources.num_tasks
-        if shared < 2 * tasks:  # batch norm needs two images
-            raise ValueError(f"train.batch_size {shared} is shared by {tasks} processes; each needs at least 2 images")
+        size, tasks = self.train.batch_size, self.resources.num_tasks
+        if size < 2 * tasks:  # batch norm needs two images
+            raise ValueError(f"train.batch_size {size} is shared by {tasks} processes; each needs at least 2 images")
         return self
 
     @model_validator(mode="after")
     def _check_body_learning_rate(self) -> RunConfig:
         if self.train.body_learning_rate is not None and not self.model.pretrained:
-            raise ValueError(
-                f"a body_learning_rate is for networks begun from weights; {self.model_tag} begins at random"
-            )
+            raise ValueError(f"body_learning_rate is for pretrained networks; {self.model_tag} is not pretrained")
         return self
 
     @property
     def model_tag(self) -> str:
-        """What a person calls the network: `D8-steerable_cnn`, `D8D4D1-e2wrn16-8`, `cnn`."""
+        """Readable name of the network: `D8-steerable_cnn`, `D8D4D1-e2wrn16-8`, `cnn`."""
         return "-".join(part for part in (self.model.group_label, self.model.name) if part)
 
     def get_identity(self) -> dict[str, Any]:
-        """All settings that decide the weights, and nothing else."""
+        """Return all settings that decide the weights, and no others."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
         del parts["data"]["cache"]
-        for section, names in ADDED_SETTINGS.items():
-            changed = getattr(self, section).model_dump(exclude_defaults=True)
-            for name in set(names) - changed.keys():
-                del parts[section][name]
         if isinstance(self.model.pretrained, str):
-            parts["model"]["pretrained"] = "file"  # where it lies decides nothing
+            parts["model"]["pretrained"] = "file"  # its path decides nothing
         if parts["data"]["source"] == "demo":
             return {"schema": SCHEMA_VERSION, **parts}
-        parts["data"]["source"] = "file"  # the fingerprint in split.csv tells files apart
+        parts["data"]["source"] = "file"  # the fingerprint in split.csv identifies the file
         del parts["data"]["demo"]
         return {"schema": SCHEMA_VERSION, **parts}
 
@@ -350,7 +335,10 @@ class RunConfig(BaseConfig):
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
-    """Turn nested settings into dotted.key: text."""
+    """Flatten nested settings to dotted key: text."""
     if not isinstance(settings, dict):
         return {prefix: str(settings)}
-    return {k: v for name, part in settings.items() for k, v in flatten(part, f"{prefix}.{name}".lstrip(".")).items()}
+    flat: dict[str, str] = {}
+    for name, part in settings.items():
+        flat |= flatten(part, f"{prefix}.{name}".lstrip("."))
+    return flat

@@ -1,8 +1,8 @@
-"""The settings of a run as a person writes them: dotted or nested keys, each value with its place.
+"""The settings of a run as a person writes them: dotted or nested keys, each value with its location.
 
-Every value is checked by itself, against pydantic's own model of a run, the moment it is read: a mistake is told at
+Every value is checked by itself, against pydantic's own model of a run, the moment it is read: an error is reported at
 the line it was written on, used or not and however many points share it. Only what needs several settings together
-(`run_config`) is checked point by point.
+(`SettingParser.build_run_config`) is checked point by point.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
 _ENVIRONMENT_SETTINGS = ("data.source", "data.cache", "model.pretrained", "resources.setup")
 _PLACEHOLDER_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
-_EXPECTED_BY_ERROR_TYPE = {
+_EXPECTED_BY_ERROR_TYPE = {  # filled in with the context of pydantic's error
     "bool_type": "true or false",
     "float_type": "a number",
     "finite_number": "a finite number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "greater_than": "a number > {gt}",
+    "greater_than_equal": "a number >= {ge}",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "less_than": "a number < {lt}",
+    "less_than_equal": "a number <= {le}",
     "string_pattern_mismatch": "text without spaces, quotes, # and backslashes",
     "string_type": "text",
-    "string_too_short": "text that is not empty",
+    "string_too_short": "non-empty text",
+    "too_long": "at most {max_length} items",
     "too_short": "at least one item",
     "tuple_type": "a list",
 }
@@ -42,13 +47,13 @@ _EXPECTED_BY_ERROR_TYPE = {
 
 def _collect_defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Return every setting's dotted key and default."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= _collect_defaults(field.annotation, f"{prefix}{name}.")
+            defaults |= _collect_defaults(field.annotation, f"{prefix}{name}.")
         else:
-            found[prefix + name] = field.default
-    return found
+            defaults[prefix + name] = field.default
+    return defaults
 
 
 PRESET_KEY = "model.preset"  # stands for several settings
@@ -56,36 +61,100 @@ DEFAULTS = {key: default for key, default in _collect_defaults(RunConfig).items(
 _SECTIONS = {key.rpartition(".")[0] for key in DEFAULTS}
 
 
-def read_settings(entry: Entry, label: str, collector: ErrorCollector, prefix: str = "") -> Settings:
-    """Read a mapping of settings below `prefix`, itself called `label`, and check every value by itself."""
-    found = flatten_settings(entry, label, collector, prefix)
-    return {key: validate(key, value, collector) for key, value in found.items()}
+class SettingParser:
+    """Reads settings from entries and builds runs from settings; `errors` receives every error."""
+
+    def __init__(self, errors: ErrorCollector) -> None:
+        self.errors = errors
+
+    def read_settings(self, entry: Entry, label: str, prefix: str = "") -> Settings:
+        """Read a mapping of settings below `prefix`, itself called `label`, and check every value by itself."""
+        return {key: self.validate(key, value) for key, value in self.flatten_settings(entry, label, prefix).items()}
+
+    def flatten_settings(self, entry: Entry, label: str, prefix: str = "") -> Settings:
+        """Flatten a mapping to dotted keys; unknown ones stay, invalid: nothing is to be concluded without them."""
+        if not isinstance(entry.value, dict):
+            if entry.is_valid:
+                self.errors.add_unexpected(entry, label, "a mapping of settings")
+            return {prefix + "?": replace(entry, is_valid=False)}
+        settings: Settings = {}
+        for name, child in entry.value.items():
+            section = prefix + name
+            inner = self.flatten_settings(child, section, f"{section}.") if section in _SECTIONS else {section: child}
+            for key, value in inner.items():
+                if key in settings:
+                    self.errors.add(value.location, key, f"duplicate key, first at {settings[key].location}")
+                is_known = key in DEFAULTS or key == PRESET_KEY or not value.is_valid
+                if not is_known:
+                    self.errors.add(value.location, key, _describe_unknown(key))
+                settings[key] = value if is_known else replace(value, is_valid=False)
+        return settings
+
+    def validate(self, key: str, entry: Entry) -> Entry:
+        """Return the value with its environment variables filled in, marked invalid if this setting cannot have it."""
+        if not entry.is_valid:
+            return entry
+        num_errors = len(self.errors.errors)
+        if key == PRESET_KEY:
+            if entry.to_python() not in list(PRESETS):
+                self.errors.add_unexpected(entry, key, ", ".join(PRESETS))
+            return replace(entry, is_valid=len(self.errors.errors) == num_errors)
+        entry = self._expand_environment(key, entry)
+        self._check_printable(key, entry)
+        if len(self.errors.errors) == num_errors:
+            for error in _collect_errors(_nest_settings({key: entry}, _PLACEHOLDER_MODEL)):
+                path = ".".join(map(str, error["loc"]))
+                if f"{path}.".startswith(f"{key}.") or f" {key} " in f" {error['msg']} ":
+                    self.errors.add(*_format_error(error, {key: entry}, entry.location))
+        return replace(entry, is_valid=len(self.errors.errors) == num_errors)
+
+    def _expand_environment(self, key: str, entry: Entry) -> Entry:
+        """Fill in `${NAME}` and `${NAME:-default}`; a variable that is set but empty counts as unset, as in a shell."""
+        if isinstance(entry.value, list):
+            return replace(entry, value=[self._expand_environment(key, item) for item in entry.value])
+        if not isinstance(entry.value, str) or "${" not in entry.value:
+            return entry
+        if key not in _ENVIRONMENT_SETTINGS:
+            expected = f"environment variables only in {', '.join(_ENVIRONMENT_SETTINGS)}"
+            self.errors.add_unexpected(entry, key, expected)
+            return entry
+
+        def expand(match: re.Match[str]) -> str:
+            name, default = match.groups()
+            text = os.environ.get(name) or default
+            if text is None:
+                message = f"got ${{{name}}}, which is not set; set it or write ${{{name}:-default}}"
+                self.errors.add(entry.location, key, message)
+            return text or ""
+
+        expanded = replace(entry, value=re.sub(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}", expand, entry.value))
+        if "${" in str(expanded.value):
+            self.errors.add_unexpected(expanded, key, "${NAME} and ${NAME:-default}, or $NAME for the shell")
+        return expanded
+
+    def _check_printable(self, key: str, entry: Entry) -> None:
+        """Refuse text that no terminal, path or shell takes; shell commands may have several lines."""
+        for item in entry.value if isinstance(entry.value, list) else [entry]:
+            text = item.value if isinstance(item.value, str) else ""
+            text = text.replace("\n", "").replace("\t", "") if key == "resources.setup" else text
+            if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text):
+                self.errors.add_unexpected(item, key, "printable text")
+
+    def build_run_config(self, settings: Settings, location: SourceLocation, seed: int) -> RunConfig | None:
+        """Build a run; settings that do not fit together are reported, as far as invalid values allow."""
+        broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.is_valid}
+        if not broken <= RunConfig.model_fields.keys():  # nobody knows what was meant
+            return None
+        usable = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in broken}
+        values = {**_nest_settings(usable, _PLACEHOLDER_MODEL if "model" in broken else {}), "seed": seed}
+        errors = _collect_errors(values)
+        for error in errors:
+            self.errors.add(*_format_error(error, usable, location))
+        return None if broken or errors else RunConfig.model_validate(values)
 
 
-def flatten_settings(entry: Entry, label: str, collector: ErrorCollector, prefix: str = "") -> Settings:
-    """Flatten a mapping to dotted keys; unknown ones stay, unsound: nothing is to be concluded without them."""
-    if not isinstance(entry.value, dict):
-        if entry.is_valid:
-            collector.add(
-                entry.location, label, f"found {format_value(entry.to_python())}; allowed a mapping of settings"
-            )
-        return {prefix + "?": replace(entry, is_valid=False)}
-    found: Settings = {}
-    for name, child in entry.value.items():
-        key = prefix + name
-        inside = flatten_settings(child, key, collector, f"{key}.") if key in _SECTIONS else {key: child}
-        for below, value in inside.items():
-            if below in found:
-                collector.add(value.location, below, f"found twice, first at {found[below].location}; allowed once")
-            known = below in DEFAULTS or below == PRESET_KEY or not value.is_valid
-            if not known:
-                collector.add(value.location, below, describe_unknown(below))
-            found[below] = value if known else replace(value, is_valid=False)
-    return found
-
-
-def describe_unknown(key: str) -> str:
-    """Return what to say about a setting that does not exist."""
+def _describe_unknown(key: str) -> str:
+    """Return the message about a setting that does not exist."""
     if key.rpartition(".")[2] in ("seed", "seeds"):
         return "unknown setting; seeds are given by `seeds` at the top of the sweep"
     section, _, name = key.rpartition(".")
@@ -94,84 +163,29 @@ def describe_unknown(key: str) -> str:
     prefix = f"{section}." if section else ""
     known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET_KEY) if k.startswith(prefix)]
     names = list(dict.fromkeys(known))
-    near = get_close_matches(name, names, 1) or [k for k in DEFAULTS if k.endswith(f".{name}")][:1]
-    return f"unknown setting;{f' did you mean {near[0]}?' if near else ''} known: {', '.join(names)}"
-
-
-def validate(key: str, entry: Entry, collector: ErrorCollector) -> Entry:
-    """Return the value with its environment variables filled in, unsound when it is none this setting may have."""
-    if not entry.is_valid:
-        return entry
-    before = len(collector.errors)
-    if key == PRESET_KEY:
-        if entry.to_python() not in list(PRESETS):
-            collector.add(entry.location, key, f"found {format_value(entry.to_python())}; allowed {', '.join(PRESETS)}")
-        return replace(entry, is_valid=len(collector.errors) == before)
-    entry = _expand_environment(key, entry, collector)
-    _check_printable(key, entry, collector)
-    if len(collector.errors) == before:
-        for error in _collect_errors(_nest_settings({key: entry}, _PLACEHOLDER_MODEL)):
-            path = ".".join(map(str, error["loc"]))
-            if f"{path}.".startswith(f"{key}.") or f" {key} " in f" {error['msg']} ":
-                collector.add(*_format_error(error, {key: entry}, entry.location))
-    return replace(entry, is_valid=len(collector.errors) == before)
-
-
-def _expand_environment(key: str, entry: Entry, collector: ErrorCollector) -> Entry:
-    """Fill in `${NAME}` and `${NAME:-default}`; a variable that is set but empty counts as unset, as in a shell."""
-    if isinstance(entry.value, list):
-        return replace(entry, value=[_expand_environment(key, item, collector) for item in entry.value])
-    if not isinstance(entry.value, str) or "${" not in entry.value:
-        return entry
-    if key not in _ENVIRONMENT_SETTINGS:
-        allowed = ", ".join(_ENVIRONMENT_SETTINGS)
-        collector.add(
-            entry.location, key, f"found {format_value(entry.value)}; environment variables are allowed in {allowed}"
-        )
-        return entry
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1]) or match[2]
-        if found is None:
-            name = match[1]
-            collector.add(
-                entry.location, key, f"found ${{{name}}}, which is not set; set it or give ${{{name}:-default}}"
-            )
-        return found or ""
-
-    text = re.sub(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}", value, entry.value)
-    if "${" in text:
-        allowed = "allowed ${NAME} and ${NAME:-default}, or $NAME for the shell"
-        collector.add(entry.location, key, f"found {format_value(text)}; {allowed}")
-    return replace(entry, value=text)
-
-
-def _check_printable(key: str, entry: Entry, collector: ErrorCollector) -> None:
-    """Refuse what no terminal, path or shell takes; lines of the shell may be several."""
-    for item in entry.value if isinstance(entry.value, list) else [entry]:
-        text = item.value if isinstance(item.value, str) else ""
-        text = text.replace("\n", "").replace("\t", "") if key == "resources.setup" else text
-        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text):
-            collector.add(item.location, key, f"found {format_value(item.value)}; allowed text that can be printed")
+    similar = get_close_matches(name, names, 1) or [k for k in DEFAULTS if k.endswith(f".{name}")][:1]
+    return f"unknown setting;{f' did you mean {similar[0]}?' if similar else ''} known: {', '.join(names)}"
 
 
 def merge(*layers: Settings) -> Settings:
-    """Merge settings, later layers above earlier ones; what came last is last."""
-    found: Settings = {}
+    """Merge settings, later layers above earlier ones; keys set last come last."""
+    merged: Settings = {}
     for layer in layers:
         for key, entry in _expand_preset(layer).items():
-            found.pop(key, None)
-            found[key] = entry
-    return found
+            merged.pop(key, None)
+            merged[key] = entry
+    return merged
 
 
 def _expand_preset(layer: Settings) -> Settings:
-    """Put the settings of a preset in its place; those written beside it win."""
+    """Replace a preset by its settings; those written beside it win."""
     if PRESET_KEY not in layer or not layer[PRESET_KEY].is_valid:
         return layer
-    named = layer[PRESET_KEY]
-    meant = {f"model.{name}": _make_entry(value, named.location) for name, value in PRESETS[str(named.value)].items()}
-    return meant | {key: entry for key, entry in layer.items() if key != PRESET_KEY}
+    preset = layer[PRESET_KEY]
+    expanded = {
+        f"model.{name}": _make_entry(value, preset.location) for name, value in PRESETS[str(preset.value)].items()
+    }
+    return expanded | {key: entry for key, entry in layer.items() if key != PRESET_KEY}
 
 
 def _make_entry(value: Any, location: SourceLocation) -> Entry:
@@ -179,49 +193,31 @@ def _make_entry(value: Any, location: SourceLocation) -> Entry:
 
 
 def get_value(settings: Settings, key: str) -> Any:
-    """Return the plain value of a setting, its default when it is not set."""
+    """Return the plain value of a setting, its default where it is not set."""
     value = settings[key].to_python() if key in settings else DEFAULTS[key]
     return list(value) if isinstance(value, tuple) else value
 
 
 def get_all_settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting of a run but its seed, by dotted key."""
-    found = {}
-    for key in DEFAULTS:
-        value = reduce(getattr, key.split("."), config)
-        found[key] = list(value) if isinstance(value, tuple) else value
-    return found
-
-
-def build_run_config(
-    settings: Settings, location: SourceLocation, seed: int, collector: ErrorCollector
-) -> RunConfig | None:
-    """Put a run together; what does not fit together is told, as far as unsound values allow to tell."""
-    broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.is_valid}
-    if not broken <= RunConfig.model_fields.keys():  # nobody knows what was meant
-        return None
-    fit = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in broken}
-    values = {**_nest_settings(fit, _PLACEHOLDER_MODEL if "model" in broken else {}), "seed": seed}
-    errors = _collect_errors(values)
-    for error in errors:
-        collector.add(*_format_error(error, fit, location))
-    return None if broken or errors else RunConfig.model_validate(values)
+    values = {key: reduce(getattr, key.split("."), config) for key in DEFAULTS}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _nest_settings(settings: Settings, default_model: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as pydantic wants them, those of the model on top of `model`."""
-    found: dict[str, Any] = {"model": dict(default_model)}
+    """Return settings as pydantic takes them, those of the model on top of `default_model`."""
+    values: dict[str, Any] = {"model": dict(default_model)}
     for key, entry in settings.items():
         *sections, name = key.split(".")
-        inner = found
+        inner = values
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[name] = entry.to_python()
-    return found
+    return values
 
 
 def _collect_errors(values: dict[str, Any]) -> list[ErrorDetails]:
-    """Return what pydantic says against a run with these values."""
+    """Return pydantic's errors about a run with these values."""
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
@@ -230,25 +226,22 @@ def _collect_errors(values: dict[str, Any]) -> list[ErrorDetails]:
 
 
 def _format_error(error: ErrorDetails, settings: Settings, location: SourceLocation) -> tuple[SourceLocation, str, str]:
-    """Return place, key and text of a pydantic error about these settings, or about their owner at `place`."""
+    """Return location, key and message of a pydantic error about these settings, or about the point at `location`."""
     path = tuple(map(str, error["loc"]))
-    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     for key, entry in settings.items():
         parts = tuple(key.split("."))
         if path[: len(parts)] == parts:
-            return (
-                _get_item(entry, error).location,
-                key,
-                f"found {format_value(error['input'])}; allowed {_EXPECTED_BY_ERROR_TYPE.get(error['type'], said)}",
-            )
+            expected = _EXPECTED_BY_ERROR_TYPE.get(error["type"], "").format_map(error.get("ctx", {})) or message
+            return _get_item(entry, error).location, key, f"got {format_value(error['input'])}; expected {expected}"
     section = "".join(f"{part}." for part in path)
-    inside = [key for key in settings if key.startswith(section)]
-    named = [key for key in inside if re.search(rf"\b{key.rpartition('.')[2]}\b", said)] or inside
-    if not named:
-        return location, section.rstrip("."), f"found nothing; {said}"
-    value = get_value(settings, named[-1])
-    said = said.removeprefix(f"{named[-1]} {value} is ")
-    return settings[named[-1]].location, named[-1], f"found {format_value(value)}; {said}"
+    keys = [key for key in settings if key.startswith(section)]
+    mentioned = [key for key in keys if re.search(rf"\b{key.rpartition('.')[2]}\b", message)] or keys
+    if not mentioned:
+        return location, section.rstrip("."), f"got nothing; {message}"
+    key = mentioned[-1]
+    value = get_value(settings, key)
+    return settings[key].location, key, f"got {format_value(value)}; {message.removeprefix(f'{key} {value} is ')}"
 
 
 def _get_item(entry: Entry, error: ErrorDetails) -> Entry:

@@ -1,4 +1,4 @@
-"""Which runs: a YAML file of blocks becomes an ordered tuple of `RunConfig`.
+"""The grammar of a sweep: a YAML file of blocks becomes an ordered tuple of `RunConfig`.
 
     name: all_groups                                   # default: the name of the file
     base: {data: {image_size: 255}, train.epochs: 100} # for all points; keys nested or dotted, here and everywhere
@@ -11,8 +11,8 @@
     resources: [{when: {model.group: D4}, set: {gpus_per_node: 4}}]              # in order, the last one wins
 
 Settings are layered: defaults < profile < the sweep's base < the block's base < the point < resource rules < --set.
-The decision that is not obvious: nothing stops at the first mistake. Whatever can still be read is read, so that one
-look shows them all, and what follows only from another mistake is kept quiet.
+Nothing stops at the first error: everything that can still be read is read, so that all errors are reported at once,
+and what follows only from another error is left out.
 """
 
 from __future__ import annotations
@@ -30,26 +30,13 @@ from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.setting_parser import (
     DEFAULTS,
     PRESET_KEY,
+    SettingParser,
     Settings,
-    build_run_config,
-    flatten_settings,
     get_all_settings,
     get_value,
     merge,
-    read_settings,
-    validate,
 )
-from galaxyhpc.config.yaml_loader import (
-    Entry,
-    ErrorCollector,
-    SourceLocation,
-    dump_yaml,
-    format_value,
-    read_list,
-    read_mapping,
-    read_yaml,
-    read_yaml_file,
-)
+from galaxyhpc.config.yaml_loader import Entry, EntryReader, ErrorCollector, SourceLocation, dump_yaml, format_value
 
 _TOP_LEVEL_KEYS = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
 _BLOCK_KINDS = ("grid", "zip", "points")
@@ -58,7 +45,7 @@ _RESOLVED_HEADER = "# Resolved: defaults, profile, environment and --set are fil
 
 
 class SweepError(ValueError):
-    """All mistakes of a sweep, one line each."""
+    """All errors of a sweep, one line each."""
 
     def __init__(self, errors: Sequence[str]) -> None:
         super().__init__("\n".join(errors))
@@ -67,7 +54,7 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep in the order of its file, seeds innermost, and `text`, which loads to the same runs."""
+    """The runs of a sweep in the order of its file, seeds innermost; `resolved_yaml` loads to the same runs."""
 
     name: str
     runs: tuple[RunConfig, ...]
@@ -84,7 +71,7 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What holds for the points whose settings are all among the wanted values; an exclude sets nothing."""
+    """Settings for the points whose values are all among `match_values`; an exclude sets nothing."""
 
     location: SourceLocation
     label: str
@@ -92,8 +79,8 @@ class _Rule:
     settings: Settings = field(default_factory=dict)
 
     def matches(self, settings: Settings) -> bool:
-        known = self.match_values.items()
-        return bool(known) and all(get_value(settings, key) in wanted for key, wanted in known)
+        criteria = self.match_values.items()
+        return bool(criteria) and all(get_value(settings, key) in values for key, values in criteria)
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None = None) -> Sweep:
@@ -108,275 +95,251 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None =
     Raises
     ------
     SweepError
-        With all mistakes at once.
+        With all errors at once.
     """
-    mistakes = ErrorCollector()
-    sets, top = _parse_overrides(overrides, mistakes)
-    file = read_yaml_file(path, mistakes)
-    least = {} if profile is None else _read_profile(profile, mistakes)
-    top = {} if file is None else read_mapping(file, "", _TOP_LEVEL_KEYS, mistakes) | top
-    if file is None or not isinstance(file.value, dict):
-        raise SweepError(mistakes.format_lines())
-    name = _read_name(top.get("name", Entry(path.stem, file.location)), mistakes)
-    seeds = _read_seeds(top["seeds"], mistakes) if "seeds" in top else [0]
-    configs = _build_configs(top, least, sets, seeds, file.location, mistakes)
-    recorded = [*_read_recorded_overrides(top, mistakes), *overrides]
-    if mistakes.errors:
-        raise SweepError(mistakes.format_lines())
-    runs = tuple(config.model_copy(update={"seed": seed}) for config in configs for seed in seeds)
-    return Sweep(name, runs, _RESOLVED_HEADER + _dump_resolved(name, recorded, configs, seeds))
+    return _SweepParser().parse(path, overrides, profile)
 
 
-def _parse_overrides(overrides: Sequence[str], collector: ErrorCollector) -> tuple[Settings, dict[str, Entry]]:
-    """Return the settings of --set, and what it puts at the top of the file; the last one for a key counts."""
-    sets: Settings = {}
-    top: dict[str, Entry] = {}
-    place = SourceLocation("--set")
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            collector.add(place, "", f"found {format_value(text)}; allowed dotted.key=value")
-            continue
-        entry = read_yaml(value, place, collector, key.strip())
+class _SweepParser:
+    """Reads one sweep; `errors` collects those of the file, the profile and --set."""
+
+    def __init__(self) -> None:
+        self.errors = ErrorCollector()
+        self.reader = EntryReader(self.errors)
+        self.parser = SettingParser(self.errors)
+        self.override_settings: Settings = {}
+
+    def parse(self, path: Path, overrides: Sequence[str], profile: Path | None) -> Sweep:
+        override_top = self._parse_overrides(overrides)
+        file = self.reader.read_file(path)
+        profile_file = None if profile is None else self.reader.read_file(profile)
+        profile_settings = {} if profile_file is None else self.parser.read_settings(profile_file, "", "resources.")
+        top = {} if file is None else self.reader.read_mapping(file, "", _TOP_LEVEL_KEYS) | override_top
+        if file is None or not isinstance(file.value, dict):
+            raise SweepError(self.errors.format_lines())
+        name = self._read_name(top.get("name", Entry(path.stem, file.location)))
+        seeds = self._read_seeds(top["seeds"]) if "seeds" in top else [0]
+        configs = self._build_configs(top, profile_settings, seeds, file.location)
+        recorded = [*self._read_recorded_overrides(top), *overrides]
+        if self.errors.errors:
+            raise SweepError(self.errors.format_lines())
+        runs = tuple(config.model_copy(update={"seed": seed}) for config in configs for seed in seeds)
+        return Sweep(name, runs, _RESOLVED_HEADER + _dump_resolved(name, recorded, configs, seeds))
+
+    def _parse_overrides(self, overrides: Sequence[str]) -> dict[str, Entry]:
+        """Read --set, the last one for a key counts; return what belongs at the top of the file."""
+        top: dict[str, Entry] = {}
+        location = SourceLocation("--set")
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            key = key.strip()
+            if not equals or not key:
+                self.errors.add_unexpected(Entry(text, location), "", "dotted.key=value")
+                continue
+            entry = self.reader.read_text(value, location, key)
+            if entry is None:
+                continue
+            if key in ("name", "seeds"):
+                top[key] = entry
+            else:
+                settings = self.parser.read_settings(Entry({key: entry}, location), "")
+                self.override_settings = merge(self.override_settings, settings)
+        return top
+
+    def _build_configs(
+        self, top: dict[str, Entry], profile_settings: Settings, seeds: list[int], file_location: SourceLocation
+    ) -> list[RunConfig]:
+        """Return the distinct points that are not excluded, each with the first seed."""
+        base = profile_settings
+        if "base" in top:
+            base = merge(base, self.parser.read_settings(top["base"], "base"))
+        points, is_complete = self._read_blocks(top.get("blocks"), base, len(seeds), file_location)
+        exclude_items = self.reader.read_list(top.get("exclude"), "exclude", min_items=0)
+        rule_items = self.reader.read_list(top.get("resources"), "resources", min_items=0)
+        excludes = [_Rule(item.location, label, self._read_match_values(item, label)) for label, item in exclude_items]
+        rules = [self._read_rule(item, label) for label, item in rule_items]
+        selected, used = self._apply_rules(points, excludes, rules)
+        for rule in (*excludes, *rules) if is_complete else ():
+            if id(rule) not in used and rule.match_values:
+                self.errors.add(rule.location, rule.label, "matches no point")
+        if points and not selected:
+            message = f"excludes every point ({len(points)}); expected to leave at least one"
+            self.errors.add(top["exclude"].location, "exclude", message)
+        return self._deduplicate_points(selected, seeds[0])
+
+    def _read_blocks(
+        self, entry: Entry | None, base: Settings, num_seeds: int, file_location: SourceLocation
+    ) -> tuple[list[_Point], bool]:
+        """Return the points of all blocks, and whether every block could be read."""
+        points: list[_Point] = []
+        is_complete = entry is not None
         if entry is None:
-            continue
-        if key.strip() in ("name", "seeds"):
-            top[key.strip()] = entry
+            message = f"got nothing; expected a list of blocks, each with {_EXPECTED_BLOCK_KIND}"
+            self.errors.add(file_location, "blocks", message)
+        for label, item in self.reader.read_list(entry, "blocks"):
+            block_points = self._read_block(item, label, base)
+            is_complete = is_complete and bool(block_points)
+            points += block_points
+            if len(points) * num_seeds > MAX_RUNS:
+                self.errors.add_unexpected(item, label, f"at most {MAX_RUNS:,} runs", "more")
+                return [], False
+        return points, is_complete
+
+    def _read_block(self, entry: Entry, label: str, base: Settings) -> list[_Point]:
+        """Return the points of one block; none after an error in its structure."""
+        parts = self.reader.read_mapping(entry, label, ("base", *_BLOCK_KINDS))
+        if "base" in parts:
+            base = merge(base, self.parser.read_settings(parts["base"], f"{label}.base"))
+        kinds = [kind for kind in _BLOCK_KINDS if kind in parts]
+        points: list[_Point] = []
+        for kind in kinds:
+            read = self._read_points if kind == "points" else self._combine_axes
+            points = read(parts[kind], f"{label}.{kind}")
+        if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
+            self.errors.add_unexpected(entry, label, _EXPECTED_BLOCK_KIND, " and ".join(kinds) or "none")
+        return [_Point(merge(base, point.settings), point.location) for point in points] if len(kinds) == 1 else []
+
+    def _read_points(self, entry: Entry, label: str) -> list[_Point]:
+        """Return explicit points."""
+        items = self.reader.read_list(entry, label)
+        return [_Point(self.parser.read_settings(item, name), item.location) for name, item in items]
+
+    def _combine_axes(self, entry: Entry, label: str) -> list[_Point]:
+        """Return the product (grid) or the pairing (zip) of lists of values."""
+        flattened = self.parser.flatten_settings(entry, label)
+        axes = {key: self._read_axis(key, values) for key, values in flattened.items()}
+        lengths = {key: len(values) for key, values in axes.items()}
+        combinations: Iterable[tuple[Entry, ...]] = ()
+        if not axes:
+            self.errors.add_unexpected(entry, label, "at least one setting with a list of values")
+        elif label.endswith("grid") and math.prod(lengths.values()) > MAX_RUNS:
+            self.errors.add_unexpected(entry, label, f"at most {MAX_RUNS:,} points", f"{math.prod(lengths.values()):,}")
+        elif label.endswith("grid"):
+            combinations = itertools.product(*axes.values())
+        elif len(set(lengths.values())) > 1:
+            self.errors.add_unexpected(entry, label, "equal lengths", f"lists of lengths {format_value(lengths)}")
         else:
-            sets = merge(sets, read_settings(Entry({key.strip(): entry}, place), "", collector))
-    return sets, top
+            combinations = zip(*axes.values(), strict=True)
+        return [_Point(dict(zip(axes, c, strict=True)), max(value.location for value in c)) for c in combinations]
 
+    def _read_axis(self, key: str, entry: Entry) -> list[Entry]:
+        """Return the values of one setting."""
+        if not entry.is_valid:
+            return [entry]
+        return [self.parser.validate(key, item) for _, item in self.reader.read_list(entry, key)]
 
-def _read_profile(path: Path, collector: ErrorCollector) -> Settings:
-    """Read the resources of one kind of cluster."""
-    entry = read_yaml_file(path, collector)
-    return {} if entry is None else read_settings(entry, "", collector, "resources.")
+    def _read_rule(self, entry: Entry, label: str) -> _Rule:
+        """Read a resource rule."""
+        parts = self.reader.read_mapping(entry, label, ("when", "set"))
+        if isinstance(entry.value, dict) and len(parts) < 2:
+            self.errors.add_unexpected(entry, label, "both when and set", " ".join(parts) or "neither")
+        match_values = self._read_match_values(parts["when"], f"{label}.when") if "when" in parts else {}
+        settings = self.parser.read_settings(parts["set"], f"{label}.set", "resources.") if "set" in parts else {}
+        return _Rule(entry.location, label, match_values, settings)
 
+    def _read_match_values(self, entry: Entry, label: str) -> dict[str, list[Any]]:
+        """Read a combination of settings; a list means any of its values. It is empty after an error."""
+        num_errors = len(self.errors.errors)
+        settings = self.parser.flatten_settings(entry, label)
+        if not settings:
+            self.errors.add_unexpected(entry, label, "at least one setting")
+        match_values = {}
+        for key, value in settings.items():
+            if key == PRESET_KEY:
+                self.errors.add_unexpected(value, f"{label}.{key}", "the settings a preset stands for", "a preset")
+                continue
+            items = value.value if isinstance(value.value, list) else None
+            takes_list = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them
+            is_any_of = items is not None and (not takes_list or all(isinstance(item.value, list) for item in items))
+            alternatives = self._read_axis(key, value) if is_any_of else [self.parser.validate(key, value)]
+            match_values[key] = [alternative.to_python() for alternative in alternatives]
+        return match_values if len(self.errors.errors) == num_errors else {}
 
-def _build_configs(
-    top: dict[str, Entry],
-    profile_settings: Settings,
-    override_settings: Settings,
-    seeds: list[int],
-    file_location: SourceLocation,
-    collector: ErrorCollector,
-) -> list[RunConfig]:
-    """Return the distinct points that are not excluded, each with the first seed."""
-    base = merge(profile_settings, read_settings(top["base"], "base", collector)) if "base" in top else profile_settings
-    points, whole = _read_blocks(top.get("blocks"), base, len(seeds), file_location, collector)
-    excludes = [
-        _Rule(item.location, label, _read_match_values(item, label, collector))
-        for label, item in read_list(top.get("exclude"), "exclude", collector, min_items=0)
-    ]
-    rules = [
-        _read_rule(item, label, collector)
-        for label, item in read_list(top.get("resources"), "resources", collector, min_items=0)
-    ]
-    kept, used = _apply_rules(points, excludes, rules, override_settings)
-    for rule in (*excludes, *rules) if whole else ():
-        if id(rule) not in used and rule.match_values:
-            collector.add(rule.location, rule.label, "matches no point")
-    if points and not kept:
-        collector.add(
-            top["exclude"].location, "exclude", f"excludes every point ({len(points)}); allowed to leave some"
-        )
-    return _deduplicate_points(kept, override_settings, seeds[0], collector)
+    def _apply_rules(
+        self, points: list[_Point], excludes: list[_Rule], rules: list[_Rule]
+    ) -> tuple[list[tuple[_Point, Settings]], set[int]]:
+        """Apply --set, excludes and rules; return the points left with their settings, and the ids of used rules.
 
+        A rule that matches only before or only after --set counts as used: --set must not make a good file a bad one.
+        """
+        selected: list[tuple[_Point, Settings]] = []
+        used: set[int] = set()
+        for point in points:
+            settings = merge(point.settings, self.override_settings)
+            excludes_before = [exclude for exclude in excludes if exclude.matches(point.settings)]
+            excludes_after = [exclude for exclude in excludes if exclude.matches(settings)]
+            used.update(map(id, (*excludes_before, *excludes_after)))
+            for rule in rules:
+                matches = not excludes_after and rule.matches(settings)
+                if matches or (not excludes_before and rule.matches(point.settings)):
+                    used.add(id(rule))
+                if matches:
+                    settings = merge(settings, rule.settings)
+            if not excludes_after:
+                selected.append((point, merge(settings, self.override_settings)))
+        return selected, used
 
-def _read_blocks(
-    entry: Entry | None, base: Settings, num_seeds: int, file_location: SourceLocation, collector: ErrorCollector
-) -> tuple[list[_Point], bool]:
-    """Return the points of all blocks, and whether every block could be read."""
-    points: list[_Point] = []
-    whole = entry is not None
-    if entry is None:
-        collector.add(
-            file_location, "blocks", f"found nothing; allowed a list of blocks, each with {_EXPECTED_BLOCK_KIND}"
-        )
-    for label, item in read_list(entry, "blocks", collector):
-        found = _read_block(item, label, base, collector)
-        whole = whole and bool(found)
-        points += found
-        if len(points) * num_seeds > MAX_RUNS:
-            collector.add(item.location, label, f"found more than {MAX_RUNS:,} runs; allowed at most as many")
-            return [], False
-    return points, whole
+    def _deduplicate_points(self, selected: list[tuple[_Point, Settings]], seed: int) -> list[RunConfig]:
+        """Return each run once. Points that --set made equal are one; points that were equal before are an error."""
+        first: dict[str, tuple[_Point, RunConfig]] = {}
+        duplicates: dict[tuple[SourceLocation, SourceLocation], list[str]] = {}
+        override_keys = [key for key in self.override_settings if key in DEFAULTS]
+        for point, settings in selected:
+            config = self.parser.build_run_config(settings, point.location, seed)
+            if config is None:
+                continue
+            other, _ = first.setdefault(config.run_id, (point, config))
+            if other is not point and all(
+                get_value(other.settings, key) == get_value(point.settings, key) for key in override_keys
+            ):
+                duplicates.setdefault((other.location, point.location), []).append(config.run_id)
+        for (original, location), names in duplicates.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.errors.add(location, "blocks", f"duplicate run, first at {original} ({names[0]}{more})")
+        return [config for _, config in first.values()]
 
+    def _read_name(self, entry: Entry) -> str:
+        """Return the name, which names a directory."""
+        if isinstance(entry.value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", entry.value):
+            return entry.value
+        expected = "up to 100 of A-Z a-z 0-9 . _ -, no dot at the start, digits alone in quotes"
+        self.errors.add_unexpected(entry, "name", expected)
+        return ""
 
-def _read_block(entry: Entry, label: str, base: Settings, collector: ErrorCollector) -> list[_Point]:
-    """Return the points of one block; none after a mistake in its structure."""
-    parts = read_mapping(entry, label, ("base", *_BLOCK_KINDS), collector)
-    if "base" in parts:
-        base = merge(base, read_settings(parts["base"], f"{label}.base", collector))
-    kinds = [kind for kind in _BLOCK_KINDS if kind in parts]
-    rows: list[tuple[Settings, SourceLocation]] = []
-    for kind in kinds:
-        rows = (_read_points if kind == "points" else _combine_axes)(parts[kind], f"{label}.{kind}", collector)
-    if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
-        collector.add(entry.location, label, f"found {' and '.join(kinds) or 'none'}; allowed {_EXPECTED_BLOCK_KIND}")
-    return [_Point(merge(base, row), place) for row, place in rows] if len(kinds) == 1 else []
+    def _read_seeds(self, entry: Entry) -> list[int]:
+        """Return the seeds: a list of them, or how many from 0."""
+        if type(entry.value) is int and 1 <= entry.value <= MAX_RUNS:
+            return list(range(entry.value))
+        if not isinstance(entry.value, list):
+            self.errors.add_unexpected(entry, "seeds", f"a list, or how many: 1 to {MAX_RUNS:,}")
+            return [0]
+        seeds: dict[int, SourceLocation] = {}
+        for label, item in self.reader.read_list(entry, "seeds"):
+            if type(item.value) is not int or not 0 <= item.value < 2**31:
+                self.errors.add_unexpected(item, label, "an integer from 0 to 2**31 - 1")
+            elif item.value in seeds:
+                self.errors.add(item.location, label, f"duplicate {item.value}, first at {seeds[item.value]}")
+            else:
+                seeds[item.value] = item.location
+        return list(seeds) or [0]
 
-
-def _read_points(entry: Entry, label: str, collector: ErrorCollector) -> list[tuple[Settings, SourceLocation]]:
-    """Return explicit points."""
-    return [(read_settings(item, name, collector), item.location) for name, item in read_list(entry, label, collector)]
-
-
-def _combine_axes(entry: Entry, label: str, collector: ErrorCollector) -> list[tuple[Settings, SourceLocation]]:
-    """Return the product (grid) or the pairing (zip) of lists of values."""
-    axes = {
-        key: _read_axis(key, values, collector) for key, values in flatten_settings(entry, label, collector).items()
-    }
-    lengths = {key: len(values) for key, values in axes.items()}
-    rows: Iterable[tuple[Entry, ...]] = ()
-    if not axes:
-        collector.add(entry.location, label, "found {}; allowed at least one setting with a list of values")
-    elif label.endswith("grid") and math.prod(lengths.values()) > MAX_RUNS:
-        collector.add(entry.location, label, f"found {math.prod(lengths.values()):,} points; allowed {MAX_RUNS:,}")
-    elif label.endswith("grid"):
-        rows = itertools.product(*axes.values())
-    elif len(set(lengths.values())) > 1:
-        collector.add(entry.location, label, f"found lists of lengths {format_value(lengths)}; allowed equal lengths")
-    else:
-        rows = zip(*axes.values(), strict=True)
-    return [(dict(zip(axes, row, strict=True)), max(value.location for value in row)) for row in rows]
-
-
-def _read_axis(key: str, entry: Entry, collector: ErrorCollector) -> list[Entry]:
-    """Return the values of one setting."""
-    if not entry.is_valid:
-        return [entry]
-    return [validate(key, item, collector) for _, item in read_list(entry, key, collector)]
-
-
-def _read_rule(entry: Entry, label: str, collector: ErrorCollector) -> _Rule:
-    """Read a resource rule."""
-    parts = read_mapping(entry, label, ("when", "set"), collector)
-    if isinstance(entry.value, dict) and len(parts) < 2:
-        collector.add(entry.location, label, f"found {' '.join(parts) or 'neither'}; allowed when and set, both")
-    wanted = _read_match_values(parts["when"], f"{label}.when", collector) if "when" in parts else {}
-    sets = read_settings(parts["set"], f"{label}.set", collector, "resources.") if "set" in parts else {}
-    return _Rule(entry.location, label, wanted, sets)
-
-
-def _read_match_values(entry: Entry, label: str, collector: ErrorCollector) -> dict[str, list[Any]]:
-    """Read a combination of settings; a list means any of its values. It is empty after a mistake."""
-    before = len(collector.errors)
-    found = flatten_settings(entry, label, collector)
-    if not found:
-        collector.add(entry.location, label, "found {}; allowed at least one setting")
-    wanted = {}
-    for key, value in found.items():
-        if key == PRESET_KEY:
-            collector.add(value.location, f"{label}.{key}", "found a preset; allowed are the settings it stands for")
-            continue
-        any_of = isinstance(value.value, list) and not (
-            isinstance(DEFAULTS.get(key), tuple) and not all(isinstance(item.value, list) for item in value.value)
-        )
-        alternatives = _read_axis(key, value, collector) if any_of else [validate(key, value, collector)]
-        wanted[key] = [alternative.to_python() for alternative in alternatives]
-    return wanted if len(collector.errors) == before else {}
-
-
-def _apply_rules(
-    points: list[_Point], excludes: list[_Rule], rules: list[_Rule], override_settings: Settings
-) -> tuple[list[tuple[_Point, Settings]], set[int]]:
-    """Apply --set, excludes and rules; return the points left with all their settings, and the ids of what matched.
-
-    What matches only before or only after --set counts as used: --set must not make a good file a bad one.
-    """
-    kept: list[tuple[_Point, Settings]] = []
-    used: set[int] = set()
-    for point in points:
-        settings = merge(point.settings, override_settings)
-        was = [exclude for exclude in excludes if exclude.matches(point.settings)]
-        now = [exclude for exclude in excludes if exclude.matches(settings)]
-        used.update(map(id, (*was, *now)))
-        for rule in rules:
-            matches = not now and rule.matches(settings)
-            if matches or (not was and rule.matches(point.settings)):
-                used.add(id(rule))
-            if matches:
-                settings = merge(settings, rule.settings)
-        if not now:
-            kept.append((point, merge(settings, override_settings)))
-    return kept, used
-
-
-def _deduplicate_points(
-    selected: list[tuple[_Point, Settings]], override_settings: Settings, seed: int, collector: ErrorCollector
-) -> list[RunConfig]:
-    """Return each run once. Points that --set made equal are one; points that were equal before are a mistake."""
-    first: dict[str, tuple[_Point, RunConfig]] = {}
-    again: dict[tuple[SourceLocation, SourceLocation], list[str]] = {}
-    for point, settings in selected:
-        config = build_run_config(settings, point.location, seed, collector)
-        if config is None:
-            continue
-        other, _ = first.setdefault(config.run_id, (point, config))
-        if other is not point and all(
-            get_value(other.settings, key) == get_value(point.settings, key)
-            for key in override_settings
-            if key in DEFAULTS
-        ):
-            again.setdefault((other.location, point.location), []).append(config.run_id)
-    for (one, two), names in again.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        collector.add(two, "blocks", f"found the same run as at {one} ({names[0]}{more}); allowed once")
-    return [config for _, config in first.values()]
+    def _read_recorded_overrides(self, top: dict[str, Entry]) -> list[str]:
+        """Return the overrides that a resolved file was made with; they are in its settings already."""
+        recorded = self.reader.read_list(top.get("overrides"), "overrides", min_items=0)
+        for label, item in recorded:
+            if not isinstance(item.value, str):
+                self.errors.add_unexpected(item, label, "text, as a record of --set")
+        return [str(item.value) for _, item in recorded]
 
 
 def _dump_resolved(name: str, overrides: list[str], configs: list[RunConfig], seeds: list[int]) -> str:
-    """Return the sweep with nothing left to fill in: what all points share, then what each has of its own."""
+    """Write the sweep with nothing left to fill in: the settings all points share, then each point's own."""
     points = [get_all_settings(config) for config in configs]
-    shared = {key for key in DEFAULTS if all(point[key] == points[0][key] for point in points)}
+    shared = {key: all(point[key] == points[0][key] for point in points) for key in DEFAULTS}
     base: dict[str, Any] = {}
-    for key in (key for key in DEFAULTS if key in shared):
+    for key in filter(shared.get, DEFAULTS):
         section, _, rest = key.partition(".")
         base.setdefault(section, {})[rest] = points[0][key]
-    own = [{key: value for key, value in point.items() if key not in shared} for point in points]
+    own = [{key: value for key, value in point.items() if not shared[key]} for point in points]
     parts = {"name": name, "overrides": overrides, "base": base, "blocks": [{"points": own}], "seeds": seeds}
     return dump_yaml(parts)
-
-
-def _read_name(entry: Entry, collector: ErrorCollector) -> str:
-    """Return the name, which names a directory."""
-    if isinstance(entry.value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", entry.value):
-        return entry.value
-    allowed = "up to 100 of A-Z a-z 0-9 . _ -, no dot at the start, digits alone in quotes"
-    collector.add(entry.location, "name", f"found {format_value(entry.to_python())}; allowed {allowed}")
-    return ""
-
-
-def _read_seeds(entry: Entry, collector: ErrorCollector) -> list[int]:
-    """Return the seeds: a list of them, or how many from 0."""
-    if type(entry.value) is int and 1 <= entry.value <= MAX_RUNS:
-        return list(range(entry.value))
-    if not isinstance(entry.value, list):
-        allowed = f"a list, or how many: 1 to {MAX_RUNS:,}"
-        collector.add(entry.location, "seeds", f"found {format_value(entry.to_python())}; allowed {allowed}")
-        return [0]
-    seeds: dict[int, SourceLocation] = {}
-    for label, item in read_list(entry, "seeds", collector):
-        if type(item.value) is not int or not 0 <= item.value < 2**31:
-            collector.add(
-                item.location,
-                label,
-                f"found {format_value(item.to_python())}; allowed whole numbers from 0 to 2**31 - 1",
-            )
-        elif item.value in seeds:
-            collector.add(item.location, label, f"found {item.value} twice, first at {seeds[item.value]}; allowed once")
-        else:
-            seeds[item.value] = item.location
-    return list(seeds) or [0]
-
-
-def _read_recorded_overrides(top: dict[str, Entry], collector: ErrorCollector) -> list[str]:
-    """Return the overrides that a resolved file was made with; they are in its settings already."""
-    recorded = read_list(top.get("overrides"), "overrides", collector, min_items=0)
-    for label, item in recorded:
-        if not isinstance(item.value, str):
-            collector.add(
-                item.location, label, f"found {format_value(item.to_python())}; allowed text, as a record of --set"
-            )
-    return [str(item.value) for _, item in recorded]

@@ -1,8 +1,8 @@
-"""YAML whose every value knows its file and line, so that mistakes can be told with their place.
+"""YAML whose every value knows its file and line, so that errors can name them.
 
-Plain values are read as YAML 1.2 reads them: `1e-3` is a number, `yes` and `12:30` are text. The decision
-that is not obvious: nothing is ever constructed from a tag, and what aliases multiply is counted, so that any
-text whatever ends as an `Entry` or as a mistake.
+Plain scalars are read as YAML 1.2 reads them: `1e-3` is a number, `yes` and `12:30` are text. Nothing is ever
+constructed from a tag, and values multiplied by aliases are counted, so that any text ends as an `Entry` or as an
+error. All errors of all files end in one `ErrorCollector`, which readers hold and no function passes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLOAT_PATTERN = r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?\Z"
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceLocation:
-    """Where something was written; line 0 when there are no lines, as on the command line."""
+    """File and line of a value; line 0 where there are no lines, as on the command line."""
 
     file: str
     line: int = 0
@@ -38,14 +38,14 @@ class SourceLocation:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value and its place: the line of its key in a mapping, its own line in a list."""
+    """A value and its location: the line of its key in a mapping, its own line in a list."""
 
     value: bool | int | float | str | dict[str, Entry] | list[Entry] | None
     location: SourceLocation
-    is_valid: bool = True  # false once a mistake was told, so that nothing is concluded from it
+    is_valid: bool = True  # false once an error was reported, so that nothing is concluded from it
 
     def to_python(self) -> Any:
-        """Return the value without places."""
+        """Return the value without locations."""
         if isinstance(self.value, dict):
             return {key: child.to_python() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -55,27 +55,31 @@ class Entry:
 
 @dataclass
 class ErrorCollector:
-    """The mistakes of the user found so far."""
+    """The user's errors so far."""
 
     errors: list[tuple[SourceLocation, str]] = field(default_factory=list)
 
     def add(self, location: SourceLocation, key: str, message: str) -> None:
-        """Note `text` about `key`, which may be empty."""
+        """Record `message` about `key`, which may be empty."""
         self.errors.append((location, f"{make_printable(key)}: {message}" if key else message))
 
+    def add_unexpected(self, entry: Entry, key: str, expected: str, got: str = "") -> None:
+        """Record that `entry` is not what is expected; `got` describes what it is, by default its value."""
+        self.add(entry.location, key, f"got {got or format_value(entry.to_python())}; expected {expected}")
+
     def format_lines(self) -> tuple[str, ...]:
-        """Each distinct mistake once, `file:line: key: text`, in the order of the files' lines."""
-        ordered = sorted(self.errors, key=lambda mistake: mistake[0])
-        return tuple(dict.fromkeys(f"{place}: {text}" for place, text in ordered))
+        """Return each distinct error once, `file:line: key: message`, in the order of the files' lines."""
+        ordered = sorted(self.errors, key=lambda error: error[0])
+        return tuple(dict.fromkeys(f"{location}: {message}" for location, message in ordered))
 
 
 def make_printable(text: str) -> str:
-    """Return `text` such that it fits on one line of a terminal."""
+    """Shorten `text` and escape what does not fit on one line of a terminal."""
     return text[:80] if text.isprintable() else repr(text[:80])
 
 
 def format_value(value: object) -> str:
-    """Return a plain value as its author would have written it, shortened."""
+    """Write a plain value as its author would have, shortened."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w./-]*", value) and _resolve_scalar_type(value) == "str":
         text = value
     elif value is None or isinstance(value, bool):
@@ -96,7 +100,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would read as something else; writes no aliases."""
+    """Quotes text that YAML 1.1 or 1.2 would read as something else; writes no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -119,7 +123,7 @@ _SCALAR_PARSERS: dict[str, Any] = {
 
 
 def _resolve_scalar_type(text: str) -> str:
-    """Return what a plain scalar is read as: null, bool, int, float, merge or str."""
+    """Return the type that a plain scalar is read as: null, bool, int, float, merge or str."""
     for tag, pattern in _Loader.yaml_implicit_resolvers.get(text[:1], []):
         if pattern.match(text):
             return str(tag).removeprefix(_TAG)
@@ -127,49 +131,68 @@ def _resolve_scalar_type(text: str) -> str:
 
 
 def dump_yaml(value: object) -> str:
-    """Return plain data as YAML that `read_yaml` reads back to the same."""
+    """Write plain data as YAML that `EntryReader` reads back to the same."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
     return text
 
 
-def read_yaml_file(path: Path, collector: ErrorCollector) -> Entry | None:
-    """Read a YAML file; none when it cannot be read, which is then among the mistakes."""
-    place = SourceLocation(str(path))
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) <= MAX_BYTES:
-            return read_yaml(content.decode("utf-8-sig"), SourceLocation(str(path), 1), collector)
-        collector.add(place, "", f"found more than {MAX_BYTES:,} bytes; allowed a YAML file of fewer")
-    except UnicodeDecodeError as error:
-        place = SourceLocation(str(path), content.count(b"\n", 0, error.start) + 1)
-        collector.add(place, "", f"found byte 0x{content[error.start]:02x}; allowed UTF-8 text")
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        collector.add(place, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    return None
+class EntryReader:
+    """Reads YAML as entries, and the structure of entries; `errors` receives every error."""
 
+    def __init__(self, errors: ErrorCollector) -> None:
+        self.errors = errors
 
-def read_leading_comment(path: Path) -> str:
-    """Return the lines of a readable file up to the first that is no comment, where a sweep asks its question."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    return "".join(takewhile(lambda line: line.startswith("#"), lines))
+    def read_file(self, path: Path) -> Entry | None:
+        """Read a YAML file; none where it cannot be read, which is then among the errors."""
+        location = SourceLocation(str(path))
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) <= MAX_BYTES:
+                return self.read_text(content.decode("utf-8-sig"), SourceLocation(str(path), 1))
+            self.errors.add(location, "", f"got more than {MAX_BYTES:,} bytes; expected a YAML file of at most as many")
+        except UnicodeDecodeError as error:
+            location = SourceLocation(str(path), content.count(b"\n", 0, error.start) + 1)
+            self.errors.add(location, "", f"got byte 0x{content[error.start]:02x}; expected UTF-8 text")
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            self.errors.add(location, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        return None
 
+    def read_text(self, text: str, start: SourceLocation, key: str = "") -> Entry | None:
+        """Read the one document in `text`; lines are counted where `start` has one. Empty text is null."""
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            return Entry(None, start) if node is None else _NodeConverter(start, self.errors).convert(node, start, key)
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
+            line = _find_error_line(error, text)
+            location = SourceLocation(start.file, start.line and line)
+            self.errors.add(location, key, f"not valid YAML: {_describe_yaml_error(error, text, line)}")
+        except _TooLargeError as error:
+            self.errors.add(error.location, key, str(error))
+        return None
 
-def read_yaml(text: str, start: SourceLocation, collector: ErrorCollector, key: str = "") -> Entry | None:
-    """Read the one document in `text`; lines are counted when `start` has one. Empty text is null."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        return Entry(None, start) if node is None else _NodeConverter(start, collector).convert(node, start, key, 0)
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
-        line = _find_error_line(error, text)
-        collector.add(
-            SourceLocation(start.file, start.line and line),
-            key,
-            f"not valid YAML: {_describe_yaml_error(error, text, line)}",
-        )
-    except _TooLargeError as error:
-        collector.add(error.location, key, str(error))
-    return None
+    def read_mapping(self, entry: Entry, label: str, known_keys: tuple[str, ...]) -> dict[str, Entry]:
+        """Return the known members of a mapping; the others are errors."""
+        known = ", ".join(known_keys)
+        if not isinstance(entry.value, dict):
+            if entry.is_valid:
+                got = "nothing" if entry.value is None else ""
+                self.errors.add_unexpected(entry, label, f"a mapping with {known}", got)
+            return {}
+        for key, child in entry.value.items():
+            if key not in known_keys:
+                hint = "".join(f" did you mean {name}?" for name in get_close_matches(key, known_keys, 1))
+                self.errors.add(child.location, f"{label}.{key}".lstrip("."), f"unknown key;{hint} known: {known}")
+        return {key: child for key, child in entry.value.items() if key in known_keys}
+
+    def read_list(self, entry: Entry | None, label: str, min_items: int = 1) -> list[tuple[str, Entry]]:
+        """Return the items of a list, each with its label; an absent list has none."""
+        if entry is None or not entry.is_valid:
+            return []
+        if not isinstance(entry.value, list) or len(entry.value) < min_items:
+            self.errors.add_unexpected(entry, label, "a list with at least one item" if min_items else "a list")
+            return []
+        return [(f"{label}[{index}]", item) for index, item in enumerate(entry.value)]
 
 
 def _find_error_line(error: Exception, text: str) -> int:
@@ -179,12 +202,12 @@ def _find_error_line(error: Exception, text: str) -> int:
 
 
 def _describe_yaml_error(error: Exception, text: str, line: int) -> str:
-    """Return what PyYAML says, on one line, with what helps in the most frequent case."""
+    """Return PyYAML's message on one line, with advice in the most frequent case."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    unquoted = "${" in "".join(text.split("\n")[line - 1 : line])
-    return make_printable(" ".join(said.split())) + ("; quote '${NAME}' inside {} and []" if unquoted else "")
+    message = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    has_variable = "${" in "".join(text.split("\n")[line - 1 : line])
+    return make_printable(" ".join(message.split())) + ("; quote '${NAME}' inside {} and []" if has_variable else "")
 
 
 class _TooLargeError(Exception):
@@ -194,25 +217,25 @@ class _TooLargeError(Exception):
 
 
 class _NodeConverter:
-    """One pass over composed nodes; every use of an alias is a visit."""
+    """One pass over the composed nodes of a document; every use of an alias is a visit."""
 
-    def __init__(self, start: SourceLocation, collector: ErrorCollector) -> None:
-        self.start, self.collector, self.num_visits = start, collector, 0
+    def __init__(self, start: SourceLocation, errors: ErrorCollector) -> None:
+        self.start, self.errors, self.num_visits = start, errors, 0
 
     def get_location(self, node: yaml.Node) -> SourceLocation:
         return SourceLocation(self.start.file, self.start.line and node.start_mark.line + 1)
 
-    def convert(self, node: yaml.Node, location: SourceLocation, key: str, depth: int) -> Entry:
+    def convert(self, node: yaml.Node, location: SourceLocation, key: str, depth: int = 0) -> Entry:
         self.num_visits += 1
         if self.num_visits > MAX_VALUES:
-            raise _TooLargeError(location, f"found more than {MAX_VALUES:,} values, aliases expanded; allowed fewer")
+            raise _TooLargeError(location, f"got more than {MAX_VALUES:,} values, aliases expanded; expected fewer")
         if depth > MAX_DEPTH:
-            raise _TooLargeError(location, f"found more than {MAX_DEPTH} levels, or an alias inside what it names")
+            raise _TooLargeError(location, f"got more than {MAX_DEPTH} levels, or an alias inside its own anchor")
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return Entry(self.convert_mapping(node, key, depth), location)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            found = [self.convert(n, self.get_location(n), f"{key}[{i}]", depth + 1) for i, n in enumerate(node.value)]
-            return Entry(found, location)
+            items = [self.convert(n, self.get_location(n), f"{key}[{i}]", depth + 1) for i, n in enumerate(node.value)]
+            return Entry(items, location)
         return self.convert_scalar(node, location, key)
 
     def convert_scalar(self, node: yaml.Node, location: SourceLocation, key: str) -> Entry:
@@ -220,28 +243,27 @@ class _NodeConverter:
         if isinstance(node, yaml.ScalarNode) and tag in _SCALAR_PARSERS:
             try:
                 return Entry(_SCALAR_PARSERS[tag](node.value), location)
-            except (ValueError, KeyError):  # only an explicit tag can lie
-                self.collector.add(location, key, f"found {format_value(node.value)}; allowed what !!{tag} says")
+            except (ValueError, KeyError):  # only an explicit tag can be wrong
+                self.errors.add(location, key, f"got {format_value(node.value)}; expected !!{tag}, as its tag says")
         else:
-            self.collector.add(location, key, f"found the tag {make_printable(node.tag)}; allowed plain values")
+            self.errors.add(location, key, f"got the tag {make_printable(node.tag)}; expected plain values")
         return Entry(None, location, is_valid=False)
 
     def convert_mapping(self, node: yaml.MappingNode, key: str, depth: int) -> dict[str, Entry]:
         own: dict[str, Entry] = {}
         merged: dict[str, Entry] = {}
-        for name_node, value in node.value:
-            place = self.get_location(name_node)
-            if name_node.tag == _TAG + "merge":
-                for name, child in self.expand_merge(value, place, key, depth):
-                    merged.setdefault(name, child)
-            elif name_node.tag != _TAG + "str" or not isinstance(name_node, yaml.ScalarNode):
-                self.collector.add(place, key, f"found the key {format_value(name_node.value)}; allowed names as keys")
-            elif name_node.value in own:
-                where = f"{key}.{name_node.value}".lstrip(".")
-                self.collector.add(place, where, f"found twice, first at {own[name_node.value].location}; allowed once")
+        for key_node, value_node in node.value:
+            location, name = self.get_location(key_node), key_node.value
+            if key_node.tag == _TAG + "merge":
+                for merged_name, child in self.expand_merge(value_node, location, key, depth):
+                    merged.setdefault(merged_name, child)
+            elif key_node.tag != _TAG + "str" or not isinstance(key_node, yaml.ScalarNode):
+                self.errors.add(location, key, f"got the key {format_value(name)}; expected names as keys")
+            elif name in own:
+                message = f"duplicate key, first at {own[name].location}"
+                self.errors.add(location, f"{key}.{name}".lstrip("."), message)
             else:
-                where = f"{key}.{name_node.value}".lstrip(".")
-                own[name_node.value] = self.convert(value, place, where, depth + 1)
+                own[name] = self.convert(value_node, location, f"{key}.{name}".lstrip("."), depth + 1)
         return {**merged, **own}
 
     def expand_merge(
@@ -252,43 +274,15 @@ class _NodeConverter:
             if isinstance(entry.value, dict):
                 yield from entry.value.items()
             else:
-                self.collector.add(
-                    location, key, f"found << with {format_value(entry.to_python())}; allowed a mapping to merge"
-                )
+                self.errors.add_unexpected(entry, key, "a mapping to merge with <<")
 
 
-def read_mapping(entry: Entry, label: str, allowed: tuple[str, ...], collector: ErrorCollector) -> dict[str, Entry]:
-    """Return the known members of a mapping."""
-    if not isinstance(entry.value, dict):
-        if entry.is_valid:
-            found = "nothing" if entry.value is None else format_value(entry.to_python())
-            collector.add(entry.location, label, f"found {found}; allowed a mapping with {', '.join(allowed)}")
-        return {}
-    for key, child in entry.value.items():
-        if key not in allowed:
-            near = "".join(f" did you mean {name}?" for name in get_close_matches(key, allowed, 1))
-            collector.add(child.location, f"{label}.{key}".lstrip("."), f"unknown;{near} known: {', '.join(allowed)}")
-    return {key: child for key, child in entry.value.items() if key in allowed}
-
-
-def read_list(
-    entry: Entry | None, label: str, collector: ErrorCollector, min_items: int = 1
-) -> list[tuple[str, Entry]]:
-    """Return the items of a list, each with its label; an absent list has none."""
-    if entry is None or not entry.is_valid:
-        return []
-    if not isinstance(entry.value, list) or len(entry.value) < min_items:
-        allowed = "a list with at least one item" if min_items else "a list"
-        collector.add(entry.location, label, f"found {format_value(entry.to_python())}; allowed {allowed}")
-        return []
-    return [(f"{label}[{number}]", item) for number, item in enumerate(entry.value)]
+def read_leading_comment(text: str) -> str:
+    """Return the lines of a sweep's YAML up to the first that is no comment: the question that the sweep asks."""
+    return "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 def parse_question(text: str) -> str:
-    """Return the comment that a sweep's YAML begins with, which asks its question; empty where there is none."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("#").strip())
+    """Return the paragraphs of a sweep's leading comment, each on one line with a blank line between them."""
+    lines = [line.lstrip("#").strip() for line in read_leading_comment(text).splitlines()]
     return "\n\n".join(" ".join(part.split()) for part in "\n".join(lines).split("\n\n") if part.strip())

@@ -43,9 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(make_symmetry_table(checked))
         with FileLock(_ensure_directory(directory) / ".launch.lock", timeout=0):
             check_no_orphaned_runs(directory, configs)
-            text = (
-                f"{read_leading_comment(options.sweep)}\n{sweep.resolved_yaml}"  # the question it asks, for its report
-            )
+            question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
+            text = f"{question}\n{sweep.resolved_yaml}"
             write_plan(text, directory, configs, networks)
             to_do = find_unfinished_runs(directory, checked.by_cost_descending)
             busy = len(configs) - len(to_do)

@@ -13,26 +13,26 @@ from galaxyhpc.config.conditions import (
     describe_severity,
     get_levels,
     get_parameter,
+    get_parameters,
     get_severities,
     is_condition,
     split_combination,
 )
-from galaxyhpc.config.conditions import get_parameters as split_
 from galaxyhpc.evaluation import corruptions
 
 
-def test_every_row_has_its_function_and_says_what_it_does() -> None:
-    for name, row in CONDITIONS.items():
+def test_every_condition_has_its_function_and_a_description() -> None:
+    for name, condition in CONDITIONS.items():
         assert callable(getattr(corruptions, name))
-        assert row.description and (row.unit or name == "clean")
+        assert condition.description and (condition.unit or name == "clean")
 
 
-def test_the_table_is_known_without_torch() -> None:
+def test_the_table_is_imported_without_torch() -> None:
     code = "import sys, galaxyhpc.config.conditions; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_severities_of_finished_runs_stay_what_they_were() -> None:
+def test_severities_and_parameters_do_not_change() -> None:
     assert get_severities("clean") == (0.0,)
     assert get_severities("rotation") == tuple(7.5 * step for step in range(48))
     assert get_severities("pedestal_noise") == (0.75, 0.5, 0.25)
@@ -48,15 +48,15 @@ def test_the_severities_of_finished_runs_stay_what_they_were() -> None:
 
 @pytest.mark.parametrize("name", DEFAULT_CONDITIONS)
 def test_severities_are_those_of_the_table_and_new_ones_count_from_one(name: str) -> None:
-    found = get_severities(name)
-    assert is_condition(name) and all(isinstance(severity, float) for severity in found)
+    severities = get_severities(name)
+    assert is_condition(name) and all(isinstance(severity, float) for severity in severities)
     if name not in ("clean", "rotation", "rotation_control", "pedestal_noise"):
-        assert found == tuple(float(k) for k in range(1, len(found) + 1)) and len(found) <= 5
+        assert severities == tuple(float(k) for k in range(1, len(severities) + 1)) and len(severities) <= 5
 
 
 def test_a_part_of_a_combination_has_its_own_level() -> None:
     assert get_severities("rotation+shot_noise") == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert split_("rotation+shot_noise", 3.0) == [("rotation", 22.5), ("shot_noise", 0.1)]
+    assert get_parameters("rotation+shot_noise", 3.0) == [("rotation", 22.5), ("shot_noise", 0.1)]
     assert get_parameter("rotation+shot_noise", 3.0) == 3.0
     assert describe_severity("rotation+shot_noise", 3.0) == "22.5 degrees + 0.1 of the exposure time"
     assert describe_severity("pedestal_noise", 0.25) == "SNR 0.25"
@@ -70,7 +70,7 @@ def test_a_combination_has_as_many_levels_as_the_part_with_fewest() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    *[["", "+", "klean", "Clean", "clean+flip", "flip+clean", "flip+", "flip + shift", "flip+klean", "flip+flip"]],
+    ["", "+", "klean", "Clean", "clean+flip", "flip+clean", "flip+", "flip + shift", "flip+klean", "flip+flip"],
 )
 def test_other_names_are_refused(name: str) -> None:
     assert not is_condition(name)

@@ -1,4 +1,4 @@
-"""Whatever is in a sweep file or on the command line: exit status 0 or 2, lines with their place, nothing written."""
+"""Hostile sweep files and options: exit status 0 or 2, errors with their location, and nothing written."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def dry_run(*options: str) -> int:
 
 
 def check_dry_run(workspace: Path, content: bytes, capfd: pytest.CaptureFixture[str], *options: str) -> CommandResult:
-    """Show a sweep's plan: nothing is written, whatever is in it."""
+    """Run launch --dry-run on a sweep and check that nothing is written."""
     (workspace / "work" / "sweep.yaml").write_bytes(content)
     before = snapshot_tree(workspace)
-    end, lines = capture_command(lambda: dry_run(*options), capfd)
+    status, lines = capture_command(lambda: dry_run(*options), capfd)
     assert snapshot_tree(workspace) == before
-    return end, lines
+    return status, lines
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
@@ -70,16 +70,16 @@ GRID = ", ".join(f"train.{name}: {list(range(1, 1001))}" for name in ("epochs", 
     ],
     ids=lambda content: ascii(content[:30]),
 )
-def test_a_hostile_sweep_file_is_refused_with_its_place_and_with_little_memory(
+def test_a_hostile_sweep_file_is_refused_with_its_location_and_with_little_memory(
     content: str | bytes, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    end, lines = check_dry_run(workspace, content if isinstance(content, bytes) else content.encode(), capfd)
-    assert end == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines), lines[:3]
+    status, lines = check_dry_run(workspace, content if isinstance(content, bytes) else content.encode(), capfd)
+    assert status == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines), lines[:3]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
-def test_a_byte_order_mark_and_a_merge_are_no_harm(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_byte_order_mark_and_a_merge_are_accepted(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = yaml.safe_dump(VALID_SWEEP).replace("base:", "base:\n  <<: {augment.flip: 0.1}", 1)
     assert check_dry_run(workspace, b"\xef\xbb\xbf" + text.encode(), capfd) == (0, [])
 
@@ -103,8 +103,8 @@ def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
     if key == "data.source":
         del sweep["base"]["data"], sweep["base"][key]
         sweep["base"]["data"] = {**VALID_SWEEP["base"]["data"], "source": path}
-    end, _ = check_dry_run(traps, json.dumps(sweep).encode(), capfd)
-    assert end == 2 or key == "data.cache"
+    status, _ = check_dry_run(traps, json.dumps(sweep).encode(), capfd)
+    assert status == 2 or key == "data.cache"
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_a_hostile_path_on_the_command_line_is_refused_or_only_shown(
     ],
     ids=lambda text: ascii(text[:30]),
 )
-def test_a_hostile_setting_on_the_command_line_is_told_as_such(
+def test_a_hostile_setting_on_the_command_line_is_an_error_of_set(
     text: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(workspace, json.dumps(VALID_SWEEP).encode(), capfd, "--set", text)
-    assert end == 2 and all(line.startswith("--set: ") for line in lines), lines
+    status, lines = check_dry_run(workspace, json.dumps(VALID_SWEEP).encode(), capfd, "--set", text)
+    assert status == 2 and all(line.startswith("--set: ") for line in lines), lines
 
 
 HOSTILE = st.sampled_from(
@@ -147,49 +147,49 @@ HOSTILE = st.sampled_from(
         *("a\nb", "\0", "\x1b[2J", "${HOME}", "${", "<<", "2020-01-01", "C64", "D65", "x" * 5000, [], {}, [[[[]]]]),
         *({"a": {"b": [{}]}}, ["C4"] * 300, list(range(3000)), "\u2028", "$(touch x)", "C4\n", "é" * 300),
     ]
-)
+).map(copy.deepcopy)  # the lists and mappings are mutated in place
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """A good sweep with up to three of its nodes dropped, doubled or replaced."""
+    """Return a valid sweep with up to three of its nodes dropped, doubled or replaced."""
     sweep = copy.deepcopy(VALID_SWEEP)
     for _ in range(draw(st.integers(1, 3))):
-        at: Any = sweep
-        while isinstance(at, dict | list) and at:
-            key = draw(st.sampled_from(sorted(at) if isinstance(at, dict) else list(range(len(at)))))
-            if isinstance(at[key], dict | list) and at[key] and draw(st.integers(0, 2)):
-                at = at[key]
+        node: Any = sweep
+        while isinstance(node, dict | list) and node:
+            key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else list(range(len(node)))))
+            if isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 2)):
+                node = node[key]
                 continue
             match draw(st.sampled_from(["drop", "double", "replace", "replace", "new"])):
                 case "drop":
-                    del at[key]
-                case "double" if isinstance(at, list):
-                    at.append(at[key])
-                case "new" if isinstance(at, dict):
-                    at[draw(st.text(max_size=5))] = draw(HOSTILE)
+                    del node[key]
+                case "double" if isinstance(node, list):
+                    node.append(node[key])
+                case "new" if isinstance(node, dict):
+                    node[draw(st.text(max_size=5))] = draw(HOSTILE)
                 case _:
-                    at[key] = draw(HOSTILE)
+                    node[key] = draw(HOSTILE)
             break
     return sweep
 
 
 @settings(FUZZ_SETTINGS, max_examples=80)
 @given(sweep=mutated())
-def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place(
+def test_a_valid_sweep_with_a_few_nodes_mutated_is_a_plan_or_an_error(
     sweep: Any, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(workspace, json.dumps(sweep).encode(), capfd)
-    assert end in (0, 2) and (end == 0 or lines)
+    status, lines = check_dry_run(workspace, json.dumps(sweep).encode(), capfd)
+    assert status in (0, 2) and (status == 0 or lines)
 
 
 @settings(FUZZ_SETTINGS, max_examples=80)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes_are_told_with_their_place(
+def test_any_bytes_are_an_error_with_its_location(
     content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    end, lines = check_dry_run(workspace, content, capfd)
-    assert end == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines)
+    status, lines = check_dry_run(workspace, content, capfd)
+    assert status == 2 and all(line.startswith("sweep.yaml:") and line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("link", ["the sweep", "a run"])
@@ -197,22 +197,22 @@ def test_a_sweep_is_not_launched_through_a_link_that_leads_elsewhere(
     link: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (workspace / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
-    place = workspace / "work" / "runs" / "good"
-    place = place / load_sweep(Path("sweep.yaml")).runs[0].run_id if link == "a run" else place
-    place.parent.mkdir(parents=True)
+    target = workspace / "work" / "runs" / "good"
+    target = target / load_sweep(Path("sweep.yaml")).runs[0].run_id if link == "a run" else target
+    target.parent.mkdir(parents=True)
     (workspace / "elsewhere").mkdir()
-    place.symlink_to(workspace / "elsewhere")
-    end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug"]), capfd)
-    assert end == 2 and len(lines) == 1 and "symbolic link" in lines[0]
+    target.symlink_to(workspace / "elsewhere")
+    status, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug"]), capfd)
+    assert status == 2 and len(lines) == 1 and "symbolic link" in lines[0]
     assert not list((workspace / "elsewhere").iterdir()) and not (workspace / "work" / "runs" / ".cache").exists()
 
 
 @pytest.mark.parametrize("name", ["50%j", "a\\b", "a\nb", "caf\udce9"])
-def test_a_place_where_slurm_could_not_write_its_logs_is_refused_before_anything_is_written(
+def test_a_directory_where_slurm_could_not_write_its_logs_is_refused_before_anything_is_written(
     name: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (workspace / "work" / "sweep.yaml").write_text(json.dumps(VALID_SWEEP))
     before = snapshot_tree(workspace)
-    end, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
-    assert end == 2 and len(lines) == 1 and lines[0].startswith("--runs: got") and lines[0].isprintable()
+    status, lines = capture_command(lambda: launch.main(["sweep.yaml", "--executor", "debug", "--runs", name]), capfd)
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("--runs: got") and lines[0].isprintable()
     assert snapshot_tree(workspace) == before

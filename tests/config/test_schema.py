@@ -1,4 +1,4 @@
-"""A run's settings: what is refused, what they are called by, and what makes a run another run."""
+"""Settings of a run: the values that are refused, and the settings that change the run id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from galaxyhpc.storage.run_dir import RunDir
 
 BASE: dict[str, Any] = {"data.source": "demo", "model.group": "C4", "seed": 0}
 
-OTHER: dict[str, Any] = {
+CHANGED_VALUES: dict[str, Any] = {
     "data.source": "galaxies.h5",
     "data.cache": "/scratch",
     "data.image_size": 33,
@@ -84,7 +84,7 @@ OTHER: dict[str, Any] = {
 }
 RESNET = {"model.architecture": "e2resnet", "model.depth": 18}
 WIDE = {"model.architecture": "e2wrn", "model.depth": 16, "model.widen": 8}
-BESIDE: dict[str, dict[str, Any]] = {  # what has to be set with a setting
+REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {  # that a setting can only be changed together with
     "model.architecture": {"model.group": None},
     "model.depth": RESNET,
     "model.blocks": RESNET,
@@ -94,11 +94,11 @@ BESIDE: dict[str, dict[str, Any]] = {  # what has to be set with a setting
     "model.pretrained": {"model.architecture": "resnet18", "model.group": None},
     "train.body_learning_rate": {"model.architecture": "resnet18", "model.group": None, "model.pretrained": True},
 }
-NOT_THE_WEIGHTS = {key for key in OTHER if key.startswith(("evaluate.", "resources."))} | {"data.cache"}
+OUTSIDE_IDENTITY = {key for key in CHANGED_VALUES if key.startswith(("evaluate.", "resources."))} | {"data.cache"}
 
 
-def config(**changes: Any) -> RunConfig:
-    """Make a run of dotted settings."""
+def make_config(**changes: Any) -> RunConfig:
+    """Return a run with these dotted settings."""
     values: dict[str, Any] = {}
     for key, value in (BASE | changes).items():
         *sections, name = key.split(".")
@@ -109,53 +109,53 @@ def config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def changed(key: str) -> RunConfig:
-    """Make a run that differs in one setting from one of those that go with it."""
-    return config(**BESIDE.get(key, {}) | {key: OTHER[key]})
+def make_changed(key: str) -> RunConfig:
+    """Return a run in which this setting is not the default."""
+    return make_config(**REQUIRED_SETTINGS.get(key, {}) | {key: CHANGED_VALUES[key]})
 
 
-def test_every_setting_is_tried_below() -> None:
-    assert OTHER.keys() == DEFAULTS.keys()
+def test_every_setting_has_a_changed_value() -> None:
+    assert CHANGED_VALUES.keys() == DEFAULTS.keys()
 
 
-@pytest.mark.parametrize("key", sorted(OTHER.keys() - NOT_THE_WEIGHTS))
-def test_what_decides_the_weights_makes_another_run(key: str) -> None:
-    beside = {} if key == "model.architecture" else BESIDE.get(key, {})
-    assert changed(key).run_id != config(**beside).run_id
+@pytest.mark.parametrize("key", sorted(CHANGED_VALUES.keys() - OUTSIDE_IDENTITY))
+def test_a_setting_that_decides_the_weights_changes_the_run_id(key: str) -> None:
+    required = {} if key == "model.architecture" else REQUIRED_SETTINGS.get(key, {})
+    assert make_changed(key).run_id != make_config(**required).run_id
 
 
-@pytest.mark.parametrize("key", sorted(NOT_THE_WEIGHTS))
-def test_how_a_run_is_evaluated_and_where_it_runs_does_not_make_another(key: str) -> None:
-    assert changed(key) != config()
-    assert changed(key).run_id == config().run_id
+@pytest.mark.parametrize("key", sorted(OUTSIDE_IDENTITY))
+def test_evaluation_and_resources_do_not_change_the_run_id(key: str) -> None:
+    assert make_changed(key) != make_config()
+    assert make_changed(key).run_id == make_config().run_id
 
 
-def test_another_seed_is_another_run_that_says_so() -> None:
-    assert config(seed=3).run_id.startswith("C4-steerable_cnn-s3-")
-    assert len({config(seed=seed).run_id.rpartition("-")[2] for seed in range(3)}) == 3
+def test_the_run_id_names_the_seed_and_depends_on_it() -> None:
+    assert make_config(seed=3).run_id.startswith("C4-steerable_cnn-s3-")
+    assert len({make_config(seed=seed).run_id.rpartition("-")[2] for seed in range(3)}) == 3
 
 
-def test_where_the_same_file_lies_does_not_make_another_run_nor_do_demo_galaxies_beside_it() -> None:
-    here = config(**{"data.source": "/here/galaxies.h5"})
-    there = config(**{"data.source": "/there/galaxies.h5", "data.demo.galaxies": 500})
+def test_neither_the_path_of_the_data_nor_unused_demo_settings_change_the_run_id() -> None:
+    here = make_config(**{"data.source": "/here/galaxies.h5"})
+    there = make_config(**{"data.source": "/there/galaxies.h5", "data.demo.galaxies": 500})
     assert here.run_id == there.run_id
 
 
-def test_a_whole_number_for_a_real_one_is_the_same_run() -> None:
-    assert config(**{"model.scale": 1, "augment.rotation": 180}).run_id == config().run_id
+def test_an_integer_for_a_float_is_the_same_run() -> None:
+    assert make_config(**{"model.scale": 1, "augment.rotation": 180}).run_id == make_config().run_id
 
 
-@pytest.mark.parametrize("key", sorted(OTHER))
-def test_settings_come_back_from_config_json_as_they_were(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", sorted(CHANGED_VALUES))
+def test_settings_are_read_back_from_config_json_unchanged(key: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    write_text(run.config_file, changed(key).model_dump_json(indent=2))
-    assert run.load_config() == changed(key)
-    assert run.load_config().run_id == changed(key).run_id
+    write_text(run.config_file, make_changed(key).model_dump_json(indent=2))
+    assert run.load_config() == make_changed(key)
+    assert run.load_config().run_id == make_changed(key).run_id
 
 
 def test_settings_are_frozen() -> None:
-    made = config()
-    for owner, name in ((made, "seed"), (made.train, "epochs"), (made.data.demo, "size")):
+    run = make_config()
+    for owner, name in ((run, "seed"), (run.train, "epochs"), (run.data.demo, "size")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(owner, name, 1)
 
@@ -185,15 +185,15 @@ def test_settings_are_frozen() -> None:
         ("resources.time_minutes", 1),
     ],
 )
-def test_what_no_run_can_have_is_refused(key: str, value: object) -> None:
+def test_a_value_that_a_setting_cannot_have_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValidationError):
-        config(**{key: value})
+        make_config(**{key: value})
 
 
 @pytest.mark.parametrize(
-    ("size", "near"), [(1, [33]), (50, [33, 63]), (64, [63, 65]), (256, [255, 257]), (100, [65, 127])]
+    ("size", "nearest"), [(1, [33]), (50, [33, 63]), (64, [63, 65]), (256, [255, 257]), (100, [65, 127])]
 )
-def test_the_nearest_image_sizes_are_good_ones(size: int, near: list[int]) -> None:
-    assert find_nearest_image_sizes(size) == near
-    assert all(map(is_exact_image_size, near))
+def test_the_nearest_image_sizes_are_exact(size: int, nearest: list[int]) -> None:
+    assert find_nearest_image_sizes(size) == nearest
+    assert all(map(is_exact_image_size, nearest))
     assert not is_exact_image_size(size)

@@ -299,10 +299,10 @@ def test_networks_begun_at_random_have_one_group_and_the_same_optimizer_as_ever(
 
 def test_a_rate_for_the_body_is_refused_where_nothing_is_pretrained() -> None:
     own_rate = TrainConfig(body_learning_rate=1e-4)
-    with pytest.raises(ValidationError, match="body_learning_rate is for networks begun from weights; resnet18"):
+    with pytest.raises(ValidationError, match="body_learning_rate is for pretrained networks; resnet18"):
         RunConfig(model=settings(), train=own_rate)
     plain, slow = RunConfig(model=settings(pretrained=True)), RunConfig(model=settings(pretrained=True), train=own_rate)
-    assert "body_learning_rate" not in plain.get_identity()["train"]
+    assert plain.get_identity()["train"]["body_learning_rate"] is None
     assert slow.get_identity()["train"]["body_learning_rate"] == 1e-4 and slow.run_id != plain.run_id
 
 

@@ -66,7 +66,7 @@ def test_what_is_smaller_than_the_disk_goes_and_what_is_larger_stays() -> None:
 def test_it_is_a_setting_of_every_architecture_and_changes_the_identity_only_where_it_is_set() -> None:
     for settings in ARCHITECTURES:
         without, opened = (RunConfig(model=ModelConfig(**settings, opening=r)) for r in (0, 4))
-        assert "opening" not in without.get_identity()["model"] and opened.get_identity()["model"]["opening"] == 4
+        assert without.get_identity()["model"]["opening"] == 0 and opened.get_identity()["model"]["opening"] == 4
         assert without.run_id != opened.run_id
 
 

@@ -158,7 +158,9 @@ def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Pa
 
 def test_a_run_without_an_average_is_the_run_that_it_was_before(cache: Path) -> None:
     without, of_0999 = settings_of(cache, ema_decay=None), settings_of(cache, ema_decay=0.999)
-    assert "ema_decay" not in without.get_identity()["train"] and of_0999.get_identity()["train"]["ema_decay"] == 0.999
+    assert (
+        without.get_identity()["train"]["ema_decay"] is None and of_0999.get_identity()["train"]["ema_decay"] == 0.999
+    )
     assert without.run_id != of_0999.run_id
     assert make_ema(nn.Linear(1, 1), None) is None
 

@@ -79,7 +79,7 @@ def run_config(**data: object) -> RunConfig:
 
 
 def test_a_run_on_all_labels_is_the_run_that_it_was_before() -> None:
-    assert "label_fraction" not in run_config().get_identity()["data"]
+    assert run_config().get_identity()["data"]["label_fraction"] == 1.0
     assert run_config(label_fraction=0.5).get_identity()["data"]["label_fraction"] == 0.5
     assert run_config(label_fraction=1.0).run_id == run_config().run_id != run_config(label_fraction=0.99).run_id
 
