@@ -45,22 +45,22 @@ def evaluate_run(run: RunDir) -> bool:
     return True
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Evaluate what the command line names; 1 where an evaluation failed."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc evaluate", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID or runs/SWEEP")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of the runs")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
-        index, shares = map(int, arguments.share.split("/"))
+        index, shares = map(int, options.share.split("/"))
         if not 0 <= index < shares:
             raise ValueError
-        runs = find_runs(arguments.path)[index::shares]
+        runs = find_runs(options.path)[index::shares]
     except RunDirError as error:
         print_error(error)
         return 2
     except ValueError:
-        parser.error(f"--share: found {arguments.share}; allowed I/N with 0 <= I < N")
+        parser.error(f"--share: found {options.share}; allowed I/N with 0 <= I < N")
     failed = [run for run in runs if not evaluate_run(run)]
     return 1 if failed else 0
 
