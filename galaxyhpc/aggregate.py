@@ -24,8 +24,8 @@ from galaxyhpc.report.build import AggregateError, aggregate, print_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `python -m galaxyhpc.aggregate`."""
-    parser = argparse.ArgumentParser(prog="galaxyhpc.aggregate", description="Write the report of a sweep.")
+    """Write the report of the sweep that the command line names; 2 if there is none."""
+    parser = argparse.ArgumentParser(prog="galaxyhpc aggregate", description="Write the report of a sweep.")
     parser.add_argument("sweep", type=Path, help="runs/NAME")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     options = parser.parse_args(arguments)

@@ -17,14 +17,14 @@ from pathlib import Path
 from galaxyhpc.data.simulate import GENERATED_BY, DemoError, write_galaxies
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(prog=GENERATED_BY, description="Write generated galaxies.")
+    parser = argparse.ArgumentParser(prog="galaxyhpc demo", description="Write generated galaxies.")
     parser.add_argument("out", type=Path, metavar="OUT.h5")
     parser.add_argument("--n", type=int, default=2000, help="galaxies (%(default)s)")
     parser.add_argument("--size", type=int, default=64, help="px per side (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other galaxies (%(default)s)")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     try:
         write_galaxies(chosen.out, chosen.n, chosen.size, chosen.seed)
     except (DemoError, OSError) as error:

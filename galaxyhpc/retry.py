@@ -138,7 +138,7 @@ def retry(
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.retry", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc retry", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one: tried whatever the cause")
     parser.add_argument("--failed", action="store_true", help="every run that failed or was lost, where it can help")
@@ -152,7 +152,7 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Retry what the command line names; 2 where that is not possible."""
     options = _parse_options(arguments)
     try:

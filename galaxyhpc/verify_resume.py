@@ -282,7 +282,7 @@ def make_table(results: list[TrialResult], title: str) -> Table:
     return shown
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Prove the resume of the run named on the command line."""
     options = _parse_options(arguments)
     console = make_console()
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.verify_resume", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc verify_resume", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("--tasks", type=int, metavar="N", help="processes (default: as many as the run has)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the steps that are hit (default: 0)")

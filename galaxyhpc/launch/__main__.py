@@ -26,7 +26,7 @@ from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Launch the sweep named on the command line; 2 where the user has to mend something."""
     options = _parse_args(arguments)
     console = make_console()
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.launch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
     parser.add_argument("sweep", type=Path, help="a file such as sweeps/quickstart.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted setting")
     parser.add_argument("--profile", type=Path, help="resources of a cluster, such as slurm/gpu.yaml")

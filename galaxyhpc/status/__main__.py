@@ -57,7 +57,7 @@ def _print_changes(statuses: Sequence[RunStatus], previous: dict[str, str]) -> d
 
 
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc status", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--watch", action="store_true", help="go on showing it until Ctrl-C; changes only, in a pipe")
@@ -69,7 +69,7 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Show what the command line asks for; 2 where it names nothing."""
     options = _parse_args(arguments)
     console = make_console()
