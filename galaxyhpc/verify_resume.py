@@ -38,6 +38,7 @@ from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.models import kernel_choice
+from galaxyhpc.runtime.child_python import make_child_environment
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import EXIT_INCOMPLETE
 from galaxyhpc.storage import checkpoint
@@ -247,6 +248,7 @@ def _start_processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
     """Start the processes of a job as torchrun would, in one group; whatever happens, none is left behind."""
     surroundings = ("SLURM", "SUBMITIT", "TORCHELASTIC")  # this may itself run in a job
     plain = {name: text for name, text in os.environ.items() if not name.startswith(surroundings)}
+    plain |= make_child_environment()
     tasks = config.resources.num_tasks
     job = {"TORCHELASTIC_RUN_ID": f"trial-{time.time_ns()}", "WORLD_SIZE": str(tasks), "GROUP_WORLD_SIZE": "1"}
     group: Processes = []

@@ -8,3 +8,7 @@ environment=${VIRTUAL_ENV:-$PWD/.venv}
 if [ -f "$environment/bin/activate" ]; then
     . "$environment/bin/activate"
 fi
+
+# A jobs.py or inspect.py of yours beside the scripts is not imported. Without `pip install`, the package is found here.
+export PYTHONSAFEPATH=1
+python -c 'import galaxyhpc' 2>/dev/null || export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -16,8 +16,10 @@ from pathlib import Path
 import submitit
 from rich.console import Console
 from rich.live import Live
+from submitit.core.utils import environment_variables
 
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.runtime.child_python import make_child_environment
 from galaxyhpc.runtime.parallel import count_cores
 from galaxyhpc.status.table import get_max_rows, make_table_from_records
 from galaxyhpc.storage.run_dir import RunDir, read_state
@@ -87,7 +89,7 @@ def start_job(
         visible_gpus=gpu_ids,
         stderr_to_stdout=True,
     )
-    with _ignore_sigint():
+    with _ignore_sigint(), environment_variables(**make_child_environment()):
         handle = executor.submit(job)
     return RunningJob(run, handle, training, count_cpus(resources), gpu_ids)
 

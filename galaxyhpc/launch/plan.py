@@ -11,6 +11,7 @@ from pathlib import Path
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.models.profile import NetworkProfile
+from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import resolve_path
@@ -66,6 +67,6 @@ def _make_repro_script(run: RunDir, config: RunConfig) -> str:
     where = '"$(dirname "$0")"'
     return (
         f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
-        "export PYTHONSAFEPATH=1  # nothing is imported from the directory this is called in\n"
+        f"export {format_assignments()}  # nothing is imported from the directory this is called in\n"
         f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
     )

@@ -23,14 +23,13 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
 from jobs.train import CanaryJob, TrainJob
 
 SIGNAL_DELAY_SECONDS = 90  # USR2 comes this long before the time limit
-# a USR2 that comes before Python listens would kill it; what is lost by ignoring it, the job's end and TERM still say
-PYTHON_COMMAND = f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
 REPORT_RESOURCES = ResourcesConfig(cpus_per_task=2, time_minutes=60)
 
 STAGES = ("canary", "train", "evaluate", "report")
@@ -115,11 +114,20 @@ def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_para
     return {key: value for key, value in asked.items() if value is not None}
 
 
+def make_python_command() -> str:
+    """Return the shell words that start Python in a job.
+
+    A USR2 that comes before Python listens would kill it: it is ignored until then, and the time limit and TERM still
+    stop the job.
+    """
+    return f'sh -c \'trap "" USR2; exec "$@"\' sh env {format_assignments()} {shlex.quote(sys.executable)}'
+
+
 def make_sbatch_script(sweep: Path, resources: ResourcesConfig, num_runs: int, max_parallel: int | None) -> str:
     """Return the file that sbatch is given for a class of `count` runs, whether or not there is a Slurm here."""
     asked = make_submitit_parameters(f"{sweep.name}-train", resources, max_parallel)
     log = sweep.resolve() / "log"
-    command = f"{PYTHON_COMMAND} -u -m submitit.core._submit {shlex.quote(str(log))}"
+    command = f"{make_python_command()} -u -m submitit.core._submit {shlex.quote(str(log))}"
     text: str = _make_sbatch_string(command, log, map_count=num_runs if num_runs > 1 else None, **asked)
     return text
 
@@ -150,7 +158,7 @@ class Submission:
         extra = {"dependency": wait, "kill-on-invalid-dep": "yes"} if wait else {}
         extra |= {"comment": parameters["comment"]} if "comment" in parameters else {}
         parameters = {**parameters, "additional_parameters": {**parameters["additional_parameters"], **extra}}
-        executor = submitit.SlurmExecutor(self.sweep / "log", python=PYTHON_COMMAND)  # parameters stick to an executor
+        executor = submitit.SlurmExecutor(self.sweep / "log", python=make_python_command())  # one for each array
         executor.update_parameters(**parameters)
         with executor.batch():
             handles = [executor.submit(job) for job in jobs]

@@ -35,7 +35,7 @@ GPU = ResourcesConfig(
 
 def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
     text = slurm_executor.make_sbatch_script(Path("/scratch/my runs/all"), GPU, num_runs=12, max_parallel=5)
-    python = 'sh -c \'trap "" USR2; exec "$@"\' sh ' + shlex.quote(sys.executable)
+    python = f'sh -c \'trap "" USR2; exec "$@"\' sh env PYTHONSAFEPATH=1 {shlex.quote(sys.executable)}'
     assert text.splitlines() == [
         "#!/bin/bash",
         "",
