@@ -92,7 +92,7 @@ def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) ->
     answers = [call(tmp_path, *how, "status", "no such run") for how in ((script,), ("-m", "galaxyhpc"))]
     assert [answer.returncode for answer in answers] == [2, 2]
     assert "no such run" in answers[0].stderr and answers[0].stderr == answers[1].stderr
-    assert call(tmp_path, script, "demo", "out.h5", "--n", "20", "--size", "16").returncode == 0
+    assert call(tmp_path, script, "demo", "out.h5", "--n", "100", "--size", "32").returncode == 0
     assert (tmp_path / "out.h5").exists()
     assert call(tmp_path, script).returncode == 2 and call(tmp_path, script, "--version").stdout.startswith("galaxyhpc")
 
