@@ -69,7 +69,7 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
     before = {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")}
     found = launch(done)
-    assert found.returncode == 0 and "2 runs, 2 done or under way" in found.stdout
+    assert found.returncode == 0 and "2 runs, 2 complete or active" in found.stdout
     assert {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")} == before
 
 
@@ -112,10 +112,10 @@ def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_
     process = start(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)
     second = launch(tmp_path, text=LONG)
-    assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
+    assert second.returncode == 2 and "another launch of this sweep is running" in second.stderr
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
-    assert "the same command goes on" in (tmp_path / "output.txt").read_text()
+    assert "rerun the same command to resume" in (tmp_path / "output.txt").read_text()
     stopped = [run for run in runs if run.read_metrics()]
     assert stopped and all(read_state(run).name == "stopped" for run in stopped)
     epochs = {run: len(run.read_metrics()) for run in stopped}

@@ -54,10 +54,10 @@ def test_a_second_launch_submits_nothing_while_jobs_wait_and_nothing_when_all_is
     swept: tuple[Desk, list[str]],
 ) -> None:
     ours, said = swept
-    assert "2 runs, 2 done or under way" in said[1] and "submitted" not in said[1]
+    assert "2 runs, 2 complete or active" in said[1] and "submitted" not in said[1]
     before = queue(ours.path, "all")
     again = ours.launch("tiny")
-    assert "2 runs, 2 done or under way" in again and "submitted" not in again
+    assert "2 runs, 2 complete or active" in again and "submitted" not in again
     assert queue(ours.path, "all") == before
 
 
@@ -177,7 +177,7 @@ def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place
     ]
     said = sorted("".join(process.communicate()) for process in both)
     assert sum("train: 1 jobs" in one for one in said) == 1, said
-    assert any("another launch of this sweep is at work" in one or "9 done or under way" in one for one in said), said
+    assert any("another launch of this sweep is running" in one or "9 complete or active" in one for one in said), said
     jobs = [job for job, _, name in queue(ours.path) if name == "many-train"]
     assert len(jobs) == 9 and sorted(job.partition("_")[2] for job in jobs) == ["", *map(str, range(8))]
     shown = ours.command(cancel.main, "my runs/many")
