@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
     parser.add_argument("sweep", type=Path, help="sweep file, such as sweeps/quickstart.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as train.epochs=5")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as train.epochs=5"
+    )
     parser.add_argument("--profile", type=Path, help="resource settings of a cluster, such as slurm/gpu.yaml")
     parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all sweeps (default: runs)")

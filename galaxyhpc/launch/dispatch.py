@@ -58,7 +58,9 @@ def check_no_orphaned_runs(directory: Path, configs: Sequence[RunConfig]) -> Non
     if not (directory / "plan.csv").exists():
         return
     planned_ids = {config.run_id for config in configs}
-    started_runs = [run for run in find_runs(directory) if run.run_id not in planned_ids and run.checkpoint_dir.exists()]
+    started_runs = [
+        run for run in find_runs(directory) if run.run_id not in planned_ids and run.checkpoint_dir.exists()
+    ]
     if started_runs:
         lines = [f"{run.run_id}: {_describe_difference(run, configs)}" for run in started_runs[:5]]
         more = [f"... and {len(started_runs) - 5} more"] if len(started_runs) > 5 else []
@@ -98,7 +100,9 @@ def dispatch(
     """
     if executor == "auto":
         if slurm.is_down():
-            raise LaunchError("--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local")
+            raise LaunchError(
+                "--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local"
+            )
         executor = "slurm" if slurm.is_up() else "local"
     if executor == "slurm":
         return _dispatch_to_slurm(console, directory, pending_runs, max_parallel, canary)
