@@ -65,7 +65,7 @@ def check_no_orphaned_runs(directory: Path, configs: Sequence[RunConfig]) -> Non
         lines = [f"{run.run_id}: {_describe_difference(run, configs)}" for run in started_runs[:5]]
         more = [f"... and {len(started_runs) - 5} more"] if len(started_runs) > 5 else []
         raise LaunchError(
-            f"{directory}: {len(started_runs)} runs have started and are no longer in this sweep; nothing was changed\n  "
+            f"{directory}: {len(started_runs)} started runs are no longer in this sweep; nothing was changed\n  "
             + "\n  ".join(lines + more)
             + "\nGive the changed sweep another name (--set name=...), or move the directories of these runs away."
         )

@@ -84,11 +84,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_problems_are_one_table_that_a_log_does_not_wrap() -> None:
     long = "/a/long/path" * 30
     text = io.StringIO()
-    error = preflight.PreflightError([preflight.Problem(long, "found [this]", "do that")])
+    error = preflight.PreflightError([preflight.Problem(long, "got [this]", "do that")])
     preflight.print_problems(error, Console(file=text, markup=False, highlight=False))
-    assert all(
-        word in text.getvalue() for word in (long, "found [this]", "do that", "nothing was submitted or written")
-    )
+    assert all(word in text.getvalue() for word in (long, "got [this]", "do that", "nothing was submitted or written"))
 
 
 def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> None:
