@@ -85,10 +85,10 @@ def test_the_report_alone_is_made_by_sbatch_and_a_script_called_wrongly_says_wha
     (ours.path / "my runs" / "tiny" / "report" / "summary.csv").unlink()
     ours.sbatch("slurm/aggregate.sh", "my runs/tiny")
     wrong = {
-        ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv there",
-        ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv there",
+        ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv",
+        ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv",
         ours.sbatch("slurm/aggregate.sh", "my runs/none"): "my runs/none",
-        ours.sbatch("--array=0-2:2", "slurm/eval.sh", "my runs/tiny"): "slurm/eval.sh: --array with gaps",
+        ours.sbatch("--array=0-2:2", "slurm/eval.sh", "my runs/tiny"): "slurm/eval.sh: --array: got a list with gaps",
     }
     ours.wait_for_jobs()
     for job, said in wrong.items():
