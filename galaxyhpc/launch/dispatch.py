@@ -81,7 +81,8 @@ def _describe_difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
     for new in (flatten(config.get_identity()) for config in configs):
         keys = [key for key in old | new if old.get(key) != new.get(key)]
         differences.append([f"{key} {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys])
-    return ", ".join(min(differences, key=len))
+    smallest = min(differences, key=len)
+    return ", ".join(smallest)
 
 
 def dispatch(
