@@ -95,5 +95,5 @@ def test_the_longest_run_starts_first_in_the_first_free_slot(
 
 
 def test_gpu_hours_count_all_gpus_in_training_and_one_in_evaluation() -> None:
-    asked = RequestedResources(gpus_per_node=4, tasks_per_node=4).resolved
-    assert dry_run.ResourceClass(asked, [], [RunTimeEstimate(3600.0, 1800.0)] * 2).device_hours == 2 * (4 + 0.5)
+    resources = RequestedResources(gpus_per_node=4, tasks_per_node=4).resolved
+    assert dry_run.ResourceClass(resources, [], [RunTimeEstimate(3600.0, 1800.0)] * 2).device_hours == 2 * (4 + 0.5)

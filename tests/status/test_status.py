@@ -249,20 +249,20 @@ def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "loss", "wanted"),
+    ("accuracy", "loss", "alarms"),
     [
-        (0.149, 2.19, ["at chance"]),  # always the commonest class
+        (0.149, 2.19, ["at chance"]),  # always the most common class
         (0.60, 2.29, ["at chance"]),  # the loss alone
         (0.30, 1.90, []),
     ],
 )
 def test_a_run_that_learned_nothing_after_several_epochs_is_named(
-    accuracy: float, loss: float, wanted: list[str], tmp_path: Path
+    accuracy: float, loss: float, alarms: list[str], tmp_path: Path
 ) -> None:
     run = make_run(tmp_path)
     write_sweep_plan(run)
     record_epochs(run, [accuracy] * 8, loss)
-    assert raised([run]).get(run.run_id, []) == wanted
+    assert raised([run]).get(run.run_id, []) == alarms
     record_epochs(run, [accuracy] * 3, loss)
     assert raised([run]) == {}
     slow = make_run(tmp_path, epochs=20, warmup=0.5)
