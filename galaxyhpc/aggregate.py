@@ -5,7 +5,7 @@
 
     report.html       everything below on one page         tables.tex        for a paper (booktabs)
     results.csv       one row per run and condition         summary.csv       the same per network, over its seeds
-    wide.csv          one row per network                   networks.csv      sizes, mean corruption error, Pareto fronts
+    wide.csv          one row per network                   networks.csv      size, mean corruption error, Pareto front
     comparisons.csv   paired tests of all networks          missing.csv       incomplete runs, with the reason
     per_class.csv, confusion.csv, reliability.csv, corruption_error.csv, attack.csv, hardest.csv, and the figures
 
