@@ -1,16 +1,16 @@
 """Write the report of a sweep: tables, figures and a page in runs/NAME/report/, and a table on the terminal.
 
-    python -m galaxyhpc.aggregate runs/NAME
-    python -m galaxyhpc.aggregate runs/NAME --no-intervals     # a first look at a thousand runs: the counts alone
+    galaxyhpc aggregate runs/NAME
+    galaxyhpc aggregate runs/NAME --no-intervals     # quick look at a thousand runs: no confidence intervals
 
     report.html       everything below on one page         tables.tex        for a paper (booktabs)
     results.csv       one row per run and condition         summary.csv       the same per network, over its seeds
-    wide.csv          one row per network                   networks.csv      sizes, mean corruption error, fronts
-    comparisons.csv   all pairs of networks, tested         missing.csv       each planned run that is not in, and why
+    wide.csv          one row per network                   networks.csv      size, mean corruption error, Pareto front
+    comparisons.csv   paired tests of all networks          missing.csv       incomplete runs, with the reason
     per_class.csv, confusion.csv, reliability.csv, corruption_error.csv, attack.csv, hardest.csv, and the figures
 
-It starts from plan.csv, not from the files found, and says how many of the planned runs are in. The condition
-rotation_mean is the accuracy over all angles together.
+The report reads the planned runs from plan.csv and states how many of them are complete. The condition rotation_mean
+is the accuracy over all angles together.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from galaxyhpc.report.build import AggregateError, aggregate, print_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `python -m galaxyhpc.aggregate`."""
-    parser = argparse.ArgumentParser(prog="galaxyhpc.aggregate", description="Write the report of a sweep.")
+    """Write the report of the sweep that the command line names; 2 if there is none."""
+    parser = argparse.ArgumentParser(prog="galaxyhpc aggregate", description="Write the report of a sweep.")
     parser.add_argument("sweep", type=Path, help="runs/NAME")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     options = parser.parse_args(arguments)
-    gc.set_threshold(100_000)  # nothing of 1,000 runs is garbage, and looking for it takes a tenth of the time
+    gc.set_threshold(100_000)  # no data of 1,000 runs is garbage; collecting it takes a tenth of the time
     try:
         report = aggregate(options.sweep, compute_intervals=not options.no_intervals)
     except AggregateError as error:

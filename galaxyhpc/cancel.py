@@ -152,9 +152,9 @@ def _is_launch_running(sweep_dir: Path) -> bool:
     return False
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Cancel the runs on the command line; return 2 where that is not possible and nothing was changed."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.cancel", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc cancel", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one (default: all runs)")
     options = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""Generated galaxies in the layout of Galaxy10_DECals.h5, so that everything runs without a download.
+"""Write generated galaxies in the layout of Galaxy10_DECals.h5, so that everything runs without a download.
 
-    python -m galaxyhpc.demo OUT.h5 --n 2000 --size 64 --seed 0
+    galaxyhpc demo OUT.h5 --n 2000 --size 64 --seed 0
 
-Knows how a telescope and the Legacy Surveys' picture viewer turn light (`morphology`) into pictures: atmosphere, sky
-and shot noise, colour-preserving arcsinh stretch; and how the published file is laid out, duplicates included.
-Not obvious: light is drawn and stretched on at least 128 px and the PICTURE is then averaged down, because that is
-what making the published 256 px pictures smaller does. A picture is a function of (seed, row, label) and the size.
+The images are those of a telescope and the Legacy Surveys' viewer: galaxies (`data.morphology`), atmosphere, sky and
+shot noise, a colour-preserving arcsinh stretch. The file has the layout of the published one, duplicates included.
+Images are simulated and stretched on at least 128 px, then averaged to the requested size, as the published images of
+256 px are when they are resized. An image is a function of (seed, row, label) and the size.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 from galaxyhpc.data.simulate import GENERATED_BY, DemoError, write_galaxies
 
 
-def main() -> int:
-    """Run the command line; return its exit status."""
-    parser = argparse.ArgumentParser(prog=GENERATED_BY, description="Write generated galaxies.")
+def main(arguments: list[str] | None = None) -> int:
+    """Write the file that the command line names; 2 if that is not possible."""
+    parser = argparse.ArgumentParser(prog="galaxyhpc demo", description="Write a file of generated galaxies.")
     parser.add_argument("out", type=Path, metavar="OUT.h5")
-    parser.add_argument("--n", type=int, default=2000, help="galaxies (%(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="px per side (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other galaxies (%(default)s)")
-    chosen = parser.parse_args()
+    parser.add_argument("--n", type=int, default=2000, help="number of galaxies (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="image size in px (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    options = parser.parse_args(arguments)
     try:
-        write_galaxies(chosen.out, chosen.n, chosen.size, chosen.seed)
+        write_galaxies(options.out, options.n, options.size, options.seed)
     except (DemoError, OSError) as error:
         print(f"{GENERATED_BY}: {error}", file=sys.stderr)
         return 2

@@ -255,9 +255,9 @@ def describe_export(classifier: Classifier, folder: Path, differences: dict[str,
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Export the run named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc export", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("out", type=Path, help="a new directory")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(all)")

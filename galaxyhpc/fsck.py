@@ -12,7 +12,7 @@ import json
 import logging
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -335,9 +335,9 @@ def check_all(path: Path, console: Console) -> list[FileCheck]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print the table of the sweep or run named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.fsck", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc fsck", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     path, console = parser.parse_args(arguments).path, make_console()
     try:

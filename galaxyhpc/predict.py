@@ -95,9 +95,9 @@ def get_warnings(classifier: Classifier) -> list[str]:
     return said
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Classify the galaxies named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.predict", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc predict", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="(%(default)s)")

@@ -146,7 +146,7 @@ def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, 
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.retry", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc retry", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one: force a retry")
     parser.add_argument("--failed", action="store_true", help="every failed or lost run that a retry can help")
@@ -160,7 +160,7 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Retry the runs on the command line; return 2 where that is not possible."""
     options = _parse_options(arguments)
     try:

@@ -37,6 +37,7 @@ from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.models import kernel_choice
+from galaxyhpc.runtime.child_python import make_child_environment
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import EXIT_INCOMPLETE, print_error
 from galaxyhpc.storage import checkpoint
@@ -243,6 +244,7 @@ def _start_processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
     """Start the processes of a job as torchrun does, in one process group; kill what is left of them at the end."""
     job_prefixes = ("SLURM", "SUBMITIT", "TORCHELASTIC")  # this may itself run in a job
     environment = {name: value for name, value in os.environ.items() if not name.startswith(job_prefixes)}
+    environment |= make_child_environment()
     num_tasks = config.resources.num_tasks
     environment |= {"TORCHELASTIC_RUN_ID": f"trial-{time.time_ns()}", "GROUP_WORLD_SIZE": "1"}
     group: Processes = []
@@ -272,7 +274,7 @@ def make_table(results: list[TrialResult], title: str) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Verify the resume of the run on the command line; return the exit status."""
     options = _parse_options(arguments)
     console = make_console()
@@ -306,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.verify_resume", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc verify_resume", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("--tasks", type=int, metavar="N", help="processes (default: as many as the run has)")
     parser.add_argument("--seed", type=int, default=0, help="of the random steps of the faults (default: 0)")

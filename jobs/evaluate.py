@@ -45,22 +45,22 @@ def evaluate_run(run: RunDir) -> bool:
     return True
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Evaluate the runs on the command line; return 1 where an evaluation failed."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc evaluate", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID or runs/SWEEP")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of the runs")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
-        share, num_shares = map(int, arguments.share.split("/"))
+        share, num_shares = map(int, options.share.split("/"))
         if not 0 <= share < num_shares:
             raise ValueError
-        runs = find_runs(arguments.path)[share::num_shares]
+        runs = find_runs(options.path)[share::num_shares]
     except RunDirError as error:
         print_error(error)
         return 2
     except ValueError:
-        parser.error(f"--share: got {arguments.share}; expected I/N with 0 <= I < N")
+        parser.error(f"--share: got {options.share}; expected I/N with 0 <= I < N")
     failed = [run for run in runs if not evaluate_run(run)]
     return 1 if failed else 0
 

@@ -5,6 +5,7 @@ With several processes: `torchrun --standalone --nproc-per-node 2 -m jobs.train 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from galaxyhpc.runtime.job import StopSignal, print_error, run_job
 from galaxyhpc.runtime.lock import BusyError
 from galaxyhpc.runtime.rank import get_rank_info
+from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import find_runs
 
@@ -55,15 +57,26 @@ class CanaryJob:
         return run_job(self.path, run_canary)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> int:
+    """Train the run that the command line names; 2 if it names none, or another process trains it."""
+    parser = argparse.ArgumentParser(prog="galaxyhpc train", description=__doc__)
+    parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID")
+    path = parser.parse_args(arguments).path
     try:
-        (run,) = find_runs(Path(sys.argv[1]))
-    except (IndexError, ValueError) as error:
-        message = "got no run, or several; expected runs/SWEEP/RUN_ID"
-        print(error if isinstance(error, RunDirError) else message, file=sys.stderr)
-        sys.exit(2)
+        (run,) = find_runs(path)
+    except RunDirError as error:
+        print_error(error)
+        return 2
+    except ValueError:
+        print(f"{sanitize(str(path))}: got no run or several; expected runs/SWEEP/RUN_ID", file=sys.stderr)
+        return 2
     try:
         TrainJob(str(run.path))()
     except Exception as error:
         print_error(error)
-        sys.exit(2 if isinstance(error, BusyError) else 1)
+        return 2 if isinstance(error, BusyError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,4 +9,4 @@
 #
 #     sbatch slurm/aggregate.sh [runs/NAME]           default: runs/all_groups
 . slurm/env.sh || exit 2 # not found: call sbatch from the project root
-exec python -u -m galaxyhpc.aggregate "${1:-runs/all_groups}"
+exec python -u -m galaxyhpc aggregate "${1:-runs/all_groups}"

@@ -1,10 +1,14 @@
 # Sourced inside the job by the other scripts of this folder. Add what your cluster needs before Python starts, such as
 #     module load python/3.11 cuda/12.4
-# (Jobs of `galaxyhpc.launch` do not use this file: they get such lines from `setup` in a profile, and run the Python
+# (Jobs of `galaxyhpc launch` do not use this file: they get such lines from `setup` in a profile, and run the Python
 # that launched them.)
 
-# sbatch passes on the environment of the shell, including an active virtual environment; the fallback is .venv here.
+# sbatch passes the environment of the shell on, including an active virtual environment; the fallback is ./.venv.
 environment=${VIRTUAL_ENV:-$PWD/.venv}
 if [ -f "$environment/bin/activate" ]; then
     . "$environment/bin/activate"
 fi
+
+# Import nothing from the current directory but, if it is not installed, galaxyhpc itself.
+export PYTHONSAFEPATH=1
+python -c 'import galaxyhpc' 2>/dev/null || export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -20,20 +20,20 @@ set -euo pipefail
 sweep=${1:-runs/all_groups}
 
 if [ ! -f "$sweep/plan.csv" ]; then
-    echo "slurm/eval.sh: $sweep: no plan.csv there; give the directory of a launched sweep, runs/NAME" >&2
+    echo "slurm/eval.sh: $sweep: no plan.csv; expected the directory of a launched sweep, runs/NAME" >&2
     exit 2
 fi
 
 first=${SLURM_ARRAY_TASK_MIN:-0} shares=${SLURM_ARRAY_TASK_COUNT:-1}
 if ((${SLURM_ARRAY_TASK_MAX:-0} - first + 1 != shares)); then
-    echo "slurm/eval.sh: --array with gaps would leave runs out; allowed: a range, such as 0-$((shares - 1))" >&2
+    echo "slurm/eval.sh: --array: got a list with gaps; expected a range, such as 0-$((shares - 1))" >&2
     exit 2
 fi
 share=$((${SLURM_ARRAY_TASK_ID:-0} - first))/$shares
 
 export SUBMITIT_EXECUTOR=slurm # allows the evaluation to requeue its job
 status=0
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m jobs.evaluate "$sweep" --share "$share" || status=$?
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m galaxyhpc evaluate "$sweep" --share "$share" || status=$?
 ((status != 75)) || exit $status # stopped by a signal: no time left for a report
-python -u -m galaxyhpc.aggregate "$sweep"
+python -u -m galaxyhpc aggregate "$sweep"
 exit $status # 1: an evaluation failed; the report lists the missing runs

@@ -46,7 +46,7 @@ class BenchmarkError(ValueError):
     """What was asked for cannot be measured."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     options, console = _make_parser().parse_args(arguments), make_console()
     try:
@@ -124,7 +124,7 @@ def _print_forecast(options: argparse.Namespace, console: Console) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m galaxyhpc.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="galaxyhpc benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -69,9 +68,9 @@ def _check_output(path: Path) -> None:
         raise DataError(f"--output: found {shown}, a directory; allowed: a file")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Explore the file named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.explore", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc explore", description=__doc__)
     parser.add_argument("file", metavar="FILE.h5", help="laid out as Galaxy10_DECals.h5; demo: generated galaxies")
     parser.add_argument("--output", type=Path, default=Path("explore.html"), metavar="HTML", help="(%(default)s)")
     parser.add_argument(

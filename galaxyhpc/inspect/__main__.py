@@ -102,9 +102,9 @@ def parse_conditions(names: Sequence[str]) -> list[Pair]:
     return list(dict.fromkeys(conditions.list_severity_pairs(names)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Look into the runs named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.inspect", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc inspect", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="runs/SWEEP/RUN_ID or runs/SWEEP")
     parser.add_argument("--output", type=Path, metavar="DIR", help="(RUN_DIR/inspect)")
     parser.add_argument("--galaxies", nargs="+", type=int, metavar="ROW", help="of the data file, for Grad-CAM")

@@ -1,5 +1,5 @@
-"""python -m galaxyhpc.launch: from a sweep file to submitted jobs.
+"""galaxyhpc launch: from a sweep file to submitted jobs.
 
-Holds the plan, preflight checks, dry run, and the Slurm and local executors. What a job does lives in `jobs` and
+Holds the plan, preflight checks, dry run, and the Slurm and local executors. The work of a job lives in `jobs` and
 `runtime`.
 """

@@ -1,7 +1,7 @@
-"""From one sweep YAML to a report: `python -m galaxyhpc.launch sweeps/quickstart.yaml`.
+"""Train, evaluate and report a sweep: `galaxyhpc launch sweeps/quickstart.yaml`.
 
-On a cluster the jobs go to Slurm as arrays and this returns at once; on a laptop they run here. The same command
-again does only what is missing.
+On a cluster the runs are submitted to Slurm as job arrays, and the command returns at once; without Slurm they run on
+this machine. Rerun the same command to resume: it does only what is missing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Launch the sweep named on the command line; 2 where the user has to mend something."""
+def main(arguments: list[str] | None = None) -> int:
+    """Launch the sweep that the command line names; 2 if the user has to correct something."""
     options = _parse_args(arguments)
     console = make_console()
     try:
@@ -46,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
             write_plan(text, directory, configs, networks)
-            to_do = find_unfinished_runs(directory, checked.by_cost_descending)
-            busy = len(configs) - len(to_do)
-            console.print(f"{directory}: {len(configs)} runs, {busy} done or under way", soft_wrap=True)
-            return dispatch(console, directory, to_do, options.executor, options.max_parallel, options.canary)
+            pending_runs = find_unfinished_runs(directory, checked.by_cost_descending)
+            num_busy = len(configs) - len(pending_runs)
+            console.print(f"{directory}: {len(configs)} runs, {num_busy} complete or active", soft_wrap=True)
+            return dispatch(console, directory, pending_runs, options.executor, options.max_parallel, options.canary)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; rerun the same command to resume", file=sys.stderr)
         return 130
     except Timeout:
-        print(f"{directory}: another launch of this sweep is at work; nothing was changed", file=sys.stderr)
+        print(f"{directory}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
     except PreflightError as error:
         print_problems(error, Console(stderr=True, markup=False, highlight=False))
     except (SweepError, LaunchError, RunDirError, slurm_executor.SubmissionError) as error:
@@ -65,23 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.launch", description=__doc__)
-    parser.add_argument("sweep", type=Path, help="a file such as sweeps/quickstart.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted setting")
-    parser.add_argument("--profile", type=Path, help="resources of a cluster, such as slurm/gpu.yaml")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where sweeps are kept (default: runs)")
+    parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
+    parser.add_argument("sweep", type=Path, help="sweep file, such as sweeps/quickstart.yaml")
     parser.add_argument(
-        "--max-parallel", type=_parse_positive_int, metavar="N", help="most jobs of a stage at the same time"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as train.epochs=5"
     )
-    parser.add_argument("--canary", action="store_true", help="first make a few steps of the heaviest run, on Slurm")
-    parser.add_argument("--dry-run", action="store_true", help="show points, resource classes and sbatch files only")
+    parser.add_argument("--profile", type=Path, help="resource settings of a cluster, such as slurm/gpu.yaml")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all sweeps (default: runs)")
+    parser.add_argument(
+        "--max-parallel", type=_parse_positive_int, metavar="N", help="run at most N jobs of a stage at a time"
+    )
+    parser.add_argument("--canary", action="store_true", help="on Slurm, first train a few steps of the heaviest run")
+    parser.add_argument("--dry-run", action="store_true", help="only show runs, resource classes and sbatch files")
     return parser.parse_args(arguments)
 
 
 def _parse_positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}; allowed 1, 2, 3, ...")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""What of a sweep is still to be done, and its way to Slurm or to this machine."""
+"""Select the unfinished runs of a sweep and hand them to Slurm or to this machine."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from galaxyhpc.storage.sweep_dir import find_runs
 
 
 class LaunchError(ValueError):
-    """A sweep that cannot be launched as things are."""
+    """A sweep that cannot be launched now."""
 
 
 def find_unfinished_runs(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
-    """Return the runs that are neither done nor under way, in the order of `configs`, with what they need."""
+    """Return the runs that are neither evaluated nor active, in the order of `configs`, with their resources."""
     from galaxyhpc.evaluation.evaluate import is_evaluated
     from galaxyhpc.runtime.lock import is_busy
 
     queued = slurm.get_queue() if slurm.is_up() else {}
-    if queued is None:  # no evidence that jobs wait is not evidence that none does
-        raise LaunchError("squeue does not answer; nothing was submitted; try again")
-    found = {}
+    if queued is None:  # jobs may be waiting: no answer is not an empty queue
+        raise LaunchError("squeue does not answer; nothing was submitted; try again later")
+    pending_runs = {}
     for config in configs:
         run = RunDir(directory / config.run_id)
         if not (is_evaluated(run, config) or is_busy(run) or _is_queued(run, queued)):
-            found[run] = run.with_retry_changes(config.resources.resolved)
-    return found
+            pending_runs[run] = run.with_retry_changes(config.resources.resolved)
+    return pending_runs
 
 
 def _is_queued(run: RunDir, queued_jobs: dict[str, slurm.QueuedJob]) -> bool:
     """Whether a job of this run waits or runs in Slurm's queue.
 
-    A launch that was killed after sbatch and before it could note the job's id left the token of the array.
+    A launch that is killed between sbatch and the record of the job id leaves only the token of the array.
     """
     events = [event for event in run.read_events() if "token" in event or "job" in event]
     jobs = {event["job"] for event in events if event["event"] in ("submitted", "evaluation submitted")}
@@ -49,39 +49,41 @@ def _is_queued(run: RunDir, queued_jobs: dict[str, slurm.QueuedJob]) -> bool:
 
 
 def check_no_orphaned_runs(directory: Path, configs: Sequence[RunConfig]) -> None:
-    """Refuse a sweep whose settings changed after runs of it were begun: their results would drop out unseen.
+    """Refuse a sweep whose settings changed after some runs had started: their results would silently drop out.
 
     Raises
     ------
     LaunchError
-        Naming the settings that differ.
+        With the settings that differ.
     """
     if not (directory / "plan.csv").exists():
         return
-    planned = {config.run_id for config in configs}
-    begun = [run for run in find_runs(directory) if run.run_id not in planned and run.checkpoint_dir.exists()]
-    if begun:
-        lines = [f"{run.run_id}: {_describe_difference(run, configs)}" for run in begun[:5]]
-        more = [f"... and {len(begun) - 5} more"] if len(begun) > 5 else []
+    planned_ids = {config.run_id for config in configs}
+    started_runs = [
+        run for run in find_runs(directory) if run.run_id not in planned_ids and run.checkpoint_dir.exists()
+    ]
+    if started_runs:
+        lines = [f"{run.run_id}: {_describe_difference(run, configs)}" for run in started_runs[:5]]
+        more = [f"... and {len(started_runs) - 5} more"] if len(started_runs) > 5 else []
         raise LaunchError(
-            f"{directory}: runs that were begun are not in this sweep any more; nothing was changed\n  "
+            f"{directory}: {len(started_runs)} started runs are no longer in this sweep; nothing was changed\n  "
             + "\n  ".join(lines + more)
-            + "\nGive the changed sweep a name of its own (--set name=...), or move those directories away."
+            + "\nGive the changed sweep another name (--set name=...), or move the directories of these runs away."
         )
 
 
 def _describe_difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
-    """Name the settings in which a run differs from the planned one that is most like it."""
+    """List the settings in which a run differs from the most similar planned one."""
     try:
-        was = flatten(run.load_config().get_identity())
+        old = flatten(run.load_config().get_identity())
     except (OSError, ValueError):
         return "its config.json cannot be read"
-    found: list[list[str]] = []
-    for now in (flatten(config.get_identity()) for config in configs):
-        keys = [key for key in was | now if was.get(key) != now.get(key)]
-        found.append([f"{key} {was.get(key, 'none')} -> {now.get(key, 'none')}" for key in keys])
-    nearest = min(found, key=len)
-    return ", ".join(nearest)
+    differences: list[list[str]] = []
+    for new in (flatten(config.get_identity()) for config in configs):
+        keys = [key for key in old | new if old.get(key) != new.get(key)]
+        differences.append([f"{key} {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys])
+    smallest = min(differences, key=len)
+    return ", ".join(smallest)
 
 
 def dispatch(
@@ -92,15 +94,17 @@ def dispatch(
     max_parallel: int | None,
     canary: bool = False,
 ) -> int:
-    """Train and evaluate these runs of a sweep, in their order, and report; return the exit status.
+    """Train and evaluate runs of a sweep in the given order, then write the report; return the exit status.
 
     Raises
     ------
-    LaunchError, cluster.SubmissionError
+    LaunchError, slurm_executor.SubmissionError
     """
     if executor == "auto":
         if slurm.is_down():
-            raise LaunchError("this machine's Slurm does not answer; try again, or run here with --executor local")
+            raise LaunchError(
+                "--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local"
+            )
         executor = "slurm" if slurm.is_up() else "local"
     if executor == "slurm":
         return _dispatch_to_slurm(console, directory, pending_runs, max_parallel, canary)
@@ -115,17 +119,16 @@ def _dispatch_to_slurm(
     canary: bool,
 ) -> int:
     if not slurm.is_up():
-        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); allowed here: local, debug")
+        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); expected local or debug")
     if pending_runs:
-        trained = {run: asked for run, asked in pending_runs.items() if run.best_file.exists()}
-        fresh = {run: asked for run, asked in pending_runs.items() if run not in trained}
-        first = next(iter(fresh), None) if canary else None
+        trained = {run: resources for run, resources in pending_runs.items() if run.best_file.exists()}
+        untrained = {run: resources for run, resources in pending_runs.items() if run not in trained}
         ids = slurm_executor.submit(
             directory,
-            slurm_executor.group_by_resources(fresh),
+            slurm_executor.group_by_resources(untrained),
             slurm_executor.group_by_resources(trained),
             max_parallel,
-            first,
+            next(iter(untrained), None) if canary else None,
         )
         for stage, jobs in ids.items():
             if jobs:
@@ -133,7 +136,7 @@ def _dispatch_to_slurm(
     elif all(read_state(run).name == RunState.EVALUATED for run in find_runs(directory)):
         _write_report(directory)
         return 0
-    console.print(f"watch: python -m galaxyhpc.status {shlex.quote(str(directory))}", soft_wrap=True)
+    console.print(f"watch: galaxyhpc status {shlex.quote(str(directory))}", soft_wrap=True)
     return 0
 
 
@@ -148,7 +151,7 @@ def _dispatch_locally(
 
     try:
         for data in {run.load_config().data for run in pending_runs}:
-            load_split(data, prepare(data), directory)  # once, with a progress bar, before the processes start
+            load_split(data, prepare(data), directory)  # once, before the processes start, with a progress bar
     except DataError as error:
         raise LaunchError(str(error)) from error
     finished = True
@@ -159,7 +162,7 @@ def _dispatch_locally(
         finished = local_executor.run_all(pending_runs, machine, console, directory.name)
     _write_report(directory)
     if not finished:
-        console.print("stopped; the same command goes on where it was")
+        console.print("stopped; rerun the same command to resume")
         return 130
     failed = [run for run in pending_runs if read_state(run).name != RunState.EVALUATED]
     for run in failed:

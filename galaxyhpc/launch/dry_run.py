@@ -1,4 +1,4 @@
-"""What a launch would do: every point with its cost, the classes of resources with theirs, the expected end."""
+"""Show what a launch would do: every run and resource class with its cost, sbatch files, the expected end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from galaxyhpc.storage.run_dir import RunDir, read_state
 
 @dataclass(frozen=True)
 class ResourceClass:
-    """Runs that ask for the same resources, and what they are expected to take."""
+    """Runs that request the same resources, with their predicted times."""
 
     resources: ResourcesConfig
     runs: list[RunDir]
@@ -34,31 +34,29 @@ class ResourceClass:
 
     @property
     def device_hours(self) -> float:
-        """GPU-hours, or CPU-hours where there are no GPUs, of training and evaluation."""
-        asked = self.resources
-        gpus = asked.nodes * asked.gpus_per_node
-        training, evaluating = (gpus, 1) if gpus else (asked.num_tasks * asked.cpus_per_task, asked.cpus_per_task)
-        return (
-            sum(training * each.training_seconds + evaluating * each.evaluation_seconds for each in self.predictions)
-            / 3600
-        )
+        """GPU-hours of training and evaluation, or CPU-hours if there are no GPUs."""
+        gpus, cpus = self.resources.nodes * self.resources.gpus_per_node, self.resources.cpus_per_task
+        training, evaluating = (gpus, 1) if gpus else (self.resources.num_tasks * cpus, cpus)
+        seconds = [training * run.training_seconds + evaluating * run.evaluation_seconds for run in self.predictions]
+        return sum(seconds) / 3600
 
 
 def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parallel: int | None) -> None:
-    """Print every point, the resource classes of those still to be trained, and the sbatch file of each array."""
+    """Print every run, the resource classes of the unfinished ones, and the sbatch file of each training array."""
     console.print(_make_runs_table(directory, sweep))
     console.print(make_symmetry_table(sweep))
-    todo = find_unfinished_runs(directory, sweep.by_cost_descending)
-    classes = make_resource_classes(todo, sweep)
+    pending_runs = find_unfinished_runs(directory, sweep.by_cost_descending)
+    classes = make_resource_classes(pending_runs, sweep)
     if classes:
         console.print(_make_classes_table(classes))
         for line in _format_notes(classes, sweep, max_parallel):
             console.print(line, soft_wrap=True)
-    fresh = slurm_executor.group_by_resources({run: asked for run, asked in todo.items() if not run.best_file.exists()})
-    for number, part in enumerate(slurm_executor.make_arrays(fresh, max_parallel, slurm.get_max_array_size()), 1):
+    untrained = {run: resources for run, resources in pending_runs.items() if not run.best_file.exists()}
+    groups = slurm_executor.group_by_resources(untrained)
+    for number, part in enumerate(slurm_executor.make_arrays(groups, max_parallel, slurm.get_max_array_size()), 1):
         head = f"array {number}: {len(part.runs)} runs, {describe_resources(part.resources)}"
         text = slurm_executor.make_sbatch_script(directory, part.resources, len(part.runs), part.max_parallel)
-        print(f"\n{head}\n\n{text}")  # as it is: nothing wrapped
+        print(f"\n{head}\n\n{text}")  # not wrapped, as rich would
     print("nothing was submitted")
 
 
@@ -69,10 +67,10 @@ def _make_runs_table(directory: Path, sweep: CheckedSweep) -> Table:
     for config in sweep.configs:
         network = sweep.networks[config.run_id]
         size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
-        needs = f"{estimate_training_bytes(network, config) / 1e9:.1f} GB"
+        memory = f"{estimate_training_bytes(network, config) / 1e9:.1f} GB"
         hours = _format_duration(_predict_run(config, sweep).training_seconds)
-        found = read_state(RunDir(directory / config.run_id)).name
-        table.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *size, needs, hours, found)
+        state = read_state(RunDir(directory / config.run_id)).name
+        table.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *size, memory, hours, state)
     return table
 
 
@@ -81,13 +79,13 @@ def _predict_run(config: RunConfig, sweep: CheckedSweep) -> RunTimeEstimate:
 
 
 def make_resource_classes(pending_runs: dict[RunDir, ResourcesConfig], sweep: CheckedSweep) -> list[ResourceClass]:
-    """Divide the runs still to be done into classes, the biggest first; a trained one is only evaluated."""
+    """Group unfinished runs by resources, the most expensive class first; a trained run only needs its evaluation."""
     by_id = {config.run_id: config for config in sweep.configs}
-    found = []
+    classes = []
     for resources, runs in slurm_executor.group_by_resources(pending_runs).items():
-        each = [_get_remaining(run, _predict_run(by_id[run.run_id], sweep)) for run in runs]
-        found.append(ResourceClass(resources, runs, each))
-    return sorted(found, key=lambda one: -one.device_hours)
+        predictions = [_get_remaining(run, _predict_run(by_id[run.run_id], sweep)) for run in runs]
+        classes.append(ResourceClass(resources, runs, predictions))
+    return sorted(classes, key=lambda resource_class: -resource_class.device_hours)
 
 
 def _get_remaining(run: RunDir, prediction: RunTimeEstimate) -> RunTimeEstimate:
@@ -98,27 +96,22 @@ def _get_remaining(run: RunDir, prediction: RunTimeEstimate) -> RunTimeEstimate:
 
 def _make_classes_table(classes: list[ResourceClass]) -> Table:
     table = Table(title="resource classes", title_justify="left", show_footer=True)
-    for column in ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs a task", "longest run", "hours"):
+    for column in ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs per task", "longest run", "hours"):
         table.add_column(column, justify="right")
-    for one in classes:
-        asked, longest = one.resources, max(each.training_seconds for each in one.predictions)
-        memory = "default" if asked.memory_gb is None else f"{asked.memory_gb:g} GB"
+    for group in classes:
+        resources, longest = group.resources, max(run.training_seconds for run in group.predictions)
         table.add_row(
-            *(
-                str(len(one.runs)),
-                _format_time_limit(asked.time_minutes),
-                memory,
-                str(asked.nodes * asked.gpus_per_node),
-            ),
-            *(
-                str(asked.num_tasks),
-                str(asked.cpus_per_task),
-                _format_duration(longest),
-                f"{_format_number(one.device_hours)} {one.unit}-h",
-            ),
+            str(len(group.runs)),
+            _format_time_limit(resources.time_minutes),
+            "default" if resources.memory_gb is None else f"{resources.memory_gb:g} GB",
+            str(resources.nodes * resources.gpus_per_node),
+            str(resources.num_tasks),
+            str(resources.cpus_per_task),
+            _format_duration(longest),
+            f"{_format_number(group.device_hours)} {group.unit}-h",
         )
-    totals = {unit: sum(one.device_hours for one in classes if one.unit == unit) for unit in ("GPU", "CPU")}
-    table.columns[0].footer = str(sum(len(one.runs) for one in classes))
+    totals = {unit: sum(group.device_hours for group in classes if group.unit == unit) for unit in ("GPU", "CPU")}
+    table.columns[0].footer = str(sum(len(group.runs) for group in classes))
     table.columns[-1].footer = ", ".join(f"{_format_number(hours)} {unit}-h" for unit, hours in totals.items() if hours)
     return table
 
@@ -136,16 +129,16 @@ def _format_number(value: float) -> str:
 
 
 def _format_notes(classes: list[ResourceClass], sweep: CheckedSweep, max_parallel: int | None) -> Iterable[str]:
-    """Say where the predictions come from, and when all will be done under which assumption."""
-    fits = {sweep.costs.gpu if one.unit == "GPU" else sweep.costs.cpu for one in classes}
+    """Yield the source of the predictions, and the expected end with its assumptions."""
+    fits = {sweep.costs.gpu if group.unit == "GPU" else sweep.costs.cpu for group in classes}
     sources = " and ".join(sorted(fit.source for fit in fits))
-    yield f"predicted: {sources}; training without an early stop, hours with evaluation"
-    yield "memory: in the table of runs, of one process where it computes; in that of classes, main memory of a node"
-    starts = [sweep.start_times[one.resources] for one in classes if one.resources in sweep.start_times]
-    begin = max(starts, default=time.time())
-    seconds = [each.training_seconds + each.evaluation_seconds for one in classes for each in one.predictions]
-    end = begin + compute_makespan(seconds, max_parallel)
+    yield f"predicted: {sources}; training without early stopping; the hours include the evaluation"
+    yield "memory: per process, on its device, in the table of runs; main memory per node in the table of classes"
+    starts = [sweep.start_times[group.resources] for group in classes if group.resources in sweep.start_times]
+    predictions = [prediction for group in classes for prediction in group.predictions]
+    seconds = [prediction.training_seconds + prediction.evaluation_seconds for prediction in predictions]
+    end = max(starts, default=time.time()) + compute_makespan(seconds, max_parallel)
     when = time.strftime("%A %Y-%m-%d %H:%M", time.localtime(end))
     how = "all runs at once" if max_parallel is None else f"{max_parallel} runs at a time, the longest first"
-    since = "the start that sbatch --test-only expects" if starts else "a start now"
-    yield f"expected end: {when}, if from {since} {how} find their place"
+    since = "the start that sbatch --test-only expects" if starts else "now"
+    yield f"expected end: {when}, assuming {how}, starting {since}"

@@ -1,4 +1,4 @@
-"""plan.csv, config.json and repro.sh: what launch writes before it submits anything."""
+"""Writes sweep.yaml, plan.csv, and the config.json and repro.sh of each run, before anything is submitted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.models.profile import NetworkProfile
+from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import resolve_path
@@ -22,7 +23,7 @@ PLAN_COLUMNS = (
 
 
 def with_absolute_paths(config: RunConfig, runs_directory: Path) -> RunConfig:
-    """Make the paths absolute: a job may start anywhere."""
+    """Make the paths absolute: a job may start in any directory."""
     data = config.data
     source = data.source if data.source == "demo" else str(resolve_path(data.source, "data.source"))
     cache = str(
@@ -37,7 +38,7 @@ def with_absolute_paths(config: RunConfig, runs_directory: Path) -> RunConfig:
 def write_plan(
     sweep_yaml: str, directory: Path, configs: Sequence[RunConfig], networks: dict[str, NetworkProfile]
 ) -> None:
-    """Write what is to be done: sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
+    """Write sweep.yaml, plan.csv, and each run's config.json and repro.sh."""
     write_text(directory / "sweep.yaml", sweep_yaml)
     for config in configs:
         run = RunDir(directory / config.run_id)
@@ -60,12 +61,12 @@ def _make_plan_row(config: RunConfig, network: NetworkProfile) -> tuple[object, 
 
 
 def _make_repro_script(run: RunDir, config: RunConfig) -> str:
-    tasks = config.resources.num_tasks
+    num_tasks = config.resources.num_tasks
     python = shlex.quote(sys.executable)
-    many = f"{python} -m torch.distributed.run --standalone --nproc-per-node {tasks}" if tasks > 1 else python
-    where = '"$(dirname "$0")"'
+    torchrun = f"{python} -m torch.distributed.run --standalone --nproc-per-node {num_tasks}"
+    directory = '"$(dirname "$0")"'
     return (
-        f"#!/bin/sh\n# Does by hand what the scheduler does for {run.run_id}\nset -e\n"
-        "export PYTHONSAFEPATH=1  # nothing is imported from the directory this is called in\n"
-        f"{many} -m jobs.train {where}\n{python} -m jobs.evaluate {where}\n"
+        f"#!/bin/sh\n# Train and evaluate {run.run_id} here, as the scheduler does\nset -e\n"
+        f"export {format_assignments()}  # import nothing from the current directory\n"
+        f"{torchrun if num_tasks > 1 else python} -m jobs.train {directory}\n{python} -m jobs.evaluate {directory}\n"
     )

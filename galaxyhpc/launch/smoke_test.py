@@ -1,4 +1,4 @@
-"""One small step of a small twin of every network: does it train, and what symmetry does it keep?"""
+"""Checks a tiny version of every network: one training step, and its error under symmetries of the image."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 from galaxyhpc.config.schema import ModelConfig, TrainConfig
 
-INVARIANCE_TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries
+INVARIANCE_TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries of its group
 TINY_SETTINGS = {"scale": 0.03, "width": "fields"}
-TINY_IMAGE_SIZE_PX = 33  # px
-ANGLES_DEG = (15.0, 30.0, 45.0)  # degrees, between those that need no interpolation
+TINY_IMAGE_SIZE_PX = 33
+ANGLES_DEG = (15.0, 30.0, 45.0)  # not multiples of 90 degrees: rotations with interpolation
 
 
 @dataclass(frozen=True)
 class SymmetryErrors:
-    """How much what a network says changes, as a fraction, when the image is moved."""
+    """Relative changes of a network's output when the image is rotated or reflected."""
 
-    exact_error: float | None  # logits, by quarter turns and mirror images of the network's group; None: it claims none
-    error_by_angle: dict[float, float]  # what the classifier sees, by a turn of so many degrees
+    exact_error: float | None  # of the logits, under rotations by 90 degrees and reflections of the network's group
+    error_by_angle: dict[float, float]  # of the features before the classifier, by rotation angle in degrees
 
 
 def tiny_config(model: ModelConfig) -> ModelConfig:
-    """Return the settings of a network's twin."""
+    """Return the settings of the tiny version of a network."""
     return model.model_copy(update=TINY_SETTINGS)
 
 
 def check_tiny_model(model: ModelConfig, train: TrainConfig) -> tuple[SymmetryErrors, str]:
-    """Return what a network's twin keeps, and what is wrong with it: nothing where all is well."""
+    """Return the symmetry errors of a tiny network, and a message if the check fails, else ''."""
     import torch
 
     from galaxyhpc.models.build_model import build_model
@@ -35,23 +35,17 @@ def check_tiny_model(model: ModelConfig, train: TrainConfig) -> tuple[SymmetryEr
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        twin = build_model(tiny_config(model), TINY_IMAGE_SIZE_PX)
-        exact = (
-            None
-            if model.invariance_group is None
-            else invariance_error(twin, model.invariance_group, TINY_IMAGE_SIZE_PX)
-        )
-        symmetry = SymmetryErrors(exact, measure_rotation_sensitivity(twin, ANGLES_DEG, TINY_IMAGE_SIZE_PX))
-        if exact is not None and exact > INVARIANCE_TOLERANCE:
-            return (
-                symmetry,
-                f"its logits change by {exact:.1e} under exact symmetries; allowed {INVARIANCE_TOLERANCE:.0e}",
-            )
-        return symmetry, _check_training_step(twin, train)
+        network, group = build_model(tiny_config(model), TINY_IMAGE_SIZE_PX), model.invariance_group
+        exact_error = None if group is None else invariance_error(network, group, TINY_IMAGE_SIZE_PX)
+        errors = SymmetryErrors(exact_error, measure_rotation_sensitivity(network, ANGLES_DEG, TINY_IMAGE_SIZE_PX))
+        if exact_error is not None and exact_error > INVARIANCE_TOLERANCE:
+            change = f"its logits change by {exact_error:.1e} under exact symmetries"
+            return errors, f"{change}; expected at most {INVARIANCE_TOLERANCE:.0e}"
+        return errors, _check_training_step(network, train)
 
 
 def _check_training_step(network: Any, train: TrainConfig) -> str:
-    """Take one step with four images of noise."""
+    """Train one step on four images of noise; return a message if it fails, else ''."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -63,9 +57,9 @@ def _check_training_step(network: Any, train: TrainConfig) -> str:
         logits = network(images)
     loss = cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
     loss.backward()
-    without = [name for name, value in network.named_parameters() if value.grad is None]
-    if without:
-        return f"{', '.join(without)} got no gradient in a first step; allowed is a network that uses all its weights"
+    unused = [name for name, value in network.named_parameters() if value.grad is None]
+    if unused:
+        return f"{', '.join(unused)} got no gradient in the first step; expected a gradient for every weight"
     optimizer.step()
-    finite = all(bool(value.isfinite().all()) for value in (loss, *network.parameters()))
-    return "" if finite else f"a first step gives a loss of {loss.item():g} or weights that are not finite"
+    is_finite = all(bool(value.isfinite().all()) for value in (loss, *network.parameters()))
+    return "" if is_finite else f"the first step gives a loss of {loss.item():g} or non-finite weights"

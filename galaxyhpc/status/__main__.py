@@ -1,7 +1,7 @@
-"""What runs, waits, failed and why: `python -m galaxyhpc.status runs/SWEEP`; see also --watch, --logs and --why.
+"""Show the state of every run of a sweep: `galaxyhpc status runs/SWEEP`; see also --watch, --logs and --why.
 
-Told from the runs' own files, so that it works while Slurm is down; one squeue call for the whole sweep tells what
-waits from what runs and what is gone. Looking changes nothing.
+It is read from the run directories, also while Slurm is down. If Slurm is available, one squeue call for the whole
+sweep shows which runs wait, which run, and which jobs are gone. This changes nothing.
 """
 
 from __future__ import annotations
@@ -27,59 +27,60 @@ REFRESH_SECONDS = 3.0
 
 
 def watch(console: Console, runs: Sequence[RunDir], title: str) -> None:
-    """Show the runs until Ctrl-C: a table that lives on a terminal, a line for each change elsewhere."""
-    answer: QueueSnapshot | None = None
+    """Show the runs until Ctrl-C: a live table on a terminal, a line for each change elsewhere."""
+    snapshot: QueueSnapshot | None = None
     if not console.is_terminal:
-        known: dict[str, str] = {}
+        lines: dict[str, str] = {}
         while True:
-            standings, answer = query_status(runs, answer)
-            known = _print_changes(standings, known)
+            statuses, snapshot = query_status(runs, snapshot)
+            lines = _print_changes(statuses, lines)
             time.sleep(REFRESH_SECONDS)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            begun = time.monotonic()
-            standings, answer = query_status(runs, answer)
-            live.update(make_table(standings, answer, title, get_max_rows(console)), refresh=True)
-            time.sleep(max(REFRESH_SECONDS, 5 * (time.monotonic() - begun)))  # a sweep of thousands takes a second
+            start = time.monotonic()
+            statuses, snapshot = query_status(runs, snapshot)
+            live.update(make_table(statuses, snapshot, title, get_max_rows(console)), refresh=True)
+            time.sleep(max(REFRESH_SECONDS, 5 * (time.monotonic() - start)))  # a sweep of thousands takes a second
 
 
 def _print_changes(statuses: Sequence[RunStatus], previous: dict[str, str]) -> dict[str, str]:
-    """Print what is not as it was, and return how everything is."""
-    found = find_alarms(statuses)
-    now = {}
-    for one in statuses:
-        said = [f"{one.run.run_id}: {one.state} {one.reason}".rstrip()]
-        said += [f"{one.run.run_id}: {text.partition(':')[0]}" for text in found.get(one.run, ())]
-        now[one.run.run_id] = "\n".join(said)
-        if previous.get(one.run.run_id) != now[one.run.run_id]:
-            print(now[one.run.run_id], flush=True)
-    return now
+    """Print the runs whose text changed, and return the text of every run by its id."""
+    alarms = find_alarms(statuses)
+    texts = {}
+    for status in statuses:
+        run_id = status.run.run_id
+        lines = [f"{run_id}: {status.state} {status.reason}".rstrip()]
+        lines += [f"{run_id}: {alarm.partition(':')[0]}" for alarm in alarms.get(status.run, ())]
+        texts[run_id] = "\n".join(lines)
+        if previous.get(run_id) != texts[run_id]:
+            print(texts[run_id], flush=True)
+    return texts
 
 
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m galaxyhpc.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="galaxyhpc status", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--watch", action="store_true", help="go on showing it until Ctrl-C; changes only, in a pipe")
-    for kind, about in (
-        ("--logs", "ends of the newest logs of a run"),
-        ("--why", "its last error, history, what to do"),
+    kinds.add_argument("--watch", action="store_true", help="update until Ctrl-C; in a pipe, print changes only")
+    for option, text in (
+        ("--logs", "show the ends of the newest logs of a run"),
+        ("--why", "show the last error of a run, its history and what to do"),
     ):
-        kinds.add_argument(kind, nargs="?", const="", metavar="POINT", help=f"{about}; POINT: its id or a part of it")
+        kinds.add_argument(option, nargs="?", const="", metavar="RUN", help=f"{text}; RUN: its id or a part of it")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Show what the command line asks for; 2 where it names nothing."""
+def main(arguments: list[str] | None = None) -> int:
+    """Show the runs that the command line names; 2 if there are none."""
     options = _parse_args(arguments)
     console = make_console()
-    point = options.logs if options.logs is not None else options.why
+    pattern = options.logs if options.logs is not None else options.why
     try:
         runs = find_runs(options.path)
-        if point is not None:
-            (one,), answer = query_status([select_run(runs, point)])
-            print(history.read_newest_logs(one) if options.logs is not None else history.explain_run(one))
-            if options.why is not None and answer is not None and answer.jobs is None:
+        if pattern is not None:
+            (status,), snapshot = query_status([select_run(runs, pattern)])
+            print(history.read_newest_logs(status) if options.logs is not None else history.explain_run(status))
+            if options.why is not None and snapshot is not None and snapshot.jobs is None:
                 print(SLURM_SILENT_NOTE)
         elif options.watch:
             watch(console, runs, str(options.path))

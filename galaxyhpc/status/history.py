@@ -1,4 +1,4 @@
-"""What happened to one run, and why it ended: its events in words, its last error, the ends of its newest logs."""
+"""History of one run: its events as text, its last error, the ends of its newest logs, the next step."""
 
 from __future__ import annotations
 
@@ -9,56 +9,56 @@ from pathlib import Path
 from galaxyhpc.status.run_status import RunRecords, RunStatus
 from galaxyhpc.storage.events import RunState, describe_events, format_time
 
-MAX_LOG_LINES = 30  # of a log
+MAX_LOG_LINES = 30
 TAIL_BYTES = 64 * 1024
 ADVICE_BY_CAUSE = {
-    "memory": "retry it: half the micro-batch at the same global batch",
-    "disk": "make room on the disk, then retry it",
+    "memory": "retry it: this halves the micro-batch and keeps the global batch",
+    "disk": "free disk space, then retry it",
     "no progress": "give it more time, more memory or another node, then retry it",
-    "connection": "look at the logs of its other processes (--logs): one of them failed first",
-    "error": "mend what the traceback names, then retry it; as it is it would fail again",
+    "connection": "read the logs of its other processes (--logs): one of them failed first",
+    "error": "fix the cause in the traceback, then retry it; otherwise it would fail again",
 }
 ADVICE_BY_STATE = {
     RunState.PLANNED: "launch the sweep",
-    RunState.SUBMITTED: "wait; where Slurm answers, status says what it waits for",
+    RunState.SUBMITTED: "wait; if Slurm is available, status shows what it waits for",
     RunState.WAITING: "wait, or ask Slurm: scontrol show job {job}",
-    RunState.STARTING: "wait: its process has not got to its first step",
-    RunState.RUNNING: "wait; --logs shows what it prints",
-    RunState.STOPPED: "launch the sweep again, or retry it: it goes on where it was",
-    RunState.LOST: "launch the sweep again, or retry it: it goes on from its last checkpoint",
-    RunState.TRAINED: "launch the sweep again where no evaluation waits",
+    RunState.STARTING: "wait: its process has not reached its first step",
+    RunState.RUNNING: "wait; --logs shows its output",
+    RunState.STOPPED: "launch the sweep again, or retry it: it resumes",
+    RunState.LOST: "launch the sweep again, or retry it: it resumes from its last checkpoint",
+    RunState.TRAINED: "launch the sweep again if no evaluation is submitted",
     RunState.EVALUATING: "wait",
-    RunState.EVALUATED: "nothing: it is done",
+    RunState.EVALUATED: "nothing: it is complete",
 }
 
 
 def suggest_next_step(status: RunStatus) -> str:
-    """Say what to do about a run."""
+    """Return what the user should do about a run."""
     if status.state == RunState.FAILED:
         return ADVICE_BY_CAUSE.get(status.note, ADVICE_BY_CAUSE["error"])
     return ADVICE_BY_STATE[status.state].format(job=status.records.job_id)
 
 
 def explain_run(status: RunStatus) -> str:
-    """Say how a run came to be where it is: its last error, its history, and what to do."""
+    """Describe the last error of a run, its history, and the next step."""
     parts = [
         f"{status.run.run_id}: {status.state} {status.reason}".rstrip(),
         *_describe_last_error(status.records),
         "history:",
     ]
     parts += [f"  {line.time or '?':19}  {line.text}" for line in describe_events(status.run.read_events())]
-    point, sweep = status.run.run_id, shlex.quote(str(status.run.sweep_dir))
-    what_to_do = [f"next: {suggest_next_step(status)}"]
+    next_step = [f"next: {suggest_next_step(status)}"]
     if status.state in (RunState.FAILED, RunState.LOST, RunState.STOPPED):
-        what_to_do.append(f"  python -m galaxyhpc.retry {sweep} {point}")
-    return "\n".join([*parts, *what_to_do])
+        next_step.append(f"  galaxyhpc retry {shlex.quote(str(status.run.sweep_dir))} {status.run.run_id}")
+    return "\n".join([*parts, *next_step])
 
 
 def _describe_last_error(records: RunRecords) -> list[str]:
-    """Return the last failure as it was recorded, or the end of the newest log of a run that could not record one."""
-    since = next((n for n, e in enumerate(records.events) if e is records.get_last_event("started", "submitted")), 0)
+    """Return the last recorded failure; without one, the end of the newest log."""
+    last_start = records.get_last_event("started", "submitted")
+    start = next((index for index, event in enumerate(records.events) if event is last_start), 0)
     failures = [event for event in records.events if event["event"] == "failed"]
-    recent = [event for event in records.events[since:] if event["event"] == "failed"] or failures[-1:]
+    recent = [event for event in records.events[start:] if event["event"] == "failed"] or failures[-1:]
     failed = next((event for event in recent if event.get("cause") != "connection"), recent[0] if recent else None)
     if failed is not None:
         cause = f"{format_time(failed) or '?'}, {failed.get('cause', 'cause unknown')}"
@@ -73,29 +73,26 @@ def read_newest_logs(status: RunStatus) -> str:
     """Return the ends of the newest log files of a run: those of its last job."""
     files = find_newest_logs(status.records)
     if not files:
-        return f"{status.run.run_id}: no log yet; looked in {status.run.sweep_dir / 'log'} and {status.run.log_dir}"
+        return f"{status.run.run_id}: no log yet in {status.run.sweep_dir / 'log'} and {status.run.log_dir}"
     return "\n\n".join("\n".join([f"{file}:", *read_tail(file, MAX_LOG_LINES)]) for file in files)
 
 
 def find_newest_logs(records: RunRecords) -> list[Path]:
     """Return the log files of the job that wrote last, one per process, in the order of their ranks."""
     run = records.run
-    found = [file for file in _list_files(run.log_dir) if re.search(r"_log\.(out|err)$", file.name)]
+    files = [file for file in _list_files(run.log_dir) if re.search(r"_log\.(out|err)$", file.name)]
     jobs = "|".join(map(re.escape, _get_job_ids(records)))
-    found += [
-        file for file in _list_files(run.sweep_dir / "log") if jobs and re.match(rf"({jobs})(_\d+)?_log\.", file.name)
-    ]
-    if not found:
+    shared = _list_files(run.sweep_dir / "log") if jobs else []
+    files += [file for file in shared if re.match(rf"({jobs})(_\d+)?_log\.", file.name)]
+    if not files:
         return []
-    newest = max(found, key=_get_mtime).name
-    job = re.sub(r"(_\d+)?_log\.(out|err)$", "", newest)
-    return sorted(
-        (file for file in found if re.match(rf"{re.escape(job)}(_\d+)?_log\.", file.name)), key=_rank_sort_key
-    )
+    newest = max(files, key=_get_mtime).name
+    job = re.escape(re.sub(r"(_\d+)?_log\.(out|err)$", "", newest))
+    return sorted((file for file in files if re.match(rf"{job}(_\d+)?_log\.", file.name)), key=_rank_sort_key)
 
 
 def _get_job_ids(records: RunRecords) -> set[str]:
-    """Return the ids that the run's logs may bear: of Slurm's jobs, or of submitit's local processes."""
+    """Return the ids in the names of the run's logs: of Slurm jobs, or of submitit's local processes."""
     started = {str(event["job"]).rpartition(".")[0] for event in records.events if "job" in event}
     return (started | {str(event.get("job")) for event in records.submissions}) - {""}
 
@@ -119,7 +116,7 @@ def _get_mtime(file: Path) -> float:
 
 
 def read_tail(file: Path, num_lines: int) -> list[str]:
-    """Return the last lines of a text file, without what would move a terminal's cursor."""
+    """Return the last lines of a text file, without control characters of a terminal."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - TAIL_BYTES))
@@ -127,6 +124,6 @@ def read_tail(file: Path, num_lines: int) -> list[str]:
     except OSError as error:
         return [f"cannot be read: {error.strerror}"]
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    ends = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # a progress bar's last word
-    clean = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in ends]
-    return [line for line in clean if line][-num_lines:]
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # the last state of a progress bar
+    printable = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in lines]
+    return [line for line in printable if line][-num_lines:]

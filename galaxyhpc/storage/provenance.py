@@ -9,7 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("galaxyhpc", "torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
+from galaxyhpc import __version__
+
+PACKAGES = ("torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
 
 
 def collect_provenance() -> dict[str, Any]:
@@ -17,8 +19,12 @@ def collect_provenance() -> dict[str, Any]:
     changes = _run_git("diff", "HEAD")
     return {
         "commit": _run_git("rev-parse", "HEAD"),
-        "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the diff
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
+        "versions": {
+            "galaxyhpc": __version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
         "host": platform.node(),
         "machine": platform.platform(),
     }

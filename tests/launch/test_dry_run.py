@@ -1,4 +1,4 @@
-"""What a launch says that it would do."""
+"""What a launch would do, shown before it does it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_points_classes_total_source_and_end_are_shown(
     text = shown(sweep, checked, None, capsys)
     assert all(config.run_id in text for config in checked.configs)
     assert "prior, rough: no records yet" in text
-    assert "if from a start now all runs at once find their place" in text
+    assert "assuming all runs at once, starting now" in text
     assert text.count("CPU-h") == 3  # two classes and their sum
     assert text.endswith("nothing was submitted\n")
     assert max(map(len, text.split("#!/bin/bash")[0].splitlines())) <= LOG_WIDTH
@@ -58,9 +58,9 @@ def test_points_classes_total_source_and_end_are_shown(
 def test_the_biggest_class_comes_first_in_the_table_and_in_the_queue(
     sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    todo = {RunDir(sweep / config.run_id): config.resources.resolved for config in checked.configs}
-    found = dry_run.make_resource_classes(todo, checked)
-    assert [len(one.runs) for one in found] == [1, 2] and found[0].device_hours > found[1].device_hours
+    pending_runs = {RunDir(sweep / config.run_id): config.resources.resolved for config in checked.configs}
+    first, second = dry_run.make_resource_classes(pending_runs, checked)
+    assert (len(first.runs), len(second.runs)) == (1, 2) and first.device_hours > second.device_hours
     text = shown(sweep, checked, 2, capsys)
     assert text.index("array 1: 1 runs") < text.index("array 2: 2 runs")
     assert "2 runs at a time, the longest first" in text
@@ -79,8 +79,8 @@ def test_what_is_trained_costs_only_its_evaluation_and_no_array(
 ) -> None:
     config = checked.configs[-1]
     write_text(RunDir(sweep / config.run_id).best_file, "")
-    (one,) = dry_run.make_resource_classes({RunDir(sweep / config.run_id): config.resources.resolved}, checked)
-    assert [each.training_seconds for each in one.predictions] == [0.0] and one.device_hours > 0
+    (only,) = dry_run.make_resource_classes({RunDir(sweep / config.run_id): config.resources.resolved}, checked)
+    assert [run.training_seconds for run in only.predictions] == [0.0] and only.device_hours > 0
     assert "array 2" not in shown(sweep, checked, None, capsys)
 
 
@@ -95,5 +95,5 @@ def test_the_longest_run_starts_first_in_the_first_free_slot(
 
 
 def test_gpu_hours_count_all_gpus_in_training_and_one_in_evaluation() -> None:
-    asked = RequestedResources(gpus_per_node=4, tasks_per_node=4).resolved
-    assert dry_run.ResourceClass(asked, [], [RunTimeEstimate(3600.0, 1800.0)] * 2).device_hours == 2 * (4 + 0.5)
+    resources = RequestedResources(gpus_per_node=4, tasks_per_node=4).resolved
+    assert dry_run.ResourceClass(resources, [], [RunTimeEstimate(3600.0, 1800.0)] * 2).device_hours == 2 * (4 + 0.5)

@@ -1,4 +1,4 @@
-"""The command that users type, with real processes on this machine."""
+"""`galaxyhpc launch` with real processes on this machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def launch(folder: Path, *options: str, text: str = SWEEP) -> subprocess.Complet
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start_launch(folder: Path) -> subprocess.Popen[bytes]:
     """Launch a sweep that takes long, in a session of its own as in a terminal."""
     (folder / "tiny.yaml").write_text(LONG)
     command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"]
@@ -49,8 +49,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the tiny sweep was launched to its end."""
     folder = tmp_path_factory.mktemp("my galaxies' runs")  # a space and a quote: paths of real people
-    found = launch(folder)
-    assert found.returncode == 0, found.stdout + found.stderr
+    result = launch(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 
@@ -68,14 +68,14 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
 
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
     before = {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")}
-    found = launch(done)
-    assert found.returncode == 0 and "2 runs, 2 done or under way" in found.stdout
+    result = launch(done)
+    assert result.returncode == 0 and "2 runs, 2 complete or active" in result.stdout
     assert {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")} == before
 
 
 def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
-    found = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
-    assert found.returncode == 0, found.stderr
+    result = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
+    assert result.returncode == 0, result.stderr
     for run in find_runs(done / "runs" / "tiny"):
         names = [event["event"] for event in run.read_events()]
         assert names.count("trained") == 1 and run.read_events()[-1]["measured"] == 3
@@ -87,39 +87,39 @@ def test_a_run_can_be_done_by_hand_from_its_own_directory(done: Path) -> None:
         (run.path / name).unlink()
     for checkpoint in run.checkpoint_dir.iterdir():
         (checkpoint / "MANIFEST.json").unlink()
-    found = subprocess.run(["sh", str(run.path / "repro.sh")], cwd="/", capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run(["sh", str(run.path / "repro.sh")], cwd="/", capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
     assert read_state(run).name == "evaluated"
 
 
-def test_status_tells_the_states_and_changes_nothing(done: Path) -> None:
+def test_status_shows_the_states_and_changes_nothing(done: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*"))
     command = [sys.executable, "-m", "galaxyhpc.status", "runs/tiny"]
-    found = subprocess.run(command, cwd=done, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
-    assert found.returncode == 0 and "2 evaluated" in found.stdout and "2/2" in found.stdout
+    result = subprocess.run(command, cwd=done, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
+    assert result.returncode == 0 and "2 evaluated" in result.stdout and "2/2" in result.stdout
     assert sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*")) == before
 
 
 def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> None:
-    found = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
-    assert found.returncode == 0, found.stderr
+    result = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
+    assert result.returncode == 0, result.stderr
     runs = find_runs(tmp_path / "runs" / "tiny")
     assert [read_state(run).name for run in runs] == ["evaluated", "evaluated"]
     assert len({event["pid"] for run in runs for event in run.read_events() if event["event"] == "started"}) == 1
 
 
-def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path)
+def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
+    process = start_launch(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)
     second = launch(tmp_path, text=LONG)
-    assert second.returncode == 2 and "another launch of this sweep is at work" in second.stderr
+    assert second.returncode == 2 and "another launch of this sweep is running" in second.stderr
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     assert process.wait(timeout=60) == 130, (tmp_path / "output.txt").read_text()
-    assert "the same command goes on" in (tmp_path / "output.txt").read_text()
+    assert "rerun the same command to resume" in (tmp_path / "output.txt").read_text()
     stopped = [run for run in runs if run.read_metrics()]
     assert stopped and all(read_state(run).name == "stopped" for run in stopped)
     epochs = {run: len(run.read_metrics()) for run in stopped}
-    process = start(tmp_path)
+    process = start_launch(tmp_path)
     _wait_for_epochs(tmp_path, process, more_than=epochs)
     os.kill(process.pid, signal.SIGINT)  # only the launcher: it tells its processes
     assert process.wait(timeout=60) == 130
@@ -143,15 +143,15 @@ def _wait_for_epochs(
 
 
 def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_path: Path) -> None:
-    found = launch(tmp_path, "--dry-run")
-    assert found.returncode == 0, found.stderr
+    result = launch(tmp_path, "--dry-run")
+    assert result.returncode == 0, result.stderr
     for part in ("cnn-s0-", "C2-steerable_cnn-s0-", "array 1: 2 runs", "#SBATCH --array=0-1", "srun"):
-        assert part in found.stdout
+        assert part in result.stdout
     assert not (tmp_path / "runs").exists()
 
 
-def say(folder: Path, monkeypatch: pytest.MonkeyPatch, ping: str) -> None:
-    """Put a Slurm first in PATH of which nothing is known but what `scontrol ping` says."""
+def install_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, ping: str) -> None:
+    """Put a Slurm first in PATH that answers nothing but `scontrol ping`."""
     (folder / "bin").mkdir()
     for name, script in {"sbatch": 'test "$1" = --test-only', "squeue": "exit 1", "scontrol": f"echo '{ping}'"}.items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -172,16 +172,16 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_users_mistake_is_one_clear_message(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, options, message = MISTAKES[mistake]
-    say(tmp_path, monkeypatch, "")
-    found = launch(tmp_path, *options, text=text)
-    assert found.returncode == 2
-    assert message in found.stderr and "Traceback" not in found.stderr
+    install_slurm(tmp_path, monkeypatch, "")
+    result = launch(tmp_path, *options, text=text)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("best.pt"))
 
 
 ANSWERS = {
     "a queue that does not answer": ("is UP", "squeue does not answer; nothing was submitted"),
-    "a controller that is away": ("is DOWN", "this machine's Slurm does not answer"),
+    "a controller that is down": ("is DOWN", "this machine's Slurm does not answer"),
 }
 
 
@@ -190,7 +190,7 @@ def test_without_evidence_about_the_queue_nothing_is_started(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ping, message = ANSWERS[answer]
-    say(tmp_path, monkeypatch, f"Slurmctld {ping}")
-    found = launch(tmp_path, "--executor", "auto")
-    assert found.returncode == 2 and message in found.stderr
+    install_slurm(tmp_path, monkeypatch, f"Slurmctld {ping}")
+    result = launch(tmp_path, "--executor", "auto")
+    assert result.returncode == 2 and message in result.stderr
     assert not list(tmp_path.rglob("events.jsonl"))

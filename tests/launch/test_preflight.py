@@ -1,4 +1,4 @@
-"""Points checked before anything is submitted."""
+"""Runs are checked before anything is submitted."""
 
 from __future__ import annotations
 
@@ -47,35 +47,35 @@ def galaxies(path: Path, seed: int = 0, count: int = 120) -> Path:
     return path
 
 
-def test_every_run_is_told_what_its_network_costs(tmp_path: Path) -> None:
+def test_the_network_of_every_run_is_profiled(tmp_path: Path) -> None:
     runs = [run("C4", tmp_path), run("C4", tmp_path, seed=1), run(None, tmp_path)]
-    found = preflight.check_sweep(runs, tmp_path / "sweep").networks
-    assert list(found) == [config.run_id for config in runs]
-    network, told = build_model(runs[0].model, 33), found[runs[0].run_id]
-    assert (told.parameters, told.multiply_adds) == (count_parameters(network), multiply_adds(network, 33))
-    assert found[runs[1].run_id] == found[runs[0].run_id] != found[runs[2].run_id]
+    profiles = preflight.check_sweep(runs, tmp_path / "sweep").networks
+    assert list(profiles) == [config.run_id for config in runs]
+    network, first = build_model(runs[0].model, 33), profiles[runs[0].run_id]
+    assert (first.parameters, first.multiply_adds) == (count_parameters(network), multiply_adds(network, 33))
+    assert profiles[runs[1].run_id] == first != profiles[runs[2].run_id]
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_thousand_seeds_of_a_network_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_with_a_thousand_seeds_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    measure = profile.profile_network
-    monkeypatch.setattr(profile, "profile_network", lambda *key: built.append(key) or measure(*key))
-    assert (
-        len(preflight.check_sweep([run("C2", tmp_path, seed) for seed in range(1000)], tmp_path / "sweep").configs)
-        == 1000
-    )
+    profile_network = profile.profile_network
+    monkeypatch.setattr(profile, "profile_network", lambda *key: built.append(key) or profile_network(*key))
+    runs = [run("C2", tmp_path, seed) for seed in range(1000)]
+    assert len(preflight.check_sweep(runs, tmp_path / "sweep").configs) == 1000
     assert len(built) == 1
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.h5").write_text("not HDF5")
     monkeypatch.setattr(smoke_test, "INVARIANCE_TOLERANCE", 0.0)  # so that rounding alone is a problem
     sources = [str(tmp_path / name) for name in ("absent.h5", "text.h5")]
     runs = [run(group, tmp_path, source=source) for group, source in zip(("C4", "D4"), sources, strict=True)]
     lines = problems(runs, tmp_path / "sweep")
     assert len(lines) == 5
-    assert lines[0].startswith("data.source: found ") and "allowed is one value: make a sweep of each" in lines[0]
+    assert (
+        lines[0].startswith("data.source: got ") and "expected one value per sweep: launch a sweep for each" in lines[0]
+    )
     assert "absent.h5: no such file" in lines[1] and "text.h5" in lines[2]
     assert lines[3].startswith("C4 steerable_cnn at 33 px: its logits change by")
     assert lines[4].startswith("D4 steerable_cnn at 33 px: its logits change by")
@@ -84,35 +84,33 @@ def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_problems_are_one_table_that_a_log_does_not_wrap() -> None:
     long = "/a/long/path" * 30
     text = io.StringIO()
-    error = preflight.PreflightError([preflight.Problem(long, "found [this]", "do that")])
+    error = preflight.PreflightError([preflight.Problem(long, "got [this]", "do that")])
     preflight.print_problems(error, Console(file=text, markup=False, highlight=False))
-    assert all(
-        word in text.getvalue() for word in (long, "found [this]", "do that", "nothing was submitted or written")
-    )
+    assert all(word in text.getvalue() for word in (long, "got [this]", "do that", "nothing was submitted or written"))
 
 
 def test_runs_that_would_be_divided_differently_are_no_sweep(tmp_path: Path) -> None:
     lines = problems([run("C2", tmp_path), run("C2", tmp_path, split_seed=1)], tmp_path / "sweep")
-    assert lines == ["data.split_seed: found 0, 1 in one sweep; allowed is one value: make a sweep of each"]
+    assert lines == ["data.split_seed: got 0, 1; expected one value per sweep: launch a sweep for each"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_first_step_of_every_twin_is_taken(precision: str, optimizer: str) -> None:
+def test_a_first_training_step_of_every_tiny_network_succeeds(precision: str, optimizer: str) -> None:
     train = TrainConfig(precision=precision, optimizer=optimizer, label_smoothing=0.1)
     for model in (ModelConfig(group="D4"), ModelConfig(group="C4", head="flatten"), ModelConfig(architecture="cnn")):
         assert smoke_test.check_tiny_model(model, train)[1] == ""
 
 
-def test_a_first_step_that_goes_nowhere_is_a_problem() -> None:
+def test_a_first_step_without_loss_or_gradient_is_a_problem() -> None:
     model, train = ModelConfig(architecture="cnn"), TrainConfig(optimizer="sgd")
-    twin = build_model(model.model_copy(update=smoke_test.TINY_SETTINGS), 33)
-    twin.mlp[0].bias.data[0] = float("nan")
-    assert "loss of nan" in smoke_test._check_training_step(twin, train)
-    twin.mlp.requires_grad_(False)
-    for value in twin.mlp.parameters():
+    network = build_model(model.model_copy(update=smoke_test.TINY_SETTINGS), 33)
+    network.mlp[0].bias.data[0] = float("nan")
+    assert "loss of nan" in smoke_test._check_training_step(network, train)
+    network.mlp.requires_grad_(False)
+    for value in network.mlp.parameters():
         value.grad = None
-    assert "got no gradient" in smoke_test._check_training_step(twin, train)
+    assert "got no gradient" in smoke_test._check_training_step(network, train)
 
 
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:
@@ -132,35 +130,35 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
     assert "split.csv: made with" in line
 
 
-def test_the_room_that_runs_need_is_that_of_what_is_missing(tmp_path: Path) -> None:
+def test_disk_space_is_estimated_for_missing_files_only(tmp_path: Path) -> None:
     config = run("C2", tmp_path / "cache")
-    told = {config.run_id: profile.NetworkProfile(10**6, 1)}
-    sweep, wanted = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOG_BYTES
-    found = preflight.estimate_bytes([config], told, 300, sweep)
-    assert found == {sweep: pytest.approx(wanted + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
+    networks = {config.run_id: profile.NetworkProfile(10**6, 1)}
+    sweep, result_bytes = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOG_BYTES
+    estimate = preflight.estimate_bytes([config], networks, 300, sweep)
+    assert estimate == {sweep: pytest.approx(result_bytes + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)
     write_text(trained.best_file, "")
     dataset.prepare(config.data)
-    found = preflight.estimate_bytes([config], told, 300, sweep)
-    assert found == {sweep: pytest.approx(wanted), tmp_path / "cache": 0.0}
+    estimate = preflight.estimate_bytes([config], networks, 300, sweep)
+    assert estimate == {sweep: pytest.approx(result_bytes), tmp_path / "cache": 0.0}
 
 
 def test_a_disk_that_would_fill_up_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "LOG_BYTES", 1e18)
     (line,) = problems([run("C2", tmp_path)], tmp_path / "sweep")
-    assert "1000000000.0 GB are needed" in line and "GB are free; free some room" in line
+    assert "1000000000.0 GB are needed" in line and "GB are free; free disk space" in line
 
 
 RSS = """
 import sys, torch, galaxyhpc.training.trainer
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from galaxyhpc.models import build_model
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.profile import profile_network, estimate_training_bytes
 torch.set_num_threads(1)
 group, size, batch = sys.argv[1] or None, int(sys.argv[2]), int(sys.argv[3])
 model = ModelConfig(group=group, scale=0.5) if group else ModelConfig(architecture="cnn")
 config = RunConfig(model=model, data=DataConfig(image_size=size), train=TrainConfig(batch_size=batch))
-told = estimate_training_bytes(profile_network(model, size), config)
+estimate = estimate_training_bytes(profile_network(model, size), config)
 network = build_model(model, size)
 optimizer = torch.optim.AdamW(network.parameters())
 for _ in range(2):
@@ -169,11 +167,11 @@ for _ in range(2):
     optimizer.step()
 with open("/proc/self/status") as file:  # not ru_maxrss: a process inherits that of the one which started it
     peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-print(told / (1024 * peak))
+print(estimate / (1024 * peak))
 """
 
 
 @pytest.mark.parametrize(("group", "size", "batch"), [("C16", "33", "2"), ("", "65", "192")])
 def test_the_memory_estimate_is_near_what_a_process_takes_at_its_peak(group: str, size: str, batch: str) -> None:
-    found = subprocess.run([sys.executable, "-c", RSS, group, size, batch], capture_output=True, text=True, check=True)
-    assert 0.75 < float(found.stdout) < 1.33
+    answer = subprocess.run([sys.executable, "-c", RSS, group, size, batch], capture_output=True, text=True, check=True)
+    assert 0.75 < float(answer.stdout) < 1.33

@@ -1,4 +1,4 @@
-"""What Slurm is handed, to the letter."""
+"""What is handed to Slurm, to the letter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GPU = ResourcesConfig(
 
 def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
     text = slurm_executor.make_sbatch_script(Path("/scratch/my runs/all"), GPU, num_runs=12, max_parallel=5)
-    python = 'sh -c \'trap "" USR2; exec "$@"\' sh ' + shlex.quote(sys.executable)
+    python = f'sh -c \'trap "" USR2; exec "$@"\' sh env PYTHONSAFEPATH=1 {shlex.quote(sys.executable)}'
     assert text.splitlines() == [
         "#!/bin/bash",
         "",
@@ -70,25 +70,25 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
     ]
 
 
-def test_what_is_not_asked_for_is_left_to_the_cluster() -> None:
+def test_what_is_not_requested_is_left_to_the_cluster() -> None:
     text = slurm_executor.make_sbatch_script(Path("/runs/one"), ResourcesConfig(), num_runs=1, max_parallel=None)
     for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "# setup"):
         assert word not in text
 
 
-def test_runs_with_the_same_needs_make_one_class() -> None:
+def test_runs_with_the_same_resources_make_one_class() -> None:
     small, large = ResourcesConfig(), ResourcesConfig(gpus_per_node=4)
     runs = {RunDir(Path(f"/r/{i}")): large if i == 1 else small for i in range(3)}
-    found = slurm_executor.group_by_resources(runs)
-    assert [[run.run_id for run in members] for members in found.values()] == [["0", "2"], ["1"]]
+    groups = slurm_executor.group_by_resources(runs)
+    assert [[run.run_id for run in members] for members in groups.values()] == [["0", "2"], ["1"]]
 
 
 def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() -> None:
     runs = [RunDir(Path(f"/r/{i}")) for i in range(7)]
-    found = slurm_executor.make_arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, max_size=2)
-    assert [[run.run_id for run in part.runs] for part in found] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
-    assert [part.resources for part in found] == [ResourcesConfig()] * 3 + [GPU]
-    assert {(part.max_parallel, part.depends_on) for part in found} == {(None, None)}
+    arrays = slurm_executor.make_arrays({ResourcesConfig(): runs[:5], GPU: runs[5:]}, None, max_size=2)
+    assert [[run.run_id for run in array.runs] for array in arrays] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
+    assert [array.resources for array in arrays] == [ResourcesConfig()] * 3 + [GPU]
+    assert {(array.max_parallel, array.depends_on) for array in arrays} == {(None, None)}
 
 
 @pytest.mark.parametrize("job", [TrainJob, CanaryJob, EvaluateJob, ReportJob])
@@ -99,18 +99,18 @@ def test_a_job_holds_the_path_of_a_directory_and_nothing_that_could_go_stale(job
 @pytest.mark.parametrize("parallel", range(1, 12))
 @pytest.mark.parametrize("sizes", [[1], [1000], [3, 3], [1, 10], [5, 1, 1, 1], [2] * 7])
 def test_arrays_never_run_more_jobs_together_than_allowed_and_none_is_left_out(sizes: list[int], parallel: int) -> None:
-    lanes = slurm_executor.split_concurrency(sizes, parallel)
-    at_once = [share for share, behind in lanes if behind is None]
-    assert sum(at_once) <= parallel and all(share >= 1 for share, _ in lanes)
+    limits = slurm_executor.split_concurrency(sizes, parallel)
+    at_once = [limit for limit, previous in limits if previous is None]
+    assert sum(at_once) <= parallel and all(limit >= 1 for limit, _ in limits)
     assert sum(at_once) == min(parallel, sum(sizes)) or len(sizes) > parallel
-    for number, (_, behind) in enumerate(lanes):
-        if behind is not None:
-            assert 0 <= behind < number and [other for _, other in lanes].count(behind) == 1
+    for index, (_, previous) in enumerate(limits):
+        if previous is not None:
+            assert 0 <= previous < index and [other for _, other in limits].count(previous) == 1
 
 
 @pytest.fixture(autouse=True)
-def forgotten() -> None:
-    """What an earlier test was told of Slurm does not count."""
+def empty_cache() -> None:
+    """Forget the answer of Slurm that an earlier test cached."""
     slurm._ping.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm share."""
+"""Fixtures of the tests on a real Slurm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.slurm import queue
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for all desks; at the end no job of them is left."""
+    """A directory for all desks; at the end, all their jobs are cancelled."""
     path = tmp_path_factory.mktemp("on slurm")
     yield path
     if left := [job for job, _, _ in queue(path)]:

@@ -1,8 +1,8 @@
-"""Every fault of a cluster at once, on a real Slurm: trainings are preempted, killed, starved and cut off.
+"""Fault injection on a real Slurm, all faults at once: preemption, kills, time limit, full disk, lost node.
 
-All of them train the same run, each in a sweep of its own, so that one unbroken run for each number of processes says
-how all have to end. Those of two processes start together on one node, where their meeting points must not collide;
-what does not come back by itself is submitted again, as a second launch would.
+All jobs train the same run, each in its own sweep, so that one uninterrupted run per world size is the reference for
+all. The jobs of two processes start together on one node, where their rendezvous files must not collide. A job that
+does not come back by itself is submitted again, as a second launch does.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.verify_resume import hash_outputs
 from jobs.train import TrainJob
 
-DEADLINE = 900.0  # s, for all faults together, on a machine that does other things as well
-AT = 10  # the step from which on a fault may strike
+DEADLINE = 900.0  # s, for all faults together, on a busy machine
+AT = 10  # first step at which a fault may strike
 
 UNBROKEN = "nothing"
 ALONE = "nothing, one process"
@@ -58,8 +58,8 @@ TERM = "TERM that Slurm did not mean"
 ARRAY = "USR2 to an array element, repeated"
 LOOP = "requeued without progress"
 FEWER = "four processes, then two"
-CROWD = (UNBROKEN, TIME, TASK, SAVING, CANCELLED, DISK, EARLY, ARRAY)  # two processes each: all that node1 carries
-SUBMITTED_AGAIN = (TASK, SAVING, CANCELLED, DISK, FEWER)  # the others come back by themselves
+CROWD = (UNBROKEN, TIME, TASK, SAVING, CANCELLED, DISK, EARLY, ARRAY)  # two processes each: they fill node1
+SUBMITTED_AGAIN = (TASK, SAVING, CANCELLED, DISK, FEWER)  # the others resume by themselves
 
 CONFIG = RunConfig(
     data=DataConfig(image_size=33, demo=DemoConfig(galaxies=300, size=32)),
@@ -79,17 +79,19 @@ ELSEWHERE = {
 
 @dataclass
 class Patient:
-    """A run, the job it has now, and what has happened to it."""
+    """A run, its current job, and the faults injected so far."""
 
     fault: str
     run: RunDir
     jobs: list[str] = field(default_factory=list)
-    queued: str = ""  # state of the job, empty when it is over
-    at_once: int = 0  # most of the crowd that ran when it did
-    blows: dict[str, tuple[float, int]] = field(default_factory=dict)  # fault -> s since 1970, step on the disk
+    queued: str = ""  # state of the job; empty after its end
+    at_once: int = 0  # largest number of jobs of the crowd that ran at the same time
+    blows: dict[str, tuple[float, int]] = field(
+        default_factory=dict
+    )  # fault -> time in s since 1970, newest checkpoint
 
     def submit(self) -> None:
-        """Hand the run to Slurm, as a launch does; twice in one array where the array is the point."""
+        """Submit the run as a launch does; twice in one array if the fault needs an array."""
         resources = TWO.model_copy(update=(LATER | ELSEWHERE).get(self.fault, {}) if not self.jobs else {})
         part = slurm_executor.JobArray(resources, [self.run] * (2 if self.fault == ARRAY else 1), 1, None)
         submission = slurm_executor.Submission(self.run.sweep_dir)
@@ -109,18 +111,18 @@ class Patient:
 
     @property
     def step(self) -> int:
-        """The newest step that is on the disk."""
+        """Step of the newest checkpoint."""
         return max((int(path.name[5:]) for path in checkpoint.list_checkpoints(self.run)), default=0)
 
     def processes(self) -> list[int]:
-        """The processes that hold the run, rank 0 first."""
-        held = {f":{lock.stat().st_ino}": lock.name for lock in self.run.path.glob(".lock-*")}
-        found = {}
+        """Return the ids of the processes that hold the run, rank 0 first."""
+        locks = {f":{lock.stat().st_ino}": lock.name for lock in self.run.path.glob(".lock-*")}
+        pids = {}
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()
-            if words[1] == "FLOCK" and (name := held.get(words[5][words[5].rindex(":") :])):
-                found[name] = int(words[4])
-        return [found[name] for name in sorted(found)]
+            if words[1] == "FLOCK" and (name := locks.get(words[5][words[5].rindex(":") :])):
+                pids[name] = int(words[4])
+        return [pids[name] for name in sorted(pids)]
 
     def strike(self, fault: str, blow: Callable[[Patient], object]) -> None:
         self.blows[fault] = time.time(), self.step
@@ -134,13 +136,13 @@ class Patient:
 
 
 def preempt(patient: Patient) -> None:
-    """A job of a higher partition takes the node."""
+    """Submit a job of a higher partition, which takes the node."""
     command = ["sbatch", "--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 2"]
     subprocess.run([*command, f"--nodelist={patient.starts[-1]['nodes']}"], check=True, capture_output=True)
 
 
 def crash(patient: Patient) -> None:
-    """A node loses power: its slurmd and all processes of its job are gone in the same moment."""
+    """Kill slurmd and all processes of the job at once, as when a node loses power."""
     home = Path(os.environ["SLURM_CONF"]).parents[1]
     os.kill(int((home / "run" / "slurmd-node3.pid").read_text()), signal.SIGKILL)
     steps = subprocess.run(["pgrep", "-f", rf"slurmstepd: \[{patient.job}\."], capture_output=True, text=True)
@@ -150,14 +152,14 @@ def crash(patient: Patient) -> None:
 
 
 def kill_while_saving(patient: Patient) -> None:
-    give_up = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while not list(patient.run.checkpoint_dir.glob(".step_*")):
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
     patient.kill(signal.SIGKILL)
 
 
 def fill(patient: Patient) -> None:
-    """Leave no byte on the run's disk."""
+    """Fill the run's disk."""
     with suppress(OSError), (patient.run.sweep_dir / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -168,7 +170,7 @@ def cancel(patient: Patient) -> None:
 
 
 def hang_until_killed(patient: Patient) -> None:
-    """The node hangs while Slurm takes the job back: nothing is saved although it was told."""
+    """Requeue the job while its processes are stopped, so that nothing is saved."""
     subprocess.run(["scontrol", "requeue", patient.job], check=True)
     while patient.processes():
         patient.kill(signal.SIGSTOP)
@@ -176,21 +178,21 @@ def hang_until_killed(patient: Patient) -> None:
 
 
 def send(number: str) -> Callable[[Patient], object]:
-    """Return a blow: the signal goes to the processes, not to the script that started them."""
+    """Return a fault that signals the processes, not the script that started them."""
     return lambda patient: subprocess.run(["scancel", f"--signal={number}", f"{patient.job}.0"], capture_output=True)
 
 
 def signal_again_and_again(patient: Patient) -> None:
-    """While siblings wait, scancel delivers, calls that a transitional state, and delivers again some seconds later."""
+    """Signal an array task while others of its array wait: scancel then repeats the signal after some seconds."""
     again = f"timeout 15 scancel --signal=USR2 {patient.job} >/dev/null 2>&1 &"
     subprocess.run(["sh", "-c", again], check=True)
 
 
 def run_out_of_time(patient: Patient) -> None:
-    """Slurm looks every 30 s and tells 90 s before the end; it wakes with its signal what is too slow to be done."""
+    """Shorten the time limit: Slurm checks it every 30 s and signals 90 s before the end, which wakes the processes."""
     patient.kill(signal.SIGSTOP)
-    begun = next(event["time"] for event in patient.run.read_events() if event["event"] == "assigned")
-    limit = f"TimeLimit={math.ceil((time.time() - begun + 45) / 60)}"  # min; told at once or in 15 s
+    start = next(event["time"] for event in patient.run.read_events() if event["event"] == "assigned")
+    limit = f"TimeLimit={math.ceil((time.time() - start + 45) / 60)}"  # min; the signal comes at once or in 15 s
     subprocess.run(["scontrol", "update", f"JobId={patient.job}", limit], check=True)
 
 
@@ -209,7 +211,7 @@ STRIKES: dict[str, Callable[[Patient], object]] = {
 
 
 def treat(patient: Patient) -> bool:
-    """Do what is due to a patient at this moment; return whether it is done with."""
+    """Inject the next fault of a patient if it is due; return whether the patient is finished."""
     if patient.run.best_file.exists():
         return True
     if patient.fault == LOOP:
@@ -225,7 +227,7 @@ def treat(patient: Patient) -> bool:
     elif patient.fault == TIME and patient.struck and patient.queued == "PENDING":
         subprocess.run(["scontrol", "update", f"JobId={patient.job}", "TimeLimit=60"], check=True)
     elif patient.fault == ARRAY and len(patient.starts) == 2:
-        subprocess.run(["scancel", patient.job.replace("_0", "_1")], check=True)  # it has waited long enough
+        subprocess.run(["scancel", patient.job.replace("_0", "_1")], check=True)  # no longer needed
     elif patient.fault in SUBMITTED_AGAIN and patient.struck and len(patient.jobs) == 1 and not patient.queued:
         (patient.run.sweep_dir / "filler").unlink(missing_ok=True)
         patient.submit()
@@ -233,12 +235,12 @@ def treat(patient: Patient) -> bool:
 
 
 def treat_all(patients: Collection[Patient]) -> bool:
-    """Ask Slurm once, then see to every patient; return whether all are done with."""
+    """Query Slurm once, then treat every patient; return whether all are finished."""
     queue = slurm.get_queue()
     assert queue is not None
     for patient in patients:
-        found = queue.get(patient.job)
-        patient.queued = found.state if found else ""
+        job = queue.get(patient.job)
+        patient.queued = job.state if job else ""
     running = [patient for patient in patients if patient.fault in CROWD and patient.queued == "RUNNING"]
     for patient in running:
         patient.at_once = max(patient.at_once, len(running))
@@ -247,7 +249,7 @@ def treat_all(patients: Collection[Patient]) -> bool:
 
 @pytest.fixture(scope="module")
 def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patient]]:
-    """All faults, each on its patient, until every run is trained."""
+    """Inject every fault into its patient, until every run is trained."""
     place = tmp_path_factory.mktemp("a storm")
     config = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"cache": str(place / "cache")})})
     prepare(config.data)
@@ -257,19 +259,19 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patien
     try:
         patients = {
             fault: Patient(fault, RunDir(place / fault / config.run_id)) for fault in (*CROWD, *LATER, *ELSEWHERE)
-        }  # the unbroken one first
+        }  # the uninterrupted one first
         for patient in patients.values():
             write_text(patient.run.config_file, config.model_dump_json())
             patient.submit()
-        give_up = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE
         slurmd = False
         while not treat_all(patients.values()):
             node = patients[NODE]
-            if node.struck and not slurmd and node.queued == "PENDING":  # it has to go on elsewhere
+            if node.struck and not slurmd and node.queued == "PENDING":  # it has to resume on another node
                 elsewhere = ["scontrol", "update", f"JobId={node.job}", "ExcNodeList=node1,node2,node3"]
                 subprocess.run(elsewhere, check=True)
-                slurmd = subprocess.run(["slurmd", "-N", "node3"]).returncode == 0  # somebody switches it on again
-            assert time.monotonic() < give_up, evidence(patients)
+                slurmd = subprocess.run(["slurmd", "-N", "node3"]).returncode == 0  # the node is repaired
+            assert time.monotonic() < deadline, evidence(patients)
             time.sleep(0.2)
         while slurm.get_queue():
             time.sleep(0.2)
@@ -281,7 +283,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patien
 
 
 def evidence(patients: dict[str, Patient]) -> str:
-    """What is to be known of a storm that does not end."""
+    """Describe the unfinished runs after the deadline."""
     lines = [subprocess.run(["squeue"], capture_output=True, text=True).stdout]
     for fault, patient in patients.items():
         if not patient.run.best_file.exists():
@@ -291,13 +293,13 @@ def evidence(patients: dict[str, Patient]) -> str:
     return "\n".join(lines)
 
 
-def test_every_fault_ends_with_the_bits_of_an_unbroken_run(storm: dict[str, Patient]) -> None:
-    wanted = {1: hash_outputs(storm[ALONE].run), 2: hash_outputs(storm[UNBROKEN].run)}
-    print(f"\n{'fault':36}{'comes back':18}{'struck at':>10}{'resumed at':>11}{'bit-equal':>10}{'seconds':>8}")
+def test_every_fault_ends_with_the_bits_of_an_uninterrupted_run(storm: dict[str, Patient]) -> None:
+    expected = {1: hash_outputs(storm[ALONE].run), 2: hash_outputs(storm[UNBROKEN].run)}
+    print(f"\n{'fault':36}{'resumes':18}{'struck at':>10}{'resumed at':>11}{'bit-equal':>10}{'seconds':>8}")
     different = []
     for patient in storm.values():
         looped = patient.fault == LOOP
-        equal = "-" if looped else "yes" if hash_outputs(patient.run) == wanted[patient.starts[-1]["world"]] else "no"
+        equal = "-" if looped else "yes" if hash_outputs(patient.run) == expected[patient.starts[-1]["world"]] else "no"
         how = {LOOP: "not at all"}.get(patient.fault) or (
             "launched again" if patient.fault in SUBMITTED_AGAIN else "by itself"
         )
@@ -314,15 +316,15 @@ def test_every_fault_ends_with_the_bits_of_an_unbroken_run(storm: dict[str, Pati
 
 
 def test_on_fewer_processes_the_same_galaxies_make_up_every_step(storm: dict[str, Patient]) -> None:
-    one, other = storm[FEWER].run, storm[UNBROKEN].run
+    fewer, other = storm[FEWER].run, storm[UNBROKEN].run
     assert [event["world"] for event in storm[FEWER].starts] == [4, 2]
-    assert [record["samples"] for record in one.read_metrics()] == [
+    assert [record["samples"] for record in fewer.read_metrics()] == [
         record["samples"] for record in other.read_metrics()
     ]
-    assert len({record["samples"] for record in one.read_metrics()}) == CONFIG.train.epochs
+    assert len({record["samples"] for record in fewer.read_metrics()}) == CONFIG.train.epochs
 
 
-def test_what_comes_back_by_itself_was_not_called_a_failure_and_left_no_stale_result(storm: dict[str, Patient]) -> None:
+def test_a_job_that_resumes_by_itself_is_no_failure_and_leaves_no_stale_result(storm: dict[str, Patient]) -> None:
     for fault, patient in storm.items():
         if fault not in SUBMITTED_AGAIN:
             failed = [event for event in patient.run.read_events() if event["event"] == "failed"]
@@ -334,17 +336,17 @@ def test_what_comes_back_by_itself_was_not_called_a_failure_and_left_no_stale_re
         assert results and all(pickle.loads(path.read_bytes()) == ("success", "done") for path in results), fault
 
 
-def test_a_full_disk_and_a_crash_loop_say_what_they_are(storm: dict[str, Patient]) -> None:
+def test_a_full_disk_and_a_crash_loop_are_recorded_as_such(storm: dict[str, Patient]) -> None:
     failed = [event for event in storm[DISK].run.read_events() if event["event"] == "failed"]
     logs = (storm[DISK].run.sweep_dir / "log").glob(f"{storm[DISK].jobs[0]}_*.out")
-    said = [*(event["why"] for event in failed), *(log.read_text() for log in logs)]  # the record may find no room
-    assert any("No space left on device" in text for text in said)
+    texts = [*(event["why"] for event in failed), *(log.read_text() for log in logs)]  # the record may not fit
+    assert any("No space left on device" in text for text in texts)
     assert {event["cause"] for event in failed} <= {"disk", "connection"}, failed
     loop = [event for event in storm[LOOP].run.read_events() if event["event"] == "failed"]
     assert loop[0]["cause"] == "no progress" and "was started 3 times" in loop[0]["why"]
 
 
-def test_eight_jobs_of_two_processes_start_on_one_node_and_none_meets_anothers(storm: dict[str, Patient]) -> None:
+def test_eight_jobs_of_two_processes_start_on_one_node_without_collision(storm: dict[str, Patient]) -> None:
     first = [storm[fault].starts[0] for fault in CROWD]
     assert {event["nodes"] for event in first} == {"node1"} and {event["world"] for event in first} == {2}
     assert [event["job"].partition(".")[0] for event in first] == [storm[fault].jobs[0] for fault in CROWD]

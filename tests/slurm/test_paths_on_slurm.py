@@ -13,7 +13,7 @@ from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.run_dir import read_state
 from galaxyhpc.storage.sweep_dir import find_runs
 
-# everything but what launch refuses: % and \, which Slurm reads as its own signs in the names of logs
+# all characters but those that launch refuses: % and \, which Slurm interprets in the names of logs
 NAME = 'it\'s "my" $HOME `date` ünïcode • 日本 #1; a:b, <c> & (x) {y} [z] * ? ! | ~ =-x'
 TINY = "  evaluate.conditions: [clean]\nblocks: [{points: [{model.architecture: cnn, train.epochs: 1}]}]\n"
 
@@ -24,7 +24,7 @@ def launch(runs: str) -> list[str]:
 
 
 def test_a_sweep_launched_inside_a_job_from_a_directory_of_any_name_is_trained_and_reported(tmp_path: Path) -> None:
-    """A launching job's memory per CPU, beside the new one's per node, once made srun end."""
+    """The launching job has memory per CPU and the new one memory per node: srun refuses both at once."""
     ours = desk(tmp_path / NAME, tiny=TINY)
     inside = ("--ntasks=3", "--mem-per-cpu=10", "--output=launch.out")
     ours.call("sbatch", "--wait", *inside, "--wrap", shlex.join(launch(NAME)))
@@ -37,7 +37,7 @@ def test_a_sweep_launched_inside_a_job_from_a_directory_of_any_name_is_trained_a
     assert len(list((directory / "log").glob("*_log.out"))) >= 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME]
     assert "evaluated" in ours.command(status.main, str(directory))
-    run.config_file.unlink()  # so that what does a run by hand ends where it has found the directory
+    run.config_file.unlink()  # so that repro.sh ends as soon as it has found the directory
     assert f"{run.path}: got neither config.json" in ours.call("sh", run.path / "repro.sh", status=2)
 
 

@@ -1,4 +1,4 @@
-"""What Slurm itself says about a sweep before anything is submitted."""
+"""Slurm checks a sweep before anything is submitted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from galaxyhpc.launch import preflight
 from galaxyhpc.runtime import slurm
 
 
-def run(seed: int, cache: Path, **asked: object) -> RunConfig:
+def run(seed: int, cache: Path, **resources: object) -> RunConfig:
     data = DataConfig(image_size=33, cache=str(cache), demo=DemoConfig(galaxies=300, size=32))
     model = ModelConfig(architecture="cnn", scale=0.1)
-    return RunConfig(model=model, data=data, seed=seed, resources=ResourcesConfig(**asked))
+    return RunConfig(model=model, data=data, seed=seed, resources=ResourcesConfig(**resources))
 
 
 def jobs() -> str:
@@ -24,7 +24,7 @@ def jobs() -> str:
 
 
 @pytest.fixture(autouse=True)
-def asked_anew() -> None:
+def empty_cache() -> None:
     slurm._ping.cache_clear()
 
 
@@ -33,20 +33,20 @@ def test_each_class_is_refused_in_slurms_own_words_all_at_once(tmp_path: Path) -
     runs += [run(3, tmp_path, memory_gb=9000.0), run(4, tmp_path, gpus_per_node=9, tasks_per_node=9)]
     with pytest.raises(preflight.PreflightError) as caught:
         preflight.check_sweep(runs, tmp_path / "my sweep", "slurm")
-    found = {problem.location: problem.message for problem in caught.value.problems}
-    assert len(found) == 3 and not (tmp_path / "my sweep").exists()
-    assert "nvalid partition" in found["sbatch for 2 runs, partition nowhere"]
-    assert "not available" in found["sbatch for 1 runs, memory_gb 9000.0"]
+    messages = {problem.location: problem.message for problem in caught.value.problems}
+    assert len(messages) == 3 and not (tmp_path / "my sweep").exists()
+    assert "nvalid partition" in messages["sbatch for 2 runs, partition nowhere"]
+    assert "not available" in messages["sbatch for 1 runs, memory_gb 9000.0"]
 
 
 def test_the_expected_start_of_each_class_is_slurms_and_nothing_is_submitted(tmp_path: Path) -> None:
     runs = [run(0, tmp_path), run(1, tmp_path), run(2, tmp_path, partition="low")]
     before = {line.split()[0] for line in jobs().splitlines()}
-    found = preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").start_times
-    assert set(found) == {run.resources.resolved for run in runs}
-    assert all(time.time() - 60 < start < time.time() + 24 * 3600 for start in found.values())
+    starts = preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").start_times
+    assert set(starts) == {run.resources.resolved for run in runs}
+    assert all(time.time() - 60 < start < time.time() + 24 * 3600 for start in starts.values())
     assert {line.split()[0] for line in jobs().splitlines()} <= before
 
 
-def test_without_slurm_in_mind_slurm_is_not_asked(tmp_path: Path) -> None:
+def test_without_the_slurm_executor_slurm_is_not_queried(tmp_path: Path) -> None:
     assert preflight.check_sweep([run(0, tmp_path, partition="nowhere")], tmp_path / "sweep", "local").start_times == {}

@@ -22,28 +22,28 @@ from jobs.train import TrainJob
 
 @pytest.fixture(scope="module")
 def swept(place: Path) -> tuple[Desk, list[str]]:
-    """A sweep of two networks, finished, and what the first and the second launch said."""
+    """A finished sweep of two networks, and the output of its first and second launch."""
     ours = desk(place / "swept", tiny=CONDITIONS + "blocks: [points: [{model.architecture: cnn}, {model.group: C4}]]\n")
     gate = ours.path / "gate"
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
-    said = [ours.launch("tiny", "--canary", "--set", wait)]
-    said.append(ours.launch("tiny"))
+    outputs = [ours.launch("tiny", "--canary", "--set", wait)]
+    outputs.append(ours.launch("tiny"))
     gate.unlink()
     ours.wait_for_jobs()
-    return ours, said
+    return ours, outputs
 
 
 def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tuple[Desk, list[str]]) -> None:
-    ours, said = swept
+    ours, outputs = swept
     for stage in ("canary: 1 jobs", "train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
-        assert stage in said[0], said[0]
+        assert stage in outputs[0], outputs[0]
     for run in ours.runs("tiny"):
         assert {event["world"] for event in started(run)} == {2}, run.read_events()
         assert read_state(run).name == "evaluated", ours.evidence()
     other, heaviest = (started(run) for run in ours.runs("tiny"))
     assert [event["step"] for event in other] == [0]
-    assert [event["step"] for event in heaviest] == [0, 3]  # the canary's first steps are the run's own
+    assert [event["step"] for event in heaviest] == [0, 3]  # the canary trains the first steps of the run
     assert heaviest[1]["job"].split("_")[0] == other[0]["job"].split("_")[0] != heaviest[0]["job"].split(".")[0]
     assert len(ours.report("tiny", "results")) == 2 * MEASURED
     assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
@@ -53,11 +53,11 @@ def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tupl
 def test_a_second_launch_submits_nothing_while_jobs_wait_and_nothing_when_all_is_done(
     swept: tuple[Desk, list[str]],
 ) -> None:
-    ours, said = swept
-    assert "2 runs, 2 done or under way" in said[1] and "submitted" not in said[1]
+    ours, outputs = swept
+    assert "2 runs, 2 complete or active" in outputs[1] and "submitted" not in outputs[1]
     before = queue(ours.path, "all")
     again = ours.launch("tiny")
-    assert "2 runs, 2 done or under way" in again and "submitted" not in again
+    assert "2 runs, 2 complete or active" in again and "submitted" not in again
     assert queue(ours.path, "all") == before
 
 
@@ -78,22 +78,22 @@ def test_sbatch_evaluates_what_is_missing_and_reports_as_one_job_or_an_array(swe
         assert ours.runs(sweep)[1].results_file.stat().st_mtime_ns == before[sweep]
 
 
-def test_the_report_alone_is_made_by_sbatch_and_a_script_called_wrongly_says_what_is_wrong(
+def test_sbatch_writes_the_report_alone_and_a_wrong_call_of_a_script_is_explained(
     swept: tuple[Desk, list[str]],
 ) -> None:
     ours, _ = swept
     (ours.path / "my runs" / "tiny" / "report" / "summary.csv").unlink()
     ours.sbatch("slurm/aggregate.sh", "my runs/tiny")
     wrong = {
-        ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv there",
-        ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv there",
+        ours.sbatch("slurm/eval.sh"): "slurm/eval.sh: runs/all_groups: no plan.csv",
+        ours.sbatch("slurm/eval.sh", "my runs/none"): "slurm/eval.sh: my runs/none: no plan.csv",
         ours.sbatch("slurm/aggregate.sh", "my runs/none"): "my runs/none",
-        ours.sbatch("--array=0-2:2", "slurm/eval.sh", "my runs/tiny"): "slurm/eval.sh: --array with gaps",
+        ours.sbatch("--array=0-2:2", "slurm/eval.sh", "my runs/tiny"): "slurm/eval.sh: --array: got a list with gaps",
     }
     ours.wait_for_jobs()
-    for job, said in wrong.items():
+    for job, message in wrong.items():
         assert "ExitCode=2:0" in ours.call("scontrol", "show", "job", job)
-        assert said in next(ours.path.glob(f"*-{job}.out")).read_text()
+        assert message in next(ours.path.glob(f"*-{job}.out")).read_text()
     assert {row["seeds_done"] for row in ours.report("tiny", "summary")} == {"1"}
 
 
@@ -103,8 +103,8 @@ blocks: [points: [{model.architecture: cnn, train: {epochs: 4, batch_size: 8}}]]
 """
 
 
-def test_a_job_told_to_make_room_is_requeued_and_nobody_trains_its_run_meanwhile(place: Path) -> None:
-    """The controller takes its time over the requeue, as on a busy cluster."""
+def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(place: Path) -> None:
+    """The controller delays the requeue, as on a busy cluster."""
     ours = desk(place / "broken", long=LONG)
     slow = ours.path / "bin" / "scontrol"
     slow.parent.mkdir()
@@ -113,16 +113,16 @@ def test_a_job_told_to_make_room_is_requeued_and_nobody_trains_its_run_meanwhile
     ours.launch("long", "--set", f"resources.setup=['export PATH=\"{slow.parent}:$PATH\"']")
     (run,) = ours.runs("long")
     after = [job for job, _, name in queue(ours.path) if name != "long-train"]
-    subprocess.run(["scancel", *after], check=True)  # evaluation and report are followed elsewhere
+    subprocess.run(["scancel", *after], check=True)  # other tests cover the evaluation and the report
     job = next(event["job"] for event in run.read_events() if event["event"] == "submitted")
     ours.wait(lambda: bool(run.read_metrics()), "an epoch")
-    beside = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
-    assert f"another process works on this run (job {job}.0" in beside
-    again = slurm_executor.make_submitit_parameters(
-        "again", ResourcesConfig(tasks_per_node=2), None
-    )  # waits, and may be the one to go on
+    output = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
+    assert f"another process works on this run (job {job}.0" in output
+    parameters = slurm_executor.make_submitit_parameters("again", ResourcesConfig(tasks_per_node=2), None)
     with slurm_executor._clean_slurm_environment():
-        slurm_executor.Submission(run.sweep_dir).submit_array("train", [TrainJob(str(run.path))], again)
+        slurm_executor.Submission(run.sweep_dir).submit_array(
+            "train", [TrainJob(str(run.path))], parameters
+        )  # a job that waits for the run
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.wait_for_jobs()
     assert read_state(run).name == "trained", ours.evidence()
@@ -146,9 +146,9 @@ def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(pl
     other, heaviest = ours.runs("lost")
     assert read_state(heaviest).name == "failed" and str(galaxies) in read_state(heaviest).reason, ours.evidence()
     assert started(other) == []
-    shown = ours.command(status.main, "my runs/lost")
-    assert "1 failed" in shown, shown
-    finished = {name: now for _, now, name in queue(ours.path, "all")}
+    output = ours.command(status.main, "my runs/lost")
+    assert "1 failed" in output, output
+    finished = {name: state for _, state, name in queue(ours.path, "all")}
     dead = dict.fromkeys(("lost-train", "lost-evaluate"), "CANCELLED")
     assert finished == {"lost-canary": "FAILED", "lost-report": "COMPLETED", **dead}
     missing = {row["run_id"]: row["reason"] for row in ours.report("lost", "missing")}
@@ -156,30 +156,31 @@ def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(pl
 
 
 def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place: Path) -> None:
-    """Nine runs where an array may have eight; the first launch to write its arrays dies right after the first one."""
+    """There are nine runs, and an array has at most eight; the first launch dies after submitting one array."""
     ours = desk(place / "twice", many=CONDITIONS + "seeds: 9\nblocks: [points: [{model.architecture: cnn}]]\n")
     deadly = ours.path / "bin" / "sbatch"
     deadly.parent.mkdir()
     real = shutil.which("sbatch")
-    asked_only = f'case "$*" in *--test-only*) exec {real} "$@" ;; esac'
-    deadly.write_text(f'#!/bin/sh\n{asked_only}\n{real} "$@"; kill -9 $PPID\n')
+    test_only = f'case "$*" in *--test-only*) exec {real} "$@" ;; esac'
+    deadly.write_text(f'#!/bin/sh\n{test_only}\n{real} "$@"; kill -9 $PPID\n')
     deadly.chmod(0o755)
     command = [sys.executable, "-m", "galaxyhpc.launch", "many.yaml", "--executor", "slurm", "--runs", "my runs"]
     command += ["--max-parallel", "3", "--set", "resources.setup=['sleep 600']"]
-    killed = ours.environment | {"PATH": f"{deadly.parent}:{ours.environment['PATH']}"}
-    assert subprocess.run(command, cwd=ours.path, env=killed, capture_output=True).returncode == -signal.SIGKILL
+    environment = ours.environment | {"PATH": f"{deadly.parent}:{ours.environment['PATH']}"}
+    assert subprocess.run(command, cwd=ours.path, env=environment, capture_output=True).returncode == -signal.SIGKILL
     assert len(queue(ours.path)) == 8 and not any(
         event["event"] == "submitted" for run in ours.runs("many") for event in run.read_events()
     )
-    both = [
+    processes = [
         subprocess.Popen(command, cwd=ours.path, env=ours.environment, stdout=-1, stderr=-1, text=True)
         for _ in range(2)
     ]
-    said = sorted("".join(process.communicate()) for process in both)
-    assert sum("train: 1 jobs" in one for one in said) == 1, said
-    assert any("another launch of this sweep is at work" in one or "9 done or under way" in one for one in said), said
+    outputs = sorted("".join(process.communicate()) for process in processes)
+    assert sum("train: 1 jobs" in output for output in outputs) == 1, outputs
+    refusals = ("another launch of this sweep is running", "9 complete or active")
+    assert any(refusal in output for output in outputs for refusal in refusals), outputs
     jobs = [job for job, _, name in queue(ours.path) if name == "many-train"]
     assert len(jobs) == 9 and sorted(job.partition("_")[2] for job in jobs) == ["", *map(str, range(8))]
-    shown = ours.command(cancel.main, "my runs/many")
-    assert "9" in shown, shown
+    output = ours.command(cancel.main, "my runs/many")
+    assert "9" in output, output
     ours.wait_for_jobs()

@@ -1,5 +1,6 @@
-"""What status shows: told from the runs' records, sharpened by one answer of Slurm, with alarms that healthy runs
-do not raise. Slurm's commands are scripts here; tests/slurm has the real ones."""
+"""Status from the runs' records and one answer of Slurm, with alarms that healthy runs do not raise.
+
+Slurm's commands are scripts here; tests/slurm has the real ones."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def row(text: str, run: RunDir) -> str:
     return next(line for line in text.splitlines() if line.startswith(run.run_id))
 
 
-def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
+def snapshot_tree(path: Path) -> dict[str, tuple[int, int, bytes]]:
     """Times and bytes of all files and directories."""
     return {
         str(file): (file.stat().st_mtime_ns, file.stat().st_ctime_ns, file.read_bytes() if file.is_file() else b"")
@@ -65,7 +66,7 @@ def everything(path: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 @pytest.mark.parametrize("commands", ["that fail", "none at all"])
-def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
+def test_with_slurm_down_the_records_alone_decide_and_nothing_changes(
     commands: str,
     tmp_path: Path,
     answers: FakeSlurm,
@@ -81,16 +82,16 @@ def test_with_slurm_down_the_records_alone_tell_and_nothing_changes(
     record_start(running, "7_0")
     record_epochs(running, make_learning_curve(10))
     (running.path / ".lock-0").touch()
-    before = everything(sweep)
+    before = snapshot_tree(sweep)
     text = status(sweep, capsys=capsys)
     assert "1 running, 1 submitted" in text and "10/20" in row(text, running)
-    assert "Slurm does not answer: told from the runs' records alone" in text and "lost" not in text
+    assert "Slurm does not answer: read from the run directories alone" in text and "lost" not in text
     status(sweep, "--why", running.run_id, capsys=capsys)
     status(sweep, "--logs", running.run_id, capsys=capsys)
-    assert everything(sweep) == before
+    assert snapshot_tree(sweep) == before
 
 
-def test_one_question_tells_waiting_from_running_from_lost(
+def test_one_query_distinguishes_waiting_running_and_lost_runs(
     tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting, starting, running, lost, evaluating, orphan = (make_run(tmp_path / "s", seed) for seed in range(6))
@@ -114,7 +115,7 @@ def test_one_question_tells_waiting_from_running_from_lost(
     assert calls.read_text() == "squeue\n"
 
 
-def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: FakeSlurm) -> None:
+def test_a_run_is_not_lost_without_evidence(tmp_path: Path, answers: FakeSlurm) -> None:
     """Held by a process, too young, of another user's, or with an id that was used twice."""
     held, young, strange = (make_run(tmp_path / "s", seed) for seed in range(3))
     sweep = write_sweep_plan(held, young, strange)
@@ -125,14 +126,14 @@ def test_no_evidence_is_not_evidence_of_death(tmp_path: Path, answers: FakeSlurm
     from galaxyhpc.status.run_status import query_status
 
     with FileLock(held.path / ".lock-0"):
-        found = {one.run: one.state for one in query_status([held, young, strange])[0]}
-    assert found == {held: "submitted", young: "submitted", strange: "lost"}
+        states = {status.run: status.state for status in query_status([held, young, strange])[0]}
+    assert states == {held: "submitted", young: "submitted", strange: "lost"}
     os.chown(strange.events_file, 12345, -1)
     assert query_status([strange])[0][0].state == "submitted"
     assert sweep.is_dir()
 
 
-def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dead_processes(
+def test_a_sweep_that_was_never_submitted_does_not_query_slurm_and_notices_its_dead_processes(
     tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dead, elsewhere = make_run(tmp_path / "s"), make_run(tmp_path / "s", 1)
@@ -146,7 +147,7 @@ def test_a_sweep_that_never_went_to_slurm_asks_it_nothing_and_misses_its_own_dea
     assert "its process 1 on this machine is gone" in text and not calls.exists()
 
 
-def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_path: Path, answers: FakeSlurm) -> None:
+def test_a_launch_killed_before_it_recorded_the_job_left_a_token_to_find_it(tmp_path: Path, answers: FakeSlurm) -> None:
     run = make_run(tmp_path)
     record_event(run, "submitting", token="abc")
     from galaxyhpc.status.run_status import query_status
@@ -157,7 +158,7 @@ def test_a_launch_killed_before_it_noted_the_job_left_a_token_that_tells(tmp_pat
     assert query_status([run])[0][0].state == "planned"
 
 
-def test_a_running_run_tells_how_far_it_is_and_how_long_it_will_take(tmp_path: Path) -> None:
+def test_a_running_run_shows_its_progress_and_the_time_left(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     record_start(run, "7")
     record_epochs(run, [0.4, 0.3, 0.2], epoch_seconds=60.0)
@@ -173,14 +174,14 @@ def printed(runs: list[RunDir], width: int = 150) -> str:
     return capture.get()
 
 
-def test_reasons_stand_as_they_are_once_for_all_runs_that_have_them(tmp_path: Path) -> None:
+def test_a_reason_is_shown_verbatim_once_for_all_runs_that_share_it(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, seed) for seed in range(5)]
     for number, run in enumerate(runs):
         why = f"RuntimeError: [/pytorch/gloo/pair.cc:553] Connection {number} closed [by peer]"
         record_event(run, "failed", why=why, cause="error")
     text = printed(runs)
     assert text.count("[/pytorch/gloo/pair.cc:553] Connection 0 closed [by peer]") == 1
-    assert "and 2 more" in text and "next: mend what the traceback names" in text
+    assert "and 2 more" in text and "next: fix the cause in the traceback" in text
 
 
 def test_hostile_records_make_no_traceback(tmp_path: Path) -> None:
@@ -228,8 +229,8 @@ def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
 
 def raised(runs: list[RunDir], now: float | None = None) -> dict[str, list[str]]:
     """Alarms by run id, the short names only."""
-    found = find_alarms([derive_status(read_run_records(run), None) for run in runs], now)
-    return {run.run_id: [text.partition(":")[0] for text in texts] for run, texts in found.items()}
+    alarms = find_alarms([derive_status(read_run_records(run), None) for run in runs], now)
+    return {run.run_id: [text.partition(":")[0] for text in texts] for run, texts in alarms.items()}
 
 
 def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
@@ -248,20 +249,20 @@ def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "loss", "wanted"),
+    ("accuracy", "loss", "alarms"),
     [
-        (0.149, 2.19, ["at chance"]),  # always the commonest class
+        (0.149, 2.19, ["at chance"]),  # always the most common class
         (0.60, 2.29, ["at chance"]),  # the loss alone
         (0.30, 1.90, []),
     ],
 )
 def test_a_run_that_learned_nothing_after_several_epochs_is_named(
-    accuracy: float, loss: float, wanted: list[str], tmp_path: Path
+    accuracy: float, loss: float, alarms: list[str], tmp_path: Path
 ) -> None:
     run = make_run(tmp_path)
     write_sweep_plan(run)
     record_epochs(run, [accuracy] * 8, loss)
-    assert raised([run]).get(run.run_id, []) == wanted
+    assert raised([run]).get(run.run_id, []) == alarms
     record_epochs(run, [accuracy] * 3, loss)
     assert raised([run]) == {}
     slow = make_run(tmp_path, epochs=20, warmup=0.5)
@@ -290,16 +291,16 @@ def test_a_run_that_is_silent_for_many_of_its_epochs_is_named(tmp_path: Path) ->
     assert raised([run], time.time() + 6 * 300.0) == {}
 
 
-def test_alarms_stand_in_the_table_and_are_explained_below(tmp_path: Path) -> None:
+def test_alarms_are_in_the_table_and_explained_below(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_sweep_plan(run)
     record_epochs(run, [0.149] * 8, 2.29)
     text = printed([run], 80)
-    assert row(text, run).endswith("at chance") and "always the commonest" not in row(text, run)
+    assert row(text, run).endswith("at chance") and "most common class" not in row(text, run)
     assert "at chance: train loss 2.29 after 8 epochs" in text
 
 
-def test_why_tells_the_last_error_the_history_and_what_to_do(
+def test_why_shows_the_last_error_the_history_and_the_next_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path)
@@ -318,7 +319,7 @@ def test_why_tells_the_last_error_the_history_and_what_to_do(
     text = status(run.path, "--why", capsys=capsys)
     assert "failed OutOfMemoryError: CUDA" in text and ", memory): OutOfMemoryError" in text and "  File x" in text
     assert "started on node1" in text and "15 epochs" in text and "gloo" not in text
-    assert "half the micro-batch" in text and f"python -m galaxyhpc.retry {tmp_path} {run.run_id}" in text
+    assert "halves the micro-batch" in text and f"galaxyhpc retry {tmp_path} {run.run_id}" in text
 
 
 def test_why_without_a_recorded_error_shows_the_end_of_the_log(
@@ -350,10 +351,12 @@ def test_logs_shows_the_newest_of_all_ranks_and_of_no_other_run(
         os.utime(run.sweep_dir / "log" / name, (1e9 - age, 1e9 - age))
     text = status(run.path, "--logs", capsys=capsys)
     assert text.index("rank zero") < text.index("rank one") and "old" not in text and "other" not in text
-    assert "no log yet; looked in" in status(make_run(tmp_path, 1).path, "--logs", capsys=capsys)
+    assert "no log yet in" in status(make_run(tmp_path, 1).path, "--logs", capsys=capsys)
 
 
-def test_a_point_is_an_id_or_an_unambiguous_part_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_named_by_its_id_or_an_unambiguous_part_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [make_run(tmp_path, seed, group) for group in ("C4", "D4") for seed in range(2)]
     assert select_run(runs, "d4-steerable_cnn-s1") == runs[3]
     assert select_run(runs, runs[0].run_id) == runs[0]
@@ -379,7 +382,7 @@ def test_watch_in_a_pipe_prints_what_changes_until_it_is_interrupted(tmp_path: P
         assert watching.stdout.read() == "" and watching.wait(10) == 0
 
 
-def test_a_view_of_few_rows_keeps_what_is_urgent(tmp_path: Path) -> None:
+def test_a_view_of_few_rows_keeps_the_most_urgent_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, seed) for seed in range(9)]
     record_event(runs[7], "failed", why="x")
     record_start(runs[8], "7")
@@ -391,7 +394,7 @@ def test_a_view_of_few_rows_keeps_what_is_urgent(tmp_path: Path) -> None:
     assert "and 7 more runs" in text and row(text, runs[7]) and row(text, runs[8]) and runs[0].run_id not in text
 
 
-def test_a_thousand_runs_are_shown_without_loading_what_is_slow(tmp_path: Path) -> None:
+def test_a_thousand_runs_are_shown_without_loading_slow_modules(tmp_path: Path) -> None:
     groups = [f"{kind}{order}" for kind in "CD" for order in (2, 4, 8, 12, 16)]
     rates = [1e-3 * (1 + number) for number in range(10)]
     runs = [make_run(tmp_path, s, g, epochs=100, learning_rate=r) for r in rates for g in groups for s in range(10)]

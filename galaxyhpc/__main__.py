@@ -1,0 +1,66 @@
+"""`galaxyhpc VERB ...` and `python -m galaxyhpc VERB ...`: the same as `python -m galaxyhpc.VERB ...`."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+
+from galaxyhpc import __version__
+
+VERBS = {
+    "sweeps": {
+        "launch": "train and evaluate all runs of a sweep, on Slurm or on this machine; rerun it to resume",
+        "status": "show the state of every run",
+        "cancel": "cancel all runs of a sweep, or some",
+        "retry": "retry failed runs by failure type",
+        "train": "train one run in this process",
+        "evaluate": "evaluate one run, or every trained run of a sweep, in this process",
+        "aggregate": "write the report of a sweep",
+    },
+    "models": {
+        "export": "write a trained network as PyTorch and ONNX files",
+        "predict": "classify galaxies with a trained network",
+        "inspect": "show the features and class activations of trained networks",
+    },
+    "data": {
+        "explore": "write a page about a file of galaxies",
+        "demo": "write a file of generated galaxies",
+    },
+    "checks": {
+        "fsck": "verify every file of a sweep's runs",
+        "verify_resume": "kill and resume a short copy of a run, and compare all bits",
+        "benchmark": "measure how fast this machine trains and evaluates",
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command of a verb, which gets all arguments behind it; 2 if there is no such verb."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    names = [name for group in VERBS.values() for name in group]
+    if verb in names:
+        sys.argv[1:] = rest
+        runpy.run_module(f"galaxyhpc.{verb}", run_name="__main__", alter_sys=True)
+        return 0
+    if verb in ("", "-h", "--help"):
+        print(_format_help())
+        return 0 if verb else 2
+    if verb == "--version":
+        print(f"galaxyhpc {__version__}")
+        return 0
+    near = difflib.get_close_matches(verb, names, 1)
+    hint = f"did you mean {near[0]}?" if near else "`galaxyhpc --help` lists the verbs"
+    print(f"galaxyhpc: unknown verb {verb!r}; {hint}", file=sys.stderr)
+    return 2
+
+
+def _format_help() -> str:
+    lines = ["usage: galaxyhpc VERB ...    (galaxyhpc VERB --help explains a verb)"]
+    for group, verbs in VERBS.items():
+        lines += ["", f"{group}:", *(f"  {verb:15}{text}" for verb, text in verbs.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
