@@ -19,6 +19,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+from galaxyhpc.data import DataError
 from galaxyhpc.storage.files import fsync, write_text
 
 CLASSES: tuple[str, ...] = (
@@ -31,10 +32,6 @@ MIN_GALAXIES, MIN_GALAXIES_PER_CLASS = 100, 3  # galaxies; one for each split
 SIZE_RANGE_PX = (16, 2048)  # px
 SLICE_BYTES = 2**27  # of pixels held at once
 RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
-
-
-class DataError(ValueError):
-    """A file of galaxies, or a sweep's split, that cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, DataError, compute_slice_size
+from galaxyhpc.data import DataError
+from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
 from galaxyhpc.data.simulate import stretch
 from galaxyhpc.storage.files import sanitize
 

@@ -5,7 +5,6 @@ Networks that seeds and settings share are built once; Slurm is asked once for e
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -141,7 +140,8 @@ def _check_split(configs: Sequence[RunConfig]) -> list[Problem]:
 
 def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
     """Return how many galaxies there are, noting what is wrong with their file."""
-    from galaxyhpc.data.galaxy10 import DataError, read_metadata
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.galaxy10 import read_metadata
 
     if data.source == "demo":
         return data.demo.galaxies
@@ -156,15 +156,16 @@ def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
 
 def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | None:
     """Say where the sweep was begun with other galaxies, or with another division of them."""
-    from galaxyhpc.data.dataset import SPLIT_SETTINGS, open_converted, read_split_header
+    from galaxyhpc.data.dataset import format_split_settings, open_converted
+    from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 
-    path = directory / "split.csv"
+    path = directory / SPLIT_FILE_NAME
     if not path.exists():
         return None
-    head, settings = read_split_header(path), data.model_dump(mode="json", include=set(SPLIT_SETTINGS))
+    head, settings = read_split_header(path), format_split_settings(data)
     to_do = "restore what it was made from, or launch under another name (--set name=...)"
-    if head.get("settings") != json.dumps(settings):
-        found = f"made with {head.get('settings', 'unknown settings')}, now {json.dumps(settings)}"
+    if head.get("settings") != settings:
+        found = f"made with {head.get('settings', 'unknown settings')}, now {settings}"
         return Problem(str(path), found, to_do)
     galaxies, was = open_converted(data), head.get("fingerprint", "unknown")
     if galaxies is None:
@@ -178,11 +179,15 @@ def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | No
 def _has_different_columns(path: Path, data: DataConfig) -> bool:
     """Compare a split with a file that is not converted yet: its labels and positions, of demo galaxies the number."""
     import numpy as np
-    import pandas as pd
 
+    from galaxyhpc.data import DataError
     from galaxyhpc.data.galaxy10 import read_metadata
+    from galaxyhpc.data.split_file import read_split_table
 
-    table = pd.read_csv(path, comment="#")
+    try:
+        table = read_split_table(path)
+    except DataError:  # damaged
+        return True
     if data.source == "demo":
         return len(table) != data.demo.galaxies
     columns = read_metadata(Path(data.source))

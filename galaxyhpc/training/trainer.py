@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data.augment import draw_epoch_maps, resample
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import DeviceDataset, epoch_batches, load_device_dataset, shard_batch, steps_per_epoch
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.models import kernel_choice
@@ -133,8 +133,7 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
 
 def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     """Build everything a step works on, as it is before the first step."""
-    galaxies = prepare(config.data)
-    split = load_split(config.data, galaxies, run.sweep_dir)
+    galaxies, split = open_dataset(config.data, run.sweep_dir)
     held_out = split.row[split.split == "validation"].to_numpy()
     rows = {"train": torch.tensor(select_training_indices(split, config.data)), "validation": torch.tensor(held_out)}
     if len(rows["train"]) < 2 * process.world_size:  # batch norm needs two images
