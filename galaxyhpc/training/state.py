@@ -39,12 +39,11 @@ class Progress:
 
     def add_step(self, loss_sum: float, num_correct: float, batch_size: int, index_sums: Sequence[float]) -> None:
         """Count a step with a global batch; `index_sums`, of its indices and their squares, identify its galaxies."""
-        self.step, self.batch = self.step + 1, self.batch + 1
-        self.loss_sum, self.correct, self.seen = (
-            self.loss_sum + loss_sum,
-            self.correct + num_correct,
-            self.seen + batch_size,
-        )
+        self.step += 1
+        self.batch += 1
+        self.loss_sum += loss_sum
+        self.correct += num_correct
+        self.seen += batch_size
         self.samples = hashlib.sha256(f"{self.samples}{index_sums}".encode()).hexdigest()[:16]
 
     def begin_next_epoch(self) -> None:

@@ -210,7 +210,7 @@ def test_pixels_that_cannot_be_read_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_cache_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data\.cache: found ''; allowed is an absolute path"):
+    with pytest.raises(DataError, match=r"data\.cache: got ''; expected an absolute path"):
         prepare(DataConfig(source=str(write_file(tmp_path / "a.h5"))))
 
 
@@ -299,7 +299,7 @@ def test_a_class_that_cannot_be_divided_is_refused(tmp_path):
     dec = np.where(np.arange(120) >= 108, 1.0, np.arange(120) / 2.0)  # all of class 9 lie in one place
     path = write_file(tmp_path / "a.h5", ra=np.full(120, 30.0), dec=dec + 1e-3)
     config = settings(tmp_path, path)
-    with pytest.raises(DataError, match=r"class 9 \(Edge-on with Bulge\): found none left for"):
+    with pytest.raises(DataError, match=r"class 9 \(Edge-on with Bulge\): got no galaxy for"):
         load_split(config, prepare(config), tmp_path / "sweep")
     assert not (tmp_path / "sweep/split.csv").exists()
 

@@ -107,7 +107,8 @@ def test_all_fractions_share_one_split(tmp_path: Path) -> None:
 def test_too_few_galaxies_for_the_processes_are_refused_before_the_first_step(tmp_path: Path) -> None:
     config = tiny(tmp_path, label_fraction=0.01)  # one of each class
     process = Process(RankInfo(world_size=6), torch.device("cpu"))
-    with pytest.raises(TrainingError, match=r"label_fraction: got 0\.01, which leaves 10 training galaxies; expected 2 or more"):
+    message = r"label_fraction: got 0\.01, which leaves 10 training galaxies; expected 2 or more for each of 6 processes"
+    with pytest.raises(TrainingError, match=message):
         set_up(RunDir(tmp_path / "sweep" / config.run_id), config, process)
 
 
