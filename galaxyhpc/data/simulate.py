@@ -75,7 +75,7 @@ def render_image(label: int, seed: Seed, size: int, neighbours: Sequence[Neighbo
 
 @lru_cache(maxsize=4)
 def _make_grid(size: int) -> Grid:
-    """Make the fine grid that an image of `size` px is averaged from: 128 px or more across the field, plus the margin."""
+    """Make the fine grid that an image is averaged from: 128 px or more across the field, plus the margin."""
     fine_size = size * math.ceil(128 / size)
     axis = (np.arange(-MARGIN_PX, fine_size + MARGIN_PX) - (fine_size - 1) / 2) * DEMO_FIELD_ARCSEC / fine_size
     x, y = np.meshgrid(axis.astype(np.float32), axis.astype(np.float32))

@@ -36,11 +36,11 @@ WRONG = {
 def test_a_wrong_file_is_refused_with_what_it_holds_and_what_is_expected(tmp_path, case):
     changes, message = WRONG[case]
     path = write_file(tmp_path / "wrong.h5", **changes)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         check_file(path)
-    assert str(refused.value).startswith(f"{path}: ")
-    assert message in str(refused.value)
-    assert "expected" in str(refused.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "expected" in str(error.value)
 
 
 def test_too_few_galaxies_are_refused(tmp_path):
