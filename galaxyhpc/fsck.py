@@ -40,7 +40,7 @@ from galaxyhpc.storage.sweep_dir import find_runs, find_sweep_dir
 
 MAX_JSON_BYTES = 1 << 20  # of a config.json or MANIFEST.json
 MAX_JSON_LINES_BYTES = 1 << 28  # of a file with one record a line
-RELAUNCH = "launching again"
+RELAUNCH = "rerun launch, which"
 
 
 class CorruptFileError(ValueError):
@@ -63,7 +63,7 @@ def check_run(run: RunDir) -> FileCheck:
     errors = []
     config, problem = _try_check(_read_config, run)
     if problem:
-        errors.append(f"config.json: {problem}; {RELAUNCH} writes it anew")
+        errors.append(f"config.json: {problem}; {RELAUNCH} rewrites it")
     if problem := _try_check(kernel_choice.read_choice, run)[1]:
         errors.append(problem.replace(f"{run.path}/", ""))
     steps, num_checkpoints, checkpoint_errors = _check_checkpoints(run, config)
@@ -125,7 +125,7 @@ def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int]
             valid_steps.append(step)
         elif os.path.lexists(path):  # else a running job removed it just now
             problems.append((_sanitize_line(path.name), problem))
-    recovery = f"takes the one of step {max(valid_steps)}; nothing is lost" if valid_steps else "starts at step 0"
+    recovery = f"resumes from step {max(valid_steps)}; nothing is lost" if valid_steps else "starts at step 0"
     errors = [f"{name}: {problem}; {RELAUNCH} {recovery}" for name, problem in problems]
     return sorted(valid_steps), len(valid_steps) + len(problems), errors
 
@@ -182,8 +182,8 @@ def _check_best(run: RunDir, config: RunConfig | None) -> None:
 
 def _describe_recovery(run: RunDir, steps: list[int]) -> str:
     """Say how to restore best.pt: a checkpoint holds the best weights too."""
-    remove = f"remove it; then {RELAUNCH}" if run.best_file.exists() else RELAUNCH
-    return f"{remove} goes on from step {max(steps)}; nothing is lost" if steps else f"{remove} starts at step 0"
+    remove = f"remove it and {RELAUNCH}" if run.best_file.exists() else RELAUNCH
+    return f"{remove} resumes from step {max(steps)}; nothing is lost" if steps else f"{remove} starts at step 0"
 
 
 def _diagnose_results(run: RunDir, is_evaluated: bool) -> list[str]:

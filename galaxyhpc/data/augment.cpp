@@ -1,5 +1,5 @@
-// Bilinear resampling of uint8 images by affine maps, with the reflect padding of torch's `grid_sample`: one pass over the
-// output, while torch makes float images and a grid first.
+// Bilinear resampling of uint8 images by affine maps, with the reflect padding of torch's `grid_sample`: one pass over
+// the output, while torch makes float images and a grid first.
 
 #include <algorithm>
 #include <cmath>
@@ -10,8 +10,8 @@ namespace {
 
 using Index = std::int64_t;
 
-// Sets the first of the two pixels along an axis that a coordinate, in [-1, 1] or beyond, lies between, and the weight of
-// the second.
+// Sets the first of the two pixels along an axis that a coordinate, in [-1, 1] or beyond, lies between, and the weight
+// of the second.
 inline void interpolate(float coordinate, int side, int &first, float &weight) {
     const float from_edge = std::fabs(((coordinate + 1) * side - 1) / 2 + 0.5f);
     const float periods = std::floor(from_edge / side), remainder = from_edge - periods * side;

@@ -1,4 +1,4 @@
-"""Generated galaxies: the published layout, the same bytes for the same seed, and classes with the physics of their names."""
+"""Generated galaxies: the published layout, the same bytes for the same seed, and classes like the real ones."""
 
 from __future__ import annotations
 
