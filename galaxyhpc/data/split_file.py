@@ -42,7 +42,7 @@ def read_split_header(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; expected the file as written") from error
+        raise _make_error(path, error) from error
     return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
 
 
@@ -58,7 +58,7 @@ def read_split_labels(path: Path) -> Iterator[tuple[str, str]]:
         columns, *rows = [line.split(",") for line in lines if not line.startswith("#")]
         split, label = columns.index("split"), columns.index("label")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; expected the file as written") from error
+        raise _make_error(path, error) from error
     return ((row[split], row[label]) for row in rows if len(row) == len(columns))
 
 
@@ -75,4 +75,9 @@ def read_split_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, comment="#", usecols=list(COLUMN_TYPES), dtype=COLUMN_TYPES)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; expected the file as written") from error
+        raise _make_error(path, error) from error
+
+
+def _make_error(path: Path, error: Exception) -> DataError:
+    message = " ".join(str(error).split())
+    return DataError(f"{path}: cannot be read: {message}; expected the file as written")

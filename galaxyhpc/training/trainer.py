@@ -162,9 +162,8 @@ def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
     sums = _compute_gradients(training, local_batch, len(batch))
     stop_flags = [float(stop.is_time_limit_near(training.timer.notice_seconds)), float(stop.should_exit)]
     index_sums = [float(local_batch.sum()), float((local_batch**2).sum())]
-    loss_sum, num_correct, requeue, leave, *index_sums = process.all_reduce_sum(
-        [*sums.tolist(), *stop_flags, *index_sums]
-    )
+    totals = process.all_reduce_sum([*sums.tolist(), *stop_flags, *index_sums])
+    loss_sum, num_correct, requeue, leave, *index_sums = totals
     training.timer.record_sync()
     if not math.isfinite(loss_sum):
         raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
