@@ -1,8 +1,8 @@
-"""Classifies your own galaxies with a finished run: `python -m galaxyhpc.predict runs/SWEEP/RUN_ID images.h5 *.png`.
+"""Classifies your own galaxies with a trained model: `python -m galaxyhpc.predict runs/SWEEP/RUN_ID images.h5 *.png`.
 
-Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS (pip install astropy) with g, r, z
-or R, G, B planes. Images are square, of any size, and should show what the network learned from: about 67 arcsec of
-sky with the galaxy in the middle. One CSV row per galaxy. Exit status 2: nothing was written, and why is said.
+Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS with g, r, z or R, G, B planes.
+Images are square, of any size, and should look like the training images: about 67 arcsec of sky with the galaxy in the
+middle. Writes one CSV row per galaxy. Exit status 2: nothing was written; the error is one line.
 """
 
 from __future__ import annotations
@@ -30,69 +30,69 @@ from galaxyhpc.storage.files import atomic_write, sanitize
 
 BATCH_SIZE = 64  # galaxies
 
-GalaxyImage = tuple[str, int, image_files.UInt8Array]  # file, place in it, (3, S, S)
+GalaxyImage = tuple[str, int, image_files.UInt8Array]  # file, index in it, (3, S, S)
 
 
 def read_galaxies(paths: Iterable[Path], image_size: int) -> Iterator[GalaxyImage]:
-    """Yield every galaxy of these files, resized to (3, size, size) as the galaxies that networks learn from are.
+    """Yield every galaxy of these files, resized to (3, image_size, image_size) as the training images are.
 
     Raises
     ------
-    images.ImageError
+    ImageError
     """
     for path in paths:
-        several = (image for part in image_files.read_images(path) for image in part)
-        for index, image in enumerate(several):
+        images = (image for batch in image_files.read_images(path) for image in batch)
+        for index, image in enumerate(images):
             yield sanitize(str(path)), index, resize(image[None], image_size)[0]
 
 
 @torch.inference_mode()
 def classify(classifier: Classifier, images: Sequence[image_files.UInt8Array]) -> NDArray[np.float64]:
-    """Return the (n, 10) probabilities of (3, S, S) pictures, raw ones where there is no temperature."""
+    """Return the (n, 10) probabilities of (3, S, S) images, not calibrated if the run has no temperature."""
     device = next(classifier.network.parameters()).device
     pixels = torch.from_numpy(np.stack(images)).to(device).float() / 255.0
     return softmax(classifier.network(pixels).float().cpu().numpy(), classifier.temperature or 1.0)
 
 
 def get_columns(classifier: Classifier) -> list[str]:
-    """Name the columns: probabilities that are not calibrated are called raw."""
+    """Return the names of the columns: probabilities that are not calibrated are called raw."""
     raw = "" if classifier.temperature else "raw_"
     names = [f"{raw}p_{name.replace(' ', '_')}" for name in CLASSES]
     return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on"]
 
 
 def write_predictions(classifier: Classifier, galaxies: Iterable[GalaxyImage], output: Path) -> int:
-    """Write one row per galaxy, the whole file or none of it; return their number.
+    """Write one row per galaxy, the whole file or none of it; return the number of galaxies.
 
     Raises
     ------
-    images.ImageError, OSError
+    ImageError, OSError
     """
     origin = [classifier.run.run_id, "GENERATED galaxies" if classifier.generated else "real galaxies"]
-    rest, written = iter(galaxies), 0
-    with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    remaining, num_written = iter(galaxies), 0
+    with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(get_columns(classifier))
-        while batch := list(islice(rest, BATCH_SIZE)):
-            sources, places, pictures = zip(*batch, strict=True)
-            for source, place, shares in zip(sources, places, classify(classifier, pictures), strict=True):
-                best = int(shares.argmax())
-                numbers = [f"{share:.6f}" for share in (shares[best], *shares)]
-                table.writerow([source, place, best, CLASSES[best], *numbers, *origin])
-            written += len(batch)
-    return written
+        while batch := list(islice(remaining, BATCH_SIZE)):
+            sources, indices, images = zip(*batch, strict=True)
+            for source, index, probabilities in zip(sources, indices, classify(classifier, images), strict=True):
+                label = int(probabilities.argmax())
+                numbers = [f"{probability:.6f}" for probability in (probabilities[label], *probabilities)]
+                table.writerow([source, index, label, CLASSES[label], *numbers, *origin])
+            num_written += len(batch)
+    return num_written
 
 
 def get_warnings(classifier: Classifier) -> list[str]:
-    """Say what a reader of the probabilities has to know."""
-    run, said = classifier.run, []
+    """Return what a reader of the probabilities has to know."""
+    run, messages = classifier.run, []
     if classifier.temperature is None:
-        said.append(
-            f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` finds the temperature"
+        messages.append(
+            f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` fits the temperature"
         )
     if classifier.generated:
-        said.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on what it says of real ones")
-    return said
+        messages.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on its predictions for real ones")
+    return messages
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,27 +105,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
             raise image_files.ImageError(
-                f"--output: found {sanitize(str(options.output))}; allowed: a name that ends in .csv"
+                f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
             )
         paths = image_files.find_files(options.files)
         total = sum(map(image_files.count_images, paths))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        used = trained_model.load(options.run, device)
-        shown = track(
-            read_galaxies(paths, used.image_size),
+        classifier = trained_model.load(options.run, device)
+        galaxies = track(
+            read_galaxies(paths, classifier.image_size),
             "classifying",
             total=total,
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        written = write_predictions(used, shown, options.output)
+        num_written = write_predictions(classifier, galaxies, options.output)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    for line in [f"{options.output}: {written} galaxies; files read: {len(paths)}", *get_warnings(used)]:
+    for line in [f"{options.output}: {num_written} galaxies; files read: {len(paths)}", *get_warnings(classifier)]:
         console.print(line, soft_wrap=True)
     return 0
 

@@ -2,3 +2,7 @@
 
 Corruptions of test images live in `evaluation`.
 """
+
+
+class DataError(ValueError):
+    """A file of galaxies, or a sweep's split, that cannot be used; the message is one line that names the file."""

@@ -1,4 +1,4 @@
-"""The galaxies of a run: a memory-mapped uint8 array at the wanted size, and the split that a sweep shares.
+"""The dataset of a run: a memory-mapped uint8 array at the configured image size, and the split that a sweep shares.
 
 A file is converted once, into a directory that appears whole. Digests, fingerprint and mean are those of the
 pixels as published: they are the same for every image size, and so is the split.
@@ -16,16 +16,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data import simulate
-from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, convert
-from galaxyhpc.data.split import SPLITS, make_split_table
+from galaxyhpc.data import DataError, simulate
+from galaxyhpc.data.galaxy10 import CLASSES, check_file, convert
+from galaxyhpc.data.split import make_split_table
+from galaxyhpc.data.split_file import (
+    DROPPED,
+    SPLIT_FILE_NAME,
+    SPLITS,
+    format_split_file,
+    read_split_header,
+    read_split_table,
+)
 from galaxyhpc.storage.files import fsync, write_text
 
 __all__ = [
@@ -33,31 +40,19 @@ __all__ = [
     "DataError",
     "Galaxies",
     "check_file",
+    "format_split_settings",
     "load_split",
     "open_converted",
+    "open_dataset",
     "prepare",
-    "read_split_header",
 ]
 
 CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
-SPLIT_SETTINGS = (
-    "validation_fraction",
-    "test_fraction",
-    "split_seed",
-    "link_arcsec",
-    "conflicting_duplicates",
-)
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
+SPLIT_SETTINGS = {"validation_fraction", "test_fraction", "split_seed", "link_arcsec", "conflicting_duplicates"}
+_READ_ERRORS = (  # what numpy and json raise for damaged files
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError),
     zipfile.BadZipFile,
 )
-SPLIT_COLUMNS = {"row": np.int64, "label": np.int64, "ra": float, "dec": float, "sky_group": np.int64, "split": str}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +70,17 @@ class Galaxies:
     generated: bool  # demo galaxies, not real ones
 
 
+def open_dataset(config: DataConfig, sweep_dir: Path) -> tuple[Galaxies, pd.DataFrame]:
+    """Open the galaxies and the split of a sweep, each made first where it does not exist yet.
+
+    Raises
+    ------
+    DataError
+    """
+    galaxies = prepare(config)
+    return galaxies, load_split(config, galaxies, sweep_dir)
+
+
 def prepare(config: DataConfig) -> Galaxies:
     """Open the galaxies at `config.image_size`, converting them first where no other process has done so.
 
@@ -84,25 +90,25 @@ def prepare(config: DataConfig) -> Galaxies:
     """
     cache = Path(config.cache)
     if not cache.is_absolute():
-        raise DataError(f"data.cache: found {config.cache!r}; allowed is an absolute path")
+        raise DataError(f"data.cache: got {config.cache!r}; expected an absolute path")
     source = get_source_path(config)
-    if (found := _open_cached(source, config.image_size, cache)) is not None:
-        return found
+    if (galaxies := _open_cached(source, config.image_size, cache)) is not None:
+        return galaxies
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / ".lock"):
         if config.source == "demo" and not source.exists():
             _write_demo(config, source)
-        found = _open_cached(source, config.image_size, cache)  # another process may have been first
-        return found if found is not None else _convert_and_open(source, config.image_size, cache)
+        galaxies = _open_cached(source, config.image_size, cache)  # another process may have been first
+        return galaxies if galaxies is not None else _convert_and_open(source, config.image_size, cache)
 
 
 def open_converted(config: DataConfig) -> Galaxies | None:
-    """Open the galaxies where they are converted already."""
+    """Open the galaxies if they are converted already."""
     return _open_cached(get_source_path(config), config.image_size, Path(config.cache))
 
 
 def get_source_path(config: DataConfig) -> Path:
-    """Return the file that the galaxies come from; that of the demo is written when they are prepared."""
+    """Return the data file; that of demo galaxies is written by `prepare`."""
     if config.source != "demo":
         return Path(config.source).expanduser()
     demo = config.demo
@@ -110,114 +116,117 @@ def get_source_path(config: DataConfig) -> Path:
 
 
 def _write_demo(config: DataConfig, path: Path) -> None:
-
-    with _temporary_directory(path) as aside:
-        simulate.write_galaxies(aside / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
-        fsync(aside / path.name)
-        os.replace(aside / path.name, path)
+    with _temporary_directory(path) as temporary:
+        simulate.write_galaxies(temporary / path.name, config.demo.galaxies, config.demo.size, config.demo.seed)
+        fsync(temporary / path.name)
+        os.replace(temporary / path.name, path)
         fsync(path.parent)
 
 
 @contextmanager
 def _temporary_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory to make `target` in; under the cache's lock, so others are of the dead."""
-    for left in target.parent.glob(".*.making"):
-        shutil.rmtree(left)
-    aside = target.with_name(f".{target.name}.making")
-    aside.mkdir()
+    """Yield an empty directory to make `target` in, and remove those of killed processes: the caller holds the lock."""
+    for leftover in target.parent.glob(".*.making"):
+        shutil.rmtree(leftover)
+    temporary = target.with_name(f".{target.name}.making")
+    temporary.mkdir()
     try:
-        yield aside
+        yield temporary
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _get_cache_directory(source: Path, image_size: int, cache: Path) -> Path:
-    """Name the converted form of a file; another file, or the same one written anew, has another name."""
-    about = source.stat()
-    text = f"{CACHE_FORMAT_VERSION} {source.resolve()} {about.st_size} {about.st_mtime_ns}"
-    return cache / f"{source.stem}-{image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """Return the directory of a converted file; another file, or the same one rewritten, has another name."""
+    status = source.stat()
+    key = f"{CACHE_FORMAT_VERSION} {source.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return cache / f"{source.stem}-{image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _open_cached(source: Path, image_size: int, cache: Path) -> Galaxies | None:
-    """Open the converted form of `source`, or return None where there is none that is whole."""
+    """Open the converted form of `source`; return None if it is absent or damaged."""
     if not source.is_file():
         return None
     directory = _get_cache_directory(source, image_size, cache)
     try:
-        about = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-        if any((directory / name).stat().st_size != length for name, length in about.pop("bytes").items()):
+        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        if any((directory / name).stat().st_size != length for name, length in metadata.pop("bytes").items()):
             return None
         images = np.load(directory / "images.npy", mmap_mode="r")
         with np.load(directory / "columns.npz") as columns:
-            found = Galaxies(images, **columns, **about)
-        n = len(found.labels)
-        fits = (
-            images.dtype == np.uint8
-            and images.shape == (n, 3, image_size, image_size)
-            and found.labels.max() < len(CLASSES)
-        )
-        fits = fits and n == len(found.ra) == len(found.dec) == len(found.digests)
-        fits = fits and math.isfinite(found.mean) and math.isfinite(found.pixel_scale_arcsec)
-    except _READ_ERRORS:  # absent, torn, or somebody else's
+            galaxies = Galaxies(images, **columns, **metadata)
+        return galaxies if _is_consistent(galaxies, image_size) else None
+    except _READ_ERRORS:
         return None
-    return found if fits else None
+
+
+def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
+    """Whether arrays and numbers have the shapes, types and ranges that they are written with."""
+    n = len(galaxies.labels)
+    return bool(
+        galaxies.images.dtype == np.uint8
+        and galaxies.images.shape == (n, 3, image_size, image_size)
+        and galaxies.labels.max() < len(CLASSES)
+        and n == len(galaxies.ra) == len(galaxies.dec) == len(galaxies.digests)
+        and math.isfinite(galaxies.mean)
+        and math.isfinite(galaxies.pixel_scale_arcsec)
+    )
 
 
 def _convert_and_open(source: Path, image_size: int, cache: Path) -> Galaxies:
     check_file(source)
     directory = _get_cache_directory(source, image_size, cache)
-    with _temporary_directory(directory) as aside:
-        convert(source, image_size, aside)
+    with _temporary_directory(directory) as temporary:
+        convert(source, image_size, temporary)
         if _get_cache_directory(source, image_size, cache) != directory:
             raise DataError(f"{source}: changed while it was converted; start again when it is complete")
-        shutil.rmtree(directory, ignore_errors=True)  # one that is damaged
-        os.replace(aside, directory)
+        shutil.rmtree(directory, ignore_errors=True)  # a damaged one
+        os.replace(temporary, directory)
         fsync(cache)
-    if (found := _open_cached(source, image_size, cache)) is None:
-        raise DataError(f"{directory}: was just written and cannot be read back")
-    return found
+    if (galaxies := _open_cached(source, image_size, cache)) is None:
+        raise DataError(f"{directory}: cannot be read back after it was written")
+    return galaxies
 
 
-def load_split(config: DataConfig, galaxies: Galaxies, sweep: Path) -> pd.DataFrame:
-    """Return the split of a sweep (row, label, ra, dec, sky_group, split), made by whoever asks first.
-
-    `split` is train, validation, test or dropped. The same table is SWEEP/split.csv.
+def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.DataFrame:
+    """Return the split of a sweep (row, label, ra, dec, sky_group, split) from split.csv, made by the first caller.
 
     Raises
     ------
     DataError
         If the sweep's split was made from other galaxies or with other settings.
     """
-    path = sweep / "split.csv"
-    sweep.mkdir(parents=True, exist_ok=True)
+    path = sweep_dir / SPLIT_FILE_NAME
+    sweep_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with FileLock(sweep / ".split.lock"):
+        with FileLock(sweep_dir / ".split.lock"):
             if not path.exists():
-                write_text(path, _format_split(config, galaxies))
+                write_text(path, _make_split_file(config, galaxies))
     return _read_split(path, config, galaxies)
 
 
-def _get_split_settings(config: DataConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", include=set(SPLIT_SETTINGS))
+def format_split_settings(config: DataConfig) -> str:
+    """Return the settings that decide a split as JSON, as the header of split.csv holds them."""
+    return json.dumps(config.model_dump(mode="json", include=SPLIT_SETTINGS))
 
 
-def _format_split(config: DataConfig, galaxies: Galaxies) -> str:
+def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
     table = make_split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
     _check_all_classes_in_splits(config, table)
     counts = table["split"].value_counts()
-    sizes = table["sky_group"].value_counts()
-    lines = [
+    group_sizes = table["sky_group"].value_counts()
+    header = [
         f"fingerprint: {galaxies.fingerprint}",
         f"source: {config.source}",
-        f"settings: {json.dumps(_get_split_settings(config))}",
-        "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, "dropped")),
-        f"dropped: {counts.get('dropped', 0)} with the pixels or the position (within 1 arcsec) of one of "
+        f"settings: {format_split_settings(config)}",
+        "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, DROPPED)),
+        f"dropped: {counts.get(DROPPED, 0)} with the pixels or the position (within 1 arcsec) of one of "
         f"another label (conflicting_duplicates: {config.conflicting_duplicates})",
-        f"sky groups: {len(sizes)}, the largest of {sizes.max()}; a group is never divided",
+        f"sky groups: {len(group_sizes)}, the largest of {group_sizes.max()}; a group is never divided",
     ]
     if galaxies.generated:
-        lines.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
-    return "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False)
+        header.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
+    return format_split_file(header, table)
 
 
 def _check_all_classes_in_splits(config: DataConfig, table: pd.DataFrame) -> None:
@@ -228,40 +237,28 @@ def _check_all_classes_in_splits(config: DataConfig, table: pd.DataFrame) -> Non
         empty = [label for label in range(len(CLASSES)) if counts.loc[split, label] == 0]
         if empty:
             raise DataError(
-                f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): found none left for {split}; "
-                f"allowed is one or more: give more galaxies, a larger fraction or a smaller link_arcsec "
-                f"({config.link_arcsec:g}), which ties fewer together"
+                f"{config.source}: class {empty[0]} ({CLASSES[empty[0]]}): got no galaxy for {split}; expected one or "
+                f"more: give more galaxies, a larger fraction or a smaller data.link_arcsec ({config.link_arcsec:g}), "
+                "which links fewer galaxies"
             )
 
 
-def read_split_header(path: Path) -> dict[str, str]:
-    """Return what the comments of a split.csv say."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; allowed is the file as written") from error
-    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
-
-
 def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:
-    head = read_split_header(path)
-    made_of, settings = head.get("fingerprint", "unknown"), head.get("settings", "unknown")
-    wanted = json.dumps(_get_split_settings(config))
-    if (made_of, settings) != (galaxies.fingerprint, wanted):
+    header = read_split_header(path)
+    fingerprint, settings = header.get("fingerprint", "unknown"), header.get("settings", "unknown")
+    expected_settings = format_split_settings(config)
+    if (fingerprint, settings) != (galaxies.fingerprint, expected_settings):
         raise DataError(
-            f"{path}: made from galaxies {made_of[:12]} ({head.get('source', 'unknown')}) with {settings}; "
-            f"found galaxies {galaxies.fingerprint[:12]} ({config.source}) with {wanted}; allowed is one "
+            f"{path}: made from galaxies {fingerprint[:12]} ({header.get('source', 'unknown')}) with {settings}; "
+            f"got galaxies {galaxies.fingerprint[:12]} ({config.source}) with {expected_settings}; expected one "
             "split for all runs of a sweep: restore that file and those settings, launch into another "
             f"directory (--runs), or remove {path.parent} and all its runs"
         )
-    try:
-        table = pd.read_csv(path, comment="#", usecols=list(SPLIT_COLUMNS), dtype=SPLIT_COLUMNS)
-    except ValueError:
-        table = pd.DataFrame(columns=list(SPLIT_COLUMNS))
+    table = read_split_table(path)
     if (
         not np.array_equal(table["label"], galaxies.labels)
         or not np.array_equal(table["row"], np.arange(len(table)))
-        or not table["split"].isin((*SPLITS, "dropped")).all()
+        or not table["split"].isin((*SPLITS, DROPPED)).all()
     ):
-        raise DataError(f"{path}: found rows that are not those of its fingerprint; allowed is the file as written")
+        raise DataError(f"{path}: got rows that do not match its fingerprint; expected the file as written")
     return table

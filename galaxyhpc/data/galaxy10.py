@@ -1,7 +1,7 @@
-"""The file Galaxy10_DECals.h5 as published: what it must hold, and its conversion to a memory-mapped array.
+"""The file Galaxy10_DECals.h5 as published: its validation, and its conversion to a memory-mapped array.
 
 Its chunks of (555, 16, 16, 1) make reading one image decompress 555 (Leung & Bovy, Zenodo 10845026), so it is
-read in slices of whole chunks, few enough that memory does not depend on the size of the file.
+read in slices of whole chunks, whose memory does not depend on the size of the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+from galaxyhpc.data import DataError
 from galaxyhpc.storage.files import fsync, write_text
 
 CLASSES: tuple[str, ...] = (
@@ -27,19 +28,16 @@ CLASSES: tuple[str, ...] = (
     *("Edge-on without Bulge", "Edge-on with Bulge"),
 )
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
-MIN_GALAXIES, MIN_GALAXIES_PER_CLASS = 100, 3  # galaxies; one for each split
-SIZE_RANGE_PX = (16, 2048)  # px
-SLICE_BYTES = 2**27  # of pixels held at once
+MIN_GALAXIES = 100
+MIN_GALAXIES_PER_CLASS = 3  # one for each split
+SIZE_RANGE_PX = (16, 2048)
+SLICE_BYTES = 2**27  # of pixels read at once
 RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
-
-
-class DataError(ValueError):
-    """A file of galaxies, or a sweep's split, that cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
 class FileMetadata:
-    """What a file says beside its pixels; checked."""
+    """Columns and properties of a file beside its pixels, validated."""
 
     labels: np.ndarray  # (N,) int64
     ra: np.ndarray  # (N,) float64
@@ -51,7 +49,7 @@ class FileMetadata:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not laid out as Galaxy10_DECals.h5, from its header and small columns alone.
+    """Refuse a file that is not laid out as Galaxy10_DECals.h5, from its header and small columns alone.
 
     Raises
     ------
@@ -61,39 +59,45 @@ def check_file(path: Path) -> None:
 
 
 def _make_error(path: Path, key: str, got: object, expected: str) -> DataError:
-    return DataError(f"{path}: {key}: found {got}; allowed {expected}")
+    return DataError(f"{path}: {key}: got {got}; expected {expected}")
 
 
 @contextmanager
 def _translate_hdf5_errors(path: Path) -> Iterator[None]:
-    """Turn what HDF5 says about a file that is none, or is cut off or damaged, into one clear error."""
+    """Turn the errors of HDF5 about a missing, foreign, cut off or damaged file into a DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; data.source is `demo` or a file laid out as Galaxy10_DECals.h5")
+        raise DataError(f"{path}: no such file; expected `demo` or a file laid out as Galaxy10_DECals.h5")
     try:
         yield
     except (OSError, RuntimeError, KeyError) as error:
         raise DataError(
-            f"{path}: found {path.stat().st_size:,} bytes that are no HDF5 file or one cut off or damaged "
-            f"({error}); allowed is a whole file laid out as Galaxy10_DECals.h5: fetch it again"
+            f"{path}: got {path.stat().st_size:,} bytes that are no HDF5 file or one cut off or damaged "
+            f"({error}); expected a complete file laid out as Galaxy10_DECals.h5: download it again"
         ) from error
 
 
 def read_metadata(path: Path) -> FileMetadata:
+    """Return a file's columns and properties.
+
+    Raises
+    ------
+    DataError
+    """
     with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
         images = _get_images(path, file)
-        count, side = images.shape[:2]
+        count, size = images.shape[:2]
         labels = _validate_labels(path, _read_column(path, file, "ans", count, "iu"))
         ra = _validate_range(path, "ra", _read_column(path, file, "ra", count, "f"), 0.0, 360.0)
         dec = _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
         scales = _read_column_or_nan(path, file, "pxscale", count)
         scales = scales[scales > 0]
-        field = float(np.median(scales)) * side if len(scales) else FIELD_ARCSEC
-        rows = compute_slice_size(path, images)
-        return FileMetadata(labels, ra, dec, side, rows, field, "generated_by" in file.attrs)
+        field_arcsec = float(np.median(scales)) * size if len(scales) else FIELD_ARCSEC
+        slice_size = compute_slice_size(path, images)
+        return FileMetadata(labels, ra, dec, size, slice_size, field_arcsec, "generated_by" in file.attrs)
 
 
 def read_optional_column(path: Path, key: str) -> np.ndarray:
-    """Return an (N,) array of floats that a file may lack, such as `redshift`: NaN where nothing was measured.
+    """Return an (N,) float64 column that a file may lack, such as `redshift`: NaN where nothing was measured.
 
     Raises
     ------
@@ -105,15 +109,15 @@ def read_optional_column(path: Path, key: str) -> np.ndarray:
 
 def _get_dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     if not isinstance(file.get(key), h5py.Dataset):
-        raise _make_error(path, key, f"no such array among {', '.join(file) or 'none'}", "images, ans, ra, dec")
+        raise _make_error(path, key, f"no such array among {', '.join(file) or 'none'}", "images, ans, ra and dec")
     return file[key]
 
 
 def _get_images(path: Path, file: h5py.File) -> h5py.Dataset:
     images = _get_dataset(path, file, "images")
     low, high = SIZE_RANGE_PX
-    square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
-    if not square or not low <= images.shape[1] <= high:
+    is_square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
+    if not is_square or not low <= images.shape[1] <= high:
         raise _make_error(path, "images", f"shape {images.shape}", f"(N, S, S, 3), S from {low} to {high} px")
     if images.dtype != np.uint8:
         raise _make_error(path, "images", f"dtype {images.dtype}", "uint8")
@@ -123,12 +127,12 @@ def _get_images(path: Path, file: h5py.File) -> h5py.Dataset:
 
 
 def compute_slice_size(path: Path, images: h5py.Dataset) -> int:
-    """Return how many images to read at once: whole chunks, as many as SLICE_BYTES hold."""
-    most = max(1, SLICE_BYTES // int(3 * images.dtype.itemsize * images.shape[1] ** 2))
+    """Return the number of images to read at once: whole chunks, as many as fit in SLICE_BYTES."""
+    max_images = max(1, SLICE_BYTES // int(3 * images.dtype.itemsize * images.shape[1] ** 2))
     chunk: tuple[int, ...] = images.chunks or (1,)
     if math.prod(chunk) > SLICE_BYTES:  # HDF5 itself would have to hold one
         raise _make_error(path, "images", f"chunks of {chunk}", f"chunks of at most {SLICE_BYTES:,} bytes")
-    return most if chunk[0] > most else most // chunk[0] * chunk[0]
+    return max_images if chunk[0] > max_images else max_images // chunk[0] * chunk[0]
 
 
 def _read_column(path: Path, file: h5py.File, key: str, num_images: int, dtype_kinds: str) -> np.ndarray:
@@ -141,11 +145,9 @@ def _read_column(path: Path, file: h5py.File, key: str, num_images: int, dtype_k
 
 
 def _read_column_or_nan(path: Path, file: h5py.File, key: str, num_images: int) -> np.ndarray:
-    values = (
-        _read_column(path, file, key, num_images, "f").astype(np.float64)
-        if key in file
-        else np.full(num_images, np.nan)
-    )
+    if key not in file:
+        return np.full(num_images, np.nan)
+    values = _read_column(path, file, key, num_images, "f").astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -156,8 +158,8 @@ def _validate_labels(path: Path, labels: np.ndarray) -> np.ndarray:
     labels = labels.astype(np.int64)
     counts = np.bincount(labels, minlength=len(CLASSES))
     if counts[least := int(counts.argmin())] < MIN_GALAXIES_PER_CLASS:
-        found = f"{counts[least]} galaxies of class {least} ({CLASSES[least]})"
-        raise _make_error(path, "ans", found, f"{MIN_GALAXIES_PER_CLASS} or more of every class, to divide them")
+        got = f"{counts[least]} galaxies of class {least} ({CLASSES[least]})"
+        raise _make_error(path, "ans", got, f"{MIN_GALAXIES_PER_CLASS} or more of every class, one for each split")
     return labels
 
 
@@ -169,9 +171,9 @@ def _validate_range(path: Path, key: str, values: np.ndarray, low: float, high: 
 
 
 def _read_slices(path: Path, metadata: FileMetadata) -> Iterator[np.ndarray]:
-    """Yield the images in order as (n, S, S, 3) uint8, all in one buffer that the next slice overwrites."""
-    count, side = len(metadata.labels), metadata.size
-    buffer = np.empty((min(metadata.slice_size, count), side, side, 3), np.uint8)
+    """Yield the images in order as (n, S, S, 3) uint8, in one buffer that the next slice overwrites."""
+    count, size = len(metadata.labels), metadata.size
+    buffer = np.empty((min(metadata.slice_size, count), size, size, 3), np.uint8)
     for start in range(0, count, metadata.slice_size):
         n = min(metadata.slice_size, count - start)
         with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
@@ -186,40 +188,40 @@ def convert(path: Path, size: int, directory: Path) -> None:
     ------
     DataError
     """
-    columns = read_metadata(path)
-    with _show_progress(path, columns, size) as advance, (directory / "images.npy").open("wb") as file:
-        digests, mean = _write_images(path, columns, size, file, advance)
-    np.savez(directory / "columns.npz", labels=columns.labels, ra=columns.ra, dec=columns.dec, digests=digests)
+    source = read_metadata(path)
+    with _show_progress(path, source, size) as advance, (directory / "images.npy").open("wb") as file:
+        digests, mean = _write_images(path, source, size, file, advance)
+    np.savez(directory / "columns.npz", labels=source.labels, ra=source.ra, dec=source.dec, digests=digests)
     for name in (names := ("images.npy", "columns.npz")):
         fsync(directory / name)
-    about = {
-        "fingerprint": _compute_fingerprint(columns, digests),
+    metadata = {
+        "fingerprint": _compute_fingerprint(source, digests),
         "mean": mean,
-        "pixel_scale_arcsec": columns.field_arcsec / size,
-        "generated": columns.is_generated,
+        "pixel_scale_arcsec": source.field_arcsec / size,
+        "generated": source.is_generated,
         "bytes": {name: (directory / name).stat().st_size for name in names},
     }
-    write_text(directory / "metadata.json", json.dumps(about, indent=1))
+    write_text(directory / "metadata.json", json.dumps(metadata, indent=1))
 
 
 def _write_images(
     path: Path, metadata: FileMetadata, size: int, file: BinaryIO, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, float]:
-    """Write all images as an .npy of (N, 3, size, size) uint8; return digests and mean as published.
+    """Write all images as an .npy of (N, 3, size, size) uint8; return (N,) digests and the mean of published pixels.
 
-    Written, not memory-mapped: dirty mapped pages would count as this process's memory.
+    The file is not memory-mapped: dirty mapped pages would count as this process's memory.
     """
     shape = (len(metadata.labels), 3, size, size)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     digests, total = [], 0
-    batch = max(1, RESIZE_BATCH_BYTES // (3 * 4 * max(metadata.size, size) ** 2))
+    batch_size = max(1, RESIZE_BATCH_BYTES // (3 * 4 * max(metadata.size, size) ** 2))
     for images in _read_slices(path, metadata):
         digests += [hashlib.sha256(image).hexdigest() for image in images]
         total += int(images.sum(dtype=np.uint64))
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            file.write(resize(part, size).data)
-            advance(len(part))
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            file.write(resize(batch, size).data)
+            advance(len(batch))
     return np.array(digests, dtype="S64"), total / (3 * metadata.size**2 * len(metadata.labels))
 
 
@@ -228,7 +230,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     planes = images.transpose(0, 3, 1, 2)
     if images.shape[1] == size:
         return np.ascontiguousarray(planes)
-    import torch  # not needed by whoever finds the galaxies converted
+    import torch  # here: a process that finds the galaxies converted starts without it
 
     pixels = torch.from_numpy(np.ascontiguousarray(planes)).float()
     pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
@@ -244,7 +246,7 @@ def _compute_fingerprint(metadata: FileMetadata, digests: np.ndarray) -> str:
 
 @contextmanager
 def _show_progress(path: Path, metadata: FileMetadata, size: int) -> Iterator[Callable[[int], None]]:
-    """Yield what is told how many more images are done: a bar on a terminal, one plain line in a log."""
+    """Yield a function that takes the number of further images done; shows a bar on a terminal, one line in a log."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -252,8 +254,8 @@ def _show_progress(path: Path, metadata: FileMetadata, size: int) -> Iterator[Ca
     text = f"converting {path.name} to {size} px"
     if not console.is_terminal:
         print(f"{text}: {len(metadata.labels)} galaxies of {metadata.size} px", file=sys.stderr, flush=True)
-        yield lambda done: None
+        yield lambda num_done: None
         return
     with Progress(console=console) as bar:
         task = bar.add_task(text, total=len(metadata.labels))
-        yield lambda done: bar.advance(task, done)
+        yield lambda num_done: bar.advance(task, num_done)

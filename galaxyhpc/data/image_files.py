@@ -1,7 +1,7 @@
-"""A user's own images of galaxies, whatever file they come in, as bytes like those that the networks learned from.
+"""A user's own images of galaxies, read from HDF5, PNG, JPEG or FITS as uint8 like the training images.
 
-FITS images in g, r and z become pictures as in the viewer that Galaxy10's were taken from (`demo.stretch`). Their rows
-count from the bottom, those of pictures from the top.
+FITS images in g, r and z become RGB images as in the viewer that Galaxy10's were taken from (`simulate.stretch`). FITS
+counts rows from the bottom, the other formats from the top.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, DataError, compute_slice_size
+from galaxyhpc.data import DataError
+from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
 from galaxyhpc.data.simulate import stretch
 from galaxyhpc.storage.files import sanitize
 
 UInt8Array = NDArray[np.uint8]
 
 EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
-COLOUR_MODES = ("RGB", "RGBA", "P")  # pillow's modes
+COLOUR_MODES = ("RGB", "RGBA", "P")  # of Pillow
 EXPECTED_FITS = (
     "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
 )
 
 
 class ImageError(ValueError):
-    """A file in which there is no image of a galaxy."""
+    """A file that holds no image of a galaxy."""
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -41,17 +42,19 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     ------
     ImageError
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in patterns:
         names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not names:
-            raise ImageError(f"{sanitize(pattern)}: no such file; allowed: {', '.join(f'*{end}' for end in READERS)}")
-        found |= dict.fromkeys(map(Path, names))
-    for path in found:
+            raise ImageError(
+                f"{sanitize(pattern)}: no such file; expected {', '.join(f'*{ending}' for ending in READERS)}"
+            )
+        paths |= dict.fromkeys(map(Path, names))
+    for path in paths:
         if not path.is_file():
             raise _make_error(path, "a directory", f"files, such as {path}/*.png")
         _get_reader(path)
-    return list(found)
+    return list(paths)
 
 
 def count_images(path: Path) -> int:
@@ -75,19 +78,19 @@ def read_images(path: Path) -> Iterator[UInt8Array]:
 
 
 def _make_error(path: Path, got: str, expected: str) -> ImageError:
-    return ImageError(f"{sanitize(str(path))}: found {sanitize(got)}; allowed: {expected}")
+    return ImageError(f"{sanitize(str(path))}: got {sanitize(got)}; expected {expected}")
 
 
 def _get_reader(path: Path) -> Callable[[Path], Iterator[UInt8Array]]:
-    for end, reader in READERS.items():
-        if path.name.lower().endswith(end):
+    for ending, reader in READERS.items():
+        if path.name.lower().endswith(ending):
             return reader
     raise _make_error(path, f"the ending {path.suffix or '(none)'}", ", ".join(READERS))
 
 
 @contextmanager
 def _translate_read_errors(path: Path, file_type: str) -> Iterator[None]:
-    """Turn what a library says about a file that is none of its kind, or is damaged, into one clear line."""
+    """Turn the errors of a library about a foreign or damaged file into an ImageError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -95,8 +98,8 @@ def _translate_read_errors(path: Path, file_type: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        said = " ".join(str(error).split())[:200]
-        raise _make_error(path, f"what cannot be read ({said})", f"a whole {file_type}") from error
+        message = " ".join(str(error).split())[:200]
+        raise _make_error(path, f"a file that cannot be read ({message})", f"a complete {file_type}") from error
 
 
 def _check_shape(path: Path, height: int, width: int) -> None:
@@ -105,15 +108,15 @@ def _check_shape(path: Path, height: int, width: int) -> None:
 
 
 def _read_hdf5(path: Path) -> Iterator[UInt8Array]:
-    number, rows = _get_hdf5_layout(path)
-    for start in range(0, number, rows):
+    num_images, slice_size = _get_hdf5_layout(path)
+    for start in range(0, num_images, slice_size):
         with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
-            part: NDArray[Any] = file["images"][start : start + rows]
-        yield part if part.dtype == np.uint8 else _to_uint8(path, part, start)
+            images: NDArray[Any] = file["images"][start : start + slice_size]
+        yield images if images.dtype == np.uint8 else _to_uint8(path, images, start)
 
 
 def _get_hdf5_layout(path: Path) -> tuple[int, int]:
-    """Return the number of images of an HDF5 file and how many to read at once."""
+    """Return the number of images in an HDF5 file and the number to read at once."""
     with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
@@ -130,11 +133,12 @@ def _get_hdf5_layout(path: Path) -> tuple[int, int]:
 
 
 def _to_uint8(path: Path, images: NDArray[np.floating], start: int) -> UInt8Array:
-    low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))  # NaN where one pixel is
+    """Convert (n, S, S, 3) floats in [0, 1]; `start` is the index of the first one in the file."""
+    low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))  # NaN if any pixel is
     bad = np.flatnonzero(~((low >= 0) & (high <= 1)))
     if len(bad):
-        found = f"values from {low[bad[0]]:g} to {high[bad[0]]:g} in images[{start + bad[0]}]"
-        raise _make_error(path, found, "floats in [0, 1], all of them finite, or uint8")
+        got = f"values from {low[bad[0]]:g} to {high[bad[0]]:g} in images[{start + bad[0]}]"
+        raise _make_error(path, got, "finite floats in [0, 1], or uint8")
     scaled: UInt8Array = np.rint(255 * images).astype(np.uint8)
     return scaled
 
@@ -142,40 +146,39 @@ def _to_uint8(path: Path, images: NDArray[np.floating], start: int) -> UInt8Arra
 def _read_png_or_jpeg(path: Path) -> Iterator[UInt8Array]:
     from PIL import Image
 
-    with _translate_read_errors(path, "PNG or JPEG file"), Image.open(path) as picture:
-        _check_shape(path, picture.height, picture.width)  # before there are any pixels
-        if picture.mode not in COLOUR_MODES:
-            raise _make_error(path, f"an image of mode {picture.mode}", "colours, 8 bits each")
-        pixels = np.asarray(picture.convert("RGB"))
+    with _translate_read_errors(path, "PNG or JPEG file"), Image.open(path) as image:
+        _check_shape(path, image.height, image.width)  # before any pixel is decoded
+        if image.mode not in COLOUR_MODES:
+            raise _make_error(path, f"an image of mode {image.mode}", "colours, 8 bits each")
+        pixels = np.asarray(image.convert("RGB"))
     yield pixels[None]
 
 
 def _read_fits(path: Path) -> Iterator[UInt8Array]:
-    try:
-        from astropy.io import fits
-    except ImportError:
-        raise ImageError(f"{sanitize(str(path))}: to read FITS type: pip install astropy") from None
+    from astropy.io import fits
+
     with _translate_read_errors(path, "FITS file"), fits.open(path, memmap=False) as file:
-        image = next((unit for unit in file if unit.is_image and unit.header["NAXIS"] > 0), None)
-        if image is None:
+        hdu = next((hdu for hdu in file if hdu.is_image and hdu.header["NAXIS"] > 0), None)
+        if hdu is None:
             raise _make_error(path, "no image", EXPECTED_FITS)
-        data, bands = np.asarray(image.data), str(image.header.get("BANDS", "grz"))
+        data, bands = np.asarray(hdu.data), str(hdu.header.get("BANDS", "grz"))
     yield np.flip(_to_rgb(path, data, bands), 0)[None]
 
 
 def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> UInt8Array:
-    """Turn the planes of a FITS image into (S, S, 3); Legacy Surveys cutouts name their bands in the header."""
-    light = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
-    if not light and not (data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])):
+    """Convert the planes of a FITS image to (S, S, 3); cutouts of the Legacy Surveys name their bands in the header."""
+    is_flux = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
+    is_rgb = data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])
+    if not is_flux and not is_rgb:
         raise _make_error(path, f"{data.dtype.name} {data.shape} in bands {bands}", EXPECTED_FITS)
-    if not light:
-        picture = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
-        _check_shape(path, *picture.shape[:2])
-        return picture.astype(np.uint8)
+    if is_rgb:
+        image = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
+        _check_shape(path, *image.shape[:2])
+        return image.astype(np.uint8)
     _check_shape(path, *data.shape[1:])
     planes = np.stack([data[bands.index(band)] for band in "zrg"]).astype(np.float32)
     if not np.isfinite(planes).all():
-        raise _make_error(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite ones")
+        raise _make_error(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite pixels")
     return np.rint(stretch(planes)).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Batches: which galaxies, in which order, for which process, and their pixels on the device.
+"""Batches of indices, their part for each process, and their pixels on the device.
 
-The order is a function of (seed, epoch) alone and the batch size is the global one, so another number of processes
-sees the same sequence of global batches.
+The order is a function of (seed, epoch) alone and the batch size is the global one: the sequence of global batches
+does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.runtime.rng import make_key, permutation
 
-MAX_GPU_MEMORY_FRACTION = 0.5  # most of a GPU's free memory that the images may take
+MAX_GPU_MEMORY_FRACTION = 0.5  # of a GPU's free memory, for the images
 
 
 @dataclass(frozen=True)
 class DeviceDataset:
-    """All galaxies' pixels as uint8, on the device where they fit there and memory-mapped otherwise."""
+    """All galaxies' pixels as uint8, on the device if they fit there, memory-mapped otherwise."""
 
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N,) int64, on the device
     device: torch.device
 
     def get_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (n, 3, S, S) float32 in [0, 1] and (n,) int64 labels of these rows, both on the device."""
-        taken, labels = self.get_uint8_batch(indices)
-        return taken / 255.0, labels
+        """Return (n, 3, S, S) float32 images in [0, 1] and (n,) int64 labels, both on the device."""
+        images, labels = self.get_uint8_batch(indices)
+        return images / 255.0, labels
 
     def get_uint8_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same as (n, 3, S, S) uint8, as `augment.resample` likes it best."""
-        taken = self.images.index_select(0, indices.to(self.images.device))  # an index takes ten times as long
-        if self.device.type == "cuda" and not taken.is_cuda:
-            taken = taken.pin_memory().to(self.device, non_blocking=True)
-        return taken, self.labels[indices.to(self.device)]
+        """Return (n, 3, S, S) uint8 images, for which `augment.resample` is fastest, and (n,) int64 labels."""
+        images = self.images.index_select(0, indices.to(self.images.device))  # images[indices] takes ten times as long
+        if self.device.type == "cuda" and not images.is_cuda:
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        return images, self.labels[indices.to(self.device)]
 
 
 def load_device_dataset(galaxies: Galaxies, device: torch.device) -> DeviceDataset:
-    """Put the images on the device, or leave them on the disk where they would fill it."""
+    """Copy the images to a GPU if they fit in a part of its free memory; leave them on disk otherwise."""
     # copy-on-write: torch cannot express read-only memory, and nothing here writes
     path = galaxies.images.filename  # type: ignore[attr-defined]  # prepare() gives memory maps
     images = torch.from_numpy(np.load(path, mmap_mode="c"))
@@ -50,12 +50,12 @@ def load_device_dataset(galaxies: Galaxies, device: torch.device) -> DeviceDatas
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Return the number of global batches in an epoch; a last one that would be short is left out."""
+    """Return the number of global batches in an epoch; an incomplete last one is dropped."""
     return num_samples // min(batch_size, num_samples)
 
 
 def epoch_batches(indices: Tensor, seed: int, epoch: int, batch_size: int) -> list[Tensor]:
-    """Divide an epoch's shuffled rows into global batches."""
+    """Divide an epoch's shuffled indices into global batches."""
     shuffled = indices[permutation(make_key("order", seed, epoch), len(indices))]
     size = min(batch_size, len(indices))
     return list(shuffled[: steps_per_epoch(len(indices), size) * size].split(size))
@@ -68,11 +68,11 @@ def shard_batch(batch: Tensor, rank: int, world_size: int) -> Tensor:
 
 @torch.inference_mode()
 def predict(network: nn.Module, dataset: DeviceDataset, indices: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return (n, 10) float32 logits and (n,) int64 labels of these rows, without augmentation."""
+    """Return (n, 10) float32 logits and (n,) int64 labels, without augmentation."""
     network.eval()
     logits, labels = [torch.empty(0, 10, device=dataset.device)], [dataset.labels[:0]]
-    for part in indices.split(batch_size):
-        images, truth = dataset.get_batch(part)
+    for batch in indices.split(batch_size):
+        images, batch_labels = dataset.get_batch(batch)
         logits.append(network(images).float())
-        labels.append(truth)
+        labels.append(batch_labels)
     return torch.cat(logits), torch.cat(labels)

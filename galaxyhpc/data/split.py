@@ -1,7 +1,7 @@
-"""Which galaxy is trained on, which one validates and which one tests: arrays in, a table out; no files.
+"""The division of galaxies into train, validation and test: arrays in, a table out; no files.
 
-What shares sky or pixels stays together: not galaxies are divided but connected components of galaxies nearer
-than `link_arcsec` or with identical pixels. Of the 17,736 published ones 236 pairs of frames overlap, and 59
+What shares sky or pixels stays together: connected components of galaxies nearer than `link_arcsec`, or with
+identical pixels, are divided, and not galaxies. Of the 17,736 published ones 236 pairs of frames overlap, and 59
 pairs are the same galaxy under two labels.
 """
 
@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.split_file import DROPPED, SPLITS
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "make_split_table", "select_training_indices"]
+
 DUPLICATE_RADIUS_ARCSEC = 1.0  # two positions nearer than this are one galaxy
 
 
@@ -23,14 +25,14 @@ def make_split_table(
 
     `labels`, `ra`, `dec` (degrees) and `digests` (of the pixels) are (N,) arrays.
     """
-    same = np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
-    linked = np.concatenate([same, find_close_pairs(ra, dec, config.link_arcsec)])
-    groups = label_components(len(labels), linked)
+    duplicates = np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
+    links = np.concatenate([duplicates, find_close_pairs(ra, dec, config.link_arcsec)])
+    groups = label_components(len(labels), links)
     kept = np.ones(len(labels), bool)
     if config.conflicting_duplicates == "drop":
-        kept = ~find_label_conflicts(labels, label_components(len(labels), same))
+        kept = ~find_label_conflicts(labels, label_components(len(labels), duplicates))
     held_out = (config.validation_fraction, config.test_fraction)
-    split = np.full(len(labels), "dropped", dtype=object)
+    split = np.full(len(labels), DROPPED, dtype=object)
     split[kept] = assign_splits(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), config.split_seed)
     return pd.DataFrame(
         {
@@ -45,13 +47,13 @@ def make_split_table(
 
 
 def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: float) -> np.ndarray:
-    """Return the (M, 2) pairs of rows whose positions, in degrees, are at most `arcsec` apart on the sky."""
-    from scipy.spatial import cKDTree  # here: every job imports this module, few make a split
+    """Return the (M, 2) pairs of rows, the lower one first, whose positions (degrees) are that near on the sky."""
+    from astropy import units  # here: every job imports this module, few make a split
+    from astropy.coordinates import SkyCoord
 
-    alpha, delta = np.radians(ra), np.radians(dec)
-    vectors = np.stack([np.cos(delta) * np.cos(alpha), np.cos(delta) * np.sin(alpha), np.sin(delta)], axis=1)
-    chord = 2.0 * np.sin(min(np.radians(max_separation_arcsec / 3600.0), np.pi) / 2.0)
-    return np.asarray(cKDTree(vectors).query_pairs(chord, output_type="ndarray")).reshape(-1, 2)
+    positions = SkyCoord(ra, dec, unit="deg")
+    first, second, _, _ = positions.search_around_sky(positions, max_separation_arcsec * units.arcsec)
+    return np.asarray(np.stack([first, second], axis=1)[first < second])
 
 
 def find_identical_images(digests: np.ndarray) -> np.ndarray:
@@ -62,7 +64,7 @@ def find_identical_images(digests: np.ndarray) -> np.ndarray:
 
 
 def label_components(num_galaxies: int, pairs: np.ndarray) -> np.ndarray:
-    """Return the (count,) connected component of each row, given (M, 2) pairs of linked rows."""
+    """Return the (num_galaxies,) connected component of each row, given (M, 2) pairs of linked rows."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -71,7 +73,7 @@ def label_components(num_galaxies: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def find_label_conflicts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Tell which rows belong to a group that carries more than one label."""
+    """Return an (N,) mask of the rows whose group carries more than one label."""
     frame = pd.DataFrame({"label": labels, "group": groups})
     return np.asarray(frame.groupby("group")["label"].transform("nunique") > 1)
 
@@ -79,9 +81,9 @@ def find_label_conflicts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def assign_splits(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
     """Give every group whole to one of SPLITS, so that each class comes near its fraction in each of them.
 
-    Groups go, largest first and shuffled by `seed`, where they lessen the squared differences from the wanted
-    counts most; the many single galaxies come last and even out what the large groups left. A small class is
-    meant to have one galaxy everywhere.
+    Each group, largest first and otherwise shuffled by `seed`, goes to the split where it lessens the squared
+    differences from the expected counts most; the many single galaxies come last and even out what the large
+    groups left. A small class is to have one galaxy in each split.
     """
     if len(labels) == 0:
         return np.empty(0, dtype=object)
@@ -93,27 +95,27 @@ def assign_splits(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float
     missing[0] = counts.sum(axis=0) - missing[1:].sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    given = np.empty(len(counts), dtype=object)
+    split_of_group = np.empty(len(counts), dtype=object)
     for group in order:
         best = int(np.argmax(missing @ counts[group]))
         missing[best] -= counts[group]
-        given[group] = SPLITS[best]
-    return np.asarray(given[groups])
+        split_of_group[group] = SPLITS[best]
+    return np.asarray(split_of_group[groups])
 
 
 def select_training_indices(split: pd.DataFrame, config: DataConfig) -> np.ndarray:
-    """Return the (n,) rows of the training galaxies in use: `label_fraction` of each class, and at least one.
+    """Return the (n,) indices of the training galaxies in use: `label_fraction` of each class, and at least one.
 
-    Every class is a queue, its order drawn from (split_seed, row) alone: the galaxies of a small fraction are among
-    those of a larger one, and every network and seed gets the same.
+    The order within a class is drawn from (split_seed, row) alone: the galaxies of a small fraction are among
+    those of a larger one, and the same for every network and seed.
     """
     import torch  # here: a launch imports this module, and submitting takes no time
 
     from galaxyhpc.runtime.rng import make_key, uniform
 
     train = split[split["split"] == "train"]
-    rows = train["row"].to_numpy()
-    draws = uniform(make_key("labels", config.split_seed), torch.tensor(rows), 1)[:, 0].numpy()
-    queues = pd.Series(draws).groupby(train["label"].to_numpy())
-    wanted = np.maximum(np.rint(config.label_fraction * queues.transform("size")), 1)
-    return np.asarray(rows[queues.rank(method="first") <= wanted])
+    indices = train["row"].to_numpy()
+    draws = uniform(make_key("labels", config.split_seed), torch.tensor(indices), 1)[:, 0].numpy()
+    draws_by_class = pd.Series(draws).groupby(train["label"].to_numpy())
+    num_used = np.maximum(np.rint(config.label_fraction * draws_by_class.transform("size")), 1)
+    return np.asarray(indices[draws_by_class.rank(method="first") <= num_used])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import DeviceDataset, load_device_dataset
 from galaxyhpc.evaluation import attack, results
 from galaxyhpc.evaluation.calibration import fit_temperature
@@ -111,8 +111,7 @@ def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, res
     torch.set_num_threads(config.resources.cpus_per_task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(run, config, device)
-    galaxies = prepare(config.data)
-    split = load_split(config.data, galaxies, run.sweep_dir)
+    galaxies, split = open_dataset(config.data, run.sweep_dir)
     test, validation = (split[split.split == name] for name in ("test", "validation"))
     pictures, survey = load_device_dataset(galaxies, device), Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
     rows, others = (torch.tensor(each.row.to_numpy()) for each in (test, validation))

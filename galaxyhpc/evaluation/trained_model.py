@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data.dataset import read_split_header
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.storage.files import sanitize, sha256
@@ -49,5 +49,5 @@ def load(path: Path, device: torch.device) -> Classifier:
     measured = results.read_predictions(run)
     if measured is not None and measured.weights == weights:
         return Classifier(run, config, network, weights, measured.temperature, measured.generated)
-    generated = config.data.source == "demo" or "generated" in read_split_header(run.sweep_dir / "split.csv")
+    generated = config.data.source == "demo" or "generated" in read_split_header(run.sweep_dir / SPLIT_FILE_NAME)
     return Classifier(run, config, network, weights, None, generated)

@@ -15,8 +15,9 @@ from tempfile import TemporaryFile
 from rich.progress import Progress
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig
+from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import get_source_path, prepare
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, DataError, read_metadata
+from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, read_metadata
 from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import DeviceDataset, load_device_dataset
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.corruptions import Survey
@@ -48,8 +48,7 @@ def load_context(run: RunDir, device: torch.device) -> InspectContext:
     rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
     """
     used = trained_model.load(run.path, device)
-    galaxies = prepare(used.config.data)
-    split = load_split(used.config.data, galaxies, run.sweep_dir)
+    galaxies, split = open_dataset(used.config.data, run.sweep_dir)
     survey = Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
     pictures = load_device_dataset(galaxies, device)
     return InspectContext(used, split, pictures, survey, galaxies.fingerprint, used.generated or galaxies.generated)
@@ -99,7 +98,5 @@ def check_same_galaxies(runs: Sequence[RunDir]) -> None:
 
 def _get_test_galaxies(run: RunDir) -> tuple[str, list[int]]:
     """Return the fingerprint of the data and the rows of the test galaxies."""
-    data = run.load_config().data
-    galaxies = prepare(data)
-    split = load_split(data, galaxies, run.sweep_dir)
+    galaxies, split = open_dataset(run.load_config().data, run.sweep_dir)
     return galaxies.fingerprint, split.loc[split.split == "test", "row"].tolist()

@@ -147,11 +147,11 @@ def _dispatch_locally(
     executor: str,
     max_parallel: int | None,
 ) -> int:
-    from galaxyhpc.data.dataset import DataError, load_split, prepare
+    from galaxyhpc.data.dataset import DataError, open_dataset
 
     try:
         for data in {run.load_config().data for run in pending_runs}:
-            load_split(data, prepare(data), directory)  # once, before the processes start, with a progress bar
+            open_dataset(data, directory)  # once, with a progress bar, before the processes start
     except DataError as error:
         raise LaunchError(str(error)) from error
     finished = True

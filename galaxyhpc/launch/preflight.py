@@ -5,7 +5,6 @@ A network that several runs share is built once; Slurm is queried once per resou
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -140,7 +139,8 @@ def _check_split(configs: Sequence[RunConfig]) -> list[Problem]:
 
 def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
     """Return the number of galaxies; add a problem if their file cannot be read."""
-    from galaxyhpc.data.galaxy10 import DataError, read_metadata
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.galaxy10 import read_metadata
 
     if data.source == "demo":
         return data.demo.galaxies
@@ -155,15 +155,16 @@ def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
 
 def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | None:
     """Return a problem if the sweep was started with other galaxies, or another split of them."""
-    from galaxyhpc.data.dataset import SPLIT_SETTINGS, open_converted, read_split_header
+    from galaxyhpc.data.dataset import format_split_settings, open_converted
+    from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 
-    path = directory / "split.csv"
+    path = directory / SPLIT_FILE_NAME
     if not path.exists():
         return None
-    header, settings = read_split_header(path), data.model_dump(mode="json", include=set(SPLIT_SETTINGS))
+    header, settings = read_split_header(path), format_split_settings(data)
     advice = "restore the old data, or launch under another name (--set name=...)"
-    if header.get("settings") != json.dumps(settings):
-        message = f"made with {header.get('settings', 'unknown settings')}, now {json.dumps(settings)}"
+    if header.get("settings") != settings:
+        message = f"made with {header.get('settings', 'unknown settings')}, now {settings}"
         return Problem(str(path), message, advice)
     galaxies, old = open_converted(data), header.get("fingerprint", "unknown")
     if galaxies is None:
@@ -177,11 +178,15 @@ def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | No
 def _has_different_columns(path: Path, data: DataConfig) -> bool:
     """Compare labels and positions of a split with a file that is not converted yet; for demo galaxies, the number."""
     import numpy as np
-    import pandas as pd
 
+    from galaxyhpc.data import DataError
     from galaxyhpc.data.galaxy10 import read_metadata
+    from galaxyhpc.data.split_file import read_split_table
 
-    table = pd.read_csv(path, comment="#")
+    try:
+        table = read_split_table(path)
+    except DataError:  # damaged
+        return True
     if data.source == "demo":
         return len(table) != data.demo.galaxies
     columns = read_metadata(Path(data.source))

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.data import DataError
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_labels
 from galaxyhpc.status.run_status import RunStatus, get_number
 from galaxyhpc.storage.events import JsonDict, RunState
 from galaxyhpc.storage.run_dir import RunDir
@@ -42,15 +44,13 @@ class ClassDistribution:
 def read_class_distribution(sweep: Path) -> ClassDistribution:
     """Read the classes of a sweep's galaxies from its split.csv."""
     try:
-        lines = (sweep / "split.csv").read_text(encoding="utf-8", errors="replace").splitlines()
-        header, *rows = [line.split(",") for line in lines if not line.startswith("#")]
-        split, label = header.index("split"), header.index("label")
-    except (OSError, ValueError):
+        galaxies = read_split_labels(sweep / SPLIT_FILE_NAME)
+    except DataError:
         return ClassDistribution()
     counts = {"train": Counter[str](), "validation": Counter[str]()}
-    for row in rows:
-        if len(row) == len(header) and row[split] in counts:
-            counts[row[split]][row[label]] += 1
+    for split, label in galaxies:
+        if split in counts:
+            counts[split][label] += 1
     train, validation = counts["train"].total(), counts["validation"].total()
     if not train or not validation:
         return ClassDistribution()

@@ -1,15 +1,14 @@
 """The training of one run, resumable at every step.
 
-    epoch: shuffled rows -> global batches -> this process's share -> augment -> loss -> step -> all agree to go on
-           -> validate -> best so far? -> metrics.jsonl -> checkpoint
+    step:  global batch -> this process's part -> micro-batches: augment, forward, backward -> all-reduce -> optimizer
+    epoch: shuffled indices -> global batches -> steps -> validation -> best so far? -> metrics.jsonl -> checkpoint
 
-A checkpoint holds weights, optimizer and sums; order and augmentation are functions of (seed, epoch, row), so a run
-that was killed and started again ends with the same bits. Decisions are taken by all processes from reduced numbers.
+A checkpoint holds weights, optimizer and sums. Order and augmentation are functions of (seed, epoch, index), so a run
+resumes bit-for-bit. All processes take each decision from the same reduced numbers; rank 0 alone writes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
@@ -25,12 +24,11 @@ from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.data.augment import draw_epoch_maps, resample
-from galaxyhpc.data.dataset import load_split, prepare
-from galaxyhpc.data.loader import DeviceDataset, epoch_batches, load_device_dataset, shard_batch, steps_per_epoch
+from galaxyhpc.data.dataset import open_dataset
+from galaxyhpc.data.loader import epoch_batches, load_device_dataset, shard_batch
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
@@ -46,59 +44,27 @@ from galaxyhpc.storage.provenance import collect_provenance
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.ema import make_ema
 from galaxyhpc.training.optimizer import compute_class_weights, compute_learning_rate, make_optimizer, set_learning_rate
-from galaxyhpc.training.state import Progress, Timer
+from galaxyhpc.training.state import Progress, Training
 from galaxyhpc.training.validation import validate
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, and starting again would not help."""
-
-
-@dataclass
-class Training:
-    """What a step works on."""
-
-    config: RunConfig
-    process: Process
-    model: DistributedDataParallel
-    optimizer: torch.optim.Optimizer
-    dataset: DeviceDataset
-    indices: dict[str, Tensor]  # of the splits train and validation
-    class_weights: Tensor | None
-    ema: AveragedModel | None = None
-    progress: Progress = field(default_factory=Progress)
-    best_state_dict: dict[str, Tensor] = field(default_factory=dict)
-    timer: Timer = field(default_factory=Timer)
-
-    @property
-    def total_steps(self) -> int:
-        """Number of steps of the whole run."""
-        return steps_per_epoch(len(self.indices["train"]), self.config.train.batch_size) * self.config.train.epochs
-
-    @property
-    def network(self) -> nn.Module:
-        module: nn.Module = self.model.module
-        return module
-
-    @property
-    def eval_model(self) -> nn.Module:
-        """What is validated and kept: the network, or its average."""
-        return self.network if self.ema is None else self.ema.module
+    """The training cannot continue, and a retry would not help."""
 
 
 def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
-    """Train a run from where it is to its end; False where a signal stopped it (its state is saved then).
+    """Train a run from its newest checkpoint to its end; return False if a signal stopped it (its state is saved then).
 
-    `most_steps` is where it stops by itself, counted from the beginning of the run.
+    It also stops after `max_steps`, counted from the beginning of the run.
 
     Raises
     ------
     TrainingError
-        The loss is no longer finite.
-    DriftError, NoProgressError
+        If the loss is no longer finite, or there are too few training galaxies.
+    ConfigChangedError, DataError
     """
     if run.best_file.exists():
-        return True  # written last: what is done is left alone
+        return True  # best.pt is written last: the run is trained
     config = run.load_config()
     checkpoint.check_config_unchanged(run, config)
     keep_heap()
@@ -107,95 +73,97 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
     with process_group(run) as process, _make_progress_bar(process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
-        progress, pace = training.progress, training.timer
+        _record_start(run, training)
+        progress = training.progress
         task = bar.add_task(run.run_id, total=training.total_steps, completed=progress.step)
         while progress.epoch < config.train.epochs and not _should_stop_early(progress, config.train):
-            begun, first = time.monotonic(), progress.batch
+            start_time = time.monotonic() if progress.batch == 0 else None  # an epoch that is resumed is not timed
             batches = epoch_batches(training.indices["train"], config.seed, progress.epoch, config.train.batch_size)
             for batch in batches[progress.batch :]:
-                stopping = train_step(training, batch, stop) or progress.step >= max_steps
+                should_stop = train_step(training, batch, stop) or progress.step >= max_steps
                 bar.update(task, completed=progress.step)
                 if progress.batch == len(batches):
-                    break  # saved at the end of the epoch: a step has one state only
-                if stopping or time.monotonic() - pace.last_save_time > 60 * config.resources.checkpoint_minutes:
+                    break  # saved after validation instead: a step has one checkpoint only
+                if should_stop or training.timer.seconds_since_save > 60 * config.resources.checkpoint_minutes:
                     save_checkpoint(run, training)
-                if stopping:
+                if should_stop:
                     return False
-            finish_epoch(run, training, None if first else begun)
+            finish_epoch(run, training, start_time)
             bar.console.print(_format_epoch(progress, config.train), soft_wrap=True)
             save_checkpoint(run, training)
-            if stopping:
+            if should_stop:
                 return False
         save_best(run, training)
         return True
 
 
 def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
-    """Build everything a step works on, as it is before the first step."""
-    galaxies = prepare(config.data)
-    split = load_split(config.data, galaxies, run.sweep_dir)
-    held_out = split.row[split.split == "validation"].to_numpy()
-    rows = {"train": torch.tensor(select_training_indices(split, config.data)), "validation": torch.tensor(held_out)}
-    if len(rows["train"]) < 2 * process.world_size:  # batch norm needs two images
-        what = f"data.label_fraction {config.data.label_fraction:g} leaves {len(rows['train'])} training galaxies"
-        raise TrainingError(f"{what} for {process.world_size} processes; each needs at least 2")
-    pictures = load_device_dataset(galaxies, process.device)
+    """Load the dataset and build model and optimizer, in their state before the first step."""
+    galaxies, split = open_dataset(config.data, run.sweep_dir)
+    indices = {
+        "train": torch.tensor(select_training_indices(split, config.data)),
+        "validation": torch.tensor(split.row[split.split == "validation"].to_numpy()),
+    }
+    if len(indices["train"]) < 2 * process.world_size:  # batch norm needs two images
+        raise TrainingError(
+            f"data.label_fraction: got {config.data.label_fraction:g}, which leaves {len(indices['train'])} training "
+            f"galaxies; expected 2 or more for each of {process.world_size} processes"
+        )
+    dataset = load_device_dataset(galaxies, process.device)
     torch.manual_seed(make_key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
     kernel_choice.select_and_save(run, network, config, process)
     if config.train.sync_batchnorm:
         enable_sync_batchnorm(network)
-    devices = [process.device] if process.device.type == "cuda" else None
-    with warnings.catch_warnings():  # what is to replace broadcast_buffers is not in torch 2.4
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        model = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-    weights = compute_class_weights(pictures.labels[rows["train"]], config.train)
-    training = Training(config, process, model, make_optimizer(model, config.train), pictures, rows, weights)
-    training.ema = make_ema(network, config.train.ema_decay)
-    _warm_up(training)
+    model = _wrap_ddp(network, process.device)
+    class_weights = compute_class_weights(dataset.labels[indices["train"]], config.train)
+    optimizer = make_optimizer(model, config.train)
+    ema = make_ema(network, config.train.ema_decay)
+    training = Training(config, process, model, optimizer, dataset, indices, class_weights, ema)
+    _warm_up_ddp(training)
     return training
 
 
-def _warm_up(training: Training) -> None:
-    """Run one pass whose gradients are thrown away.
+def _wrap_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    devices = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # the replacement of broadcast_buffers is not in torch 2.4
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    DDP arranges its buckets anew after its first pass, and with three or more processes the order of a sum depends
-    on the arrangement: without this, the first step after a resume would differ in the last bits.
+
+def _warm_up_ddp(training: Training) -> None:
+    """Run one pass whose gradients are discarded.
+
+    DDP rebuilds its buckets after its first pass, and with three or more processes the order of a sum depends on
+    them: without this, the first step after a resume would differ in the last bits.
     """
     if training.process.world_size == 1:
         return
     buffers = [buffer.clone() for buffer in training.network.buffers()]
     size = training.config.data.image_size
     training.model(torch.zeros(2, 3, size, size, device=training.process.device)).sum().backward()
-    for buffer, before in zip(training.network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    for buffer, saved in zip(training.network.buffers(), buffers, strict=True):
+        buffer.copy_(saved)
     training.optimizer.zero_grad()
 
 
 def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
-    """Take one step with a global batch; return whether to stop, the same answer in every process.
+    """Take one optimizer step with a global batch of indices; return whether to stop, the same in every process.
 
-    A signal that comes after the answer was agreed on counts at the next step: `stop` only ever gains.
+    A signal that arrives after the processes have agreed counts at the next step.
     """
-    config, process, progress, pace = training.config, training.process, training.progress, training.timer
+    config, process, progress = training.config, training.process, training.progress
     set_learning_rate(training.optimizer, compute_learning_rate(progress.step, training.total_steps, config.train))
     training.model.train()
-    torch.manual_seed(make_key("dropout", config.seed, progress.step, process.rank) % 2**63)  # a resume draws the same
+    torch.manual_seed(make_key("dropout", config.seed, progress.step, process.rank) % 2**63)  # the same after a resume
     training.optimizer.zero_grad()
-    mine = shard_batch(batch, process.rank, process.world_size)
-    largest = math.ceil(len(batch) / process.world_size)  # every process makes as many passes as the busiest
-    parts = mine.tensor_split(math.ceil(largest / (config.resources.micro_batch or largest)))
-    found = torch.zeros(2, device=process.device, dtype=torch.float64)  # read once: a GPU need not wait
-    for last, part in zip([False] * (len(parts) - 1) + [True], parts, strict=True):
-        with nullcontext() if last else _accumulate_gradients(training):
-            loss, hits = _compute_loss(training, part)
-            (loss * process.world_size / len(batch)).backward()  # DDP divides by the number of processes
-        found += torch.stack([loss.detach(), hits])
-    stop.is_time_limit_near(pace.notice_seconds)
-    told = [float(stop.should_requeue), float(stop.should_exit), float(mine.sum()), float((mine**2).sum())]
-    loss_sum, correct, requeue, leave, *rows = process.all_reduce_sum([*found.tolist(), *told])
-    pace.max_sync_gap_seconds = max(pace.max_sync_gap_seconds, time.monotonic() - pace.last_sync_time)
-    pace.last_sync_time = time.monotonic()
+    local_batch = shard_batch(batch, process.rank, process.world_size)
+    sums = _compute_gradients(training, local_batch, len(batch))
+    stop_flags = [float(stop.is_time_limit_near(training.timer.notice_seconds)), float(stop.should_exit)]
+    index_sums = [float(local_batch.sum()), float((local_batch**2).sum())]
+    totals = process.all_reduce_sum([*sums.tolist(), *stop_flags, *index_sums])
+    loss_sum, num_correct, requeue, leave, *index_sums = totals
+    training.timer.record_sync()
     if not math.isfinite(loss_sum):
         raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
     if config.train.clip_norm is not None:
@@ -203,53 +171,66 @@ def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
     training.optimizer.step()
     if training.ema is not None:
         training.ema.update_parameters(training.network)
-    progress.step, progress.batch = progress.step + 1, progress.batch + 1
-    progress.loss_sum, progress.correct = progress.loss_sum + loss_sum, progress.correct + correct
-    progress.seen += len(batch)
-    progress.samples = hashlib.sha256(f"{progress.samples}{rows}".encode()).hexdigest()[:16]
+    progress.add_step(loss_sum, num_correct, len(batch), index_sums)
     if requeue > 0:
-        stop.should_requeue = True
+        stop.should_requeue = True  # not `|=`, which would lose a signal that arrives meanwhile
     if leave > 0:
         stop.should_exit = True
     return requeue + leave > 0
 
 
+def _compute_gradients(training: Training, local_batch: Tensor, global_batch_size: int) -> Tensor:
+    """Compute the gradients of the global batch's mean loss, in one pass for each micro-batch of this process's part.
+
+    Returns the (2,) sums of the loss and of correct classifications over `local_batch`, on the device.
+    """
+    process, micro_batch = training.process, training.config.resources.micro_batch
+    largest_part = math.ceil(global_batch_size / process.world_size)  # all processes make as many passes as its owner
+    micro_batches = local_batch.tensor_split(math.ceil(largest_part / (micro_batch or largest_part)))
+    sums = torch.zeros(2, device=process.device, dtype=torch.float64)  # read once per step: a GPU need not wait
+    for number, indices in enumerate(micro_batches, 1):
+        with nullcontext() if number == len(micro_batches) else _accumulate_gradients(training):
+            loss, num_correct = _compute_loss(training, indices)
+            (loss * process.world_size / global_batch_size).backward()  # DDP divides by the number of processes
+        sums += torch.stack([loss.detach(), num_correct])
+    return sums
+
+
 @contextmanager
 def _accumulate_gradients(training: Training) -> Iterator[None]:
-    """Let gradients wait for the last part of a step: those of filters, and those of other processes."""
+    """Postpone to the last pass of a step what needs doing once: gradients of filters, and the all-reduce of DDP."""
     with accumulate_filter_gradients(training.network), training.model.no_sync():
         yield
 
 
 def _compute_loss(training: Training, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss summed over these rows and the number classified right, both on the device."""
-    config, device = training.config, training.process.device
-    pictures, epoch = training.dataset, training.progress.epoch
-    maps = draw_epoch_maps(len(pictures.images), config.seed, epoch, config.augment, device)
-    images, labels = pictures.get_uint8_batch(indices)
+    """Return the loss summed over these galaxies and the number classified correctly, both on the device."""
+    config, device, dataset = training.config, training.process.device, training.dataset
+    maps = draw_epoch_maps(len(dataset.images), config.seed, training.progress.epoch, config.augment, device)
+    images, labels = dataset.get_uint8_batch(indices)
     images = resample(images, maps[indices.to(device)])
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
         logits = training.model(images)
-    smoothing = config.train.label_smoothing
-    logits = logits.float()
+    logits, smoothing = logits.float(), config.train.label_smoothing
     loss = cross_entropy(logits, labels, training.class_weights, reduction="sum", label_smoothing=smoothing)
     return loss, (logits.argmax(1) == labels).sum()
 
 
 def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> None:
-    """Validate, note whether this epoch is the best so far, and begin the next one.
+    """Validate, keep the weights if they are the best so far, record the epoch, and begin the next one.
 
-    `begun` is when the epoch began, where all of it was since this start: its time is recorded then.
+    The time since `start_time` (of `time.monotonic`) is recorded, unless that is None.
     """
-    progress = training.progress
-    held_out, batch_size = training.indices["validation"], training.config.evaluate.batch_size
-    loss, accuracy = validate(training.eval_model, training.dataset, held_out, training.process, batch_size)
-    better = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
-    if better:
+    progress, process = training.progress, training.process
+    batch_size = training.config.evaluate.batch_size
+    loss, accuracy = validate(
+        training.eval_model, training.dataset, training.indices["validation"], process, batch_size
+    )
+    is_best = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
+    if is_best:
         progress.best_accuracy, progress.best_loss, progress.best_epoch = accuracy, loss, progress.epoch
-        training.best_state_dict = {
-            name: value.cpu().clone() for name, value in training.eval_model.state_dict().items()
-        }
+        state_dict = training.eval_model.state_dict()
+        training.best_state_dict = {name: value.cpu().clone() for name, value in state_dict.items()}
     progress.history.append(
         {
             "epoch": progress.epoch,
@@ -259,18 +240,17 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
             "train_accuracy": progress.correct / progress.seen,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            "best": better,
+            "best": is_best,
             "samples": progress.samples,
         }
     )
-    if training.process.is_main:
+    if process.is_main:
         write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in progress.history))
         if start_time is not None:
-            took = {"seconds": round(time.monotonic() - start_time, 3), "images": int(progress.seen)}
-            where = {"world": training.process.world_size, "device": training.process.device_name}
-            run.record("epoch", epoch=progress.epoch, step=progress.step, **took, **where)
-    progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.loss_sum, progress.correct, progress.seen, progress.samples = 0.0, 0.0, 0.0, ""
+            cost = {"seconds": round(time.monotonic() - start_time, 3), "images": int(progress.seen)}
+            hardware = {"world": process.world_size, "device": process.device_name}
+            run.record("epoch", epoch=progress.epoch, step=progress.step, **cost, **hardware)
+    progress.begin_next_epoch()
 
 
 def _should_stop_early(progress: Progress, config: TrainConfig) -> bool:
@@ -279,8 +259,8 @@ def _should_stop_early(progress: Progress, config: TrainConfig) -> bool:
 
 
 def save_checkpoint(run: RunDir, training: Training) -> None:
-    """Write a checkpoint of this step."""
-    begun = time.monotonic()
+    """Save the state after the current step."""
+    start_time = time.monotonic()
     if training.process.is_main:
         state = {
             "model": training.network.state_dict(),
@@ -290,18 +270,18 @@ def save_checkpoint(run: RunDir, training: Training) -> None:
         }
         if training.ema is not None:
             state["average"] = training.ema.state_dict()
-        step, settings = training.progress.step, training.config.get_identity()
-        checkpoint.save(run, step, training.process.world_size, state, settings)
-    training.timer.last_save_time = time.monotonic()
-    training.timer.max_save_seconds = max(training.timer.max_save_seconds, training.timer.last_save_time - begun)
+        identity = training.config.get_identity()
+        checkpoint.save(run, training.progress.step, training.process.world_size, state, identity)
+    training.timer.record_save(start_time)
 
 
 def resume(run: RunDir, training: Training, console: Console) -> None:
-    """Go to where the newest valid checkpoint is; without one, stay at the beginning."""
-    if training.process.is_main:
+    """Load the newest valid checkpoint; without one, the training stays at step 0."""
+    process = training.process
+    if process.is_main:
         for line in checkpoint.quarantine_damaged(run):
             console.print(line, soft_wrap=True)
-    training.process.barrier()
+    process.barrier()
     state = checkpoint.load_latest(run)
     if state is not None:
         training.network.load_state_dict(state["model"])
@@ -309,31 +289,36 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
         training.progress, training.best_state_dict = Progress(**state["progress"]), state["best"]
         if training.ema is not None:
             training.ema.load_state_dict(state["average"])
-    step, world = training.progress.step, training.process.world_size
-    if training.process.all_reduce_sum([step, step**2]) != [world * step, world * step**2]:
-        raise TrainingError(f"rank {training.process.rank} found step {step}, another rank another one; start again")
-    if training.process.is_main:
-        place = training.process.rank_info
-        made = collect_provenance() | {"pretrained_sha256": getattr(training.network, "pretrained_sha256", None)}
-        write_text(run.path / "provenance.json", json.dumps(made, indent=1) + "\n")
-        run.record(
-            "started",
-            epoch=training.progress.epoch,
-            step=training.progress.step,
-            world=place.world_size,
-            job=place.job_attempt,
-            pid=os.getpid(),
-            nodes=place.node_names,
-        )
+    step, world_size = training.progress.step, process.world_size
+    if process.all_reduce_sum([step, step**2]) != [world_size * step, world_size * step**2]:
+        raise TrainingError(f"rank {process.rank} resumes at step {step} and another rank elsewhere; start again")
+
+
+def _record_start(run: RunDir, training: Training) -> None:
+    """Write provenance.json and the event `started`."""
+    if not training.process.is_main:
+        return
+    provenance = collect_provenance() | {"pretrained_sha256": getattr(training.network, "pretrained_sha256", None)}
+    write_text(run.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+    rank_info = training.process.rank_info
+    run.record(
+        "started",
+        epoch=training.progress.epoch,
+        step=training.progress.step,
+        world=rank_info.world_size,
+        job=rank_info.job_attempt,
+        pid=os.getpid(),
+        nodes=rank_info.node_names,
+    )
 
 
 def save_best(run: RunDir, training: Training) -> None:
-    """Write best.pt and say that the run is trained: the last thing that happens."""
+    """Write best.pt, which marks the run as trained: the last thing that a training does."""
     progress = training.progress
     if training.process.is_main:
-        found = {"model": training.best_state_dict, "epoch": progress.best_epoch, "run_id": run.run_id}
-        with atomic_write(run.best_file) as aside:
-            torch.save(found, aside)
+        best = {"model": training.best_state_dict, "epoch": progress.best_epoch, "run_id": run.run_id}
+        with atomic_write(run.best_file) as temporary:
+            torch.save(best, temporary)
         run.record("trained", epochs=progress.epoch, best=progress.best_epoch, accuracy=progress.best_accuracy)
     training.process.barrier()
 

@@ -1,4 +1,4 @@
-"""How well a network does on the validation galaxies while it is trained: numbers alike in every process."""
+"""Loss and accuracy on the validation galaxies during training, the same numbers in every process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def validate(
 ) -> tuple[float, float]:
     """Return mean loss and accuracy on these galaxies, the same numbers in every process."""
     _broadcast_batchnorm_statistics(network, process.world_size)
-    mine = shard_batch(indices, process.rank, process.world_size)
-    logits, labels = predict(network, dataset, mine, batch_size)
-    network.train()  # lets go of the filters that were kept
+    local_indices = shard_batch(indices, process.rank, process.world_size)
+    logits, labels = predict(network, dataset, local_indices, batch_size)
+    network.train()  # frees the filters that evaluation keeps
     loss = cross_entropy(logits.double(), labels, reduction="sum").item()
     loss, correct = process.all_reduce_sum([loss, (logits.argmax(1) == labels).sum().item()])
     return loss / len(indices), correct / len(indices)
@@ -25,7 +25,7 @@ def validate(
 
 def _broadcast_batchnorm_statistics(network: nn.Module, world_size: int) -> None:
     """Give every process the running statistics of rank 0, which are those in the checkpoints."""
-    kept = network.state_dict()
+    saved = network.state_dict()
     for name, buffer in network.named_buffers():
-        if name in kept and world_size > 1:
+        if name in saved and world_size > 1:
             dist.broadcast(buffer, 0)

@@ -112,16 +112,16 @@ def test_a_file_written_anew_is_converted_anew(tmp_path):
 def test_jobs_that_start_together_convert_once(tmp_path):
     config = settings(tmp_path, write_file(tmp_path / "a.h5", n=2000))
     jobs = [process(config) for _ in range(4)]
-    said = [job.communicate() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0, 0, 0], said
-    assert len({out.split()[0] for out, _ in said}) == 1
-    assert sum(err.count("converting") for _, err in said) == 1
-    assert all("False" in out for out, _ in said)  # nobody needed torch
+    outputs = [job.communicate() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0, 0], outputs
+    assert len({out.split()[0] for out, _ in outputs}) == 1
+    assert sum(err.count("converting") for _, err in outputs) == 1
+    assert all("False" in out for out, _ in outputs)  # nobody needed torch
 
 
 def assert_a_killed_conversion_is_not_trusted(config: DataConfig, job: subprocess.Popen[str]) -> None:
-    said = job.communicate()
-    assert job.returncode == -signal.SIGKILL, said
+    output = job.communicate()
+    assert job.returncode == -signal.SIGKILL, output
     assert len(unfinished(config)) == 1
     assert not list(Path(config.cache).glob("a-33px-*"))
     images = np.array(prepare(config).images)
@@ -210,7 +210,7 @@ def test_pixels_that_cannot_be_read_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_cache_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data\.cache: found ''; allowed is an absolute path"):
+    with pytest.raises(DataError, match=r"data\.cache: got ''; expected an absolute path"):
         prepare(DataConfig(source=str(write_file(tmp_path / "a.h5"))))
 
 
@@ -272,9 +272,9 @@ def test_processes_that_divide_together_get_one_split(tmp_path):
     command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / "sweep")]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
-    said = {job.communicate()[0].splitlines()[-1] for job in jobs}
+    hashes = {job.communicate()[0].splitlines()[-1] for job in jobs}
     assert [job.returncode for job in jobs] == [0, 0, 0]
-    assert len(said) == 1
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize("change", ["galaxies", "settings", "rows"])
@@ -288,18 +288,18 @@ def test_another_split_in_the_same_sweep_is_refused(tmp_path, change):
         config = config.model_copy(update={"split_seed": 1})
     else:
         (sweep / "split.csv").write_text("\n".join(text.splitlines()[:-3]))
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         load_split(config, galaxies, sweep)
-    assert str(refused.value).startswith(f"{sweep / 'split.csv'}: ")
-    wanted = {"galaxies": galaxies.fingerprint[:12], "settings": '"split_seed": 1', "rows": "as written"}
-    assert wanted[change] in str(refused.value)
+    assert str(error.value).startswith(f"{sweep / 'split.csv'}: ")
+    messages = {"galaxies": galaxies.fingerprint[:12], "settings": '"split_seed": 1', "rows": "as written"}
+    assert messages[change] in str(error.value)
 
 
 def test_a_class_that_cannot_be_divided_is_refused(tmp_path):
     dec = np.where(np.arange(120) >= 108, 1.0, np.arange(120) / 2.0)  # all of class 9 lie in one place
     path = write_file(tmp_path / "a.h5", ra=np.full(120, 30.0), dec=dec + 1e-3)
     config = settings(tmp_path, path)
-    with pytest.raises(DataError, match=r"class 9 \(Edge-on with Bulge\): found none left for"):
+    with pytest.raises(DataError, match=r"class 9 \(Edge-on with Bulge\): got no galaxy for"):
         load_split(config, prepare(config), tmp_path / "sweep")
     assert not (tmp_path / "sweep/split.csv").exists()
 

@@ -13,38 +13,38 @@ from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file
 N, ROWS = 120, np.arange(120)
 LABELS = ROWS % 10
 WRONG = {
-    "no images": ({"images": None}, "images: found no such array among ans, dec, pxscale, ra, redshift"),
-    "no labels": ({"ans": None}, "ans: found no such array"),
-    "no positions": ({"dec": None}, "dec: found no such array"),
-    "not square": ({"images": np.zeros((N, 32, 30, 3), np.uint8)}, "images: found shape (120, 32, 30, 3)"),
-    "channels first": ({"images": np.zeros((N, 3, 32, 32), np.uint8)}, "allowed (N, S, S, 3)"),
-    "one channel": ({"images": np.zeros((N, 32, 32), np.uint8)}, "images: found shape (120, 32, 32)"),
-    "float pixels": ({"images": np.zeros((N, 32, 32, 3), np.float32)}, "found dtype float32; allowed uint8"),
-    "float labels": ({"ans": LABELS.astype(float)}, "ans: found dtype float64; allowed integer"),
-    "positions as text": ({"ra": np.full(N, b"12h")}, "ra: found dtype |S3; allowed floating-point"),
-    "lengths differ": ({"ra": np.zeros(N - 1)}, "ra: found shape (119,); allowed (120,)"),
-    "label too large": ({"ans": np.where(ROWS == 77, 10, LABELS)}, "ans: found label 10 in row 77; allowed 0 to 9"),
-    "label negative": ({"ans": np.where(ROWS == 3, -1, LABELS)}, "found label -1 in row 3"),
-    "NaN position": ({"ra": np.where(ROWS == 5, np.nan, 1.0)}, "ra: found nan in row 5; allowed 0 to 360"),
-    "dec out of range": ({"dec": np.where(ROWS == 9, 90.5, 1.0)}, "dec: found 90.5 in row 9; allowed -90 to 90"),
-    "a class missing": ({"ans": np.minimum(LABELS, 8)}, "found 0 galaxies of class 9 (Edge-on with Bulge)"),
-    "scale of another length": ({"pxscale": np.ones(3)}, "pxscale: found shape (3,)"),
+    "no images": ({"images": None}, "images: got no such array among ans, dec, pxscale, ra, redshift"),
+    "no labels": ({"ans": None}, "ans: got no such array"),
+    "no positions": ({"dec": None}, "dec: got no such array"),
+    "not square": ({"images": np.zeros((N, 32, 30, 3), np.uint8)}, "images: got shape (120, 32, 30, 3)"),
+    "channels first": ({"images": np.zeros((N, 3, 32, 32), np.uint8)}, "expected (N, S, S, 3)"),
+    "one channel": ({"images": np.zeros((N, 32, 32), np.uint8)}, "images: got shape (120, 32, 32)"),
+    "float pixels": ({"images": np.zeros((N, 32, 32, 3), np.float32)}, "got dtype float32; expected uint8"),
+    "float labels": ({"ans": LABELS.astype(float)}, "ans: got dtype float64; expected integer"),
+    "positions as text": ({"ra": np.full(N, b"12h")}, "ra: got dtype |S3; expected floating-point"),
+    "lengths differ": ({"ra": np.zeros(N - 1)}, "ra: got shape (119,); expected (120,)"),
+    "label too large": ({"ans": np.where(ROWS == 77, 10, LABELS)}, "ans: got label 10 in row 77; expected 0 to 9"),
+    "label negative": ({"ans": np.where(ROWS == 3, -1, LABELS)}, "got label -1 in row 3"),
+    "NaN position": ({"ra": np.where(ROWS == 5, np.nan, 1.0)}, "ra: got nan in row 5; expected 0 to 360"),
+    "dec out of range": ({"dec": np.where(ROWS == 9, 90.5, 1.0)}, "dec: got 90.5 in row 9; expected -90 to 90"),
+    "a class missing": ({"ans": np.minimum(LABELS, 8)}, "got 0 galaxies of class 9 (Edge-on with Bulge)"),
+    "scale of another length": ({"pxscale": np.ones(3)}, "pxscale: got shape (3,)"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_file_is_refused_with_what_was_found_and_what_is_allowed(tmp_path, case):
+def test_a_wrong_file_is_refused_with_what_it_holds_and_what_is_expected(tmp_path, case):
     changes, message = WRONG[case]
     path = write_file(tmp_path / "wrong.h5", **changes)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         check_file(path)
-    assert str(refused.value).startswith(f"{path}: ")
-    assert message in str(refused.value)
-    assert "allowed" in str(refused.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "expected" in str(error.value)
 
 
 def test_too_few_galaxies_are_refused(tmp_path):
-    with pytest.raises(DataError, match="found 60 galaxies; allowed 100 or more"):
+    with pytest.raises(DataError, match="got 60 galaxies; expected 100 or more"):
         check_file(write_file(tmp_path / "few.h5", n=60))
 
 

@@ -1,4 +1,4 @@
-"""Generated galaxies: the published layout, the same bytes for the same seed, and classes that physics tells apart."""
+"""Generated galaxies: the published layout, the same bytes for the same seed, and classes like the real ones."""
 
 from __future__ import annotations
 
@@ -112,8 +112,11 @@ def test_duplicates_are_the_same_pixels_at_the_same_place_in_the_file(generated:
 def test_overlapping_frames_show_each_other() -> None:
     seed, label, size = [0, 5], 2, 64
     neighbour = simulate.Neighbour(label=6, seed=[0, 9], x=15.0, y=-10.0)
-    alone, together = simulate.render_image(label, seed, size), simulate.render_image(label, seed, size, [neighbour])
-    change = np.abs(together.astype(float) - alone).sum(2)
+    alone, with_neighbour = (
+        simulate.render_image(label, seed, size),
+        simulate.render_image(label, seed, size, [neighbour]),
+    )
+    change = np.abs(with_neighbour.astype(float) - alone).sum(2)
     row, column_ = np.unravel_index(change.argmax(), change.shape)
     arcsec = (np.array([column_, row]) - (size - 1) / 2) * 67 / size
     np.testing.assert_allclose(arcsec, [15, -10], atol=2.5)
@@ -198,10 +201,10 @@ def grid() -> morphology.Grid:
 
 @pytest.mark.parametrize("index", [0.7, 1.0, 2.0])
 def test_a_sersic_profile_holds_its_flux_and_half_of_it_within_its_radius(index: float) -> None:
-    where, galaxy = grid(), body(0.6)
-    u, v = galaxy.deproject(where)
+    pixels, galaxy = grid(), body(0.6)
+    u, v = galaxy.deproject(pixels)
     light = (
-        morphology._sersic_profile(morphology._compute_softened_radius(u, v, where), galaxy, 1.0, 4.0, index)
+        morphology._sersic_profile(morphology._compute_softened_radius(u, v, pixels), galaxy, 1.0, 4.0, index)
         * (0.2 / 0.262) ** 2
     )
     assert light.sum() == pytest.approx(100, rel=0.02)
@@ -220,13 +223,13 @@ def test_an_edge_on_disc_and_small_sources_hold_their_flux() -> None:
 
 
 def test_arms_wind_both_ways_and_tight_ones_more_than_loose_ones() -> None:
-    drawn = {
+    windings = {
         label: [morphology._draw_arm_parameters(np.random.default_rng(seed), label).winding for seed in range(60)]
         for label in (6, 7)
     }
-    for windings in drawn.values():
-        assert 0.3 < np.mean(np.array(windings) > 0) < 0.7
-    assert np.min(np.abs(drawn[6])) > 0.9 * np.max(np.abs(drawn[7]))
+    for values in windings.values():
+        assert 0.3 < np.mean(np.array(values) > 0) < 0.7
+    assert np.min(np.abs(windings[6])) > 0.9 * np.max(np.abs(windings[7]))
 
 
 def test_arms_follow_a_logarithmic_spiral_of_their_sense() -> None:
@@ -242,8 +245,8 @@ def test_arms_follow_a_logarithmic_spiral_of_their_sense() -> None:
             )
             for r in (1.0, 1.2)
         )
-        turned = (outer - inner) / 2 - winding * np.log(1.2)
-        assert abs((turned + np.pi / 2) % np.pi - np.pi / 2) < 0.25
+        difference = (outer - inner) / 2 - winding * np.log(1.2)
+        assert abs((difference + np.pi / 2) % np.pi - np.pi / 2) < 0.25
 
 
 def _still() -> np.random.Generator:
@@ -255,8 +258,8 @@ def test_the_stretch_is_the_surveys_own() -> None:
     light = np.full((3, 1, 1), 0.05, np.float32)
     np.testing.assert_allclose(simulate.stretch(light * 0), 255 * np.arcsinh(0.6) / np.sqrt(20), rtol=1e-5)
     scaled = light[:, 0, 0] * [2.2, 3.4, 6.0] + 0.03
-    picture = simulate.stretch(light)[0, 0]
-    np.testing.assert_allclose(picture / picture[0], scaled / scaled[0], rtol=1e-5)
+    pixel = simulate.stretch(light)[0, 0]
+    np.testing.assert_allclose(pixel / pixel[0], scaled / scaled[0], rtol=1e-5)
 
 
 def test_the_atmosphere_spreads_a_star_to_its_seeing_and_keeps_its_light() -> None:
@@ -268,7 +271,7 @@ def test_the_atmosphere_spreads_a_star_to_its_seeing_and_keeps_its_light() -> No
         assert (plane[80] > plane.max() / 2).sum() * 0.1 == pytest.approx(fwhm, abs=0.15)
 
 
-def test_pictures_are_dark_sky_with_a_bright_middle(classes: list[Floats]) -> None:
+def test_images_are_dark_sky_with_a_bright_middle(classes: list[Floats]) -> None:
     images = np.concatenate(classes)
     assert 25 < np.median(images) < 40  # 33 in the real file
     assert 2 < np.median([image[:12, :12].std() for image in images]) < 9
@@ -277,14 +280,14 @@ def test_pictures_are_dark_sky_with_a_bright_middle(classes: list[Floats]) -> No
 
 
 def test_the_command_writes_the_file_it_was_asked_for(tmp_path: Path) -> None:
-    done = command(tmp_path / "new" / "out.h5", "--n", 100, "--size", 33, "--seed", 4)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = command(tmp_path / "new" / "out.h5", "--n", 100, "--size", 33, "--seed", 4)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.h5"]
     assert column(tmp_path / "new" / "out.h5", "images").shape == (100, 33, 33, 3)
 
 
 @pytest.mark.parametrize(
-    ("options", "found", "allowed"),
+    ("options", "got", "expected"),
     [
         (["--n", "99"], "99", "100"),
         (["--size", "31"], "31", "32 to 256"),
@@ -293,11 +296,11 @@ def test_the_command_writes_the_file_it_was_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_nonsense_is_refused_in_one_line_and_nothing_is_written(
-    tmp_path: Path, options: list[str], found: str, allowed: str
+    tmp_path: Path, options: list[str], got: str, expected: str
 ) -> None:
-    refused = command(tmp_path / "out.h5", *options)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1 and found in refused.stderr and allowed in refused.stderr
+    result = command(tmp_path / "out.h5", *options)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and got in result.stderr and expected in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -306,11 +309,11 @@ def test_a_file_that_was_not_generated_is_never_overwritten(tmp_path: Path) -> N
     with h5py.File(real, "w") as file:
         file["ans"] = np.zeros(3, np.uint8)
     before = real.read_bytes()
-    refused = command(real, "--n", 100)
-    assert refused.returncode == 2 and str(real) in refused.stderr and refused.stderr.count("\n") == 1
+    result = command(real, "--n", 100)
+    assert result.returncode == 2 and str(real) in result.stderr and result.stderr.count("\n") == 1
     assert real.read_bytes() == before
 
 
 def test_an_unknown_label_is_refused() -> None:
-    with pytest.raises(ValueError, match="found 10; allowed 0 to 9"):
+    with pytest.raises(ValueError, match="got 10; expected 0 to 9"):
         simulate.render_image(10, 0, 32)

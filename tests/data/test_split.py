@@ -50,10 +50,10 @@ def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, li
     table = make_split_table(config, labels, ra, dec, digests)
     kept = np.flatnonzero(table["split"] != "dropped")
     i, j = (kept[k] for k in np.triu_indices(len(kept), 1))
-    together = (separation(ra[i], dec[i], ra[j], dec[j]) < link - 1e-3) | (digests[i] == digests[j])
+    linked = (separation(ra[i], dec[i], ra[j], dec[j]) < link - 1e-3) | (digests[i] == digests[j])
     split, group = table["split"].to_numpy(), table["sky_group"].to_numpy()
-    assert (split[i] == split[j])[together].all()
-    assert (group[i] == group[j])[together].all()
+    assert (split[i] == split[j])[linked].all()
+    assert (group[i] == group[j])[linked].all()
     assert (split[i] == split[j])[group[i] == group[j]].all()
 
 
@@ -67,9 +67,9 @@ def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_componen
     for label, members in kept.groupby("label"):
         largest = kept["sky_group"].value_counts().max()
         for split, fraction in zip(SPLITS, (1 - sum(fractions), *fractions), strict=True):
-            found = (members["split"] == split).sum()
+            count = (members["split"] == split).sum()
             rare = min(fractions) * len(members) < 1  # one everywhere comes first
-            assert rare or abs(found - fraction * len(members)) <= largest, (label, split)
+            assert rare or abs(count - fraction * len(members)) <= largest, (label, split)
 
 
 def test_without_neighbours_every_class_is_divided_to_the_galaxy():

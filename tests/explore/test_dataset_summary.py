@@ -126,5 +126,5 @@ def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
 
 def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:
     assert np.isnan(read_optional_column(write_file(tmp_path / "a.h5", redshift=None), "redshift")).all()
-    with pytest.raises(DataError, match=r"redshift: found shape \(7,\); allowed \(120,\)"):
+    with pytest.raises(DataError, match=r"redshift: got shape \(7,\); expected \(120,\)"):
         read_optional_column(write_file(tmp_path / "b.h5", redshift=np.zeros(7)), "redshift")

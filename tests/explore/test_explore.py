@@ -176,8 +176,8 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
 WRONG = {
     "no such file": (["missing.h5"], "missing.h5: no such file"),
     "not HDF5": (["text.h5"], "that are no HDF5 file"),
-    "arrays missing": (["bare.h5"], "ra: found no such array among ans, dec, images"),
-    "redshift of another length": (["shifted.h5"], "redshift: found shape (3,); allowed (120,)"),
+    "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
+    "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),
     "size": (["good.h5", "--size", "4"], "--size: found 4; allowed 16 to 2048 px"),
     "output is data": (
         ["good.h5", "--output", "good.h5"],

@@ -23,10 +23,7 @@ def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **change
     with h5py.File(path, "w") as file:
         for key, array in arrays.items():
             if array is not None:
-                stored = (
-                    {"chunks": (16, 8, 8, 1), "compression": "gzip"}
-                    if key == "images" and "images" not in changes
-                    else {}
-                )
-                file.create_dataset(key, data=array, **stored)
+                is_default = key == "images" and "images" not in changes
+                options = {"chunks": (16, 8, 8, 1), "compression": "gzip"} if is_default else {}
+                file.create_dataset(key, data=array, **options)
     return path

@@ -1,4 +1,4 @@
-"""A step of several passes expands every filter once, and ends with the gradients that it always had."""
+"""A step of several passes expands every filter once, and ends with the same gradients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def accumulate(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: value.grad for name, value in network.named_parameters()}
 
 
-def plainly(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def compute_plain_gradients(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     for part in images.chunk(PARTS):
         network(part).square().sum().backward()
     return {name: value.grad for name, value in network.named_parameters()}
@@ -51,22 +51,22 @@ def test_filters_are_expanded_once_and_the_gradients_are_the_same(
         network, images = network.double(), images.double()
     expand, expanded = SteerableConv.expand_filter, []
 
-    def counted(self: SteerableConv, *given: torch.dtype) -> Tensor:
+    def expand_and_count(self: SteerableConv, *dtypes: torch.dtype) -> Tensor:
         expanded.append(self)
-        return expand(self, *given)
+        return expand(self, *dtypes)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        wanted = plainly(copy.deepcopy(network), images)
-        monkeypatch.setattr(SteerableConv, "expand_filter", counted)
+        expected = compute_plain_gradients(copy.deepcopy(network), images)
+        monkeypatch.setattr(SteerableConv, "expand_filter", expand_and_count)
         for _ in range(2):
             network.zero_grad()
             expanded.clear()
-            found = accumulate(network, images)
+            gradients = accumulate(network, images)
             layers = [module for module in network.modules() if isinstance(module, SteerableConv)]
             assert len(expanded) == len(layers) and set(expanded) == set(layers)
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1}[precision]
-    for name, value in wanted.items():
-        assert (found[name] - value).norm() <= tolerance * value.norm() + 1e-12, name
+    for name, value in expected.items():
+        assert (gradients[name] - value).norm() <= tolerance * value.norm() + 1e-12, name
 
 
 def test_weights_receive_no_gradient_before_the_last_pass(network: nn.Module, images: Tensor) -> None:
@@ -76,10 +76,10 @@ def test_weights_receive_no_gradient_before_the_last_pass(network: nn.Module, im
     assert all(layer.weight.grad is None for layer in layers)
 
 
-@pytest.mark.parametrize("how", ["an error", "other weights"])
-def test_what_a_step_left_that_was_given_up_reaches_no_later_one(network: nn.Module, images: Tensor, how: str) -> None:
-    wanted = plainly(copy.deepcopy(network), images)
-    if how == "an error":
+@pytest.mark.parametrize("cause", ["an error", "other weights"])
+def test_gradients_of_an_abandoned_step_reach_no_later_one(network: nn.Module, images: Tensor, cause: str) -> None:
+    expected = compute_plain_gradients(copy.deepcopy(network), images)
+    if cause == "an error":
         with pytest.raises(RuntimeError), accumulate_filter_gradients(network):
             network(images).sum().backward()
             raise RuntimeError
@@ -90,9 +90,9 @@ def test_what_a_step_left_that_was_given_up_reaches_no_later_one(network: nn.Mod
             for value in network.parameters():
                 value.mul_(1.0)
     network.zero_grad()
-    found = plainly(network, images)
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+    gradients = compute_plain_gradients(network, images)
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
 
 
 def test_a_network_can_be_copied_between_two_passes(network: nn.Module, images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Averaged weights: what is averaged, what is kept, and that a resume changes no bit of it.
+"""Averaged weights: what is averaged and saved, and that a resume changes no bit of it.
 
 pytest -n0 tests/test_ema.py
 """
@@ -25,7 +25,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import load_device_dataset
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
@@ -71,22 +71,22 @@ def test_a_network_that_was_evaluated_is_averaged_and_its_average_is_a_network_o
         for _ in range(3):
             average.update_parameters(model)
         assert list(average.module.state_dict()) == list(model.state_dict())
-        whole = [(name, b) for name, b in model.named_buffers() if not b.is_floating_point()]
-        assert all(torch.equal(dict(average.module.named_buffers())[name], b) for name, b in whole)
+        integers = [(name, b) for name, b in model.named_buffers() if not b.is_floating_point()]
+        assert all(torch.equal(dict(average.module.named_buffers())[name], b) for name, b in integers)
         torch.testing.assert_close(average.module.eval()(images), copy.deepcopy(model).eval()(images))
 
 
 def test_an_average_forgets_as_fast_as_it_is_told_and_begins_as_a_plain_mean() -> None:
     model = nn.BatchNorm1d(1)
-    average, wanted, sums = make_ema(model, 0.8), 0.0, 0.0
+    average, expected, total = make_ema(model, 0.8), 0.0, 0.0
     for step in range(1, 12):
         for value in (model.weight.data, model.running_mean):
             value.fill_(step**2)
         average.update_parameters(model)
-        sums += step**2
-        wanted = sums / step if step <= 5 else 0.8 * wanted + 0.2 * step**2
-        assert average.module.weight.item() == pytest.approx(wanted, rel=1e-5)
-        assert average.module.running_mean.item() == pytest.approx(wanted, rel=1e-5)
+        total += step**2
+        expected = total / step if step <= 5 else 0.8 * expected + 0.2 * step**2
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.module.running_mean.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_whole_numbers_are_copied_and_not_averaged() -> None:
@@ -137,14 +137,14 @@ def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Pa
     state, best = last_state(unbroken), torch.load(unbroken.best_file, weights_only=True)
     assert state["average"]["n_averaged"] == unbroken.read_metrics()[-1]["step"] > 1
     config = unbroken.load_config()
-    galaxies, network = prepare(config.data), build_model(config.model, config.data.image_size)
+    network = build_model(config.model, config.data.image_size)
     network.load_state_dict(best["model"])
-    split = load_split(config.data, galaxies, unbroken.sweep_dir)
+    galaxies, split = open_dataset(config.data, unbroken.sweep_dir)
     held_out = torch.tensor(split.row[split.split == "validation"].to_numpy())
-    alone, pictures = Process(RankInfo(), torch.device("cpu")), load_device_dataset(galaxies, torch.device("cpu"))
-    loss, accuracy = validate(network, pictures, held_out, alone, config.evaluate.batch_size)
-    found = unbroken.read_metrics()[best["epoch"]]
-    assert (loss, accuracy) == (found["validation_loss"], found["validation_accuracy"])
+    process, dataset = Process(RankInfo(), torch.device("cpu")), load_device_dataset(galaxies, torch.device("cpu"))
+    loss, accuracy = validate(network, dataset, held_out, process, config.evaluate.batch_size)
+    record = unbroken.read_metrics()[best["epoch"]]
+    assert (loss, accuracy) == (record["validation_loss"], record["validation_accuracy"])
     plain = make_run(tmp_path, settings_of(cache, ema_decay=None))
     assert train(plain, StopSignal())
     assert [m["train_loss"] for m in plain.read_metrics()] == [m["train_loss"] for m in unbroken.read_metrics()]
@@ -182,11 +182,11 @@ from pathlib import Path
 from galaxyhpc.training import trainer
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage.run_dir import RunDir
-judged, validate = [], trainer.validate
-trainer.validate = lambda network, *more: (judged.append(network), validate(network, *more))[1]
+validated, validate = [], trainer.validate
+trainer.validate = lambda network, *more: (validated.append(network), validate(network, *more))[1]
 unbroken, stopped = (RunDir(Path(path)) for path in sys.argv[1:])
 assert trainer.train(unbroken, StopSignal())
-torch.save(judged[-1].state_dict(), unbroken.path / f"judged{os.environ['RANK']}.pt")
+torch.save(validated[-1].state_dict(), unbroken.path / f"validated{os.environ['RANK']}.pt")
 assert not trainer.train(stopped, StopSignal(), max_steps=3)
 assert trainer.train(stopped, StopSignal())
 """
@@ -196,11 +196,11 @@ def test_two_processes_hold_one_average_and_have_it_again_after_a_stop(cache: Pa
     runs = [make_run(tmp_path / name, settings_of(cache)) for name in ("unbroken", "stopped")]
     command, started = [sys.executable, "-c", TWICE, *(str(run.path) for run in runs)], []
     for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
-        started.append(subprocess.Popen(command, env=os.environ | place | {"TORCHELASTIC_RUN_ID": "one-average"}))
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+        started.append(subprocess.Popen(command, env=os.environ | environment | {"TORCHELASTIC_RUN_ID": "one-average"}))
     assert [process.wait(timeout=300) for process in started] == [0, 0]
-    first, second = (torch.load(runs[0].path / f"judged{rank}.pt", weights_only=True) for rank in range(2))
-    kept = last_state(runs[0])["average"]
+    first, second = (torch.load(runs[0].path / f"validated{rank}.pt", weights_only=True) for rank in range(2))
+    saved = last_state(runs[0])["average"]
     for name, value in first.items():
-        assert torch.equal(second[name], value) and torch.equal(kept[f"module.{name}"], value)
+        assert torch.equal(second[name], value) and torch.equal(saved[f"module.{name}"], value)
     assert find_first_difference(hash_outputs(runs[1]), hash_outputs(runs[0])) == ""

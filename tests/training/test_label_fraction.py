@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import load_split, open_dataset
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.launch import preflight
@@ -31,11 +31,11 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 FRACTIONS = st.floats(1e-4, 1.0)
 
 
-def in_use(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
+def select_used(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
     return select_training_indices(table, DataConfig(label_fraction=fraction, split_seed=seed))
 
 
-def divided(counts: list[int], seed: int = 0) -> pd.DataFrame:
+def make_split(counts: list[int], seed: int = 0) -> pd.DataFrame:
     """A split of classes of these sizes, in no order."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     split = np.random.default_rng(seed + 1).choice(["train", "validation", "test", "dropped"], len(labels))
@@ -44,33 +44,33 @@ def divided(counts: list[int], seed: int = 0) -> pd.DataFrame:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=10), FRACTIONS, FRACTIONS, st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
-def test_a_smaller_fraction_is_part_of_a_larger_one_and_every_class_keeps_its_share(counts, one, other, seed):
-    table = divided(counts, seed)
-    small, large = (in_use(table, fraction, seed) for fraction in sorted((one, other)))
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_every_class_keeps_its_share(counts, fraction, other, seed):
+    table = make_split(counts, seed)
+    small, large = (select_used(table, used_fraction, seed) for used_fraction in sorted((fraction, other)))
     assert set(small) <= set(large) and (np.diff(large) > 0).all()
     assert (table.split[large] == "train").all()
     for label, members in table[table.split == "train"].groupby("label"):
         used = (table.label[large] == label).sum()
-        assert used >= 1 and abs(used - max(1, max(one, other) * len(members))) <= 0.5
+        assert used >= 1 and abs(used - max(1, max(fraction, other) * len(members))) <= 0.5
 
 
 def test_all_labels_are_all_training_galaxies_in_their_order() -> None:
-    table = divided([50, 3, 0, 20])
-    assert in_use(table, 1.0).tolist() == table.row[table.split == "train"].tolist()
+    table = make_split([50, 3, 0, 20])
+    assert select_used(table, 1.0).tolist() == table.row[table.split == "train"].tolist()
 
 
-def test_which_galaxies_are_used_follows_from_the_split_seed_and_from_each_galaxy_itself() -> None:
-    table = divided([400] * 10)
-    used = set(in_use(table, 0.1))
-    assert used == set(in_use(table.sample(frac=1.0, random_state=0), 0.1))
-    assert len(used & set(in_use(table, 0.1, seed=1))) < 0.3 * len(used)
+def test_a_galaxy_is_used_depending_on_the_split_seed_and_its_index_alone() -> None:
+    table = make_split([400] * 10)
+    used = set(select_used(table, 0.1))
+    assert used == set(select_used(table.sample(frac=1.0, random_state=0), 0.1))
+    assert len(used & set(select_used(table, 0.1, seed=1))) < 0.3 * len(used)
     fewer = table.drop(index=next(iter(used)))
-    assert len(used - set(in_use(fewer, 0.1))) == 1
+    assert len(used - set(select_used(fewer, 0.1))) == 1
 
 
-def test_the_galaxies_in_use_are_no_stretch_of_the_file() -> None:
-    """Galaxy10 is sorted by class, and within one by who knows what."""
-    used = in_use(pd.DataFrame({"row": np.arange(10_000), "label": 0, "split": "train"}), 0.05)
+def test_the_galaxies_in_use_are_no_contiguous_part_of_the_file() -> None:
+    """Galaxy10 is sorted by class, and within a class in an unknown order."""
+    used = select_used(pd.DataFrame({"row": np.arange(10_000), "label": 0, "split": "train"}), 0.05)
     assert len(used) == 500 and abs(used.mean() - 5000) < 4 * 10_000 / np.sqrt(12 * 500)
 
 
@@ -95,9 +95,8 @@ def tiny(cache: Path, **changes: object) -> RunConfig:
 
 
 def test_all_fractions_share_one_split(tmp_path: Path) -> None:
-    whole, part = tiny(tmp_path).data, tiny(tmp_path, label_fraction=0.1).data
-    galaxies = prepare(whole)
-    table = load_split(whole, galaxies, tmp_path / "sweep")
+    full, part = tiny(tmp_path).data, tiny(tmp_path, label_fraction=0.1).data
+    galaxies, table = open_dataset(full, tmp_path / "sweep")
     text = (tmp_path / "sweep" / "split.csv").read_text()
     assert load_split(part, galaxies, tmp_path / "sweep").equals(table)
     assert "label_fraction" not in text and text == (tmp_path / "sweep" / "split.csv").read_text()
@@ -107,7 +106,8 @@ def test_all_fractions_share_one_split(tmp_path: Path) -> None:
 def test_too_few_galaxies_for_the_processes_are_refused_before_the_first_step(tmp_path: Path) -> None:
     config = tiny(tmp_path, label_fraction=0.01)  # one of each class
     process = Process(RankInfo(world_size=6), torch.device("cpu"))
-    with pytest.raises(TrainingError, match=r"label_fraction 0\.01 leaves 10 training galaxies for 6 processes"):
+    message = r": got 0\.01, which leaves 10 training galaxies; expected 2 or more for each of 6 processes"
+    with pytest.raises(TrainingError, match=message):
         set_up(RunDir(tmp_path / "sweep" / config.run_id), config, process)
 
 
@@ -130,7 +130,7 @@ def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apa
     Path("tiny.yaml").write_text(TINY)
     assert launch.main(["tiny.yaml", "--executor", "debug"]) == 0
     images = [[e["images"] for e in run.read_events() if e["event"] == "epoch"] for run in find_runs(Path("runs/tiny"))]
-    used = len(in_use(pd.read_csv("runs/tiny/split.csv", comment="#"), 0.05))
+    used = len(select_used(pd.read_csv("runs/tiny/split.csv", comment="#"), 0.05))
     assert 10 <= used < 20 and images == [[used] * 4, [200]]  # all in one batch; four batches of 50
     report = build.aggregate(Path("runs/tiny"))
     assert report.missing_runs.empty

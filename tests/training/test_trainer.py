@@ -66,18 +66,18 @@ def make_run(sweep: Path, cache: Path, **changes: object) -> RunDir:
 
 
 def start(run: RunDir, processes: int = 1) -> list[subprocess.Popen[bytes]]:
-    """Start the processes of a job, all in one process group, with what torchrun would tell them."""
+    """Start the processes of a job, all in one process group, with the environment that torchrun sets."""
     job = {"TORCHELASTIC_RUN_ID": f"test-{time.time_ns()}", "WORLD_SIZE": str(processes), "GROUP_WORLD_SIZE": "1"}
     started: list[subprocess.Popen[bytes]] = []
     for rank in range(processes):
-        place = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        environment = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         with (run.path / "output.txt").open("a") as log:
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "jobs.train", str(run.path)],
                     stdout=log,
                     stderr=log,
-                    env=os.environ | place,
+                    env=os.environ | environment,
                     process_group=started[0].pid if started else 0,
                 )
             )
@@ -112,28 +112,28 @@ def last_state(run: RunDir) -> dict[str, object]:
     return torch.load(path / "state.pt", weights_only=True)
 
 
-def assert_same(found: object, wanted: object, where: str = "") -> None:
+def assert_same(value: object, expected: object, where: str = "") -> None:
     """Demand equal bits in nested containers of tensors and numbers."""
-    assert type(found) is type(wanted), where
-    if isinstance(wanted, dict):
-        assert list(found) == list(wanted), where
-        for name, value in wanted.items():
-            assert_same(found[name], value, f"{where}.{name}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for number, value in enumerate(wanted):
-            assert_same(found[number], value, f"{where}[{number}]")
-    elif isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted), where
+    assert type(value) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(value) == list(expected), where
+        for name, item in expected.items():
+            assert_same(value[name], item, f"{where}.{name}")
+    elif isinstance(expected, list):
+        assert len(value) == len(expected), where
+        for number, item in enumerate(expected):
+            assert_same(value[number], item, f"{where}[{number}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(value, expected), where
     else:
-        assert found == wanted, where
+        assert value == expected, where
 
 
 def assert_same_end(run: RunDir, other: RunDir) -> None:
     assert_same(last_state(run), last_state(other))
     assert run.metrics_file.read_text() == other.metrics_file.read_text()
-    best, wanted = (torch.load(r.best_file, weights_only=True) for r in (run, other))
-    assert_same(best, wanted)
+    best, expected = (torch.load(r.best_file, weights_only=True) for r in (run, other))
+    assert_same(best, expected)
 
 
 @pytest.fixture(scope="module")
@@ -183,32 +183,32 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
 
 
 def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path, cache: Path) -> None:
-    whole = finish(make_run(tmp_path / "whole", cache, checkpoint_minutes=0.0), processes=3)
+    unbroken = finish(make_run(tmp_path / "whole", cache, checkpoint_minutes=0.0), processes=3)
     run = make_run(tmp_path / "broken", cache, checkpoint_minutes=0.0)
     kill_at(run, 6, processes=3)
     finish(run, processes=3)
-    assert_same_end(run, whole)
+    assert_same_end(run, unbroken)
 
 
 def test_without_dense_filters_a_killed_run_ends_with_the_same_bits_too(tmp_path: Path, cache: Path) -> None:
     options = {"convolution": "harmonic", "micro_batch": 20, "checkpoint_minutes": 0.0, "epochs": 1}
-    whole = finish(make_run(tmp_path / "whole", cache, **options))
-    assert set(kernel_choice.read_choice(whole)["training"].values()) == {True}
+    unbroken = finish(make_run(tmp_path / "whole", cache, **options))
+    assert set(kernel_choice.read_choice(unbroken)["training"].values()) == {True}
     run = make_run(tmp_path / "broken", cache, **options)
     kill_at(run, 2)
     config = run.load_config()
     resources = config.resources.model_copy(update={"convolution": "dense"})  # comes too late
     write_text(run.config_file, config.model_copy(update={"resources": resources}).model_dump_json())
-    assert_same_end(finish(run), whole)
+    assert_same_end(finish(run), unbroken)
 
 
 @pytest.mark.compiler
 def test_without_dense_filters_the_losses_are_the_same_to_rounding(tmp_path: Path, cache: Path) -> None:
     options = {"epochs": 1, "optimizer": "sgd", "learning_rate": 1e-2, "schedule": "constant"}
-    ways = [make_run(tmp_path / way, cache, convolution=way, **options) for way in ("dense", "harmonic")]
+    runs = [make_run(tmp_path / name, cache, convolution=name, **options) for name in ("dense", "harmonic")]
     with catch_stop_signals() as stop:
-        assert all(train(run, stop) for run in ways)
-    dense, harmonic = (run.read_metrics()[0]["train_loss"] for run in ways)
+        assert all(train(run, stop) for run in runs)
+    dense, harmonic = (run.read_metrics()[0]["train_loss"] for run in runs)
     assert dense != harmonic and harmonic == pytest.approx(dense, rel=1e-4)
 
 
@@ -233,8 +233,8 @@ def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one
     one = finish(make_run(tmp_path / "one", cache, micro_batch=200 // parts, **options))
     two = make_run(tmp_path / "two", cache, micro_batch=100 // parts, **options)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     assert next(event for event in two.read_events() if event["event"] == "started")["world"] == 2
     for name, value in last_state(one)["model"].items():
         torch.testing.assert_close(last_state(two)["model"][name], value, rtol=1e-4, atol=1e-4, msg=name)
@@ -316,9 +316,9 @@ def test_a_retry_with_half_the_micro_batch_keeps_the_global_batch_and_its_galaxi
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, learning_rate=1e30, optimizer="sgd", schedule="constant")
     assert wait(start(run)) == {1}
-    found = read_state(run)
-    assert found.name == "failed"
-    assert found.reason.startswith("TrainingError: the loss is ") and "in epoch 0, step " in found.reason
+    state = read_state(run)
+    assert state.name == "failed"
+    assert state.reason.startswith("TrainingError: the loss is ") and "in epoch 0, step " in state.reason
 
 
 def test_every_training_option_makes_a_step(tmp_path: Path, cache: Path) -> None:
@@ -336,7 +336,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, cache
 
 
 @pytest.mark.parametrize(
-    ("schedule", "warmup", "step", "wanted"),
+    ("schedule", "warmup", "step", "expected"),
     [
         ("constant", 0.0, 99, 1.0),
         ("cosine", 0.0, 0, 1.0),
@@ -347,9 +347,9 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path, cache
         ("multistep", 0.0, 75, 0.001),
     ],
 )
-def test_the_learning_rate_is_a_function_of_the_step(schedule: str, warmup: float, step: int, wanted: float) -> None:
+def test_the_learning_rate_is_a_function_of_the_step(schedule: str, warmup: float, step: int, expected: float) -> None:
     config = TrainConfig(learning_rate=1.0, schedule=schedule, warmup=warmup)
-    assert compute_learning_rate(step, 100, config) == pytest.approx(wanted)
+    assert compute_learning_rate(step, 100, config) == pytest.approx(expected)
 
 
 def test_warm_up_rises_to_the_full_learning_rate() -> None:
