@@ -23,7 +23,7 @@ from galaxyhpc.evaluation import corruptions
 
 def test_every_row_has_its_function_and_says_what_it_does() -> None:
     for name, row in CONDITIONS.items():
-        assert callable(getattr(corruptions, name))
+        assert callable(corruptions.CORRUPTIONS[name])
         assert row.description and (row.unit or name == "clean")
 
 

@@ -102,7 +102,7 @@ def test_parts_of_a_combination_draw_apart(monkeypatch: pytest.MonkeyPatch) -> N
 
     for name in ("one", "two"):
         monkeypatch.setitem(CONDITIONS, name, Condition({1.0: 1.0}, "", ""))
-        monkeypatch.setattr(corruptions, name, noted, raising=False)
+        monkeypatch.setitem(corruptions.CORRUPTIONS, name, noted)
     for name in ("one", "two", "one+two", "two+one"):
         corrupt(IMAGES, ROWS, name, 1.0, SURVEY)
     assert len({tuple(numbers.flatten().tolist()) for numbers in drawn}) == len(drawn) == 6

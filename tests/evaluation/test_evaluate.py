@@ -91,7 +91,7 @@ def test_the_temperature_is_that_of_the_validation_galaxies(tmp_path: Path, cach
     assert load(run).temperature == pytest.approx(fit_temperature(logits.numpy(), labels.numpy()), rel=1e-3)
 
 
-def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
+def test_results_without_a_temperature_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     evaluate(run, StopSignal())
     before = load(run)
@@ -104,17 +104,17 @@ def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_els
     np.testing.assert_array_equal(load(run).logits["clean", 0.0], before.logits["clean", 0.0])
 
 
-def test_results_of_before_there_were_scaled_counts_are_given_them_without_measuring(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_results_without_scaled_counts_are_given_them_without_measuring(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     evaluate(run, StopSignal())
-    whole, predictions = run.results_file.read_bytes(), load(run)
-    old = pd.read_csv(run.results_file, dtype=str).drop(columns=["temperature", *results.SCALED_COLUMNS])
-    old.to_csv(run.results_file, index=False)
+    complete, predictions = run.results_file.read_bytes(), load(run)
+    table = pd.read_csv(run.results_file, dtype=str).assign(
+        **dict.fromkeys(("temperature", *results.SCALED_COLUMNS), "")
+    )
+    table.to_csv(run.results_file, index=False)
     assert not is_evaluated(run, run.load_config())
     assert evaluate(run, StopSignal(should_exit=True))  # which would not measure one batch
-    assert run.results_file.read_bytes() == whole and is_evaluated(run, run.load_config())
+    assert run.results_file.read_bytes() == complete and is_evaluated(run, run.load_config())
     assert load(run).temperature == predictions.temperature and run.read_events()[-1]["kept"] == 1
 
 
@@ -152,7 +152,7 @@ def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
         return images * factor
 
     monkeypatch.setitem(CONDITIONS, "dimmed", Condition({1.0: 0.5, 2.0: 0.0}, "of the light", "dimmed"))
-    monkeypatch.setattr(corruptions, "dimmed", dimmed, raising=False)
+    monkeypatch.setitem(corruptions.CORRUPTIONS, "dimmed", dimmed)
     more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "flip", "dimmed", "flip+dimmed"))})
     write_text(run.config_file, more.model_dump_json())
     assert run.load_config() == more and more.run_id == config.run_id
