@@ -333,7 +333,7 @@ def test_a_damaged_file_counts_as_absent_and_is_told_by_fsck(
     attack_results.save(run, AttackResults(source(run.run_id), table, True))
     pd.testing.assert_frame_equal(attacked(run).table, table)
     write_text(get_attack_file(run), damage(get_attack_file(run).read_text()))  # type: ignore[operator]
-    assert read(run) is None and "damaged, taken for absent" in caplog.text
+    assert read(run) is None and "ignored: corrupt:" in caplog.text
     assert [line for line in fsck.check_run(run).errors if line.startswith("attack.csv: ")]
 
 

@@ -55,5 +55,5 @@ def test_probabilities_are_those_of_the_softmax_however_large_the_logits() -> No
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(MetricsError, match="not finite"):
+    with pytest.raises(MetricsError, match="non-finite"):
         fit_temperature(np.full((3, 10), np.nan, np.float32), np.zeros(3, np.int64))

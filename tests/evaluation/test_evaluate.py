@@ -230,5 +230,5 @@ def test_a_network_begun_from_imagenet_is_loaded_where_those_weights_are_not(
 def test_a_run_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     run.best_file.unlink()
-    with pytest.raises(NotTrainedError, match=r"not trained to its end"):
+    with pytest.raises(NotTrainedError, match=r"training is not finished"):
         evaluate(run, StopSignal())

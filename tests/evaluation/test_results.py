@@ -1,4 +1,4 @@
-"""What is make_run_logits comes back as it was, and nothing damaged is believed."""
+"""Result files: saved results are loaded unchanged, and corrupt ones are ignored."""
 
 from __future__ import annotations
 
