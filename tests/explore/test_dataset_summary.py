@@ -57,10 +57,10 @@ def test_separations_are_the_angles_between_directions() -> None:
 def test_brightness_and_noise_are_those_put_in() -> None:
     rng = np.random.default_rng(0)
     size, sky, sigma = 64, 60.0, 5.0
-    pictures = rng.normal(sky, sigma, (3, 3, size, size))
+    images = rng.normal(sky, sigma, (3, 3, size, size))
     for row, light in enumerate((0.0, 40.0, 120.0)):
-        pictures[row, :, 24:40, 24:40] += light
-    light = measure_photometry(np.clip(pictures, 0, 255).round().astype(np.uint8))
+        images[row, :, 24:40, 24:40] += light
+    light = measure_photometry(np.clip(images, 0, 255).round().astype(np.uint8))
     assert light["background"].to_numpy() == pytest.approx(sky, abs=1.0)
     assert light["scatter"].to_numpy() == pytest.approx(sigma / np.sqrt(3), rel=0.2)  # of the mean of three colours
     assert light["brightness"].to_numpy() == pytest.approx([60, 100, 180], abs=1.0)
@@ -70,10 +70,10 @@ def test_brightness_and_noise_are_those_put_in() -> None:
 
 
 def test_light_is_the_same_from_a_mapped_file_in_slices(tmp_path, monkeypatch) -> None:
-    pictures = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
-    np.save(tmp_path / "images.npy", pictures)
+    images = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
+    np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    whole, told = measure_photometry(pictures), []
+    whole, told = measure_photometry(images), []
     monkeypatch.setattr("galaxyhpc.explore.dataset_summary.SLICE_BYTES", 7 * 3 * 4 * 16**2)
     pd.testing.assert_frame_equal(measure_photometry(mapped, told.append), whole)
     assert told == [7] * 7 + [1]
@@ -98,30 +98,30 @@ def test_examples_are_of_their_class_each_once() -> None:
     assert [len(rows) for rows in chosen.values()] == [3, 8, 8, 8, 5, 5, 5, 5, 5, 8]
 
 
-def facts_of(tmp_path, **changes: object) -> DatasetSummary:
+def summarize(tmp_path, **changes: object) -> DatasetSummary:
     path = write_file(tmp_path / "a.h5", **changes)
     config = DataConfig(source=str(path), cache=str(tmp_path / "cache"), image_size=32)
     return summarize_dataset(path, prepare(config), config, lambda done: None)
 
 
 def test_a_file_is_told_as_it_is(tmp_path) -> None:
-    facts = facts_of(tmp_path, redshift=np.where(np.arange(120) < 100, 0.1, np.nan))
-    assert facts.layout.shape == (120, 32, 32, 3)
-    assert (facts.layout.chunks, facts.layout.compression) == ((16, 8, 8, 1), "gzip")
-    assert facts.layout.num_pixel_scales == 120
-    assert facts.class_counts.tolist() == [12] * 10
-    assert int(np.isnan(facts.redshift).sum()) == 20
-    galaxies = facts.galaxies
-    launched = make_split_table(facts.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
-    pd.testing.assert_frame_equal(facts.split, launched)
-    assert count_by_split(facts.split).to_numpy().sum() == 120
-    assert facts.empty_classes == []
+    summary = summarize(tmp_path, redshift=np.where(np.arange(120) < 100, 0.1, np.nan))
+    assert summary.layout.shape == (120, 32, 32, 3)
+    assert (summary.layout.chunks, summary.layout.compression) == ((16, 8, 8, 1), "gzip")
+    assert summary.layout.num_pixel_scales == 120
+    assert summary.class_counts.tolist() == [12] * 10
+    assert int(np.isnan(summary.redshift).sum()) == 20
+    galaxies = summary.galaxies
+    launched = make_split_table(summary.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    pd.testing.assert_frame_equal(summary.split, launched)
+    assert count_by_split(summary.split).to_numpy().sum() == 120
+    assert summary.empty_classes == []
 
 
 def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
     beside = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
-    facts = facts_of(tmp_path, ra=beside, dec=np.zeros(120))
-    assert facts.empty_classes == ["Disturbed in validation", "Disturbed in test"]
+    summary = summarize(tmp_path, ra=beside, dec=np.zeros(120))
+    assert summary.empty_classes == ["Disturbed in validation", "Disturbed in test"]
 
 
 def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:

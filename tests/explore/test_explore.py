@@ -20,9 +20,9 @@ from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.explore import __main__ as explore
-from galaxyhpc.explore import page as explore_page
+from galaxyhpc.explore.__main__ import main, make_data_config
 from galaxyhpc.explore.dataset_summary import summarize_dataset
+from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
@@ -94,7 +94,7 @@ def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(galaxies: Path) -> Seen:
     output = galaxies.with_name("page.html")
-    assert explore.main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
+    assert main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
     assert sorted(path.name for path in galaxies.parent.iterdir()) == ["cache", "galaxies.h5", "page.html"]
     return seen(output)
 
@@ -161,15 +161,13 @@ def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
 
 
 def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> None:
-    config = explore.make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
-    facts = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
-    said = "; ".join(explore_page.describe_findings(facts))
-    assert "0 pairs of duplicates" in said and "Redshift known for 0 of 120 galaxies" in said
-    assert GENERATED_NOTICE not in explore_page.format_title(facts)
-    section = explore_page.make_redshift_section(facts)
-    assert section.paragraphs == (
-        "This file holds NaN for every galaxy in its array redshift: there is nothing to show.",
-    )
+    config = make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
+    summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
+    findings = "; ".join(describe_findings(summary))
+    assert "0 pairs of duplicates" in findings and "Redshift known for 0 of 120 galaxies" in findings
+    assert GENERATED_NOTICE not in format_title(summary)
+    section = make_redshift_section(summary)
+    assert section.paragraphs == ("The array redshift is NaN for every galaxy.",)
     assert not section.figures
 
 
@@ -178,12 +176,9 @@ WRONG = {
     "not HDF5": (["text.h5"], "that are no HDF5 file"),
     "arrays missing": (["bare.h5"], "ra: found no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: found shape (3,); allowed (120,)"),
-    "size": (["good.h5", "--size", "4"], "--size: found 4; allowed 16 to 2048 px"),
-    "output is data": (
-        ["good.h5", "--output", "good.h5"],
-        "found good.h5; allowed: a name that ends in .html",
-    ),
-    "output is a directory": (["good.h5", "--output", "folder.html"], "found folder.html, a directory"),
+    "size": (["good.h5", "--size", "4"], "--size: got 4; expected 16 to 2048 px"),
+    "output is data": (["good.h5", "--output", "good.h5"], "got good.h5; expected a name that ends in .html"),
+    "output is a directory": (["good.h5", "--output", "folder.html"], "got folder.html, a directory"),
     "output below a file": (["good.h5", "--output", "text.h5/a.html"], "text.h5"),
 }
 
@@ -198,7 +193,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(name, tmp_path
     write_file(Path("shifted.h5"), redshift=np.zeros(3))
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     arguments, said = WRONG[name]
-    assert explore.main([*arguments, "--cache", "cache"]) == 2
+    assert main([*arguments, "--cache", "cache"]) == 2
     error = capsys.readouterr().err
     assert said in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
