@@ -88,7 +88,8 @@ def _draw_graticule(axes: Axes) -> None:
     axes.set_xticks(np.radians(degrees), [""] * len(degrees))
     for degree in degrees:
         text = f"{(MAP_CENTRE_RA_DEG - degree) % 360:.0f}°"
-        axes.text(*np.radians([degree, -37.5]), text, fontsize=8, color="0.3", ha="center", va="center")
+        x, y = np.radians(degree), np.radians(-37.5)
+        axes.text(x, y, text, fontsize=8, color="0.3", ha="center", va="center")
     axes.tick_params(axis="y", labelsize=8, labelcolor="0.3")
     axes.grid(color="0.88", lw=0.6)
     axes.set_axisbelow(True)
@@ -178,8 +179,8 @@ def _make_tile_axes(size_inches: tuple[float, float], generated: bool) -> tuple[
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     if generated:
-        style = {"fontsize": 10, "color": WARNING_COLOUR, "ha": "center", "va": "center"}
-        axes.text(width / 2, -notice_height / 2, GENERATED_NOTICE, **style)
+        x, y = width / 2, -notice_height / 2
+        axes.text(x, y, GENERATED_NOTICE, fontsize=10, color=WARNING_COLOUR, ha="center", va="center")
     axes.set(xlim=(0.0, width), ylim=(height, -notice_height))
     return figure, axes
 

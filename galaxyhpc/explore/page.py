@@ -190,7 +190,7 @@ def _make_photometry_section(summary: DatasetSummary) -> Section:
     )
     brightness = _make_violins(summary, "brightness", "Brightness by class", "central mean (DN, 0 to 255)", log=False)
     snr = _make_violins(summary, "snr", "Signal-to-noise by class", "signal-to-noise of a mean central pixel", log=True)
-    page_figures, tables = zip(brightness, snr, strict=True)
+    page_figures, tables = (brightness[0], snr[0]), (brightness[1], snr[1])
     return Section("Brightness and noise", paragraphs=paragraphs, figures=page_figures, tables=tables)
 
 
@@ -284,7 +284,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     dropped = _format_count(int(totals.get("dropped", 0)), "galaxy", "galaxies")
     paragraphs = (
         f"The split of a launch with the default settings ({fractions}, split_seed {config.split_seed}). Sky groups "
-        f'are divided, not galaxies: galaxies closer than {config.link_arcsec:g}" or with the same pixels stay together.',
+        f'are divided: galaxies closer than {config.link_arcsec:g}" or with the same pixels stay together.',
         f"Dropped: {dropped} with the pixels or the position (within {DUPLICATE_RADIUS_ARCSEC:g} arcsec) of a galaxy "
         "with another label; which label is correct is unknown.",
     )
