@@ -50,8 +50,8 @@ def test_where_nothing_can_be_learned_the_temperature_stays_finite() -> None:
 
 def test_probabilities_are_those_of_the_softmax_however_large_the_logits() -> None:
     logits = np.array([[1.0, 2.0, 4.0], [1e4, 0.0, -1e4]], np.float32)
-    wanted = torch.softmax(torch.from_numpy(logits).double() / 2.5, 1).numpy()
-    np.testing.assert_allclose(softmax(logits, 2.5), wanted, rtol=1e-12)
+    expected = torch.softmax(torch.from_numpy(logits).double() / 2.5, 1).numpy()
+    np.testing.assert_allclose(softmax(logits, 2.5), expected, rtol=1e-12)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

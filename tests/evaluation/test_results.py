@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "sweep" / "D4-steerable_cnn-s0-0123abcd")
 
 
-def same(one: RunLogits, other: RunLogits | None) -> bool:
+def is_same(one: RunLogits, other: RunLogits | None) -> bool:
     if other is None or list(one.logits) != list(other.logits):
         return False
     arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
@@ -37,8 +37,8 @@ def same(one: RunLogits, other: RunLogits | None) -> bool:
 
 def test_what_was_saved_is_loaded(run: RunDir) -> None:
     results.save(run, make_run_logits())
-    assert same(make_run_logits(), results.load(run))
-    assert same(make_run_logits(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
+    assert is_same(make_run_logits(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
 
 
 @pytest.mark.parametrize("temperature", [1.5, None])
@@ -66,10 +66,10 @@ def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
     table = results.read_counts(run)
     assert table is not None
     assert list(zip(table["condition"], table["severity"], strict=True)) == PAIRS
-    found = compute_metrics(results.to_counts(table))
+    metrics = compute_metrics(results.to_counts(table))
     for i, pair in enumerate(PAIRS):
-        wanted = compute_metrics(compute_counts(make_run_logits().logits[pair], make_run_logits().labels))
-        assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+        expected = compute_metrics(compute_counts(make_run_logits().logits[pair], make_run_logits().labels))
+        assert {k: v[i] for k, v in metrics.items()} == pytest.approx({k: float(v) for k, v in expected.items()})
 
 
 def clear_temperature(run: RunDir) -> None:
@@ -85,10 +85,10 @@ def test_the_scaled_counts_on_disk_give_the_metrics_of_the_divided_logits(run: R
     assert table is not None and (table["temperature"] == 1.7).all()
     raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     for i, pair in enumerate(PAIRS):
-        wanted = compute_metrics(
+        expected = compute_metrics(
             compute_counts(make_run_logits().logits[pair] / np.float64(1.7), make_run_logits().labels)
         )
-        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in expected.items()})
     assert (raw["nll"] != scaled["nll"]).all() and np.array_equal(raw["macro_f1"], scaled["macro_f1"])
 
 
@@ -99,22 +99,22 @@ def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: Ru
     raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     assert np.isfinite(raw["ece"]).all() and np.array_equal(raw["accuracy"], scaled["accuracy"])
     assert all(np.isnan(scaled[name]).all() for name in ("nll", "brier", "ece"))
-    assert same(make_run_logits(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run))
 
 
 def test_a_table_without_scaled_counts_keeps_all_that_was_measured(run: RunDir) -> None:
-    warm = dataclasses.replace(make_run_logits(), temperature=1.7)
-    results.save(run, warm)
-    whole = run.results_file.read_bytes()
+    scaled = dataclasses.replace(make_run_logits(), temperature=1.7)
+    results.save(run, scaled)
+    original = run.results_file.read_bytes()
     clear_temperature(run)
     loaded = results.load(run)
-    assert loaded is not None and same(warm, loaded)
+    assert loaded is not None and is_same(scaled, loaded)
     results.save(run, loaded)
-    assert run.results_file.read_bytes() == whole
+    assert run.results_file.read_bytes() == original
 
 
 @pytest.mark.parametrize(
-    ("column", "found", "said"),
+    ("column", "value", "message"),
     [
         ("temperature", "-1.7", "temperature -1.7"),
         ("temperature", "", "could not convert"),
@@ -126,12 +126,12 @@ def test_a_table_without_scaled_counts_keeps_all_that_was_measured(run: RunDir) 
     ],
 )
 def test_scaled_counts_that_cannot_be_are_damage(
-    run: RunDir, column: str, found: str, said: str, caplog: pytest.LogCaptureFixture
+    run: RunDir, column: str, value: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
-    pd.read_csv(run.results_file, dtype=str).assign(**{column: found}).to_csv(run.results_file, index=False)
+    pd.read_csv(run.results_file, dtype=str).assign(**{column: value}).to_csv(run.results_file, index=False)
     assert results.read_counts(run) is None
-    assert "ignored: corrupt:" in caplog.text and said in caplog.text
+    assert "ignored: corrupt:" in caplog.text and message in caplog.text
 
 
 def test_rows_of_two_temperatures_are_damage(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +179,7 @@ def test_results_of_other_weights_or_galaxies_count_as_none(
 def test_more_conditions_are_added_to_those_there(run: RunDir) -> None:
     results.save(run, make_run_logits(PAIRS[:1]))
     results.save(run, make_run_logits())
-    assert same(make_run_logits(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run))
 
 
 def test_a_results_table_not_made_from_the_predictions_is_not_believed(
@@ -204,7 +204,7 @@ def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog
     assert "rotation 7.5 does not follow" in caplog.text
 
 
-def change(path: Path, how: str) -> None:
+def damage_file(path: Path, damage: str) -> None:
     """Damage a file in one of the ways that disks and people have."""
     data = path.read_bytes()
     middle = len(data) // 2
@@ -214,31 +214,31 @@ def change(path: Path, how: str) -> None:
             "truncated": data[: middle + 7],
             "zeros": data[:middle] + bytes(64) + data[middle + 64 :],
             "other file": b"\x00\xff not what it should be\n" * 50,
-        }[how]
+        }[damage]
     )
 
 
 @pytest.mark.parametrize("file", ["results.csv", "predictions.h5"])
-@pytest.mark.parametrize("how", ["empty", "truncated", "zeros", "other file"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "other file"])
 def test_a_damaged_file_is_taken_for_an_absent_one_in_one_log_line(
-    run: RunDir, file: str, how: str, caplog: pytest.LogCaptureFixture
+    run: RunDir, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     results.save(run, make_run_logits(n=400))
-    change(run.path / file, how)
+    damage_file(run.path / file, damage)
     assert results.load(run) is None
     assert len(caplog.messages) == 1 and "ignored: corrupt:" in caplog.text and "\n" not in caplog.messages[0]
     results.save(run, make_run_logits())
-    assert same(make_run_logits(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run))
 
 
 def test_one_flipped_bit_in_any_dataset_is_noticed(run: RunDir) -> None:
     results.save(run, make_run_logits())
     with h5py.File(run.predictions_file) as file:
-        places = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
-    whole = run.predictions_file.read_bytes()
-    assert len(places) == 7
-    for place in places.values():
-        run.predictions_file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        offsets = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
+    original = run.predictions_file.read_bytes()
+    assert len(offsets) == 7
+    for offset in offsets.values():
+        run.predictions_file.write_bytes(original[:offset] + bytes([original[offset] ^ 1]) + original[offset + 1 :])
         assert results.load(run) is None
 
 

@@ -30,12 +30,12 @@ DIGESTS = np.array([b"a", b"a", b"b", b"c", b"d", b"e", b"f", b"g"])
 
 def test_planted_duplicates_conflicts_and_overlaps_are_found_and_nothing_else() -> None:
     pairs = find_pairs(LABELS, RA, DEC, DIGESTS, 67.0)
-    found = {(pair.first, pair.second): pair for pair in pairs.itertuples()}
-    assert list(found) == [(0, 1), (4, 5), (2, 3)]  # the nearest first; rows 6 and 7 are 68 arcsec apart
-    assert [found[0, 1].same_pixels, found[0, 1].same_place, found[0, 1].conflict] == [True, True, True]
-    assert [found[4, 5].same_pixels, found[4, 5].same_place, found[4, 5].conflict] == [False, True, False]
-    assert [found[2, 3].duplicate, found[2, 3].conflict] == [False, False]
-    assert found[2, 3].arcsec == pytest.approx(30.0, abs=1e-6)
+    result = {(pair.first, pair.second): pair for pair in pairs.itertuples()}
+    assert list(result) == [(0, 1), (4, 5), (2, 3)]  # the nearest first; rows 6 and 7 are 68 arcsec apart
+    assert [result[0, 1].same_pixels, result[0, 1].same_place, result[0, 1].conflict] == [True, True, True]
+    assert [result[4, 5].same_pixels, result[4, 5].same_place, result[4, 5].conflict] == [False, True, False]
+    assert [result[2, 3].duplicate, result[2, 3].conflict] == [False, False]
+    assert result[2, 3].arcsec == pytest.approx(30.0, abs=1e-6)
 
 
 def test_identical_pixels_far_apart_are_duplicates() -> None:
@@ -73,10 +73,10 @@ def test_light_is_the_same_from_a_mapped_file_in_slices(tmp_path, monkeypatch) -
     images = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    whole, told = measure_photometry(images), []
+    whole, slice_lengths = measure_photometry(images), []
     monkeypatch.setattr("galaxyhpc.explore.dataset_summary.SLICE_BYTES", 7 * 3 * 4 * 16**2)
-    pd.testing.assert_frame_equal(measure_photometry(mapped, told.append), whole)
-    assert told == [7] * 7 + [1]
+    pd.testing.assert_frame_equal(measure_photometry(mapped, slice_lengths.append), whole)
+    assert slice_lengths == [7] * 7 + [1]
 
 
 def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
@@ -85,10 +85,10 @@ def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
 
 def test_spread_counts_what_is_missing() -> None:
     values = np.array([np.nan, 1.0, 2.0, 3.0, np.nan])
-    found = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
-    assert found.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
-    assert found.loc[0, "known"] == 0 and np.isnan(found.loc[0, "median"])
-    assert found.loc[2, ["known", "missing"]].tolist() == [0, 0]
+    result = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
+    assert result.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
+    assert result.loc[0, "known"] == 0 and np.isnan(result.loc[0, "median"])
+    assert result.loc[2, ["known", "missing"]].tolist() == [0, 0]
 
 
 def test_examples_are_of_their_class_each_once() -> None:

@@ -28,7 +28,7 @@ GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
 
 @dataclass
-class Seen(HTMLParser):
+class ParsedPage(HTMLParser):
     """A page as it is written: its words, its pictures, its tables as rows of words and numbers."""
 
     words: list[str] = field(default_factory=list)
@@ -78,10 +78,10 @@ def values(column: dict[str, Any]) -> list[Any]:
     return list(column["numbers"][0])
 
 
-def seen(page: Path) -> Seen:
-    found = Seen()
-    found.feed(page.read_text(encoding="utf-8"))
-    return found
+def parse_page(page: Path) -> ParsedPage:
+    parser = ParsedPage()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return parser
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(galaxies: Path) -> Seen:
+def page(galaxies: Path) -> ParsedPage:
     output = galaxies.with_name("page.html")
     assert main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
     assert sorted(path.name for path in galaxies.parent.iterdir()) == ["cache", "galaxies.h5", "page.html"]
-    return seen(output)
+    return parse_page(output)
 
 
-def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path) -> None:
+def test_class_counts_and_split_are_those_of_the_file(page: ParsedPage, galaxies: Path) -> None:
     with h5py.File(galaxies) as file:
         counts = np.bincount(file["ans"][:], minlength=10).tolist()
     assert page.tables["Class counts"]["class"] == list(CLASSES)
@@ -110,7 +110,7 @@ def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path
     assert sum(split["dropped"]) == 2
 
 
-def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> None:
+def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: ParsedPage) -> None:
     table = simulate.make_catalogue(GALAXIES, 0)
     twin = int(np.flatnonzero(table.shown_indices != np.arange(GALAXIES))[0])
     duplicates, overlaps = page.tables["Duplicates"], page.tables["Overlapping frames"]
@@ -124,14 +124,14 @@ def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> 
     assert "1 pair of duplicates, 1 of them with conflicting labels (2 galaxies dropped" in page.text
 
 
-def test_redshifts_that_are_missing_are_counted(page: Seen, galaxies: Path) -> None:
+def test_redshifts_that_are_missing_are_counted(page: ParsedPage, galaxies: Path) -> None:
     with h5py.File(galaxies) as file:
         missing = int(np.isnan(file["redshift"][:]).sum())
     assert missing and sum(page.tables["Redshift"]["missing"]) == missing
     assert f"{missing} without one (NaN) are left out" in page.text
 
 
-def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -> None:
+def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: ParsedPage) -> None:
     for name in ("File", "Classes", "Examples", "Sky", "Redshift", "Brightness and noise", "Duplicates and overlaps"):
         assert name in page.words
     assert {"Split", "Opening", "Noise"} <= set(page.words)
@@ -142,7 +142,9 @@ def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -
         assert png.startswith(b"\x89PNG") and min(struct.unpack(">II", png[16:24])) > 200
 
 
-def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, galaxies: Path, open_page: Any) -> None:
+def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(
+    page: ParsedPage, galaxies: Path, open_page: Any
+) -> None:
     file = galaxies.with_name("page.html")
     tab = open_page(file)
     table = tab.locator("figure.table").filter(has=tab.get_by_role("heading", name="Class counts", exact=True))
@@ -152,10 +154,10 @@ def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, gala
         assert shown == sorted(page.tables["Class counts"]["galaxies"], reverse=reverse)
     tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    assert [said for said in tab.messages if not said.startswith("data:")] == [file.as_uri()]
+    assert [message for message in tab.messages if not message.startswith("data:")] == [file.as_uri()]
 
 
-def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
+def test_generated_galaxies_are_called_so_everywhere(page: ParsedPage) -> None:
     assert GENERATED_NOTICE in page.words[0] or GENERATED_NOTICE in page.text[:200]
     assert all(GENERATED_NOTICE in caption for caption in page.captions)
 
@@ -192,8 +194,8 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(name, tmp_path
     write_file(Path("bare.h5"), ra=None, pxscale=None, redshift=None)
     write_file(Path("shifted.h5"), redshift=np.zeros(3))
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    arguments, said = WRONG[name]
+    arguments, message = WRONG[name]
     assert main([*arguments, "--cache", "cache"]) == 2
     error = capsys.readouterr().err
-    assert said in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
+    assert message in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before

@@ -85,12 +85,12 @@ def output(run: RunDir) -> Path:
 )
 @torch.no_grad()
 def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: dict[str, object]) -> None:
-    network, some = untrained(ModelConfig.model_validate(settings)), images(3)
-    seen = features.compute_activations(network, some)
-    torch.testing.assert_close(seen.logits, network(some))
+    network, batch = untrained(ModelConfig.model_validate(settings)), images(3)
+    seen = features.compute_activations(network, batch)
+    torch.testing.assert_close(seen.logits, network(batch))
     torch.testing.assert_close(features.find_probed_layers(network).last_linear(seen.penultimate), seen.logits)
     if settings.get("architecture", "cnn") == "cnn":  # the study's layout: an MLP lies between them
-        torch.testing.assert_close(seen.pooled, network.forward_features(some).mean((2, 3)))  # type: ignore[operator]
+        torch.testing.assert_close(seen.pooled, network.forward_features(batch).mean((2, 3)))  # type: ignore[operator]
         assert seen.penultimate.shape == (3, 32)
     else:
         assert torch.equal(seen.pooled, seen.penultimate)
@@ -119,7 +119,7 @@ def seen(features: np.ndarray) -> Activations:
     return Activations(features, 2 * features, np.zeros((len(features), 10), np.float32))
 
 
-def made(clean: np.ndarray, moved: np.ndarray) -> RunFeatures:
+def make_run_features(clean: np.ndarray, moved: np.ndarray) -> RunFeatures:
     columns = [np.arange(len(clean))] * 3
     return RunFeatures(*columns, {CLEAN: seen(clean), ("flip", 1.0): seen(moved)}, "a", "w", "f", False)
 
@@ -128,11 +128,12 @@ def test_distances_are_told_in_units_of_the_median_distance_between_two_galaxies
     random = np.random.default_rng(0)
     clean, moved = random.normal(size=(2, 20, 5)).astype(np.float32)
     pairs = [np.linalg.norm(clean[i] - clean[j]) for i in range(20) for j in range(i)]
-    wanted = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
-    np.testing.assert_allclose(features.compute_distances(clean, moved), wanted, rtol=1e-5)
-    table = features.compute_distance_table(made(clean, moved))
+    expected = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
+    np.testing.assert_allclose(features.compute_distances(clean, moved), expected, rtol=1e-5)
+    table = features.compute_distance_table(make_run_features(clean, moved))
     assert list(table.features) == ["penultimate", "pooled"] and (table.condition == "flip").all()
-    np.testing.assert_allclose(table[["q25", "median", "q75"]], [np.quantile(wanted, (0.25, 0.5, 0.75))] * 2, rtol=1e-5)
+    quartiles = np.quantile(expected, (0.25, 0.5, 0.75))
+    np.testing.assert_allclose(table[["q25", "median", "q75"]], [quartiles] * 2, rtol=1e-5)
     np.testing.assert_allclose(table.typical, np.median(pairs) * np.array([1, 2]), rtol=1e-5)
 
 
@@ -142,14 +143,15 @@ def test_a_network_that_sees_no_difference_between_galaxies_is_named() -> None:
 
 
 def test_the_features_file_holds_every_condition_and_where_it_comes_from(run: RunDir, output: Path) -> None:
-    found = features.load(output / "features.h5")
-    assert found is not None and list(found.activations) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
+    run_features = features.load(output / "features.h5")
+    assert run_features is not None and list(run_features.activations) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
     with h5py.File(output / "features.h5") as file:
         assert file.attrs["run_id"] == run.run_id and file.attrs["weights"] == sha256(run.best_file)
         assert file.attrs["generated"] and len(file.attrs["fingerprint"]) == 64
-        assert file["penultimate"].shape == (3, len(found.rows), 32)
+        assert file["penultimate"].shape == (3, len(run_features.rows), 32)
     split = pd.read_csv(run.sweep_dir / "split.csv", comment="#")
-    assert split.split[found.rows].eq("test").all() and np.array_equal(split.label[found.rows], found.labels)
+    assert split.split[run_features.rows].eq("test").all()
+    assert np.array_equal(split.label[run_features.rows], run_features.labels)
     assert not list(output.glob(".*"))
 
 
@@ -263,7 +265,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 
 def test_only_features_of_the_same_weights_and_galaxies_are_one_source() -> None:
-    one = made(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    one = make_run_features(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
     assert features.is_same_source(one, replace(one, run_id="b"))
     for change in ({"weights": "v"}, {"fingerprint": "g"}, {"rows": np.array([0, 1, 5])}):
         assert not features.is_same_source(one, replace(one, **change))
