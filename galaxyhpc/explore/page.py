@@ -177,7 +177,9 @@ def _make_photometry_section(summary: DatasetSummary) -> Section:
     galaxies, photometry = summary.galaxies, summary.photometry
     size, without_scatter = galaxies.images.shape[-1], int(photometry["snr"].isna().sum())
     field = galaxies.pixel_scale_arcsec * size
-    left_out = f" Left out, without scatter at the border: {_format_count(without_scatter, 'galaxy', 'galaxies')}."
+    left_out = ""
+    if without_scatter:
+        left_out = f" Left out, without scatter at the border: {_format_count(without_scatter, 'galaxy', 'galaxies')}."
     paragraphs = (
         f"Measured on the mean of the three colours at {size} px. Brightness: mean in the central disc, "
         f'{APERTURE_FRACTION * field:.1f}" in radius. Background: median of a frame at the border, '
@@ -185,8 +187,7 @@ def _make_photometry_section(summary: DatasetSummary) -> Section:
         "absolute deviation in that frame).",
         "This is the ratio of a mean central pixel to the scatter of one pixel, in stretched images: it compares "
         "galaxies of one file at one size and is no calibrated photometry. Neighbours in the frame count as scatter."
-        + left_out
-        * (without_scatter > 0),
+        f"{left_out}",
     )
     brightness = _make_violins(summary, "brightness", "Brightness by class", "central mean (DN, 0 to 255)", log=False)
     snr = _make_violins(summary, "snr", "Signal-to-noise by class", "signal-to-noise of a mean central pixel", log=True)

@@ -1,7 +1,4 @@
-"""The one-pixel attack: on networks whose answer is known, on runs, and what is said of its success.
-
-pytest tests/test_attack.py
-"""
+"""One-pixel attack: on networks with known answers, on runs, and its success rates."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ SMALL = AttackConfig(galaxies=40, population=8, iterations=2)
 
 
 class Lamp:
-    """Sees one pixel alone: class 1 where the red of column 4, row 7 is above 3/4, else 0."""
+    """A network that uses one pixel: class 1 where the red of column 4, row 7 is above 3/4, else 0."""
 
     asked = 0
 
@@ -58,7 +55,7 @@ class Lamp:
 
 
 class Blind(Lamp):
-    """Answers 0 whatever it is shown."""
+    """A network that predicts class 0 for every image."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return super().__call__(torch.zeros_like(images))
@@ -183,7 +180,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fitted(config: ModelConfig, images: Tensor, labels: Tensor, seed: int = 0) -> nn.Module:
-    """Fit the last layer of a random network by least squares: right about many galaxies, and sure of none."""
+    """Fit the last layer of a random network by least squares: many correct predictions, none of them confident."""
     torch.manual_seed(seed)
     network = build_model(config, images.shape[-1])
     for layer in network.modules():
@@ -252,7 +249,7 @@ def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by
 
 
 class StopLater(StopSignal):
-    """A signal that comes at the twentieth look."""
+    """A signal that arrives at the twentieth check."""
 
     looks = 0
 

@@ -1,4 +1,4 @@
-"""One temperature, found again where it is known, and the probabilities that follow."""
+"""Temperature scaling: a known temperature is recovered, and probabilities follow from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Logits = NDArray[np.float32]
 
 
 def overconfident(times: float, n: int = 20_000) -> tuple[Logits, NDArray[np.int64]]:
-    """Logits that are `times` too large for how often they are right, and the truth drawn from the right ones."""
+    """Return logits that are `times` too large, and labels drawn from the calibrated probabilities."""
     rng = np.random.default_rng(1)
     right = rng.normal(0, 2, (n, 10))
     labels = (right + rng.gumbel(size=right.shape)).argmax(1)

@@ -33,7 +33,7 @@ FOUR_ROWS = torch.arange(4)
 
 
 def counts(condition: str, severity: float, flat: float = 100.0) -> NDArray[np.float32]:
-    """Return what a condition adds to an even image, in DN."""
+    """Return the difference in DN that a condition makes to uniform images."""
     result: NDArray[np.float32] = (
         corrupt(FLAT * (flat / 100), FOUR_ROWS, condition, severity, SURVEY).numpy() * 255 - flat
     )

@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDir:
-    """Write a run with untrained weights as its best ones: what is measured does not matter here."""
+    """Write a run with untrained weights as its best ones: their accuracy does not matter here."""
     config = RunConfig(
         data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
         model=ModelConfig(group="C4", scale=0.1),
@@ -50,7 +50,7 @@ def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDi
 
 
 class StopLater(StopSignal):
-    """A signal that comes at the tenth look."""
+    """A signal that arrives at the tenth check."""
 
     looks = 0
 

@@ -205,7 +205,7 @@ def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog
 
 
 def damage_file(path: Path, damage: str) -> None:
-    """Damage a file in one of the ways that disks and people have."""
+    """Damage a file as a full disk, a crash or a mistake would."""
     data = path.read_bytes()
     middle = len(data) // 2
     path.write_bytes(

@@ -1,4 +1,4 @@
-"""What is said of a file of galaxies is what is in it: pairs that were planted, light that was put there."""
+"""Summary of a dataset: known pairs and known brightness are recovered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about a file of galaxies says what is in it, whole or not at all, and generated galaxies are called so."""
+"""The page of a dataset: correct contents, written atomically, with generated galaxies marked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
 @dataclass
 class ParsedPage(HTMLParser):
-    """A page as it is written: its words, its pictures, its tables as rows of words and numbers."""
+    """Parser of a page: its words, images, captions and tables."""
 
     words: list[str] = field(default_factory=list)
     images: list[dict[str, str | None]] = field(default_factory=list)

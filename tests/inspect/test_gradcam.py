@@ -1,4 +1,4 @@
-"""Grad-CAM is the paper's formula, finds what a network looks at, and turns with the galaxy."""
+"""Grad-CAM: the paper's formula, localization of the evidence, and equivariance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 33
 
 
 def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, ProbedLayers]:
-    """A network of one convolution, its average, and a head."""
+    """Return a network of one convolution, its average, and a head."""
     network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head).eval()
     last = head[-1]
     assert isinstance(last, nn.Linear)
@@ -26,7 +26,7 @@ def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, Probe
 
 
 def untrained(**settings: object) -> nn.Module:
-    """Batch norms hold the statistics of some images, without which a network hardly depends on what it sees."""
+    """Build a network whose batch norms have the statistics of images, so that its outputs depend on them."""
     torch.manual_seed(0)
     network = build_model(ModelConfig.model_validate(settings), SIDE).train()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def untrained(**settings: object) -> nn.Module:
 
 
 def images(count: int) -> Tensor:
-    """Smooth random images, (count, 3, SIDE, SIDE) in [0, 1]."""
+    """Return smooth random images, (count, 3, SIDE, SIDE) in [0, 1]."""
     coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(1))
     return nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")
 

@@ -1,4 +1,4 @@
-"""Looking inside a run: features are the network's own, distances are theirs, and every mistake is one line."""
+"""Inspecting a run: features, latent distances, the files written, and one-line errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ D4 = ModelConfig(group="D4", scale=0.1)
 
 
 def untrained(config: ModelConfig) -> nn.Module:
-    """Weights do not matter here, only that different images are seen differently."""
+    """Build a network with random weights whose outputs differ between images."""
     torch.manual_seed(0)
     network = build_model(config, SIDE).train()
     for layer in network.modules():
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture(scope="module")
 def output(run: RunDir) -> Path:
-    """Everything about one run, written where it is by default."""
+    """Inspect one run with the default output directory."""
     assert main([str(run.path), "--conditions", "clean", "flip", "--galaxies", "3", "5"]) == 0
     return run.path / "inspect"
 
