@@ -198,7 +198,7 @@ def test_formats_are_chosen_and_nothing_is_written_over(
 def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     untrained = RunDir(tmp_path / run.run_id)
     write_text(untrained.config_file, run.config_file.read_text())
-    for path, message in ((untrained.path, "not trained to its end"), (tmp_path, "found no config.json")):
+    for path, message in ((untrained.path, "training is not finished"), (tmp_path, "got no config.json")):
         assert main([str(path), str(tmp_path / "out"), "--formats", "torchscript"]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

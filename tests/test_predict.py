@@ -244,7 +244,7 @@ def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsy
     untrained = RunDir(tmp_path / "sweep" / run.run_id)
     write_text(untrained.config_file, run.config_file.read_text())
     write_hdf5(tmp_path / "a.h5", galaxy_images())
-    for path, message in ((untrained.path, "not trained to its end"), (tmp_path / "sweep", "allowed is one run")):
+    for path, message in ((untrained.path, "training is not finished"), (tmp_path / "sweep", "expected one run")):
         assert main([str(path), str(tmp_path / "a.h5"), "--output", str(tmp_path / "out.csv")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()

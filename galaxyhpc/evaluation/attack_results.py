@@ -1,11 +1,11 @@
-"""What the one-pixel attack on a run came to: attack.csv, and rates of success against the budget.
+"""Results of the one-pixel attack on a run: attack.csv.
 
-    attack.csv   one row per attacked galaxy, which are those that the network classifies rightly: row, label,
-                 sky_group; success; queries, up to and with the first image that is misclassified, or the whole budget;
-                 the pixel x (column), y (row), r, g, b (0 to 255) of that image, or of the one that came nearest; and
-                 the class predicted of it. The first line, a comment, says of which weights, galaxies and settings.
+    attack.csv   one row per attacked galaxy, each correctly classified when clean: row, label, sky_group; success;
+                 queries, up to and including the first misclassified image, or the whole budget; the pixel x (column),
+                 y (row), r, g, b (0 to 255) of that image, or of the one with the lowest probability of the true
+                 class; and the class predicted for it. The first line is a comment: weights, data and settings.
 
-The file grows with every few galaxies and appears whole each time. A damaged file counts as absent.
+The file is replaced, atomically, after every chunk of galaxies. A corrupt file is treated as absent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLUMNS = ("row", "label", "sky_group", "success", "queries", "x", "y", "r", "g"
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """What was attacked, and how."""
+    """Weights, data and settings of an attack."""
 
     run_id: str
     weights: str  # SHA-256 of best.pt
@@ -40,21 +40,21 @@ class AttackSpec:
     generated: bool  # demo galaxies
     population: int
     iterations: int
-    galaxies: int  # most that were to be attacked
+    galaxies: int  # maximum number to attack
 
     @property
     def budget(self) -> int:
-        """Images that the network may be asked about per galaxy."""
+        """Maximum number of queries of the network per galaxy."""
         return self.population * (self.iterations + 1)
 
     def is_same_attack(self, other: AttackSpec) -> bool:
-        """Whether results of the one are results of the other, for the galaxies that are in both."""
+        """Whether both give the same results for the galaxies in both."""
         return {**asdict(self), "galaxies": 0} == {**asdict(other), "galaxies": 0}
 
 
 @dataclass(frozen=True, eq=False)
 class AttackResults:
-    """The galaxies attacked so far: a table of COLUMNS."""
+    """Galaxies attacked so far: a table of COLUMNS."""
 
     spec: AttackSpec
     table: pd.DataFrame
@@ -62,7 +62,7 @@ class AttackResults:
 
 
 def get_attack_file(run: RunDir) -> Path:
-    """Return where the attack on a run is kept."""
+    """Return the path of a run's attack.csv."""
     return run.path / "attack.csv"
 
 
@@ -72,56 +72,55 @@ def make_empty_table() -> pd.DataFrame:
 
 
 def save(run: RunDir, results: AttackResults) -> None:
-    """Write attack.csv, whole."""
+    """Write attack.csv, atomically."""
     head = json.dumps({"schema": SCHEMA, **asdict(results.spec), "complete": results.is_complete})
     write_text(get_attack_file(run), f"# {head}\n" + results.table.sort_values("row").to_csv(index=False))
 
 
 def read(run: RunDir) -> AttackResults | None:
-    """Read attack.csv; None where it is absent or damaged, which is logged."""
+    """Read attack.csv; None where it is absent or, with a warning, corrupt."""
     if not get_attack_file(run).exists():
         return None
     try:
         return parse(run)
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
-        said = " ".join(str(error).split())[:200]
-        log.warning("%s: damaged, taken for absent: %s", get_attack_file(run), said)
+        log.warning("%s: ignored: corrupt: %s", get_attack_file(run), " ".join(str(error).split())[:200])
         return None
 
 
 def read_finished_attack(run: RunDir, settings: AttackConfig, weights: str) -> AttackResults | None:
-    """Return the complete attack on these weights as the settings want it; None where none is wanted, or there."""
-    found = read(run) if settings.galaxies else None
-    if found is None or not found.is_complete or found.spec.weights != weights:
+    """Return the complete attack on these weights with these settings; None where none is configured or finished."""
+    results = read(run) if settings.galaxies else None
+    if results is None or not results.is_complete or results.spec.weights != weights:
         return None
-    return found if settings.model_dump().items() <= asdict(found.spec).items() else None
+    return results if settings.model_dump().items() <= asdict(results.spec).items() else None
 
 
 def parse(run: RunDir) -> AttackResults:
-    """Read attack.csv and check that each row is possible.
+    """Read attack.csv and validate each row.
 
     Raises
     ------
     OSError, ValueError, LookupError, TypeError
-        where it is not what `save` wrote
+        if it is not as `save` writes it
     """
-    head, _, rest = get_attack_file(run).read_text(encoding="utf-8").partition("\n")
-    said = json.loads(head.removeprefix("# "))
-    if said.pop("schema") != SCHEMA or said["run_id"] != run.run_id:
-        raise ValueError(f"it is of run {said['run_id']}")
-    complete, source = bool(said.pop("complete")), AttackSpec(**said)
-    table = pd.read_csv(StringIO(rest), dtype=dict(make_empty_table().dtypes))
+    header, _, rows = get_attack_file(run).read_text(encoding="utf-8").partition("\n")
+    fields = json.loads(header.removeprefix("# "))
+    if fields.pop("schema") != SCHEMA or fields["run_id"] != run.run_id:
+        raise ValueError(f"results of run {fields['run_id']}")
+    is_complete, spec = bool(fields.pop("complete")), AttackSpec(**fields)
+    table = pd.read_csv(StringIO(rows), dtype=dict(make_empty_table().dtypes))
     if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"found columns {', '.join(map(str, table.columns))}; wanted are {', '.join(COLUMNS)}")
-    possible = (
+        raise ValueError(f"got columns {', '.join(map(str, table.columns))}; expected {', '.join(COLUMNS)}")
+    is_valid = (
         table["label"].between(0, NUM_CLASSES - 1)
         & table["predicted"].between(0, NUM_CLASSES - 1)
-        & table["queries"].between(1, source.budget)
+        & table["queries"].between(1, spec.budget)
         & (table[["x", "y"]] >= 0).all(axis=1)
         & table[["r", "g", "b"]].isin(range(256)).all(axis=1)
         & (table["success"] == (table["predicted"] != table["label"]))
-        & (table["success"] | (table["queries"] == source.budget))
+        & (table["success"] | (table["queries"] == spec.budget))
     )
-    if not possible.all() or table["row"].duplicated().any():
-        raise ValueError("rows that cannot be, or a galaxy that stands in it twice")
-    return AttackResults(source, table, complete)
+    if not is_valid.all() or table["row"].duplicated().any():
+        raise ValueError("invalid rows, or a duplicate galaxy")
+    return AttackResults(spec, table, is_complete)

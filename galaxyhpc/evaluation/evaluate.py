@@ -1,8 +1,8 @@
-"""Measure one trained run under the conditions that are still missing.
+"""Evaluation of one trained run under its missing conditions.
 
-The test galaxies are corrupted on the device in [0, 1], alike for every network; logits go to predictions.h5, counts
-to results.csv, every few seconds, so that an interrupted evaluation goes on where it was. Then the temperature that
-makes probabilities of the logits is fitted on the validation galaxies. Last, where it is wanted, comes the attack.
+The test galaxies are corrupted on the device in [0, 1], identically for every network; logits go to predictions.h5
+and counts to results.csv every few seconds, so that an interrupted evaluation resumes. Then the temperature of the
+logits is fitted on the validation galaxies. The one-pixel attack, if configured, comes last.
 """
 
 from __future__ import annotations
@@ -36,68 +36,71 @@ from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 SAVE_INTERVAL_SECONDS = 20.0
-STOP_MARGIN_SECONDS = 10.0  # before the end of its time an evaluation saves and makes room
+STOP_MARGIN_SECONDS = 10.0  # before its time limit an evaluation saves and stops
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What is measured: a network on the test galaxies, and, for the temperature alone, on those of validation."""
+    """A network, its test galaxies, and its validation galaxies, which are for the temperature alone."""
 
     network: nn.Module
     dataset: DeviceDataset
     indices: Tensor  # (n,) int64, of the test galaxies in the data file
-    validation_indices: Tensor  # (m,) int64, of the validation galaxies
+    validation_indices: Tensor  # (m,) int64, of the validation galaxies in the data file
     survey: Survey
     batch_size: int
 
 
 class NotTrainedError(RuntimeError):
-    """There are no weights to measure yet."""
+    """A run without the weights of a finished training."""
 
 
 def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Module:
-    """Build a run's network with its best weights, ready to classify (N, 3, S, S) images in [0, 1]."""
+    """Build a run's network with its best weights, in evaluation mode, for (N, 3, S, S) images in [0, 1].
+
+    Raises
+    ------
+    NotTrainedError
+    """
     if not run.best_file.exists():
-        raise NotTrainedError(f"{run.path}: not trained to its end yet: there is no best.pt")
+        raise NotTrainedError(f"{run.path}: training is not finished: no best.pt")
     network = build_model(config.model.without_pretrained, config.data.image_size)
     try:
         network.load_state_dict(torch.load(run.best_file, map_location="cpu", weights_only=True)["model"])
-    except Exception as error:  # what is not ours may raise anything
-        said = " ".join(str(error).split())[:200]
-        help_ = (
-            "allowed: what training wrote: remove it, and training goes on from the last checkpoint and writes it anew"
-        )
-        raise NotTrainedError(f"{run.best_file}: no weights of this network ({said}); {help_}") from error
+    except Exception as error:  # a foreign file may raise anything
+        reason = " ".join(str(error).split())[:200]
+        hint = "remove it, and training resumes from the last checkpoint and writes it again"
+        raise NotTrainedError(f"{run.best_file}: got {reason}; expected the weights of this network: {hint}") from error
     kernel_choice.load_selection(run, network, device)
     return network.to(device).eval()
 
 
 def get_conditions(config: RunConfig) -> list[tuple[str, float]]:
-    """Return every (condition, severity) that this run is to be measured under."""
+    """Return every (condition, severity) of this run's evaluation."""
     return list(conditions.list_severity_pairs(config.evaluate.conditions))
 
 
 def should_stop(stop: StopSignal) -> bool:
-    """Whether to save and leave."""
+    """Whether to save and stop."""
     return stop.is_requested or stop.is_time_limit_near(STOP_MARGIN_SECONDS)
 
 
 @torch.inference_mode()
 def compute_logits(context: EvalContext, pair: tuple[str, float], stop: StopSignal) -> NDArray[np.float32] | None:
-    """Return the (n, 10) logits of the test galaxies under one condition and severity; None where a signal came."""
-    parts = []
-    for rows in context.indices.split(context.batch_size):
+    """Compute the (n, 10) logits of the test galaxies under one condition and severity; None on a signal."""
+    batches = []
+    for indices in context.indices.split(context.batch_size):
         if should_stop(stop):
             return None
-        images, _ = context.dataset.get_batch(rows)
-        corrupted = corrupt(images, rows.to(images.device), *pair, context.survey)
-        parts.append(context.network(corrupted).float().cpu())
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
+        images, _ = context.dataset.get_batch(indices)
+        corrupted = corrupt(images, indices.to(images.device), *pair, context.survey)
+        batches.append(context.network(corrupted).float().cpu())
+    logits: NDArray[np.float32] = torch.cat(batches).numpy()
     return logits
 
 
 def add_temperature(context: EvalContext, run_logits: results.RunLogits, stop: StopSignal) -> results.RunLogits | None:
-    """Add the temperature that the validation galaxies ask for; None where a signal came."""
+    """Add the temperature fitted on the validation galaxies; None on a signal."""
     logits = compute_logits(replace(context, indices=context.validation_indices), results.CLEAN, stop)
     if logits is None:
         return None
@@ -106,18 +109,18 @@ def add_temperature(context: EvalContext, run_logits: results.RunLogits, stop: S
 
 
 def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, results.RunLogits]:
-    """Load the network and the test galaxies, and what was measured of them before."""
+    """Load the network, its galaxies, and the results of earlier evaluations."""
     keep_heap()
     torch.set_num_threads(config.resources.cpus_per_task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(run, config, device)
     galaxies, split = open_dataset(config.data, run.sweep_dir)
     test, validation = (split[split.split == name] for name in ("test", "validation"))
-    pictures, survey = load_device_dataset(galaxies, device), Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
-    rows, others = (torch.tensor(each.row.to_numpy()) for each in (test, validation))
-    task = EvalContext(network, pictures, rows, others, survey, config.evaluate.batch_size)
+    dataset, survey = load_device_dataset(galaxies, device), Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
+    test_indices, validation_indices = (torch.tensor(part.row.to_numpy()) for part in (test, validation))
+    context = EvalContext(network, dataset, test_indices, validation_indices, survey, config.evaluate.batch_size)
     source = {"weights": sha256(run.best_file), "fingerprint": galaxies.fingerprint}
-    measured = results.load(run, **source) or results.RunLogits(
+    run_logits = results.load(run, **source) or results.RunLogits(
         rows=test.row.to_numpy(np.int32),
         labels=test.label.to_numpy(np.uint8),
         groups=test.sky_group.to_numpy(np.int32),
@@ -126,11 +129,11 @@ def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, res
         temperature=None,
         **source,
     )
-    return task, measured
+    return context, run_logits
 
 
 def evaluate(run: RunDir, stop: StopSignal) -> bool:
-    """Measure what is missing; False where a signal stopped it (what was measured is saved then).
+    """Evaluate the missing conditions; False if a signal stopped it, with the finished conditions saved.
 
     Raises
     ------
@@ -141,42 +144,59 @@ def evaluate(run: RunDir, stop: StopSignal) -> bool:
         if read_state(run).name != RunState.EVALUATED:  # killed between the results and the event
             run.record("evaluated", measured=0, kept=len(get_conditions(config)))
         return True
-    task, measured = prepare_evaluation(run, config)
-    missing = [pair for pair in get_conditions(config) if pair not in measured.logits]
-    place = get_rank_info()
+    context, run_logits = prepare_evaluation(run, config)
+    missing = [pair for pair in get_conditions(config) if pair not in run_logits.logits]
+    rank = get_rank_info()
     run.record(
-        "evaluating", measured=len(measured.logits), job=place.job_attempt, pid=os.getpid(), nodes=place.node_names
+        "evaluating", measured=len(run_logits.logits), job=rank.job_attempt, pid=os.getpid(), nodes=rank.node_names
     )
-    console, saved = Console(), time.monotonic()
-    for pair in track(missing, run.run_id, console=console, transient=True, disable=not console.is_terminal):
-        logits = compute_logits(task, pair, stop)
-        if logits is not None:
-            measured.logits[pair] = logits
-        if measured.logits and (
-            logits is None or pair == missing[-1] or time.monotonic() - saved > SAVE_INTERVAL_SECONDS
+    console = Console()
+    if not evaluate_conditions(run, context, run_logits, missing, stop, console):
+        return False
+    with_temperature = add_temperature(context, run_logits, stop) if run_logits.temperature is None else run_logits
+    if with_temperature is None:
+        return False
+    if with_temperature is not run_logits or not missing:  # results.csv lacks the scaled counts
+        results.save(run, with_temperature)
+    if not attack.is_finished(run, config.evaluate.attack, run_logits.weights):
+        should_stop_attack = partial(should_stop, stop)
+        if not attack.attack_run(
+            run, context.network, context.dataset, run_logits, config.evaluate, should_stop_attack
         ):
-            results.save(run, measured)
+            return False
+    run.record("evaluated", measured=len(missing), kept=len(run_logits.logits) - len(missing))
+    num_conditions = len(get_conditions(config))
+    console.print(f"{run.run_id}: evaluated {len(missing)} of {num_conditions} conditions", highlight=False)
+    return True
+
+
+def evaluate_conditions(
+    run: RunDir,
+    context: EvalContext,
+    run_logits: results.RunLogits,
+    pairs: list[results.Pair],
+    stop: StopSignal,
+    console: Console,
+) -> bool:
+    """Add the logits under each (condition, severity), saving every SAVE_INTERVAL_SECONDS; False on a signal."""
+    saved = time.monotonic()
+    for pair in track(pairs, run.run_id, console=console, transient=True, disable=not console.is_terminal):
+        logits = compute_logits(context, pair, stop)
+        if logits is not None:
+            run_logits.logits[pair] = logits
+        is_save_due = logits is None or pair == pairs[-1] or time.monotonic() - saved > SAVE_INTERVAL_SECONDS
+        if run_logits.logits and is_save_due:
+            results.save(run, run_logits)
             saved = time.monotonic()
         if logits is None:
             return False
-    whole = add_temperature(task, measured, stop) if measured.temperature is None else measured
-    if whole is None:
-        return False
-    if whole is not measured or not missing:  # results.csv lacks what follows from the temperature
-        results.save(run, whole)
-    if not attack.is_finished(run, config.evaluate.attack, measured.weights):
-        leave = partial(should_stop, stop)
-        if not attack.attack_run(run, task.network, task.dataset, measured, config.evaluate, leave):
-            return False
-    run.record("evaluated", measured=len(missing), kept=len(measured.logits) - len(missing))
-    console.print(f"{run.run_id}: measured {len(missing)} of {len(get_conditions(config))} conditions", highlight=False)
     return True
 
 
 def is_evaluated(run: RunDir, config: RunConfig) -> bool:
-    """Whether both files of results hold every wanted condition for the weights in best.pt, and one temperature.
+    """Whether both result files hold every configured condition for the weights in best.pt, and one temperature.
 
-    And whether these weights were attacked, where that is wanted.
+    Also whether the attack on these weights is finished, if one is configured.
     """
     table = results.read_counts(run)
     if table is None or not run.best_file.exists() or set(table.weights) != {sha256(run.best_file)}:

@@ -1,16 +1,15 @@
-"""The tables on disk of one run: predictions.h5 (logits of every galaxy) and results.csv (counts).
+"""Result files of one run: predictions.h5 (logits of every galaxy) and results.csv (counts).
 
-results.csv follows from predictions.h5 and is written last: what it lists is complete. Each repeats the hash
-of the weights and of the data and is believed only where it agrees with the other. A damaged file counts as
-absent, which costs a recomputation and nothing else.
+results.csv is computed from predictions.h5 and written last: the conditions it lists are complete. Both hold the
+hashes of the weights and of the data; each is used only as far as it agrees with the other. A corrupt file is treated
+as absent, which costs a new evaluation and nothing else.
 
     results.csv     one row per (condition, severity); confusion is 10 x 10 integers, row by row, rows are the
                     truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces;
-                    the SCALED columns are of logits divided by the temperature: empty until it is known, and
-                    absent in files of before
+                    temperature and SCALED_COLUMNS, of logits divided by it, are empty until it is fitted
     predictions.h5  rows (n,), labels (n,), groups (n,), condition (K,), severity (K,), logits (K, n, 10) and
-                    predicted (K, n), which spares a bootstrap over 1,000 runs the logits; all with checksums;
-                    and, as an attribute, the temperature, once all is measured (files of before have none)
+                    predicted (K, n), which a bootstrap over 1,000 runs reads instead of the logits; all with
+                    checksums; and the attribute temperature, once it is fitted
 """
 
 from __future__ import annotations
@@ -36,28 +35,21 @@ CLEAN: Pair = ("clean", 0.0)
 
 log = logging.getLogger(__name__)
 
-_OLD_COLUMNS = (
-    *("run_id", "condition", "severity", "n", "correct", "nll_sum", "brier_sum", "confusion", "bins"),
-    *("weights", "fingerprint", "generated"),
-)
 RAW_COLUMNS = ("nll_sum", "brier_sum", "bins")
 SCALED_COLUMNS = ("nll_scaled_sum", "brier_scaled_sum", "bins_scaled")
-COLUMNS = (*_OLD_COLUMNS, "temperature", *SCALED_COLUMNS)
-_SHARED_FIELDS = ["rows", "labels", "groups", "weights", "fingerprint", "generated"]
-_READ_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
+COLUMNS = (
+    *("run_id", "condition", "severity", "n", "correct", "nll_sum", "brier_sum", "confusion", "bins"),
+    *("weights", "fingerprint", "generated", "temperature", *SCALED_COLUMNS),
 )
-_READ_ERRORS += (RuntimeError, MemoryError)
+_SHARED_FIELDS = ("rows", "labels", "groups", "weights", "fingerprint", "generated")
+_READ_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class RunLogits:
-    """What a run said about n test galaxies under each condition."""
+    """Logits of a run for its n test galaxies under each condition."""
 
     rows: NDArray[np.int32]  # (n,) row of the galaxy in the data file
     labels: NDArray[np.uint8]  # (n,) truth, 0 to 9
@@ -66,12 +58,12 @@ class RunLogits:
     weights: str  # SHA-256 of best.pt
     fingerprint: str  # of the data
     generated: bool  # demo galaxies
-    temperature: float | None = None  # that the logits are divided by (`calibration`), once it is found
+    temperature: float | None = None  # from temperature scaling (`calibration`); None until it is fitted
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The predicted classes alone; the other fields are those of `Measured`."""
+    """Predicted classes of a run for its n test galaxies under each condition; the other fields as in RunLogits."""
 
     rows: NDArray[np.int32]
     labels: NDArray[np.uint8]
@@ -84,72 +76,74 @@ class Predictions:
 
 
 def save(run: RunDir, run_logits: RunLogits) -> None:
-    """Write both files of a run, replacing what was there."""
-    before = read_counts(run)
-    if before is not None and not _is_same_source(before, run_logits):
-        run.results_file.unlink(missing_ok=True)  # killed below, it would pass for the counts of other weights
-    with atomic_write(run.predictions_file) as aside:
-        _write_predictions(aside, run, run_logits)
+    """Write both files of a run, replacing earlier ones."""
+    previous = read_counts(run)
+    if previous is not None and not _is_same_source(previous, run_logits):
+        run.results_file.unlink(missing_ok=True)  # if killed below, these counts would be of other weights
+    with atomic_write(run.predictions_file) as temporary:
+        _write_predictions(temporary, run, run_logits)
     write_text(run.results_file, _make_table(run, run_logits).to_csv(index=False))
 
 
 def load(run: RunDir, weights: str | None = None, fingerprint: str | None = None) -> RunLogits | None:
-    """Read what was measured already, or None; only pairs on which both files agree.
+    """Read the results of an earlier evaluation, only pairs on which both files agree; None if there are none.
 
-    With `weights` or `fingerprint` given, results of other weights or other galaxies count as none.
+    Results of other weights or of other data than `weights` and `fingerprint`, where given, are ignored.
     """
-    table, found = read_counts(run), _read_predictions_file(run, "logits")
-    if table is None or found is None or read_predictions(run) is None:
+    table, stored = read_counts(run), _read_predictions_file(run, "logits")
+    if table is None or stored is None or read_predictions(run) is None:
         return None
-    common, logits = found
-    measured = RunLogits(**common, logits=logits)
-    if not _is_same_source(table, measured):
+    shared_fields, logits = stored
+    run_logits = RunLogits(**shared_fields, logits=logits)
+    if not _is_same_source(table, run_logits):
         log.warning("%s: not made from predictions.h5 beside it; measuring afresh", run.results_file)
         return None
-    if weights not in (None, measured.weights) or fingerprint not in (None, measured.fingerprint):
+    if weights not in (None, run_logits.weights) or fingerprint not in (None, run_logits.fingerprint):
         log.warning("%s: of other weights or other galaxies; measuring afresh", run.results_file)
         return None
-    kept = {pair: logits[pair] for pair in _find_consistent_pairs(run, table, measured)}
-    return RunLogits(**common, logits=kept) if kept else None
+    consistent = {pair: logits[pair] for pair in _find_consistent_pairs(run, table, run_logits)}
+    return RunLogits(**shared_fields, logits=consistent) if consistent else None
 
 
 def read_counts(run: RunDir) -> pd.DataFrame | None:
-    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if not there.
+    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if absent or corrupt.
 
-    Where no temperature was known yet, it and all SCALED counts are nan.
+    The temperature and SCALED_COLUMNS are nan where no temperature was fitted yet.
     """
     if not run.results_file.exists():
         return None
     try:
         return _read_results_file(run)
     except _READ_ERRORS as error:
-        _log_damaged(run.results_file, error)
+        _log_corrupt(run.results_file, error)
         return None
 
 
 def read_predictions(run: RunDir) -> Predictions | None:
-    """Read predictions.h5 without its logits; None if not there."""
-    found = _read_predictions_file(run, "predicted")
-    return None if found is None else Predictions(**found[0], predicted=found[1])
+    """Read predictions.h5 without its logits; None if absent or corrupt."""
+    stored = _read_predictions_file(run, "predicted")
+    return None if stored is None else Predictions(**stored[0], predicted=stored[1])
 
 
 def to_counts(table: pd.DataFrame, is_scaled: bool = False) -> Counts:
     """Stack the rows of `read_counts`, of one run or many, into Counts with a leading axis.
 
-    With `scaled` those of the logits divided by the temperature, which give another nll, brier and ece, or nan.
+    If `is_scaled`, of the logits divided by the temperature: another nll, brier and ece, nan without a temperature.
     """
     nll_sum, brier_sum, bins = SCALED_COLUMNS if is_scaled else RAW_COLUMNS
-    plain = {"n": table["n"].to_numpy(), "correct": table["correct"].to_numpy()}
-    sums = {"nll_sum": table[nll_sum].to_numpy(), "brier_sum": table[brier_sum].to_numpy()}
-    confusion = np.concatenate([np.empty((0, NUM_CLASSES), np.int64), *table["confusion"]]).reshape(
-        -1, NUM_CLASSES, NUM_CLASSES
+    confusion = np.concatenate([np.empty((0, NUM_CLASSES), np.int64), *table["confusion"]])
+    return Counts(
+        n=table["n"].to_numpy(),
+        correct=table["correct"].to_numpy(),
+        nll_sum=table[nll_sum].to_numpy(),
+        brier_sum=table[brier_sum].to_numpy(),
+        confusion=confusion.reshape(-1, NUM_CLASSES, NUM_CLASSES),
+        bins=np.concatenate([np.empty((0, 3)), *table[bins]]).reshape(-1, NUM_BINS, 3),
     )
-    of_bins = np.concatenate([np.empty((0, 3)), *table[bins]]).reshape(-1, NUM_BINS, 3)
-    return Counts(**plain, **sums, confusion=confusion, bins=of_bins)
 
 
-def _log_damaged(path: Path, error: BaseException) -> None:
-    log.warning("%s: damaged, taken for absent: %s", path, " ".join(str(error).split())[:200])
+def _log_corrupt(path: Path, error: BaseException) -> None:
+    log.warning("%s: ignored: corrupt: %s", path, " ".join(str(error).split())[:200])
 
 
 def _is_same_source(table: pd.DataFrame, run_logits: RunLogits) -> bool:
@@ -158,19 +152,19 @@ def _is_same_source(table: pd.DataFrame, run_logits: RunLogits) -> bool:
 
 
 def _find_consistent_pairs(run: RunDir, table: pd.DataFrame, run_logits: RunLogits) -> list[Pair]:
-    """Pairs whose row is what their logits give, to the digits written."""
-    again = _make_table(run, run_logits).set_index(["condition", "severity"])
-    kept, written = [], table.set_index(["condition", "severity"])
-    for pair in written.index.intersection(again.index):
-        if _has_same_counts(written.loc[pair], again.loc[pair]):
-            kept.append(pair)
+    """Return the pairs whose row in `table` follows from their logits, to the digits written."""
+    expected = _make_table(run, run_logits).set_index(["condition", "severity"])
+    pairs, stored = [], table.set_index(["condition", "severity"])
+    for pair in stored.index.intersection(expected.index):
+        if _has_same_counts(stored.loc[pair], expected.loc[pair]):
+            pairs.append(pair)
         else:
             log.warning("%s: %s %g does not follow from predictions.h5", run.results_file, *pair)
-    return kept
+    return pairs
 
 
 def _has_same_counts(stored_row: pd.Series[Any], expected_row: pd.Series[Any]) -> bool:
-    """Whether two rows say the same; the scaled counts, where both have a temperature."""
+    """Whether two rows hold the same counts; scaled ones too, if both have a temperature."""
     numbers, arrays = ["n", "correct", "nll_sum", "brier_sum"], ["confusion", "bins"]
     if not pd.isna([stored_row["temperature"], expected_row["temperature"]]).any():
         numbers, arrays = [*numbers, "temperature", *SCALED_COLUMNS[:2]], [*arrays, SCALED_COLUMNS[2]]
@@ -180,20 +174,23 @@ def _has_same_counts(stored_row: pd.Series[Any], expected_row: pd.Series[Any]) -
 
 
 def _make_table(run: RunDir, run_logits: RunLogits) -> pd.DataFrame:
-    """Results.csv as it will stand on disk."""
+    """Return results.csv as a table of text and numbers, as it is written."""
     rows = []
     for (condition, severity), logits in run_logits.logits.items():
-        c = compute_counts(logits, run_logits.labels)
+        counts = compute_counts(logits, run_logits.labels)
         row = {"run_id": run.run_id, "condition": condition, "severity": float(severity)}
-        row |= {"n": int(c.n), "correct": int(c.correct), "confusion": _format_numbers(c.confusion)}
-        row |= dict(zip(RAW_COLUMNS, map(_format_numbers, (c.nll_sum, c.brier_sum, c.bins)), strict=True))
+        row |= {"n": int(counts.n), "correct": int(counts.correct), "confusion": _format_numbers(counts.confusion)}
+        row |= _format_sums(counts, RAW_COLUMNS)
         if run_logits.temperature is not None:
-            c = compute_counts(logits, run_logits.labels, run_logits.temperature)
-            row |= dict(zip(SCALED_COLUMNS, map(_format_numbers, (c.nll_sum, c.brier_sum, c.bins)), strict=True))
+            row |= _format_sums(compute_counts(logits, run_logits.labels, run_logits.temperature), SCALED_COLUMNS)
             row["temperature"] = repr(run_logits.temperature)
         rows.append(row)
     source = {name: getattr(run_logits, name) for name in ("weights", "fingerprint", "generated")}
     return pd.DataFrame(rows).assign(**source).reindex(columns=list(COLUMNS))
+
+
+def _format_sums(counts: Counts, columns: tuple[str, str, str]) -> dict[str, str]:
+    return dict(zip(columns, map(_format_numbers, (counts.nll_sum, counts.brier_sum, counts.bins)), strict=True))
 
 
 def _format_numbers(numbers: NDArray[Any]) -> str:
@@ -201,40 +198,42 @@ def _format_numbers(numbers: NDArray[Any]) -> str:
 
 
 def _read_results_file(run: RunDir) -> pd.DataFrame:
-    """Read results.csv and check that each row is possible (by hand: pandas and csv take longer per file)."""
+    """Read results.csv and validate each row (by hand: pandas and csv take longer per file)."""
     header, *rows = (line.split(",") for line in run.results_file.read_text("utf-8").rstrip("\n").split("\n"))
-    if tuple(header) not in (COLUMNS, _OLD_COLUMNS) or not rows:
-        raise ValueError(f"{len(rows)} rows of {', '.join(header)}; wanted are {', '.join(COLUMNS)}")
-    column = dict.fromkeys(COLUMNS, ("",) * len(rows)) | dict(zip(header, zip(*rows, strict=True), strict=True))
-    if set(column["run_id"]) != {run.run_id}:
-        raise ValueError(f"it is of run {column['run_id'][0]}")
-    one_source = all(len(set(column[name])) == 1 for name in ("weights", "fingerprint", "generated", "temperature"))
-    if len(set(zip(column["condition"], column["severity"], strict=True))) < len(rows) or not one_source:
-        raise ValueError("a condition stands twice, or the rows are of several weights")
-    return pd.DataFrame(column | _parse_columns(column))
+    if tuple(header) != COLUMNS or not rows:
+        raise ValueError(f"got {len(rows)} rows of {', '.join(header)}; expected {', '.join(COLUMNS)}")
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    if set(columns["run_id"]) != {run.run_id}:
+        raise ValueError(f"results of run {columns['run_id'][0]}")
+    has_one_source = all(
+        len(set(columns[name])) == 1 for name in ("weights", "fingerprint", "generated", "temperature")
+    )
+    if len(set(zip(columns["condition"], columns["severity"], strict=True))) < len(rows) or not has_one_source:
+        raise ValueError("duplicate conditions, or rows of several weights")
+    return pd.DataFrame(columns | _parse_columns(columns))
 
 
 def _parse_columns(columns: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Turn columns of text into numbers and arrays that do not contradict one another."""
+    """Convert columns of text to numbers and arrays, and check that these are consistent."""
     n, correct = (np.array(columns[name], dtype=np.int64) for name in ("n", "correct"))
     confusion = _parse_numbers(columns["confusion"], np.int64).reshape(-1, NUM_CLASSES, NUM_CLASSES)
-    whole = (confusion.sum((1, 2)) == n) & (np.trace(confusion, axis1=1, axis2=2) == correct)
-    if not whole.all() or not ((confusion >= 0) & (confusion <= n[:, None, None])).all():
-        raise ValueError("the counts contradict one another")
+    is_consistent = (confusion.sum((1, 2)) == n) & (np.trace(confusion, axis1=1, axis2=2) == correct)
+    if not is_consistent.all() or not ((confusion >= 0) & (confusion <= n[:, None, None])).all():
+        raise ValueError("inconsistent counts")
     generated = [{"True": True, "False": False}[text] for text in columns["generated"]]
-    plain = {"n": n, "correct": correct, "confusion": list(confusion), "generated": generated}
-    plain["severity"] = np.array(columns["severity"], dtype=np.float64)
-    return plain | _parse_sums(columns, RAW_COLUMNS, n, correct) | _parse_scaled(columns, n, correct)
+    parsed = {"n": n, "correct": correct, "confusion": list(confusion), "generated": generated}
+    parsed["severity"] = np.array(columns["severity"], dtype=np.float64)
+    return parsed | _parse_sums(columns, RAW_COLUMNS, n, correct) | _parse_scaled(columns, n, correct)
 
 
 def _parse_scaled(
     columns: dict[str, tuple[str, ...]], n: NDArray[np.int64], correct: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """The temperature and the counts after scaling; nan where there are none."""
-    nothing = np.full(len(n), np.nan)
+    """Parse the temperature and SCALED_COLUMNS; nan where they are empty."""
     if not any("".join(columns[name]) for name in ("temperature", *SCALED_COLUMNS)):
         bins = list(np.full((len(n), NUM_BINS, 3), np.nan))
-        return {"temperature": nothing, SCALED_COLUMNS[0]: nothing, SCALED_COLUMNS[1]: nothing, SCALED_COLUMNS[2]: bins}
+        missing = np.full(len(n), np.nan)
+        return {"temperature": missing, SCALED_COLUMNS[0]: missing, SCALED_COLUMNS[1]: missing, SCALED_COLUMNS[2]: bins}
     temperature = float(columns["temperature"][0])
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature {temperature}")
@@ -244,20 +243,20 @@ def _parse_scaled(
 def _parse_sums(
     columns: dict[str, tuple[str, ...]], names: tuple[str, str, str], n: NDArray[np.int64], correct: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Read two columns of sums and one of bins."""
+    """Parse two columns of sums and one of bins."""
     sums = np.array([columns[name] for name in names[:2]], dtype=np.float64)
     bins = _parse_numbers(columns[names[2]]).reshape(-1, NUM_BINS, 3)
     if not ((bins[..., 0].sum(1) == n) & (bins[..., 1].sum(1) == correct)).all():
-        raise ValueError("the counts contradict one another")
+        raise ValueError("inconsistent counts")
     if not (np.isfinite(sums).all() and np.isfinite(bins).all()):
-        raise ValueError("sums that are none")
+        raise ValueError("non-finite sums")
     return dict(zip(names, (*sums, list(bins)), strict=True))
 
 
 def _parse_numbers(texts: Any, dtype: type = np.float64) -> NDArray[Any]:
-    """Parse texts of equally many numbers into (texts, numbers)."""
+    """Parse texts of equally many numbers each into an array (texts, numbers)."""
     if not all(text.strip() for text in texts):
-        raise ValueError("numbers are missing")
+        raise ValueError("missing numbers")
     return np.loadtxt(list(texts), dtype=dtype, ndmin=2, comments=None)
 
 
@@ -282,14 +281,14 @@ def _write_predictions(path: Path, run: RunDir, run_logits: RunLogits) -> None:
 
 
 def _read_predictions_file(run: RunDir, array_name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]] | None:
-    """Read what all pairs share, and one dataset pair by pair."""
+    """Read the fields that all pairs share, and one array by pair; None if absent or corrupt."""
     if not run.predictions_file.exists():
         return None
-    try:  # the file appears whole, so that it needs no lock, which some cluster file systems refuse
+    try:  # written atomically, so that it needs no lock, which some cluster file systems refuse
         with h5py.File(run.predictions_file, "r", locking=False) as file:
             return _parse_predictions(file, run, array_name)
     except _READ_ERRORS as error:
-        _log_damaged(run.predictions_file, error)
+        _log_corrupt(run.predictions_file, error)
         return None
 
 
@@ -298,37 +297,30 @@ def _parse_predictions(
 ) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]]:
     if file.attrs["schema"] != SCHEMA or file.attrs["run_id"] != run.run_id:
         raise ValueError(f"schema {file.attrs['schema']} of run {file.attrs['run_id']}")
-    common = {key: _read_array(file[key]) if key in file else file.attrs[key] for key in _SHARED_FIELDS}
-    common |= {"generated": bool(common["generated"]), "weights": str(common["weights"])}
-    common["temperature"] = _read_temperature(file)
-    names, severities, values = (
-        np.char.decode(_read_array(file["condition"])),
-        _read_array(file["severity"]),
-        _read_array(file[array_name]),
-    )
-    n = len(common["rows"])
-    shapes = {common["rows"].shape, common["labels"].shape, common["groups"].shape, values[0].shape[:1]}
-    if (
-        shapes != {(n,)}
-        or values.ndim != {"logits": 3, "predicted": 2}[array_name]
-        or common["labels"].max() >= NUM_CLASSES
-    ):
+    fields = {key: _read_array(file[key]) if key in file else file.attrs[key] for key in _SHARED_FIELDS}
+    fields |= {"generated": bool(fields["generated"]), "weights": str(fields["weights"])}
+    fields["temperature"] = _read_temperature(file)
+    names, severities = np.char.decode(_read_array(file["condition"])), _read_array(file["severity"])
+    values, n = _read_array(file[array_name]), len(fields["rows"])
+    shapes = {*(fields[name].shape for name in ("rows", "labels", "groups")), values[0].shape[:1]}
+    has_shape = shapes == {(n,)} and values.ndim == {"logits": 3, "predicted": 2}[array_name]
+    if not has_shape or fields["labels"].max() >= NUM_CLASSES:
         raise ValueError(f"arrays of {values.shape} for {n} galaxies")
-    return common, dict(zip(zip(names.tolist(), severities.tolist(), strict=True), values, strict=True))
+    return fields, dict(zip(zip(names.tolist(), severities.tolist(), strict=True), values, strict=True))
 
 
 def _read_temperature(file: h5py.File) -> float | None:
     if "temperature" not in file.attrs:
         return None
-    found = float(file.attrs["temperature"])
-    if not 0.0 < found < math.inf:
-        raise ValueError(f"temperature {found}")
-    return found
+    temperature = float(file.attrs["temperature"])
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature}")
+    return temperature
 
 
-def _read_array(data: h5py.Dataset) -> NDArray[Any]:
-    """Read an array that is in the file as a whole: one without its chunks may have any size in memory."""
-    if data.id.get_storage_size() < data.nbytes:
-        raise ValueError(f"{data.name}: {data.id.get_storage_size()} bytes for {data.nbytes}")
-    found: NDArray[Any] = data[:]
-    return found
+def _read_array(dataset: h5py.Dataset) -> NDArray[Any]:
+    """Read an array, once its bytes are known to be in the file: without its chunks its size in memory is arbitrary."""
+    if dataset.id.get_storage_size() < dataset.nbytes:
+        raise ValueError(f"{dataset.name}: got {dataset.id.get_storage_size()} bytes; expected {dataset.nbytes}")
+    array: NDArray[Any] = dataset[:]
+    return array

@@ -1,4 +1,4 @@
-"""A finished run as something that classifies galaxies, with what has to be said along with its answers."""
+"""Classifier of a trained run: its network, and what its predictions need to be read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Classifier:
     config: RunConfig
     network: nn.Module
     weights: str  # SHA-256 of best.pt
-    temperature: float | None  # none where these weights were not evaluated
+    temperature: float | None  # None where these weights were not evaluated
     generated: bool  # trained on generated galaxies
 
     @property
@@ -39,15 +39,15 @@ def load(path: Path, device: torch.device) -> Classifier:
 
     Raises
     ------
-    rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
+    RunDirError, NotTrainedError, DataError, OSError
     """
     if not (path / "config.json").is_file():
-        raise RunDirError(f"{sanitize(str(path))}: found no config.json; allowed is one run: runs/SWEEP/RUN_ID")
+        raise RunDirError(f"{sanitize(str(path))}: got no config.json; expected one run: runs/SWEEP/RUN_ID")
     (run,) = find_runs(path)
     config = run.load_config()
     network, weights = load_network(run, config, device), sha256(run.best_file)
-    measured = results.read_predictions(run)
-    if measured is not None and measured.weights == weights:
-        return Classifier(run, config, network, weights, measured.temperature, measured.generated)
+    predictions = results.read_predictions(run)
+    if predictions is not None and predictions.weights == weights:
+        return Classifier(run, config, network, weights, predictions.temperature, predictions.generated)
     generated = config.data.source == "demo" or "generated" in read_split_header(run.sweep_dir / SPLIT_FILE_NAME)
     return Classifier(run, config, network, weights, None, generated)

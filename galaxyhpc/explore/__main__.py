@@ -1,8 +1,8 @@
-"""Looks at a file of galaxies: `python -m galaxyhpc.explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
+"""Summarize a dataset: `python -m galaxyhpc.explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
 
-One HTML page with all in it: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise, duplicates
-and overlapping frames, and the split as a launch makes it with the default settings. The file is converted once, where
-launches keep their converted files. Exit status 2: nothing was written, and why is said.
+Writes one self-contained HTML page: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise,
+duplicates and overlapping frames, and the split that a launch makes with the default settings. The file is converted
+once, in the cache of launches. Exit status 2: nothing was written; the reason is on stderr.
 """
 
 from __future__ import annotations
@@ -23,28 +23,25 @@ from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import sanitize, write_text
 
-MAX_DEFAULT_SIZE_PX = (
-    128  # px, of what is looked at where no size is asked for: a quarter of the bytes that are published
-)
+MAX_DEFAULT_SIZE_PX = 128  # of images without --size: a quarter of the published bytes
 
 
 def make_data_config(file: str, image_size: int | None, cache: Path) -> DataConfig:
-    """Return a launch's settings for this file, its galaxies at `size` or at their own up to LARGEST px.
+    """Return a launch's settings for this file, at `image_size` or the file's own size up to MAX_DEFAULT_SIZE_PX.
 
     Raises
     ------
     DataError
     """
     if image_size is not None and not SIZE_RANGE_PX[0] <= image_size <= SIZE_RANGE_PX[1]:
-        raise DataError(f"--size: found {image_size}; allowed {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
-    side = DemoConfig().size if file == "demo" else read_metadata(Path(file).expanduser()).size
-    return DataConfig(
-        source=file, cache=str(cache.expanduser().absolute()), image_size=image_size or min(side, MAX_DEFAULT_SIZE_PX)
-    )
+        raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
+    file_size = DemoConfig().size if file == "demo" else read_metadata(Path(file).expanduser()).size
+    size = image_size or min(file_size, MAX_DEFAULT_SIZE_PX)
+    return DataConfig(source=file, cache=str(cache.expanduser().absolute()), image_size=size)
 
 
 def explore(config: DataConfig, output: Path) -> DatasetSummary:
-    """Write the page about these galaxies, whole or not at all, and return what it tells.
+    """Write the page of a dataset, atomically, and return its summary.
 
     Raises
     ------
@@ -52,45 +49,45 @@ def explore(config: DataConfig, output: Path) -> DatasetSummary:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=output.parent):
-        pass  # where nothing can be written, that shows before minutes of work
+        pass  # fails before minutes of work if the directory is not writable
     galaxies, console = prepare(config), make_console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("measuring", total=len(galaxies.labels))
-        facts = summarize_dataset(get_source_path(config), galaxies, config, lambda done: bar.advance(task, done))
-    write_text(output, page.render(facts))
-    return facts
+        summary = summarize_dataset(get_source_path(config), galaxies, config, lambda count: bar.advance(task, count))
+    write_text(output, page.render(summary))
+    return summary
 
 
 def _check_output(path: Path) -> None:
-    shown = sanitize(str(path))
-    if path.suffix.lower() != ".html":  # no data are ever written over
-        raise DataError(f"--output: found {shown}; allowed: a name that ends in .html")
+    name = sanitize(str(path))
+    if path.suffix.lower() != ".html":  # never overwrite data
+        raise DataError(f"--output: got {name}; expected a name that ends in .html")
     if path.is_dir():
-        raise DataError(f"--output: found {shown}, a directory; allowed: a file")
+        raise DataError(f"--output: got {name}, a directory; expected a file")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Explore the file named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc explore", description=__doc__)
-    parser.add_argument("file", metavar="FILE.h5", help="laid out as Galaxy10_DECals.h5; demo: generated galaxies")
-    parser.add_argument("--output", type=Path, default=Path("explore.html"), metavar="HTML", help="(%(default)s)")
     parser.add_argument(
-        "--size", type=int, metavar="PX", help=f"side of a picture (as in the file, up to {MAX_DEFAULT_SIZE_PX})"
+        "file", metavar="FILE.h5", help="with the layout of Galaxy10_DECals.h5; demo: generated galaxies"
     )
-    parser.add_argument(
-        "--cache", type=Path, default=Path("runs/.cache"), metavar="DIR", help="of converted galaxies (%(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default="explore.html", metavar="HTML", help="page (%(default)s)")
+    size_help = f"side of an image (as in the file, up to {MAX_DEFAULT_SIZE_PX})"
+    parser.add_argument("--size", type=int, metavar="PX", help=size_help)
+    cache_help = "directory of converted galaxies (%(default)s)"
+    parser.add_argument("--cache", type=Path, default="runs/.cache", metavar="DIR", help=cache_help)
     options = parser.parse_args(arguments)
     try:
         _check_output(options.output)
-        facts = explore(make_data_config(options.file, options.size, options.cache), options.output)
+        summary = explore(make_data_config(options.file, options.size, options.cache), options.output)
     except (ValueError, OSError) as error:
         print(sanitize(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     console = make_console()
-    for line in (f"{options.output}: {page.format_title(facts)}", *page.describe_findings(facts)):
+    for line in (f"{options.output}: {page.format_title(summary)}", *page.describe_findings(summary)):
         console.print(line, soft_wrap=True)
     return 0
 

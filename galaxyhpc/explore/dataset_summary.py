@@ -1,6 +1,6 @@
-"""What a file of galaxies is, in arrays and tables: its layout, redshifts, brightness, duplicates and split.
+"""Summary of a dataset as arrays and tables: layout, redshifts, photometry, duplicates and split. No figures.
 
-No figures. Pixels are read from the converted, memory-mapped images a few at a time, so that a file of any size fits.
+Pixels are read from the converted, memory-mapped images in slices, so that the size of the file does not matter.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from galaxyhpc.data.split import (
 )
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
-APERTURE_FRACTION, BORDER_FRACTION = 1 / 8, 1 / 16  # of the side: radius of the disc in the middle, width of the frame
-MAD_TO_SIGMA = 1.4826  # standard deviations in a median absolute deviation
+APERTURE_FRACTION, BORDER_FRACTION = 1 / 8, 1 / 16  # of the side: radius of the central disc, width of the frame
+MAD_TO_SIGMA = 1.4826  # normal standard deviation / median absolute deviation
 
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How a file keeps its galaxies."""
+    """Arrays, chunks, compression and pixel scale of a file."""
 
     file_bytes: int
     arrays: tuple[str, ...]  # `name: shape, dtype` of each
     shape: tuple[int, ...]  # of images
     chunks: tuple[int, ...] | None
-    compression: str  # gzip, lzf ...; empty: none
+    compression: str  # gzip, lzf ..., or empty
     stored_bytes: int  # bytes of the images in the file
-    field_arcsec: float  # arcsec, side of an image
+    field_arcsec: float  # side of an image
     num_pixel_scales: int  # galaxies with a pxscale
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetSummary:
-    """A file of N galaxies."""
+    """Summary of a file of N galaxies."""
 
     path: Path
     layout: FileLayout
@@ -53,12 +53,12 @@ class DatasetSummary:
     redshift: np.ndarray  # (N,) NaN where not measured
     photometry: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN) and snr
     pairs: pd.DataFrame  # see `find_pairs`
-    split: pd.DataFrame  # see `split_table`
+    split: pd.DataFrame  # see `make_split_table`
     config: DataConfig  # of that split
 
     @property
     def class_counts(self) -> np.ndarray:
-        """Galaxies of each class, (10,)."""
+        """Number of galaxies of each class, (10,)."""
         return np.bincount(self.galaxies.labels, minlength=len(CLASSES))
 
     @property
@@ -71,7 +71,7 @@ class DatasetSummary:
 
     @property
     def empty_classes(self) -> list[str]:
-        """Where a class has no galaxy in a split, which a launch refuses."""
+        """Classes without a galaxy in a split, which a launch rejects, such as `Merging in test`."""
         counts = count_by_split(self.split)
         return [f"{CLASSES[label]} in {name}" for name in SPLITS for label in counts.index[counts[name] == 0]]
 
@@ -79,21 +79,21 @@ class DatasetSummary:
 def summarize_dataset(
     path: Path, galaxies: Galaxies, config: DataConfig, on_progress: Callable[[int], None]
 ) -> DatasetSummary:
-    """Read and measure a file that is converted already; `advance` is told how many more galaxies are measured.
+    """Read and measure a converted file; `on_progress` is called with the number of galaxies of each measured slice.
 
     Raises
     ------
-    galaxyhpc.data.galaxy10.DataError
+    DataError
     """
-    where = (galaxies.ra, galaxies.dec, galaxies.digests)
+    sky = (galaxies.ra, galaxies.dec, galaxies.digests)
     return DatasetSummary(
         path=path,
         layout=_read_layout(path),
         galaxies=galaxies,
         redshift=read_optional_column(path, "redshift"),
         photometry=measure_photometry(galaxies.images, on_progress),
-        pairs=find_pairs(galaxies.labels, *where, config.link_arcsec),
-        split=make_split_table(config, galaxies.labels, *where),
+        pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec),
+        split=make_split_table(config, galaxies.labels, *sky),
         config=config,
     )
 
@@ -115,23 +115,23 @@ def _read_layout(path: Path) -> FileLayout:
         )
 
 
-def measure_photometry(images: np.ndarray, on_progress: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
-    """Measure the light in the middle of (N, 3, S, S) uint8 pictures against what lies at their borders.
+def measure_photometry(images: np.ndarray, on_progress: Callable[[int], None] = lambda count: None) -> pd.DataFrame:
+    """Measure brightness, background and signal-to-noise of (N, 3, S, S) uint8 images.
 
-    On the mean of the three colours: `brightness` is the mean in a disc of radius S/8, `background` the median in a
+    Of the mean of the three colours: `brightness` is the mean in a disc of radius S/8, `background` the median in a
     frame S/16 wide, `scatter` that frame's median absolute deviation x 1.4826 (all DN in [0, 255]), and `snr` =
-    (brightness - background) / scatter: of one pixel, on a picture stretched for the eye. NaN without any scatter.
+    (brightness - background) / scatter: of one pixel, in a stretched image. NaN where the scatter is 0.
     """
-    rows = max(1, SLICE_BYTES // (3 * 4 * images.shape[-1] ** 2))
-    parts = []
-    for start in range(0, len(images), rows):
-        parts.append(_measure_slice(_reopen_memmap(images)[start : start + rows]))
-        on_progress(len(parts[-1]))
-    return pd.concat(parts, ignore_index=True)
+    slice_length = max(1, SLICE_BYTES // (3 * 4 * images.shape[-1] ** 2))
+    tables = []
+    for start in range(0, len(images), slice_length):
+        tables.append(_measure_slice(_reopen_memmap(images)[start : start + slice_length]))
+        on_progress(len(tables[-1]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _reopen_memmap(images: np.ndarray) -> np.ndarray:
-    """Map a file's images anew: pages that were read count as this process's memory until their map goes."""
+    """Map a file's images again: pages that were read count as this process's memory until their map is closed."""
     if not isinstance(images, np.memmap) or images.filename is None:
         return images
     return np.memmap(images.filename, images.dtype, "r", images.offset, images.shape)
@@ -140,15 +140,15 @@ def _reopen_memmap(images: np.ndarray) -> np.ndarray:
 def _measure_slice(images: np.ndarray) -> pd.DataFrame:
     grey = images.mean(axis=1, dtype=np.float32)
     disc, frame = make_aperture_masks(images.shape[-1])
-    brightness, around = grey[:, disc].mean(axis=1), grey[:, frame]
-    background = np.median(around, axis=1)
-    scatter = MAD_TO_SIGMA * np.median(np.abs(around - background[:, None]), axis=1)
+    brightness, border = grey[:, disc].mean(axis=1), grey[:, frame]
+    background = np.median(border, axis=1)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(border - background[:, None]), axis=1)
     snr = (brightness - background) / np.where(scatter > 0, scatter, np.nan)
     return pd.DataFrame({"brightness": brightness, "background": background, "scatter": scatter, "snr": snr})
 
 
 def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (S, S) masks of the disc in the middle and of the frame at the border."""
+    """Return the (S, S) masks of the central disc and of the frame at the border."""
     offset, width = np.arange(size) - (size - 1) / 2, max(1, round(BORDER_FRACTION * size))
     disc = offset[:, None] ** 2 + offset**2 <= (APERTURE_FRACTION * size) ** 2
     inner = np.zeros((size, size), bool)
@@ -159,23 +159,19 @@ def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:
 def find_pairs(
     labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray, link_arcsec: float
 ) -> pd.DataFrame:
-    """Return the pairs of galaxies that must not be divided, the nearest first: one row each.
+    """Find the pairs of galaxies that a split must keep together: one row per pair, the closest first.
 
     first, second : rows of the file, first < second
-    arcsec : their distance
-    same_pixels, same_place : identical images; positions within 1 arcsec
-    duplicate : one of these, else only their frames overlap (nearer than `arcsec`)
-    conflict : duplicates under two labels
+    arcsec : their separation
+    same_pixels, same_place : identical images; positions within DUPLICATE_RADIUS_ARCSEC
+    duplicate : same_pixels or same_place; otherwise only their frames overlap (closer than `link_arcsec`)
+    conflict : duplicates with two labels
     """
-    same = {(min(pair), max(pair)) for pair in find_identical_images(digests).tolist()}
-    near = {
-        (min(pair), max(pair)) for pair in find_close_pairs(ra, dec, max(link_arcsec, DUPLICATE_RADIUS_ARCSEC)).tolist()
-    }
-    both = np.array(sorted(same | near), np.int64).reshape(-1, 2)
-    first, second = both.T
-    frame = pd.DataFrame(
-        {"first": first, "second": second, "arcsec": compute_separation_arcsec(ra, dec, first, second)}
-    )
+    close = find_close_pairs(ra, dec, max(link_arcsec, DUPLICATE_RADIUS_ARCSEC))
+    pairs = {(min(pair), max(pair)) for pair in (*find_identical_images(digests).tolist(), *close.tolist())}
+    first, second = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
+    separation = compute_separation_arcsec(ra, dec, first, second)
+    frame = pd.DataFrame({"first": first, "second": second, "arcsec": separation})
     frame["same_pixels"] = digests[first] == digests[second]
     frame["same_place"] = frame["arcsec"] <= DUPLICATE_RADIUS_ARCSEC
     frame["duplicate"] = frame["same_pixels"] | frame["same_place"]
@@ -184,35 +180,35 @@ def find_pairs(
 
 
 def compute_separation_arcsec(ra: np.ndarray, dec: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return how far apart pairs of rows are on the sky, in arcsec, by the haversine formula; ra, dec in degrees."""
-    alpha, delta = np.radians(ra), np.radians(dec)
-    across = np.cos(delta[first]) * np.cos(delta[second]) * np.sin((alpha[first] - alpha[second]) / 2) ** 2
-    chord = np.sqrt(np.sin((delta[first] - delta[second]) / 2) ** 2 + across)
-    return np.asarray(3600 * np.degrees(2 * np.arcsin(np.minimum(chord, 1))))
+    """Return the separations of pairs of rows on the sky, in arcsec; ra and dec in degrees."""
+    from astropy.coordinates import angular_separation
+
+    ra, dec = np.radians(ra), np.radians(dec)
+    return np.asarray(3600 * np.degrees(angular_separation(ra[first], dec[first], ra[second], dec[second])))
 
 
 def count_by_split(split: pd.DataFrame) -> pd.DataFrame:
-    """Count the galaxies of each class (row) in each split and dropped (columns)."""
+    """Count the galaxies of each class (row) in each split and dropped from it (columns)."""
     names = [*SPLITS, "dropped"]
     return pd.crosstab(split["label"], split["split"]).reindex(index=range(len(CLASSES)), columns=names, fill_value=0)
 
 
 def compute_class_percentiles(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Return, per class, how many values there are and are not, and their 16 %, 50 % and 84 % points."""
+    """Return, per class, the number of known and missing values, and the 16th, 50th and 84th percentiles."""
     rows = []
     for label in range(len(CLASSES)):
-        of_class = values[labels == label]
-        known = of_class[np.isfinite(of_class)]
-        points = np.percentile(known, [16, 50, 84]) if len(known) else np.full(3, np.nan)
-        rows.append((len(known), len(of_class) - len(known), *points))
+        class_values = values[labels == label]
+        known = class_values[np.isfinite(class_values)]
+        percentiles = np.percentile(known, [16, 50, 84]) if len(known) else np.full(3, np.nan)
+        rows.append((len(known), len(class_values) - len(known), *percentiles))
     return pd.DataFrame(rows, columns=["known", "missing", "low", "median", "high"])
 
 
 def select_examples(labels: np.ndarray, num_per_class: int) -> dict[int, list[int]]:
-    """Choose `each` galaxies of every class, spread evenly over its rows: always the same ones."""
-    found = {}
+    """Select up to `num_per_class` rows of every class, evenly spaced and so always the same."""
+    examples = {}
     for label in range(len(CLASSES)):
         rows = np.flatnonzero(labels == label)
-        places = np.unique(np.linspace(0, len(rows) - 1, num_per_class).round().astype(int))
-        found[label] = rows[places].tolist()
-    return found
+        positions = np.unique(np.linspace(0, len(rows) - 1, num_per_class).round().astype(int))
+        examples[label] = rows[positions].tolist()
+    return examples

@@ -1,4 +1,4 @@
-"""python -m galaxyhpc.inspect: inside a trained network.
+"""Visualization of trained networks: python -m galaxyhpc.inspect.
 
 Holds features, embeddings, Grad-CAM and their page; trained networks are loaded by `evaluation.trained_model`.
 """

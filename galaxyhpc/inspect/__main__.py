@@ -1,9 +1,9 @@
-"""Looks inside trained networks: `python -m galaxyhpc.inspect runs/SWEEP/RUN_ID` writes runs/SWEEP/RUN_ID/inspect/.
+"""Visualize trained networks: `python -m galaxyhpc.inspect runs/SWEEP/RUN_ID` writes runs/SWEEP/RUN_ID/inspect/.
 
-features.h5 (what the network sees in the test galaxies, clean and corrupted), embedding.csv and its figure,
+Writes features.h5 (features of the test galaxies, clean and corrupted), embedding.csv and its figure,
 latent_distance.csv and its figure, gradcam.png, and inspect.html with all of them. Several runs, or a sweep, are
-compared by latent distance alone, in SWEEP/inspect/; runs of a sweep that are not trained yet are left out. Exit
-status 2: what was asked for cannot be done, and why is said.
+compared by latent distance alone, in SWEEP/inspect/; untrained runs of a sweep are skipped. Exit status 2: invalid
+arguments or files; the reason is on stderr.
 """
 
 from __future__ import annotations
@@ -34,30 +34,29 @@ DEFAULT_CONDITIONS = ("rotation", "pedestal_noise", "shot_noise", "psf_moffat")
 def inspect_run(run: RunDir, pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:
     """Write everything about one run; return the page."""
     output = options.output or run.path / "inspect"
-    looked = load_context(run, get_device())
-    page.check_indices(looked, options.galaxies or ())
-    found = load_or_compute_features(looked, pairs, output / "features.h5", console)
+    context = load_context(run, get_device())
+    page.check_indices(context, options.galaxies or ())
+    features = load_or_compute_features(context, pairs, output / "features.h5", console)
     sections = [
-        *page.write_embedding_section(looked, found, output, console),
-        *page.write_distance_section(page.make_distance_table(looked, found), run.run_id, output),
-        *page.write_gradcam_section(looked, found, options.galaxies, output),
+        *page.write_embedding_section(context, features, output, console),
+        *page.write_distance_section(page.make_distance_table(context, features), run.run_id, output),
+        *page.write_gradcam_section(context, features, options.galaxies, output),
     ]
-    lead = (f"{looked.label}, {looked.classifier.image_size} px, weights {looked.classifier.weights[:12]}.",)
-    return page.write_page(output, f"Inside {run.run_id}", sections, looked.generated, lead)
+    lead = (f"{context.label}, {context.classifier.image_size} px, weights {context.classifier.weights[:12]}.",)
+    return page.write_page(output, f"Inside {run.run_id}", sections, context.generated, lead)
 
 
 def compare_runs(runs: list[RunDir], pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:
     """Compare trained runs by latent distance; return the page."""
     if options.galaxies:
-        raise InspectError(f"--galaxies: found {len(runs)} runs; allowed: rows to look at in one run alone")
+        raise InspectError(f"--galaxies: got {len(runs)} runs; expected one run")
     check_same_galaxies(runs)
     tables, output = [], options.output or runs[0].sweep_dir / "inspect"
     for run in runs:
-        looked = load_context(run, get_device())
-        place = output / run.run_id if options.output else run.path / "inspect"
-        tables.append(
-            page.make_distance_table(looked, load_or_compute_features(looked, pairs, place / "features.h5", console))
-        )
+        context = load_context(run, get_device())
+        directory = output / run.run_id if options.output else run.path / "inspect"
+        features = load_or_compute_features(context, pairs, directory / "features.h5", console)
+        tables.append(page.make_distance_table(context, features))
     table = page.disambiguate_labels(pd.concat(tables, ignore_index=True))
     title = f"{table['label'].nunique()} networks, {len(runs)} runs"
     sections = page.write_distance_section(table, title, output)
@@ -69,53 +68,54 @@ def get_device() -> torch.device:
 
 
 def find_trained_runs(paths: Sequence[Path], console: Console) -> list[RunDir]:
-    """Return the runs named, and the trained ones of sweeps.
+    """Return the trained runs at these paths, each a run or a sweep.
 
     Raises
     ------
-    rundir.NoRunError, evaluate.NotTrainedError
+    RunDirError, NotTrainedError
     """
-    found: dict[Path, RunDir] = {}
+    trained_runs: dict[Path, RunDir] = {}
     for path in paths:
-        several = find_runs(path)
-        trained = [run for run in several if run.best_file.exists()]
+        runs = find_runs(path)
+        trained = [run for run in runs if run.best_file.exists()]
         if not trained:
-            what = f"{sanitize(str(path))}: not trained to its end yet: there is no best.pt"
-            raise NotTrainedError(f"{what} in any of {len(several)} runs" if len(several) > 1 else what)
-        if len(trained) < len(several):
-            console.print(f"{sanitize(str(path))}: {len(trained)} of {len(several)} runs are trained", soft_wrap=True)
-        found |= {run.path: run for run in trained}
-    return list(found.values())
+            message = f"{sanitize(str(path))}: training is not finished: no best.pt"
+            raise NotTrainedError(f"{message} in any of {len(runs)} runs" if len(runs) > 1 else message)
+        if len(trained) < len(runs):
+            console.print(f"{sanitize(str(path))}: {len(trained)} of {len(runs)} runs are trained", soft_wrap=True)
+        trained_runs |= {run.path: run for run in trained}
+    return list(trained_runs.values())
 
 
 def parse_conditions(names: Sequence[str]) -> list[Pair]:
-    """Return every severity of these conditions.
+    """Return every (condition, severity) of these conditions.
 
     Raises
     ------
-    LatentError
+    InspectError
     """
     for name in names:
         if not conditions.is_condition(name):
-            allowed = f"{', '.join(conditions.CONDITIONS)}, or several of them joined by +"
-            raise InspectError(f"--conditions: found {sanitize(name)!r}; allowed: {allowed}")
+            expected = f"{', '.join(conditions.CONDITIONS)}, or several of them joined by +"
+            raise InspectError(f"--conditions: got {sanitize(name)!r}; expected {expected}")
     return list(dict.fromkeys(conditions.list_severity_pairs(names)))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look into the runs named on the command line."""
+    """Inspect the runs named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc inspect", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="runs/SWEEP/RUN_ID or runs/SWEEP")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="(RUN_DIR/inspect)")
-    parser.add_argument("--galaxies", nargs="+", type=int, metavar="ROW", help="of the data file, for Grad-CAM")
-    parser.add_argument(
-        "--conditions", nargs="+", default=DEFAULT_CONDITIONS, metavar="NAME", help=f"({' '.join(DEFAULT_CONDITIONS)})"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="output directory (RUN_DIR/inspect)")
+    parser.add_argument("--galaxies", nargs="+", type=int, metavar="ROW", help="rows of the data file, for Grad-CAM")
+    conditions_help = f"conditions of the features ({' '.join(DEFAULT_CONDITIONS)})"
+    parser.add_argument("--conditions", nargs="+", default=DEFAULT_CONDITIONS, metavar="NAME", help=conditions_help)
     options, console = parser.parse_args(arguments), make_console()
     try:
         pairs, runs = parse_conditions(options.conditions), find_trained_runs(options.paths, console)
-        one = len(runs) == 1
-        written = inspect_run(runs[0], pairs, options, console) if one else compare_runs(runs, pairs, options, console)
+        if len(runs) == 1:
+            written = inspect_run(runs[0], pairs, options, console)
+        else:
+            written = compare_runs(runs, pairs, options, console)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2

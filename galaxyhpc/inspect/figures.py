@@ -1,4 +1,4 @@
-"""Figures of what a network sees: embeddings by class, how far conditions move galaxies, where it looks."""
+"""Figures of a trained network: embeddings by class, latent distances by condition, Grad-CAM heat maps."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ from galaxyhpc.report.figures.style import (
 )
 
 COLOURS = [colormaps["tab10"](number) for number in range(len(CLASSES))]
-MARKERS = "osD^v<>PX*"  # with the colours: ten colours alone are too many for many eyes
+MARKERS = "osD^v<>PX*"  # in addition to the colours: ten colours alone are hard to distinguish
 MAX_COLUMNS = 4  # panels in a row
 METHOD_NOTES = {
-    "isomap": "Isomap keeps distances along the cloud of galaxies.",
-    "t-SNE": "t-SNE keeps near galaxies near: the distances between its clusters, and their sizes, mean nothing.",
-    "UMAP": "UMAP keeps near galaxies near: the distances between its clusters mean little.",
+    "isomap": "Isomap preserves geodesic distances between galaxies.",
+    "t-SNE": "t-SNE preserves neighbours: distances between its clusters, and their sizes, carry no information.",
+    "UMAP": "UMAP preserves neighbours: distances between its clusters carry little information.",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A galaxy and where the network looks for two classes."""
+    """A galaxy and its heat maps for two classes."""
 
     target: GradCamTarget
     image: NDArray[np.float32]  # (S, S, 3) in [0, 1]
     truth_heat: NDArray[np.float32]  # (S, S) in [0, 1], heat of the true class
-    other_heat: NDArray[np.float32]  # (S, S) in [0, 1], heat of choice.other
-    split: str  # which part of the data it is from
+    other_heat: NDArray[np.float32]  # (S, S) in [0, 1], heat of target.other_class
+    split: str  # train, validation, test or dropped
 
 
 def make_about(title: str, generated: bool) -> ReportInfo:
-    """Return what all figures of a run say."""
+    """Return the title and notices of all figures of a run."""
     return ReportInfo(title, generated, math.nan)
 
 
 def draw_embedding(
     about: ReportInfo, embeddings: Mapping[str, NDArray[np.float64]], labels: NDArray[np.int64], note: str
 ) -> Figure:
-    """Draw each method's (n, 2) places, coloured by class."""
+    """Draw each method's (n, 2) embedding, coloured by class."""
     notes = [note, *(METHOD_NOTES[method] for method in embeddings)]
     grid = PanelGrid(1, len(embeddings), 4.6, 4.6, left=0.25, right=2.9, bottom=0.15, top=0.3)
-    figure, panels = make_figure(about, "Test galaxies as the network sees them", notes, grid)
-    for axes, (method, places) in zip(panels, embeddings.items(), strict=True):
+    figure, panels = make_figure(about, "Test galaxies in feature space", notes, grid)
+    for axes, (method, coordinates) in zip(panels, embeddings.items(), strict=True):
         for label in np.unique(labels):
-            x, y = places[labels == label].T
+            x, y = coordinates[labels == label].T
             name = f"{CLASSES[label]} ({len(x)})"
-            look = {"marker": MARKERS[label], "color": COLOURS[label]}
-            axes.scatter(x, y, s=26, alpha=0.85, linewidths=0.3, edgecolors="white", label=name, **look)
+            style = {"marker": MARKERS[label], "color": COLOURS[label]}
+            axes.scatter(x, y, s=26, alpha=0.85, linewidths=0.3, edgecolors="white", label=name, **style)
         axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         axes.set_title(method, fontsize=10)
     _draw_side_legend(
@@ -77,7 +77,7 @@ def draw_embedding(
 
 
 def draw_latent_distance(about: ReportInfo, table: pd.DataFrame, note: str) -> Figure:
-    """Draw how far each condition moves the galaxies, one panel per condition, one curve per network.
+    """Draw latent distance against severity, one panel per condition, one curve per network.
 
     `table` has label, group, condition, severity, median, q25, q75, of one kind of features; seeds are averaged.
     """
@@ -87,20 +87,20 @@ def draw_latent_distance(about: ReportInfo, table: pd.DataFrame, note: str) -> F
     columns = min(MAX_COLUMNS, len(names))
     right = max(estimate_width_inches([*networks["label"]]) + 0.5, 4.5 - 2.9 * columns)
     grid = PanelGrid(math.ceil(len(names) / columns), columns, 2.9, 2.3, (0.3, 0.85), right=right, top=0.3)
-    figure, panels = make_figure(about, "How far corruption moves galaxies inside the network", [note], grid)
-    look, top = assign_styles(networks), 1.05 * max(1.0, float(table["q75"].max()))
+    figure, panels = make_figure(about, "Latent distance under corruption", [note], grid)
+    styles, top = assign_styles(networks), 1.05 * max(1.0, float(table["q75"].max()))
     for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
-        for label, part in table[table["condition"] == name].groupby("label", sort=False):
-            _draw_curve(axes, name, part, look[str(label)])
+        for label, curve in table[table["condition"] == name].groupby("label", sort=False):
+            _draw_curve(axes, name, curve, styles[str(label)])
         axes.set_ylim(0, top)
         _format_axes(axes, name)
         if number % columns == 0:
-            axes.set_ylabel("moved (galaxy distances)", fontsize=9)
+            axes.set_ylabel("latent distance", fontsize=9)
         else:
             axes.set_yticklabels([])
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    lines = [Line2D([], [], lw=1.6, ms=4, **look[label]) for label in networks["label"]]
+    lines = [Line2D([], [], lw=1.6, ms=4, **styles[label]) for label in networks["label"]]
     _draw_side_legend(
         figure, lines, [wrap_text(label) for label in networks["label"]], margin_inches=right, title="network"
     )
@@ -114,7 +114,7 @@ def _draw_curve(axes: Axes, condition: str, table: pd.DataFrame, line_style: Lin
 
 
 def _get_positions(condition: str, severities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return where severities stand on the axis: angles to scale, others one after the other, the mildest first."""
+    """Return the positions of severities on the axis: angles to scale, others equally spaced, the mildest first."""
     if condition in ("rotation", "rotation_control"):
         return severities
     order = conditions.get_severities(condition)
@@ -134,43 +134,43 @@ def _format_axes(axes: Axes, condition: str) -> None:
 
 
 def draw_grad_cam(about: ReportInfo, panels: Sequence[Panel | None], note: str) -> Figure:
-    """Draw galaxies in two columns, each with the heat of the true class and of another one over it."""
+    """Draw galaxies in two columns, each beside overlays of its heat maps of the true class and of another one."""
     grid = PanelGrid(math.ceil(len(panels) / 2), 6, 1.9, 1.9, (0.06, 0.28), left=0.15, right=0.45, bottom=0.15, top=0.3)
-    figure, axes = make_figure(about, "Where the network looks (Grad-CAM)", [note], grid)
+    figure, all_axes = make_figure(about, "Grad-CAM heat maps", [note], grid)
     for number, panel in enumerate(panels):
         if panel is not None:
-            _draw_panel(axes[3 * number : 3 * number + 3], panel)
-    for number, each in enumerate(axes):
-        each.set_axis_off()
-        if number % 6 >= 3:  # two galaxies stand side by side
-            box = each.get_position()
-            each.set_position((box.x0 + 0.3 / figure.get_figwidth(), box.y0, box.width, box.height))
+            _draw_panel(all_axes[3 * number : 3 * number + 3], panel)
+    for number, axes in enumerate(all_axes):
+        axes.set_axis_off()
+        if number % 6 >= 3:  # a gap between the two columns of galaxies
+            box = axes.get_position()
+            axes.set_position((box.x0 + 0.3 / figure.get_figwidth(), box.y0, box.width, box.height))
     return figure
 
 
 def _draw_panel(panel_axes: Sequence[Axes], panel: Panel) -> None:
-    choice = panel.target
-    right = choice.predicted == choice.truth
-    word, colour = ("right", "#00694B") if right else ("WRONG", "#B5400A")
-    where = "" if panel.split == "test" else f" ({panel.split})"
-    heads = (
-        f"row {choice.row}{where}: {word}, {choice.confidence:.0%}",
-        f"true: {CLASSES[choice.truth]}",
-        f"{'next' if right else 'said'}: {CLASSES[choice.other_class]}",
+    target = panel.target
+    is_correct = target.predicted == target.truth
+    verdict, colour = ("correct", "#00694B") if is_correct else ("WRONG", "#B5400A")
+    split = "" if panel.split == "test" else f" ({panel.split})"
+    titles = (
+        f"row {target.row}{split}: {verdict}, {target.confidence:.0%}",
+        f"true: {CLASSES[target.truth]}",
+        f"{'second' if is_correct else 'predicted'}: {CLASSES[target.other_class]}",
     )
-    for axes, head, heat in zip(panel_axes, heads, (None, panel.truth_heat, panel.other_heat), strict=True):
+    for axes, title, heat in zip(panel_axes, titles, (None, panel.truth_heat, panel.other_heat), strict=True):
         axes.imshow(panel.image, interpolation="nearest")
         if heat is not None:
             axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * heat)
-            head += "" if heat.any() else " (no heat)"  # every channel speaks against the class
-        axes.set_title(head, fontsize=8, color=colour if heat is None else "black", pad=3)
+            title += "" if heat.any() else " (no heat)"  # every channel is evidence against the class
+        axes.set_title(title, fontsize=8, color=colour if heat is None else "black", pad=3)
 
 
 def _draw_side_legend(
     figure: Figure, handles: Sequence[Any], labels: Sequence[str], margin_inches: float, title: str
 ) -> None:
-    """Write a legend into the margin `right` inches wide."""
+    """Draw a legend in the right margin, `margin_inches` wide."""
     width, height = figure.get_size_inches()
     corner = (1 - (margin_inches - 0.15) / width, 1 - 1.0 / height)
-    look = {"frameon": False, "fontsize": 9, "handlelength": 2.6, "labelspacing": 0.7, "alignment": "left"}
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, title=title, title_fontsize=9, **look)
+    style = {"frameon": False, "fontsize": 9, "handlelength": 2.6, "labelspacing": 0.7, "alignment": "left"}
+    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=corner, title=title, title_fontsize=9, **style)

@@ -1,8 +1,8 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2).
+"""Grad-CAM heat maps (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2).
 
 The heat of class c at a pixel of the last convolutional map A is ReLU(sum over channels k of a_k A_k), a_k the mean
-over pixels of the derivative of c's logit by A_k. The channels of a group are channels like others: a turn of the
-galaxy by one of the group's elements permutes them and their weights alike, so that the heat turns with the galaxy.
+over pixels of the derivative of c's logit by A_k. The heat is equivariant: a transformation of the galaxy by a group
+element permutes a field's channels and their weights in the same way.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from galaxyhpc.inspect.features import ProbedLayers, find_probed_layers
 
 @dataclass(frozen=True)
 class GradCamTarget:
-    """A galaxy to look at, and two classes to look for."""
+    """A galaxy and the two classes of its heat maps: `truth` and `other_class`."""
 
     row: int  # in the data file
     truth: int
     predicted: int
-    other_class: int  # the predicted class; where that is the truth, the runner-up
+    other_class: int  # the predicted class or, if that is the truth, the second most probable one
     confidence: float  # softmax of the raw logits, of the predicted class
 
 
 def compute_heat_maps(
     network: nn.Module, images: Tensor, classes: Tensor, layers: ProbedLayers | None = None
 ) -> Tensor:
-    """Return the heat of one class for each image on the last map's grid, (N, s, s), none below 0, of any scale.
+    """Return the heat of one class for each image on the last map's grid, (N, s, s), >= 0, of arbitrary scale.
 
-    `images` are (N, 3, S, S) in [0, 1], `classes` (N,) int64; the network is in evaluation mode. `where` is found
-    in the networks of this project.
+    `images` are (N, 3, S, S) in [0, 1], `classes` (N,) int64; the network is in evaluation mode. `layers` may be left
+    out for the networks of this project.
     """
-    layers, kept = layers or find_probed_layers(network), []
+    layers, maps = layers or find_probed_layers(network), []
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        found = output.detach()  # what came before needs no gradient
-        kept.append((found.relu() if layers.has_relu_after else found.clone()).requires_grad_())
-        # a ReLU that follows is passed by all pixels: those at 0 would hide their derivative
-        return kept[0] + torch.finfo(torch.float32).tiny
+    def replace_map(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        values = output.detach()  # earlier layers need no gradient
+        maps.append((values.relu() if layers.has_relu_after else values.clone()).requires_grad_())
+        # pixels at 0 would have no derivative behind another ReLU: make all of them positive
+        return maps[0] + torch.finfo(torch.float32).tiny
 
-    hook = layers.last_map.register_forward_hook(keep)
+    hook = layers.last_map.register_forward_hook(replace_map)
     try:
         with torch.enable_grad():
             logits = network(images)
-            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
     finally:
         hook.remove()
     weights = gradient.mean((2, 3), keepdim=True)
-    return (weights * kept[0].detach()).sum(1).relu()
+    return (weights * maps[0].detach()).sum(1).relu()
 
 
 def upsample(heat: Tensor, size: int) -> Tensor:
-    """(N, s, s) -> (N, size, size), each with a maximum of 1 (or 0 everywhere).
+    """Interpolate (N, s, s) to (N, size, size), each normalized to a maximum of 1 (or 0 everywhere).
 
     The corners of the grids coincide: on the odd sizes of this project each layer keeps the first and last pixel.
     """
-    large = F.interpolate(heat[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
-    highest = large.amax((1, 2), keepdim=True)
-    return torch.where(highest > 0, large / highest.clamp_min(torch.finfo(large.dtype).tiny), 0.0)
+    upsampled = F.interpolate(heat[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]
+    maximum = upsampled.amax((1, 2), keepdim=True)
+    return torch.where(maximum > 0, upsampled / maximum.clamp_min(torch.finfo(upsampled.dtype).tiny), 0.0)
 
 
 def make_gradcam_target(row: int, truth: int, probabilities: NDArray[np.float64]) -> GradCamTarget:
-    """Put a galaxy and its (classes,) probabilities into a Choice."""
+    """Make the target of a galaxy from its (classes,) probabilities."""
     first, second = np.argsort(-probabilities, kind="stable")[:2]
     return GradCamTarget(row, truth, int(first), int(second if first == truth else first), float(probabilities[first]))
 
@@ -75,17 +75,17 @@ def make_gradcam_target(row: int, truth: int, probabilities: NDArray[np.float64]
 def select_most_confident(
     indices: NDArray[np.int64], labels: NDArray[np.int64], probabilities: NDArray[np.float64]
 ) -> list[GradCamTarget | None]:
-    """Choose of each class in turn its most confidently right galaxy and its most confidently wrong one, None for none.
+    """Select each class's most confident correct prediction and its most confident wrong one, None if there is none.
 
-    `rows` and `labels` are (n,), `shares` the (n, classes) probabilities.
+    `indices` and `labels` are (n,), `probabilities` (n, classes).
     """
-    right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+    is_correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
 
-    def best(label: int, kind: NDArray[np.bool_]) -> GradCamTarget | None:
-        among = np.flatnonzero((labels == label) & kind)
-        if not len(among):
+    def select(label: int, mask: NDArray[np.bool_]) -> GradCamTarget | None:
+        candidates = np.flatnonzero((labels == label) & mask)
+        if not len(candidates):
             return None
-        surest = among[confidence[among].argmax()]
-        return make_gradcam_target(int(indices[surest]), label, probabilities[surest])
+        best = candidates[confidence[candidates].argmax()]
+        return make_gradcam_target(int(indices[best]), label, probabilities[best])
 
-    return [best(label, kind) for label in np.unique(labels).tolist() for kind in (right, ~right)]
+    return [select(label, mask) for label in np.unique(labels).tolist() for mask in (is_correct, ~is_correct)]

@@ -1,4 +1,4 @@
-"""A trained network with the galaxies that it is looked into with, and their features, kept in a file."""
+"""Inputs of an inspection: a trained network, its galaxies, and their features, cached in a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.corruptions import Survey
 from galaxyhpc.evaluation.results import CLEAN, Pair
 from galaxyhpc.evaluation.trained_model import Classifier
-from galaxyhpc.inspect import features as latent
+from galaxyhpc.inspect import features
 from galaxyhpc.inspect.features import InspectError, RunFeatures
 from galaxyhpc.storage.run_dir import RunDir
 
 
 @dataclass(frozen=True)
 class InspectContext:
-    """A network and the galaxies that it is looked at with."""
+    """A trained network and the galaxies it is applied to."""
 
     classifier: Classifier
     split: pd.DataFrame
@@ -36,7 +36,7 @@ class InspectContext:
 
     @property
     def label(self) -> str:
-        """What the network is called in figures, as in the report."""
+        """Name of the network in figures, as in the report."""
         return f"{self.classifier.config.model.group_label} {self.classifier.config.model.name}".strip()
 
 
@@ -45,54 +45,55 @@ def load_context(run: RunDir, device: torch.device) -> InspectContext:
 
     Raises
     ------
-    rundir.NoRunError, evaluate.NotTrainedError, data.DataError, OSError
+    RunDirError, NotTrainedError, DataError, OSError
     """
-    used = trained_model.load(run.path, device)
-    galaxies, split = open_dataset(used.config.data, run.sweep_dir)
+    classifier = trained_model.load(run.path, device)
+    galaxies, split = open_dataset(classifier.config.data, run.sweep_dir)
     survey = Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
-    pictures = load_device_dataset(galaxies, device)
-    return InspectContext(used, split, pictures, survey, galaxies.fingerprint, used.generated or galaxies.generated)
+    dataset = load_device_dataset(galaxies, device)
+    generated = classifier.generated or galaxies.generated
+    return InspectContext(classifier, split, dataset, survey, galaxies.fingerprint, generated)
 
 
 def load_or_compute_features(
     context: InspectContext, pairs: Sequence[Pair], file: Path, console: Console
 ) -> RunFeatures:
-    """Return the features under these conditions, clean ones first; those in the file already are not made again."""
-    used, test = context.classifier, context.split[context.split.split == "test"]
+    """Return the features under these conditions, clean first; only those missing in the file are computed."""
+    classifier, test = context.classifier, context.split[context.split.split == "test"]
     rows, labels, groups = (test[name].to_numpy(np.int64) for name in ("row", "label", "sky_group"))
-    about = (used.run.run_id, used.weights, context.fingerprint, context.generated)
-    found = RunFeatures(rows, labels, groups, {}, *about)
-    before = latent.load(file)
-    if before is not None and latent.is_same_source(before, found):
-        found.activations.update(before.activations)
-    wanted = [CLEAN, *(pair for pair in pairs if pair != CLEAN)]
-    missing = [pair for pair in wanted if pair not in found.activations]
-    size = used.config.evaluate.batch_size
-    for pair in track(missing, used.run.run_id, console=console, transient=True, disable=not console.is_terminal):
-        found.activations[pair] = latent.extract_features(
-            used.network, context.dataset, torch.tensor(rows), pair, context.survey, size
+    source = (classifier.run.run_id, classifier.weights, context.fingerprint, context.generated)
+    run_features = RunFeatures(rows, labels, groups, {}, *source)
+    cached = features.load(file)
+    if cached is not None and features.is_same_source(cached, run_features):
+        run_features.activations.update(cached.activations)
+    pairs = [CLEAN, *(pair for pair in pairs if pair != CLEAN)]
+    missing = [pair for pair in pairs if pair not in run_features.activations]
+    batch_size, is_hidden = classifier.config.evaluate.batch_size, not console.is_terminal
+    for pair in track(missing, classifier.run.run_id, console=console, transient=True, disable=is_hidden):
+        run_features.activations[pair] = features.extract_features(
+            classifier.network, context.dataset, torch.tensor(rows), pair, context.survey, batch_size
         )
     if missing:
-        latent.save(file, found)
-    return replace(found, activations={pair: found.activations[pair] for pair in wanted})
+        features.save(file, run_features)
+    return replace(run_features, activations={pair: run_features.activations[pair] for pair in pairs})
 
 
 def check_same_galaxies(runs: Sequence[RunDir]) -> None:
-    """Refuse to compare networks on different test galaxies.
+    """Check that all runs have the same test galaxies.
 
     Raises
     ------
-    LatentError, rundir.NoRunError, data.DataError, OSError
+    InspectError, RunDirError, DataError, OSError
     """
     first, *others = map(_get_test_galaxies, runs)
     for run, other in zip(runs[1:], others, strict=True):
         if other != first:
-            said = [
-                f"{run.run_id}: {len(rows)} of data {data[:12]}"
-                for run, (data, rows) in ((runs[0], first), (run, other))
+            descriptions = [
+                f"{run.run_id}: {len(rows)} of data {fingerprint[:12]}"
+                for run, (fingerprint, rows) in ((runs[0], first), (run, other))
             ]
             raise InspectError(
-                f"found different test galaxies ({', '.join(said)}); allowed: runs with one data and split"
+                f"got different test galaxies ({', '.join(descriptions)}); expected runs of the same data and split"
             )
 
 

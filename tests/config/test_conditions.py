@@ -23,7 +23,7 @@ from galaxyhpc.evaluation import corruptions
 
 def test_every_condition_has_its_function_and_a_description() -> None:
     for name, condition in CONDITIONS.items():
-        assert callable(getattr(corruptions, name))
+        assert callable(corruptions.CORRUPTIONS[name])
         assert condition.description and (condition.unit or name == "clean")
 
 

@@ -1,7 +1,4 @@
-"""The one-pixel attack: on networks whose answer is known, on runs, and what is said of its success.
-
-pytest tests/test_attack.py
-"""
+"""One-pixel attack: on networks with known answers, on runs, and its success rates."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ SMALL = AttackConfig(galaxies=40, population=8, iterations=2)
 
 
 class Lamp:
-    """Sees one pixel alone: class 1 where the red of column 4, row 7 is above 3/4, else 0."""
+    """A network that uses one pixel: class 1 where the red of column 4, row 7 is above 3/4, else 0."""
 
     asked = 0
 
@@ -58,7 +55,7 @@ class Lamp:
 
 
 class Blind(Lamp):
-    """Answers 0 whatever it is shown."""
+    """A network that predicts class 0 for every image."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return super().__call__(torch.zeros_like(images))
@@ -71,33 +68,33 @@ def target(network: Lamp, galaxies: int, batch_size: int = 64) -> Target:
     )
 
 
-def go_on(queries: int) -> bool:
+def on_queries(queries: int) -> bool:
     return True
 
 
 def run_attack(network: Lamp, galaxies: int, settings: AttackConfig, batch_size: int = 64) -> np.ndarray:
-    found = attack(target(network, galaxies, batch_size), settings, go_on)
-    assert found is not None
-    return found
+    result = attack(target(network, galaxies, batch_size), settings, on_queries)
+    assert result is not None
+    return result
 
 
 def test_the_one_pixel_that_matters_is_found_and_the_queries_up_to_it_are_counted() -> None:
     lamp, settings = Lamp(), AttackConfig(population=50, iterations=40)
-    found = run_attack(lamp, 6, settings)
-    assert (found[:, 1:3] == [4, 7]).all() and (found[:, 3] > 0.75 * 255).all() and (found[:, 6] == 1).all()
-    assert (found[:, 0] >= 1).all() and (found[:, 0] < 50 * 41).all()
-    generations = -(-found[:, 0] // 50)  # whole ones are asked
+    result = run_attack(lamp, 6, settings)
+    assert (result[:, 1:3] == [4, 7]).all() and (result[:, 3] > 0.75 * 255).all() and (result[:, 6] == 1).all()
+    assert (result[:, 0] >= 1).all() and (result[:, 0] < 50 * 41).all()
+    generations = -(-result[:, 0] // 50)  # whole ones are asked
     assert lamp.asked == 50 * generations.sum()
     for galaxy in range(6):  # the last query is the first success of the generations before and its own
         image = torch.full((1, 3, SIZE, SIZE), 0.2)
-        shown = set_pixels(image, torch.from_numpy(found[galaxy : galaxy + 1, 1:6]))
+        shown = set_pixels(image, torch.from_numpy(result[galaxy : galaxy + 1, 1:6]))
         assert Lamp()(shown).argmax() == 1 and int((shown != image).any(1).sum()) == 1
 
 
 def test_a_network_that_ignores_its_input_is_never_fooled_and_the_whole_budget_is_spent() -> None:
     blind = Blind()
-    found = run_attack(blind, 3, AttackConfig(population=20, iterations=7))
-    assert (found[:, 0] == 20 * 8).all() and (found[:, 6] == 0).all() and blind.asked == 3 * 20 * 8
+    result = run_attack(blind, 3, AttackConfig(population=20, iterations=7))
+    assert (result[:, 0] == 20 * 8).all() and (result[:, 6] == 0).all() and blind.asked == 3 * 20 * 8
 
 
 def test_what_is_found_depends_neither_on_the_batches_nor_on_the_other_galaxies() -> None:
@@ -108,12 +105,12 @@ def test_what_is_found_depends_neither_on_the_batches_nor_on_the_other_galaxies(
     images = images[:6]
     with torch.inference_mode():
         labels = network(images).argmax(1)
-    whole = make_target(network, images, labels, rows, 64)
-    first = attack(whole, settings, go_on)
+    full_target = make_target(network, images, labels, rows, 64)
+    first = attack(full_target, settings, on_queries)
     assert first is not None and 0 < (first[:, 6] != labels.numpy()).sum() < 6
-    for other in (replace(whole, batch_size=7), replace(whole, batch_size=1000)):
-        np.testing.assert_array_equal(attack(other, settings, go_on), first)
-    alone = [attack(whole.select(torch.tensor([galaxy])), settings, go_on) for galaxy in range(6)]
+    for other in (replace(full_target, batch_size=7), replace(full_target, batch_size=1000)):
+        np.testing.assert_array_equal(attack(other, settings, on_queries), first)
+    alone = [attack(full_target.select(torch.tensor([galaxy])), settings, on_queries) for galaxy in range(6)]
     np.testing.assert_array_equal(np.concatenate([one for one in alone if one is not None]), first)
 
 
@@ -127,24 +124,24 @@ def test_what_a_pixel_does_not_reach_need_not_be_computed(settings: dict[str, An
     network = fitted(ModelConfig(**settings, scale=0.05), images, torch.arange(20) % 10)
     edges = torch.tensor([0, 1, 5, size // 2, size - 2, size - 1])
     places = torch.cat([torch.cartesian_prod(edges, edges), torch.randint(size, (40, 2))])
-    found = torch.cat([places, torch.randint(256, (len(places), 3))], dim=1)
-    numbers = torch.arange(len(found)) % 20
+    result = torch.cat([places, torch.randint(256, (len(places), 3))], dim=1)
+    numbers = torch.arange(len(result)) % 20
     assert supports_one_pixel(network) and not supports_one_pixel(
         build_model(ModelConfig(**settings, scale=0.05, opening=1), size)
     )
     with torch.inference_mode():
-        wanted, clean = network(set_pixels(images[numbers], found)), network(images)[numbers]
-        torch.testing.assert_close(OnePixelNetwork(network, images)(numbers, found), wanted, rtol=0, atol=2e-5)
-    assert (wanted - clean).abs().amax() > 1e-2
+        expected, clean = network(set_pixels(images[numbers], result)), network(images)[numbers]
+        torch.testing.assert_close(OnePixelNetwork(network, images)(numbers, result), expected, rtol=0, atol=2e-5)
+    assert (expected - clean).abs().amax() > 1e-2
 
 
 def test_first_candidates_lie_anywhere_and_their_colours_are_the_papers() -> None:
     rows = torch.arange(50)
-    found = draw_first_candidates(rows, 200, SIZE)
-    assert torch.equal(draw_first_candidates(rows[7:9], 200, SIZE), found[7:9])  # the same for every network and batch
-    counts = torch.bincount((to_pixels(found, SIZE)[..., 1] * SIZE + to_pixels(found, SIZE)[..., 0]).flatten())
+    result = draw_first_candidates(rows, 200, SIZE)
+    assert torch.equal(draw_first_candidates(rows[7:9], 200, SIZE), result[7:9])  # the same for every network and batch
+    counts = torch.bincount((to_pixels(result, SIZE)[..., 1] * SIZE + to_pixels(result, SIZE)[..., 0]).flatten())
     assert len(counts) == SIZE**2 and counts.min() > 0.5 * 10_000 / SIZE**2
-    colours = found[..., 2:]
+    colours = result[..., 2:]
     dark, bright = ((colours == value).double().mean() for value in (0.0, 1.0))
     assert abs(dark - 0.157) < 0.01 and abs(bright - 0.1585) < 0.01  # beyond 128/127 of a standard deviation
     middle = colours[(colours > 0) & (colours < 1)]
@@ -153,7 +150,7 @@ def test_first_candidates_lie_anywhere_and_their_colours_are_the_papers() -> Non
 
 def test_children_are_a_parent_and_half_the_difference_of_two_others_kept_in_bounds() -> None:
     parents = draw_first_candidates(torch.arange(3), 5, SIZE)
-    found = mutate(parents, torch.arange(3), 1, SIZE)
+    result = mutate(parents, torch.arange(3), 1, SIZE)
     limits = torch.tensor([SIZE, SIZE, 1.0, 1.0, 1.0], dtype=torch.float64)
     for galaxy in range(3):
         possible = torch.stack(
@@ -165,8 +162,8 @@ def test_children_are_a_parent_and_half_the_difference_of_two_others_kept_in_bou
                 if len({a, b, c}) == 3
             ]
         )
-        assert (found[galaxy, :, None] - possible).abs().amax(-1).amin(1).max() < 1e-12
-    assert not torch.equal(found, mutate(parents, torch.arange(3), 2, SIZE))
+        assert (result[galaxy, :, None] - possible).abs().amax(-1).amin(1).max() < 1e-12
+    assert not torch.equal(result, mutate(parents, torch.arange(3), 2, SIZE))
 
 
 def test_as_many_galaxies_of_each_class_are_chosen_and_more_hold_the_fewer() -> None:
@@ -183,7 +180,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fitted(config: ModelConfig, images: Tensor, labels: Tensor, seed: int = 0) -> nn.Module:
-    """Fit the last layer of a random network by least squares: right about many galaxies, and sure of none."""
+    """Fit the last layer of a random network by least squares: many correct predictions, none of them confident."""
     torch.manual_seed(seed)
     network = build_model(config, images.shape[-1])
     for layer in network.modules():
@@ -196,9 +193,9 @@ def fitted(config: ModelConfig, images: Tensor, labels: Tensor, seed: int = 0) -
         network.train()(images)
         network.eval()(images)
         inputs = torch.cat([seen[1], torch.ones(len(images), 1)], dim=1)
-        found = torch.linalg.lstsq(inputs, nn.functional.one_hot(labels, 10).float()).solution
-        last.weight.copy_(found[:-1].T)
-        last.bias.copy_(found[-1])
+        result = torch.linalg.lstsq(inputs, nn.functional.one_hot(labels, 10).float()).solution
+        last.weight.copy_(result[:-1].T)
+        last.bias.copy_(result[-1])
     hook.remove()
     return network
 
@@ -225,9 +222,9 @@ def save_weights(run: RunDir, seed: int) -> None:
 
 
 def attacked(run: RunDir) -> AttackResults:
-    found = read(run)
-    assert found is not None
-    return found
+    result = read(run)
+    assert result is not None
+    return result
 
 
 def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by_what_is_stored(
@@ -235,11 +232,11 @@ def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by
 ) -> None:
     run = make_run(tmp_path, cache, AttackConfig(galaxies=30, population=16, iterations=4))
     assert evaluate(run, StopSignal())
-    config, found = run.load_config(), attacked(run)
-    assert read_state(run).name == "evaluated" and is_evaluated(run, config) and found.is_complete
-    assert found.spec.weights == sha256(run.best_file) and found.spec.generated and found.spec.budget == 80
+    config, result = run.load_config(), attacked(run)
+    assert read_state(run).name == "evaluated" and is_evaluated(run, config) and result.is_complete
+    assert result.spec.weights == sha256(run.best_file) and result.spec.generated and result.spec.budget == 80
     galaxies, network = prepare(config.data), load_network(run, config, torch.device("cpu"))
-    table = found.table
+    table = result.table
     images = torch.from_numpy(np.array(galaxies.images[table["row"].to_numpy()]))
     pixel = torch.from_numpy(table[["x", "y", "r", "g", "b"]].to_numpy())
     after = images.clone()
@@ -252,7 +249,7 @@ def test_a_run_is_attacked_after_its_conditions_and_its_own_network_is_fooled_by
 
 
 class StopLater(StopSignal):
-    """A signal that comes at the twentieth look."""
+    """A signal that arrives at the twentieth check."""
 
     looks = 0
 
@@ -284,8 +281,8 @@ def test_only_what_is_missing_is_attacked_and_other_weights_or_settings_begin_an
 
     def with_attack(**settings: int) -> None:
         config = run.load_config()
-        wanted = config.evaluate.model_copy(update={"attack": SMALL.model_copy(update=settings)})
-        write_text(run.config_file, config.model_copy(update={"evaluate": wanted}).model_dump_json())
+        changed = config.evaluate.model_copy(update={"attack": SMALL.model_copy(update=settings)})
+        write_text(run.config_file, config.model_copy(update={"evaluate": changed}).model_dump_json())
         assert (
             not is_evaluated(run, run.load_config())
             and evaluate(run, StopSignal())
@@ -333,7 +330,7 @@ def test_a_damaged_file_counts_as_absent_and_is_told_by_fsck(
     attack_results.save(run, AttackResults(source(run.run_id), table, True))
     pd.testing.assert_frame_equal(attacked(run).table, table)
     write_text(get_attack_file(run), damage(get_attack_file(run).read_text()))  # type: ignore[operator]
-    assert read(run) is None and "damaged, taken for absent" in caplog.text
+    assert read(run) is None and "ignored: corrupt:" in caplog.text
     assert [line for line in fsck.check_run(run).errors if line.startswith("attack.csv: ")]
 
 
@@ -346,13 +343,16 @@ def one_row(row: int, success: bool, queries: int) -> dict[str, object]:
     return galaxy | dict.fromkeys(("x", "y", "r", "g", "b"), 1) | {"predicted": 2 if success else 1}
 
 
-def made(rows: range, fooled: dict[int, int], population: int = 10) -> AttackResults:
+def make_results(rows: range, fooled: dict[int, int], population: int = 10) -> AttackResults:
     table = pd.DataFrame([one_row(row, row in fooled, fooled.get(row, 40)) for row in rows])
     return AttackResults(source(population=population), table, True)
 
 
 def test_rates_of_success_are_those_of_the_galaxies_that_a_network_or_all_of_them_classify_rightly() -> None:
-    attacks = {"A": [made(range(100), {0: 5, 1: 20, 90: 21})], "B": [made(range(50, 150), {55: 10, 90: 40, 140: 1})]}
+    attacks = {
+        "A": [make_results(range(100), {0: 5, 1: 20, 90: 21})],
+        "B": [make_results(range(50, 150), {55: 10, 90: 40, 140: 1})],
+    }
     table = compute_success_rates(attacks, [10, 20, 40, 400]).set_index(["label", "set", "budget"])
     assert list(table.index.get_level_values("budget").unique()) == [10, 20, 40]  # no more were spent
     counts = {key: tuple(row) for key, row in zip(table.index, table[["n", "successes"]].to_numpy(), strict=True)}
@@ -366,7 +366,7 @@ def test_rates_of_success_are_those_of_the_galaxies_that_a_network_or_all_of_the
 
 
 def test_seeds_do_not_pass_for_more_galaxies() -> None:
-    seeds = [made(range(100), {0: 1, 1: 1}), made(range(80), {0: 1, 1: 1, 2: 1, 3: 1})]
+    seeds = [make_results(range(100), {0: 1, 1: 1}), make_results(range(80), {0: 1, 1: 1, 2: 1, 3: 1})]
     table = compute_success_rates({"A": seeds}, [40]).set_index("set")
     own, common = table.loc["own"], table.loc["common"]
     assert own["n"] == 90 and own["seeds"] == 2 and own["rate"] == pytest.approx((0.02 + 0.05) / 2)
@@ -376,11 +376,13 @@ def test_seeds_do_not_pass_for_more_galaxies() -> None:
 
 def test_networks_without_a_common_galaxy_and_no_networks_have_no_rate() -> None:
     assert compute_success_rates({}, [10]).empty
-    table = compute_success_rates({"A": [made(range(5), {})], "B": [made(range(5, 9), {})]}, [40])
+    table = compute_success_rates({"A": [make_results(range(5), {})], "B": [make_results(range(5, 9), {})]}, [40])
     common = table[table["set"] == "common"]
     assert common["rate"].isna().all() and (common["low"] == 0).all() and (common["high"] == 1).all()
 
 
 def test_attacks_of_several_kinds_are_not_compared() -> None:
     with pytest.raises(AttackError, match="10 candidates, 3 iterations, galaxies f; 20 candidates"):
-        compute_success_rates({"A": [made(range(5), {})], "B": [made(range(5), {}, population=20)]}, [40])
+        compute_success_rates(
+            {"A": [make_results(range(5), {})], "B": [make_results(range(5), {}, population=20)]}, [40]
+        )

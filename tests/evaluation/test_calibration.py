@@ -1,4 +1,4 @@
-"""One temperature, found again where it is known, and the probabilities that follow."""
+"""Temperature scaling: a known temperature is recovered, and probabilities follow from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Logits = NDArray[np.float32]
 
 
 def overconfident(times: float, n: int = 20_000) -> tuple[Logits, NDArray[np.int64]]:
-    """Logits that are `times` too large for how often they are right, and the truth drawn from the right ones."""
+    """Return logits that are `times` too large, and labels drawn from the calibrated probabilities."""
     rng = np.random.default_rng(1)
     right = rng.normal(0, 2, (n, 10))
     labels = (right + rng.gumbel(size=right.shape)).argmax(1)
@@ -50,10 +50,10 @@ def test_where_nothing_can_be_learned_the_temperature_stays_finite() -> None:
 
 def test_probabilities_are_those_of_the_softmax_however_large_the_logits() -> None:
     logits = np.array([[1.0, 2.0, 4.0], [1e4, 0.0, -1e4]], np.float32)
-    wanted = torch.softmax(torch.from_numpy(logits).double() / 2.5, 1).numpy()
-    np.testing.assert_allclose(softmax(logits, 2.5), wanted, rtol=1e-12)
+    expected = torch.softmax(torch.from_numpy(logits).double() / 2.5, 1).numpy()
+    np.testing.assert_allclose(softmax(logits, 2.5), expected, rtol=1e-12)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(MetricsError, match="not finite"):
+    with pytest.raises(MetricsError, match="non-finite"):
         fit_temperature(np.full((3, 10), np.nan, np.float32), np.zeros(3, np.int64))

@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDir:
-    """Write a run with untrained weights as its best ones: what is measured does not matter here."""
+    """Write a run with untrained weights as its best ones: their accuracy does not matter here."""
     config = RunConfig(
         data=DataConfig(cache=str(cache), image_size=33, demo=DemoConfig(galaxies=300, size=32)),
         model=ModelConfig(group="C4", scale=0.1),
@@ -50,7 +50,7 @@ def make_run(sweep: Path, cache: Path, *conditions: str, seed: int = 0) -> RunDi
 
 
 class StopLater(StopSignal):
-    """A signal that comes at the tenth look."""
+    """A signal that arrives at the tenth check."""
 
     looks = 0
 
@@ -61,21 +61,21 @@ class StopLater(StopSignal):
 
 
 def load(run: RunDir) -> results.RunLogits:
-    found = results.load(run)
-    assert found is not None
-    return found
+    run_logits = results.load(run)
+    assert run_logits is not None
+    return run_logits
 
 
 def test_every_condition_and_severity_is_measured_on_the_test_galaxies(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean", "rotation", "pedestal_noise", "shot_noise")
     assert evaluate(run, StopSignal())
-    table, measured = results.read_counts(run), load(run)
+    table, run_logits = results.read_counts(run), load(run)
     assert table is not None and len(table) == 1 + 48 + 3 + 5
     assert set(zip(table.condition, table.severity, strict=True)) == set(get_conditions(run.load_config()))
-    assert (table.n == len(measured.rows)).all() and measured.generated
-    assert measured.weights == sha256(run.best_file)
-    logits = measured.logits["clean", 0.0]
-    assert table.correct[0] == (logits.argmax(1) == measured.labels).sum()
+    assert (table.n == len(run_logits.rows)).all() and run_logits.generated
+    assert run_logits.weights == sha256(run.best_file)
+    logits = run_logits.logits["clean", 0.0]
+    assert table.correct[0] == (logits.argmax(1) == run_logits.labels).sum()
     assert read_state(run).name == "evaluated" and is_evaluated(run, run.load_config())
 
 
@@ -86,35 +86,35 @@ def test_the_temperature_is_that_of_the_validation_galaxies(tmp_path: Path, cach
     galaxies = prepare(config.data)
     split = load_split(config.data, galaxies, run.sweep_dir)
     rows = torch.tensor(split.row[split.split == "validation"].to_numpy())
-    pictures = load_device_dataset(galaxies, device)
-    logits, labels = predict(load_network(run, config, device), pictures, rows, batch_size=32)
+    dataset = load_device_dataset(galaxies, device)
+    logits, labels = predict(load_network(run, config, device), dataset, rows, batch_size=32)
     assert load(run).temperature == pytest.approx(fit_temperature(logits.numpy(), labels.numpy()), rel=1e-3)
 
 
-def test_results_of_before_there_were_temperatures_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
+def test_results_without_a_temperature_are_given_one_and_nothing_else(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     evaluate(run, StopSignal())
-    before = load(run)
+    previous = load(run)
     with h5py.File(run.predictions_file, "a") as file:
         del file.attrs["temperature"]
     assert load(run).temperature is None and not is_evaluated(run, run.load_config())
     evaluate(run, StopSignal())
-    assert load(run).temperature == before.temperature and is_evaluated(run, run.load_config())
+    assert load(run).temperature == previous.temperature and is_evaluated(run, run.load_config())
     assert run.read_events()[-1]["measured"] == 0
-    np.testing.assert_array_equal(load(run).logits["clean", 0.0], before.logits["clean", 0.0])
+    np.testing.assert_array_equal(load(run).logits["clean", 0.0], previous.logits["clean", 0.0])
 
 
-def test_results_of_before_there_were_scaled_counts_are_given_them_without_measuring(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_results_without_scaled_counts_are_given_them_without_measuring(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     evaluate(run, StopSignal())
-    whole, predictions = run.results_file.read_bytes(), load(run)
-    old = pd.read_csv(run.results_file, dtype=str).drop(columns=["temperature", *results.SCALED_COLUMNS])
-    old.to_csv(run.results_file, index=False)
+    complete, predictions = run.results_file.read_bytes(), load(run)
+    table = pd.read_csv(run.results_file, dtype=str).assign(
+        **dict.fromkeys(("temperature", *results.SCALED_COLUMNS), "")
+    )
+    table.to_csv(run.results_file, index=False)
     assert not is_evaluated(run, run.load_config())
     assert evaluate(run, StopSignal(should_exit=True))  # which would not measure one batch
-    assert run.results_file.read_bytes() == whole and is_evaluated(run, run.load_config())
+    assert run.results_file.read_bytes() == complete and is_evaluated(run, run.load_config())
     assert load(run).temperature == predictions.temperature and run.read_events()[-1]["kept"] == 1
 
 
@@ -130,15 +130,16 @@ def test_an_invariant_network_answers_alike_at_quarter_turns(tmp_path: Path, cac
 def test_only_what_is_missing_is_computed(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean", "shot_noise")
     evaluate(run, StopSignal())
-    before = load(run).logits
+    previous = load(run).logits
     config = run.load_config()
-    more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "shot_noise", "pedestal_noise"))})
-    assert more.run_id == config.run_id
-    write_text(run.config_file, more.model_dump_json())
+    names = ("clean", "shot_noise", "pedestal_noise")
+    extended = config.model_copy(update={"evaluate": EvaluateConfig(conditions=names)})
+    assert extended.run_id == config.run_id
+    write_text(run.config_file, extended.model_dump_json())
     evaluate(run, StopSignal())
     assert run.read_events()[-1]["measured"] == 3 and run.read_events()[-1]["kept"] == 6
-    after = load(run).logits
-    assert len(after) == 9 and all(np.array_equal(after[pair], before[pair]) for pair in before)
+    updated = load(run).logits
+    assert len(updated) == 9 and all(np.array_equal(updated[pair], previous[pair]) for pair in previous)
 
 
 def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
@@ -146,31 +147,32 @@ def test_a_new_condition_is_a_row_and_a_function_and_finished_runs_get_it_alone(
 ) -> None:
     run = make_run(tmp_path, cache, "clean", "flip")
     evaluate(run, StopSignal())
-    before, config = load(run).logits, run.load_config()
+    previous, config = load(run).logits, run.load_config()
 
     def dimmed(images: torch.Tensor, factor: float, draw: DrawFn, survey: Survey) -> torch.Tensor:
         return images * factor
 
     monkeypatch.setitem(CONDITIONS, "dimmed", Condition({1.0: 0.5, 2.0: 0.0}, "of the light", "dimmed"))
-    monkeypatch.setattr(corruptions, "dimmed", dimmed, raising=False)
-    more = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "flip", "dimmed", "flip+dimmed"))})
-    write_text(run.config_file, more.model_dump_json())
-    assert run.load_config() == more and more.run_id == config.run_id
+    monkeypatch.setitem(corruptions.CORRUPTIONS, "dimmed", dimmed)
+    names = ("clean", "flip", "dimmed", "flip+dimmed")
+    extended = config.model_copy(update={"evaluate": EvaluateConfig(conditions=names)})
+    write_text(run.config_file, extended.model_dump_json())
+    assert run.load_config() == extended and extended.run_id == config.run_id
     evaluate(run, StopSignal())
     assert run.read_events()[-1]["measured"] == 4 and run.read_events()[-1]["kept"] == 3
-    after = load(run).logits
-    assert all(np.array_equal(after[pair], before[pair]) for pair in before)
-    assert len(np.unique(after["dimmed", 2.0].round(4), axis=0)) == 1  # every galaxy black
-    np.testing.assert_allclose(after["flip+dimmed", 2.0], after["dimmed", 2.0], rtol=1e-4)
-    assert is_evaluated(run, more)
+    updated = load(run).logits
+    assert all(np.array_equal(updated[pair], previous[pair]) for pair in previous)
+    assert len(np.unique(updated["dimmed", 2.0].round(4), axis=0)) == 1  # every galaxy black
+    np.testing.assert_allclose(updated["flip+dimmed", 2.0], updated["dimmed", 2.0], rtol=1e-4)
+    assert is_evaluated(run, extended)
 
 
 def test_what_is_done_is_left_alone(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     evaluate(run, StopSignal())
-    before = run.results_file.stat().st_mtime_ns, len(run.read_events())
+    previous = run.results_file.stat().st_mtime_ns, len(run.read_events())
     assert evaluate(run, StopSignal())
-    assert (run.results_file.stat().st_mtime_ns, len(run.read_events())) == before
+    assert (run.results_file.stat().st_mtime_ns, len(run.read_events())) == previous
 
 
 def test_other_weights_are_measured_afresh(tmp_path: Path, cache: Path) -> None:
@@ -179,18 +181,18 @@ def test_other_weights_are_measured_afresh(tmp_path: Path, cache: Path) -> None:
     torch.manual_seed(99)
     torch.save({"model": build_model(run.load_config().model, 33).state_dict()}, run.best_file)
     assert not is_evaluated(run, run.load_config())
-    before = load(run).logits["clean", 0.0]
+    previous = load(run).logits["clean", 0.0]
     evaluate(run, StopSignal())
-    assert not np.array_equal(load(run).logits["clean", 0.0], before)
+    assert not np.array_equal(load(run).logits["clean", 0.0], previous)
 
 
 def test_a_signal_saves_what_is_measured_and_the_next_start_goes_on(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "rotation")
     assert not evaluate(run, StopLater())
-    measured = len(load(run).logits)
-    assert 0 < measured < 48
+    num_measured = len(load(run).logits)
+    assert 0 < num_measured < 48
     assert evaluate(run, StopSignal())
-    assert run.read_events()[-1]["measured"] == 48 - measured
+    assert run.read_events()[-1]["measured"] == 48 - num_measured
 
 
 def test_a_signal_before_the_first_condition_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
@@ -200,8 +202,8 @@ def test_a_signal_before_the_first_condition_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path, cache: Path) -> None:
-    whole, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
-    evaluate(whole, StopSignal())
+    uninterrupted, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
+    evaluate(uninterrupted, StopSignal())
     for pause in (0.0, 0.2):
         command = [sys.executable, "-m", "jobs.evaluate", str(run.path)]
         process = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -211,7 +213,7 @@ def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path:
         process.send_signal(signal.SIGKILL)
         process.wait()
     evaluate(run, StopSignal())
-    for pair, logits in load(whole).logits.items():
+    for pair, logits in load(uninterrupted).logits.items():
         np.testing.assert_array_equal(load(run).logits[pair], logits)
 
 
@@ -230,5 +232,5 @@ def test_a_network_begun_from_imagenet_is_loaded_where_those_weights_are_not(
 def test_a_run_without_weights_is_refused(tmp_path: Path, cache: Path) -> None:
     run = make_run(tmp_path, cache, "clean")
     run.best_file.unlink()
-    with pytest.raises(NotTrainedError, match=r"not trained to its end"):
+    with pytest.raises(NotTrainedError, match=r"training is not finished"):
         evaluate(run, StopSignal())

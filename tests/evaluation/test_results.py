@@ -1,4 +1,4 @@
-"""What is measured comes back as it was, and nothing damaged is believed."""
+"""Result files: saved results are loaded unchanged, and corrupt ones are ignored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.results import PAIRS, measured
+from helpers.results import PAIRS, make_run_logits
 
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import compute_counts, compute_metrics
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "sweep" / "D4-steerable_cnn-s0-0123abcd")
 
 
-def same(one: RunLogits, other: RunLogits | None) -> bool:
+def is_same(one: RunLogits, other: RunLogits | None) -> bool:
     if other is None or list(one.logits) != list(other.logits):
         return False
     arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
@@ -36,14 +36,14 @@ def same(one: RunLogits, other: RunLogits | None) -> bool:
 
 
 def test_what_was_saved_is_loaded(run: RunDir) -> None:
-    results.save(run, measured())
-    assert same(measured(), results.load(run))
-    assert same(measured(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
+    results.save(run, make_run_logits())
+    assert is_same(make_run_logits(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run, weights="a" * 64, fingerprint="f" * 64))
 
 
 @pytest.mark.parametrize("temperature", [1.5, None])
 def test_a_temperature_is_kept_where_there_is_one(run: RunDir, temperature: float | None) -> None:
-    results.save(run, dataclasses.replace(measured(), temperature=temperature))
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=temperature))
     loaded, predictions = results.load(run), results.read_predictions(run)
     assert loaded is not None and predictions is not None
     assert loaded.temperature == predictions.temperature == temperature
@@ -51,7 +51,7 @@ def test_a_temperature_is_kept_where_there_is_one(run: RunDir, temperature: floa
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
 def test_a_temperature_that_cannot_be_one_is_damage(run: RunDir, temperature: float | str) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     with h5py.File(run.predictions_file, "a") as file:
         file.attrs["temperature"] = temperature
     assert results.load(run) is None
@@ -62,96 +62,96 @@ def test_nothing_measured_is_none(run: RunDir) -> None:
 
 
 def test_the_counts_on_disk_give_the_metrics_of_the_logits(run: RunDir) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     table = results.read_counts(run)
     assert table is not None
     assert list(zip(table["condition"], table["severity"], strict=True)) == PAIRS
-    found = compute_metrics(results.to_counts(table))
+    metrics = compute_metrics(results.to_counts(table))
     for i, pair in enumerate(PAIRS):
-        wanted = compute_metrics(compute_counts(measured().logits[pair], measured().labels))
-        assert {k: v[i] for k, v in found.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+        expected = compute_metrics(compute_counts(make_run_logits().logits[pair], make_run_logits().labels))
+        assert {k: v[i] for k, v in metrics.items()} == pytest.approx({k: float(v) for k, v in expected.items()})
 
 
-def before(run: RunDir) -> None:
-    """Take the columns out of results.csv that there were not when it had no temperature."""
+def clear_temperature(run: RunDir) -> None:
+    """Empty the columns of results.csv that follow from the temperature."""
     table = pd.read_csv(run.results_file, dtype=str)
-    table.drop(columns=["temperature", *results.SCALED_COLUMNS]).to_csv(run.results_file, index=False)
+    empty = dict.fromkeys(("temperature", *results.SCALED_COLUMNS), "")
+    table.assign(**empty).to_csv(run.results_file, index=False)
 
 
 def test_the_scaled_counts_on_disk_give_the_metrics_of_the_divided_logits(run: RunDir) -> None:
-    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
     table = results.read_counts(run)
     assert table is not None and (table["temperature"] == 1.7).all()
     raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     for i, pair in enumerate(PAIRS):
-        wanted = compute_metrics(compute_counts(measured().logits[pair] / np.float64(1.7), measured().labels))
-        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in wanted.items()})
+        expected = compute_metrics(
+            compute_counts(make_run_logits().logits[pair] / np.float64(1.7), make_run_logits().labels)
+        )
+        assert {k: v[i] for k, v in scaled.items()} == pytest.approx({k: float(v) for k, v in expected.items()})
     assert (raw["nll"] != scaled["nll"]).all() and np.array_equal(raw["macro_f1"], scaled["macro_f1"])
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: RunDir, old: bool) -> None:
-    results.save(run, measured())
-    if old:
-        before(run)
+def test_without_a_temperature_nothing_is_scaled_and_the_rest_is_as_ever(run: RunDir) -> None:
+    results.save(run, make_run_logits())
     table = results.read_counts(run)
     assert table is not None and table["temperature"].isna().all()
     raw, scaled = compute_metrics(results.to_counts(table)), compute_metrics(results.to_counts(table, is_scaled=True))
     assert np.isfinite(raw["ece"]).all() and np.array_equal(raw["accuracy"], scaled["accuracy"])
     assert all(np.isnan(scaled[name]).all() for name in ("nll", "brier", "ece"))
-    assert same(measured(), results.load(run))
+    assert is_same(make_run_logits(), results.load(run))
 
 
-def test_a_table_of_before_keeps_all_that_was_measured(run: RunDir) -> None:
-    warm = dataclasses.replace(measured(), temperature=1.7)
-    results.save(run, warm)
-    whole = run.results_file.read_bytes()
-    before(run)
+def test_a_table_without_scaled_counts_keeps_all_that_was_measured(run: RunDir) -> None:
+    scaled = dataclasses.replace(make_run_logits(), temperature=1.7)
+    results.save(run, scaled)
+    original = run.results_file.read_bytes()
+    clear_temperature(run)
     loaded = results.load(run)
-    assert loaded is not None and same(warm, loaded)
+    assert loaded is not None and is_same(scaled, loaded)
     results.save(run, loaded)
-    assert run.results_file.read_bytes() == whole
+    assert run.results_file.read_bytes() == original
 
 
 @pytest.mark.parametrize(
-    ("column", "found", "said"),
+    ("column", "value", "message"),
     [
         ("temperature", "-1.7", "temperature -1.7"),
         ("temperature", "", "could not convert"),
         ("nll_scaled_sum", "", "could not convert"),
-        ("nll_scaled_sum", "nan", "sums that are none"),
-        ("brier_scaled_sum", "inf", "sums that are none"),
-        ("bins_scaled", "0 0 0" + " 0" * 42, "contradict one another"),
+        ("nll_scaled_sum", "nan", "non-finite sums"),
+        ("brier_scaled_sum", "inf", "non-finite sums"),
+        ("bins_scaled", "0 0 0" + " 0" * 42, "inconsistent counts"),
         ("bins_scaled", "", "missing"),
     ],
 )
 def test_scaled_counts_that_cannot_be_are_damage(
-    run: RunDir, column: str, found: str, said: str, caplog: pytest.LogCaptureFixture
+    run: RunDir, column: str, value: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    results.save(run, dataclasses.replace(measured(), temperature=1.7))
-    pd.read_csv(run.results_file, dtype=str).assign(**{column: found}).to_csv(run.results_file, index=False)
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
+    pd.read_csv(run.results_file, dtype=str).assign(**{column: value}).to_csv(run.results_file, index=False)
     assert results.read_counts(run) is None
-    assert "damaged, taken for absent" in caplog.text and said in caplog.text
+    assert "ignored: corrupt:" in caplog.text and message in caplog.text
 
 
 def test_rows_of_two_temperatures_are_damage(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
-    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
     text = run.results_file.read_text()
     run.results_file.write_text(text.replace(",1.7,", ",1.8,", 1))
-    assert results.read_counts(run) is None and "the rows are of several" in caplog.text
+    assert results.read_counts(run) is None and "rows of several weights" in caplog.text
 
 
 @pytest.mark.parametrize("column", ["nll_scaled_sum", "bins_scaled", "temperature"])
 def test_scaled_counts_that_do_not_follow_from_the_logits_are_not_believed(
     run: RunDir, column: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    results.save(run, dataclasses.replace(measured(), temperature=1.7))
-    table, others = pd.read_csv(run.results_file, dtype=str), dataclasses.replace(measured(), temperature=1.8)
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
+    table, others = pd.read_csv(run.results_file, dtype=str), dataclasses.replace(make_run_logits(), temperature=1.8)
     results.save(run, others)
     other = pd.read_csv(run.results_file, dtype=str)
     rows = slice(None) if column == "temperature" else 1
     table.loc[rows, column] = other.loc[rows, column]
-    results.save(run, dataclasses.replace(measured(), temperature=1.7))
+    results.save(run, dataclasses.replace(make_run_logits(), temperature=1.7))
     table.to_csv(run.results_file, index=False)
     loaded = results.load(run)
     assert (None if loaded is None else len(loaded.logits)) == (None if column == "temperature" else 2)
@@ -159,11 +159,11 @@ def test_scaled_counts_that_do_not_follow_from_the_logits_are_not_believed(
 
 
 def test_predictions_are_read_without_logits(run: RunDir) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     predictions = results.read_predictions(run)
     assert predictions is not None
-    assert np.array_equal(predictions.groups, measured().groups)
-    for pair, logits in measured().logits.items():
+    assert np.array_equal(predictions.groups, make_run_logits().groups)
+    for pair, logits in make_run_logits().logits.items():
         assert np.array_equal(predictions.predicted[pair], logits.argmax(1))
 
 
@@ -171,30 +171,30 @@ def test_predictions_are_read_without_logits(run: RunDir) -> None:
 def test_results_of_other_weights_or_galaxies_count_as_none(
     run: RunDir, other: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     assert results.load(run, **other) is None
     assert len(caplog.messages) == 1 and "other weights or other galaxies" in caplog.text
 
 
 def test_more_conditions_are_added_to_those_there(run: RunDir) -> None:
-    results.save(run, measured(PAIRS[:1]))
-    results.save(run, measured())
-    assert same(measured(), results.load(run))
+    results.save(run, make_run_logits(PAIRS[:1]))
+    results.save(run, make_run_logits())
+    assert is_same(make_run_logits(), results.load(run))
 
 
 def test_a_results_table_not_made_from_the_predictions_is_not_believed(
     run: RunDir, caplog: pytest.LogCaptureFixture
 ) -> None:
-    results.save(run, measured(weights="b" * 64))
+    results.save(run, make_run_logits(weights="b" * 64))
     old = run.results_file.read_bytes()
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     run.results_file.write_bytes(old)
     assert results.load(run) is None
     assert "not made from predictions.h5" in caplog.text
 
 
 def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     text = run.results_file.read_text().splitlines()
     fields = text[2].split(",")
     fields[5] = "1.25"  # nll_sum
@@ -204,8 +204,8 @@ def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog
     assert "rotation 7.5 does not follow" in caplog.text
 
 
-def change(path: Path, how: str) -> None:
-    """Damage a file in one of the ways that disks and people have."""
+def damage_file(path: Path, damage: str) -> None:
+    """Damage a file as a full disk, a crash or a mistake would."""
     data = path.read_bytes()
     middle = len(data) // 2
     path.write_bytes(
@@ -214,36 +214,36 @@ def change(path: Path, how: str) -> None:
             "truncated": data[: middle + 7],
             "zeros": data[:middle] + bytes(64) + data[middle + 64 :],
             "other file": b"\x00\xff not what it should be\n" * 50,
-        }[how]
+        }[damage]
     )
 
 
 @pytest.mark.parametrize("file", ["results.csv", "predictions.h5"])
-@pytest.mark.parametrize("how", ["empty", "truncated", "zeros", "other file"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros", "other file"])
 def test_a_damaged_file_is_taken_for_an_absent_one_in_one_log_line(
-    run: RunDir, file: str, how: str, caplog: pytest.LogCaptureFixture
+    run: RunDir, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    results.save(run, measured(n=400))
-    change(run.path / file, how)
+    results.save(run, make_run_logits(n=400))
+    damage_file(run.path / file, damage)
     assert results.load(run) is None
-    assert len(caplog.messages) == 1 and "damaged, taken for absent" in caplog.text and "\n" not in caplog.messages[0]
-    results.save(run, measured())
-    assert same(measured(), results.load(run))
+    assert len(caplog.messages) == 1 and "ignored: corrupt:" in caplog.text and "\n" not in caplog.messages[0]
+    results.save(run, make_run_logits())
+    assert is_same(make_run_logits(), results.load(run))
 
 
 def test_one_flipped_bit_in_any_dataset_is_noticed(run: RunDir) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     with h5py.File(run.predictions_file) as file:
-        places = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
-    whole = run.predictions_file.read_bytes()
-    assert len(places) == 7
-    for place in places.values():
-        run.predictions_file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        offsets = {name: file[name].id.get_chunk_info(0).byte_offset for name in file}
+    original = run.predictions_file.read_bytes()
+    assert len(offsets) == 7
+    for offset in offsets.values():
+        run.predictions_file.write_bytes(original[:offset] + bytes([original[offset] ^ 1]) + original[offset + 1 :])
         assert results.load(run) is None
 
 
 def test_results_copied_from_another_run_are_refused(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
-    results.save(run, measured())
+    results.save(run, make_run_logits())
     other = RunDir(run.sweep_dir / "D4-steerable_cnn-s1-ffffffff")
     other.path.mkdir()
     other.results_file.write_bytes(run.results_file.read_bytes())
@@ -257,7 +257,7 @@ import os, signal, sys
 from pathlib import Path
 from galaxyhpc.evaluation import results
 from galaxyhpc.storage.run_dir import RunDir
-from helpers.results import PAIRS, measured
+from helpers.results import PAIRS, make_run_logits
 weights, path = sys.argv[1:]
 os_replace, left = os.replace, [1]
 def replace(source, target):
@@ -265,7 +265,7 @@ def replace(source, target):
         os.kill(os.getpid(), signal.SIGKILL)  # predictions.h5 is in place, results.csv is not
     os_replace(source, target)
 os.replace = replace
-results.save(RunDir(Path(path)), measured(weights=weights))
+results.save(RunDir(Path(path)), make_run_logits(weights=weights))
 """
 
 
@@ -273,7 +273,7 @@ results.save(RunDir(Path(path)), measured(weights=weights))
 def test_a_process_killed_between_both_files_leaves_only_what_is_true(
     run: RunDir, weights: str, kept: list[tuple[str, float]] | None
 ) -> None:
-    first = measured()
+    first = make_run_logits()
     results.save(run, dataclasses.replace(first, logits={PAIRS[0]: first.logits[PAIRS[0]]}))
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(results.__file__).parents[2])])
     command = [sys.executable, "-c", textwrap.dedent(KILLED), weights, str(run.path)]

@@ -1,4 +1,4 @@
-"""What is said of a file of galaxies is what is in it: pairs that were planted, light that was put there."""
+"""Summary of a dataset: known pairs and known brightness are recovered."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ DIGESTS = np.array([b"a", b"a", b"b", b"c", b"d", b"e", b"f", b"g"])
 
 def test_planted_duplicates_conflicts_and_overlaps_are_found_and_nothing_else() -> None:
     pairs = find_pairs(LABELS, RA, DEC, DIGESTS, 67.0)
-    found = {(pair.first, pair.second): pair for pair in pairs.itertuples()}
-    assert list(found) == [(0, 1), (4, 5), (2, 3)]  # the nearest first; rows 6 and 7 are 68 arcsec apart
-    assert [found[0, 1].same_pixels, found[0, 1].same_place, found[0, 1].conflict] == [True, True, True]
-    assert [found[4, 5].same_pixels, found[4, 5].same_place, found[4, 5].conflict] == [False, True, False]
-    assert [found[2, 3].duplicate, found[2, 3].conflict] == [False, False]
-    assert found[2, 3].arcsec == pytest.approx(30.0, abs=1e-6)
+    result = {(pair.first, pair.second): pair for pair in pairs.itertuples()}
+    assert list(result) == [(0, 1), (4, 5), (2, 3)]  # the nearest first; rows 6 and 7 are 68 arcsec apart
+    assert [result[0, 1].same_pixels, result[0, 1].same_place, result[0, 1].conflict] == [True, True, True]
+    assert [result[4, 5].same_pixels, result[4, 5].same_place, result[4, 5].conflict] == [False, True, False]
+    assert [result[2, 3].duplicate, result[2, 3].conflict] == [False, False]
+    assert result[2, 3].arcsec == pytest.approx(30.0, abs=1e-6)
 
 
 def test_identical_pixels_far_apart_are_duplicates() -> None:
@@ -57,10 +57,10 @@ def test_separations_are_the_angles_between_directions() -> None:
 def test_brightness_and_noise_are_those_put_in() -> None:
     rng = np.random.default_rng(0)
     size, sky, sigma = 64, 60.0, 5.0
-    pictures = rng.normal(sky, sigma, (3, 3, size, size))
+    images = rng.normal(sky, sigma, (3, 3, size, size))
     for row, light in enumerate((0.0, 40.0, 120.0)):
-        pictures[row, :, 24:40, 24:40] += light
-    light = measure_photometry(np.clip(pictures, 0, 255).round().astype(np.uint8))
+        images[row, :, 24:40, 24:40] += light
+    light = measure_photometry(np.clip(images, 0, 255).round().astype(np.uint8))
     assert light["background"].to_numpy() == pytest.approx(sky, abs=1.0)
     assert light["scatter"].to_numpy() == pytest.approx(sigma / np.sqrt(3), rel=0.2)  # of the mean of three colours
     assert light["brightness"].to_numpy() == pytest.approx([60, 100, 180], abs=1.0)
@@ -70,13 +70,13 @@ def test_brightness_and_noise_are_those_put_in() -> None:
 
 
 def test_light_is_the_same_from_a_mapped_file_in_slices(tmp_path, monkeypatch) -> None:
-    pictures = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
-    np.save(tmp_path / "images.npy", pictures)
+    images = np.random.default_rng(1).integers(0, 256, (50, 3, 16, 16), np.uint8)
+    np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    whole, told = measure_photometry(pictures), []
+    whole, slice_lengths = measure_photometry(images), []
     monkeypatch.setattr("galaxyhpc.explore.dataset_summary.SLICE_BYTES", 7 * 3 * 4 * 16**2)
-    pd.testing.assert_frame_equal(measure_photometry(mapped, told.append), whole)
-    assert told == [7] * 7 + [1]
+    pd.testing.assert_frame_equal(measure_photometry(mapped, slice_lengths.append), whole)
+    assert slice_lengths == [7] * 7 + [1]
 
 
 def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
@@ -85,10 +85,10 @@ def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
 
 def test_spread_counts_what_is_missing() -> None:
     values = np.array([np.nan, 1.0, 2.0, 3.0, np.nan])
-    found = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
-    assert found.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
-    assert found.loc[0, "known"] == 0 and np.isnan(found.loc[0, "median"])
-    assert found.loc[2, ["known", "missing"]].tolist() == [0, 0]
+    result = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
+    assert result.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
+    assert result.loc[0, "known"] == 0 and np.isnan(result.loc[0, "median"])
+    assert result.loc[2, ["known", "missing"]].tolist() == [0, 0]
 
 
 def test_examples_are_of_their_class_each_once() -> None:
@@ -98,30 +98,30 @@ def test_examples_are_of_their_class_each_once() -> None:
     assert [len(rows) for rows in chosen.values()] == [3, 8, 8, 8, 5, 5, 5, 5, 5, 8]
 
 
-def facts_of(tmp_path, **changes: object) -> DatasetSummary:
+def summarize(tmp_path, **changes: object) -> DatasetSummary:
     path = write_file(tmp_path / "a.h5", **changes)
     config = DataConfig(source=str(path), cache=str(tmp_path / "cache"), image_size=32)
     return summarize_dataset(path, prepare(config), config, lambda done: None)
 
 
 def test_a_file_is_told_as_it_is(tmp_path) -> None:
-    facts = facts_of(tmp_path, redshift=np.where(np.arange(120) < 100, 0.1, np.nan))
-    assert facts.layout.shape == (120, 32, 32, 3)
-    assert (facts.layout.chunks, facts.layout.compression) == ((16, 8, 8, 1), "gzip")
-    assert facts.layout.num_pixel_scales == 120
-    assert facts.class_counts.tolist() == [12] * 10
-    assert int(np.isnan(facts.redshift).sum()) == 20
-    galaxies = facts.galaxies
-    launched = make_split_table(facts.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
-    pd.testing.assert_frame_equal(facts.split, launched)
-    assert count_by_split(facts.split).to_numpy().sum() == 120
-    assert facts.empty_classes == []
+    summary = summarize(tmp_path, redshift=np.where(np.arange(120) < 100, 0.1, np.nan))
+    assert summary.layout.shape == (120, 32, 32, 3)
+    assert (summary.layout.chunks, summary.layout.compression) == ((16, 8, 8, 1), "gzip")
+    assert summary.layout.num_pixel_scales == 120
+    assert summary.class_counts.tolist() == [12] * 10
+    assert int(np.isnan(summary.redshift).sum()) == 20
+    galaxies = summary.galaxies
+    launched = make_split_table(summary.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    pd.testing.assert_frame_equal(summary.split, launched)
+    assert count_by_split(summary.split).to_numpy().sum() == 120
+    assert summary.empty_classes == []
 
 
 def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
     beside = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
-    facts = facts_of(tmp_path, ra=beside, dec=np.zeros(120))
-    assert facts.empty_classes == ["Disturbed in validation", "Disturbed in test"]
+    summary = summarize(tmp_path, ra=beside, dec=np.zeros(120))
+    assert summary.empty_classes == ["Disturbed in validation", "Disturbed in test"]
 
 
 def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:

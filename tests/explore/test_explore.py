@@ -1,4 +1,4 @@
-"""The page about a file of galaxies says what is in it, whole or not at all, and generated galaxies are called so."""
+"""The page of a dataset: correct contents, written atomically, with generated galaxies marked."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.explore import __main__ as explore
-from galaxyhpc.explore import page as explore_page
+from galaxyhpc.explore.__main__ import main, make_data_config
 from galaxyhpc.explore.dataset_summary import summarize_dataset
+from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
 
 @dataclass
-class Seen(HTMLParser):
-    """A page as it is written: its words, its pictures, its tables as rows of words and numbers."""
+class ParsedPage(HTMLParser):
+    """Parser of a page: its words, images, captions and tables."""
 
     words: list[str] = field(default_factory=list)
     images: list[dict[str, str | None]] = field(default_factory=list)
@@ -78,10 +78,10 @@ def values(column: dict[str, Any]) -> list[Any]:
     return list(column["numbers"][0])
 
 
-def seen(page: Path) -> Seen:
-    found = Seen()
-    found.feed(page.read_text(encoding="utf-8"))
-    return found
+def parse_page(page: Path) -> ParsedPage:
+    parser = ParsedPage()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return parser
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def galaxies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(galaxies: Path) -> Seen:
+def page(galaxies: Path) -> ParsedPage:
     output = galaxies.with_name("page.html")
-    assert explore.main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
+    assert main([str(galaxies), "--output", str(output), "--cache", str(galaxies.with_name("cache"))]) == 0
     assert sorted(path.name for path in galaxies.parent.iterdir()) == ["cache", "galaxies.h5", "page.html"]
-    return seen(output)
+    return parse_page(output)
 
 
-def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path) -> None:
+def test_class_counts_and_split_are_those_of_the_file(page: ParsedPage, galaxies: Path) -> None:
     with h5py.File(galaxies) as file:
         counts = np.bincount(file["ans"][:], minlength=10).tolist()
     assert page.tables["Class counts"]["class"] == list(CLASSES)
@@ -110,7 +110,7 @@ def test_class_counts_and_split_are_those_of_the_file(page: Seen, galaxies: Path
     assert sum(split["dropped"]) == 2
 
 
-def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> None:
+def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: ParsedPage) -> None:
     table = simulate.make_catalogue(GALAXIES, 0)
     twin = int(np.flatnonzero(table.shown_indices != np.arange(GALAXIES))[0])
     duplicates, overlaps = page.tables["Duplicates"], page.tables["Overlapping frames"]
@@ -124,14 +124,14 @@ def test_the_duplicates_and_overlaps_of_the_catalogue_are_listed(page: Seen) -> 
     assert "1 pair of duplicates, 1 of them with conflicting labels (2 galaxies dropped" in page.text
 
 
-def test_redshifts_that_are_missing_are_counted(page: Seen, galaxies: Path) -> None:
+def test_redshifts_that_are_missing_are_counted(page: ParsedPage, galaxies: Path) -> None:
     with h5py.File(galaxies) as file:
         missing = int(np.isnan(file["redshift"][:]).sum())
     assert missing and sum(page.tables["Redshift"]["missing"]) == missing
     assert f"{missing} without one (NaN) are left out" in page.text
 
 
-def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -> None:
+def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: ParsedPage) -> None:
     for name in ("File", "Classes", "Examples", "Sky", "Redshift", "Brightness and noise", "Duplicates and overlaps"):
         assert name in page.words
     assert {"Split", "Opening", "Noise"} <= set(page.words)
@@ -142,7 +142,9 @@ def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: Seen) -
         assert png.startswith(b"\x89PNG") and min(struct.unpack(">II", png[16:24])) > 200
 
 
-def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, galaxies: Path, open_page: Any) -> None:
+def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(
+    page: ParsedPage, galaxies: Path, open_page: Any
+) -> None:
     file = galaxies.with_name("page.html")
     tab = open_page(file)
     table = tab.locator("figure.table").filter(has=tab.get_by_role("heading", name="Class counts", exact=True))
@@ -152,24 +154,22 @@ def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(page: Seen, gala
         assert shown == sorted(page.tables["Class counts"]["galaxies"], reverse=reverse)
     tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    assert [said for said in tab.messages if not said.startswith("data:")] == [file.as_uri()]
+    assert [message for message in tab.messages if not message.startswith("data:")] == [file.as_uri()]
 
 
-def test_generated_galaxies_are_called_so_everywhere(page: Seen) -> None:
+def test_generated_galaxies_are_called_so_everywhere(page: ParsedPage) -> None:
     assert GENERATED_NOTICE in page.words[0] or GENERATED_NOTICE in page.text[:200]
     assert all(GENERATED_NOTICE in caption for caption in page.captions)
 
 
 def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> None:
-    config = explore.make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
-    facts = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
-    said = "; ".join(explore_page.describe_findings(facts))
-    assert "0 pairs of duplicates" in said and "Redshift known for 0 of 120 galaxies" in said
-    assert GENERATED_NOTICE not in explore_page.format_title(facts)
-    section = explore_page.make_redshift_section(facts)
-    assert section.paragraphs == (
-        "This file holds NaN for every galaxy in its array redshift: there is nothing to show.",
-    )
+    config = make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
+    summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
+    findings = "; ".join(describe_findings(summary))
+    assert "0 pairs of duplicates" in findings and "Redshift known for 0 of 120 galaxies" in findings
+    assert GENERATED_NOTICE not in format_title(summary)
+    section = make_redshift_section(summary)
+    assert section.paragraphs == ("The array redshift is NaN for every galaxy.",)
     assert not section.figures
 
 
@@ -178,12 +178,9 @@ WRONG = {
     "not HDF5": (["text.h5"], "that are no HDF5 file"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),
-    "size": (["good.h5", "--size", "4"], "--size: found 4; allowed 16 to 2048 px"),
-    "output is data": (
-        ["good.h5", "--output", "good.h5"],
-        "found good.h5; allowed: a name that ends in .html",
-    ),
-    "output is a directory": (["good.h5", "--output", "folder.html"], "found folder.html, a directory"),
+    "size": (["good.h5", "--size", "4"], "--size: got 4; expected 16 to 2048 px"),
+    "output is data": (["good.h5", "--output", "good.h5"], "got good.h5; expected a name that ends in .html"),
+    "output is a directory": (["good.h5", "--output", "folder.html"], "got folder.html, a directory"),
     "output below a file": (["good.h5", "--output", "text.h5/a.html"], "text.h5"),
 }
 
@@ -197,8 +194,8 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(name, tmp_path
     write_file(Path("bare.h5"), ra=None, pxscale=None, redshift=None)
     write_file(Path("shifted.h5"), redshift=np.zeros(3))
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    arguments, said = WRONG[name]
-    assert explore.main([*arguments, "--cache", "cache"]) == 2
+    arguments, message = WRONG[name]
+    assert main([*arguments, "--cache", "cache"]) == 2
     error = capsys.readouterr().err
-    assert said in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
+    assert message in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""Results of an evaluation, made up."""
+"""Simulated results of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from galaxyhpc.evaluation.results import RunLogits
 PAIRS = [("clean", 0.0), ("rotation", 7.5), ("shot_noise", 3.0)]
 
 
-def measured(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> RunLogits:
+def make_run_logits(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights: str = "a" * 64) -> RunLogits:
+    """Make random logits of `n` galaxies that favour the true class."""
     rng = np.random.default_rng(0)
     labels = rng.integers(10, size=n).astype(np.uint8)
     return RunLogits(

@@ -1,4 +1,4 @@
-"""Grad-CAM is the paper's formula, finds what a network looks at, and turns with the galaxy."""
+"""Grad-CAM: the paper's formula, localization of the evidence, and equivariance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 33
 
 
 def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, ProbedLayers]:
-    """A network of one convolution, its average, and a head."""
+    """Return a network of one convolution, its average, and a head."""
     network = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head).eval()
     last = head[-1]
     assert isinstance(last, nn.Linear)
@@ -26,7 +26,7 @@ def tiny(convolution: nn.Conv2d, *head: nn.Module) -> tuple[nn.Sequential, Probe
 
 
 def untrained(**settings: object) -> nn.Module:
-    """Batch norms hold the statistics of some images, without which a network hardly depends on what it sees."""
+    """Build a network whose batch norms have the statistics of images, so that its outputs depend on them."""
     torch.manual_seed(0)
     network = build_model(ModelConfig.model_validate(settings), SIDE).train()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def untrained(**settings: object) -> nn.Module:
 
 
 def images(count: int) -> Tensor:
-    """Smooth random images, (count, 3, SIDE, SIDE) in [0, 1]."""
+    """Return smooth random images, (count, 3, SIDE, SIDE) in [0, 1]."""
     coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(1))
     return nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")
 
@@ -46,10 +46,10 @@ def test_the_heat_is_that_of_the_formula_with_derivatives_by_finite_differences(
     head = (nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     network, where = tiny(nn.Conv2d(3, 4, 3), *head)
     network.double()
-    some, step, highest = torch.rand(2, 3, 7, 7, dtype=torch.float64), 1e-6, 0.0
+    batch, step, highest = torch.rand(2, 3, 7, 7, dtype=torch.float64), 1e-6, 0.0
     for label in range(3):
         with torch.no_grad():
-            maps = network[:2](some)
+            maps = network[:2](batch)
             weights = torch.zeros(2, 4, dtype=torch.float64)
             for channel in range(4):
                 for y, x in np.ndindex(5, 5):
@@ -58,10 +58,10 @@ def test_the_heat_is_that_of_the_formula_with_derivatives_by_finite_differences(
                     less[:, channel, y, x] -= step
                     difference = (network[2:](more) - network[2:](less))[:, label] / (2 * step)
                     weights[:, channel] += difference / 25
-            wanted = torch.einsum("nk,nkyx->nyx", weights, maps).clamp_min(0)
-        found = compute_heat_maps(network, some, torch.full((2,), label), where)
-        torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-5)
-        highest = max(highest, float(wanted.max()))
+            expected = torch.einsum("nk,nkyx->nyx", weights, maps).clamp_min(0)
+        result = compute_heat_maps(network, batch, torch.full((2,), label), where)
+        torch.testing.assert_close(result, expected, atol=1e-9, rtol=1e-5)
+        highest = max(highest, float(expected.max()))
     assert highest > 1e-3
 
 
@@ -89,32 +89,32 @@ def test_it_finds_the_quadrant_that_a_network_looks_at() -> None:
     ids=["steerable_cnn", "e2resnet", "e2wrn"],
 )
 def test_the_heat_of_a_turned_galaxy_is_the_turned_heat(settings: dict[str, object]) -> None:
-    network, some = untrained(**settings), images(4)
+    network, batch = untrained(**settings), images(4)
     for quarters in (1, 2, 3):
-        still = compute_heat_maps(network, some, torch.arange(4))
-        turned = compute_heat_maps(network, some.rot90(quarters, (2, 3)), torch.arange(4))
+        still = compute_heat_maps(network, batch, torch.arange(4))
+        turned = compute_heat_maps(network, batch.rot90(quarters, (2, 3)), torch.arange(4))
         assert still.max() > 0 and (still - still.rot90(1, (1, 2))).abs().max() > 1e-2 * still.max()
         torch.testing.assert_close(turned / still.max(), still.rot90(quarters, (1, 2)) / still.max(), atol=1e-4, rtol=0)
 
 
 def test_where_a_relu_is_no_module_the_map_is_the_one_behind_it() -> None:
     """Averages and one linear layer: the heat is the class activation map, the linear layer's weights times the map."""
-    network, some, classes = untrained(architecture="e2wrn", group="C4", depth=10, widen=1), images(3), torch.arange(3)
+    network, batch, classes = untrained(architecture="e2wrn", group="C4", depth=10, widen=1), images(3), torch.arange(3)
     assert isinstance(network, E2WRN)
     with torch.no_grad():
-        maps = network.forward_features(some)
-        wanted = torch.einsum("nk,nkyx->nyx", network.linear.weight[classes], maps).clamp_min(0) / maps[0, 0].numel()
+        maps = network.forward_features(batch)
+        expected = torch.einsum("nk,nkyx->nyx", network.linear.weight[classes], maps).clamp_min(0) / maps[0, 0].numel()
     assert (maps == 0).any()
-    torch.testing.assert_close(compute_heat_maps(network, some, classes), wanted, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(compute_heat_maps(network, batch, classes), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_looking_leaves_the_network_as_it_was() -> None:
-    network, some = untrained(group="C4", scale=0.1), images(2)
+    network, batch = untrained(group="C4", scale=0.1), images(2)
     with torch.inference_mode():
-        before = network(some)
-    compute_heat_maps(network, some, torch.zeros(2, dtype=torch.int64))
+        before = network(batch)
+    compute_heat_maps(network, batch, torch.zeros(2, dtype=torch.int64))
     with torch.inference_mode():
-        torch.testing.assert_close(network(some), before, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(network(batch), before, atol=1e-6, rtol=1e-5)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 

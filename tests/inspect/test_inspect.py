@@ -1,4 +1,4 @@
-"""Looking inside a run: features are the network's own, distances are theirs, and every mistake is one line."""
+"""Inspecting a run: features, latent distances, the files written, and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
-from galaxyhpc.inspect import embedding, figures
-from galaxyhpc.inspect import features as latent
-from galaxyhpc.inspect import page as inspect_page
+from galaxyhpc.inspect import embedding, features, figures
 from galaxyhpc.inspect.__main__ import main
 from galaxyhpc.inspect.features import Activations, InspectError, RunFeatures
 from galaxyhpc.inspect.gradcam import GradCamTarget
 from galaxyhpc.inspect.inputs import load_context, load_or_compute_features
+from galaxyhpc.inspect.page import disambiguate_labels, make_panels
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import sha256, write_text
@@ -34,7 +33,7 @@ D4 = ModelConfig(group="D4", scale=0.1)
 
 
 def untrained(config: ModelConfig) -> nn.Module:
-    """Weights do not matter here, only that different images are seen differently."""
+    """Build a network with random weights whose outputs differ between images."""
     torch.manual_seed(0)
     network = build_model(config, SIDE).train()
     for layer in network.modules():
@@ -68,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture(scope="module")
 def output(run: RunDir) -> Path:
-    """Everything about one run, written where it is by default."""
+    """Inspect one run with the default output directory."""
     assert main([str(run.path), "--conditions", "clean", "flip", "--galaxies", "3", "5"]) == 0
     return run.path / "inspect"
 
@@ -86,12 +85,12 @@ def output(run: RunDir) -> Path:
 )
 @torch.no_grad()
 def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: dict[str, object]) -> None:
-    network, some = untrained(ModelConfig.model_validate(settings)), images(3)
-    seen = latent.compute_activations(network, some)
-    torch.testing.assert_close(seen.logits, network(some))
-    torch.testing.assert_close(latent.find_probed_layers(network).last_linear(seen.penultimate), seen.logits)
+    network, batch = untrained(ModelConfig.model_validate(settings)), images(3)
+    seen = features.compute_activations(network, batch)
+    torch.testing.assert_close(seen.logits, network(batch))
+    torch.testing.assert_close(features.find_probed_layers(network).last_linear(seen.penultimate), seen.logits)
     if settings.get("architecture", "cnn") == "cnn":  # the study's layout: an MLP lies between them
-        torch.testing.assert_close(seen.pooled, network.forward_features(some).mean((2, 3)))  # type: ignore[operator]
+        torch.testing.assert_close(seen.pooled, network.forward_features(batch).mean((2, 3)))  # type: ignore[operator]
         assert seen.penultimate.shape == (3, 32)
     else:
         assert torch.equal(seen.pooled, seen.penultimate)
@@ -111,7 +110,8 @@ def test_what_stands_before_a_network_is_looked_through() -> None:
     network = untrained(D4)
     with torch.no_grad():
         torch.testing.assert_close(
-            latent.compute_activations(Darker(network), images(2)), latent.compute_activations(network, 0.5 * images(2))
+            features.compute_activations(Darker(network), images(2)),
+            features.compute_activations(network, 0.5 * images(2)),
         )
 
 
@@ -119,7 +119,7 @@ def seen(features: np.ndarray) -> Activations:
     return Activations(features, 2 * features, np.zeros((len(features), 10), np.float32))
 
 
-def made(clean: np.ndarray, moved: np.ndarray) -> RunFeatures:
+def make_run_features(clean: np.ndarray, moved: np.ndarray) -> RunFeatures:
     columns = [np.arange(len(clean))] * 3
     return RunFeatures(*columns, {CLEAN: seen(clean), ("flip", 1.0): seen(moved)}, "a", "w", "f", False)
 
@@ -128,28 +128,30 @@ def test_distances_are_told_in_units_of_the_median_distance_between_two_galaxies
     random = np.random.default_rng(0)
     clean, moved = random.normal(size=(2, 20, 5)).astype(np.float32)
     pairs = [np.linalg.norm(clean[i] - clean[j]) for i in range(20) for j in range(i)]
-    wanted = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
-    np.testing.assert_allclose(latent.compute_distances(clean, moved), wanted, rtol=1e-5)
-    table = latent.compute_distance_table(made(clean, moved))
+    expected = [np.linalg.norm(moved[i] - clean[i]) / np.median(pairs) for i in range(20)]
+    np.testing.assert_allclose(features.compute_distances(clean, moved), expected, rtol=1e-5)
+    table = features.compute_distance_table(make_run_features(clean, moved))
     assert list(table.features) == ["penultimate", "pooled"] and (table.condition == "flip").all()
-    np.testing.assert_allclose(table[["q25", "median", "q75"]], [np.quantile(wanted, (0.25, 0.5, 0.75))] * 2, rtol=1e-5)
+    quartiles = np.quantile(expected, (0.25, 0.5, 0.75))
+    np.testing.assert_allclose(table[["q25", "median", "q75"]], [quartiles] * 2, rtol=1e-5)
     np.testing.assert_allclose(table.typical, np.median(pairs) * np.array([1, 2]), rtol=1e-5)
 
 
 def test_a_network_that_sees_no_difference_between_galaxies_is_named() -> None:
-    with pytest.raises(InspectError, match="allowed: more than 0: this network sees no difference"):
-        latent.compute_typical_distance(np.ones((5, 3), np.float32))
+    with pytest.raises(InspectError, match="expected > 0: the network does not distinguish them"):
+        features.compute_typical_distance(np.ones((5, 3), np.float32))
 
 
 def test_the_features_file_holds_every_condition_and_where_it_comes_from(run: RunDir, output: Path) -> None:
-    found = latent.load(output / "features.h5")
-    assert found is not None and list(found.activations) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
+    run_features = features.load(output / "features.h5")
+    assert run_features is not None and list(run_features.activations) == [CLEAN, ("flip", 1.0), ("flip", 2.0)]
     with h5py.File(output / "features.h5") as file:
         assert file.attrs["run_id"] == run.run_id and file.attrs["weights"] == sha256(run.best_file)
         assert file.attrs["generated"] and len(file.attrs["fingerprint"]) == 64
-        assert file["penultimate"].shape == (3, len(found.rows), 32)
+        assert file["penultimate"].shape == (3, len(run_features.rows), 32)
     split = pd.read_csv(run.sweep_dir / "split.csv", comment="#")
-    assert split.split[found.rows].eq("test").all() and np.array_equal(split.label[found.rows], found.labels)
+    assert split.split[run_features.rows].eq("test").all()
+    assert np.array_equal(split.label[run_features.rows], run_features.labels)
     assert not list(output.glob(".*"))
 
 
@@ -180,18 +182,18 @@ def test_the_coordinates_of_every_galaxy_are_kept(output: Path) -> None:
 
 
 def test_what_is_in_the_file_is_not_made_again_but_for_other_weights(run: RunDir, tmp_path: Path) -> None:
-    looked, file = load_context(run, torch.device("cpu")), tmp_path / "features.h5"
-    first = load_or_compute_features(looked, [("flip", 1.0)], file, Console())
+    context, file = load_context(run, torch.device("cpu")), tmp_path / "features.h5"
+    first = load_or_compute_features(context, [("flip", 1.0)], file, Console())
     untouched = file.stat().st_mtime_ns
-    again = load_or_compute_features(looked, [("flip", 1.0)], file, Console())
+    again = load_or_compute_features(context, [("flip", 1.0)], file, Console())
     assert file.stat().st_mtime_ns == untouched and list(again.activations) == [CLEAN, ("flip", 1.0)]
-    more = load_or_compute_features(looked, [("flip", 2.0)], file, Console())
-    kept = latent.load(file)
+    more = load_or_compute_features(context, [("flip", 2.0)], file, Console())
+    kept = features.load(file)
     assert list(more.activations) == [CLEAN, ("flip", 2.0)] and kept is not None and len(kept.activations) == 3
     np.testing.assert_array_equal(kept.activations["flip", 1.0].logits, first.activations["flip", 1.0].logits)
-    other = replace(looked, classifier=replace(looked.classifier, weights="other"))
+    other = replace(context, classifier=replace(context.classifier, weights="other"))
     assert list(load_or_compute_features(other, [], file, Console()).activations) == [CLEAN]
-    kept = latent.load(file)
+    kept = features.load(file)
     assert kept is not None and (kept.weights, len(kept.activations)) == ("other", 1)
 
 
@@ -206,19 +208,18 @@ def test_several_runs_are_compared_on_the_same_galaxies(run: RunDir, tmp_path: P
 
 
 def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_right(run: RunDir) -> None:
-    looked = load_context(run, torch.device("cpu"))
-    trained_on = int(looked.split.loc[looked.split.split == "train", "row"].iloc[0])
+    context = load_context(run, torch.device("cpu"))
+    trained_on = int(context.split.loc[context.split.split == "train", "row"].iloc[0])
     sure, wrong = GradCamTarget(trained_on, 0, 0, 1, 0.9), GradCamTarget(5, 1, 4, 4, 0.5)
-    panels, side = inspect_page.make_panels(looked, [sure, None, None, wrong])
+    panels, side = make_panels(context, [sure, None, None, wrong])
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
     assert panels[3] is not None
     panels[3] = replace(panels[3], other_heat=0 * panels[3].other_heat)
     figure = figures.draw_grad_cam(figures.make_about("a", True), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
-    assert heads[:3] == [f"row {trained_on} (train): right, 90%", "true: Disturbed", "next: Merging"] and not any(
-        heads[3:9]
-    )
-    assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "said: Cigar Shaped Smooth (no heat)"]
+    assert heads[:3] == [f"row {trained_on} (train): correct, 90%", "true: Disturbed", "second: Merging"]
+    assert not any(heads[3:9])
+    assert heads[9:] == ["row 5 (train): WRONG, 50%", "true: Merging", "predicted: Cigar Shaped Smooth (no heat)"]
     for axes, panel in zip((figure.axes[1], figure.axes[10]), (panels[0], panels[3]), strict=True):
         assert panel is not None and panel.truth_heat.shape == (SIDE, SIDE) and len(axes.images) == 2
         np.testing.assert_array_equal(axes.images[1].get_array(), panel.truth_heat)
@@ -226,8 +227,8 @@ def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_rig
 
 def test_networks_called_alike_are_told_apart_by_their_runs() -> None:
     table = pd.DataFrame({"run_id": ["a", "b", "c", "d"], "label": ["x", "x", "x", "y"], "seed": [0, 0, 1, 0]})
-    assert list(inspect_page.disambiguate_labels(table)["label"]) == ["a", "b", "c", "y"]
-    assert list(inspect_page.disambiguate_labels(table[1:])["label"]) == ["x", "x", "y"]  # seeds of one network
+    assert list(disambiguate_labels(table)["label"]) == ["a", "b", "c", "y"]
+    assert list(disambiguate_labels(table[1:])["label"]) == ["x", "x", "y"]  # seeds of one network
 
 
 def test_isomap_takes_as_many_neighbours_as_connect_all_galaxies() -> None:
@@ -247,24 +248,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     write_text(tmp_path / "sweep" / "plan.csv", f"run_id\n{run.run_id}\n")
     other = make_run(run.sweep_dir.parent / "other", split_seed=1)
     bad = {
-        "rows": ([run.path, "--galaxies", "0", "150"], "--galaxies: found row 150; allowed: 0 to 149"),
-        "negative": ([run.path, "--galaxies", "-1"], "found row -1"),
-        "condition": ([run.path, "--conditions", "snow"], "--conditions: found 'snow'; allowed: clean, rotation"),
-        "untrained": ([untrained_run.path], "not trained to its end"),
-        "sweep": ([untrained_run.sweep_dir], "not trained to its end"),
+        "rows": ([run.path, "--galaxies", "0", "150"], "got row 150; expected rows of the data file, 0 to 149"),
+        "negative": ([run.path, "--galaxies", "-1"], "got row -1"),
+        "condition": ([run.path, "--conditions", "snow"], "--conditions: got 'snow'; expected clean, rotation"),
+        "untrained": ([untrained_run.path], "training is not finished"),
+        "sweep": ([untrained_run.sweep_dir], "training is not finished"),
         "nothing": ([tmp_path], "neither config.json nor plan.csv"),
         "others": ([run.path, other.path, "--conditions", "clean"], "different test galaxies"),
-        "rows of two": ([run.path, other.path, "--galaxies", "1"], "found 2 runs; allowed: rows to look at in one run"),
+        "rows of two": ([run.path, other.path, "--galaxies", "1"], "--galaxies: got 2 runs; expected one run"),
     }
     for arguments, message in bad.values():
         out = tmp_path / "out"
         assert main([*map(str, arguments), "--output", str(out)]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and message in told and not (out / "inspect.html").exists()
+        stderr = capsys.readouterr().err
+        assert stderr.count("\n") == 1 and message in stderr and not (out / "inspect.html").exists()
 
 
 def test_only_features_of_the_same_weights_and_galaxies_are_one_source() -> None:
-    one = made(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
-    assert latent.is_same_source(one, replace(one, run_id="b"))
+    one = make_run_features(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    assert features.is_same_source(one, replace(one, run_id="b"))
     for change in ({"weights": "v"}, {"fingerprint": "g"}, {"rows": np.array([0, 1, 5])}):
-        assert not latent.is_same_source(one, replace(one, **change))
+        assert not features.is_same_source(one, replace(one, **change))
