@@ -79,8 +79,8 @@ def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
 
 def _make_score_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
     caption = (
-        f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. Lower "
-        "is better for these and for the Brier score."
+        f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. "
+        "Lower is better for these and for the Brier score."
     )
     sources = {column.source for column in SCORE_COLUMNS}
     has_scores = frame[[name for name in frame if name in sources]].notna().any(axis=None)
