@@ -40,7 +40,7 @@ COST_LABELS = {
 }
 
 
-def draw_pareto(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_pareto(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw accuracy against cost, with the Pareto front as a guide; None without results."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
     costs = [c for c in COST_LABELS if c in measured and (c != "label_fraction" or measured[c].nunique() > 1)]
@@ -54,13 +54,13 @@ def draw_pareto(tables: Tables, about: ReportInfo) -> Figure | None:
     notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note]
     notes += ["Grey line: Pareto front; a guide only, since most of its steps are within the intervals."]
     notes += ["Grey points: the other networks."] if note else []
-    figure, panels = make_figure(about, "Accuracy against cost", notes, grid)
-    span = compute_axis_limits(_get_accuracy_percent(measured), about.chance_accuracy)
+    figure, panels = make_figure(info, "Accuracy against cost", notes, grid)
+    span = compute_axis_limits(_get_accuracy_percent(measured), info.chance_accuracy)
     for n, (axes, cost) in enumerate(zip(panels, costs, strict=True)):
         style_axes(axes)
         axes.set_ylim(span)
         _draw_cost_panel(axes, cost, measured, styles)
-        draw_chance(axes, about.chance_accuracy, should_label=n == 0)
+        draw_chance(axes, info.chance_accuracy, should_label=n == 0)
         axes.set_xlabel(COST_LABELS[cost])
         axes.tick_params(labelleft=n == 0)
     panels[0].set_ylabel("test accuracy (%)")
@@ -117,7 +117,7 @@ def _format_si(value: float) -> str:
     return f"{value:.3g}"
 
 
-def draw_comparison(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_comparison(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw the networks in the order of their accuracy; bars join those without significant differences."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
     if measured.empty:
@@ -130,9 +130,9 @@ def draw_comparison(tables: Tables, about: ReportInfo) -> Figure | None:
     left = 0.5 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
     grid = PanelGrid(1, 1, 5.0, 0.3 * len(ordered) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
     notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *explanations]
-    if np.isfinite(about.chance_accuracy):
-        notes.append(f"Always the majority class: {100 * about.chance_accuracy:.1f} %.")
-    figure, (axes,) = make_figure(about, "Which differences are significant", notes, grid)
+    if np.isfinite(info.chance_accuracy):
+        notes.append(f"Always the majority class: {100 * info.chance_accuracy:.1f} %.")
+    figure, (axes,) = make_figure(info, "Which differences are significant", notes, grid)
     style_axes(axes, "x")
     mean, low, high = _get_accuracy_percent(ordered)
     for row, label in enumerate(ordered["label"]):
@@ -170,7 +170,7 @@ def _find_significance_bars(labels: list[str], comparisons: pd.DataFrame) -> tup
     return bars, notes
 
 
-def draw_corruption_error(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_corruption_error(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw the errors of each network under each condition, relative to the CNN; None without a CNN."""
     if tables.corruption_error.empty or not tables.corruption_error["ce"].notna().any():
         return None
@@ -180,10 +180,10 @@ def draw_corruption_error(tables: Tables, about: ReportInfo) -> Figure | None:
     )
     notes = ["Errors summed over severities, divided by those of the CNN: below 1 (blue) is better than the CNN."]
     norm = LogNorm(0.4, 2.5, clip=True)
-    return _draw_heatmap(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
+    return _draw_heatmap(tables, info, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
 
 
-def draw_consistency(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_consistency(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw how often each network's prediction is unchanged under each condition; None without results."""
     if "consistency" not in tables.summary:
         return None
@@ -193,7 +193,7 @@ def draw_consistency(tables: Tables, about: ReportInfo) -> Figure | None:
     wide = 100 * measured.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
     notes = ["Per cent of galaxies with the same prediction as when clean, right or wrong; mean over severities."]
     return _draw_heatmap(
-        tables, about, wide[_order_conditions(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}"
+        tables, info, wide[_order_conditions(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}"
     )
 
 
@@ -204,7 +204,7 @@ def _order_conditions(table: pd.DataFrame) -> list[str]:
 
 def _draw_heatmap(
     tables: Tables,
-    about: ReportInfo,
+    info: ReportInfo,
     values: pd.DataFrame,
     heading: str,
     notes: list[str],
@@ -220,7 +220,7 @@ def _draw_heatmap(
     left = 0.4 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
     grid = PanelGrid(1, 1, 0.42 * cells.shape[1], 0.3 * len(labels), left=left, bottom=0.2, top=1.5, right=0.9)
     notes = [*notes, "Networks in the order of their accuracy on clean galaxies.", note]
-    figure, (axes,) = make_figure(about, heading, notes, grid)
+    figure, (axes,) = make_figure(info, heading, notes, grid)
     numbers = cells.to_numpy(float)
     image = axes.imshow(numbers, norm=norm, cmap=colormap, aspect="auto")
     is_dark = image.to_rgba(numbers)[..., :3] @ (0.3, 0.59, 0.11) < 0.5

@@ -69,7 +69,7 @@ class Curve:
     high: NDArray[np.float64]
 
 
-def draw_angle_curves(tables: Tables, about: ReportInfo) -> Figure:
+def draw_angle_curves(tables: Tables, info: ReportInfo) -> Figure:
     """Draw accuracy against the rotation angle.
 
     Thin lines are rotated there and back again, which changes the images by interpolation alone.
@@ -84,19 +84,19 @@ def draw_angle_curves(tables: Tables, about: ReportInfo) -> Figure:
     thin = "Thin and dotted: rotated there and back again, which only interpolates." if control else ""
     notes = ["Mean over seeds.", note, _describe_intervals(curves), thin]
     grid = PanelGrid(1, 1, 7.6, 4.9, right=estimate_width_inches([curve.name for curve in curves]) + 0.3)
-    figure, (axes,) = make_figure(about, "Accuracy against rotation", notes, grid)
-    axes.set_ylim(compute_axis_limits(_collect_values([*curves, *control]), about.chance_accuracy))
+    figure, (axes,) = make_figure(info, "Accuracy against rotation", notes, grid)
+    axes.set_ylim(compute_axis_limits(_collect_values([*curves, *control]), info.chance_accuracy))
     _draw_curves(axes, curves, mark_every=6)
     for curve in control:
         axes.plot(curve.x, curve.mean, lw=0.8, color=curve.style["color"], linestyle=":")
     axes.set(xlim=(0, 360), xticks=range(0, 361, 45), xlabel="rotation of the test galaxies (degrees)")
     axes.set_ylabel("test accuracy (%)")
-    draw_chance(axes, about.chance_accuracy)
+    draw_chance(axes, info.chance_accuracy)
     _label_curves(axes, curves)
     return figure
 
 
-def draw_polar_curves(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_polar_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw accuracy around the circle of rotation angles; None without results."""
     selected, styles, note = select_with_styles(tables)
     curves = _make_curves(
@@ -112,7 +112,7 @@ def draw_polar_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     intervals = _describe_intervals(curves) if has_bands else "Without intervals, which would hide one another."
     notes = ["Mean over seeds.", note, intervals, f"The centre is {low:.0f} %, not 0."]
     grid = PanelGrid(1, 1, 5.4, 5.4, left=0.5, right=right, bottom=0.35, top=0.35)
-    figure, (axes,) = make_figure(about, "Accuracy against rotation", notes, grid, projection="polar")
+    figure, (axes,) = make_figure(info, "Accuracy against rotation", notes, grid, projection="polar")
     assert isinstance(axes, PolarAxes)
     for curve in curves:
         angles = np.radians(curve.x)
@@ -132,7 +132,7 @@ def draw_polar_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     return figure
 
 
-def draw_severity_curves(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_severity_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw accuracy against the severity of each condition, all on one scale, starting with clean galaxies."""
     selected, styles, note = select_with_styles(tables)
     conditions = _list_graded_conditions(tables.summary)
@@ -144,13 +144,13 @@ def draw_severity_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     right, columns = estimate_width_inches([*names.values()]) + LEGEND_LINE_INCHES, min(MAX_COLUMNS, len(conditions))
     notes = ["Mean over seeds; further right is worse.", note, _describe_intervals(all_curves)]
     grid = PanelGrid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, bottom=0.6, top=0.35)
-    figure, panels = make_figure(about, "Accuracy against severity", notes, grid, num_panels=len(conditions))
-    span = compute_axis_limits(_collect_values(all_curves), about.chance_accuracy)
+    figure, panels = make_figure(info, "Accuracy against severity", notes, grid, num_panels=len(conditions))
+    span = compute_axis_limits(_collect_values(all_curves), info.chance_accuracy)
     for n, (axes, condition) in enumerate(zip(panels, conditions, strict=True)):
         axes.set_ylim(span)
         _draw_curves(axes, curves[condition], is_connected=condition not in CATEGORICAL_LABELS)
         _label_severity_axis(axes, condition, _list_severities(tables.summary, condition))
-        draw_chance(axes, about.chance_accuracy, should_label=n == 0)
+        draw_chance(axes, info.chance_accuracy, should_label=n == 0)
         axes.tick_params(labelleft=n % columns == 0)
         if n % columns == 0:
             axes.set_ylabel("accuracy (%)", fontsize=8)
@@ -158,7 +158,7 @@ def draw_severity_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     return figure
 
 
-def draw_attack_curves(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_attack_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw how often one changed pixel changes the prediction, against the queries; None without an attack."""
     if tables.attack.empty:
         return None
@@ -170,7 +170,7 @@ def draw_attack_curves(tables: Tables, about: ReportInfo) -> Figure | None:
     names = format_network_names(selected)
     grid = PanelGrid(1, len(sets), 4.4, 4.2, (0.3, 0.5), right=estimate_width_inches([*names.values()]) + 0.3, top=0.35)
     notes = ["One changed pixel; the mean over seeds.", note, "Bands or bars: 95 % intervals of Clopper and Pearson."]
-    figure, panels = make_figure(about, "One-pixel attack", notes, grid)
+    figure, panels = make_figure(info, "One-pixel attack", notes, grid)
     for n, (axes, (key, title)) in enumerate(zip(panels, sets.items(), strict=True)):
         curves = _make_attack_curves(attacked[attacked["set"] == key], names, styles)
         curves = _draw_curves(axes, curves, mark_every=max(1, min(len(curves), len(curves[0].x) // 2)), is_log=True)

@@ -26,7 +26,7 @@ RAW_COLOUR, SCALED_COLOUR = "#D55E00", "#0072B2"
 NO_DATA_TEXT = "not measured yet"
 
 
-def draw_confusion(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw the confusion matrix of each network, in per cent of the true class; None without results."""
     if tables.confusion.empty:
         return None
@@ -35,7 +35,7 @@ def draw_confusion(tables: Tables, about: ReportInfo) -> Figure | None:
     rows = -(-len(selected) // columns)
     grid = PanelGrid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
     notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds together.", note]
-    figure, panels = make_figure(about, "Confusion of classes", notes, grid, num_panels=len(selected))
+    figure, panels = make_figure(info, "Confusion of classes", notes, grid, num_panels=len(selected))
     classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
     by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
     for n, (axes, network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
@@ -68,14 +68,14 @@ def _draw_matrix(axes: Axes, table: pd.DataFrame) -> None:
         write_cells(axes, [*large, *small], colour)
 
 
-def draw_reliability(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw accuracy against confidence for each network, raw and scaled; None without results."""
     if tables.reliability.empty:
         return None
     selected, note = select_best_networks(tables.networks, MAX_PANELS)
     notes = ["Clean galaxies, all seeds together, 15 bins; ECE is the mean over seeds.", note]
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
-    figure, panels = _make_panel_pairs(about, "Reliability", notes, len(selected), 2.5, 0.25)
+    figure, panels = _make_panel_pairs(info, "Reliability", notes, len(selected), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
     by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
     for n, ((upper, lower), network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
@@ -112,15 +112,15 @@ def _draw_reliability_panel(upper: Axes, lower: Axes, bins: pd.DataFrame, clean:
     upper.legend(loc="upper left", fontsize=7, frameon=False, handlelength=1.5, borderpad=0.1)
 
 
-def draw_training_curves(tables: Tables, about: ReportInfo) -> Figure | None:
+def draw_training_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     """Draw accuracy and loss against the epoch, one line per seed; None if no run has started."""
     if tables.training.empty:
         return None
     selected, note = select_best_networks(tables.networks, MAX_PANELS)
     styles = select_with_styles(tables)[1]
     notes = ["One line per seed: grey on training galaxies (augmented), coloured on validation galaxies.", note]
-    notes += ["Level line: always the majority class."] if np.isfinite(about.chance_accuracy) else []
-    figure, panels = _make_panel_pairs(about, "Training", notes, len(selected), 2.6, 0.45)
+    notes += ["Level line: always the majority class."] if np.isfinite(info.chance_accuracy) else []
+    figure, panels = _make_panel_pairs(info, "Training", notes, len(selected), 2.6, 0.45)
     curves = tables.training[tables.training["label"].isin(selected["label"])]
     by_label = dict(iter(curves.groupby("label", sort=False)))
     losses = curves[["train_loss", "validation_loss"]].to_numpy(float)
@@ -133,8 +133,8 @@ def draw_training_curves(tables: Tables, about: ReportInfo) -> Figure | None:
             _draw_training_panel(upper, lower, by_label[network["label"]], styles[network["label"]]["color"])
         else:
             write_empty_reason(upper, "not started yet")
-        if np.isfinite(about.chance_accuracy):
-            upper.axhline(100 * about.chance_accuracy, color="0.5", lw=0.8)
+        if np.isfinite(info.chance_accuracy):
+            upper.axhline(100 * info.chance_accuracy, color="0.5", lw=0.8)
         lower.set_xlabel("epoch", fontsize=8)
         if n % MAX_COLUMNS == 0:
             upper.set_ylabel("accuracy (%)", fontsize=8)
@@ -151,14 +151,14 @@ def _draw_training_panel(upper: Axes, lower: Axes, history: pd.DataFrame, colour
 
 
 def _make_panel_pairs(
-    about: ReportInfo, heading: str, notes: list[str], num_panels: int, panel_height: float, lower_fraction: float
+    info: ReportInfo, heading: str, notes: list[str], num_panels: int, panel_height: float, lower_fraction: float
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """Make panels in two parts that share the horizontal axis; the lower takes `lower_fraction` of the height."""
     columns = min(MAX_COLUMNS, num_panels)
     grid = PanelGrid(
         -(-num_panels // columns), columns, 2.35, panel_height, (0.35, 1.0), left=0.7, bottom=0.55, top=0.4
     )
-    figure, uppers = make_figure(about, heading, notes, grid, num_panels=num_panels)
+    figure, uppers = make_figure(info, heading, notes, grid, num_panels=num_panels)
     pairs = []
     for upper in uppers:
         box = upper.get_position()

@@ -54,7 +54,7 @@ class PanelGrid:
 
 
 def make_figure(
-    about: ReportInfo,
+    info: ReportInfo,
     heading: str,
     notes: Sequence[str],
     grid: PanelGrid,
@@ -64,9 +64,9 @@ def make_figure(
     """Make a figure with title, notes and the first `num_panels` panels of the grid (default all), row by row."""
     across, down = grid.spacing
     width = grid.left + grid.num_columns * grid.panel_width + (grid.num_columns - 1) * across + grid.right
-    generated = [f"{GENERATED_NOTICE}: this says nothing about real ones."] if about.generated else []
+    generated = [f"{GENERATED_NOTICE}: this says nothing info real ones."] if info.generated else []
     note = textwrap.fill(" ".join([*(text for text in notes if text), *generated]), int(14.5 * width))
-    title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _make_title(about, heading))
+    title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _make_title(info, heading))
     top = 0.2 + 0.19 * (1 + title.count("\n")) + grid.top
     bottom = 0.15 + 0.14 * (1 + note.count("\n")) + grid.bottom
     height = top + grid.num_rows * grid.panel_height + (grid.num_rows - 1) * down + bottom
@@ -86,8 +86,8 @@ def make_figure(
     return figure, panels
 
 
-def _make_title(about: ReportInfo, heading: str) -> list[str]:
-    return [heading, about.title, *([GENERATED_NOTICE] if about.generated else [])]
+def _make_title(info: ReportInfo, heading: str) -> list[str]:
+    return [heading, info.title, *([GENERATED_NOTICE] if info.generated else [])]
 
 
 def style_axes(axes: Axes, grid_axis: str = "y") -> None:
