@@ -214,5 +214,5 @@ def _pack_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
 
 def _format_value(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else ""
+        return "yes" if value else "no"
     return "" if pd.isna(value) else str(value)

@@ -159,7 +159,7 @@ function drawRun(id, run) {
   const link = (number, text) => (shared.runs[number] ? [makeElement("a", { href: `#run-${encodeURIComponent(shared.runs[number])}` }, text)] : []);
   const clean = shared.pairs.findIndex(([name]) => name === "clean");
   const accuracy = run.metrics?.length && run.metrics[0][clean] != null ? ` ${(100 * shared.unit * run.metrics[0][clean]).toFixed(1)} % of the clean test galaxies correct.` : "";
-  const notes = [generated && `${generated}.`, run.reason && `Not complete: ${run.reason}.`].filter(Boolean);
+  const notes = [generated, run.reason && `Not complete: ${run.reason}.`].filter(Boolean);
   return makeElement("main", { id: "run", class: "page" },
     makeElement("nav", { "aria-label": "Runs", class: "steps" }, makeElement("a", { href: "#runs" }, "← Report"), ...link(position - 1, "Previous run"), ...link(position + 1, "Next run")),
     makeElement("h1", { tabindex: -1 }, id), makeElement("p", { class: "lead" }, `${run.label}, seed ${run.seed}.${accuracy} Run ${position + 1} of ${shared.runs.length}.`),

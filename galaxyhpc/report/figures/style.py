@@ -64,7 +64,7 @@ def make_figure(
     """Make a figure with title, notes and the first `num_panels` panels of the grid (default all), row by row."""
     across, down = grid.spacing
     width = grid.left + grid.num_columns * grid.panel_width + (grid.num_columns - 1) * across + grid.right
-    generated = [f"{GENERATED_NOTICE}: this says nothing info real ones."] if info.generated else []
+    generated = [f"{GENERATED_NOTICE}: this says nothing about real ones."] if info.generated else []
     note = textwrap.fill(" ".join([*(text for text in notes if text), *generated]), int(14.5 * width))
     title = "\n".join(textwrap.fill(line, int(12 * width)) for line in _make_title(info, heading))
     top = 0.2 + 0.19 * (1 + title.count("\n")) + grid.top
