@@ -42,7 +42,7 @@ function formatPValue(value) {
 }
 
 function formatCell(column, row) {
-  if (column.codes) return column.texts[column.codes[row]];
+  if (column.codes) return column.words[column.codes[row]];
   const values = column.numbers.map((numbers) => numbers[row]);
   if (column.kind === "interval") return formatInterval(values, column);
   return column.kind === "p" ? formatPValue(values[0]) : formatNumber(values[0], column.digits, column.signed);
@@ -51,7 +51,7 @@ function formatCell(column, row) {
 // Order two rows; missing values come last in either order.
 function compareRows(column, sign, a, b) {
   if (column.codes) {
-    const [first, second] = [column.texts[column.codes[a]], column.texts[column.codes[b]]];
+    const [first, second] = [column.words[column.codes[a]], column.words[column.codes[b]]];
     return first === "" || second === "" ? (first === "") - (second === "") : sign * collator.compare(first, second);
   }
   const [first, second] = [column.numbers[0][a], column.numbers[0][b]];

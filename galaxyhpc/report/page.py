@@ -203,7 +203,7 @@ def _pack_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
     sources = (column.source,) if isinstance(column.source, str) else column.source
     if column.kind in ("text", "run"):
         codes, texts = pd.factorize(frame[sources[0]].map(_format_value))
-        packed |= {"codes": codes.tolist(), "texts": list(texts)}
+        packed |= {"codes": codes.tolist(), "words": list(texts)}
     else:
         digits = 12 if column.kind == "p" else 6 if column.digits is None else column.digits + 2  # two more than shown
         packed["numbers"] = [round_for_json(column.scale * frame[name].astype(float), digits) for name in sources]

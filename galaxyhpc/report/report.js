@@ -89,7 +89,7 @@ function makePlainTable(title, headings, rows, isNumeric = false) {
 }
 
 // Make a column of texts or of numbers for DataTable.
-const textColumn = (texts) => ({ kind: "text", texts, codes: texts.map((_, row) => row) });
+const textColumn = (words) => ({ kind: "text", words, codes: words.map((_, row) => row) });
 const numberColumn = (values, digits) => ({ kind: "number", digits, signed: false, numbers: [values] });
 
 // Make a table that sorts and filters, like those of the report.

@@ -79,7 +79,7 @@ def test_overlapping_frames_and_unlike_seeds_widen_the_interval() -> None:
     assert width(unlike, apart) > 2 * width(alike, apart)
 
 
-def test_about_nineteen_intervals_of_twenty_hold_the_truth() -> None:
+def test_about_nineteen_intervals_of_twenty_contain_the_truth() -> None:
     """Galaxies are easy or hard for all seeds alike, as real ones are, and seeds differ by 3 points."""
     rng, held = np.random.default_rng(11), 0
     for _ in range(400):
@@ -126,17 +126,17 @@ def test_a_network_does_not_differ_from_itself_nor_from_its_copy_at_another_plac
 
 def test_a_paired_interval_excludes_zero_where_two_intervals_overlap() -> None:
     a, b = networks(0.2)
-    (low_a, _), (_, high_b) = (bootstrap_interval(each[:, None], np.arange(400)) for each in (a, b))
+    (low_a, _), (_, high_b) = (bootstrap_interval(correct[:, None], np.arange(400)) for correct in (a, b))
     assert low_a < high_b and paired_interval(a, b, np.arange(400))[1] > 0
 
 
-def test_galaxies_of_one_sky_group_come_and_go_together_in_a_pair_too() -> None:
-    a, b = (np.repeat(each, 4, axis=1) for each in networks(0.2, seeds=1))
+def test_galaxies_of_one_sky_group_are_drawn_together_in_a_pair_too() -> None:
+    a, b = (np.repeat(correct, 4, axis=1) for correct in networks(0.2, seeds=1))
     apart, together = (paired_interval(a, b, groups) for groups in (np.arange(1600), np.repeat(np.arange(400), 4)))
     assert together[2] - together[1] == pytest.approx(2 * (apart[2] - apart[1]), rel=0.2)
 
 
-def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
+def test_shared_training_seeds_are_drawn_together_and_others_independently() -> None:
     lucky = np.random.default_rng(0).random((3, 200)) < np.array([[0.3], [0.6], [0.9]])  # a seed's luck, in both
     own, same, others = (
         bootstrap_accuracies(lucky[:, None], np.arange(200), training_seeds=seeds)[0]
@@ -146,7 +146,7 @@ def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
     assert paired_interval(lucky, lucky[:2], np.arange(200))[2] > 0.1  # two seeds beside three: drawn apart
 
 
-def test_all_pairs_at_once_are_what_each_is_alone() -> None:
+def test_intervals_of_all_pairs_at_once_equal_those_of_single_pairs() -> None:
     hits = np.stack([*networks(0.1), *networks(0.4)], axis=1)
     groups = np.arange(400) // 3
     drawn = bootstrap_accuracies(hits, groups)
@@ -228,7 +228,7 @@ def test_only_an_undefined_corruption_error_is_nan() -> None:
     np.testing.assert_array_equal(ce, [[np.nan, 2.0, 1.0], [1.0, 1.0, np.nan]])
 
 
-def test_the_front_is_what_no_other_beats() -> None:
+def test_pareto_optimal_is_what_no_other_beats() -> None:
     rng = np.random.default_rng(2)
     cost, gain = rng.integers(0, 12, size=(2, 60)).astype(float)
     gain[:3], cost[3:5] = np.nan, np.nan

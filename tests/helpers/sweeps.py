@@ -39,8 +39,12 @@ def make_plan(configs: Sequence[RunConfig]) -> pd.DataFrame:
     rows = [
         {
             **common,
-            **{"run_id": c.run_id, "arch": c.model.architecture, "group": c.model.group, "seed": c.seed},
-            **{"width": c.model.width, "head": c.model.head},
+            "run_id": c.run_id,
+            "arch": c.model.architecture,
+            "group": c.model.group,
+            "seed": c.seed,
+            "width": c.model.width,
+            "head": c.model.head,
         }
         for c in configs
     ]

@@ -292,7 +292,7 @@ def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> 
     tables = [
         json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', file.read_text())
     ]
-    words = [set(data_table["columns"][0]["texts"]) for data_table in tables if len(data_table["columns"]) > 5]
+    words = [set(data_table["columns"][0]["words"]) for data_table in tables if len(data_table["columns"]) > 5]
     assert sum("CNN, flattening head (not invariant)" in names for names in words) >= 3
     assert not any("CNN" in names for names in words[:-1])  # the last lists runs
     assert any(name.endswith(", 1/2 seeds") for names in words for name in names)

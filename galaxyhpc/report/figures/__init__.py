@@ -100,8 +100,8 @@ CAPTIONS: dict[str, Caption] = {
     "confusion": Caption(
         "Classes",
         "Confusion matrices",
-        "One panel per network: rows are the true class, columns the predicted one, clean galaxies of all seeds "
-        "together. Entries off the diagonal are errors.",
+        "One panel per network: rows are the true class, columns the predicted one, clean galaxies, all seeds "
+        "pooled. Entries off the diagonal are errors.",
     ),
     "reliability": Caption(
         "Calibration",

@@ -1,6 +1,6 @@
 """Curves: accuracy against the angle, against the severity of every condition, and success against an attack's budget.
 
-Curves are names at their ends, the names pushed apart where curves meet, because a legend of eleven curves is hard to
+Curves are named at their ends, the names pushed apart where curves meet, because a legend of eleven curves is hard to
 read; small multiples share one legend in the order of the curves.
 """
 

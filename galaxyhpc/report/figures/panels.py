@@ -34,7 +34,7 @@ def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
     columns = min(3, len(selected))
     rows = -(-len(selected) // columns)
     grid = PanelGrid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
-    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds together.", note]
+    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds pooled.", note]
     figure, panels = make_figure(info, "Confusion of classes", notes, grid, num_panels=len(selected))
     classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
     by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
@@ -73,7 +73,7 @@ def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:
     if tables.reliability.empty:
         return None
     selected, note = select_best_networks(tables.networks, MAX_PANELS)
-    notes = ["Clean galaxies, all seeds together, 15 bins; ECE is the mean over seeds.", note]
+    notes = ["Clean galaxies, all seeds pooled, 15 bins; ECE is the mean over seeds.", note]
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
     figure, panels = _make_panel_pairs(info, "Reliability", notes, len(selected), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
