@@ -98,7 +98,10 @@ def printed(report: Report) -> str:
 def bold(report: Report, column: int) -> dict[str, bool]:
     """Whether the number at the head of a column is bold, by network."""
     cells = zip(report.console_table.columns[0].cells, report.console_table.columns[column].cells, strict=True)
-    return {str(label): any("bold" in str(span.style) for span in cell.spans) for label, cell in cells}  # type: ignore[union-attr]
+    return {
+        str(label): any("bold" in str(span.style) for span in cell.spans)  # type: ignore[union-attr]
+        for label, cell in cells
+    }
 
 
 @pytest.fixture

@@ -73,8 +73,8 @@ def names(axes: Axes, labels: list[str]) -> dict[str, float]:
 
 def test_all_eleven_networks_of_the_study_look_different() -> None:
     table = study(tuple(ELEVEN)).networks
-    seen = {(look["color"], str(look["linestyle"]), look["marker"]) for look in assign_styles(table).values()}
-    points = {(look["color"], look["markerfacecolor"], look["marker"]) for look in assign_styles(table).values()}
+    seen = {(style["color"], str(style["linestyle"]), style["marker"]) for style in assign_styles(table).values()}
+    points = {(style["color"], style["markerfacecolor"], style["marker"]) for style in assign_styles(table).values()}
     assert len(seen) == len(points) == 11
 
 
@@ -87,7 +87,7 @@ def test_networks_of_one_group_differ_by_their_markers() -> None:
 
 
 def test_a_network_has_the_same_colours_in_every_figure() -> None:
-    expected = [matplotlib.colors.to_hex(look["color"]) for look in assign_styles(study(SOME).networks).values()]
+    expected = [matplotlib.colors.to_hex(style["color"]) for style in assign_styles(study(SOME).networks).values()]
     for name in ("accuracy_angle", "accuracy_polar", "accuracy_severity", "attack"):
         axes = draw(name, study(SOME)).axes[-1]
         curves = [line for line in axes.lines if line.get_linewidth() > 1 and len(line.get_xdata()) > 2]
