@@ -1,4 +1,4 @@
-"""From result files to tables of numbers: collected runs, summaries over seeds, intervals, tests, costs.
+"""Turn result files into tables of numbers: collected runs, summaries over seeds, intervals, tests, costs.
 
-Returns data frames; how they look is decided in `report`.
+Returns data frames; `report` decides how they look.
 """

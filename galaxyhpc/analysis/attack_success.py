@@ -1,4 +1,4 @@
-"""How often an attack of a given number of queries changes a correct classification."""
+"""Success rates of the one-pixel attack: how many queries change how many correct classifications."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ class AttackError(ValueError):
 
 
 def compute_success_rates(attacks: Mapping[str, Sequence[AttackResults]], budgets: Sequence[int]) -> pd.DataFrame:
-    """Return how often networks were fooled within so many queries: a table of RATES.
+    """Compute how often each network is fooled within each budget of queries: a table of SUCCESS_COLUMNS.
 
-    Set `own` has, for each run, the galaxies that it classifies rightly; set `common` those that all runs of all
-    networks do. `rate` is the mean over a network's seeds; n and `successes` are means over them, rounded, and the
-    interval is Clopper and Pearson's for these. The seeds met the same galaxies: the sums of their counts would
-    pretend that there were several times as many. It says nothing of the chance of the training.
+    Set `own` has, for each run, the galaxies that it classifies correctly; set `common` those that all runs of all
+    networks classify correctly. `rate` is the mean over the seeds of a network; `n` and `successes` are means over
+    them, rounded, and the interval is Clopper and Pearson's for these: all seeds attack the same galaxies, so summed
+    counts would overstate the sample size. The interval excludes the variance between trainings.
 
     Parameters
     ----------
-    attacks : a network's label -> its runs' attacks, all with one population and number of iterations
-    budgets : queries; those above the budget that was spent are left out
+    attacks : network label -> the attacks of its runs, all with the same population and number of iterations
+    budgets : numbers of queries; those above an attack's own budget are left out
 
     Raises
     ------
     AttackError
     """
-    every = [one for runs in attacks.values() for one in runs]
-    kinds = {(one.spec.population, one.spec.iterations, one.spec.fingerprint) for one in every}
+    all_attacks = [attack for runs in attacks.values() for attack in runs]
+    kinds = {(a.spec.population, a.spec.iterations, a.spec.fingerprint) for a in all_attacks}
     if len(kinds) > 1:
-        found = "; ".join(f"{p} candidates, {i} iterations, galaxies {data[:12]}" for p, i, data in sorted(kinds))
-        raise AttackError(f"attacks of several kinds: {found}; allowed is one")
-    common = set.intersection(*(set(one.table["row"]) for one in every)) if every else set()
+        texts = [f"{p} candidates, {i} iterations, galaxies {data[:12]}" for p, i, data in sorted(kinds)]
+        raise AttackError(f"one-pixel attack: got several kinds: {'; '.join(texts)}; expected one")
+    common = set.intersection(*(set(attack.table["row"]) for attack in all_attacks)) if all_attacks else set()
     rows = []
     for label, runs in attacks.items():
-        shared = [one.table[one.table["row"].isin(common)] for one in runs]
-        for name, tables in (("own", [one.table for one in runs]), ("common", shared)):
+        shared = [attack.table[attack.table["row"].isin(common)] for attack in runs]
+        for name, tables in (("own", [attack.table for attack in runs]), ("common", shared)):
             rows += [
                 {"label": label, "set": name, **_compute_rate(tables, budget)}
                 for budget in budgets
@@ -61,5 +61,5 @@ def _compute_rate(tables: Sequence[pd.DataFrame], budget: int) -> dict[str, Any]
     n = round(sizes.mean())
     successes = round(rate * n) if sizes.all() else 0
     low, high = clopper_pearson(successes, n)
-    numbers = {"budget": budget, "n": n, "successes": successes, "rate": rate}
-    return {**numbers, "low": float(low), "high": float(high), "seeds": len(tables)}
+    counts = {"budget": budget, "n": n, "successes": successes, "rate": rate}
+    return {**counts, "low": float(low), "high": float(high), "seeds": len(tables)}

@@ -1,4 +1,4 @@
-"""Galaxies that a network gets wrong, the most confident first."""
+"""Galaxies that a run misclassifies, those that are wrong under most conditions first."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ MAX_MISCLASSIFIED = 12
 
 @dataclass(frozen=True)
 class Misclassification:
-    """A test galaxy that a run misclassifies as it is: classes 0 to 9, and under what fraction of all conditions."""
+    """A test galaxy that a run misclassifies when clean."""
 
     row: int  # in the data file
-    truth: int
-    predicted: int
-    error_fraction: float
+    truth: int  # class, 0 to 9
+    predicted: int  # class, 0 to 9
+    error_fraction: float  # of all conditions under which the prediction is wrong
 
 
 def find_misclassified(
     predictions: Predictions, max_galaxies: int = MAX_MISCLASSIFIED
 ) -> tuple[Misclassification, ...]:
-    """Return the clean galaxies a run gets wrong, those first that it gets wrong under most conditions."""
+    """Return the clean galaxies that a run misclassifies, those wrong under most conditions first."""
     clean = predictions.predicted.get(CLEAN)
     if clean is None:
         return ()
-    misses = np.array([classes != predictions.labels for classes in predictions.predicted.values()])
-    wrong = misses.mean(axis=0, dtype=np.float64)
-    missed = np.flatnonzero(clean != predictions.labels)
-    worst = missed[np.lexsort((predictions.rows[missed], -wrong[missed]))][:max_galaxies]
-    columns = (predictions.rows, predictions.labels, clean, np.round(wrong, 4))
+    is_wrong = np.array([classes != predictions.labels for classes in predictions.predicted.values()])
+    error_fraction = is_wrong.mean(axis=0, dtype=np.float64)
+    misclassified = np.flatnonzero(clean != predictions.labels)
+    order = np.lexsort((predictions.rows[misclassified], -error_fraction[misclassified]))
+    worst = misclassified[order][:max_galaxies]
+    columns = (predictions.rows, predictions.labels, clean, np.round(error_fraction, 4))
     return tuple(
         Misclassification(*values) for values in zip(*(column[worst].tolist() for column in columns), strict=True)
     )

@@ -1,7 +1,7 @@
-"""The tables of a sweep that its report shows: `aggregate` makes them, `figures`, `latex` and `report` draw them.
+"""The tables of a sweep's report: `sweep_tables` makes them, `report` draws them.
 
-`label` names a network, its seeds together; rates are fractions in [0, 1], nan where nothing is in. Whatever is
-absent is a table without rows, and such a table may lack columns too.
+`label` names a network, all its seeds pooled; rates are fractions in [0, 1], nan where not measured. A table without
+data has no rows, and may have no columns.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ GENERATED_NOTICE = "GENERATED galaxies (demo)"
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What every table and figure of a sweep says of it, and what its page says besides."""
+    """The description of a sweep in its tables, figures and page."""
 
     title: str
     generated: bool  # demo galaxies
-    chance_accuracy: float  # accuracy of always naming the commonest class, 0 to 1; nan if unknown
-    question: str = ""  # that the sweep asks: paragraphs with an empty line between
-    fingerprint: str = ""  # of the data file; empty where nothing is measured
-    num_test_galaxies: int = 0  # test galaxies, 0 where nothing is measured
+    chance_accuracy: float  # accuracy of always predicting the majority class, 0 to 1; nan if unknown
+    question: str = ""  # of the sweep: paragraphs separated by empty lines
+    fingerprint: str = ""  # of the data file; empty before any measurement
+    num_test_galaxies: int = 0  # 0 before any measurement
     shared_settings: str = ""  # what all networks share
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """All that is known of a sweep; the columns are those that each comment names."""
+    """All tables of a sweep; each comment lists the columns of the table below it."""
 
     # label, arch, group, condition, severity, parameter, unit, seeds_done, seeds_planned, accuracy_mean, accuracy_std,
     # ci_low, ci_high, balanced_accuracy, macro_f1, nll, brier, ece, nll_scaled, brier_scaled, ece_scaled, consistency
     summary: pd.DataFrame
     # label, arch, group, parameters, multiply_adds, label_fraction, seeds_done, seeds_planned, flaw, accuracy_mean,
-    # ci_low, ci_high (clean galaxies), mce, mce_low, mce_high, front_parameters, front_multiply_adds
+    # ci_low, ci_high (clean galaxies), mce, mce_low, mce_high, pareto_parameters, pareto_multiply_adds
     networks: pd.DataFrame
     # label, class, name, precision, recall, f1, recall_low, recall_high, support (clean galaxies)
     per_class: pd.DataFrame = field(default_factory=pd.DataFrame)
     # label, truth, predicted, count (clean galaxies, summed over seeds)
     confusion: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # label, scaled, bin, galaxies, accuracy, confidence (clean galaxies, seeds together)
+    # label, scaled, bin, galaxies, accuracy, confidence (clean galaxies, seeds pooled)
     reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # a, b, difference, ci_low, ci_high, seeds, only_a, only_b, p, p_holm, separable: one row per unordered pair
+    # a, b, difference, ci_low, ci_high, seeds, only_a, only_b, p, p_holm, significant: one row per unordered pair
     comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)
     # label, condition, ce: errors summed over severities, divided by the CNN's
     corruption_error: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -53,17 +53,17 @@ class Tables:
     training: pd.DataFrame = field(default_factory=pd.DataFrame)
     # run_id, label, seed, reason (empty if complete), accuracy (clean galaxies), parameters
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # row (of the galaxy), truth, predicted (its commonest mistake), wrong (fraction of complete runs)
+    # row (in the data file), truth, predicted (most frequent wrong class), fraction_wrong (of complete runs)
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def sort_by_accuracy(networks: pd.DataFrame) -> pd.DataFrame:
-    """Order networks from the best on clean galaxies to the worst, unmeasured ones last."""
+    """Sort networks from the best on clean galaxies to the worst, unmeasured ones last."""
     return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
 
 
 def format_network_name(network: dict[Any, Any], seeds_note: str | None = None) -> str:
-    """Name a network with what a reader must know of it: its flaw, and how many of its seeds are in."""
+    """Return the name of a network with its flaw and, if seeds are missing, how many are complete."""
     done, planned = network["seeds_done"], network["seeds_planned"]
     if seeds_note is None:
         seeds_note = "" if done == planned else f"{done}/{planned} seeds"
@@ -71,5 +71,5 @@ def format_network_name(network: dict[Any, Any], seeds_note: str | None = None) 
 
 
 def format_network_names(networks: pd.DataFrame) -> dict[str, str]:
-    """Name networks by their labels."""
+    """Return the names of networks by their labels."""
     return {str(network["label"]): format_network_name(network) for network in networks.to_dict("records")}

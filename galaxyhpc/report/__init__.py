@@ -1,4 +1,4 @@
-"""How the tables look: HTML pages, LaTeX, terminal tables, figures, and the files of a report.
+"""Present the tables of a sweep: HTML pages, LaTeX, terminal tables, figures, and the files of a report.
 
 Computes no statistics; the numbers come from `analysis`.
 """

@@ -1,20 +1,18 @@
-"""The files of a report: CSV tables, LaTeX, figures, HTML."""
+"""Write the files of a report: CSV tables, LaTeX, figures, HTML."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 from rich.table import Table
 
-from galaxyhpc.analysis import summary as summaries
-from galaxyhpc.analysis import uncertainty
+from galaxyhpc.analysis import summary, uncertainty
 from galaxyhpc.analysis.attack_success import AttackError
-from galaxyhpc.analysis.collect import PlanError, RunResults, collect_run, label_networks, read_plan
+from galaxyhpc.analysis.collect import CollectedSweep, PlanError, collect_run, label_networks, read_plan
 from galaxyhpc.analysis.sweep_tables import (
     NO_INTERVALS_NOTE,
     add_prediction_tables,
@@ -32,22 +30,15 @@ from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import read_planned_runs, refuse_symlinks
 
 RESULTS_COLUMNS = [
-    "run_id",
-    "arch",
-    "group",
-    "width",
-    "seed",
-    "parameters",
-    "condition",
-    "severity",
-    "parameter",
-    "unit",
+    *("run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"),
+    *("n", "correct", *summary.ALL_METRICS, "data", "head", "scale", "image_size", "settings"),
 ]
-RESULTS_COLUMNS += ["n", "correct", *summaries.ALL_METRICS, "data", "head", "scale", "image_size", "settings"]
-SUMMARY_COLUMNS = ["arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"]
-SUMMARY_COLUMNS += ["accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summaries.ALL_METRICS[1:], "consistency"]
-SUMMARY_COLUMNS += ["data", "width", "head", "scale", "image_size", "settings", "label"]
-CSV_QUOTE, CSV_SPECIAL_CHARACTERS = '"', ',"\r\n'  # what a CSV field is put into, and where it has to be
+SUMMARY_COLUMNS = [
+    *("arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"),
+    *("accuracy_mean", "accuracy_std", "ci_low", "ci_high", *summary.ALL_METRICS[1:], "consistency"),
+    *("data", "width", "head", "scale", "image_size", "settings", "label"),
+]
+MAX_LISTED_REASONS = 5
 
 
 class AggregateError(ValueError):
@@ -56,13 +47,13 @@ class AggregateError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A sweep's report; `directory` holds it as files."""
+    """The report of a sweep; `directory` holds it as files."""
 
     directory: Path
     tables: Tables
     results: pd.DataFrame  # one row per run, condition and severity
-    notes: tuple[str, ...]  # what no reader may miss
-    console_table: Table  # for a terminal
+    notes: tuple[str, ...]  # warnings that every reader must see
+    console_table: Table
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -71,117 +62,88 @@ class Report:
 
     @property
     def missing_runs(self) -> pd.DataFrame:
-        """run_id and reason of each planned run that is not in."""
+        """run_id and reason of each planned run that is not complete."""
         runs = self.tables.runs
         return runs.loc[runs["reason"] != "", ["run_id", "reason"]].reset_index(drop=True)
 
 
-def aggregate(sweep: Path, compute_intervals: bool = True) -> Report:
-    """Write runs/NAME/report/ anew from what is there now.
+def aggregate(sweep_dir: Path, compute_intervals: bool = True) -> Report:
+    """Write runs/NAME/report/ anew from the results that exist now.
 
     Raises
     ------
     AggregateError
-        where there is no plan, or where runs were measured on different galaxies
+        if there is no plan, or if runs were measured on different galaxies
     """
+    report_dir = sweep_dir / "report"
     try:
-        plan = read_plan(sweep / "plan.csv")
-        runs = read_planned_runs(sweep)
-        refuse_symlinks(sweep / "report", *(run.path for run in runs))
-        (sweep / "report").mkdir(exist_ok=True)
-        with FileLock(sweep / "report" / ".lock"):
-            found = [collect_run(run) for run in runs]
-            plan, common = label_networks(plan, found)
-            return _build_report(sweep, plan, found, common, compute_intervals)
+        plan = read_plan(sweep_dir / "plan.csv")
+        runs = read_planned_runs(sweep_dir)
+        refuse_symlinks(report_dir, *(run.path for run in runs))
+        report_dir.mkdir(exist_ok=True)
+        with FileLock(report_dir / ".lock"):
+            sweep = label_networks(CollectedSweep(plan, [collect_run(run) for run in runs]))
+            return _build_report(sweep_dir, sweep, compute_intervals)
     except (PlanError, RunDirError, AttackError) as error:
         raise AggregateError(str(error)) from error
 
 
-def _build_report(
-    sweep: Path, plan: pd.DataFrame, run_results: list[RunResults], shared_settings: str, compute_intervals: bool
-) -> Report:
+def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: bool) -> Report:
     """Make all tables, then write all files."""
-    table = summaries.make_metrics_table(plan, run_results)
-    gathered = (
-        uncertainty.load_predictions(plan, run_results)
-        if compute_intervals
-        else uncertainty.SweepPredictions({}, {}, [NO_INTERVALS_NOTE])
-    )
-    summary = uncertainty.add_intervals(summaries.summarise_seeds(plan, run_results, table), gathered.networks)
-    tables = make_count_tables(plan, run_results, table, summary)
+    metrics_table = summary.make_metrics_table(sweep)
+    predictions = uncertainty.SweepPredictions({}, {}, [NO_INTERVALS_NOTE])
     if compute_intervals:
-        tables = add_prediction_tables(replace(tables, training=summaries.learning_curves(plan, run_results)), gathered)
-    about = make_report_info(sweep, plan, table, shared_settings)
-    notes = (*list_unplanned_runs(sweep, plan), *list_flaws(run_results), *gathered.notes)
-    title = f"test accuracy in %: {about.title}" + (f"\n{GENERATED_NOTICE}" if about.generated else "")
-    shown = make_terminal_table(title, tables.networks, tables.summary, [*_describe_progress(tables.runs), *notes])
+        predictions = uncertainty.load_predictions(sweep)
+    seed_summary = uncertainty.add_intervals(summary.summarise_seeds(sweep, metrics_table), predictions.networks)
+    tables = make_count_tables(sweep, metrics_table, seed_summary)
+    if compute_intervals:
+        tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
+    info = make_report_info(sweep_dir, sweep, metrics_table)
+    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *predictions.notes)
+    title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")
+    footer = [*_describe_progress(tables.runs), *notes]
+    console_table = make_terminal_table(title, tables.networks, tables.summary, footer)
     tables = replace(tables, summary=tables.summary[SUMMARY_COLUMNS])
-    report = Report(sweep / "report", tables, table[RESULTS_COLUMNS], notes, shown)
-    _write_tables(report, about)
+    report = Report(sweep_dir / "report", tables, metrics_table[RESULTS_COLUMNS], notes, console_table)
+    _write_tables(report, info)
     if compute_intervals:
         from galaxyhpc.report.html_report import write_report  # imports matplotlib, which tables do without
 
-        write_report(report.directory, report.tables, about, run_results, table, gathered.misclassified, notes)
+        write_report(report.directory, tables, info, sweep, metrics_table, predictions.misclassified, notes)
     else:
         _remove_old_figures(report.directory)
     return report
 
 
 def _describe_progress(runs: pd.DataFrame) -> list[str]:
-    """Say how many runs are in, and why the others are not, the commonest reasons first."""
+    """Count the complete runs and the reasons of the others, the most frequent first."""
     reasons = Counter(runs.loc[runs["reason"] != "", "reason"])
-    said = [f"{len(runs) - reasons.total()} of {len(runs)} planned runs are in."]
-    said += [f"  {n} x {reason}" for reason, n in reasons.most_common()[:5]]
-    left = sum(n for _, n in reasons.most_common()[5:])
-    return said + [f"  {left} for other reasons: see missing.csv"] * bool(left)
+    lines = [f"{len(runs) - reasons.total()}/{len(runs)} runs complete"]
+    lines += [f"  {n} x {reason}" for reason, n in reasons.most_common()[:MAX_LISTED_REASONS]]
+    others = sum(n for _, n in reasons.most_common()[MAX_LISTED_REASONS:])
+    return lines + [f"  {others} for other reasons: see missing.csv"] * bool(others)
 
 
 def _write_tables(report: Report, info: ReportInfo) -> None:
-    """Write every table; one there is nothing of is removed, should an earlier report have left it."""
+    """Write every table, and remove those of an earlier report that are empty now."""
+    names = ("summary", "networks", "per_class", "confusion", "reliability", "comparisons", "corruption_error")
     tables = {
         "results": report.results,
         "missing": report.missing_runs,
-        "wide": summaries.pivot_accuracies(report.summary),
+        "wide": summary.pivot_accuracies(report.summary),
+        **{name: getattr(report.tables, name) for name in (*names, "attack", "hardest")},
     }
-    named = ("summary", "networks", "per_class", "confusion", "reliability", "comparisons", "corruption_error")
-    tables |= {name: getattr(report.tables, name) for name in (*named, "attack", "hardest")}
     for name, table in tables.items():
         path = report.directory / f"{name}.csv"
         if len(table.columns):
-            write_text(path, format_csv(table))
+            write_text(path, table.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
         else:
             path.unlink(missing_ok=True)
     write_text(report.directory / "tables.tex", latex.format_document(report.tables, info))
 
 
-def format_csv(table: pd.DataFrame) -> str:
-    """Write numbers with 8 digits; a third of the time that pandas takes with a format, which tells on 1,000 runs."""
-    columns = [_format_column(table[name]) for name in table]
-    row = ",".join(form for form, _ in columns)
-    rows = zip(*(values for _, values in columns), strict=True)
-    return "\n".join([",".join(table.columns), *map(row.__mod__, rows), ""])
-
-
-def _format_column(column: pd.Series[Any]) -> tuple[str, list[Any]]:
-    """Return how a value is written, and the values."""
-    kind = column.dtype.kind
-    if kind == "f" and column.notna().all():
-        return "%.8g", column.tolist()
-    if kind == "f":
-        return "%s", [f"{value:.8g}" if value == value else "" for value in column.tolist()]
-    if kind in "iub":
-        return "%s", column.tolist()
-    values = column.fillna("").tolist()
-    quoted = {
-        text: f'"{text.replace(CSV_QUOTE, 2 * CSV_QUOTE)}"'
-        for text in set(values)
-        if set(text) & set(CSV_SPECIAL_CHARACTERS)
-    }
-    return "%s", [quoted.get(text, text) for text in values]
-
-
 def _remove_old_figures(directory: Path) -> None:
-    """Remove what would show the numbers of an earlier report beside the tables of this one."""
+    """Remove the page and figures of an earlier report, whose numbers differ from the new tables."""
     (directory / "report.html").unlink(missing_ok=True)
     if any(path.suffix in (".png", ".pdf") for path in directory.iterdir()):
         from galaxyhpc.report.html_report import remove_figures
@@ -190,7 +152,7 @@ def _remove_old_figures(directory: Path) -> None:
 
 
 def print_report(report: Report) -> None:
-    """Print a report's table and where its files are."""
+    """Print the table of a report and the directory of its files."""
     console = make_console()
     console.print(report.console_table)
     console.print(report.directory, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""The tables of a report: what each column is called, in which unit; columns that hold nothing are left out.
+"""The tables of report.html: headings and units of their columns; empty columns are left out.
 
-A network is named with its flaw and, where seeds are missing, with how many are in: so wherever its numbers stand.
+Wherever a network's numbers appear, its name includes its flaw and, if seeds are missing, how many are complete.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _make_number_column(heading: str, source: str, digits: int | None = 0) -> Co
 
 
 NETWORK_COLUMN = Column("network", "network")
-INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and pieces of sky."
-BOLD_NOTE = "Bold: the best, and all whose intervals overlap the best's, for they cannot be told apart."
+INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and sky groups."
+BOLD_NOTE = "Bold: the best, and all whose intervals overlap its interval."
 SCALED_NOTE = "Scaled: after temperature scaling on the validation galaxies."
 SCORE_COLUMNS = (
     *(_make_percent_column("balanced accuracy", "balanced_accuracy"), _make_percent_column("macro F1", "macro_f1")),
@@ -42,51 +42,59 @@ SCORE_COLUMNS = (
 
 
 def make_networks_section(tables: Tables) -> Section:
-    """One row per network, the best first."""
-    summary = tables.summary.assign(strong=mark_best(tables.summary))
+    """List the networks, the best on clean galaxies first."""
+    summary = tables.summary.assign(is_best=mark_best(tables.summary))
     clean = summary[summary["condition"] == "clean"].set_index("label")
-    turned = summary[summary["condition"] == ROTATION_MEAN[0]].set_index("label").add_prefix("turned_")
+    rotated = summary[summary["condition"] == ROTATION_MEAN[0]].set_index("label").add_prefix("rotated_")
     frame = _add_network_names(tables, tables.networks)
-    frame = frame.join(clean[clean.columns.difference(frame.columns)], on="label").join(turned, on="label")
-    marks = {name: frame[name].eq(True) for name in ("strong", "turned_strong")}
+    frame = frame.join(clean[clean.columns.difference(frame.columns)], on="label").join(rotated, on="label")
+    marks = {name: frame[name].eq(True) for name in ("is_best", "rotated_is_best")}
     frame = frame.assign(**marks).sort_values("accuracy_mean", ascending=False, kind="stable")
-    tables_ = (*_make_accuracy_tables(frame), *_make_score_tables(frame))
-    return Section("Networks", tables=tables_)
+    return Section("Networks", tables=(*_make_accuracy_tables(frame), *_make_score_tables(frame)))
 
 
 def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
+    rotated = ("rotated_accuracy_mean", "rotated_ci_low", "rotated_ci_high")
     labels = (Column("labels used (%)", "label_fraction", "number", 100),)
     columns = (
-        *(NETWORK_COLUMN, _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong")),
-        _make_interval_column("all angles", "turned_accuracy_mean", "turned_ci_low", "turned_ci_high", "turned_strong"),
+        NETWORK_COLUMN,
+        _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "is_best"),
+        _make_interval_column("all angles", *rotated, "rotated_is_best"),
         Column("mean corruption error", ("mce", "mce_low", "mce_high"), "interval", 1, 2),
         _make_number_column("parameters", "parameters"),
         Column("multiply-adds (millions)", "multiply_adds", "number", 1e-6),
         *(labels if frame.get("label_fraction", pd.Series(1.0)).ne(1.0).any() else ()),
-        *(_make_number_column("seeds in", "seeds_done"), _make_number_column("planned", "seeds_planned")),
-        Column("on the front of parameters", "front_parameters"),
-        Column("on the front of multiply-adds", "front_multiply_adds"),
+        _make_number_column("seeds complete", "seeds_done"),
+        _make_number_column("planned", "seeds_planned"),
+        Column("Pareto optimal in parameters", "pareto_parameters"),
+        Column("Pareto optimal in multiply-adds", "pareto_multiply_adds"),
     )
-    caption = f"Clean test galaxies, and turned ones over all angles. {INTERVAL_NOTE} {BOLD_NOTE} Mean corruption error: errors "
-    caption += "under all conditions, those of the conventional CNN being 1; lower is better. On the front: no network "
-    caption += "as good has fewer."
+    caption = (
+        f"Accuracy on clean test galaxies, and on rotated ones over all angles. {INTERVAL_NOTE} {BOLD_NOTE} Mean "
+        "corruption error: errors under all conditions relative to the conventional CNN (1); lower is better. Pareto "
+        "optimal: no network that is at least as accurate has fewer."
+    )
     return _make_tables("All networks", caption, frame, columns, "networks.csv")
 
 
 def _make_score_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
-    caption = f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. Lower "
-    caption += "is better for them and for the Brier score."
-    held = frame[[c for c in frame if any(c == score.source for score in SCORE_COLUMNS)]]
-    rows = frame if held.notna().any(axis=None) else frame.iloc[:0]
-    return _make_tables(
-        "Other measures on clean galaxies", caption, rows, (NETWORK_COLUMN, *SCORE_COLUMNS), "summary.csv"
+    caption = (
+        f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. "
+        "Lower is better for these and for the Brier score."
     )
+    sources = {column.source for column in SCORE_COLUMNS}
+    has_scores = frame[[name for name in frame if name in sources]].notna().any(axis=None)
+    columns = (NETWORK_COLUMN, *SCORE_COLUMNS)
+    rows = frame if has_scores else frame.iloc[:0]
+    return _make_tables("Other measures on clean galaxies", caption, rows, columns, "summary.csv")
 
 
 def make_robustness_section(tables: Tables) -> Section:
-    """How accuracy falls under each condition."""
-    caption = "Errors summed over the severities of a condition, divided by those of the conventional CNN: below 1 is "
-    caption += "better than it."
+    """List accuracies and corruption errors under each condition."""
+    caption = (
+        "Errors summed over the severities of a condition, relative to those of the conventional CNN: below 1 is "
+        "better than the CNN."
+    )
     columns = (NETWORK_COLUMN, Column("condition", "condition"), _make_number_column("corruption error", "ce", 2))
     frame = _add_network_names(tables, tables.corruption_error)
     errors = _make_tables("Corruption error by condition", caption, frame, columns, "corruption_error.csv")
@@ -94,71 +102,76 @@ def make_robustness_section(tables: Tables) -> Section:
 
 
 def _make_condition_tables(tables: Tables) -> tuple[Table, ...]:
-    """One row per network, condition and severity that anything is known of."""
+    """List every measured network, condition and severity."""
     frame = tables.summary[tables.summary["accuracy_mean"].notna()]
     if len(frame):
-        frame = _add_network_names(tables, frame).assign(strong=mark_best(frame))
-        order = {label: place for place, label in enumerate(sort_by_accuracy(tables.networks)["label"])}
-        frame = frame.assign(place=frame["label"].map(order)).sort_values("place", kind="stable")
+        frame = _add_network_names(tables, frame).assign(is_best=mark_best(frame))
+        ranks = {label: rank for rank, label in enumerate(sort_by_accuracy(tables.networks)["label"])}
+        frame = frame.assign(rank=frame["label"].map(ranks)).sort_values("rank", kind="stable")
         frame = frame.assign(physical=list(map(cache(format_physical_severity), frame["condition"], frame["severity"])))
     columns = (
-        *(NETWORK_COLUMN, Column("condition", "condition"), _make_number_column("severity", "severity", None)),
-        *(Column("that is", "physical"), _make_number_column("seeds", "seeds_done")),
-        _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "strong"),
-        *(
-            _make_percent_column("spread over seeds", "accuracy_std"),
-            _make_percent_column("as when clean", "consistency"),
-            *SCORE_COLUMNS,
-        ),
+        NETWORK_COLUMN,
+        Column("condition", "condition"),
+        _make_number_column("severity", "severity", None),
+        Column("physical severity", "physical"),
+        _make_number_column("seeds", "seeds_done"),
+        _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "is_best"),
+        _make_percent_column("spread over seeds", "accuracy_std"),
+        _make_percent_column("consistency with clean", "consistency"),
+        *SCORE_COLUMNS,
     )
-    caption = f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} As when clean: how often the prediction is that of the clean galaxy, right or "
-    caption += "wrong. rotation_mean is over all angles together."
+    caption = (
+        f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} Consistency with clean: share of galaxies with the same prediction "
+        "as when clean, right or wrong. rotation_mean is over all angles."
+    )
     return _make_tables("Every condition and severity", caption, frame, columns, "summary.csv")
 
 
 def make_comparisons_section(tables: Tables) -> Section:
-    """Which pairs of networks can be told apart; the one ahead is named first."""
+    """List the pairs of networks, the better of each first, and whether they differ significantly."""
     columns = (
-        *(Column("network", "first"), Column("compared with", "second")),
-        Column("ahead by (points)", ("difference", "ci_low", "ci_high"), "interval", 100, 1, signed=True),
-        *(Column("p, after Holm", "p_holm", "p"), Column("can be told apart", "separable")),
-        *(
-            _make_number_column("only the first right", "only_a", 1),
-            _make_number_column("only the second right", "only_b", 1),
-        ),
-        *(Column("p", "p", "p"), _make_number_column("seeds", "seeds")),
+        Column("network", "first"),
+        Column("compared with", "second"),
+        Column("difference (points)", ("difference", "ci_low", "ci_high"), "interval", 100, 1, signed=True),
+        Column("p, after Holm", "p_holm", "p"),
+        Column("significant", "significant"),
+        _make_number_column("only the first correct", "only_a", 1),
+        _make_number_column("only the second correct", "only_b", 1),
+        Column("p", "p", "p"),
+        _make_number_column("seeds", "seeds"),
     )
-    caption = "Clean test galaxies, the same for both. Difference of the accuracies with its 95 % interval (paired "
-    caption += "bootstrap); exact McNemar test, corrected for the number of pairs (Holm). Two networks can be told "
-    caption += "apart where p is below 0.05 and the interval excludes 0."
+    caption = (
+        "Clean test galaxies, the same for both. Difference of the accuracies with its 95 % interval (paired "
+        "bootstrap); exact McNemar test, corrected for the number of pairs (Holm). A difference is significant if p is "
+        "below 0.05 and the interval excludes 0."
+    )
     frame = _sort_best_first(tables, tables.comparisons)
-    return Section(
-        "Comparisons", tables=_make_tables("All pairs of networks", caption, frame, columns, "comparisons.csv")
-    )
+    pairs = _make_tables("All pairs of networks", caption, frame, columns, "comparisons.csv")
+    return Section("Comparisons", tables=pairs)
 
 
-def _sort_best_first(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
-    """Turn pairs round where the second network is ahead, and order them by their evidence."""
-    if frame.empty:
-        return frame
-    behind, named = frame["difference"] < 0, format_network_names(tables.networks)
-    turned = frame.rename(columns={"a": "b", "b": "a", "only_a": "only_b", "only_b": "only_a"})
-    limits = {"difference": -frame["difference"], "ci_low": -frame["ci_high"], "ci_high": -frame["ci_low"]}
-    frame = pd.concat([frame[~behind], turned.assign(**limits)[behind]])
-    frame = frame.assign(first=frame["a"].map(named), second=frame["b"].map(named))
+def _sort_best_first(tables: Tables, comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Name the better network of each pair first, and sort pairs by their p value."""
+    if comparisons.empty:
+        return comparisons
+    is_behind, names = comparisons["difference"] < 0, format_network_names(tables.networks)
+    swapped = comparisons.rename(columns={"a": "b", "b": "a", "only_a": "only_b", "only_b": "only_a"})
+    difference, low, high = (comparisons[name] for name in ("difference", "ci_low", "ci_high"))
+    swapped = swapped.assign(difference=-difference, ci_low=-high, ci_high=-low)
+    frame = pd.concat([comparisons[~is_behind], swapped[is_behind]])
+    frame = frame.assign(first=frame["a"].map(names), second=frame["b"].map(names))
     return frame.sort_values(["p_holm", "difference"], ascending=[True, False], kind="stable")
 
 
 def make_classes_section(tables: Tables) -> Section:
-    """How each class fares."""
+    """List precision, recall and F1 of each class."""
     columns = (
-        *(
-            NETWORK_COLUMN,
-            Column("class", "name"),
-            _make_number_column("galaxies", "support"),
-            _make_percent_column("precision", "precision"),
-        ),
-        *(_make_interval_column("recall", "recall", "recall_low", "recall_high"), _make_percent_column("F1", "f1")),
+        NETWORK_COLUMN,
+        Column("class", "name"),
+        _make_number_column("galaxies", "support"),
+        _make_percent_column("precision", "precision"),
+        _make_interval_column("recall", "recall", "recall_low", "recall_high"),
+        _make_percent_column("F1", "f1"),
     )
     caption = f"Clean test galaxies, means over seeds. {INTERVAL_NOTE}"
     frame = _add_network_names(tables, tables.per_class)
@@ -166,37 +179,41 @@ def make_classes_section(tables: Tables) -> Section:
 
 
 def make_attack_section(tables: Tables) -> Section:
-    """What one pixel does."""
+    """List the success rates of the one-pixel attack."""
     columns = (
-        *(
-            NETWORK_COLUMN,
-            Column("galaxies", "of"),
-            _make_number_column("queries", "budget"),
-            _make_number_column("attacked", "n"),
-        ),
-        *(_make_number_column("successes", "successes"), _make_interval_column("success rate", "rate", "low", "high")),
+        NETWORK_COLUMN,
+        Column("galaxies", "galaxies"),
+        _make_number_column("queries", "budget"),
+        _make_number_column("attacked", "n"),
+        _make_number_column("successes", "successes"),
+        _make_interval_column("success rate", "rate", "low", "high"),
         _make_number_column("seeds", "seeds"),
     )
-    caption = "One pixel is changed until the class changes, with so many queries of the network per galaxy at most. "
-    caption += "In brackets: exact 95 % interval (Clopper and Pearson)."
-    sets = {"own": "those it gets right", "common": "those that all get right"}
+    caption = (
+        "One pixel is changed until the predicted class changes, with at most this many queries to the network per "
+        "galaxy. In brackets: exact 95 % interval (Clopper and Pearson)."
+    )
+    sets = {"own": "correctly classified by this network", "common": "correctly classified by all networks"}
     frame = _add_network_names(tables, tables.attack)
-    frame = frame.assign(of=frame["set"].replace(sets)) if len(frame) else frame
+    frame = frame.assign(galaxies=frame["set"].replace(sets)) if len(frame) else frame
     return Section("One-pixel attack", tables=_make_tables("One-pixel attack", caption, frame, columns, "attack.csv"))
 
 
 def describe_best_network(tables: Tables) -> str:
-    """Say which network is best on clean galaxies, and how many cannot be told from it; empty where none is in."""
+    """Name the best network on clean galaxies and count the intervals that overlap its own; empty without results."""
     measured = sort_by_accuracy(tables.networks).dropna(subset="accuracy_mean")
     if measured.empty:
         return ""
     first, others = measured.iloc[0], measured.iloc[1:]
-    said = f"{format_network_names(tables.networks)[first['label']]}: {100 * first['accuracy_mean']:.1f} %"
+    text = f"{format_network_names(tables.networks)[first['label']]}: {100 * first['accuracy_mean']:.1f} %"
     if not np.isfinite(first["ci_low"]):
-        return f"{said}; without intervals nothing says by how much"
-    near = int((others["ci_high"] >= first["ci_low"]).sum())
-    said += f" ({100 * first['ci_low']:.1f}–{100 * first['ci_high']:.1f})"
-    return f"{said}; the intervals of {near or 'no'} other{'s' * (near != 1)} overlap its own"
+        return f"{text}; without intervals"
+    num_overlapping = int((others["ci_high"] >= first["ci_low"]).sum())
+    text += f" ({100 * first['ci_low']:.1f}–{100 * first['ci_high']:.1f})"
+    plural = "s" * (num_overlapping != 1)
+    return (
+        f"{text}; the interval{plural} of {num_overlapping or 'no'} other{plural} overlap{'s' * (not plural)} its own"
+    )
 
 
 def _add_network_names(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
@@ -206,9 +223,9 @@ def _add_network_names(tables: Tables, frame: pd.DataFrame) -> pd.DataFrame:
 def _make_tables(
     title: str, caption: str, frame: pd.DataFrame, columns: tuple[Column, ...], file: str
 ) -> tuple[Table, ...]:
-    """Return the table with those columns that hold anything, or none where the frame has no rows."""
-    kept = tuple(column for column in columns if _has_values(frame, column))
-    return (Table(title, caption, frame, kept, file),) if len(frame) else ()
+    """Return the table with its non-empty columns, or nothing if the frame has no rows."""
+    non_empty = tuple(column for column in columns if _has_values(frame, column))
+    return (Table(title, caption, frame, non_empty, file),) if len(frame) else ()
 
 
 def _has_values(frame: pd.DataFrame, column: Column) -> bool:

@@ -1,67 +1,67 @@
 "use strict";
-// Tables: drawn from their JSON, the first rows of long ones; sorted by a button in each head, filtered by words.
-// Whatever is shown is set as text, never as HTML.
+// Tables: drawn from their JSON, first rows only if long; sorted by a button in each heading, filtered by words.
+// All content is set as text, never as HTML.
 
 const FIRST_ROWS = 25;
 const MORE_ROWS = 2000;
 const PRINTED_ROWS = 200;
-const ABSENT = "–";
+const MISSING = "–";
 const collator = new Intl.Collator("en", { numeric: true });
 
 // Make an element; children are elements or texts.
-function make(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+function makeElement(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
 }
 
-// A formatter takes far longer to make than to use.
+// Making a formatter takes far longer than using it.
 const formatters = new Map();
-function formatter(digits) {
+function getFormatter(digits) {
   if (!formatters.has(digits)) formatters.set(digits, new Intl.NumberFormat("en", { minimumFractionDigits: digits ?? 0, maximumFractionDigits: digits ?? 6 }));
   return formatters.get(digits);
 }
 
-function shownNumber(value, digits, signed) {
-  if (value === null) return ABSENT;
-  const text = formatter(digits).format(Math.abs(value));
-  const none = !/[1-9]/.test(text);
-  return (value < 0 && !none ? "−" : signed && !none ? "+" : "") + text;
+function formatNumber(value, digits, signed) {
+  if (value === null) return MISSING;
+  const text = getFormatter(digits).format(Math.abs(value));
+  const isZero = !/[1-9]/.test(text);
+  return (value < 0 && !isZero ? "−" : signed && !isZero ? "+" : "") + text;
 }
 
-function shownInterval([value, low, high], column) {
-  const shown = (number) => shownNumber(number, column.digits, column.signed);
-  if (value === null || low === null || high === null) return shown(value);
-  return `${shown(value)} (${shown(low)}${column.signed ? " to " : "–"}${shown(high)})`;
+function formatInterval([value, low, high], column) {
+  const format = (number) => formatNumber(number, column.digits, column.signed);
+  if (value === null || low === null || high === null) return format(value);
+  return `${format(value)} (${format(low)}${column.signed ? " to " : "–"}${format(high)})`;
 }
 
-function shownP(value) {
-  if (value === null) return ABSENT;
+function formatPValue(value) {
+  if (value === null) return MISSING;
   return value < 0.001 ? "< 0.001" : value.toFixed(value < 0.1 ? 3 : 2);
 }
 
-function shown(column, row) {
+function formatCell(column, row) {
   if (column.codes) return column.words[column.codes[row]];
   const values = column.numbers.map((numbers) => numbers[row]);
-  if (column.kind === "interval") return shownInterval(values, column);
-  return column.kind === "p" ? shownP(values[0]) : shownNumber(values[0], column.digits, column.signed);
+  if (column.kind === "interval") return formatInterval(values, column);
+  return column.kind === "p" ? formatPValue(values[0]) : formatNumber(values[0], column.digits, column.signed);
 }
 
-// Order two rows; what is absent comes last whichever way.
-function compare(column, sign, a, b) {
+// Order two rows; missing values come last in either order.
+function compareRows(column, sign, a, b) {
   if (column.codes) {
-    const [one, other] = [column.words[column.codes[a]], column.words[column.codes[b]]];
-    return one === "" || other === "" ? (one === "") - (other === "") : sign * collator.compare(one, other);
+    const [first, second] = [column.words[column.codes[a]], column.words[column.codes[b]]];
+    return first === "" || second === "" ? (first === "") - (second === "") : sign * collator.compare(first, second);
   }
-  const [one, other] = [column.numbers[0][a], column.numbers[0][b]];
-  return one === null || other === null ? (one === null) - (other === null) : sign * (one - other);
+  const [first, second] = [column.numbers[0][a], column.numbers[0][b]];
+  return first === null || second === null ? (first === null) - (second === null) : sign * (first - second);
 }
 
-class Sheet {
+class DataTable {
   constructor(figure, data) {
     this.columns = data.columns;
-    for (const column of this.columns) column.bold = new Set(column.strong);
+    for (const column of this.columns) column.bold = new Set(column.bold);
     this.all = Array.from({ length: data.rows }, (_, row) => row);
     this.rows = this.all;
     this.limit = FIRST_ROWS;
@@ -72,28 +72,28 @@ class Sheet {
     this.more = figure.querySelector(".more");
     figure.querySelector(".tools").hidden = data.rows < 2;
     this.heads.forEach((head, index) => head.firstChild.addEventListener("click", () => this.sort(index)));
-    this.filter.addEventListener("input", () => this.choose());
+    this.filter.addEventListener("input", () => this.applyFilter());
     this.more.firstChild.addEventListener("click", () => this.draw((this.limit += MORE_ROWS)));
     this.draw();
   }
 
-  // Numbers begin with the highest, texts with A; again turns the order round.
+  // Sort numbers from the highest, texts from A; a second click reverses the order.
   sort(index) {
     const column = this.columns[index];
     const before = this.heads[index].getAttribute("aria-sort");
     const order = before ? (before === "ascending" ? "descending" : "ascending") : column.codes ? "ascending" : "descending";
     for (const head of this.heads) head.removeAttribute("aria-sort");
     this.heads[index].setAttribute("aria-sort", order);
-    this.all.sort((a, b) => compare(column, order === "ascending" ? 1 : -1, a, b));
-    this.choose();
+    this.all.sort((a, b) => compareRows(column, order === "ascending" ? 1 : -1, a, b));
+    this.applyFilter();
   }
 
-  // Keep the rows in which every word of the filter stands somewhere.
-  choose() {
+  // Keep the rows that contain every word of the filter.
+  applyFilter() {
     const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     if (words.length && !this.texts) {
       this.texts = this.all.map(() => "");
-      for (const row of this.all) this.texts[row] = this.columns.map((column) => shown(column, row)).join(" ").toLowerCase();
+      for (const row of this.all) this.texts[row] = this.columns.map((column) => formatCell(column, row)).join(" ").toLowerCase();
     }
     this.rows = words.length ? this.all.filter((row) => words.every((word) => this.texts[row].includes(word))) : this.all;
     this.draw();
@@ -112,19 +112,19 @@ class Sheet {
   }
 
   row(row) {
-    return make("tr", {}, ...this.columns.map((column, index) => {
-      const cell = make(index ? "td" : "th", index ? {} : { scope: "row" });
-      const text = shown(column, row);
+    return makeElement("tr", {}, ...this.columns.map((column, index) => {
+      const cell = makeElement(index ? "td" : "th", index ? {} : { scope: "row" });
+      const text = formatCell(column, row);
       if (!column.codes) cell.className = "number";
-      cell.append(column.kind === "run" ? make("a", { href: `#run-${encodeURIComponent(text)}` }, text) : text);
+      cell.append(column.kind === "run" ? makeElement("a", { href: `#run-${encodeURIComponent(text)}` }, text) : text);
       if (column.bold.has(row)) cell.classList.add("strong");
       return cell;
     }));
   }
 }
 
-const sheets = [...document.querySelectorAll("figure.table")].map((figure) => new Sheet(figure, JSON.parse(figure.querySelector("script").textContent)));
+const dataTables = [...document.querySelectorAll("figure.table")].map((figure) => new DataTable(figure, JSON.parse(figure.querySelector("script").textContent)));
 
 matchMedia("print").addEventListener("change", (print) => {
-  for (const sheet of sheets) sheet.draw(print.matches ? Math.max(PRINTED_ROWS, sheet.limit) : sheet.limit);
+  for (const table of dataTables) table.draw(print.matches ? Math.max(PRINTED_ROWS, table.limit) : table.limit);
 });

@@ -1,15 +1,15 @@
-"""One self-contained HTML page: words, facts, figures and tables that sort and filter. Nothing is loaded from anywhere.
+"""One self-contained HTML page: text, facts, figures and tables that sort and filter. The page loads no other file.
 
-Tables travel as JSON and are drawn by page.js, the first rows of long ones; so a page of 100,000 rows opens at once.
-Names, reasons and logs are other people's text: jinja escapes it in the page, `json_text` in the JSON, the scripts
-only ever set textContent, and the page's own policy lets no other script run and nothing be fetched.
+Tables are stored as JSON and drawn by page.js, first rows only if long, so a page of 100,000 rows opens at once.
+Names, reasons and logs are untrusted text: jinja escapes it in the page, `format_json` in the JSON, the scripts only
+set textContent, and the page's content security policy lets no other script run and nothing be fetched.
 
     network = page.Column("network", "label")
     accuracy = page.Column("accuracy (%)", ("accuracy_mean", "ci_low", "ci_high"), "interval", scale=100, digits=1)
     table = page.Table("Networks", "Clean test galaxies.", frame, (network, accuracy), file="networks.csv")
-    figure = page.Figure("Rotation", "What is seen.", "For those who cannot see it.", png, ("accuracy_angle.pdf",))
-    section = page.Section("Networks", words=("A paragraph.",), figures=(figure,), tables=(table,))
-    html = page.render("A title", [section], generated=True)
+    figure = page.PageFigure("Rotation", "A caption.", "The same for screen readers.", png, ("accuracy_angle.pdf",))
+    section = page.Section("Networks", paragraphs=("A paragraph.",), figures=(figure,), tables=(table,))
+    html = page.render_page("A title", [section], generated=True)
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from markupsafe import Markup
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 
-MAX_TABLE_ROWS = 20_000  # of a table on the page, so that it stays a few megabytes; the file beside it has all
+MAX_TABLE_ROWS = 20_000  # of a table on the page, which so stays a few megabytes; the CSV file has all
 SCRIPT_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def make_data_uri(image_format: str, image: bytes) -> str:
-    """Return a picture, `kind` png or jpeg, as an address that holds it."""
+    """Return an image, `image_format` png or jpeg, as a data URI."""
     return f"data:image/{image_format};base64,{base64.b64encode(image).decode()}"
 
 
@@ -45,10 +45,10 @@ def make_data_uri(image_format: str, image: bytes) -> str:
 class Column:
     """A column of a table.
 
-    `source` names a column of the frame, of an interval those of value, lower and upper limit. Numbers are multiplied
-    by `scale` and shown with `digits` decimals, None for as many as they have; what is not finite shows as a dash and
-    sorts last. A `run` is a run id
-    that leads to the run's page. `strong` names a column of truth values: where it is true the cell is bold.
+    `source` names a column of the frame; for an interval those of value, lower and upper limit. Numbers are multiplied
+    by `scale` and shown with `digits` decimals, None for as many as they have; a value that is not finite shows as a
+    dash and sorts last. A `run` is a run id with a link to the run's page. `bold_source` names a boolean column: where
+    it is true the cell is bold.
     """
 
     heading: str
@@ -56,13 +56,13 @@ class Column:
     kind: Literal["text", "number", "interval", "p", "run"] = "text"
     scale: float = 1.0
     digits: int | None = 0
-    signed: bool = False  # + before what is positive
+    signed: bool = False  # + before positive numbers
     bold_source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table, its rows in the order of the frame. `file` is what it is called beside the page, where it lies there."""
+    """A table, its rows in the order of the frame. `file` is the name of its CSV file beside the page, if any."""
 
     title: str
     caption: str
@@ -72,7 +72,7 @@ class Table:
 
     @property
     def truncation_note(self) -> str:
-        """Say so where not all rows are on the page; empty where they are."""
+        """A note that not all rows are on the page; empty if they are."""
         if len(self.frame) <= MAX_TABLE_ROWS:
             return ""
         return f"The first {MAX_TABLE_ROWS:,} of {len(self.frame):,} rows are on this page."
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class PageFigure:
-    """A picture in PNG; the caption says what is seen, `alt` the same to who cannot; `files` lie beside the page."""
+    """A figure in PNG with its caption and `alt` text; `files` lie beside the page."""
 
     title: str
     caption: str
@@ -90,7 +90,7 @@ class PageFigure:
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """Width and height on the page, in its pixels of 1/96 inch: two thirds of the picture's own."""
+        """Width and height on the page, in CSS pixels: two thirds of the image's own."""
         width, height = struct.unpack(">II", self.png[16:24])
         return width * 2 // 3, height * 2 // 3
 
@@ -101,7 +101,7 @@ class PageFigure:
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """A small picture in JPEG and what is said below it: a name, and more."""
+    """A small image in JPEG, with a title and a caption below it."""
 
     title: str
     caption: str
@@ -114,7 +114,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page with a heading: paragraphs, warnings, names with values, pictures, tables, in this order."""
+    """A part of the page with a heading: paragraphs, warnings, facts, figures, thumbnails, tables, in this order."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
@@ -141,15 +141,15 @@ def render_page(
     json_data: Mapping[str, Any] | None = None,
     scripts: Sequence[str] = (),
 ) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Parameters
     ----------
-    title : its heading
-    sections : their titles are distinct
-    generated : the galaxies are generated ones, which the page, each table and each figure then say
+    title : heading of the page
+    sections : parts of the page, with distinct titles
+    generated : whether the galaxies are simulated, which the page, each table and each figure then say
     lead : paragraphs below the title
-    data : JSON for `scripts` by the id of the element it is found in
+    json_data : data for `scripts`, by the id of the script element that holds it
     scripts : files of this package, run after page.js
     """
     script = Markup("\n".join(map(_read_resource, ["page.js", *scripts])))
@@ -175,25 +175,25 @@ def _read_resource(name: str) -> str:
 
 
 def _compute_csp_hash(text: str) -> str:
-    """Return what the page's policy calls a script or a style by."""
+    """Return the hash of a script or style for the content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def format_json(value: Any) -> str:
-    """Return JSON that no browser takes for the end of a script, in ASCII; what is not finite must be None before."""
+    """Return ASCII JSON that is safe inside a script element; non-finite numbers must be None already."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(SCRIPT_ESCAPES)
 
 
 def round_for_json(values: Any, digits: int) -> list[float | None]:
-    """Return numbers as JSON takes them: rounded, those that are not finite as None."""
-    found = np.round(np.asarray(values, dtype=float), digits)
+    """Round numbers for JSON; non-finite ones become None."""
+    rounded = np.round(np.asarray(values, dtype=float), digits)
     return [
-        value if finite else None for value, finite in zip(found.tolist(), np.isfinite(found).tolist(), strict=True)
+        value if finite else None for value, finite in zip(rounded.tolist(), np.isfinite(rounded).tolist(), strict=True)
     ]
 
 
 def _pack_table(table: Table) -> dict[str, Any]:
-    """Return a table column by column, which is a third of its size row by row."""
+    """Return a table column by column, a third of its size row by row."""
     frame = table.frame[:MAX_TABLE_ROWS]
     return {"rows": len(frame), "columns": [_pack_column(frame, column) for column in table.columns]}
 
@@ -202,17 +202,17 @@ def _pack_column(frame: pd.DataFrame, column: Column) -> dict[str, Any]:
     packed: dict[str, Any] = {"kind": column.kind, "digits": column.digits, "signed": column.signed}
     sources = (column.source,) if isinstance(column.source, str) else column.source
     if column.kind in ("text", "run"):
-        codes, words = pd.factorize(frame[sources[0]].map(_format_value))
-        packed |= {"codes": codes.tolist(), "words": list(words)}
+        codes, texts = pd.factorize(frame[sources[0]].map(_format_value))
+        packed |= {"codes": codes.tolist(), "words": list(texts)}
     else:
-        digits = 12 if column.kind == "p" else 6 if column.digits is None else column.digits + 2  # more than are shown
+        digits = 12 if column.kind == "p" else 6 if column.digits is None else column.digits + 2  # two more than shown
         packed["numbers"] = [round_for_json(column.scale * frame[name].astype(float), digits) for name in sources]
     if column.bold_source:
-        packed["strong"] = np.flatnonzero(frame[column.bold_source]).tolist()
+        packed["bold"] = np.flatnonzero(frame[column.bold_source]).tolist()
     return packed
 
 
 def _format_value(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else ""
+        return "yes" if value else "no"
     return "" if pd.isna(value) else str(value)

@@ -1,6 +1,6 @@
-"""The pages of runs as JSON that report.js draws when one is opened: a thousand of them cost a reader nothing before.
+"""The pages of runs as JSON; report.js draws a page when it is opened, so a thousand of them load at no cost.
 
-What all runs share (settings, versions, pictures, the list of conditions) is written once.
+Entries that all runs share (settings, versions, images, the list of conditions) are written once.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from galaxyhpc.storage.run_dir import RunDir
 
 JSON_PRECISION = 1e-4
 PAGE_METRICS = ("accuracy", "balanced_accuracy", "nll", "ece")
+MAX_EVENTS = 60  # of a run's history
+MAX_TRACEBACK_LINES = 25
 CURVE_COLUMNS = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
 
 
 def make_run_pages(
     runs: pd.DataFrame, training: pd.DataFrame, run_details: Sequence[RunDetails], jpegs: Mapping[int, bytes]
 ) -> dict[str, Any]:
-    """Return JSON by the id of the element it belongs into: `shared`, and `of-RUN_ID` for each run.
+    """Return JSON by the id of its script element: `shared`, and `run-data-RUN_ID` for each run.
 
     Parameters
     ----------
     runs, training : of `Tables`
-    of_runs : in any order
-    jpegs : pictures by row of the data file
+    run_details : in any order
+    jpegs : images by row of the data file
     """
-    found = {of.run_id: of for of in run_details}
-    settings, provenance = (
-        _find_shared_entries(of.settings for of in run_details),
-        _find_shared_entries(of.provenance for of in run_details),
-    )
-    pairs = list(dict.fromkeys(pair for of in run_details for pair in _get_pairs(of)))
+    details = {run.run_id: run for run in run_details}
+    settings = _find_shared_entries(run.settings for run in run_details)
+    provenance = _find_shared_entries(run.provenance for run in run_details)
+    pairs = list(dict.fromkeys(pair for run in run_details for pair in _get_pairs(run)))
     curves = _collect_curves(training)
     shared = {
         "runs": runs["run_id"].tolist(),
@@ -56,15 +56,15 @@ def make_run_pages(
         "pairs": [[name, severity, format_physical_severity(name, severity)] for name, severity in pairs],
         "settings": settings,
         "provenance": provenance,
-        "pictures": {row: make_data_uri("jpeg", data) for row, data in jpegs.items()},
+        "images": {row: make_data_uri("jpeg", jpeg) for row, jpeg in jpegs.items()},
     }
     pages: dict[str, Any] = {"shared": shared}
     for run in runs.to_dict("records"):
         page = {"label": run["label"], "seed": run["seed"], "reason": run["reason"]}
         page |= {"curves": curves.get(run["run_id"], {})}
-        if run["run_id"] in found:
-            page |= _pack_run(found[run["run_id"]], pairs, settings, provenance)
-        pages[f"of-{run['run_id']}"] = page
+        if run["run_id"] in details:
+            page |= _pack_run(details[run["run_id"]], pairs, settings, provenance)
+        pages[f"run-data-{run['run_id']}"] = page
     return pages
 
 
@@ -75,82 +75,77 @@ def _get_pairs(details: RunDetails) -> list[Pair]:
 
 
 def _quantize(values: pd.Series[Any]) -> list[int | None]:
-    """Return numbers in units of UNIT, which is the shortest JSON; None where they are not finite."""
+    """Return numbers in units of JSON_PRECISION, the shortest JSON; None where they are not finite."""
     return [None if value is None else round(value) for value in round_for_json(values / JSON_PRECISION, 0)]
 
 
 def _find_shared_entries(mappings: Iterable[dict[str, str]]) -> dict[str, str]:
-    """Return the entries that all have."""
+    """Return the entries that all mappings have."""
     first, *others = list(mappings) or [{}]
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def format_physical_severity(name: str, severity: float) -> str:
-    """Say how severe a condition is in its own unit; nothing of clean galaxies or a severity of before."""
-    known = name != "clean" and is_condition(name) and severity in get_severities(name)
-    return describe_severity(name, severity) if known else ""
+    """Describe a severity in its physical unit; empty for clean galaxies and severities that no longer exist."""
+    is_known = name != "clean" and is_condition(name) and severity in get_severities(name)
+    return describe_severity(name, severity) if is_known else ""
 
 
 def _collect_curves(training: pd.DataFrame) -> dict[str, Any]:
-    """Return the curves of each run."""
+    """Return the learning curves of each run, by run_id and column."""
     if training.empty:
         return {}
     columns = {"epoch": training["epoch"].tolist()} | {name: _quantize(training[name]) for name in CURVE_COLUMNS}
-    places = training.groupby("run_id", sort=False).indices
+    indices = training.groupby("run_id", sort=False).indices
     return {
-        str(run_id): {name: [values[i] for i in rows] for name, values in columns.items()}
-        for run_id, rows in places.items()
+        str(run_id): {name: [values[i] for i in run_indices] for name, values in columns.items()}
+        for run_id, run_indices in indices.items()
     }
 
 
 def _pack_run(
     details: RunDetails, pairs: Sequence[Pair], settings: Mapping[str, str], provenance: Mapping[str, str]
 ) -> dict[str, Any]:
-    place = {pair: row for row, pair in enumerate(_get_pairs(details))}
-    rows = [place.get(pair, -1) for pair in pairs]
-    measured = {name: [*_quantize(details.metrics_table[name]), None] for name in PAGE_METRICS}
+    """Return the JSON of a run: what it does not share with all runs; its metrics in the order of `pairs`."""
+    index = {pair: n for n, pair in enumerate(_get_pairs(details))}
+    indices = [index.get(pair, -1) for pair in pairs]
+    metrics = [[*_quantize(details.metrics_table[name]), None] for name in PAGE_METRICS]  # index -1: not measured
     return {
         "settings": {key: value for key, value in details.settings.items() if key not in settings},
         "provenance": {key: value for key, value in details.provenance.items() if key not in provenance},
         "events": [[event.time_utc, event.text, *filter(None, [event.traceback])] for event in details.events],
-        "measured": [[values[row] for row in rows] for values in measured.values()] if place else [],
+        "metrics": [[values[n] for n in indices] for values in metrics] if index else [],
         "confusion": [] if details.confusion is None else np.asarray(details.confusion).ravel().tolist(),
-        "mistakes": [
-            [mistake.row, mistake.truth, mistake.predicted, mistake.error_fraction] for mistake in details.misclassified
-        ],
+        "misclassified": [[g.row, g.truth, g.predicted, g.error_fraction] for g in details.misclassified],
     }
-
-
-MAX_EVENTS = 60
-MAX_TRACEBACK_LINES = 25
 
 
 @dataclass(frozen=True)
 class HistoryEvent:
-    """What happened to a run, in words; `trace` is what a failure printed."""
+    """An event of a run as text, with the traceback of a failure."""
 
-    time_utc: str  # UTC
+    time_utc: str  # 2026-01-02 03:04:05; empty if unknown
     text: str
     traceback: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class RunDetails:
-    """What one run's directory says."""
+    """The contents of one run's directory."""
 
     run_id: str
-    settings: dict[str, str]  # dotted name: value
+    settings: dict[str, str]  # dotted name -> value
     provenance: dict[str, str]
     events: tuple[HistoryEvent, ...]
     metrics_table: pd.DataFrame  # condition, severity, METRICS
-    confusion: NDArray[np.int64] | None  # (10, 10), rows are the truth; clean galaxies
-    misclassified: tuple[Misclassification, ...]  # the worst first
+    confusion: NDArray[np.int64] | None  # (10, 10) counts on clean galaxies; rows are the truth
+    misclassified: tuple[Misclassification, ...]  # those wrong under most conditions first
 
 
 def read_details(
     run: RunDir, counts: pd.DataFrame | None, misclassified: tuple[Misclassification, ...] = ()
 ) -> RunDetails:
-    """Read a run's directory; whoever reports has its counts, with their METRICS, and its `mistakes` already."""
+    """Read a run's directory; `counts`, with their METRICS, and `misclassified` are read already."""
     table = pd.DataFrame(columns=["condition", "severity", *METRICS])
     confusion = None
     if counts is not None:
@@ -169,24 +164,24 @@ def read_details(
 
 
 def _read_flat_json(run: RunDir, name: str) -> dict[str, str]:
-    """Read a file of settings as dotted names and values; an absent or damaged one has none."""
+    """Read a JSON file of settings as dotted names and values; empty if the file is missing or damaged."""
     try:
-        found = json.loads((run.path / name).read_text(encoding="utf-8"))
+        settings = json.loads((run.path / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {key: sanitize(value) for key, value in flatten(found).items()} if isinstance(found, dict) else {}
+    return {key: sanitize(value) for key, value in flatten(settings).items()} if isinstance(settings, dict) else {}
 
 
 def _list_recent_events(events: Sequence[dict[str, Any]]) -> Iterator[HistoryEvent]:
-    """Tell the events in words, epochs counted; of very many the first few and the last."""
-    told = list(_describe_events(events))
-    left = len(told) - MAX_EVENTS
-    if left <= 0:
-        yield from told
+    """Yield the events as text, successive epochs as one; of more than MAX_EVENTS only the first and last."""
+    history = list(_describe_events(events))
+    num_left_out = len(history) - MAX_EVENTS
+    if num_left_out <= 0:
+        yield from history
         return
-    yield from told[: MAX_EVENTS // 3]
-    yield HistoryEvent("", f"{left} more events")
-    yield from told[MAX_EVENTS // 3 + left :]
+    yield from history[: MAX_EVENTS // 3]
+    yield HistoryEvent("", f"{num_left_out} more events")
+    yield from history[MAX_EVENTS // 3 + num_left_out :]
 
 
 def _describe_events(events: Sequence[dict[str, Any]]) -> Iterator[HistoryEvent]:

@@ -1,22 +1,22 @@
-"""The table of a sweep on a terminal: one row per network, the best first, nothing bolder than it deserves.
+"""The table of a sweep on a terminal: one row per network, the best first.
 
-The best value is bold only together with all those whose intervals overlap its own; without intervals none is.
+The best value is bold together with all those whose intervals overlap its interval; without intervals nothing is bold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from galaxyhpc.analysis.statistics import overlaps_best
 from galaxyhpc.config.conditions import ROTATION_MEAN
-
-if TYPE_CHECKING:
-    import pandas as pd  # status wants the console alone, at once
 
 NOISE_SEVERITIES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
 COLUMN_HEADINGS = (
@@ -27,16 +27,12 @@ COLUMN_HEADINGS = (
 CONDITION_COLUMNS = ["condition", "severity"]
 VALUE_COLUMNS = ["accuracy_mean", "ci_low", "ci_high", "seeds_done"]
 
-
-SummaryCell = dict[str, Any]  # a row of the summary, with `bold`, and `other` where it is not of the row's seeds
-NetworkCells = dict[tuple[str, float], SummaryCell]  # of a network, by condition and severity
+SummaryCell = dict[str, Any]  # a row of the summary; is_bold; has_other_seeds: not as many as the network's row says
+NetworkCells = dict[tuple[str, float], SummaryCell]  # of one network, by condition and severity
 
 
 def make_terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:
-    """Lay out a sweep.
-
-    `networks` and `summary` are those of `tables.Tables`.
-    """
+    """Lay out the tables `networks` and `summary` of `tables.Tables`, with notes below."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("network", min_width=12)
     for head in COLUMN_HEADINGS:
@@ -48,18 +44,16 @@ def make_terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFram
         order.append((-clean if math.isfinite(clean) else 1.0, len(order), network))
     for _, _, network in sorted(order, key=lambda entry: entry[:2]):
         table.add_row(*_make_row(network, cells[network["label"]]))
-    table.caption = Text(
-        "\n".join([*_explain_marks(networks, [cell for own in cells.values() for cell in own.values()]), *notes]),
-        style="not italic",
-    )
+    marks = _explain_marks(networks, [cell for network_cells in cells.values() for cell in network_cells.values()])
+    table.caption = Text("\n".join([*marks, *notes]), style="not italic")
     return table
 
 
 def _make_cells(networks: pd.DataFrame, summary: pd.DataFrame) -> dict[str, NetworkCells]:
-    """Key what the table shows of the summary by network, leaving out what no seed has."""
-    done = summary["label"].map(networks.set_index("label")["seeds_done"])
+    """Return the summary's rows by network, condition and severity, without those that no seed has."""
+    seeds_done = summary["label"].map(networks.set_index("label")["seeds_done"])
     marked = summary[[*CONDITION_COLUMNS, *VALUE_COLUMNS]].assign(
-        bold=mark_best(summary), other=summary["seeds_done"] != done
+        is_bold=mark_best(summary), has_other_seeds=summary["seeds_done"] != seeds_done
     )
     cells: dict[str, NetworkCells] = {label: {} for label in networks["label"]}
     measured = marked[marked["seeds_done"] > 0]
@@ -69,15 +63,12 @@ def _make_cells(networks: pd.DataFrame, summary: pd.DataFrame) -> dict[str, Netw
 
 
 def mark_best(summary: pd.DataFrame) -> pd.Series:
-    """Mark, for each condition and severity, the best mean and all whose intervals overlap its own."""
-    measured = summary[summary["accuracy_mean"].notna()]
-    best = measured.loc[measured.groupby(CONDITION_COLUMNS)["accuracy_mean"].idxmax()]
-    rival = (
-        summary[CONDITION_COLUMNS]
-        .merge(best[[*CONDITION_COLUMNS, "ci_low", "ci_high"]], on=CONDITION_COLUMNS, how="left")
-        .set_index(summary.index)
-    )
-    return (summary["ci_high"] >= rival["ci_low"]) & (summary["ci_low"] <= rival["ci_high"])
+    """Mark, for each condition and severity, the best mean and all whose intervals overlap its interval."""
+    is_best = np.zeros(len(summary), dtype=bool)
+    mean, low, high = summary[["accuracy_mean", "ci_low", "ci_high"]].to_numpy(float).T
+    for indices in summary.groupby(CONDITION_COLUMNS).indices.values():
+        is_best[indices] = overlaps_best(mean[indices], low[indices], high[indices])
+    return pd.Series(is_best, index=summary.index)
 
 
 def _make_row(network: dict[Any, Any], cells: NetworkCells) -> list[Text]:
@@ -91,24 +82,24 @@ def _make_row(network: dict[Any, Any], cells: NetworkCells) -> list[Text]:
         _format_with_interval(cells.get(("clean", 0.0))),
         _format_with_interval(cells.get(ROTATION_MEAN)),
         _format_percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),
-        *(_format_side_by_side([cells.get((name, s)) for s in some]) for name, some in NOISE_SEVERITIES.items()),
+        *(_join_percents([cells.get((name, s)) for s in severities]) for name, severities in NOISE_SEVERITIES.items()),
         _format_corruption_error(network),
     ]
 
 
 def _format_corruption_error(network: dict[Any, Any]) -> Text:
-    """`0.93 (0.90-0.97)`, the interval that of the ratio to the CNN; never bold."""
+    """Return `0.93 (0.90-0.97)`, the ratio to the CNN with its interval; never bold."""
     if math.isnan(network["mce"]):
         return Text("-")
     return Text(f"{network['mce']:.2f} ({network['mce_low']:.2f}-{network['mce_high']:.2f})")
 
 
 def _format_percent(cell: SummaryCell | None) -> Text:
-    """`93.1`, and `93.1[4]` where 4 seeds are behind it and not the row's number."""
+    """Return `93.1`, or `93.1[4]` if it is a mean over 4 seeds and the row has another number of seeds."""
     if cell is None:
         return Text("-")
-    seeds = f"[{cell['seeds_done']}]" if cell["other"] else ""
-    return Text.assemble((f"{100 * cell['accuracy_mean']:.1f}", "bold" if cell["bold"] else ""), seeds)
+    seeds = f"[{cell['seeds_done']}]" if cell["has_other_seeds"] else ""
+    return Text.assemble((f"{100 * cell['accuracy_mean']:.1f}", "bold" if cell["is_bold"] else ""), seeds)
 
 
 def _format_with_interval(cell: SummaryCell | None) -> Text:
@@ -117,19 +108,19 @@ def _format_with_interval(cell: SummaryCell | None) -> Text:
     return _format_percent(cell) + Text(f" ({100 * cell['ci_low']:.1f}-{100 * cell['ci_high']:.1f})")
 
 
-def _format_side_by_side(cells: list[SummaryCell | None]) -> Text:
+def _join_percents(cells: list[SummaryCell | None]) -> Text:
     return Text(" / ").join([_format_percent(cell) for cell in cells])
 
 
 def _explain_marks(networks: pd.DataFrame, cells: list[SummaryCell]) -> list[str]:
-    """Say what the signs mean that occur."""
-    said = []
+    """Explain the marks that occur in the table."""
+    lines = []
     if any(math.isfinite(cell["ci_low"]) for cell in cells):
-        said.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and pieces of sky).")
-    if any(cell["bold"] for cell in cells):
-        said.append("Bold: the best, and all whose intervals overlap the best's: they cannot be told apart.")
+        lines.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and sky groups).")
+    if any(cell["is_bold"] for cell in cells):
+        lines.append("Bold: the best, and all whose intervals overlap its interval.")
     if (networks["seeds_done"] < networks["seeds_planned"]).any():
-        said.append("†: not all planned seeds are in.")
-    if any(cell["other"] for cell in cells):
-        said.append("[k]: a mean over k seeds, not over the number in the column seeds.")
-    return said
+        lines.append("†: not all planned seeds are complete.")
+    if any(cell["has_other_seeds"] for cell in cells):
+        lines.append("[k]: mean over k seeds, not over the number in the seeds column.")
+    return lines

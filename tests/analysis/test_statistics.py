@@ -14,8 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from galaxyhpc.analysis.statistics import (
+    NUM_BOOTSTRAP_SAMPLES,
     bootstrap_accuracies,
-    bootstrap_interval,
     clopper_pearson,
     combine_p_values,
     corruption_error,
@@ -23,42 +23,51 @@ from galaxyhpc.analysis.statistics import (
     holm,
     is_pareto_optimal,
     mcnemar,
-    paired_interval,
+    overlaps_best,
     pairwise_intervals,
     percentile_interval,
-    wilson_interval,
 )
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 5), (5, 5), (3, 7), (1500, 1774)])
-def test_wilson_is_that_of_scipy(correct: int, n: int) -> None:
-    wanted = binomtest(correct, n).proportion_ci(method="wilson")
-    assert [float(v) for v in wilson_interval(correct, n)] == pytest.approx([wanted.low, wanted.high])
+def bootstrap_interval(
+    correct: np.ndarray, groups: np.ndarray, num_samples: int = NUM_BOOTSTRAP_SAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of the accuracies of one network, (S, K, n)."""
+    return percentile_interval(bootstrap_accuracies(correct, groups, num_samples))
+
+
+def paired_interval(
+    a: np.ndarray, b: np.ndarray, groups: np.ndarray, num_samples: int = NUM_BOOTSTRAP_SAMPLES, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Difference of the accuracies of two networks, (S, n) each, and its interval."""
+    first, second = (bootstrap_accuracies(correct[:, None], groups, num_samples)[0] for correct in (a, b))
+    low, high = percentile_interval(first - second, level)
+    return float(a.mean() - b.mean()), float(low), float(high)
 
 
 def test_with_one_seed_and_lone_galaxies_the_bootstrap_is_near_wilson() -> None:
     hits = np.random.default_rng(0).random((1, 1, 1500)) < 0.8
     low, high = bootstrap_interval(hits, np.arange(1500))
-    wanted = [float(v) for v in wilson_interval(hits.sum(), 1500)]
-    assert [low[0], high[0]] == pytest.approx(wanted, abs=0.004)
+    expected = binomtest(int(hits.sum()), 1500).proportion_ci(method="wilson")
+    assert [low[0], high[0]] == pytest.approx([expected.low, expected.high], abs=0.004)
 
 
 def test_the_bootstrap_equals_one_written_out_as_loops_within_its_noise() -> None:
     rng = np.random.default_rng(5)
     groups = rng.integers(60, size=150)
     correct = (rng.random((3, 2, 150)) < rng.uniform(0.4, 0.9, size=(3, 1, 1))).astype(float)
-    found, ids = [], np.unique(groups)
+    means, ids = [], np.unique(groups)
     members = {g: np.flatnonzero(groups == g) for g in ids}
     for _ in range(2000):
         chosen = np.concatenate([members[g] for g in rng.choice(ids, len(ids))])
-        found.append(correct[rng.integers(3, size=3)][:, :, chosen].mean(axis=(0, 2)))
-    wanted = np.quantile(found, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(bootstrap_interval(correct, groups, num_samples=4000), wanted, atol=0.02)
+        means.append(correct[rng.integers(3, size=3)][:, :, chosen].mean(axis=(0, 2)))
+    expected = np.quantile(means, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(bootstrap_interval(correct, groups, num_samples=4000), expected, atol=0.02)
 
 
 def test_overlapping_frames_and_unlike_seeds_widen_the_interval() -> None:
     rng = np.random.default_rng(2)
-    hits = np.repeat(rng.random((1, 1, 300)) < 0.7, 4, axis=2)  # four frames of each of 300 pieces of sky
+    hits = np.repeat(rng.random((1, 1, 300)) < 0.7, 4, axis=2)  # four frames of each of 300 sky groups
     alike, unlike = np.repeat(hits, 4, axis=0), np.stack([hits[0], hits[0], ~hits[0], hits[0]])
 
     def width(correct: np.ndarray, groups: np.ndarray) -> float:
@@ -70,7 +79,7 @@ def test_overlapping_frames_and_unlike_seeds_widen_the_interval() -> None:
     assert width(unlike, apart) > 2 * width(alike, apart)
 
 
-def test_about_nineteen_intervals_of_twenty_hold_the_truth() -> None:
+def test_about_nineteen_intervals_of_twenty_contain_the_truth() -> None:
     """Galaxies are easy or hard for all seeds alike, as real ones are, and seeds differ by 3 points."""
     rng, held = np.random.default_rng(11), 0
     for _ in range(400):
@@ -97,15 +106,15 @@ def networks(gap: float, seeds: int = 3, n: int = 400) -> tuple[np.ndarray, np.n
 def test_the_paired_interval_equals_one_written_out_as_loops_within_its_noise() -> None:
     rng, (a, b) = np.random.default_rng(5), networks(0.2, n=150)
     groups = rng.integers(60, size=150)
-    found, ids = [], np.unique(groups)
+    means, ids = [], np.unique(groups)
     members = {g: np.flatnonzero(groups == g) for g in ids}
     for _ in range(1500):
         chosen = np.concatenate([members[g] for g in rng.choice(ids, len(ids))])
         seeds = rng.integers(3, size=3)
-        found.append(a[seeds][:, chosen].mean() - b[seeds][:, chosen].mean())
+        means.append(a[seeds][:, chosen].mean() - b[seeds][:, chosen].mean())
     difference, low, high = paired_interval(a, b, groups, num_samples=3000)
     assert difference == pytest.approx(a.mean() - b.mean())
-    np.testing.assert_allclose([low, high], np.quantile(found, [0.025, 0.975]), atol=0.008)
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.008)
 
 
 def test_a_network_does_not_differ_from_itself_nor_from_its_copy_at_another_place() -> None:
@@ -115,19 +124,19 @@ def test_a_network_does_not_differ_from_itself_nor_from_its_copy_at_another_plac
     assert low[0, 4] == high[0, 4] == low[3, 1] == high[2, 0] == 0.0 and low[0, 1] < high[0, 1]
 
 
-def test_a_pair_separates_what_two_intervals_alone_do_not() -> None:
+def test_a_paired_interval_excludes_zero_where_two_intervals_overlap() -> None:
     a, b = networks(0.2)
-    (low_a, _), (_, high_b) = (bootstrap_interval(each[:, None], np.arange(400)) for each in (a, b))
+    (low_a, _), (_, high_b) = (bootstrap_interval(correct[:, None], np.arange(400)) for correct in (a, b))
     assert low_a < high_b and paired_interval(a, b, np.arange(400))[1] > 0
 
 
-def test_galaxies_of_one_sky_group_come_and_go_together_in_a_pair_too() -> None:
-    a, b = (np.repeat(each, 4, axis=1) for each in networks(0.2, seeds=1))
+def test_galaxies_of_one_sky_group_are_drawn_together_in_a_pair_too() -> None:
+    a, b = (np.repeat(correct, 4, axis=1) for correct in networks(0.2, seeds=1))
     apart, together = (paired_interval(a, b, groups) for groups in (np.arange(1600), np.repeat(np.arange(400), 4)))
     assert together[2] - together[1] == pytest.approx(2 * (apart[2] - apart[1]), rel=0.2)
 
 
-def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
+def test_shared_training_seeds_are_drawn_together_and_others_independently() -> None:
     lucky = np.random.default_rng(0).random((3, 200)) < np.array([[0.3], [0.6], [0.9]])  # a seed's luck, in both
     own, same, others = (
         bootstrap_accuracies(lucky[:, None], np.arange(200), training_seeds=seeds)[0]
@@ -137,7 +146,7 @@ def test_shared_training_seeds_are_drawn_together_and_others_apart() -> None:
     assert paired_interval(lucky, lucky[:2], np.arange(200))[2] > 0.1  # two seeds beside three: drawn apart
 
 
-def test_all_pairs_at_once_are_what_each_is_alone() -> None:
+def test_intervals_of_all_pairs_at_once_equal_those_of_single_pairs() -> None:
     hits = np.stack([*networks(0.1), *networks(0.4)], axis=1)
     groups = np.arange(400) // 3
     drawn = bootstrap_accuracies(hits, groups)
@@ -151,11 +160,11 @@ def test_all_pairs_at_once_are_what_each_is_alone() -> None:
 def test_mcnemar_is_that_of_statsmodels() -> None:
     only_a, only_b = np.random.default_rng(0).integers(0, 60, size=(2, 5, 12))
     only_a[0, :3], only_b[0, :2] = 0, 0
-    found = mcnemar(only_a, only_b)
+    p = mcnemar(only_a, only_b)
     for at in np.ndindex(only_a.shape):
         table = [[7, only_a[at]], [only_b[at], 7]]
-        assert found[at] == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue, rel=1e-10)
-    assert found[0, 0] == 1 and mcnemar(1, 500) < 1e-100
+        assert p[at] == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue, rel=1e-10)
+    assert p[0, 0] == 1 and mcnemar(1, 500) < 1e-100
 
 
 def test_mcnemar_refuses_means_over_seeds() -> None:
@@ -167,16 +176,16 @@ def test_mcnemar_refuses_means_over_seeds() -> None:
 def test_holm_is_that_of_statsmodels_and_leaves_out_what_was_not_tested(m: int) -> None:
     rng = np.random.default_rng(m)
     p = rng.random(m).round(2) ** 3  # with ties
-    wanted = multipletests(p, method="holm")[1] if m else p
-    np.testing.assert_allclose(holm(p), wanted, rtol=1e-12)
+    expected = multipletests(p, method="holm")[1] if m else p
+    np.testing.assert_allclose(holm(p), expected, rtol=1e-12)
     places = np.sort(rng.permutation(m + 5)[:m])
     gappy = np.full(m + 5, np.nan)
     gappy[places] = p
-    np.testing.assert_allclose(holm(gappy)[places], wanted, rtol=1e-12)
+    np.testing.assert_allclose(holm(gappy)[places], expected, rtol=1e-12)
     assert np.isnan(np.delete(holm(gappy), places)).all()
 
 
-def test_joined_p_values_err_no_more_often_than_they_say_however_the_seeds_hang_together() -> None:
+def test_combined_p_values_keep_their_error_rate_however_the_seeds_depend_on_one_another() -> None:
     rng = np.random.default_rng(3)
     for share in (0.0, 0.5, 0.95, 1.0):  # of the variance, common to all five seeds
         z = np.sqrt(share) * rng.normal(size=(1, 20_000)) + np.sqrt(1 - share) * rng.normal(size=(5, 20_000))
@@ -184,10 +193,10 @@ def test_joined_p_values_err_no_more_often_than_they_say_however_the_seeds_hang_
         assert (combine_p_values(p) < 0.05).mean() <= 0.055, share
 
 
-def test_joined_p_values_are_twice_the_median() -> None:
+def test_combined_p_values_are_twice_the_median() -> None:
     assert combine_p_values([[0.01, 0.2, np.nan], [0.03, 0.9, 0.1], [0.02, 0.8, 0.1]]).tolist()[:2] == [0.04, 1.0]
     assert np.isnan(combine_p_values([[0.1], [np.nan]])).all()
-    assert combine_p_values([0.01, 0.03]) == 0.04 and combine_p_values([0.3]) == 0.3  # one test needs no joining
+    assert combine_p_values([0.01, 0.03]) == 0.04 and combine_p_values([0.3]) == 0.3  # one test is unchanged
 
 
 def test_clopper_pearson_is_that_of_scipy_and_statsmodels() -> None:
@@ -197,8 +206,8 @@ def test_clopper_pearson_is_that_of_scipy_and_statsmodels() -> None:
         low, high = clopper_pearson(k, n, level)
         assert (low[0], high[0]) == (0, 1)
         for i in range(1, len(n)):
-            wanted = binomtest(int(k[i]), int(n[i])).proportion_ci(level, method="exact")
-            assert [low[i], high[i]] == pytest.approx([wanted.low, wanted.high], rel=1e-9)
+            expected = binomtest(int(k[i]), int(n[i])).proportion_ci(level, method="exact")
+            assert [low[i], high[i]] == pytest.approx([expected.low, expected.high], rel=1e-9)
             assert [low[i], high[i]] == pytest.approx(proportion_confint(k[i], n[i], 1 - level, "beta"), rel=1e-9)
 
 
@@ -213,13 +222,13 @@ def test_corruption_errors_are_sums_over_severities_divided_by_the_references() 
     np.testing.assert_array_equal(corruption_error(reference, reference, conditions)[1], [1, 1, 1])
 
 
-def test_a_corruption_error_that_cannot_be_said_is_nan_and_only_that() -> None:
+def test_only_an_undefined_corruption_error_is_nan() -> None:
     errors = [[0.2, np.nan, 0.4, 0.4, 0.0], [0.1, 0.1, 0.2, 0.2, 0.1]]
     _, ce = corruption_error(errors, [0.1, 0.1, 0.2, 0.2, 0.0], ["a", "a", "b", "b", "perfect"])
     np.testing.assert_array_equal(ce, [[np.nan, 2.0, 1.0], [1.0, 1.0, np.nan]])
 
 
-def test_the_front_is_what_no_other_beats() -> None:
+def test_pareto_optimal_is_what_no_other_beats() -> None:
     rng = np.random.default_rng(2)
     cost, gain = rng.integers(0, 12, size=(2, 60)).astype(float)
     gain[:3], cost[3:5] = np.nan, np.nan
@@ -228,21 +237,28 @@ def test_the_front_is_what_no_other_beats() -> None:
         no_worse = (cost <= cost[i]) & (gain >= gain[i])
         return bool((no_worse & ((cost < cost[i]) | (gain > gain[i]))).any())
 
-    found = is_pareto_optimal(cost, gain)
-    assert found.tolist() == [i >= 5 and not beaten(i) for i in range(60)] and found.sum() > 1
+    is_optimal = is_pareto_optimal(cost, gain)
+    assert is_optimal.tolist() == [i >= 5 and not beaten(i) for i in range(60)] and is_optimal.sum() > 1
     assert is_pareto_optimal([1, 1, 1, 2], [0.5, 0.5, 0.4, 0.5]).tolist() == [True, True, False, False]
 
 
-def test_bars_join_neighbours_of_which_no_two_are_separable() -> None:
+def test_bars_join_neighbours_of_which_no_two_differ_significantly() -> None:
     place = np.array([0.0, 0.4, 0.9, 1.2, 3.0, 9.0, 9.5])
     shuffled = np.random.default_rng(0).permutation(7)
-    separable = np.abs(place[shuffled, None] - place[shuffled]) > 1
-    assert find_cliques(np.argsort(shuffled).tolist(), separable) == [(0, 2), (1, 3), (5, 6)]
+    significant = np.abs(place[shuffled, None] - place[shuffled]) > 1
+    assert find_cliques(np.argsort(shuffled).tolist(), significant) == [(0, 2), (1, 3), (5, 6)]
     assert find_cliques(range(3), np.ones((3, 3), bool) & ~np.eye(3, dtype=bool)) == []
     assert find_cliques(range(3), np.zeros((3, 3), bool)) == [(0, 2)]
 
 
-def test_one_pair_that_is_apart_within_a_run_ends_it() -> None:
-    separable = np.zeros((4, 4), bool)
-    separable[1, 2] = separable[2, 1] = True
-    assert find_cliques(range(4), separable) == [(0, 1), (2, 3)]
+def test_a_significant_pair_within_a_run_ends_it() -> None:
+    significant = np.zeros((4, 4), bool)
+    significant[1, 2] = significant[2, 1] = True
+    assert find_cliques(range(4), significant) == [(0, 1), (2, 3)]
+
+
+def test_the_best_is_marked_with_all_whose_intervals_overlap_its_own() -> None:
+    mean, low, high = np.array([[0.9, 0.88, 0.92], [0.87, 0.85, 0.881], [0.8, 0.78, 0.82], [np.nan] * 3]).T
+    assert overlaps_best(mean, low, high).tolist() == [True, True, False, False]
+    assert not overlaps_best(mean, np.full(4, np.nan), np.full(4, np.nan)).any()
+    assert not overlaps_best([np.nan], [np.nan], [np.nan]).any()

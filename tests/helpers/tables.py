@@ -1,4 +1,4 @@
-"""The tables of a report, made up: networks as near to one another as those of a good sweep."""
+"""Made-up tables of a report: networks as similar as those of a good sweep."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ ACCURACY_LOSS = {"clean": 0.0, "rotation": 0.10, "rotation_mean": 0.07, "rotatio
 
 
 def _make_conditions() -> pd.DataFrame:
-    """Every condition and severity, with the accuracy that a network without a group loses."""
+    """Make a table of every condition and severity, with the accuracy loss of a network without a group."""
     rows: list[tuple[str, float, float, str, float]] = [("rotation_mean", 0.0, np.nan, "", 0.07)]
     for n, name in enumerate(DEFAULT_CONDITIONS):
-        several = get_severities(name)
-        for i, severity in enumerate(several):
-            share = abs(np.sin(2 * np.pi * severity / 360)) if name.startswith("rotation") else (i + 1) / len(several)
-            loss = ACCURACY_LOSS.get(name, 0.02 + 0.025 * n) * share
+        severities = get_severities(name)
+        for i, severity in enumerate(severities):
+            is_rotation = name.startswith("rotation")
+            fraction = abs(np.sin(2 * np.pi * severity / 360)) if is_rotation else (i + 1) / len(severities)
+            loss = ACCURACY_LOSS.get(name, 0.02 + 0.025 * n) * fraction
             rows.append((name, severity, get_parameter(name, severity), get_unit(name), loss))
     return pd.DataFrame(rows, columns=["condition", "severity", "parameter", "unit", "loss"])
 
 
 def make_tables(labels: list[str] = STUDY_LABELS, seeds: int = 3, half_width: float = 0.05, flaw: str = "") -> Tables:
-    """All tables of a sweep of 210 test galaxies; the first network has the flaw, the last lacks a seed."""
+    """Make all tables of a sweep of 210 test galaxies; the first network has the flaw, the last lacks a seed."""
     networks = _make_networks(labels, seeds, half_width, flaw)
     summary = _make_summary(networks, half_width)
     scaled = pd.concat([_make_reliability(networks, flag) for flag in (False, True)])
@@ -57,14 +58,14 @@ def _make_networks(labels: list[str], seeds: int, half_width: float, flaw: str) 
     rng = np.random.default_rng(n)
     done = np.array([seeds] * (n - 1) + [max(seeds - 1, 1)])
     accuracy = 0.70 + 0.12 * np.linspace(0, 1, n) ** 0.5 + rng.normal(0, 0.01, n)
-    wide = [4.0 if " " in label else 1.0 for label in labels]
+    width_factors = [4.0 if " " in label else 1.0 for label in labels]
     table = pd.DataFrame(
         {
             "label": labels,
             "arch": [label.partition(" ")[2] or "steerable_cnn" for label in labels],
             "group": [parse_group(label) for label in labels],
-            "parameters": (400_000 * np.array(wide) * rng.uniform(0.9, 1.1, n)).astype(int),
-            "multiply_adds": 3e8 * np.array(wide) * np.exp(rng.uniform(0, 3, n)),
+            "parameters": (400_000 * np.array(width_factors) * rng.uniform(0.9, 1.1, n)).astype(int),
+            "multiply_adds": 3e8 * np.array(width_factors) * np.exp(rng.uniform(0, 3, n)),
             "label_fraction": 1.0,
             "seeds_done": done,
             "seeds_planned": seeds,
@@ -77,16 +78,16 @@ def _make_networks(labels: list[str], seeds: int, half_width: float, flaw: str) 
             "mce_high": (1 - accuracy) / (1 - accuracy[0]) + 0.06,
         }
     )
-    fronts = {
-        f"front_{cost}": is_pareto_optimal(table[cost], table["accuracy_mean"])
+    pareto = {
+        f"pareto_{cost}": is_pareto_optimal(table[cost], table["accuracy_mean"])
         for cost in ("parameters", "multiply_adds")
     }
-    return table.assign(**fronts)
+    return table.assign(**pareto)
 
 
 def _make_summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
-    kept = ["label", "arch", "group", "seeds_done", "seeds_planned", "accuracy_mean"]
-    table = networks[kept].merge(_make_conditions(), how="cross")
+    columns = ["label", "arch", "group", "seeds_done", "seeds_planned", "accuracy_mean"]
+    table = networks[columns].merge(_make_conditions(), how="cross")
     rng = np.random.default_rng(1)
     robust = table["group"].map(lambda g: 0.4 if g else 1.0)
     mean = (
@@ -120,14 +121,14 @@ def _make_per_class(networks: pd.DataFrame) -> pd.DataFrame:
 
 def _make_confusion(networks: pd.DataFrame) -> pd.DataFrame:
     rng = np.random.default_rng(2)
-    near = np.exp(-np.abs(np.subtract.outer(np.arange(10), np.arange(10))) / 1.5) * (1 - np.eye(10))
+    confusability = np.exp(-np.abs(np.subtract.outer(np.arange(10), np.arange(10))) / 1.5) * (1 - np.eye(10))
     parts = []
     for label, accuracy, seeds in networks[["label", "accuracy_mean", "seeds_done"]].itertuples(index=False):
-        odds = (1 - accuracy) * near / near.sum(1, keepdims=True) + accuracy * np.eye(10)
-        counts = np.array([rng.multinomial(n * seeds, p) for n, p in zip(CLASS_COUNTS, odds, strict=True)])
+        probabilities = (1 - accuracy) * confusability / confusability.sum(1, keepdims=True) + accuracy * np.eye(10)
+        counts = np.array([rng.multinomial(n * seeds, p) for n, p in zip(CLASS_COUNTS, probabilities, strict=True)])
         truth, predicted = np.indices((10, 10))
-        named = {"truth": truth.ravel(), "predicted": predicted.ravel(), "count": counts.ravel()}
-        parts.append(pd.DataFrame({"label": label, **named}))
+        columns = {"truth": truth.ravel(), "predicted": predicted.ravel(), "count": counts.ravel()}
+        parts.append(pd.DataFrame({"label": label, **columns}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -138,9 +139,9 @@ def _make_reliability(networks: pd.DataFrame, is_scaled: bool) -> pd.DataFrame:
         galaxies = rng.multinomial(630, np.arange(15) ** 2.5 / (np.arange(15) ** 2.5).sum())
         confidence = (np.arange(15) + 0.5) / 15
         accuracy = np.clip(confidence ** (1.05 if is_scaled else 1.5) + rng.normal(0, 0.02, 15), 0, 1)
-        seen = np.where(galaxies > 0, 1.0, np.nan)
-        named = {"galaxies": galaxies, "accuracy": accuracy * seen, "confidence": confidence * seen}
-        parts.append(pd.DataFrame({"label": label, "scaled": is_scaled, "bin": range(15), **named}))
+        mask = np.where(galaxies > 0, 1.0, np.nan)
+        columns = {"galaxies": galaxies, "accuracy": accuracy * mask, "confidence": confidence * mask}
+        parts.append(pd.DataFrame({"label": label, "scaled": is_scaled, "bin": range(15), **columns}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -149,9 +150,9 @@ def _make_comparisons(networks: pd.DataFrame, half_width: float) -> pd.DataFrame
     rows = []
     for a, b in combinations(accuracy, 2):
         difference = accuracy[a] - accuracy[b]
-        apart = abs(difference) > half_width
-        rows.append((a, b, difference, 0.001 if apart else 0.4, apart))
-    table = pd.DataFrame(rows, columns=["a", "b", "difference", "p_holm", "separable"])
+        significant = abs(difference) > half_width
+        rows.append((a, b, difference, 0.001 if significant else 0.4, significant))
+    table = pd.DataFrame(rows, columns=["a", "b", "difference", "p_holm", "significant"])
     low, high = table["difference"] - half_width, table["difference"] + half_width
     return table.assign(ci_low=low, ci_high=high, seeds=3, only_a=20.0, only_b=12.0, p=table["p_holm"] / 5)
 

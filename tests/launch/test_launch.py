@@ -61,7 +61,7 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
     table = pd.read_csv(report / "results.csv")
     assert len(table) == 2 * 6 and set(table.data) == {"demo"}
     assert pd.read_csv(report / "missing.csv").empty
-    assert "2 of 2 planned runs are in" in (report / "report.html").read_text()
+    assert "2/2 runs complete" in (report / "report.html").read_text()
     assert (report / "contact_sheet.png").exists()
     assert {path.stem for path in report.glob("*.pdf")} == {path.stem for path in report.glob("*.png")}
 

@@ -16,7 +16,7 @@ import torch
 from skimage.morphology import disk, opening
 from torch.nn.functional import cross_entropy
 
-from galaxyhpc.analysis.collect import RunResults, label_networks
+from galaxyhpc.analysis.collect import CollectedSweep, RunResults, label_networks
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import convert_to_torch, export_program
@@ -74,7 +74,8 @@ def test_runs_with_and_without_it_are_two_networks_of_a_report() -> None:
     configs = [RunConfig(model=ModelConfig(group="C4", opening=radius)) for radius in (0, 4)]
     common = {"arch": "steerable_cnn", "group": "C4", "width": "fields", "head": "pool", "scale": 1.0}
     plan = pd.DataFrame([{**common, "image_size": 65, "seed": 0, "run_id": c.run_id} for c in configs])
-    labels = label_networks(plan, [RunResults(RunDir(Path(c.run_id)), c) for c in configs])[0].label.tolist()
+    sweep = CollectedSweep(plan, [RunResults(RunDir(Path(c.run_id)), c) for c in configs])
+    labels = label_networks(sweep).plan.label.tolist()
     assert labels == ["C4 steerable_cnn", "C4 steerable_cnn, opening 4"]
 
 

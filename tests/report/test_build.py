@@ -1,4 +1,4 @@
-"""The report of a sweep tells what was planned, what is in, and nothing that is not so."""
+"""The report of a sweep shows what was planned, what is complete, and nothing misleading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from galaxyhpc.aggregate import main
-from galaxyhpc.analysis.statistics import bootstrap_interval
+from galaxyhpc.analysis.statistics import bootstrap_accuracies, percentile_interval
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import Pair, RunLogits
@@ -36,7 +36,7 @@ N = 120
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the figures out, which take most of the time, but where a test is about them."""
+    """Leave out the figures, which take most of the time, unless a test is about them."""
     if "drawn" not in request.keywords:
         monkeypatch.setattr(figures, "FIGURES", {})
 
@@ -98,7 +98,10 @@ def printed(report: Report) -> str:
 def bold(report: Report, column: int) -> dict[str, bool]:
     """Whether the number at the head of a column is bold, by network."""
     cells = zip(report.console_table.columns[0].cells, report.console_table.columns[column].cells, strict=True)
-    return {str(label): any("bold" in str(span.style) for span in cell.spans) for label, cell in cells}  # type: ignore[union-attr]
+    return {
+        str(label): any("bold" in str(span.style) for span in cell.spans)  # type: ignore[union-attr]
+        for label, cell in cells
+    }
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def finished(sweep: Path) -> list[RunDir]:
 
 
 @pytest.mark.drawn
-def test_a_finished_sweep_is_reported_whole(sweep: Path, finished: list[RunDir]) -> None:
+def test_the_report_of_a_finished_sweep_has_every_file(sweep: Path, finished: list[RunDir]) -> None:
     report = aggregate(sweep)
     written = {path.name for path in report.directory.iterdir() if not path.name.startswith(".")}
     tables = "results summary wide networks per_class confusion reliability comparisons missing hardest"
@@ -124,18 +127,18 @@ def test_a_finished_sweep_is_reported_whole(sweep: Path, finished: list[RunDir])
     figures = {f"{name}.{kind}" for name in drawn.split() for kind in ("png", "pdf")}
     assert written >= {"report.html", "tables.tex", *figures, *(f"{name}.csv" for name in tables.split())}
     table = pd.read_csv(report.directory / "results.csv")
-    wanted = "run_id arch group width seed parameters condition severity parameter unit n correct accuracy"
-    assert list(table.columns)[:13] == wanted.split()
+    expected = "run_id arch group width seed parameters condition severity parameter unit n correct accuracy"
+    assert list(table.columns)[:13] == expected.split()
     assert len(table) == 4 * len(PAIRS) and set(table["data"]) == {"demo"} and set(table["n"]) == {N}
     assert pd.read_csv(report.directory / "missing.csv").empty
-    assert "4 of 4 planned runs are in" in printed(report)
+    assert "4/4 runs complete" in printed(report)
 
 
 def test_the_numbers_are_those_of_the_logits(sweep: Path, finished: list[RunDir]) -> None:
     summary = aggregate(sweep).summary.set_index(["group", "condition", "severity"])
     measured = [results.load(run) for run in finished[2:]]
     right = np.array([[m.logits[p].argmax(1) == m.labels for p in PAIRS] for m in measured if m])
-    low, high = bootstrap_interval(right, np.arange(N) // 2)
+    low, high = percentile_interval(bootstrap_accuracies(right, np.arange(N) // 2))
     for i, pair in enumerate(PAIRS):
         row, accuracies = summary.loc[("D4", *pair)], right[:, i].mean(axis=1)
         assert row["seeds_done"] == row["seeds_planned"] == 2
@@ -153,7 +156,7 @@ def test_the_report_is_the_same_file_for_file_when_made_again(sweep: Path, finis
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == first
 
 
-def test_an_incomplete_sweep_names_every_missing_run_and_why(sweep: Path) -> None:
+def test_an_incomplete_sweep_names_every_missing_run_and_its_reason(sweep: Path) -> None:
     runs = plan(sweep, [configured("D4", seed) for seed in range(7)])
     measure(runs[0])
     runs[1].record("failed", why="loss is NaN at epoch 3, step 120")
@@ -168,11 +171,11 @@ def test_an_incomplete_sweep_names_every_missing_run_and_why(sweep: Path) -> Non
     assert list(reasons) == [run.run_id for run in runs[1:]]
     assert list(reasons.values()) == [
         "failed: loss is NaN at epoch 3, step 120",
-        "still running, or killed without a word",
+        "still running, or killed without a record",
         "trained but not evaluated",
         "never submitted",
-        "partly evaluated, lacks rotation (9 of 48), pedestal_noise (3 of 3), shot_noise (5 of 5)",
-        "its directory is absent",
+        "partly evaluated, without rotation (9 of 48), pedestal_noise (3 of 3), shot_noise (5 of 5)",
+        "its directory is missing",
     ]
     rows = report.summary.set_index(["condition", "severity"])
     assert rows.loc[("clean", 0.0), "seeds_done"] == 2 and rows.loc[("shot_noise", 5.0), "seeds_done"] == 1
@@ -182,26 +185,26 @@ def test_an_incomplete_sweep_names_every_missing_run_and_why(sweep: Path) -> Non
         "1/7†",
         "†: not all planned",
         "[2] (",
-        "[k]: a mean over k seeds",
-        "1 of 7 planned runs are in",
+        "[k]: mean over k seeds",
+        "1/7 runs complete",
         "loss is NaN",
     ):
         assert words in text
 
 
-def test_a_sweep_of_which_nothing_is_in_gives_an_honest_empty_report(sweep: Path) -> None:
+def test_a_sweep_without_results_gives_an_empty_report(sweep: Path) -> None:
     plan(sweep, [configured(group, 0) for group in (None, "C4")])
     assert main([str(sweep)]) == 0
     report = aggregate(sweep)
     assert report.results.empty and len(report.missing_runs) == 2
     assert list(report.summary["seeds_done"].unique()) == [0] and report.summary["accuracy_mean"].isna().all()
-    assert "0 of 2 planned runs are in" in printed(report)
+    assert "0/2 runs complete" in printed(report)
 
 
 def test_a_damaged_results_file_is_a_missing_run(sweep: Path, finished: list[RunDir]) -> None:
     finished[0].results_file.write_text("run_id,condition\nrubbish")
     reasons = aggregate(sweep).missing_runs.set_index("run_id")["reason"]
-    assert reasons.to_dict() == {finished[0].run_id: "evaluated, but results.csv is absent or damaged"}
+    assert reasons.to_dict() == {finished[0].run_id: "evaluated, but results.csv is missing or damaged"}
 
 
 def test_without_readable_predictions_a_network_has_no_interval_and_the_report_says_so(
@@ -211,7 +214,7 @@ def test_without_readable_predictions_a_network_has_no_interval_and_the_report_s
     report = aggregate(sweep)
     with_interval = report.summary.groupby("group")["ci_low"].agg(lambda limits: limits.notna().all())
     assert with_interval.to_dict() == {"C1": False, "D4": True}
-    assert f"C1 steerable_cnn: no intervals, for predictions.h5 of {finished[0].run_id}" in printed(report)
+    assert f"C1 steerable_cnn: no intervals, because predictions.h5 of {finished[0].run_id}" in printed(report)
 
 
 def test_runs_on_different_galaxies_are_refused(
@@ -245,10 +248,10 @@ def test_a_run_that_is_not_planned_is_left_out_and_named(sweep: Path, finished: 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda text: None, "not found; allowed is the directory of a sweep"),
-        (lambda text: text.replace("seed,", "sede,"), "without seed; needed are run_id"),
-        (lambda text: text + text.splitlines()[1] + "\n", "stands in it more than once"),
-        (lambda text: text.splitlines()[0] + "\n", "no run in it"),
+        (lambda text: None, "not found; expected the directory of a launched sweep"),
+        (lambda text: text.replace("seed,", "sede,"), "no column seed; expected run_id"),
+        (lambda text: text + text.splitlines()[1] + "\n", " twice; expected each run once"),
+        (lambda text: text.splitlines()[0] + "\n", "got no rows; expected one row"),
         (lambda text: text.replace("380000", "many"), "many"),
         (lambda text: "", "plan.csv"),
     ],
@@ -292,7 +295,7 @@ def test_one_seed_of_one_network_planned_twice_is_refused(sweep: Path, finished:
         aggregate(sweep)
 
 
-def test_the_best_is_bold_only_with_all_that_cannot_be_told_from_it(sweep: Path) -> None:
+def test_the_best_is_bold_only_with_all_whose_intervals_overlap_its_own(sweep: Path) -> None:
     runs = plan(sweep, [configured(group, seed) for group in ("C1", "C4", "D4") for seed in (0, 1)])
     for run, accuracy in zip(runs, (0.4, 0.4, 0.85, 0.85, 0.88, 0.88), strict=True):
         measure(run, accuracy)
@@ -301,13 +304,13 @@ def test_the_best_is_bold_only_with_all_that_cannot_be_told_from_it(sweep: Path)
     assert not any(bold(aggregate(sweep, compute_intervals=False), 3).values())
 
 
-def test_the_best_on_clean_galaxies_stands_first(sweep: Path, finished: list[RunDir]) -> None:
+def test_the_best_on_clean_galaxies_is_the_first_row(sweep: Path, finished: list[RunDir]) -> None:
     rows = aggregate(sweep, compute_intervals=False).console_table.columns[0].cells
     assert [str(label) for label in rows] == ["D4 steerable_cnn", "C1 steerable_cnn"]
 
 
 @pytest.mark.parametrize("generated", [True, False])
-def test_generated_galaxies_are_named_where_the_numbers_stand(sweep: Path, generated: bool) -> None:
+def test_generated_galaxies_are_named_beside_the_numbers(sweep: Path, generated: bool) -> None:
     source = "demo" if generated else "/data/Galaxy10_DECals.h5"
     (run,) = plan(sweep, [configured("C4", 0, data={"source": source})])
     measure(run, generated=generated, fingerprint="12ab34cd56ef" + "0" * 52)
@@ -324,7 +327,7 @@ def test_conditions_no_longer_planned_are_left_out(sweep: Path) -> None:
     assert " - " in printed(report)
 
 
-def test_a_config_that_cannot_be_used_makes_a_missing_run(sweep: Path, finished: list[RunDir]) -> None:
+def test_a_run_with_an_unusable_config_is_missing(sweep: Path, finished: list[RunDir]) -> None:
     settings = json.loads(finished[0].config_file.read_text())
     settings["train"]["epochs"] = "many"
     finished[0].config_file.write_text(json.dumps(settings))
@@ -332,7 +335,7 @@ def test_a_config_that_cannot_be_used_makes_a_missing_run(sweep: Path, finished:
     assert reason.startswith("its config.json cannot be used: ") and "epochs" in reason and "\n" not in reason
 
 
-def test_reports_made_at_once_by_many_processes_are_whole(sweep: Path, finished: list[RunDir]) -> None:
+def test_reports_made_by_several_processes_at_once_are_complete(sweep: Path, finished: list[RunDir]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(results.__file__).parents[2]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "galaxyhpc.aggregate", str(sweep), "--no-intervals"]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -357,7 +360,7 @@ def test_pairs_of_networks_are_tested_seed_by_seed_on_the_same_galaxies(sweep: P
     assert (pair["a"], pair["b"], pair["seeds"]) == ("C1 steerable_cnn", "D4 steerable_cnn", 2)
     assert pair["p"] == pair["p_holm"] == pytest.approx(min(1.0, 2 * np.median(p)))
     assert pair["difference"] == pytest.approx(np.mean(right[:2]) - np.mean(right[2:]))
-    assert pair["ci_low"] < pair["difference"] < pair["ci_high"] < 0 and pair["separable"]
+    assert pair["ci_low"] < pair["difference"] < pair["ci_high"] < 0 and pair["significant"]
 
 
 def test_corruption_errors_are_relative_to_the_cnn_of_the_same_sweep(sweep: Path) -> None:
@@ -367,13 +370,13 @@ def test_corruption_errors_are_relative_to_the_cnn_of_the_same_sweep(sweep: Path
     tables = aggregate(sweep).tables
     errors = 1 - tables.summary.set_index(["label", "condition", "severity"])["accuracy_mean"]
     sums = errors.groupby(level=["label", "condition"]).sum()
-    wanted = {name: sums["C4 steerable_cnn", name] / sums["cnn", name] for name in CONDITIONS[1:]}
-    found = tables.corruption_error.set_index(["label", "condition"])["ce"]
-    assert found["C4 steerable_cnn"].to_dict() == pytest.approx(wanted)
+    expected = {name: sums["C4 steerable_cnn", name] / sums["cnn", name] for name in CONDITIONS[1:]}
+    errors_by_network = tables.corruption_error.set_index(["label", "condition"])["ce"]
+    assert errors_by_network["C4 steerable_cnn"].to_dict() == pytest.approx(expected)
     networks = tables.networks.set_index("label")
     assert networks.loc["cnn", "mce"] == 1.0
     low, mean, high = networks.loc["C4 steerable_cnn", ["mce_low", "mce", "mce_high"]]
-    assert mean == pytest.approx(np.mean(list(wanted.values()))) and low < mean < high < 1
+    assert mean == pytest.approx(np.mean(list(expected.values()))) and low < mean < high < 1
 
 
 def test_without_one_cnn_to_compare_with_there_is_no_corruption_error_and_the_report_says_so(
@@ -390,12 +393,12 @@ def test_the_hardest_galaxies_are_those_that_most_runs_get_wrong(sweep: Path, fi
         measured = results.load(run)
         assert measured is not None
         wrong += measured.logits[("clean", 0.0)].argmax(1) != measured.labels
-    assert table["wrong"].tolist() == sorted(wrong / 4, reverse=True)[: len(table)]
-    assert all(wrong[row] / 4 == share for row, share in zip(table["row"], table["wrong"], strict=True))
+    assert table["fraction_wrong"].tolist() == sorted(wrong / 4, reverse=True)[: len(table)]
+    assert all(wrong[row] / 4 == share for row, share in zip(table["row"], table["fraction_wrong"], strict=True))
     assert (table["predicted"] == (table["truth"] + 1) % 10).all()
 
 
-def test_a_split_that_may_share_sky_is_named_where_the_numbers_stand(sweep: Path) -> None:
+def test_a_split_that_may_share_sky_is_named_beside_the_numbers(sweep: Path) -> None:
     data = {"source": "demo", "link_arcsec": 0.0, "conflicting_duplicates": "keep"}
     (run,) = plan(sweep, [configured("C4", 0, data=data)])
     measure(run)
@@ -405,7 +408,7 @@ def test_a_split_that_may_share_sky_is_named_where_the_numbers_stand(sweep: Path
 
 
 @pytest.mark.drawn
-def test_a_first_look_leaves_no_figures_of_an_earlier_report_beside_its_tables(sweep: Path) -> None:
+def test_a_report_without_intervals_removes_the_figures_of_an_earlier_one(sweep: Path) -> None:
     (run,) = plan(sweep, [configured("C4", 0)])
     measure(run)
     for name in ("accuracy_angle.png", "accuracy_angle.pdf", "report.html"):
@@ -419,5 +422,5 @@ def test_a_network_that_lacks_a_condition_has_no_mean_corruption_error(sweep: Pa
     runs = plan(sweep, [configured(group, 0) for group in (None, "C4", "D4")])
     for run, pairs in zip(runs, (PAIRS, PAIRS, PAIRS[:-1]), strict=True):
         measure(run, pairs=pairs)
-    found = aggregate(sweep).tables.networks.set_index("group")["mce"]
-    assert found[""] == 1.0 and found["C4"] > 0 and np.isnan(found["D4"])
+    mce = aggregate(sweep).tables.networks.set_index("group")["mce"]
+    assert mce[""] == 1.0 and mce["C4"] > 0 and np.isnan(mce["D4"])

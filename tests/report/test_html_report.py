@@ -1,4 +1,4 @@
-"""report.html as its readers meet it: in a real browser, in the dark, on a phone, on paper, with hostile text in it."""
+"""report.html in a real browser: light and dark, on a phone, on paper, with hostile text in it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
 RUN = "C4-s1"
 
 
-def picture(row: int) -> np.ndarray:
+def make_image(row: int) -> np.ndarray:
     return np.full((8, 8, 3), 20 * (row % 10), dtype=np.uint8)
 
 
@@ -39,43 +39,43 @@ PNG = page.base64.b64decode(
 )
 
 
-def made() -> Tables:
+def make_report_tables() -> Tables:
     """Tables of four networks of two seeds; one run is missing, and a name and its reason are hostile."""
-    some = make_tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
-    runs = some.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
+    tables = make_tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
+    runs = tables.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
     runs = runs.assign(reason="", accuracy=0.7, parameters=400_000)
     lost = {"run_id": "lost-s1", "label": LABELS[3], "seed": 1, "reason": f"failed: {HOSTILE}", "parameters": 1}
-    hardest = pd.DataFrame({"row": [5, 7], "truth": [1, 2], "predicted": [2, 3], "wrong": [1.0, 0.5]})
-    return replace(some, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
+    hardest = pd.DataFrame({"row": [5, 7], "truth": [1, 2], "predicted": [2, 3], "fraction_wrong": [1.0, 0.5]})
+    return replace(tables, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
 
 
-def of(run_id: str) -> RunDetails:
-    measured = pd.DataFrame({"condition": ["clean", "shot_noise"], "severity": [0.0, 3.0], "accuracy": [0.75, 0.5]})
-    measured = measured.assign(balanced_accuracy=0.7, macro_f1=0.7, nll=1.0, brier=0.5, ece=[0.1, np.nan])
+def make_details(run_id: str) -> RunDetails:
+    metrics = pd.DataFrame({"condition": ["clean", "shot_noise"], "severity": [0.0, 3.0], "accuracy": [0.75, 0.5]})
+    metrics = metrics.assign(balanced_accuracy=0.7, macro_f1=0.7, nll=1.0, brier=0.5, ece=[0.1, np.nan])
     events = (run_pages.HistoryEvent("2026-01-02 03:04:05", f"failed: {HOSTILE}", HOSTILE),)
     settings = {"model.group": HOSTILE, "seed": run_id[-1]}
     return RunDetails(
-        run_id, settings, {"commit": "abc"}, events, measured, np.eye(10, dtype=int), (Misclassification(5, 1, 2, 0.5),)
+        run_id, settings, {"commit": "abc"}, events, metrics, np.eye(10, dtype=int), (Misclassification(5, 1, 2, 0.5),)
     )
 
 
-def write(path: Path, some: Tables, generated: bool = True) -> Path:
-    about = ReportInfo(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
-    of_runs = [of(run_id) for run_id in some.runs["run_id"][:-1]]
-    pictures = {row: picture(row) for row in html_report.select_galaxies(of_runs, some.hardest)}
+def write(path: Path, tables: Tables, generated: bool = True) -> Path:
+    info = ReportInfo(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
+    run_details = [make_details(run_id) for run_id in tables.runs["run_id"][:-1]]
+    images = {row: make_image(row) for row in html_report.select_galaxies(run_details, tables.hardest)}
     figures = {"accuracy_angle": PNG, f"x{HOSTILE}": PNG}
-    html_report.write_html(path, some, about, of_runs, figures, pictures, [f"Bear in mind: {HOSTILE}"])
+    html_report.write_html(path, tables, info, run_details, figures, images, [f"Bear in mind: {HOSTILE}"])
     return path
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("report") / "report.html", made())
+    return write(tmp_path_factory.mktemp("report") / "report.html", make_report_tables())
 
 
 @pytest.fixture(scope="module")
 def tab(open_page: Any, file: Path) -> Any:
-    """The report, opened once; whatever it complains about or asks for stands in `said`."""
+    """The report, opened once; its console messages and requests are in `messages`."""
     return open_page(file)
 
 
@@ -87,7 +87,7 @@ def as_opened(request: pytest.FixtureRequest) -> None:
         tab.set_viewport_size({"width": 1300, "height": 900})
         tab.emulate_media(media="screen", color_scheme="light")
         tab.evaluate("location.hash = ''")
-        tab.wait_for_selector("#whole:not([hidden])")
+        tab.wait_for_selector("#report:not([hidden])")
 
 
 def table(tab: Any, title: str) -> Any:
@@ -103,9 +103,9 @@ def open_run(tab: Any, run_id: str = RUN) -> None:
     tab.wait_for_selector("#run h1")
 
 
-def test_the_page_complains_of_nothing_and_asks_for_nothing_but_itself(tab: Any, file: Path) -> None:
+def test_the_page_logs_no_error_and_requests_only_itself(tab: Any, file: Path) -> None:
     open_run(tab)
-    assert [said for said in tab.messages if not said.startswith("data:")] == [file.as_uri()]
+    assert [message for message in tab.messages if not message.startswith("data:")] == [file.as_uri()]
 
 
 def test_a_table_sorts_by_numbers_both_ways_and_says_so(tab: Any) -> None:
@@ -118,41 +118,41 @@ def test_a_table_sorts_by_numbers_both_ways_and_says_so(tab: Any) -> None:
     assert shown[0] == sorted(shown[1], reverse=True) and shown[1] == sorted(shown[1]) and len(set(shown[0])) > 2
 
 
-def test_severities_sort_as_numbers_and_what_is_absent_comes_last(tab: Any) -> None:
-    sheet = table(tab, "Every condition and severity")
-    sheet.get_by_role("searchbox").fill("c4 shot_noise")
-    sheet.get_by_role("button", name="severity").click()
+def test_severities_sort_as_numbers_and_missing_values_come_last(tab: Any) -> None:
+    data_table = table(tab, "Every condition and severity")
+    data_table.get_by_role("searchbox").fill("c4 shot_noise")
+    data_table.get_by_role("button", name=re.compile("^severity")).click()
     assert column(tab, "Every condition and severity", 3)[:2] == ["5", "5"]
-    sheet.get_by_role("searchbox").fill("c4 clean")
+    data_table.get_by_role("searchbox").fill("c4 clean")
     assert column(tab, "Every condition and severity", 2) == ["clean"]
-    sheet.get_by_role("searchbox").fill("")
-    head = sheet.get_by_role("button", name="as when clean")
+    data_table.get_by_role("searchbox").fill("")
+    head = data_table.get_by_role("button", name="consistency with clean")
     for _ in range(2):
         head.click()
         assert "–" not in column(tab, "Every condition and severity", 8)
 
 
 def test_the_filter_keeps_rows_with_all_words_and_counts_them(tab: Any) -> None:
-    sheet = table(tab, "All pairs of networks")
-    sheet.get_by_role("searchbox").fill("cnn D4")
-    assert sheet.locator("output").inner_text() == "1 of 6 rows"
-    sheet.get_by_role("searchbox").fill("")
-    assert sheet.locator("output").inner_text() == "6 rows"
+    data_table = table(tab, "All pairs of networks")
+    data_table.get_by_role("searchbox").fill("cnn D4")
+    assert data_table.locator("output").inner_text() == "1 of 6 rows"
+    data_table.get_by_role("searchbox").fill("")
+    assert data_table.locator("output").inner_text() == "6 rows"
 
 
-def test_the_network_ahead_is_named_first_with_all_that_tells_whether_it_is(tab: Any) -> None:
+def test_the_better_network_is_named_first_with_the_interval_of_the_difference(tab: Any) -> None:
     ahead = column(tab, "All pairs of networks", 3)
     assert all(re.fullmatch(r"\+\d+\.\d \([+−]\d+\.\d to \+\d+\.\d\)", text) for text in ahead), ahead
 
 
-def test_a_long_table_shows_its_first_rows_and_the_others_when_asked(tab: Any) -> None:
+def test_a_long_table_shows_its_first_rows_and_the_others_on_a_click(tab: Any) -> None:
     title = "Corruption error by condition"
     assert len(column(tab, title, 1)) == 25
     table(tab, title).get_by_role("button", name=re.compile("^Show all")).click()
     assert len(column(tab, title, 1)) == int(re.sub(r"\D", "", table(tab, title).locator("output").inner_text()))
 
 
-def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any) -> None:
+def test_a_runs_page_opens_by_its_link_with_curves_images_and_numbers(tab: Any) -> None:
     table(tab, "All runs").get_by_role("link", name=RUN).click()
     tab.wait_for_selector("#run h1")
     assert tab.evaluate("document.activeElement.textContent") == RUN
@@ -160,7 +160,7 @@ def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any
     assert lines == [30] * 4
     sizes = tab.locator("#run .thumbnails img").evaluate_all("images => images.map((image) => image.naturalWidth)")
     assert sizes == [8]
-    assert "taken for Round Smooth" in tab.locator("#run .thumbnails").inner_text()
+    assert "predicted as Round Smooth" in tab.locator("#run .thumbnails").inner_text()
     rows = tab.locator("#run figure.table").filter(has_text="shot_noise").locator("tbody tr").all_inner_texts()
     assert [row.split("\t") for row in rows][1] == [
         "shot_noise",
@@ -179,7 +179,7 @@ def test_a_runs_page_opens_by_its_link_with_curves_pictures_and_numbers(tab: Any
     assert heading.is_visible()
 
 
-def test_a_run_that_is_not_in_says_why_on_its_page(tab: Any) -> None:
+def test_an_incomplete_run_gives_its_reason_on_its_page(tab: Any) -> None:
     open_run(tab, "lost-s1")
     assert "Not complete: failed:" in tab.locator("#run").inner_text()
 
@@ -202,16 +202,16 @@ def test_nothing_scrolls_sideways_on_a_phone_but_tables_and_figures_in_their_box
 
 
 def test_on_paper_tables_are_whole_and_buttons_gone(tab: Any) -> None:
-    sheet = table(tab, "Each class")
-    rows = int(sheet.locator("output").inner_text().partition(" ")[0])
-    assert sheet.locator("tbody tr").count() == 25 < rows
+    data_table = table(tab, "Each class")
+    rows = int(data_table.locator("output").inner_text().partition(" ")[0])
+    assert data_table.locator("tbody tr").count() == 25 < rows
     tab.emulate_media(media="print")
-    sheet.locator("tbody tr").nth(rows - 1).wait_for(state="attached")
-    assert sheet.locator("tbody tr").count() == rows
-    assert sheet.locator(".box").evaluate("box => getComputedStyle(box).overflow") == "visible"
+    data_table.locator("tbody tr").nth(rows - 1).wait_for(state="attached")
+    assert data_table.locator("tbody tr").count() == rows
+    assert data_table.locator(".box").evaluate("box => getComputedStyle(box).overflow") == "visible"
     printed = "heads => heads.map((head) => getComputedStyle(head, '::before').content)"
-    assert sheet.locator("thead th").evaluate_all(printed)[:2] == ['"network"', '"class"']
-    assert not sheet.get_by_role("searchbox").is_visible() and not sheet.locator(".more button").is_visible()
+    assert data_table.locator("thead th").evaluate_all(printed)[:2] == ['"network"', '"class"']
+    assert not data_table.get_by_role("searchbox").is_visible() and not data_table.locator(".more button").is_visible()
 
 
 CONTRAST = """() => {
@@ -250,7 +250,7 @@ def test_all_text_can_be_read(tab: Any, scheme: str) -> None:
     assert set(grounds) == {"rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)"}
 
 
-def test_headings_are_in_order_and_pictures_have_words(tab: Any) -> None:
+def test_headings_are_in_order_and_figures_have_alt_texts(tab: Any) -> None:
     for run_id in (None, RUN):
         if run_id:
             open_run(tab, run_id)
@@ -266,50 +266,50 @@ def text_of(file: Path) -> str:
 
 
 def test_the_same_runs_give_the_same_bytes(file: Path, tmp_path: Path) -> None:
-    assert write(tmp_path / "again.html", made()).read_bytes() == file.read_bytes()
+    assert write(tmp_path / "again.html", make_report_tables()).read_bytes() == file.read_bytes()
 
 
-def test_what_could_mislead_stands_in_words_at_the_top(file: Path) -> None:
-    said = text_of(file).partition("Missing runs")[0]
+def test_warnings_are_at_the_top(file: Path) -> None:
+    text = text_of(file).partition("Missing runs")[0]
     for words in (
         GENERATED_NOTICE,
-        "7 of 8 planned runs are in",
+        "7/8 runs complete",
         "flattening head (not invariant), by CNN",
-        "not all planned seeds are in of D8",
+        "not all planned seeds are complete of D8",
         "Bear in mind",
     ):
-        assert words in said
+        assert words in text
 
 
 def test_every_table_and_figure_of_generated_galaxies_says_so(file: Path, tmp_path: Path) -> None:
     html = file.read_text()
     captions = re.findall(r"(?s)<figcaption.*?</figcaption>", html)
     assert len(captions) > 8 and all(GENERATED_NOTICE in caption for caption in captions)
-    assert GENERATED_NOTICE not in write(tmp_path / "real.html", made(), generated=False).read_text()
+    assert GENERATED_NOTICE not in write(tmp_path / "real.html", make_report_tables(), generated=False).read_text()
 
 
 def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> None:
-    found = [
+    tables = [
         json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', file.read_text())
     ]
-    words = [set(sheet["columns"][0]["words"]) for sheet in found if len(sheet["columns"]) > 5]
+    words = [set(data_table["columns"][0]["words"]) for data_table in tables if len(data_table["columns"]) > 5]
     assert sum("CNN, flattening head (not invariant)" in names for names in words) >= 3
     assert not any("CNN" in names for names in words[:-1])  # the last lists runs
     assert any(name.endswith(", 1/2 seeds") for names in words for name in names)
 
 
-def test_a_sweep_with_nothing_in_has_a_report(tmp_path: Path) -> None:
-    some = make_tables(["CNN", "C4"])
+def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:
+    tables = make_tables(["CNN", "C4"])
     absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
-    networks = some.networks.assign(**absent, seeds_done=0)
+    networks = tables.networks.assign(**absent, seeds_done=0)
     runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
-    empty = Tables(some.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
+    empty = Tables(tables.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
     html_report.write_html(tmp_path / "report.html", empty, ReportInfo("x", False, np.nan), [], {}, {}, [])
-    said = text_of(tmp_path / "report.html")
-    assert "0 of 1 planned runs are in" in said and "nothing is measured yet" in said
+    text = text_of(tmp_path / "report.html")
+    assert "0/1 runs complete" in text and "no measurements yet" in text
 
 
-def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
+def test_a_page_is_made_from_the_runs_own_files(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     record_epochs(run, [0.3, 0.5])
     record_event(run, "failed", why="disk full", cause="disk", trace="Traceback\n  OSError")
@@ -320,26 +320,30 @@ def test_a_page_is_made_of_the_runs_own_files(tmp_path: Path) -> None:
     results.save(run, RunLogits(rows, labels, rows, logits, "w", "f", False))
     predictions, table = results.read_predictions(run), results.read_counts(run)
     assert predictions is not None and table is not None
-    found = run_pages.read_details(
+    details = run_pages.read_details(
         run, table.assign(**compute_metrics(results.to_counts(table))), misclassified.find_misclassified(predictions)
     )
-    assert found.misclassified == (Misclassification(30, 2, 1, 1.0), Misclassification(20, 1, 2, 0.5))
-    assert found.settings["model.group"] == "C4" and found.metrics_table["accuracy"].tolist() == [0.5, 0.5]
-    assert [event.text.partition(":")[0] for event in found.events] == ["2 epochs done", "failed on node1"]
-    assert found.events[1].traceback.endswith("OSError") and found.confusion is not None and found.confusion.sum() == 4
+    assert details.misclassified == (Misclassification(30, 2, 1, 1.0), Misclassification(20, 1, 2, 0.5))
+    assert details.settings["model.group"] == "C4" and details.metrics_table["accuracy"].tolist() == [0.5, 0.5]
+    assert [event.text.partition(":")[0] for event in details.events] == ["2 epochs done", "failed on node1"]
+    assert (
+        details.events[1].traceback.endswith("OSError")
+        and details.confusion is not None
+        and details.confusion.sum() == 4
+    )
 
 
 def test_a_damaged_run_has_a_page_with_less_on_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.config_file.write_text("{")
     (run.path / "provenance.json").write_text("[1]")
-    found = run_pages.read_details(run, None)
-    assert (found.settings, found.provenance, found.events, found.misclassified) == ({}, {}, (), ())
+    details = run_pages.read_details(run, None)
+    assert (details.settings, details.provenance, details.events, details.misclassified) == ({}, {}, (), ())
 
 
-def test_pictures_are_those_of_the_hardest_then_of_most_pages() -> None:
+def test_images_are_those_of_the_hardest_galaxies_then_of_most_pages() -> None:
     def with_mistakes(*rows: int) -> RunDetails:
-        return replace(of(RUN), misclassified=tuple(Misclassification(row, 0, 1, 0.5) for row in rows))
+        return replace(make_details(RUN), misclassified=tuple(Misclassification(row, 0, 1, 0.5) for row in rows))
 
     hardest = pd.DataFrame({"row": [9]})
     assert html_report.select_galaxies([with_mistakes(1, 2, 9), with_mistakes(2, 3)], hardest, max_images=3) == [
@@ -357,7 +361,7 @@ def test_a_sweeps_question_is_the_comment_it_begins_with() -> None:
     assert yaml_loader.parse_question("name: x\n") == ""
 
 
-def test_a_table_of_very_many_rows_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_very_many_rows_says_how_many_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_TABLE_ROWS", 3)
     many = page.Table("t", "c", pd.DataFrame({"x": range(5)}), (page.Column("x", "x", "number"),), "x.csv")
     html = page.render_page("t", [page.Section("s", tables=(many,))], generated=False)

@@ -1,4 +1,4 @@
-"""Tables for a paper bold nothing that cannot be told apart, and LaTeX can read them."""
+"""LaTeX tables bold the best together with all not significantly different, and LaTeX can read them."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def bold(text: str, head: str) -> set[str]:
 STUDIED, THREE = make_tables(flaw=FLAW), make_tables(["a", "b", "c"])
 
 
-def three(means: tuple[float, float, float], half: float, separable: dict[str, bool]) -> Tables:
-    """Networks a, b and c; `separable` of the pairs ab, ac and bc that were compared."""
-    made = THREE
+def three(means: tuple[float, float, float], half: float, significant: dict[str, bool]) -> Tables:
+    """Networks a, b and c; `significant` of the pairs ab, ac and bc that were compared."""
+    tables = THREE
     low, high = np.array(means) - half, np.array(means) + half
-    networks = made.networks.assign(accuracy_mean=means, ci_low=low, ci_high=high)
+    networks = tables.networks.assign(accuracy_mean=means, ci_low=low, ci_high=high)
     numbers = networks.set_index("label")[["accuracy_mean", "ci_low", "ci_high"]]
-    clean = made.summary["condition"] == "clean"
-    summary = made.summary.copy()
+    clean = tables.summary["condition"] == "clean"
+    summary = tables.summary.copy()
     summary.loc[clean, numbers.columns] = numbers.loc[summary.loc[clean, "label"]].to_numpy()
-    pairs = [(a, b, flag) for (a, b), flag in separable.items()]
+    pairs = [(a, b, flag) for (a, b), flag in significant.items()]
     return replace(
-        made, summary=summary, networks=networks, comparisons=pd.DataFrame(pairs, columns=["a", "b", "separable"])
+        tables, summary=summary, networks=networks, comparisons=pd.DataFrame(pairs, columns=["a", "b", "significant"])
     )
 
 
 @pytest.mark.parametrize(
-    ("means", "half", "separable", "wanted"),
+    ("means", "half", "significant", "expected"),
     [
         ((0.80, 0.79, 0.60), 0.02, {"ab": False, "ac": True, "bc": True}, {"a", "b"}),  # joined by the comparison
         ((0.79, 0.80, 0.60), 0.02, {"ab": False, "ac": True, "bc": True}, {"a", "b"}),  # whichever is named first
@@ -60,14 +60,14 @@ def three(means: tuple[float, float, float], half: float, separable: dict[str, b
         ((0.90, 0.70, 0.60), 0.02, {"ab": False, "ac": True, "bc": True}, {"a", "b"}),  # few galaxies differ
         ((0.80, 0.77, 0.60), 0.02, {"ac": True, "bc": True}, {"a", "b"}),  # never compared: by their intervals
         ((0.90, 0.70, 0.60), 0.02, {}, {"a"}),
-        ((0.80, 0.79, 0.60), float("nan"), {}, set()),  # nothing is known of the error
+        ((0.80, 0.79, 0.60), float("nan"), {}, set()),  # no intervals
     ],
 )
-def test_the_best_is_bold_with_all_that_cannot_be_told_apart(
-    means: tuple[float, float, float], half: float, separable: dict[str, bool], wanted: set[str]
+def test_the_best_is_bold_with_all_not_significantly_different(
+    means: tuple[float, float, float], half: float, significant: dict[str, bool], expected: set[str]
 ) -> None:
-    text = latex.format_main_table(three(means, half, separable), ABOUT)
-    assert bold(text, r"Clean (\%)") == wanted
+    text = latex.format_main_table(three(means, half, significant), ABOUT)
+    assert bold(text, r"Clean (\%)") == expected
     assert ("Bold:" in text) is bool(re.search("textbf", text))
 
 
@@ -99,32 +99,34 @@ def test_environments_are_balanced_and_rows_have_all_columns(labels: list[str]) 
         assert "Of 42 networks, the 40 best" in text and "Of 42 networks, the 8 best" in text
 
 
-def test_every_special_character_is_printed_as_it_is() -> None:
+def test_special_characters_are_escaped() -> None:
     assert latex.escape("50% & #1_{x}$") == r"50\% \& \#1\_\{x\}\$"
     assert latex.escape("a\\b~c^d") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"
     assert r"net\_1" in latex.format_main_table(make_tables(["net_1", "net_2"]), ABOUT)
 
 
-def test_flaws_missing_seeds_and_generated_galaxies_are_said() -> None:
+def test_flaws_missing_seeds_and_generated_galaxies_are_named() -> None:
     plain = latex.format_document(make_tables(STUDY_LABELS[:3]), ABOUT)
     assert GENERATED_NOTICE not in plain and "FLAW" not in plain
-    made = latex.format_document(make_tables(STUDY_LABELS[:3], flaw=FLAW), replace(ABOUT, generated=True))
-    for part in made.split(r"\end{table*}")[:2]:
+    tables = latex.format_document(make_tables(STUDY_LABELS[:3], flaw=FLAW), replace(ABOUT, generated=True))
+    for part in tables.split(r"\end{table*}")[:2]:
         assert f"FLAW (a): {FLAW}." in part and "CNN$^{a}$" in part
         assert (
-            r"C4$^\dagger$" in part and r"$^\dagger$: not all planned seeds are in" in part and GENERATED_NOTICE in part
+            r"C4$^\dagger$" in part
+            and r"$^\dagger$: not all planned seeds are complete" in part
+            and GENERATED_NOTICE in part
         )
 
 
-def test_severities_stand_in_physical_parameters_the_hardest_of_each_condition() -> None:
+def test_the_highest_severity_of_each_condition_is_named_by_its_physical_value() -> None:
     names = [row[0] for row in rows(latex.format_robustness_table(make_tables(STUDY_LABELS[:2]), ABOUT))]
     assert "psf moffat, 2 arcsec FWHM" in names and "pedestal noise, SNR 0.25" in names
     assert len(names) == len(set(names)) and not any("rotation control" in name for name in names)
 
 
-def test_a_sweep_of_which_nothing_is_in_has_tables_that_say_so() -> None:
-    made = make_tables(STUDY_LABELS[:2])
+def test_tables_without_results_say_so() -> None:
+    tables = make_tables(STUDY_LABELS[:2])
     absent = ["accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"]
-    networks = made.networks.assign(**dict.fromkeys(absent, np.nan), seeds_done=0)
-    text = latex.format_document(Tables(made.summary[:0], networks), ReportInfo("none", False, float("nan")))
-    assert "no planned run is in yet" in text and "textbf" not in text and "nan" not in text
+    networks = tables.networks.assign(**dict.fromkeys(absent, np.nan), seeds_done=0)
+    text = latex.format_document(Tables(tables.summary[:0], networks), ReportInfo("none", False, float("nan")))
+    assert "no runs complete yet" in text and "textbf" not in text and "nan" not in text

@@ -1,6 +1,6 @@
-"""Figures of a sweep, each a function of its tables; `FIGURES` names them in the order of a report.
+"""Figures of a sweep, each a function of its tables; `FIGURES` lists them in the order of a report.
 
-A figure is None where the sweep has nothing of its kind, such as no attack.
+A figure is None if the sweep has no data for it, such as no attack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from galaxyhpc.report.figures.style import assign_styles
 
 __all__ = ["FIGURES", "assign_styles"]
 
-# the name of each figure's file
+# by file name
 FIGURES: dict[str, Callable[[Tables, ReportInfo], Figure | None]] = {
     "accuracy_angle": draw_angle_curves,
     "accuracy_polar": draw_polar_curves,
@@ -41,25 +41,25 @@ FIGURES: dict[str, Callable[[Tables, ReportInfo], Figure | None]] = {
 
 @dataclass(frozen=True)
 class Caption:
-    """The section of a figure, its title, and in words what it shows."""
+    """The section and title of a figure, and a description."""
 
     section: str
     title: str
     text: str
 
 
-# by the names of figures.FIGURES
+# by the names of FIGURES, and contact_sheet
 CAPTIONS: dict[str, Caption] = {
     "accuracy_angle": Caption(
         "Robustness",
         "Accuracy against the angle of rotation",
-        "The test galaxies are turned by the angle on the horizontal axis. One curve per network, the mean over its "
-        "seeds, with 95 % intervals. A network that respects rotations has a level curve.",
+        "Test galaxies are rotated by the angle on the horizontal axis. One curve per network, the mean over its "
+        "seeds, with 95 % intervals. A rotation-invariant network has a level curve.",
     ),
     "accuracy_polar": Caption(
         "Robustness",
-        "The same around the circle",
-        "Accuracy is the distance from the centre, the angle of rotation runs around it. Where rotation does no harm "
+        "Accuracy against rotation, polar",
+        "Accuracy is the distance from the centre, the angle is the rotation. If rotation does not change accuracy, "
         "the curve is a circle.",
     ),
     "accuracy_severity": Caption(
@@ -72,48 +72,48 @@ CAPTIONS: dict[str, Caption] = {
         "Robustness",
         "Corruption error",
         "One row per network, one column per condition: its errors divided by those of the conventional CNN. Below 1 "
-        "it errs less than the CNN; the first column is the mean.",
+        "is better than the CNN; the first column is the mean.",
     ),
     "consistency": Caption(
         "Robustness",
-        "How often the answer stays",
-        "One row per network, one column per condition: the share of galaxies that keep the class they are given when "
-        "clean, right or wrong.",
+        "Consistency with clean",
+        "One row per network, one column per condition: the share of galaxies with the same prediction as when clean, "
+        "right or wrong.",
     ),
     "contact_sheet": Caption(
         "Robustness",
-        "What the conditions look like",
+        "Examples of each condition",
         "One row per condition, its severities from left to right, on test galaxies.",
     ),
     "comparison": Caption(
         "Comparisons",
-        "Which networks can be told apart",
-        "The networks in the order of their accuracy on clean galaxies. A bar joins those of which no two can be told "
-        "apart.",
+        "Which differences are significant",
+        "The networks in the order of their accuracy on clean galaxies. A bar joins networks without a significant "
+        "difference between any two.",
     ),
     "pareto": Caption(
         "Networks",
         "Accuracy against cost",
-        "Each point is a network: its accuracy on clean galaxies with the 95 % interval, against what it costs. On the "
-        "grey line stand those that nothing cheaper beats; most of its steps are within the intervals.",
+        "Each point is a network: its accuracy on clean galaxies with the 95 % interval, against its cost. The grey "
+        "line is the Pareto front: no cheaper network is as accurate. Most of its steps are within the intervals.",
     ),
     "confusion": Caption(
         "Classes",
         "Confusion matrices",
-        "One panel per network: rows are the true class, columns the predicted one, clean galaxies of all seeds "
-        "together. What is off the diagonal is wrong.",
+        "One panel per network: rows are the true class, columns the predicted one, clean galaxies, all seeds "
+        "pooled. Entries off the diagonal are errors.",
     ),
     "reliability": Caption(
         "Calibration",
         "Reliability",
-        "One panel per network: how often it is right against how sure it says it is, before and after temperature "
-        "scaling. On the diagonal its confidence can be believed.",
+        "One panel per network: accuracy against confidence, before and after temperature scaling. On the diagonal the "
+        "network is calibrated.",
     ),
     "attack": Caption(
         "One-pixel attack",
         "Success against the number of queries",
-        "The share of galaxies whose class one changed pixel changes, against the queries that the attack may make, "
-        "with exact 95 % intervals.",
+        "The share of galaxies whose predicted class one changed pixel changes, against the number of queries to the "
+        "network, with exact 95 % intervals.",
     ),
     "training": Caption(
         "Training",
@@ -125,5 +125,5 @@ CAPTIONS: dict[str, Caption] = {
 
 
 def get_caption(name: str) -> Caption:
-    """Return the caption of a figure; one that is not known is called by its name."""
+    """Return the caption of a figure; an unknown figure is titled by its name."""
     return CAPTIONS.get(name, Caption("Other figures", name.replace("_", " ").capitalize(), ""))

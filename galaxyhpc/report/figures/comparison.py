@@ -1,4 +1,4 @@
-"""Networks against one another: what accuracy costs, which differences are real, and what harms whom."""
+"""Comparisons of networks: accuracy against cost, significant differences, and errors under each condition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from galaxyhpc.report.figures.style import (
     write_cells,
 )
 
-MAX_NETWORKS = 32  # networks that have a row each
+MAX_NETWORKS = 32  # one row each
+MAX_LISTED_PAIRS = 5
 COST_LABELS = {
     "parameters": "parameters",
     "multiply_adds": "multiply-adds for one galaxy",
@@ -39,32 +40,32 @@ COST_LABELS = {
 }
 
 
-def draw_pareto(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw the accuracy against what it costs, with the front as a guide; None where nothing is in."""
+def draw_pareto(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw accuracy against cost, with the Pareto front as a guide; None without results."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
     costs = [c for c in COST_LABELS if c in measured and (c != "label_fraction" or measured[c].nunique() > 1)]
     costs = [c for c in costs if measured[c].gt(0).any()]
     if measured.empty or not costs:
         return None
-    chosen, look, note = select_with_styles(tables)
-    chosen = chosen[chosen["accuracy_mean"].notna()]
-    named = format_network_names(chosen)
-    grid = PanelGrid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=estimate_width_inches([*named.values()]) + 0.3)
+    selected, styles, note = select_with_styles(tables)
+    selected = selected[selected["accuracy_mean"].notna()]
+    names = format_network_names(selected)
+    grid = PanelGrid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=estimate_width_inches([*names.values()]) + 0.3)
     notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note]
-    notes += ["Grey line: nothing better costs as little; a guide, for most steps are within the intervals."]
+    notes += ["Grey line: Pareto front; a guide only, since most of its steps are within the intervals."]
     notes += ["Grey points: the other networks."] if note else []
-    figure, panels = make_figure(about, "Accuracy against cost", notes, grid)
-    span = compute_axis_limits(_get_accuracy_percent(measured), about.chance_accuracy)
+    figure, panels = make_figure(info, "Accuracy against cost", notes, grid)
+    span = compute_axis_limits(_get_accuracy_percent(measured), info.chance_accuracy)
     for n, (axes, cost) in enumerate(zip(panels, costs, strict=True)):
         style_axes(axes)
         axes.set_ylim(span)
-        _draw_cost_panel(axes, cost, measured, look)
-        draw_chance(axes, about.chance_accuracy, should_label=n == 0)
+        _draw_cost_panel(axes, cost, measured, styles)
+        draw_chance(axes, info.chance_accuracy, should_label=n == 0)
         axes.set_xlabel(COST_LABELS[cost])
         axes.tick_params(labelleft=n == 0)
     panels[0].set_ylabel("test accuracy (%)")
-    ends = zip(chosen["label"], chosen[costs[-1]], chosen["accuracy_mean"], strict=True)
-    label_curve_ends(panels[-1], [(named[label], look[label], x, 100 * y) for label, x, y in ends if x > 0])
+    ends = zip(selected["label"], selected[costs[-1]], selected["accuracy_mean"], strict=True)
+    label_curve_ends(panels[-1], [(names[label], styles[label], x, 100 * y) for label, x, y in ends if x > 0])
     return figure
 
 
@@ -73,7 +74,7 @@ def _get_accuracy_percent(networks: pd.DataFrame) -> list[NDArray[np.float64]]:
 
 
 def _draw_cost_panel(axes: Axes, cost: str, measured_networks: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    """Draw the points of one panel."""
+    """Draw the networks and the Pareto front in the panel of one cost."""
     networks = measured_networks[measured_networks[cost].gt(0)]
     unit = 100.0 if cost == "label_fraction" else 1.0
     for label, x, mean, low, high in networks[["label", cost, "accuracy_mean", "ci_low", "ci_high"]].itertuples(
@@ -83,90 +84,94 @@ def _draw_cost_panel(axes: Axes, cost: str, measured_networks: pd.DataFrame, sty
         axes.vlines(unit * x, 100 * low, 100 * high, color=style["color"], lw=0.9, alpha=0.6)
         axes.plot(unit * x, 100 * mean, ms=5.5, zorder=3, **(style | {"linestyle": ""}))
     if cost == "label_fraction":
-        for _, same in networks.sort_values(cost).groupby(["arch", "group"]):
-            axes.plot(unit * same[cost], 100 * same["accuracy_mean"], color="0.7", lw=0.8)
+        for _, group in networks.sort_values(cost).groupby(["arch", "group"]):
+            axes.plot(unit * group[cost], 100 * group["accuracy_mean"], color="0.7", lw=0.8)
     else:
-        front = networks[networks[f"front_{cost}"].astype(bool)].sort_values(cost)
+        front = networks[networks[f"pareto_{cost}"].astype(bool)].sort_values(cost)
         axes.step(front[cost], 100 * front["accuracy_mean"], where="post", color="0.7", lw=1.0, zorder=1)
     _set_log_axis(axes, unit * networks[cost].to_numpy(float))
 
 
 def _set_log_axis(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Scale an axis by factors, with ticks that have names even where it spans but a tenth."""
+    """Make the horizontal axis logarithmic, with labelled ticks even if it spans less than a decade."""
     low, high = float(values.min()), float(values.max())
-    free = max((high / low) ** 0.08, 1.05)
-    axes.set(xscale="log", xlim=(low / free, high * free))
+    margin = max((high / low) ** 0.08, 1.05)
+    axes.set(xscale="log", xlim=(low / margin, high * margin))
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     steps = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-    ticks = [t for t in steps if low / free <= t <= high * free]
+    ticks = [t for t in steps if low / margin <= t <= high * margin]
     if len(ticks) < 3:
-        ticks = [t for t in MaxNLocator(4).tick_values(low / free, high * free) if low / free <= t <= high * free]
+        ticks = [
+            t for t in MaxNLocator(4).tick_values(low / margin, high * margin) if low / margin <= t <= high * margin
+        ]
     axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 6)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: _format_si(value))
 
 
 def _format_si(value: float) -> str:
-    """`400 k`, `1.5 G`."""
+    """Return a number with its SI prefix: `400 k`, `1.5 G`."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {letter}"
     return f"{value:.3g}"
 
 
-def draw_comparison(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw the networks in the order of their accuracy, joining those that cannot be told apart."""
+def draw_comparison(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw the networks in the order of their accuracy; bars join those without significant differences."""
     measured = tables.networks[tables.networks["accuracy_mean"].notna()]
     if measured.empty:
         return None
-    chosen, note = select_best_networks(measured, MAX_NETWORKS)
-    order = sort_by_accuracy(chosen)
-    look, named = select_with_styles(tables)[1], format_network_names(chosen)
-    bars, said = _find_significance_bars(order["label"].tolist(), tables.comparisons)
-    texts = [wrap_text(named[label], 44) for label in order["label"]]
+    selected, note = select_best_networks(measured, MAX_NETWORKS)
+    ordered = sort_by_accuracy(selected)
+    styles, names = select_with_styles(tables)[1], format_network_names(selected)
+    bars, explanations = _find_significance_bars(ordered["label"].tolist(), tables.comparisons)
+    texts = [wrap_text(names[label], 44) for label in ordered["label"]]
     left = 0.5 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
-    grid = PanelGrid(1, 1, 5.0, 0.3 * len(order) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
-    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *said]
-    if np.isfinite(about.chance_accuracy):
-        notes.append(f"Always naming the commonest class: {100 * about.chance_accuracy:.1f} %.")
-    figure, (axes,) = make_figure(about, "Which networks can be told apart", notes, grid)
+    grid = PanelGrid(1, 1, 5.0, 0.3 * len(ordered) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
+    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *explanations]
+    if np.isfinite(info.chance_accuracy):
+        notes.append(f"Always the majority class: {100 * info.chance_accuracy:.1f} %.")
+    figure, (axes,) = make_figure(info, "Which differences are significant", notes, grid)
     style_axes(axes, "x")
-    mean, low, high = _get_accuracy_percent(order)
-    for row, label in enumerate(order["label"]):
-        style = look.get(label, {"color": "0.45", "marker": "o"}) | {"linestyle": ""}
+    mean, low, high = _get_accuracy_percent(ordered)
+    for row, label in enumerate(ordered["label"]):
+        style = styles.get(label, {"color": "0.45", "marker": "o"}) | {"linestyle": ""}
         axes.hlines(row, low[row], high[row], color=style["color"], lw=1.2)
         axes.plot(mean[row], row, ms=6, **style)
     for n, bar in enumerate(bars):
         x = 1 + (0.2 + 0.16 * n) / grid.panel_width
         axes.plot([x, x], bar, "-", lw=3, color="0.25", transform=axes.get_yaxis_transform(), clip_on=False)
-    axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="test accuracy (%)")
-    axes.set_yticks(range(len(order)), texts, fontsize=9)
+    axes.set(ylim=(len(ordered) - 0.5, -0.5), xlabel="test accuracy (%)")
+    axes.set_yticks(range(len(ordered)), texts, fontsize=9)
     return figure
 
 
 def _find_significance_bars(labels: list[str], comparisons: pd.DataFrame) -> tuple[list[tuple[int, int]], list[str]]:
-    """Find the bars, as first and last place among `labels`, and say what they mean and what they cannot show."""
+    """Return the bars, as first and last index in `labels`, and notes on what they mean and cannot show."""
     if comparisons.empty:
         return [], ["The networks were not compared pair by pair."]
-    place = {label: n for n, label in enumerate(labels)}
-    apart = np.zeros((len(labels), len(labels)), dtype=bool)
-    for a, b, separable in comparisons[["a", "b", "separable"]].itertuples(index=False):
-        if a in place and b in place:
-            apart[place[a], place[b]] = apart[place[b], place[a]] = separable
-    bars = find_cliques(range(len(labels)), apart)
-    said = ["A bar joins networks of which no two can be told apart (exact McNemar with Holm's correction at 5 %, and"]
-    said[0] += " the 95 % interval of the paired difference)."
-    near = ~apart
+    index = {label: n for n, label in enumerate(labels)}
+    significant = np.zeros((len(labels), len(labels)), dtype=bool)
+    for a, b, is_significant in comparisons[["a", "b", "significant"]].itertuples(index=False):
+        if a in index and b in index:
+            significant[index[a], index[b]] = significant[index[b], index[a]] = is_significant
+    bars = find_cliques(range(len(labels)), significant)
+    notes = [
+        "A bar joins networks without a significant difference between any two (exact McNemar with Holm's correction "
+        "at 5 %, and the 95 % interval of the paired difference)."
+    ]
+    not_joined = ~significant
     for first, last in bars:
-        near[first : last + 1, first : last + 1] = False
-    unjoined = [f"{labels[i]} and {labels[j]}" for i, j in np.argwhere(np.triu(near, 1))]
-    more = f" and {len(unjoined) - 5} pairs more" if len(unjoined) > 5 else ""
-    said += [f"Not told apart either: {'; '.join(unjoined[:5])}{more}."] if unjoined else []
-    return bars, said
+        not_joined[first : last + 1, first : last + 1] = False
+    pairs = [f"{labels[i]} and {labels[j]}" for i, j in np.argwhere(np.triu(not_joined, 1))]
+    more = f" and {len(pairs) - MAX_LISTED_PAIRS} more pairs" if len(pairs) > MAX_LISTED_PAIRS else ""
+    notes += [f"Not significant either: {'; '.join(pairs[:MAX_LISTED_PAIRS])}{more}."] if pairs else []
+    return bars, notes
 
 
-def draw_corruption_error(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw the errors of each network under each condition relative to the CNN's; None without a CNN."""
+def draw_corruption_error(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw the errors of each network under each condition, relative to the CNN; None without a CNN."""
     if tables.corruption_error.empty or not tables.corruption_error["ce"].notna().any():
         return None
     wide = tables.corruption_error.pivot(index="label", columns="condition", values="ce")
@@ -175,20 +180,20 @@ def draw_corruption_error(tables: Tables, about: ReportInfo) -> Figure | None:
     )
     notes = ["Errors summed over severities, divided by those of the CNN: below 1 (blue) is better than the CNN."]
     norm = LogNorm(0.4, 2.5, clip=True)
-    return _draw_heatmap(tables, about, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
+    return _draw_heatmap(tables, info, values, "Corruption error relative to the CNN", notes, norm, "RdBu_r", "{:.2f}")
 
 
-def draw_consistency(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw how often each network's answer stays the same under each condition; None where nothing is in."""
+def draw_consistency(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw how often each network's prediction is unchanged under each condition; None without results."""
     if "consistency" not in tables.summary:
         return None
-    kept = tables.summary[tables.summary["consistency"].notna()]
-    if kept.empty:
+    measured = tables.summary[tables.summary["consistency"].notna()]
+    if measured.empty:
         return None
-    wide = 100 * kept.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
-    notes = ["Per cent of galaxies given the class of their clean image, right or wrong; mean over severities."]
+    wide = 100 * measured.pivot_table(index="label", columns="condition", values="consistency", aggfunc="mean")
+    notes = ["Per cent of galaxies with the same prediction as when clean, right or wrong; mean over severities."]
     return _draw_heatmap(
-        tables, about, wide[_order_conditions(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}"
+        tables, info, wide[_order_conditions(wide)], "Consistency", notes, Normalize(0, 100), "cividis", "{:.0f}"
     )
 
 
@@ -199,7 +204,7 @@ def _order_conditions(table: pd.DataFrame) -> list[str]:
 
 def _draw_heatmap(
     tables: Tables,
-    about: ReportInfo,
+    info: ReportInfo,
     values: pd.DataFrame,
     heading: str,
     notes: list[str],
@@ -207,26 +212,23 @@ def _draw_heatmap(
     colormap: str,
     number_format: str,
 ) -> Figure:
-    """Draw a table of label by column as colours, the best network first, with its numbers."""
-    chosen, note = select_best_networks(tables.networks, MAX_NETWORKS)
-    order, named = sort_by_accuracy(chosen), format_network_names(chosen)
-    cells = values.reindex(order["label"])
-    named_rows = [wrap_text(named[label], 44) for label in order["label"]]
-    left = 0.4 + 0.08 * max(len(line) for text in named_rows for line in text.split("\n"))
-    grid = PanelGrid(1, 1, 0.42 * cells.shape[1], 0.3 * len(order), left=left, bottom=0.2, top=1.5, right=0.9)
+    """Draw a table of networks by columns as colours with numbers, the best network first."""
+    selected, note = select_best_networks(tables.networks, MAX_NETWORKS)
+    labels, names = sort_by_accuracy(selected)["label"], format_network_names(selected)
+    cells = values.reindex(labels)
+    texts = [wrap_text(names[label], 44) for label in labels]
+    left = 0.4 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
+    grid = PanelGrid(1, 1, 0.42 * cells.shape[1], 0.3 * len(labels), left=left, bottom=0.2, top=1.5, right=0.9)
     notes = [*notes, "Networks in the order of their accuracy on clean galaxies.", note]
-    figure, (axes,) = make_figure(about, heading, notes, grid)
+    figure, (axes,) = make_figure(info, heading, notes, grid)
     numbers = cells.to_numpy(float)
     image = axes.imshow(numbers, norm=norm, cmap=colormap, aspect="auto")
-    dark = image.to_rgba(numbers)[..., :3] @ (0.3, 0.59, 0.11) < 0.5
+    is_dark = image.to_rgba(numbers)[..., :3] @ (0.3, 0.59, 0.11) < 0.5
+    cell_texts = [["-" if np.isnan(value) else number_format.format(value) for value in row] for row in numbers]
     for flag, colour in ((True, "white"), (False, "0.1")):
-        places = np.argwhere(dark == flag).tolist()
-        write_cells(
-            axes,
-            [(c, r, "-" if np.isnan(numbers[r, c]) else number_format.format(numbers[r, c]), 7.0) for r, c in places],
-            colour,
-        )
-    axes.set_yticks(range(len(order)), named_rows, fontsize=8)
+        indices = np.argwhere(is_dark == flag).tolist()
+        write_cells(axes, [(column, row, cell_texts[row][column], 7.0) for row, column in indices], colour)
+    axes.set_yticks(range(len(labels)), texts, fontsize=8)
     axes.xaxis.tick_top()
     axes.set_xticks(
         range(cells.shape[1]), [format_condition(str(c)) for c in cells], rotation=60, ha="left", fontsize=8

@@ -1,4 +1,4 @@
-"""A contact sheet: what each condition does to a few galaxies, one row a condition, mildest on the left."""
+"""A contact sheet: a few galaxies under each condition, one row per condition, the mildest severity on the left."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from galaxyhpc.config.conditions import (
 from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
 
-NUM_COLUMNS = 6  # as they are, and five severities
-GALAXY_INCHES = 1.2  # inches of a galaxy
-TILE_GAP = 0.06  # between tiles, in sides of a galaxy
-TITLE_HEIGHT = 0.65  # room for the title, in sides of a galaxy
-TILE_TEXT_HEIGHT = 0.42  # room for the words above a tile, in sides of a galaxy
+NUM_COLUMNS = 6  # clean, and five severities
+GALAXY_INCHES = 1.2  # size of a galaxy
+TILE_GAP = 0.06  # between tiles, in galaxy sizes
+TITLE_HEIGHT = 0.65  # in galaxy sizes
+TILE_TEXT_HEIGHT = 0.42  # above a tile, in galaxy sizes
 
 
 def draw_contact_sheet(
@@ -43,15 +43,14 @@ def draw_contact_sheet(
     Parameters
     ----------
     images : (N, 3, S, S) in [0, 1], a few galaxies, side by side in each tile
-    rows : (N,) int64, their rows in the data file: what is drawn for a galaxy is what networks are shown
-    survey : of the data set at S pixels
-    title : said at the top
-    conditions : names of `conditions`, combinations too; clean is the first column of all
-    generated : whether these are demo galaxies, which is then said in the title
+    indices : (N,) int64 rows in the data file, which seed the noise as they do in an evaluation
+    survey : of the dataset at S pixels
+    conditions : names of conditions, also combinations; the first column of each is clean
+    is_generated : whether these are demo galaxies, which the title then says
     """
-    shown = [name for name in conditions if name != "clean"]
+    names = [name for name in conditions if name != "clean"]
     wide, tall = len(images) + TILE_GAP, 1.0 + TILE_TEXT_HEIGHT
-    width, height = NUM_COLUMNS * wide, len(shown) * tall + TITLE_HEIGHT + TILE_GAP
+    width, height = NUM_COLUMNS * wide, len(names) * tall + TITLE_HEIGHT + TILE_GAP
     figure = Figure(figsize=(GALAXY_INCHES * width, GALAXY_INCHES * height), dpi=110)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0.0, width), ylim=(height, 0.0))
@@ -59,35 +58,35 @@ def draw_contact_sheet(
     axes.text(
         TILE_GAP, 0.1, title + (f" - {GENERATED_NOTICE}" if is_generated else ""), fontsize=16, va="top", weight="bold"
     )
-    said = "One row a condition. Left: as they are; then severities, the mildest first, with what they mean."
-    axes.text(TILE_GAP, 0.4, said, fontsize=11, va="top")
-    for number, name in enumerate(shown):
+    explanation = "One row per condition. Left: clean; then severities, the mildest first, with their physical values."
+    axes.text(TILE_GAP, 0.4, explanation, fontsize=11, va="top")
+    for number, name in enumerate(names):
         top = TITLE_HEIGHT + number * tall
-        what = CONDITIONS[name].description if name in CONDITIONS else "one after the other, each at its level"
+        description = CONDITIONS[name].description if name in CONDITIONS else "applied one after the other"
         axes.text(TILE_GAP, top + TILE_TEXT_HEIGHT - 0.17, name, fontsize=9, va="bottom", weight="bold")
-        _draw_tile(axes, images, 0.0, top + TILE_TEXT_HEIGHT, what)
+        _draw_tile(axes, images, 0.0, top + TILE_TEXT_HEIGHT, description)
         for column, severity in enumerate(select_severities(name), 1):
-            found = corrupt(images, indices, name, severity, survey)
-            _draw_tile(axes, found, column * wide, top + TILE_TEXT_HEIGHT, describe_severity(name, severity))
+            corrupted = corrupt(images, indices, name, severity, survey)
+            _draw_tile(axes, corrupted, column * wide, top + TILE_TEXT_HEIGHT, describe_severity(name, severity))
     return figure
 
 
 def draw_dataset_contact_sheet(
     galaxies: Galaxies, indices: Sequence[int], title: str, conditions: Sequence[str]
 ) -> Figure:
-    """Draw galaxies of these rows of the data file under conditions."""
+    """Draw the galaxies in these rows of the data file under conditions."""
     images = torch.from_numpy(np.stack([galaxies.images[row] for row in indices])).float() / 255.0
     survey = Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
     return draw_contact_sheet(images, torch.tensor(indices), survey, title, conditions, galaxies.generated)
 
 
 def select_severities(condition: str) -> tuple[float, ...]:
-    """Return the severities of a condition that are shown: five at most."""
+    """Return the severities of a condition that are drawn, at most five."""
     return get_levels(condition) if len(split_combination(condition)) == 1 else get_severities(condition)
 
 
 def _draw_tile(axes: Axes, images: Tensor, left: float, top: float, text: str) -> None:
-    """Draw galaxies side by side below their words."""
+    """Draw galaxies side by side below a text."""
     strip: NDArray[np.float32] = np.concatenate(list(images.cpu().permute(0, 2, 3, 1).numpy()), axis=1)
     extent = (left + TILE_GAP / 2, left + TILE_GAP / 2 + len(images), top + 1.0, top)
     axes.imshow(strip, extent=extent, aspect="auto", interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Figures on disk, whole, and the same bytes from the same figure."""
+"""Write figures atomically; the same figure gives the same bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FORMATS = ("png", "pdf")
 
 
 def save_figure(figure: Figure, path: Path, dpi: float, formats: Sequence[str] = FORMATS) -> bytes:
-    """Write a figure beside its name's endings, at so many dots per inch; return the PNG, which is among `kinds`."""
+    """Write a figure as `path` with the suffix of each format; return the PNG, which is among `formats`."""
     for kind in formats:
-        with atomic_write(path.with_suffix(f".{kind}")) as aside:
-            figure.savefig(aside, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else {})
+        with atomic_write(path.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else {})
     return path.with_suffix(".png").read_bytes()

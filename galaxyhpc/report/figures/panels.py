@@ -1,4 +1,4 @@
-"""Small multiples, a panel for each network: what it confuses, how well it knows itself, how it was trained."""
+"""Small multiples with one panel per network: confusion matrix, reliability, learning curves."""
 
 from __future__ import annotations
 
@@ -20,65 +20,65 @@ from galaxyhpc.report.figures.style import (
     write_empty_reason,
 )
 
-MAX_CONFUSION_PANELS, MAX_PANELS = 9, 12  # most networks in a figure
+MAX_CONFUSION_PANELS, MAX_PANELS = 9, 12  # networks in a figure
 MAX_COLUMNS = 4
 RAW_COLOUR, SCALED_COLOUR = "#D55E00", "#0072B2"
-NO_DATA_TEXT = "not in yet"
+NO_DATA_TEXT = "not measured yet"
 
 
-def draw_confusion(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw which classes each network takes for which, in per cent of the true class; None where nothing is in."""
+def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw the confusion matrix of each network, in per cent of the true class; None without results."""
     if tables.confusion.empty:
         return None
-    chosen, note = select_best_networks(tables.networks, MAX_CONFUSION_PANELS)
-    columns = min(3, len(chosen))
-    rows = -(-len(chosen) // columns)
+    selected, note = select_best_networks(tables.networks, MAX_CONFUSION_PANELS)
+    columns = min(3, len(selected))
+    rows = -(-len(selected) // columns)
     grid = PanelGrid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
-    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds together.", note]
-    figure, panels = make_figure(about, "Confusion of classes", notes, grid, num_panels=len(chosen))
+    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds pooled.", note]
+    figure, panels = make_figure(info, "Confusion of classes", notes, grid, num_panels=len(selected))
     classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
     by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
-    for n, (axes, network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+    for n, (axes, network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         axes.set_title(wrap_text(format_network_name(network), 44), fontsize=9, loc="left")
         if network["label"] in by_label:
             _draw_matrix(axes, by_label[network["label"]])
         else:
             axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5))
             write_empty_reason(axes, NO_DATA_TEXT)
-        lowest = n + columns >= len(chosen)
-        axes.set_xticks(range(10), classes if lowest else [], rotation=90, fontsize=8)
+        is_lowest = n + columns >= len(selected)
+        axes.set_xticks(range(10), classes if is_lowest else [], rotation=90, fontsize=8)
         axes.set_yticks(range(10), classes if n % columns == 0 else [], fontsize=8)
         axes.tick_params(length=0)
-        axes.set_xlabel("predicted" if lowest else "")
+        axes.set_xlabel("predicted" if is_lowest else "")
         axes.set_ylabel("truth" if n % columns == 0 else "")
     return figure
 
 
 def _draw_matrix(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw one 10 x 10 matrix; empty cells are those of no galaxy."""
+    """Draw one 10 x 10 matrix; cells without galaxies are empty."""
     counts = np.zeros((10, 10))
     counts[table["truth"], table["predicted"]] = table["count"]
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
     axes.spines[:].set_color("0.8")
-    for dark, colour in ((False, "0.15"), (True, "white")):
-        cells = np.argwhere((counts > 0) & ((percent > 55) == dark)).tolist()
+    for is_dark, colour in ((False, "0.15"), (True, "white")):
+        cells = np.argwhere((counts > 0) & ((percent > 55) == is_dark)).tolist()
         large = [(predicted, truth - 0.12, f"{percent[truth, predicted]:.0f}", 7.0) for truth, predicted in cells]
         small = [(predicted, truth + 0.28, f"{counts[truth, predicted]:.0f}", 4.5) for truth, predicted in cells]
         write_cells(axes, [*large, *small], colour)
 
 
-def draw_reliability(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw how often each network is right against how sure it is, as it is and scaled; None where nothing is in."""
+def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw accuracy against confidence for each network, raw and scaled; None without results."""
     if tables.reliability.empty:
         return None
-    chosen, note = select_best_networks(tables.networks, MAX_PANELS)
-    notes = ["Clean galaxies, all seeds together, 15 bins; ECE is the mean over seeds.", note]
+    selected, note = select_best_networks(tables.networks, MAX_PANELS)
+    notes = ["Clean galaxies, all seeds pooled, 15 bins; ECE is the mean over seeds.", note]
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
-    figure, panels = _make_panel_pairs(about, "Reliability", notes, len(chosen), 2.5, 0.25)
+    figure, panels = _make_panel_pairs(info, "Reliability", notes, len(selected), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
     by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
-    for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+    for n, ((upper, lower), network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.plot([0, 100], [0, 100], color="0.6", lw=0.8)
         for axes in (upper, lower):
@@ -96,45 +96,45 @@ def draw_reliability(tables: Tables, about: ReportInfo) -> Figure | None:
 
 
 def _draw_reliability_panel(upper: Axes, lower: Axes, bins: pd.DataFrame, clean: pd.Series) -> None:
-    for scaled, colour, word, column in (
-        (False, RAW_COLOUR, "as it is", "ece"),
+    for is_scaled, colour, name, column in (
+        (False, RAW_COLOUR, "unscaled", "ece"),
         (True, SCALED_COLOUR, "scaled", "ece_scaled"),
     ):
-        rows = bins[bins["scaled"] == scaled].sort_values("bin")
+        rows = bins[bins["scaled"] == is_scaled].sort_values("bin")
         if rows.empty:
             continue
-        seen = rows[rows["galaxies"] > 0]
-        text = f"{word}, ECE {100 * clean[column]:.1f} %"
-        x, y = 100 * seen["confidence"].to_numpy(float), 100 * seen["accuracy"].to_numpy(float)
-        upper.plot(x, y, marker="s" if scaled else "o", ms=3.2, lw=1.1, color=colour, label=text)
+        occupied = rows[rows["galaxies"] > 0]
+        text = f"{name}, ECE {100 * clean[column]:.1f} %"
+        x, y = 100 * occupied["confidence"].to_numpy(float), 100 * occupied["accuracy"].to_numpy(float)
+        upper.plot(x, y, marker="s" if is_scaled else "o", ms=3.2, lw=1.1, color=colour, label=text)
         edges = np.linspace(0, 100, len(rows) + 1)
-        lower.stairs(rows["galaxies"], edges, fill=not scaled, color=colour, alpha=1.0 if scaled else 0.35)
+        lower.stairs(rows["galaxies"], edges, fill=not is_scaled, color=colour, alpha=1.0 if is_scaled else 0.35)
     upper.legend(loc="upper left", fontsize=7, frameon=False, handlelength=1.5, borderpad=0.1)
 
 
-def draw_training_curves(tables: Tables, about: ReportInfo) -> Figure | None:
-    """Draw accuracy and loss against the epoch, a line for each seed; None where no run has begun."""
+def draw_training_curves(tables: Tables, info: ReportInfo) -> Figure | None:
+    """Draw accuracy and loss against the epoch, one line per seed; None if no run has started."""
     if tables.training.empty:
         return None
-    chosen, note = select_best_networks(tables.networks, MAX_PANELS)
-    look = select_with_styles(tables)[1]
-    notes = ["A line for each seed: grey of training galaxies (augmented), coloured of validation galaxies.", note]
-    notes += ["Level line: always the commonest class."] if np.isfinite(about.chance_accuracy) else []
-    figure, panels = _make_panel_pairs(about, "Training", notes, len(chosen), 2.6, 0.45)
-    curves = tables.training[tables.training["label"].isin(chosen["label"])]
+    selected, note = select_best_networks(tables.networks, MAX_PANELS)
+    styles = select_with_styles(tables)[1]
+    notes = ["One line per seed: grey on training galaxies (augmented), coloured on validation galaxies.", note]
+    notes += ["Level line: always the majority class."] if np.isfinite(info.chance_accuracy) else []
+    figure, panels = _make_panel_pairs(info, "Training", notes, len(selected), 2.6, 0.45)
+    curves = tables.training[tables.training["label"].isin(selected["label"])]
     by_label = dict(iter(curves.groupby("label", sort=False)))
     losses = curves[["train_loss", "validation_loss"]].to_numpy(float)
     highest = float(np.nanquantile(losses, 0.99)) * 1.05 if np.isfinite(losses).any() else 1.0
-    for n, ((upper, lower), network) in enumerate(zip(panels, chosen.to_dict("records"), strict=True)):
+    for n, ((upper, lower), network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.set_ylim(0, 100)
         lower.set_ylim(0, highest)
         if network["label"] in by_label:
-            _draw_training_panel(upper, lower, by_label[network["label"]], look[network["label"]]["color"])
+            _draw_training_panel(upper, lower, by_label[network["label"]], styles[network["label"]]["color"])
         else:
-            write_empty_reason(upper, "never begun")
-        if np.isfinite(about.chance_accuracy):
-            upper.axhline(100 * about.chance_accuracy, color="0.5", lw=0.8)
+            write_empty_reason(upper, "not started yet")
+        if np.isfinite(info.chance_accuracy):
+            upper.axhline(100 * info.chance_accuracy, color="0.5", lw=0.8)
         lower.set_xlabel("epoch", fontsize=8)
         if n % MAX_COLUMNS == 0:
             upper.set_ylabel("accuracy (%)", fontsize=8)
@@ -145,20 +145,20 @@ def draw_training_curves(tables: Tables, about: ReportInfo) -> Figure | None:
 def _draw_training_panel(upper: Axes, lower: Axes, history: pd.DataFrame, colour: str) -> None:
     for _, run in history.groupby("run_id", sort=False):
         epoch: NDArray[np.float64] = run["epoch"].to_numpy(float)
-        for axes, what, unit in ((upper, "accuracy", 100.0), (lower, "loss", 1.0)):
-            axes.plot(epoch, unit * run[f"train_{what}"].to_numpy(float), color="0.65", lw=0.8)
-            axes.plot(epoch, unit * run[f"validation_{what}"].to_numpy(float), color=colour, lw=0.9)
+        for axes, metric, unit in ((upper, "accuracy", 100.0), (lower, "loss", 1.0)):
+            axes.plot(epoch, unit * run[f"train_{metric}"].to_numpy(float), color="0.65", lw=0.8)
+            axes.plot(epoch, unit * run[f"validation_{metric}"].to_numpy(float), color=colour, lw=0.9)
 
 
 def _make_panel_pairs(
-    about: ReportInfo, heading: str, notes: list[str], num_panels: int, panel_height: float, lower_fraction: float
+    info: ReportInfo, heading: str, notes: list[str], num_panels: int, panel_height: float, lower_fraction: float
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Make `count` panels, each in two parts with one horizontal axis; the lower part takes `share` of the height."""
+    """Make panels in two parts that share the horizontal axis; the lower takes `lower_fraction` of the height."""
     columns = min(MAX_COLUMNS, num_panels)
     grid = PanelGrid(
         -(-num_panels // columns), columns, 2.35, panel_height, (0.35, 1.0), left=0.7, bottom=0.55, top=0.4
     )
-    figure, uppers = make_figure(about, heading, notes, grid, num_panels=num_panels)
+    figure, uppers = make_figure(info, heading, notes, grid, num_panels=num_panels)
     pairs = []
     for upper in uppers:
         box = upper.get_position()
