@@ -1,9 +1,10 @@
-"""The Triton kernels of `harmonic_triton`. Each takes a tile of pixels and fields, and gathers rows of it.
+"""The Triton kernels of `gpu` and `fused_blocks`. Each processes a tile of pixels and fields.
 
-Maps lie as rows of (pixels, fields), a row for a component; a table (rows, 3) says for each how many rows lie before
-it, how many beside it, and its place among these. Pixels are those of a grid with a border, on which a neighbour is a
-constant distance away. Matrices of constants come in two parts where the maps are of a half type: the sum of both is
-as good as float32. Products are added in float32, or float64.
+Maps are stored as planes of (pixels, fields), one per component; a table (components, 3) gives for each component the
+planes before its group of copies, the copies in the group, and its index in the group (`gpu.ComponentLayout`). Pixels
+are those of a grid with a border, on which a neighbour is a constant distance away. Matrices of constants come in two
+parts where the maps are of a half type: the sum of both is as exact as float32. Products are added in float32, or
+float64.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -16,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def matmul_constants(constants, values, LOW_OFFSET: tl.constexpr, M: tl.constexpr, K: tl.constexpr, offset):
-    """Multiply by a matrix (M, K), whose second part lies SPLIT behind the first; 0: there is one part."""
+    """Multiply by a matrix (M, K), whose second part lies LOW_OFFSET behind the first; 0: there is one part."""
     place = tl.arange(0, M)[:, None] * K + tl.arange(0, K)[None, :]
     found = tl.dot(tl.load(constants + offset + place), values, input_precision="ieee")
     if LOW_OFFSET:
@@ -26,7 +27,7 @@ def matmul_constants(constants, values, LOW_OFFSET: tl.constexpr, M: tl.constexp
 
 @triton.jit
 def compute_offsets(table, row, pixel, field, pixels, F: tl.constexpr):
-    """Return where the values (rows, pixels x fields) lie."""
+    """Return the memory offsets of values (components, pixels x fields)."""
     before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
     return ((before * pixels + place)[:, None] + pixel[None, :] * beside[:, None]) * F + field[None, :]
 
@@ -37,7 +38,7 @@ def field_to_irreps(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Channels-last maps -> rows, the first pixel at `origin` of the grid and `step` apart; zeros elsewhere."""
+    """Channels-last maps -> irreps: the first pixel at `origin` of the grid, `stride` apart; zeros elsewhere."""
     n, d, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, DP), tl.arange(0, RP)
     pixel = n // F
     image, place = pixel // (grid_height * grid_width), pixel % (grid_height * grid_width)
@@ -59,7 +60,7 @@ def irreps_to_field(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Rows -> channels-last maps, the other way round."""
+    """Irreps -> channels-last maps, the inverse of `field_to_irreps`."""
     n, d, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, DP), tl.arange(0, RP)
     pixel, inside = n // F, n < batch_size * height * width * F
     image, place = pixel // (height * width), pixel % (height * width)
@@ -77,8 +78,8 @@ def compute_z(
     F: tl.constexpr, SIZE: tl.constexpr, MP: tl.constexpr, KP: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows of z that come of one irrep of x', of TURNS tiles; z holds `count` pixels from `begin`."""
-    slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # irreps that share lines: at once
+    """Compute the maps of z that come from one irrep of x', for TILES tiles; z holds `count` pixels from `begin`."""
+    slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # neighbouring programs share cache lines
     first, rows, maps = (
         tl.load(slot_table + 3 * slot),
         tl.load(slot_table + 3 * slot + 1),
@@ -107,7 +108,7 @@ def compute_z(
 
 @triton.jit
 def is_interior(pixel, pixels, grid_height, grid_width):
-    """Whether a pixel is none of the border of one."""
+    """Whether a pixel is not on the border, one pixel wide."""
     place = pixel % (grid_height * grid_width)
     down, right = place // grid_width, place % grid_width
     found = (down > 0) & (down < grid_height - 1) & (right > 0) & (right < grid_width - 1)
@@ -119,7 +120,7 @@ def sum_moments(
     y_hat, weights, table, partial_sums, pixels, grid_height, grid_width,
     F: tl.constexpr, FP: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Add rows times their weights, and their squares, by field: found (programs, 2, F)."""
+    """Sum components times their weights, and their squares, by field: partial sums (programs, 2, F)."""
     field = tl.arange(0, FP)
     first = tl.zeros((FP,), tl.float32)
     second = tl.zeros((FP,), tl.float32)
@@ -144,7 +145,7 @@ def normalise(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """y' -> x': into the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
+    """y' -> x': to the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
     at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
@@ -162,7 +163,7 @@ def relu_backward(
     y_hat, grad_x_hat, to_field, table, factors, pixel, field, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Return y, and the gradient behind the ReLU that came through it, both (DP, columns) float32."""
+    """Return y, and the gradient that passes the ReLU, both (DP, columns) float32."""
     r = tl.arange(0, RP)
     at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
     held = is_interior(pixel, pixels, grid_height, grid_width) & (field < F)
@@ -181,7 +182,7 @@ def sum_normalise_gradients(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr,
     BF: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients behind the ReLU, and they times y, by field: found (programs, 2, F)."""
+    """Sum the gradients that pass the ReLU, and these times y, by field: partial sums (programs, 2, F)."""
     column = tl.arange(0, BP * BF)
     field = tl.program_id(1) * BF + column % BF
     first = tl.zeros((BP * BF,), tl.float32)
@@ -220,7 +221,7 @@ def normalise_backward(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x' -> of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
+    """Gradient of x' -> gradient of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
     y, gradient = relu_backward(
@@ -259,9 +260,9 @@ def blur(
     source, target, kernel, table, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
     F: tl.constexpr, KERNEL_SIZE: tl.constexpr, COLS: tl.constexpr, IS_BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """Weight the neighbours of every second pixel within the border, and add; BACK: the transpose, from the smaller.
+    """Sum the weighted neighbours of every second pixel within the border; IS_BACKWARD: the transpose.
 
-    Source and target lie on the larger grid and on the one `out_...` describes, or the other way round.
+    Source and target lie on the larger grid and on the one described by `out_...`, or the other way round.
     """
     row, n = tl.program_id(0), tl.program_id(1) * COLS + tl.arange(0, COLS)
     pixel, field = n // F, n % F
@@ -274,7 +275,7 @@ def blur(
     sum = tl.zeros((COLS,), tl.float32)
     for tap in range(KERNEL_SIZE * KERNEL_SIZE):
         y, x = tap // KERNEL_SIZE - KERNEL_SIZE // 2, tap % KERNEL_SIZE - KERNEL_SIZE // 2
-        if IS_BACKWARD:  # of the pixels that saw this one
+        if IS_BACKWARD:  # sum over the pixels that read this one
             near, beyond = down - y, right - x
             there = held & (near % 2 == 0) & (beyond % 2 == 0) & (near >= 0) & (beyond >= 0)
             near, beyond = near // 2, beyond // 2

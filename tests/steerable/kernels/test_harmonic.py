@@ -164,7 +164,7 @@ def test_a_layer_told_to_be_harmonic_is_dense_where_there_is_no_kernel(low: bool
 def test_what_a_harmonic_layer_cannot_do_is_refused() -> None:
     told = SteerableConv("D4", 2, 2, padding=1)
     told.harmonic = True
-    with pytest.raises(RuntimeError, match="found 8 channels, expected 16"):
+    with pytest.raises(RuntimeError, match="got 8 channels; expected 16"):
         told(torch.rand(1, 8, 5, 5))
     x = torch.rand(1, 16, 5, 5, requires_grad=True)
     with pytest.raises(RuntimeError, match="second derivative"):
