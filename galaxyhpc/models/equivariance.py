@@ -1,7 +1,7 @@
-"""What a network keeps when images are turned or mirrored, measured on smooth images without training it.
+"""Invariance of an untrained network under rotations and reflections, measured on smooth images.
 
-It is done on a copy in main memory whose batch norms take these images' own statistics, without which the outputs of
-an untrained network hardly depend on the image.
+Measured on a copy in main memory whose batch norms use the statistics of these images; otherwise the outputs of an
+untrained network hardly depend on the image.
 """
 
 from __future__ import annotations
