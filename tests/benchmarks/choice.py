@@ -44,7 +44,9 @@ def measure_layers(group: str, is_training: bool) -> dict[str, Any]:
         predicted = [cpu_timing.estimate_seconds(layer_input, rates, kernel, is_training) for kernel in KERNELS]
         chosen = selection.is_faster_on_cpu(layer_input, rates, is_training)
         row = {f"{kernel}_ms": round(1e3 * value, 2) for kernel, value in zip(KERNELS, timed[layer_input], strict=True)}
-        row |= {f"{kernel}_predicted_ms": round(1e3 * value, 2) for kernel, value in zip(KERNELS, predicted, strict=True)}
+        row |= {
+            f"{kernel}_predicted_ms": round(1e3 * value, 2) for kernel, value in zip(KERNELS, predicted, strict=True)
+        }
         layer_results[name] = row | {"harmonic": chosen}
         values = (dense, harmonic, harmonic if chosen else dense, min(dense, harmonic))
         sums = {kernel: sums[kernel] + value for kernel, value in zip(sums, values, strict=True)}

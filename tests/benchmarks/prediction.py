@@ -54,7 +54,7 @@ def main() -> None:
     model = ModelConfig(group=options.group, scale=options.scale)
     case = Case(model, options.size, options.batch, options.device, on_gpu, options.threads)
     config = make_config(case)
-    results["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, BUDGET, lambda one: None)
+    results["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, BUDGET, lambda results: None)
     results["data"] = data_pipeline.measure_pipeline(options.size, options.batch, options.device, BUDGET)
     (prediction,) = forecast.forecast_runs([config], forecast.parse_benchmark(results))
     epoch_seconds = train(config)

@@ -1,7 +1,4 @@
-"""Morphological opening in front of a network: scikit-image's, and part of everything that is made of the network.
-
-pytest tests/test_opening.py
-"""
+"""Morphological opening in front of a network: equal to scikit-image's, and part of training, evaluation and export."""
 
 from __future__ import annotations
 
@@ -65,9 +62,9 @@ def test_what_is_smaller_than_the_disk_goes_and_what_is_larger_stays() -> None:
 
 def test_it_is_a_setting_of_every_architecture_and_changes_the_identity_only_where_it_is_set() -> None:
     for settings in ARCHITECTURES:
-        without, opened = (RunConfig(model=ModelConfig(**settings, opening=r)) for r in (0, 4))
-        assert "opening" not in without.get_identity()["model"] and opened.get_identity()["model"]["opening"] == 4
-        assert without.run_id != opened.run_id
+        plain, opened = (RunConfig(model=ModelConfig(**settings, opening=r)) for r in (0, 4))
+        assert "opening" not in plain.get_identity()["model"] and opened.get_identity()["model"]["opening"] == 4
+        assert plain.run_id != opened.run_id
 
 
 def test_runs_with_and_without_it_are_two_networks_of_a_report() -> None:
@@ -86,10 +83,10 @@ def test_every_architecture_opens_what_comes_in_and_keeps_its_weights_names(sett
     opened.load_state_dict(network.state_dict())
     images = torch.rand(3, 3, 33, 33)
     with torch.inference_mode():
-        wanted = network(reference(images, 2))
-        torch.testing.assert_close(opened(images), wanted)
-        torch.testing.assert_close(convert_to_torch(opened)(images), wanted, rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(network(images), wanted)
+        expected = network(reference(images, 2))
+        torch.testing.assert_close(opened(images), expected)
+        torch.testing.assert_close(convert_to_torch(opened)(images), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(network(images), expected)
 
 
 @pytest.mark.parametrize("group", ["C4", "D4"])

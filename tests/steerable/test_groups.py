@@ -1,7 +1,4 @@
-"""Groups act on pixels as e2cnn says, and a basis is e2cnn's and nobody else's to change.
-
-pytest tests/test_groups.py
-"""
+"""Groups act on pixels as in e2cnn, and a basis is e2cnn's and read-only."""
 
 from __future__ import annotations
 
