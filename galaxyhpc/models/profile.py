@@ -48,12 +48,8 @@ def estimate_training_bytes(profile: NetworkProfile, config: RunConfig) -> float
     is_one_pass = get_micro_batch_size(config) == math.ceil(config.train.batch_size / config.resources.num_tasks)
     filter_bytes = value_bytes if is_one_pass else 8 + (2 if value_bytes == 2 else 0)
     values = maps + FILTER_COPIES * profile.largest_filter
-    return (
-        PROCESS_BYTES
-        + parameter_bytes * profile.parameters
-        + filter_bytes * profile.saved_filters
-        + value_bytes * values
-    )
+    filter_values, parameters = filter_bytes * profile.saved_filters, parameter_bytes * profile.parameters
+    return PROCESS_BYTES + parameters + filter_values + value_bytes * values
 
 
 def profile_network(model: ModelConfig, image_size: int) -> NetworkProfile:

@@ -137,18 +137,13 @@ def _make_plan(
 def _make_field_layout(
     change_of_basis: Any, components: ComponentLayout, planes: int, device: torch.device, dtype: torch.dtype
 ) -> FieldLayout:
-    matrix = torch.zeros(
-        _round_up_to_power_of_two(len(change_of_basis)), _round_up_to_power_of_two(len(components)), dtype=torch.float64
-    )
-    matrix[: len(change_of_basis), : len(components)] = torch.tensor(change_of_basis[:, list(components)])
+    channels, rows = len(change_of_basis), len(components)
+    shape = (_round_up_to_power_of_two(channels), _round_up_to_power_of_two(rows))
+    matrix = torch.zeros(shape, dtype=torch.float64)
+    matrix[:channels, :rows] = torch.tensor(change_of_basis[:, list(components)])
     table = torch.tensor(list(components.values()), dtype=torch.int32, device=device)
-    return FieldLayout(
-        _split_precision(matrix.T, dtype, device),
-        _split_precision(matrix, dtype, device),
-        table,
-        planes,
-        len(change_of_basis),
-    )
+    to_irreps, to_field = (_split_precision(values, dtype, device) for values in (matrix.T, matrix))
+    return FieldLayout(to_irreps, to_field, table, planes, channels)
 
 
 def _make_constants(basis: HarmonicBasis, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
