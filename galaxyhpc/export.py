@@ -1,9 +1,9 @@
-"""Makes a finished run portable, without this package and e2cnn: `python -m galaxyhpc.export runs/SWEEP/RUN_ID OUT`.
+"""Export of a finished run for use without this package and e2cnn: `python -m galaxyhpc.export runs/SWEEP/RUN_ID OUT`.
 
-Writes model.pt2 (`torch.export`), model.torchscript.pt, model.onnx (ONNX, which needs onnx, onnxscript, onnxruntime)
-and model.json, which says what goes in and comes out, into a new directory OUT. Every file takes batches of any size.
-Each is loaded again first, and its logits are compared with those of the run's own network on galaxies of every class:
-they agree to 1e-5, or nothing is kept and the exit status is 1. Exit status 2: it could not be tried.
+Writes model.pt2 (`torch.export`), model.torchscript.pt, model.onnx (needs onnx, onnxscript, onnxruntime) and
+model.json, a description of inputs and outputs, to a new directory OUT. Every file takes batches of any size. Each is
+loaded again, and its logits are compared with those of the run's own network on galaxies of every class: if they differ
+by more than 1e-5, nothing is kept and the exit status is 1. Exit status 2: the export could not be tried.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import sanitize, sha256, write_text
 from galaxyhpc.storage.provenance import collect_provenance
 
-GENERATED_WARNING = "GENERATED galaxies: do not rely on what it says of real ones"
-LOGIT_TOLERANCE = 1e-5  # of a logit, or of the largest one where that is above 1
-MAX_ONNX_BYTES = 2_000_000_000  # of weights that fit into one ONNX file; more are written beside it, to model.onnx.data
+GENERATED_WARNING = "GENERATED galaxies: do not rely on its predictions for real ones"
+LOGIT_TOLERANCE = 1e-5  # absolute, or relative to the largest logit where that is above 1
+MAX_ONNX_BYTES = 2_000_000_000  # of weights in one ONNX file; larger ones are written beside it, to model.onnx.data
 
 LogitsFunction = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
 
 
 class ExportInputError(ValueError):
-    """A place or a format with which nothing can be written."""
+    """An output directory or a format that cannot be written."""
 
 
 class LogitsMismatchError(RuntimeError):
-    """A written file that does not compute what the run's own network does."""
+    """An exported file whose logits differ from those of the run's own network."""
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -63,7 +63,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def convert_to_torch(network: nn.Module) -> nn.Module:
-    """Copy a network, in evaluation mode and main memory, into torch's own layers: no e2cnn, no expanded filters."""
+    """Copy a network, in evaluation mode and main memory, into torch's own layers, without e2cnn and this package."""
     copied = copy.deepcopy(network).cpu().eval()
     _replace_layers(copied)
     return copied.eval().requires_grad_(False)
@@ -80,17 +80,17 @@ def _replace_layers(module: nn.Module) -> None:
 @torch.no_grad()
 def _convert_convolution(layer: SteerableConv) -> nn.Conv2d:
     filters = layer.expand_filter()
-    outputs, inputs, *size = filters.shape
-    found = nn.Conv2d(inputs, outputs, (size[0], size[1]), layer.stride, layer.padding, bias=False)
-    found.weight.copy_(filters)
-    return found
+    outputs, inputs, *kernel_size = filters.shape
+    convolution = nn.Conv2d(inputs, outputs, (kernel_size[0], kernel_size[1]), layer.stride, layer.padding, bias=False)
+    convolution.weight.copy_(filters)
+    return convolution
 
 
 def _convert_batch_norm(layer: FieldBatchNorm) -> BatchNorm:
-    found = BatchNorm(layer.fields * layer.size, eps=layer.eps)
+    batch_norm = BatchNorm(layer.fields * layer.size, eps=layer.eps)
     per_channel = {name: values.repeat_interleave(layer.size) for name, values in layer.state_dict().items()}
-    found.load_state_dict(per_channel | {"num_batches_tracked": torch.tensor(0)})
-    return found
+    batch_norm.load_state_dict(per_channel | {"num_batches_tracked": torch.tensor(0)})
+    return batch_norm
 
 
 LAYER_CONVERTERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -100,17 +100,17 @@ LAYER_CONVERTERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def export_program(network: nn.Module, images: Tensor) -> ExportedProgram:
-    """Export a plain network for batches of any size from an example of two images or more."""
+    """Export a network of torch's layers for batches of any size, from an example of at least two images."""
     return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 class ExportFormat(NamedTuple):
-    """A kind of file: how it is written from a program and an example batch, and read."""
+    """A file format, with functions that write it from a program and an example batch, and read it."""
 
     filename: str
     write: Callable[[ExportedProgram, Tensor, Path], None]
     read: Callable[[Path], LogitsFunction]
-    required_packages: tuple[str, ...] = ()  # packages
+    required_packages: tuple[str, ...] = ()
 
 
 def _write_export(program: ExportedProgram, images: Tensor, path: Path) -> None:
@@ -132,8 +132,8 @@ def _read_torchscript(path: Path) -> LogitsFunction:
 
 def _write_onnx(program: ExportedProgram, images: Tensor, path: Path) -> None:
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-    large = sum(values.nbytes for values in program.state_dict.values()) > MAX_ONNX_BYTES
-    torch.onnx.export(program, (), path, dynamo=True, external_data=large, verbose=False, **names)
+    is_large = sum(values.nbytes for values in program.state_dict.values()) > MAX_ONNX_BYTES
+    torch.onnx.export(program, (), path, dynamo=True, external_data=is_large, verbose=False, **names)
 
 
 def _read_onnx(path: Path) -> LogitsFunction:
@@ -152,74 +152,79 @@ FORMATS = {
 
 def make_examples(image_size: int) -> Tensor:
     """Return a generated galaxy of every class, (10, 3, size, size) in [0, 1]."""
-    pictures = np.stack([render_image(label, [0, label], 128) for label in range(len(CLASSES))])
-    return torch.from_numpy(resize(pictures, image_size)).float() / 255.0
+    images = np.stack([render_image(label, [0, label], 128) for label in range(len(CLASSES))])
+    return torch.from_numpy(resize(images, image_size)).float() / 255.0
 
 
 def export(classifier: Classifier, output_dir: Path, formats: Sequence[str]) -> dict[str, float]:
-    """Write a new directory, whole or not at all; return each file's largest difference of a logit.
+    """Write a new directory atomically; return the largest difference of a logit for each file.
 
     Raises
     ------
-    BadInputError, DifferentLogitsError, OSError
+    ExportInputError, LogitsMismatchError, OSError
     """
     check_output(output_dir, formats)
     images = make_examples(classifier.image_size)
     program = export_program(convert_to_torch(classifier.network), images[:2])
     with torch.inference_mode():
-        wanted = classifier.network(images).numpy()
+        expected = classifier.network(images).numpy()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         differences = {}
-        for kind in (FORMATS[name] for name in formats):
+        for file_format in (FORMATS[name] for name in formats):
+            path = temporary / file_format.filename
             with _suppress_warnings():
-                kind.write(program, images[:2], aside / kind.filename)
-                differences[kind.filename] = _compare_logits(
-                    kind.read(aside / kind.filename), images, wanted, kind.filename
+                file_format.write(program, images[:2], path)
+                differences[file_format.filename] = _compare_logits(
+                    file_format.read(path), images, expected, file_format.filename
                 )
-        write_text(aside / "model.json", json.dumps(describe_export(classifier, aside, differences), indent=1) + "\n")
-        aside.chmod(0o755)
-        os.rename(aside, output_dir)
+        write_text(
+            temporary / "model.json", json.dumps(describe_export(classifier, temporary, differences), indent=1) + "\n"
+        )
+        temporary.chmod(0o755)
+        os.rename(temporary, output_dir)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return differences
 
 
 def check_output(output_dir: Path, formats: Sequence[str]) -> None:
-    """Refuse what could not be written, before anything is.
+    """Check the output directory and the packages before anything is written.
 
     Raises
     ------
-    BadInputError
+    ExportInputError
     """
     needed = dict.fromkeys(package for name in formats for package in FORMATS[name].required_packages)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise ExportInputError(
-            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}, or leave it out: "
+            f"onnx: got no {', '.join(missing)}; expected pip install {' '.join(missing)}, or no ONNX: "
             "--formats export torchscript"
         )
     if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
         raise ExportInputError(
-            f"{sanitize(str(output_dir))}: is there already; allowed: a new directory, or an empty one"
+            f"{sanitize(str(output_dir))}: already exists; expected a new directory, or an empty one"
         )
 
 
 def _compare_logits(compute_logits: LogitsFunction, images: Tensor, expected: NDArray[np.float32], name: str) -> float:
-    """Compare a batch of one and a batch of the rest."""
+    """Return the largest difference of the logits of two batches, one image and the rest."""
     with torch.inference_mode():
-        found = torch.cat([compute_logits(part) for part in (images[:1], images[1:])]).numpy()
-    difference = float(np.abs(found - expected).max())
-    allowed = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not difference <= allowed:
-        raise LogitsMismatchError(f"{name}: found logits {difference:g} from the run's own; allowed {allowed:g}")
+        logits = torch.cat([compute_logits(batch) for batch in (images[:1], images[1:])]).numpy()
+    difference = float(np.abs(logits - expected).max())
+    tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= tolerance:
+        raise LogitsMismatchError(
+            f"{name}: got logits that differ by {difference:g} from the run's own; expected at most {tolerance:g}"
+        )
     return difference
 
 
 @contextmanager
 def _suppress_warnings() -> Iterator[None]:
-    """Keep to ourselves that TorchScript is deprecated, and what exporters tell their own developers."""
+    """Suppress the deprecation warning of TorchScript and the exporters' messages to their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -231,9 +236,9 @@ def _suppress_warnings() -> Iterator[None]:
 
 
 def describe_export(classifier: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
-    """Describe what was exported: the contents of model.json."""
+    """Return the contents of model.json."""
     size, model = classifier.image_size, classifier.config.model
-    found = collect_provenance()
+    provenance = collect_provenance()
     return {
         "run_id": classifier.run.run_id,
         "architecture": model.name,
@@ -243,11 +248,11 @@ def describe_export(classifier: Classifier, folder: Path, differences: dict[str,
         "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {FIELD_ARCSEC:.1f} arcsec of sky",
         "output": "logits: (N, 10) float32; probabilities are softmax(logits / temperature)",
         "image_size": size,
-        "temperature": classifier.temperature,  # null: the run was not evaluated; probabilities are then not calibrated
+        "temperature": classifier.temperature,  # null: the run was not evaluated; probabilities are not calibrated
         "classes": dict(enumerate(CLASSES)),
         "weights": classifier.weights,
-        "commit": found["commit"],
-        "versions": found["versions"],
+        "commit": provenance["commit"],
+        "versions": provenance["versions"],
         "files": {
             path.name: {"sha256": sha256(path), "largest_difference": differences.get(path.name)}
             for path in sorted(folder.iterdir())
@@ -260,13 +265,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="galaxyhpc export", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("out", type=Path, help="a new directory")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(all)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="file formats (all)")
     options, console = parser.parse_args(arguments), make_console()
     try:
         check_output(options.out, options.formats)
-        used = trained_model.load(options.run, torch.device("cpu"))
+        classifier = trained_model.load(options.run, torch.device("cpu"))
         with console.status("writing and comparing") if console.is_terminal else nullcontext():
-            differences = export(used, options.out, options.formats)
+            differences = export(classifier, options.out, options.formats)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -276,8 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     for name, difference in differences.items():
-        console.print(f"{options.out / name}: logits within {difference:.1e} of the run's own", soft_wrap=True)
-    console.print(f"{options.out / 'model.json'}: says what goes in and what comes out", soft_wrap=True)
+        console.print(f"{options.out / name}: logits agree with the run's own to {difference:.1e}", soft_wrap=True)
+    console.print(f"{options.out / 'model.json'}: description of inputs and outputs", soft_wrap=True)
     return 0
 
 

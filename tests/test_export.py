@@ -1,4 +1,4 @@
-"""What is exported computes what the run's own network does, without e2cnn and this package."""
+"""An export computes the logits of the run's own network, without e2cnn and this package."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def galaxies() -> Tensor:
 def network(config: ModelConfig) -> nn.Module:
     """A network whose batch norms have seen galaxies, and have no two fields alike."""
     torch.manual_seed(0)
-    found = build_model(config, SIZE)
+    model = build_model(config, SIZE)
     with torch.no_grad():
-        for layer in found.modules():
+        for layer in model.modules():
             if isinstance(layer, FieldBatchNorm):
                 layer.weight.normal_(1.0, 0.2)
                 layer.bias.normal_(0.0, 0.2)
                 layer.momentum = 1.0
-        found.train()(galaxies())
-    return found.eval()
+        model.train()(galaxies())
+    return model.eval()
 
 
 def make_run(folder: Path, config: ModelConfig) -> RunDir:
@@ -73,11 +73,11 @@ def exported(run: RunDir) -> Path:
 @pytest.mark.compiler
 def test_what_is_exported_of_a_run_without_dense_filters_has_them(tmp_path: Path) -> None:
     run = make_run(tmp_path, ModelConfig(group="D8", scale=0.1))
-    every = dict.fromkeys(selection.get_steerable_layers(network(ModelConfig(group="D8", scale=0.1))), True)
-    write_text(kernel_choice.get_choice_path(run), json.dumps({"training": every, "inference": every}))
-    used = load(run.path, torch.device("cpu"))
-    assert all(layer.harmonic for layer in selection.get_steerable_layers(used.network).values())
-    differences = export(used, tmp_path / "portable", ["export", "torchscript"])
+    choice = dict.fromkeys(selection.get_steerable_layers(network(ModelConfig(group="D8", scale=0.1))), True)
+    write_text(kernel_choice.get_choice_path(run), json.dumps({"training": choice, "inference": choice}))
+    classifier = load(run.path, torch.device("cpu"))
+    assert all(layer.harmonic for layer in selection.get_steerable_layers(classifier.network).values())
+    differences = export(classifier, tmp_path / "portable", ["export", "torchscript"])
     assert max(differences.values()) > 0  # other sums, the same function
     assert "galaxyhpc" not in str(torch.export.load(tmp_path / "portable" / "model.pt2").graph)
 
@@ -99,27 +99,30 @@ np.save("model.onnx.npy", session.run(["logits"], {"images": images.numpy()})[0]
 def test_a_program_without_this_package_and_e2cnn_gets_the_same_logits(
     exported: Path, run: RunDir, tmp_path: Path
 ) -> None:
-    copied, network = shutil.copytree(exported, tmp_path / "copied"), load(run.path, torch.device("cpu")).network
-    np.save(copied / "images.npy", galaxies().numpy())
-    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=copied, check=True)
+    directory, network = shutil.copytree(exported, tmp_path / "copied"), load(run.path, torch.device("cpu")).network
+    np.save(directory / "images.npy", galaxies().numpy())
+    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=directory, check=True)
     with torch.inference_mode():
-        wanted = network(galaxies()).numpy()
-    assert np.ptp(wanted, axis=0).max() > 0.1  # different galaxies, different logits
-    for kind in FORMATS.values():
-        np.testing.assert_allclose(np.load(copied / f"{kind.filename}.npy"), wanted, rtol=0, atol=1e-5)
+        expected = network(galaxies()).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.1  # different galaxies, different logits
+    for file_format in FORMATS.values():
+        np.testing.assert_allclose(np.load(directory / f"{file_format.filename}.npy"), expected, rtol=0, atol=1e-5)
 
 
 def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, run: RunDir) -> None:
-    about = json.loads((exported / "model.json").read_text())
-    assert set(about["files"]) == {kind.filename for kind in FORMATS.values()}
-    assert {path.name for path in exported.iterdir()} == {*about["files"], "model.json"}
-    for name, said in about["files"].items():
-        assert said["sha256"] == sha256(exported / name) and said["largest_difference"] <= 1e-5
-    assert list(about["classes"].values()) == list(CLASSES) and about["image_size"] == SIZE
-    assert about["weights"] == sha256(run.best_file) and about["run_id"] == run.run_id
-    assert about["generated"] and "GENERATED" in about["trained_on"] and about["temperature"] is None
-    assert (about["architecture"], about["group"]) == ("steerable_cnn", "D4")
-    assert f"(N, 3, {SIZE}, {SIZE}) float32" in about["input"] and about["versions"]["torch"] == torch.__version__
+    description = json.loads((exported / "model.json").read_text())
+    assert set(description["files"]) == {file_format.filename for file_format in FORMATS.values()}
+    assert {path.name for path in exported.iterdir()} == {*description["files"], "model.json"}
+    for name, file in description["files"].items():
+        assert file["sha256"] == sha256(exported / name) and file["largest_difference"] <= 1e-5
+    assert list(description["classes"].values()) == list(CLASSES) and description["image_size"] == SIZE
+    assert description["weights"] == sha256(run.best_file) and description["run_id"] == run.run_id
+    assert description["generated"] and "GENERATED" in description["trained_on"] and description["temperature"] is None
+    assert (description["architecture"], description["group"]) == ("steerable_cnn", "D4")
+    assert (
+        f"(N, 3, {SIZE}, {SIZE}) float32" in description["input"]
+        and description["versions"]["torch"] == torch.__version__
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,10 +158,10 @@ def test_layers_without_the_size_of_a_batch_replace_those_that_would_keep_it_in_
 def test_files_that_compute_something_else_are_not_kept(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = FORMATS["torchscript"]
-    doubled = written._replace(read=lambda path: lambda images: 1.001 * written.read(path)(images))
-    monkeypatch.setitem(FORMATS, "torchscript", doubled)
-    with pytest.raises(LogitsMismatchError, match=r"model\.torchscript\.pt: found logits"):
+    torchscript = FORMATS["torchscript"]
+    altered = torchscript._replace(read=lambda path: lambda images: 1.001 * torchscript.read(path)(images))
+    monkeypatch.setitem(FORMATS, "torchscript", altered)
+    with pytest.raises(LogitsMismatchError, match=r"model\.torchscript\.pt: got logits"):
         export(load(run.path, torch.device("cpu")), tmp_path / "out", ["torchscript"])
     assert list(tmp_path.iterdir()) == []
 
@@ -168,8 +171,8 @@ def test_weights_too_many_for_one_onnx_file_lie_beside_it(
 ) -> None:
     monkeypatch.setattr("galaxyhpc.export.MAX_ONNX_BYTES", 1000)
     assert main([str(run.path), str(tmp_path / "out"), "--formats", "onnx"]) == 0
-    said = json.loads((tmp_path / "out" / "model.json").read_text())["files"]
-    assert set(said) == {"model.onnx", "model.onnx.data"} and said["model.onnx"]["largest_difference"] <= 1e-5
+    files = json.loads((tmp_path / "out" / "model.json").read_text())["files"]
+    assert set(files) == {"model.onnx", "model.onnx.data"} and files["model.onnx"]["largest_difference"] <= 1e-5
 
 
 def test_without_onnx_nothing_is_written_but_the_command_that_installs_it(
@@ -177,8 +180,10 @@ def test_without_onnx_nothing_is_written_but_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # importing it raises
     assert main([str(run.path), str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "pip install onnxscript, " in told and "--formats export torchscript" in told
+    message = capsys.readouterr().err
+    assert (
+        message.count("\n") == 1 and "pip install onnxscript, " in message and "--formats export torchscript" in message
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,7 +196,7 @@ def test_formats_are_chosen_and_nothing_is_written_over(
     assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.torchscript.pt"]
     before = sha256(out / "model.torchscript.pt")
     assert main([str(run.path), str(out), "--formats", "torchscript"]) == 2
-    assert "is there already; allowed: a new directory" in capsys.readouterr().err
+    assert "already exists; expected a new directory" in capsys.readouterr().err
     assert sha256(out / "model.torchscript.pt") == before
 
 

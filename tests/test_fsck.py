@@ -145,7 +145,7 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
     ),
     "paths damaged": (
         lambda run: write_text(kernel_choice.get_choice_path(run), "{"),
-        ("paths.json: found no JSON", "bring it back from a copy"),
+        ("paths.json: got invalid JSON", "restore it from a copy"),
     ),
     "best missing": (
         lambda run: run.best_file.unlink(),

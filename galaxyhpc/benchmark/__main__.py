@@ -1,10 +1,10 @@
-"""Measures this project on this machine: networks, data, processes; a sweep's hours from what was measured.
+"""Speed of this project on this machine: networks, data pipeline, scaling; forecast of a sweep's hours.
 
     python -m galaxyhpc.benchmark --out here.json
-    python -m galaxyhpc.benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --ways dense,ours --out gpu.json
-    python -m galaxyhpc.benchmark --predict sweeps/all_groups.yaml --from gpu.json
+    python -m galaxyhpc.benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --implementations dense,ours
+    python -m galaxyhpc.benchmark --predict sweeps/all_groups.yaml --from benchmark.json
 
-The file is written anew after every measured item: a run that is ended early leaves what it has.
+The file is rewritten after every measurement: an interrupted benchmark leaves the results so far.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
-CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # on a CPU; 16 images for smaller groups
+CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # 16 for smaller groups
 GPU_BATCH_SIZE = 32
-ALL_PARTS = (*PARTS, "data", "processes")
+ALL_PARTS = (*PARTS, "data", "scaling")
 SMALLEST_NETWORKS = ("C1", "cnn")
 TIMING_BUDGETS = {"cpu": TimingBudget(3, 0.5), "cuda": TimingBudget(4, 0.5)}
 
@@ -43,7 +43,7 @@ JsonDict = dict[str, Any]
 
 
 class BenchmarkError(ValueError):
-    """What was asked for cannot be measured."""
+    """The options do not describe a possible measurement."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,67 +58,66 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"galaxyhpc.benchmark: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
-    found = _make_header(options)
+    results = _make_header(options)
     try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            _measure_parts(options, cases, found, bar)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            _measure_parts(options, cases, results, progress)
     except KeyboardInterrupt:
         return 130
     finally:
-        for table in tables.make_tables(found):
+        for table in tables.make_tables(results):
             console.print(table)
-    console.print(f"{options.out}: {found['machine']['name']}, {options.threads} threads", soft_wrap=True)
+    console.print(f"{options.out}: {results['machine']['name']}, {options.threads} threads", soft_wrap=True)
     return 0
 
 
 def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: JsonDict, progress: Progress) -> None:
-    """Measure the parts asked for, and write what is known after every item."""
-    effort, rest = TIMING_BUDGETS[options.device], [part for part in options.parts if part not in PARTS]
+    """Measure the requested parts; write the results after every measurement."""
+    budget, other_parts = TIMING_BUDGETS[options.device], [part for part in options.parts if part not in PARTS]
     parts = [part for part in PARTS if part in options.parts]
-    items = len(options.ways) + len(parts) + 1
-    task = progress.add_task("", total=items * len(cases) * bool(parts) + len(rest))
+    items = len(options.implementations) + len(parts) + 1
+    task = progress.add_task("", total=items * len(cases) * bool(parts) + len(other_parts))
 
-    def note(**known: JsonDict) -> None:
-        results.update(known)
+    def add_results(**new_results: JsonDict) -> None:
+        results.update(new_results)
         write_text(options.out, json.dumps(results, indent=1) + "\n")
         progress.advance(task)
 
-    def keep(name: str) -> Callable[[JsonDict], None]:
-        return lambda one: note(networks=results["networks"] | {name: one})
+    def make_callback(name: str) -> Callable[[JsonDict], None]:
+        return lambda network: add_results(networks=results["networks"] | {name: network})
 
     for number, case in enumerate(cases if parts else ()):
         progress.update(task, description=case.name, completed=number * items)
-        compare_implementations(case, options.ways, parts, effort, keep(case.name))
-    if "data" in rest:
+        compare_implementations(case, options.implementations, parts, budget, make_callback(case.name))
+    if "data" in other_parts:
         progress.update(task, description="data")
-        note(data=_measure_data(options, results["networks"], effort))
-    if "processes" in rest:
-        progress.update(task, description="processes")
-        note(processes=scaling.measure_scaling(_make_case(options, "C4"), effort))
+        add_results(data=_measure_data(options, results["networks"], budget))
+    if "scaling" in other_parts:
+        progress.update(task, description="scaling")
+        add_results(scaling=scaling.measure_scaling(_make_case(options, "C4"), budget))
 
 
 def _measure_data(options: argparse.Namespace, networks: dict[str, JsonDict], budget: TimingBudget) -> JsonDict:
-    """Time the data, alone and as a part of a step of the smallest networks, which are measured where they were not."""
+    """Time the data pipeline, alone and as a fraction of a step of the smallest networks, measured here if missing."""
     smallest = {}
     for name in SMALLEST_NETWORKS:
-        known = networks.get(name, {})
-        if "optimizer_seconds" not in known.get("ways", {}).get("ours", {}):
-            known = compare_implementations(_make_case(options, name), ["ours"], ["training"], budget, lambda one: None)
-        smallest[name] = known
-    data = data_pipeline.measure_pipeline(
-        options.size, _make_case(options, SMALLEST_NETWORKS[0]).batch_size, options.device, budget
-    )
-    return data | {"share_of_step": data_pipeline.compute_step_fractions(data, smallest)}
+        network = networks.get(name, {})
+        if "optimizer_seconds" not in network.get("implementations", {}).get("ours", {}):
+            case = _make_case(options, name)
+            network = compare_implementations(case, ["ours"], ["training"], budget, lambda network: None)
+        smallest[name] = network
+    batch_size = _make_case(options, SMALLEST_NETWORKS[0]).batch_size
+    data = data_pipeline.measure_pipeline(options.size, batch_size, options.device, budget)
+    return data | {"fraction_of_step": data_pipeline.compute_step_fractions(data, smallest)}
 
 
 def _print_forecast(options: argparse.Namespace, console: Console) -> int:
-    """Print the hours of a sweep from a benchmark's file."""
+    """Print the hours of a sweep, predicted from a benchmark's file."""
     if options.source is None:
-        raise BenchmarkError("--predict: found no --from; allowed: --from JSON, which a benchmark on the device wrote")
-    measured, sweep = forecast.read_benchmark(options.source), load_sweep(options.predict)
-    console.print(
-        tables.make_sweep_table(sweep.name, forecast.forecast_runs(sweep.runs, measured), measured.device_name)
-    )
+        raise BenchmarkError("--predict: got no --from; expected --from JSON, written by a benchmark on the device")
+    benchmark, sweep = forecast.read_benchmark(options.source), load_sweep(options.predict)
+    forecasts = forecast.forecast_runs(sweep.runs, benchmark)
+    console.print(tables.make_sweep_table(sweep.name, forecasts, benchmark.device_name))
     return 0
 
 
@@ -140,15 +139,15 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="D16,...",
         help="groups and cnn, in this order (all)",
     )
-    add("--size", type=int, default=65, help="px (%(default)s)")
-    add("--batch", type=int, metavar="N", help="images (4 to 16 on a CPU, by group; 32 on a GPU)")
-    add("--scale", type=float, default=1.0, help="of the study's fields (%(default)s)")
-    add("--ways", type=_parse_list, default=list(IMPLEMENTATIONS), help=f"of {','.join(IMPLEMENTATIONS)} (all)")
-    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"of {','.join(ALL_PARTS)} (all)")
-    add("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    add("--size", type=int, default=65, help="image size in px (%(default)s)")
+    add("--batch", type=int, metavar="N", help="images per batch (4 to 16 on a CPU, by group; 32 on a GPU)")
+    add("--scale", type=float, default=1.0, help="factor of the study's fields (%(default)s)")
+    add("--implementations", type=_parse_list, default=list(IMPLEMENTATIONS), help=f"{','.join(IMPLEMENTATIONS)} (all)")
+    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"{','.join(ALL_PARTS)} (all)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (%(default)s)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense (on a GPU)")
-    add("--predict", type=Path, metavar="SWEEP", help="nothing is measured: the sweep's hours, from --from")
-    add("--from", dest="source", type=Path, metavar="JSON", help="what a benchmark wrote, with `ours` in training")
+    add("--predict", type=Path, metavar="SWEEP", help="measure nothing; predict the hours of a sweep from --from")
+    add("--from", dest="source", type=Path, metavar="JSON", help="file of a benchmark with `ours` in training")
     add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="(%(default)s)")
     return parser
 
@@ -158,61 +157,63 @@ def _parse_list(text: str) -> list[str]:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot be measured, before anything is."""
-    for name, allowed in (("ways", IMPLEMENTATIONS), ("parts", ALL_PARTS)):
-        wrong = [one for one in getattr(options, name) if one not in allowed]
-        if wrong or not getattr(options, name):
-            raise BenchmarkError(f"--{name}: found {','.join(wrong) or 'none'}; allowed: {', '.join(allowed)}")
-        setattr(options, name, [one for one in allowed if one in getattr(options, name)])
+    """Refuse impossible options before anything is measured."""
+    for option, allowed in (("implementations", IMPLEMENTATIONS), ("parts", ALL_PARTS)):
+        values = getattr(options, option)
+        unknown = [value for value in values if value not in allowed]
+        if unknown or not values:
+            raise BenchmarkError(
+                f"--{option}: got {','.join(unknown) or 'none'}; expected some of {', '.join(allowed)}"
+            )
+        setattr(options, option, [value for value in allowed if value in values])
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise BenchmarkError("--device: found cuda, but torch sees no GPU; allowed here: cpu")
+        raise BenchmarkError("--device: got cuda, but torch sees no GPU; expected cpu")
     if options.threads < 1:
-        raise BenchmarkError(f"--threads: found {options.threads}; allowed: 1 or more")
+        raise BenchmarkError(f"--threads: got {options.threads}; expected 1 or more")
     if not options.out.absolute().parent.is_dir():
-        raise BenchmarkError(f"--out: no directory {options.out.parent}; allowed: a file in one that is there")
+        raise BenchmarkError(f"--out: no directory {options.out.parent}; expected a file in an existing directory")
 
 
 def _make_cases(options: argparse.Namespace) -> list[Case]:
     if options.batch is not None and options.batch < 2:
-        raise BenchmarkError(f"--batch: found {options.batch}; allowed: 2 or more, for batch normalisation")
+        raise BenchmarkError(f"--batch: got {options.batch}; expected 2 or more, for batch normalisation")
     if not is_exact_image_size(options.size, "steerable_cnn"):
-        raise BenchmarkError(f"--size: found {options.size}; allowed: 33, 65, 127, 129, 255, 257 and the like")
+        raise BenchmarkError(f"--size: got {options.size}; expected 33, 65, 127, 129, 255, 257 and the like")
     if not 0 < options.scale <= 4:
-        raise BenchmarkError(f"--scale: found {options.scale:g}; allowed: above 0, at most 4")
+        raise BenchmarkError(f"--scale: got {options.scale:g}; expected above 0, at most 4")
     if not options.groups:
-        raise BenchmarkError("--groups: found none; allowed: cnn and groups such as D16,C4")
+        raise BenchmarkError("--groups: got none; expected cnn and groups such as D16,C4")
     return [_make_case(options, name) for name in options.groups]
 
 
 def _make_case(options: argparse.Namespace, name: str) -> Case:
     """Return the study's network of a group, or its conventional one."""
     try:
-        asked = {"architecture": "cnn"} if name == "cnn" else {"group": check_group_name(name)}
+        settings = {"architecture": "cnn"} if name == "cnn" else {"group": check_group_name(name)}
     except ValueError as error:
-        raise BenchmarkError(f"--groups: found {name}; allowed: cnn, {error}") from None
-    model = ModelConfig.model_validate(asked | {"scale": options.scale})
-    cuda = options.device == "cuda"
-    compiled = cuda if options.compile is None else options.compile
-    batch = options.batch or (GPU_BATCH_SIZE if cuda else CPU_BATCH_SIZES.get(name, 16))
-    return Case(model, options.size, batch, options.device, compiled, options.threads)
+        raise BenchmarkError(f"--groups: got {name}; expected cnn, {error}") from None
+    model = ModelConfig.model_validate(settings | {"scale": options.scale})
+    on_gpu = options.device == "cuda"
+    should_compile = on_gpu if options.compile is None else options.compile
+    batch_size = options.batch or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZES.get(name, 16))
+    return Case(model, options.size, batch_size, options.device, should_compile, options.threads)
 
 
 def _make_header(options: argparse.Namespace) -> JsonDict:
-    """Return the head of the file: where, how, and what a ratio is."""
-    effort = TIMING_BUDGETS[options.device]
-    how = {"ways": options.ways, "parts": options.parts, "size": options.size, "turns": effort.num_rounds}
-    words = {
-        "seconds": "of forward and backward of a batch, or of forward; the mean of a turn, the fastest turn",
-        "ratios": "of the seconds of the fastest turns, of the bytes, of the start-up seconds",
-        "peak_bytes": "from building to the end of the first step; CPU: growth of the process's resident memory",
-        "startup_seconds": "from building to the end of the first step; imports and bases are at hand",
-        "share_of_step": "of the data, to forward, backward and the optimizer's step",
-        "bases_seconds": "of imports and of sampling the filters' bases, or reading them from the cache",
+    """Return the head of the file: machine, settings and definitions."""
+    settings = {"implementations": options.implementations, "parts": options.parts, "size": options.size}
+    definitions = {
+        "seconds": "of forward and backward of a batch, or of forward: the mean of a round, the fastest round",
+        "ratios": "of the seconds of the fastest rounds, of the bytes, of the start-up seconds",
+        "peak_bytes": "from construction to the end of the first step; CPU: growth of resident memory",
+        "startup_seconds": "from construction to the end of the first step; imports and filter bases are ready",
+        "fraction_of_step": "time of the data to that of forward, backward and optimizer step",
+        "bases_seconds": "of imports and of sampling the filter bases, or reading them from the cache",
     }
     return {
         "machine": describe_environment(options.device, options.threads),
-        "how": how,
-        "words": words,
+        "settings": settings | {"rounds": TIMING_BUDGETS[options.device].num_rounds},
+        "definitions": definitions,
         "networks": {},
     }
 

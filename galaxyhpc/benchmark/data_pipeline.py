@@ -1,7 +1,7 @@
-"""The data: galaxies' bytes to augmented images on the device, beside torchvision's chain of one image at a time.
+"""The data pipeline, from bytes to augmented images on the device, compared with torchvision's, one image at a time.
 
-The chain is what everybody writes: ToTensor, RandomAffine with bilinear interpolation, two flips; it runs on the CPU
-with the same threads whatever the device, and its images are given to it free of charge.
+torchvision's is the common one: ToTensor, RandomAffine with bilinear interpolation, two flips. It runs on the CPU with
+the same threads for every device; loading its images is not timed.
 """
 
 from __future__ import annotations
@@ -24,38 +24,43 @@ JsonDict = dict[str, Any]
 
 
 def measure_pipeline(image_size: int, batch_size: int, device: str, budget: TimingBudget) -> JsonDict:
-    """Time batches of pictures of noise, whose bytes lie where the trainer's do."""
+    """Time batches of noise images, stored where the trainer stores images."""
     pixels = torch.randint(256, (NUM_GALAXIES, 3, image_size, image_size), dtype=torch.uint8)
-    pictures = DeviceDataset(
-        pixels.to(device), torch.zeros(NUM_GALAXIES, dtype=torch.int64, device=device), torch.device(device)
-    )
-    ways: dict[str, Callable[[Tensor], object]] = {"ours": lambda rows: _augment_batch(pictures, rows)}
-    found: JsonDict = {"size": image_size, "batch": batch_size, "ratios": {}, "ours": {}, "torchvision": {}}
+    labels = torch.zeros(NUM_GALAXIES, dtype=torch.int64, device=device)
+    dataset = DeviceDataset(pixels.to(device), labels, torch.device(device))
+    implementations: dict[str, Callable[[Tensor], object]] = {"ours": lambda indices: _augment_batch(dataset, indices)}
+    results: JsonDict = {"size": image_size, "batch": batch_size, "ratios": {}, "ours": {}, "torchvision": {}}
     try:
-        chain = _make_torchvision_transform()
+        transform = _make_torchvision_transform()
     except (ImportError, RuntimeError, OSError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        found["torchvision"] = {"failed": f"torchvision cannot be imported: {first[:200]}"}
+        message = (str(error).splitlines() or [""])[0]
+        results["torchvision"] = {"failed": f"torchvision cannot be imported: {message[:200]}"}
     else:
-        ways["torchvision"] = lambda rows: torch.stack([chain(pixels[row].permute(1, 2, 0).numpy()) for row in rows])
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(budget.num_rounds):
-        rows = (torch.arange(batch_size) * 7 + turn) % NUM_GALAXIES
-        for name, way in ways.items():
-            times[name].append(_time_batches(way, rows, device, budget.round_seconds))
-    for name, some in times.items():
-        found[name] = summarize_times(some, batch_size)
+        implementations["torchvision"] = lambda indices: torch.stack(
+            [transform(pixels[index].permute(1, 2, 0).numpy()) for index in indices]
+        )
+    times: dict[str, list[float]] = {name: [] for name in implementations}
+    for round_number in range(budget.num_rounds):
+        indices = (torch.arange(batch_size) * 7 + round_number) % NUM_GALAXIES
+        for name, implementation in implementations.items():
+            times[name].append(_time_batches(implementation, indices, device, budget.round_seconds))
+    for name, round_times in times.items():
+        results[name] = summarize_times(round_times, batch_size)
     if "torchvision" in times:
-        found["ratios"]["torchvision_to_ours"] = found["torchvision"]["seconds"] / found["ours"]["seconds"]
-    return found
+        results["ratios"]["torchvision_to_ours"] = results["torchvision"]["seconds"] / results["ours"]["seconds"]
+    return results
 
 
 def compute_step_fractions(data: JsonDict, networks: dict[str, JsonDict]) -> dict[str, float]:
-    """Return the data's time by that of a training step of each network and its optimizer, at the network's batch."""
-    per_image = data["ours"]["seconds"] / data["batch"]
-    ours = {name: found["ways"].get("ours", {}) for name, found in networks.items()}
-    steps = {name: of["training"]["seconds"] + of["optimizer_seconds"] for name, of in ours.items() if "training" in of}
-    return {name: per_image * networks[name]["batch"] / seconds for name, seconds in steps.items()}
+    """Return the ratio of the data's time to that of a training step with the optimizer, for each network's batch."""
+    seconds_per_image = data["ours"]["seconds"] / data["batch"]
+    fractions = {}
+    for name, network in networks.items():
+        ours = network["implementations"].get("ours", {})
+        if "training" in ours:
+            step_seconds = ours["training"]["seconds"] + ours["optimizer_seconds"]
+            fractions[name] = seconds_per_image * network["batch"] / step_seconds
+    return fractions
 
 
 def _augment_batch(dataset: DeviceDataset, indices: Tensor) -> Tensor:
@@ -65,13 +70,13 @@ def _augment_batch(dataset: DeviceDataset, indices: Tensor) -> Tensor:
 
 
 def _make_torchvision_transform() -> Callable[[Any], Tensor]:
-    """Return torchvision's transforms with the study's settings, which are ours."""
+    """Return torchvision's transforms with the default settings of augmentation."""
     from torchvision import transforms
 
     config = AugmentConfig()
     bilinear = transforms.InterpolationMode.BILINEAR
     shift = (config.shift, config.shift)
-    chain: Callable[[Any], Tensor] = transforms.Compose(
+    transform: Callable[[Any], Tensor] = transforms.Compose(
         [
             transforms.ToTensor(),
             transforms.RandomAffine(config.rotation, translate=shift, interpolation=bilinear),
@@ -79,21 +84,21 @@ def _make_torchvision_transform() -> Callable[[Any], Tensor]:
             transforms.RandomVerticalFlip(config.flip),
         ]
     )
-    return chain
+    return transform
 
 
 def _time_batches(
     implementation: Callable[[Tensor], object], indices: Tensor, device: str, round_seconds: float
 ) -> float:
-    """Return the mean s of a batch over a turn, after one batch that is not counted."""
+    """Return the mean seconds of a batch over a round, after one untimed batch."""
     implementation(indices)
     _synchronize(device)
-    begun, count = time.perf_counter(), 0
-    while count == 0 or (time.perf_counter() - begun < round_seconds and count < 100):
+    start, count = time.perf_counter(), 0
+    while count == 0 or (time.perf_counter() - start < round_seconds and count < 100):
         implementation(indices)
         count += 1
     _synchronize(device)
-    return (time.perf_counter() - begun) / count
+    return (time.perf_counter() - start) / count
 
 
 def _synchronize(device: str) -> None:

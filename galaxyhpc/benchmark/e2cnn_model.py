@@ -1,4 +1,4 @@
-"""The steerable CNN in e2cnn's own modules, as the study ran it: what ours is compared with."""
+"""The steerable CNN in e2cnn's own modules, as in Pandya et al. 2023 (arXiv:2311.01500): the reference for ours."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from galaxyhpc.steerable import groups
 
 
 class E2cnnModel(nn.Module):
-    """The function of one of our steerable CNNs, with a copy of its weights."""
+    """One of our steerable CNNs in e2cnn's modules, with a copy of its weights."""
 
     def __init__(self, network: StudyCNN, image_size: int) -> None:
         super().__init__()
         convolution: Any = next(network.blocks[0].children())
         space = groups.make_gspace(convolution.basis_spec[0])
-        from e2cnn import nn as modules  # after the space, which makes e2cnn work
+        from e2cnn import nn as modules  # after make_gspace, which imports e2cnn_compat
 
         self.input_type = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)
         layers: list[Any] = [modules.MaskModule(self.input_type, image_size, margin=1)]
@@ -39,6 +39,6 @@ class E2cnnModel(nn.Module):
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
         from e2cnn.nn import GeometricTensor
 
-        found: Tensor = self.layers(GeometricTensor(images, self.input_type)).tensor
-        logits: Tensor = self.mlp(self.average(found).flatten(1))
+        pooled: Tensor = self.layers(GeometricTensor(images, self.input_type)).tensor
+        logits: Tensor = self.mlp(self.average(pooled).flatten(1))
         return logits

@@ -1,4 +1,4 @@
-"""On what something was measured."""
+"""The hardware and software of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from galaxyhpc.storage.provenance import collect_provenance
 
 def describe_environment(device: str, threads: int) -> dict[str, Any]:
     """Describe the device, the software and the state of the code."""
-    made = collect_provenance()
+    provenance = collect_provenance()
     name = torch.cuda.get_device_name() if device == "cuda" else get_processor_name()
     return {
         "device": device,
@@ -27,13 +27,13 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "commit": made["commit"],
-        "uncommitted": made["uncommitted"],
+        "commit": provenance["commit"],
+        "uncommitted": provenance["uncommitted"],
     }
 
 
 def get_processor_name() -> str:
-    """Return what the CPU's maker calls it."""
+    """Return the CPU's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""A sweep's hours from what was measured on one device.
+"""Forecast of a sweep's hours from a benchmark on one device.
 
-A network that was measured, with its settings, its image size and its precision, takes its own seconds per image, those
-of the median turn; any other is predicted by `costs` from a fit through all that were. One run on one device at a time,
-without an early stop.
+A measured network, of the same settings, image size and precision, takes its own seconds per image, those of the median
+round; any other is predicted by `run_cost` from a fit to all measured ones. One run at a time on one device, without
+early stopping.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from galaxyhpc.data.simulate import PUBLISHED_CLASS_COUNTS
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import NetworkProfile
 
-NUM_PUBLISHED_GALAXIES = sum(PUBLISHED_CLASS_COUNTS)  # galaxies
+NUM_PUBLISHED_GALAXIES = sum(PUBLISHED_CLASS_COUNTS)
 
 JsonDict = dict[str, Any]
 
 
 class BenchmarkFileError(ValueError):
-    """A file that no benchmark wrote, or that lacks what is asked of it."""
+    """A file that no benchmark wrote, or that lacks what a forecast needs."""
 
 
 @dataclass(frozen=True)
 class NetworkTimes:
-    """What one network takes on one device, s."""
+    """The times of one network on one device."""
 
-    training_seconds: float  # an image: forward, backward, and its augmentation
-    inference_seconds: float  # an image
-    optimizer_seconds: float  # a step
+    training_seconds: float  # per image: forward, backward and augmentation
+    inference_seconds: float  # per image
+    optimizer_seconds: float  # per step
 
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """A benchmark's file."""
+    """The contents of a benchmark's file."""
 
     device: str  # cpu or cuda
     device_name: str
@@ -52,59 +52,62 @@ class BenchmarkResults:
 
 
 def read_benchmark(path: Path) -> BenchmarkResults:
-    """Read what a benchmark wrote.
+    """Read the file of a benchmark.
 
     Raises
     ------
     BenchmarkFileError, OSError
     """
     try:
-        found = json.loads(path.read_text())
-        return parse_benchmark(found)
+        return parse_benchmark(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        allowed = "allowed: what galaxyhpc.benchmark --out wrote"
-        raise BenchmarkFileError(f"{path}: found {type(error).__name__}: {str(error)[:100]}; {allowed}") from None
+        got = f"got {type(error).__name__}: {str(error)[:100]}"
+        raise BenchmarkFileError(f"{path}: {got}; expected the file of galaxyhpc.benchmark --out") from None
 
 
 def parse_benchmark(results: JsonDict) -> BenchmarkResults:
-    """Take what is needed out of a benchmark's answers."""
+    """Extract the times of all networks whose training was measured."""
     machine = results["machine"]
     data = results.get("data", {}).get("ours", {})
-    augmented = data["median_seconds"] / results["data"]["batch"] if data else 0.0
-    rates, records = {}, []
-    for one in results["networks"].values():
-        ours = one["ways"].get("ours", {})
+    augmentation = data["median_seconds"] / results["data"]["batch"] if data else 0.0
+    network_times, records = {}, []
+    for network in results["networks"].values():
+        ours = network["implementations"].get("ours", {})
         if "training" not in ours:
             continue
-        model, batch = ModelConfig.model_validate_json(json.dumps(one["model"])), one["batch"]
-        training = ours["training"]["median_seconds"] / batch
+        model, batch_size = ModelConfig.model_validate_json(json.dumps(network["model"])), network["batch"]
+        training = ours["training"]["median_seconds"] / batch_size
         inference = (
-            ours["inference"]["median_seconds"] / batch
+            ours["inference"]["median_seconds"] / batch_size
             if "inference" in ours
             else training / run_cost.FORWARD_PASSES_PER_TRAINING_IMAGE
         )
-        each = NetworkTimes(training + augmented, inference, ours.get("optimizer_seconds", 0.0))
-        rates[model, one["size"], one["precision"]] = each
-        records.append(_make_record(model, one, each, machine))
-    if not rates:
-        raise ValueError("no network's training in the way `ours`")
-    return BenchmarkResults(machine["device"], machine["name"], machine["threads"], rates, records)
+        times = NetworkTimes(training + augmentation, inference, ours.get("optimizer_seconds", 0.0))
+        network_times[model, network["size"], network["precision"]] = times
+        records.append(_make_record(model, network, times, machine))
+    if not network_times:
+        raise ValueError("no training of a network by the implementation `ours`")
+    return BenchmarkResults(machine["device"], machine["name"], machine["threads"], network_times, records)
 
 
 def _make_record(model: ModelConfig, network: JsonDict, times: NetworkTimes, machine: JsonDict) -> TimingRecord:
-    """Return what `costs` would have recorded of a run of this network."""
+    """Return the record that `run_cost` would make of a run of this network."""
     config = RunConfig(
         model=model,
         data=DataConfig(image_size=network["size"]),
         train=TrainConfig(batch_size=network["batch"], precision=network["precision"]),
         resources=_make_resources(machine["device"], machine["threads"]),
     )
-    validated = config.data.validation_fraction / get_training_fraction(config)
-    seconds = times.training_seconds + times.optimizer_seconds / network["batch"] + validated * times.inference_seconds
+    validation_ratio = config.data.validation_fraction / get_training_fraction(config)
+    seconds = (
+        times.training_seconds + times.optimizer_seconds / network["batch"] + validation_ratio * times.inference_seconds
+    )
     on_gpu = machine["device"] == "cuda"
-    adds = _get_network_profile(model, network["size"]).multiply_adds
+    num_multiply_adds = _get_network_profile(model, network["size"]).multiply_adds
     return TimingRecord(
-        machine["name"] if on_gpu else "cpu", run_cost.estimate_prior_seconds(adds, config, on_gpu), seconds
+        machine["name"] if on_gpu else "cpu",
+        run_cost.estimate_prior_seconds(num_multiply_adds, config, on_gpu),
+        seconds,
     )
 
 
@@ -119,10 +122,10 @@ def _get_network_profile(model: ModelConfig, image_size: int) -> NetworkProfile:
 
 @dataclass(frozen=True)
 class RunForecast:
-    """What one run is expected to take."""
+    """The predicted time of one run."""
 
     config: RunConfig
-    is_measured: bool  # from the network's own seconds
+    is_measured: bool  # from the network's own times, not from a fit
     prediction: RunTimeEstimate
 
     @property
@@ -131,7 +134,7 @@ class RunForecast:
 
     @property
     def epoch_seconds(self) -> float:
-        """Return the s of one epoch with its validation."""
+        """Return the seconds of one epoch with its validation."""
         return self.prediction.training_seconds / self.config.train.epochs
 
 
@@ -141,38 +144,37 @@ def forecast_runs(configs: Sequence[RunConfig], benchmark: BenchmarkResults) -> 
 
 
 def count_galaxies(config: RunConfig) -> int:
-    """Return how many galaxies a run divides: those of the published file, or generated ones."""
+    """Return the number of galaxies of a run's dataset: of the published file, or generated."""
     return config.data.demo.galaxies if config.data.source == "demo" else NUM_PUBLISHED_GALAXIES
 
 
 def _forecast_run(config: RunConfig, benchmark: BenchmarkResults) -> RunForecast:
     micro, resources = config.resources.micro_batch, _make_resources(benchmark.device, benchmark.num_threads)
     config = config.model_copy(update={"resources": resources.model_copy(update={"micro_batch": micro})})
-    rates = benchmark.network_times.get((config.model, config.data.image_size, config.train.precision))
-    if rates is not None:
-        return RunForecast(config, True, _predict_from_times(config, rates, benchmark.device == "cuda"))
+    times = benchmark.network_times.get((config.model, config.data.image_size, config.train.precision))
+    if times is not None:
+        return RunForecast(config, True, _predict_from_times(config, times, benchmark.device == "cuda"))
     fit = run_cost.fit_cost_model(benchmark.records)
-    both = CostModels(fit, fit, count_galaxies(config))
-    return RunForecast(
-        config,
-        False,
-        run_cost.estimate_run_time(config, _get_network_profile(config.model, config.data.image_size), both),
-    )
+    models = CostModels(fit, fit, count_galaxies(config))
+    network = _get_network_profile(config.model, config.data.image_size)
+    return RunForecast(config, False, run_cost.estimate_run_time(config, network, models))
 
 
 def _predict_from_times(config: RunConfig, times: NetworkTimes, on_gpu: bool) -> RunTimeEstimate:
     data, count = config.data, count_galaxies(config)
-    images = int(count * get_training_fraction(config))
-    batch = min(config.train.batch_size, images)
-    steps = images // batch
-    epoch = (
-        steps * (batch * times.training_seconds + times.optimizer_seconds)
+    num_images = int(count * get_training_fraction(config))
+    batch_size = min(config.train.batch_size, num_images)
+    num_steps = num_images // batch_size
+    epoch_seconds = (
+        num_steps * (batch_size * times.training_seconds + times.optimizer_seconds)
         + count * data.validation_fraction * times.inference_seconds
     )
-    answers = count * data.test_fraction * len(list_severity_pairs(config.evaluate.conditions))
-    corrupted = (
+    num_predictions = count * data.test_fraction * len(list_severity_pairs(config.evaluate.conditions))
+    corruption_seconds = (
         run_cost.GPU_CORRUPTION_SECONDS_PER_IMAGE
         if on_gpu
         else run_cost.CORE_CORRUPTION_SECONDS_PER_PIXEL * data.image_size**2
     )
-    return RunTimeEstimate(config.train.epochs * epoch, answers * (times.inference_seconds + corrupted))
+    return RunTimeEstimate(
+        config.train.epochs * epoch_seconds, num_predictions * (times.inference_seconds + corruption_seconds)
+    )

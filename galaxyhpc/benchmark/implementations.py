@@ -1,12 +1,12 @@
-"""The ways in which one network is computed, and what each takes: its start, a training step, inference.
+"""The implementations of one network, and their times: start-up, training step, inference.
 
-    plain: e2cnn's own modules as the study ran them, float32, contiguous, eager
-    dense: the dense limit; filters are ready-made parameters, nothing is expanded
+    e2cnn: e2cnn's own modules as in Pandya et al. 2023 (arXiv:2311.01500), float32, contiguous, eager
+    dense: the dense limit; filters are parameters, nothing is expanded
     ours:  the network as the trainer runs it
 
-On a GPU dense and ours are channels-last and in bfloat16, and dense alone is compiled and lets cuDNN search its
-algorithms: the trainer is eager and wants deterministic ones. On a CPU all are float32 and eager; the faster layout of
-dense counts. A step is forward and backward of cross-entropy, without the optimizer.
+On a GPU dense and ours are channels-last and in bfloat16, and only dense is compiled and lets cuDNN search its
+algorithms: the trainer is eager and needs deterministic ones. On a CPU all are float32 and eager, and dense uses the
+faster of two layouts. A step is forward and backward of cross-entropy, without the optimizer.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import SteerableConv
 
-IMPLEMENTATIONS = ("plain", "dense", "ours")
-MAX_STEPS = 50  # in a turn
+IMPLEMENTATIONS = ("e2cnn", "dense", "ours")
+MAX_STEPS = 50  # in a round
 NUM_CLASSES = 10
 
 
@@ -57,12 +57,12 @@ class Case:
 
     @property
     def precision(self) -> str:
-        """What dense and ours are computed in."""
+        """The precision of dense and ours."""
         return "bfloat16" if self.device == "cuda" else "float32"
 
 
 class DenseConv(nn.Module):
-    """A convolution with a filter of its own, as large as the one that a layer would expand."""
+    """A convolution whose parameter is the expanded filter of a steerable layer."""
 
     def __init__(self, layer: SteerableConv) -> None:
         super().__init__()
@@ -75,32 +75,32 @@ class DenseConv(nn.Module):
 
 
 def make_dense_limit(network: nn.Module) -> nn.Module:
-    """Return the same network with ready-made filters; the one given keeps its own."""
-    changed = copy.deepcopy(network)
-    for block in changed.get_submodule("blocks").children():
+    """Return a copy of the network with expanded filters as parameters."""
+    copied = copy.deepcopy(network)
+    for block in copied.get_submodule("blocks").children():
         assert isinstance(block, nn.Sequential)
         if isinstance(block[0], SteerableConv):
             block[0] = DenseConv(block[0])
-    return changed
+    return copied
 
 
 def select_kernels(network: nn.Module, case: Case, training: bool) -> int:
-    """Let every layer convolve in the faster of its ways; return the number of those without a dense filter."""
-    device, images = torch.device(case.device), selection.BatchShape(case.batch_size, case.image_size)
-    paths = selection.choose_kernels(network, images, device, getattr(torch, case.precision), training)
-    selection.apply_choice(network, paths, device)
-    return sum(paths.values())
+    """Let every layer use its faster kernel; return the number of layers without a dense filter."""
+    device, batch_shape = torch.device(case.device), selection.BatchShape(case.batch_size, case.image_size)
+    choice = selection.choose_kernels(network, batch_shape, device, getattr(torch, case.precision), training)
+    selection.apply_choice(network, choice, device)
+    return sum(choice.values())
 
 
 @cache
 def warm_up_compiler(device: str) -> None:
-    """Compile something small: the first to be compiled in a process waits for the compiler's own processes."""
+    """Compile a small layer: the first compilation in a process waits for the compiler's own processes."""
     layer = nn.Conv2d(3, 8, 3).to(device)
     torch.compile(layer)(torch.rand(2, 3, 9, 9, device=device)).sum().backward()
 
 
 class TimedNetwork:
-    """A network computed in one way; nothing is built before it is told to start."""
+    """A network in one implementation; `start` builds it."""
 
     def __init__(self, case: Case, implementation: str) -> None:
         self.case, self.implementation = case, implementation
@@ -108,51 +108,52 @@ class TimedNetwork:
         self.images = torch.rand(case.batch_size, 3, case.image_size, case.image_size, device=case.device)
         self.labels = torch.randint(NUM_CLASSES, (case.batch_size,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
-        self.network: nn.Module | None = None  # ours alone, whose layers have a choice
-        self.selected_for_training: bool | None = None  # for training, or not
+        self.network: nn.Module | None = None  # only of ours, whose layers have a choice
+        self.selected_for_training: bool | None = None  # for training or for inference
 
     def _prepare(self) -> float:
-        """Import what is needed, sample or read the filters' bases; return the s of that, charged to no way."""
-        begun = time.perf_counter()
+        """Import modules and sample or read the filter bases; return the seconds, which count for no implementation."""
+        start = time.perf_counter()
         importlib.import_module("torch._dynamo")  # as every optimizer does
         with torch.device("meta"):
             build_model(self.case.model, self.case.image_size, NUM_CLASSES)
-        if self.implementation == "plain" and self.case.model.group:
-            groups.make_gspace(self.case.model.group)  # makes e2cnn work
+        if self.implementation == "e2cnn" and self.case.model.group:
+            groups.make_gspace(self.case.model.group)  # imports e2cnn_compat
             importlib.import_module("e2cnn.nn")
         if self.case.should_compile and self.implementation == "dense":
             warm_up_compiler(self.case.device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def start(self) -> dict[str, float]:
-        """Build the network and take the first step; what the later layouts take is not counted."""
-        bases = self._prepare()
-        before, begun = self._reset_peak_memory(), time.perf_counter()
+        """Build the network and take the first step, in the first layout; return times and memory."""
+        bases_seconds = self._prepare()
+        bytes_before, start = self._reset_peak_memory(), time.perf_counter()
         network = self._build_network()
         if self.implementation == "ours":
             self.network = network
-        harmonic = self._select_kernels(training=True)
+        num_harmonic = self._select_kernels(training=True)
         first, *others = self._list_layouts()
         self.variants = [self._apply_layout(network, first)]
         self._synchronize()
-        built = time.perf_counter() - begun
+        build_seconds = time.perf_counter() - start
         self._train_step(*self.variants[0])
         self._synchronize()
-        took, peak = time.perf_counter() - begun, self._get_peak_bytes() - before
+        startup_seconds, peak_bytes = time.perf_counter() - start, self._get_peak_bytes() - bytes_before
         for layout in others:
             self.variants.append(self._apply_layout(copy.deepcopy(network), layout))
-        found = {"bases_seconds": bases, "build_seconds": built, "startup_seconds": took}
-        return found | {"peak_bytes": float(peak)} | ({"harmonic_layers": harmonic} if self.network is not None else {})
+        results = {"bases_seconds": bases_seconds, "build_seconds": build_seconds, "startup_seconds": startup_seconds}
+        results["peak_bytes"] = float(peak_bytes)
+        return results | ({"harmonic_layers": num_harmonic} if self.network is not None else {})
 
     def training(self, round_seconds: float) -> float:
-        """Return the s of a step, the mean of a turn of about `seconds`, in the faster layout."""
+        """Return the seconds of a step, the mean of a round of about `round_seconds`, in the faster layout."""
         for network, _ in self.variants:
             network.train()
         self._select_kernels(training=True)
         return min(self._time_round(self._train_step, *variant, round_seconds) for variant in self.variants)
 
     def inference(self, round_seconds: float) -> float:
-        """Return the s that a batch takes, in the faster layout."""
+        """Return the seconds of a batch, the mean of a round of about `round_seconds`, in the faster layout."""
         for network, _ in self.variants:
             network.eval()
         self._select_kernels(training=False)
@@ -160,7 +161,7 @@ class TimedNetwork:
             return min(self._time_round(self._compute_logits, *variant, round_seconds) for variant in self.variants)
 
     def optimizer(self, round_seconds: float) -> float:
-        """Return the s of a step of the study's optimizer, which no way is charged with."""
+        """Return the seconds of an optimizer step, which count for no implementation."""
         network, images = self.variants[0]
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
@@ -174,7 +175,7 @@ class TimedNetwork:
         return select_kernels(self.network, self.case, training)
 
     def release(self) -> None:
-        """Let go of what a way that failed still holds."""
+        """Free the memory of an implementation that failed."""
         self.variants, self.network = [], None
         gc.collect()
         if self.is_cuda:
@@ -186,20 +187,21 @@ class TimedNetwork:
         network = build_model(self.case.model, self.case.image_size, NUM_CLASSES)
         if self.implementation == "dense":
             network = make_dense_limit(network)
-        if self.implementation == "plain" and self.case.model.group:
+        if self.implementation == "e2cnn" and self.case.model.group:
             assert isinstance(network, StudyCNN)
             network = E2cnnModel(network, self.case.image_size)
         return network.to(self.case.device).train()
 
     def _list_layouts(self) -> list[torch.memory_format]:
-        if self.implementation == "plain":
+        if self.implementation == "e2cnn":
             return [torch.contiguous_format]
-        both = self.implementation == "dense" and not self.is_cuda
-        return [torch.channels_last, *([torch.contiguous_format] if both else [])]
+        if self.implementation == "dense" and not self.is_cuda:
+            return [torch.channels_last, torch.contiguous_format]
+        return [torch.channels_last]
 
     def _apply_layout(self, network: nn.Module, layout: torch.memory_format) -> tuple[nn.Module, Tensor]:
         for values in (*network.parameters(), *network.buffers()):
-            if values.dim() == 4:  # a sampled basis has five axes, which channels last does not know
+            if values.dim() == 4:  # a sampled basis has five axes, which channels last does not support
                 values.data = values.data.contiguous(memory_format=layout)
         if self.case.should_compile and self.implementation == "dense":
             network = torch.compile(network)  # type: ignore[assignment]
@@ -208,7 +210,7 @@ class TimedNetwork:
     def _compute_logits(self, network: nn.Module, images: Tensor) -> Tensor:
         torch.backends.cudnn.benchmark = self.implementation == "dense"
         torch.backends.cudnn.deterministic = self.implementation == "ours"
-        with torch.autocast(self.case.device, torch.bfloat16, enabled=self.is_cuda and self.implementation != "plain"):
+        with torch.autocast(self.case.device, torch.bfloat16, enabled=self.is_cuda and self.implementation != "e2cnn"):
             logits: Tensor = network(images)
         return logits.float()
 
@@ -219,26 +221,26 @@ class TimedNetwork:
     def _time_round(
         self, step: Callable[[nn.Module, Tensor], Any], network: nn.Module, images: Tensor, round_seconds: float
     ) -> float:
-        """Return the mean s of a piece of work, after some that is not counted unless one fills the turn alone."""
+        """Return the mean seconds of a step, after a warm-up step unless one step fills the round."""
         if self.case.should_compile:
-            step(network, images)  # the first of its kind is compiled
-        once = self._measure_seconds(lambda: step(network, images))
-        if once > round_seconds / 2:
-            return once
-        count = max(1, min(MAX_STEPS, round(round_seconds / max(once, 1e-6))))
-        return self._measure_seconds(lambda: [step(network, images) for _ in range(count)]) / count
+            step(network, images)  # the first call compiles
+        step_seconds = self._measure_seconds(lambda: step(network, images))
+        if step_seconds > round_seconds / 2:
+            return step_seconds
+        num_steps = max(1, min(MAX_STEPS, round(round_seconds / max(step_seconds, 1e-6))))
+        return self._measure_seconds(lambda: [step(network, images) for _ in range(num_steps)]) / num_steps
 
     def _measure_seconds(self, function: Callable[[], object]) -> float:
         if self.is_cuda:
-            ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            ends[0].record()
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[0].record()
             function()
-            ends[1].record()
+            events[1].record()
             torch.cuda.synchronize()
-            return float(ends[0].elapsed_time(ends[1])) / 1000
-        begun = time.perf_counter()
+            return float(events[0].elapsed_time(events[1])) / 1000
+        start = time.perf_counter()
         function()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def _synchronize(self) -> None:
         if self.is_cuda:
@@ -250,7 +252,7 @@ class TimedNetwork:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         return read_resident_bytes("VmRSS")
 
     def _get_peak_bytes(self) -> int:
@@ -258,7 +260,7 @@ class TimedNetwork:
 
 
 def read_resident_bytes(field: str) -> int:
-    """Return the bytes of this process that lie in memory, now (VmRSS) or at most so far (VmHWM); 0 without Linux."""
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM), in bytes; 0 without Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a second process brings: the images per second of 2 processes over twice those of one, each with its batch.
+"""Scaling efficiency: the images per second of two processes over twice those of one, each with its own batch.
 
 On a CPU every process has one thread, or half of the threads where there are more; on GPUs each has its own.
 """
@@ -31,40 +31,40 @@ JsonDict = dict[str, Any]
 
 
 def measure_scaling(case: Case, budget: TimingBudget) -> JsonDict:
-    """Train a network in one process and in two that add their gradients up."""
+    """Time the training of a network in one process and in two that add their gradients."""
     if case.device == "cuda" and torch.cuda.device_count() < WORLD_SIZE:
         count = torch.cuda.device_count()
-        return {"failed": f"found {count} GPU; two processes need a GPU each, so {WORLD_SIZE}"}
+        return {"failed": f"got {count} GPU; expected {WORLD_SIZE}, one for each process"}
     case = replace(case, num_threads=max(1, case.num_threads // WORLD_SIZE))
-    found: JsonDict = {
+    results: JsonDict = {
         "network": case.name,
         "size": case.image_size,
         "batch_per_process": case.batch_size,
         "threads": case.num_threads,
     }
     seconds = {}
-    for world in (1, WORLD_SIZE):
+    for world_size in (1, WORLD_SIZE):
         try:
-            seconds[world] = _measure_step_seconds(case, world, budget)
+            seconds[world_size] = _measure_step_seconds(case, world_size, budget)
         except RuntimeError as error:
-            return found | {"failed": str(error)}
-        found[f"images_per_second_{world}"] = world * case.batch_size / seconds[world]
-    return found | {"efficiency": seconds[1] / seconds[WORLD_SIZE]}
+            return results | {"failed": str(error)}
+        results[f"images_per_second_{world_size}"] = world_size * case.batch_size / seconds[world_size]
+    return results | {"efficiency": seconds[1] / seconds[WORLD_SIZE]}
 
 
 def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> float:
-    """Return the s of a step, the fastest turn.
+    """Return the seconds of a step, the fastest round.
 
     Raises
     ------
     RuntimeError
-        where a process ended without an answer
+        where a process failed
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        directory = Path(folder)
         processes = [
-            context.Process(target=_run_worker, args=(case, rank, world_size, place, budget), daemon=True)
+            context.Process(target=_run_worker, args=(case, rank, world_size, directory, budget), daemon=True)
             for rank in range(world_size)
         ]
         for process in processes:
@@ -75,12 +75,12 @@ def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> 
         for process in processes:
             process.kill()
         if codes != [0] * world_size:
-            raise RuntimeError(f"of {world_size} processes some failed: exit statuses {codes}")
-        return float(json.loads((place / "seconds.json").read_text()))
+            raise RuntimeError(f"some of {world_size} processes failed: exit statuses {codes}")
+        return float(json.loads((directory / "seconds.json").read_text()))
 
 
 def _run_worker(case: Case, rank: int, world_size: int, directory: Path, budget: TimingBudget) -> None:
-    """Take turns of steps; rank 0 writes down the fastest."""
+    """Time rounds of steps; rank 0 writes the fastest."""
     keep_heap()
     torch.set_num_threads(case.num_threads)
     if Path("/sys/class/net/lo").exists():
@@ -100,23 +100,23 @@ def _run_worker(case: Case, rank: int, world_size: int, directory: Path, budget:
             logits = model(images)
         F.cross_entropy(logits.float(), labels).backward()
 
-    for _ in range(2):  # DDP arranges its buckets anew after its first pass
-        once = _time_steps(step, 1, device)
-    count = torch.tensor(max(1.0, min(200.0, budget.round_seconds / once)), device=device)
-    dist.broadcast(count, 0)  # as many steps in all processes, or one would wait for ever
-    best = min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
+    for _ in range(2):  # DDP rebuilds its buckets after the first pass
+        step_seconds = _time_steps(step, 1, device)
+    count = torch.tensor(max(1.0, min(200.0, budget.round_seconds / step_seconds)), device=device)
+    dist.broadcast(count, 0)  # equal numbers of steps, or one process would wait for ever
+    fastest = min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
     dist.destroy_process_group()
     if rank == 0:
-        (directory / "seconds.json").write_text(json.dumps(best))
+        (directory / "seconds.json").write_text(json.dumps(fastest))
 
 
 def _time_steps(step: Any, num_steps: int, device: torch.device) -> float:
-    """Return the mean s of so many steps, begun and ended together."""
+    """Return the mean seconds of a step, between barriers."""
     dist.barrier()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(num_steps):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
     dist.barrier()
-    return (time.perf_counter() - begun) / num_steps
+    return (time.perf_counter() - start) / num_steps

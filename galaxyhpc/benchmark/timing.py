@@ -1,7 +1,7 @@
-"""One network in several ways, in turns on one machine.
+"""Timing of several implementations of one network, in alternating rounds on one machine.
 
-On a CPU every way lives in a process of its own, or its peak of memory and its start could not be told from the
-others'; while one computes, the others wait. On a GPU, whose allocator counts by itself, all share this process.
+On a CPU every implementation has its own process, so that its peak memory and start-up are its own; while one computes,
+the others wait. On a GPU, whose allocator counts memory, all share this process.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ JsonDict = dict[str, Any]
 
 
 class ImplementationError(RuntimeError):
-    """Why a way could not be measured, in one line."""
+    """The reason in one line why an implementation could not be measured."""
 
 
 @dataclass(frozen=True)
 class TimingBudget:
-    """How often, and how long a turn lasts at least, s."""
+    """Number of rounds and their minimum duration."""
 
     num_rounds: int
     round_seconds: float
 
 
 def call_method(timed_network: TimedNetwork, method: str, *arguments: float) -> Any:
-    """Let a subject do something.
+    """Call a method of a timed network.
 
     Raises
     ------
-    WayError
+    ImplementationError
     """
     try:
         return getattr(timed_network, method)(*arguments)
-    except Exception as error:  # whatever it is, the other ways go on
+    except Exception as error:  # the other implementations continue
         lines = str(error).strip().splitlines() or [""]
-        said = f"{type(error).__name__}: {lines[0][:300]}"
+        message = f"{type(error).__name__}: {lines[0][:300]}"
     timed_network.release()  # now that no traceback holds its tensors
-    raise ImplementationError(said)
+    raise ImplementationError(message)
 
 
 class InProcessRunner:
-    """A way in this process."""
+    """An implementation in this process."""
 
     def __init__(self, case: Case, implementation: str) -> None:
         self.timed_network = TimedNetwork(case, implementation)
@@ -69,18 +69,18 @@ class InProcessRunner:
 
 
 class SubprocessRunner:
-    """A way in a process of its own."""
+    """An implementation in its own process."""
 
     def __init__(self, case: Case, implementation: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve_calls, args=(theirs, case, implementation), daemon=True)
+        self.connection, child_connection = context.Pipe()
+        self.process = context.Process(target=serve_calls, args=(child_connection, case, implementation), daemon=True)
         self.process.start()
-        theirs.close()
+        child_connection.close()
         self.is_ready = False
 
     def wait_until_ready(self) -> None:
-        """Return when it has imported what it needs, which takes cores from whoever computes."""
+        """Wait for its imports, which take cores from a process that computes."""
         self.connection.poll(IMPORT_TIMEOUT_SECONDS)
 
     def call(self, method: str, *arguments: float) -> Any:
@@ -93,7 +93,7 @@ class SubprocessRunner:
             self.process.join()
             code = self.process.exitcode
             raise ImplementationError(
-                f"its process ended with status {code}; -9 is the kernel's where memory runs out"
+                f"its process ended with status {code}; -9: the kernel killed it, probably out of memory"
             ) from None
         if isinstance(answer, ImplementationError):
             raise answer
@@ -105,18 +105,18 @@ class SubprocessRunner:
 
 
 def serve_calls(connection: Connection, case: Case, implementation: str) -> None:
-    """Answer until nobody asks any more."""
+    """Answer calls until the connection is closed."""
     keep_heap()  # as the trainer does
     torch.set_num_threads(case.num_threads)
-    subject = TimedNetwork(case, implementation)
+    timed_network = TimedNetwork(case, implementation)
     connection.send("ready")
     while True:
         try:
-            verb, arguments = connection.recv()
+            method, arguments = connection.recv()
         except EOFError:
             return
         try:
-            connection.send(call_method(subject, verb, *arguments))
+            connection.send(call_method(timed_network, method, *arguments))
         except ImplementationError as error:
             connection.send(error)
 
@@ -127,17 +127,21 @@ Runners = dict[str, InProcessRunner | SubprocessRunner]
 @contextmanager
 def _open_runners(case: Case, implementations: Sequence[str]) -> Iterator[Runners]:
     if case.device == "cuda" and case.should_compile:
-        torch._dynamo.reset()  # it compiles one function for few networks only, then leaves it as it is
-    subjects: Runners = {}
+        torch._dynamo.reset()  # it recompiles a function a few times only
+    runners: Runners = {}
     try:
-        for way in implementations:
-            subjects[way] = InProcessRunner(case, way) if case.device == "cuda" else SubprocessRunner(case, way)
-        for subject in subjects.values():
-            subject.wait_until_ready()
-        yield subjects
+        for implementation in implementations:
+            runners[implementation] = (
+                InProcessRunner(case, implementation)
+                if case.device == "cuda"
+                else SubprocessRunner(case, implementation)
+            )
+        for runner in runners.values():
+            runner.wait_until_ready()
+        yield runners
     finally:
-        for subject in subjects.values():
-            subject.close()
+        for runner in runners.values():
+            runner.close()
 
 
 def compare_implementations(
@@ -147,44 +151,44 @@ def compare_implementations(
     budget: TimingBudget,
     on_result: Callable[[JsonDict], None],
 ) -> JsonDict:
-    """Measure one network in all ways; `note` is given what is known after every measured item."""
-    of: dict[str, JsonDict] = {way: {} for way in implementations}
-    found: JsonDict = {"model": case.model.model_dump(mode="json"), "size": case.image_size, "batch": case.batch_size}
-    found |= {"precision": case.precision, "compiled": case.should_compile, "ratios": {}, "ways": of}
-    with _open_runners(case, implementations) as subjects:
-        for way, subject in subjects.items():
-            with _record_failure(of[way]):
-                of[way] |= subject.call("start")
-            on_result(found)
+    """Measure all implementations of one network; `on_result` gets the results so far after every measurement."""
+    results: dict[str, JsonDict] = {implementation: {} for implementation in implementations}
+    network: JsonDict = {"model": case.model.model_dump(mode="json"), "size": case.image_size, "batch": case.batch_size}
+    network |= {"precision": case.precision, "compiled": case.should_compile, "ratios": {}, "implementations": results}
+    with _open_runners(case, implementations) as runners:
+        for implementation, runner in runners.items():
+            with _record_failure(results[implementation]):
+                results[implementation] |= runner.call("start")
+            on_result(network)
         for part in parts:
-            _time_part(subjects, of, part, budget, case.batch_size)
-            found["ratios"] = compute_ratios(of, parts)
-            on_result(found)
-        if "training" in parts and "failed" not in of.get("ours", {"failed": ""}):
-            with _record_failure(of["ours"]):
-                of["ours"]["optimizer_seconds"] = subjects["ours"].call("optimizer", budget.round_seconds / 4)
-            on_result(found)
-    return found
+            _time_part(runners, results, part, budget, case.batch_size)
+            network["ratios"] = compute_ratios(results, parts)
+            on_result(network)
+        if "training" in parts and "failed" not in results.get("ours", {"failed": ""}):
+            with _record_failure(results["ours"]):
+                results["ours"]["optimizer_seconds"] = runners["ours"].call("optimizer", budget.round_seconds / 4)
+            on_result(network)
+    return network
 
 
 def _time_part(
     runners: Runners, results: dict[str, JsonDict], part: str, budget: TimingBudget, batch_size: int
 ) -> None:
-    """Let all ways that still work do one thing by turns."""
-    times: dict[str, list[float]] = {way: [] for way in runners}
+    """Time one part of all implementations that have not failed, in alternating rounds."""
+    times: dict[str, list[float]] = {implementation: [] for implementation in runners}
     for _ in range(budget.num_rounds):
-        for way, subject in runners.items():
-            if "failed" not in results[way]:
-                with _record_failure(results[way]):
-                    times[way].append(subject.call(part, budget.round_seconds))
-    for way, some in times.items():
-        if some:
-            results[way][part] = summarize_times(some, batch_size)
+        for implementation, runner in runners.items():
+            if "failed" not in results[implementation]:
+                with _record_failure(results[implementation]):
+                    times[implementation].append(runner.call(part, budget.round_seconds))
+    for implementation, round_times in times.items():
+        if round_times:
+            results[implementation][part] = summarize_times(round_times, batch_size)
 
 
 @contextmanager
 def _record_failure(results: JsonDict) -> Iterator[None]:
-    """Note why a way failed; the others go on."""
+    """Record why an implementation failed; the others continue."""
     try:
         yield
     except ImplementationError as error:
@@ -192,30 +196,30 @@ def _record_failure(results: JsonDict) -> Iterator[None]:
 
 
 def summarize_times(times: Sequence[float], num_images: int) -> JsonDict:
-    """Describe the turns of one way; the fastest counts, for what slows one down is not its own."""
-    best = min(times)
+    """Summarise the rounds of one implementation by the fastest: other load only slows them down."""
+    fastest = min(times)
     return {
-        "seconds": best,
+        "seconds": fastest,
         "median_seconds": median(times),
-        "turns": len(times),
-        "images_per_second": num_images / best,
+        "rounds": len(times),
+        "images_per_second": num_images / fastest,
     }
 
 
 def compute_ratios(results: dict[str, JsonDict], parts: Sequence[str]) -> JsonDict:
-    """Return how many times the last way is faster, or smaller, than each of the others."""
-    found: JsonDict = {}
+    """Return the ratios of each implementation's time and memory to those of the last."""
+    ratios: JsonDict = {}
     *others, last = results
     for part in (*parts, "startup_seconds", "peak_bytes"):
-        numbers = {way: _get_number(results[way].get(part)) for way in results}
-        found[part] = {
-            f"{way}_to_{last}": numbers[way] / numbers[last] for way in others if numbers[way] and numbers[last]
+        values = {name: _get_number(results[name].get(part)) for name in results}
+        ratios[part] = {
+            f"{name}_to_{last}": values[name] / values[last] for name in others if values[name] and values[last]
         }
-    return {part: quotients for part, quotients in found.items() if quotients}
+    return {part: ratios_of_part for part, ratios_of_part in ratios.items() if ratios_of_part}
 
 
 def _get_number(measurement: Any) -> float:
-    """Return s or bytes, 0 where nothing was measured."""
+    """Return seconds or bytes, 0 where nothing was measured."""
     if isinstance(measurement, dict):
         return float(measurement["seconds"])
     return float(measurement or 0.0)

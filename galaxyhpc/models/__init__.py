@@ -1,5 +1,5 @@
-"""Networks by their settings: steerable and conventional CNNs, residual networks, pretrained baselines.
+"""Networks built from their settings: steerable and conventional CNNs, residual networks, pretrained baselines.
 
-Built from the layers of `steerable`, at equal fields, parameters or multiply-adds; profiled, checked for equivariance.
-Training them lives in `training`.
+Built from the layers of `steerable`, at equal fields, parameters or multiply-adds; profiled and checked for
+equivariance. Training lives in `training`.
 """

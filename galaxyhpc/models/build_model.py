@@ -1,8 +1,8 @@
-"""The networks: from settings to an `nn.Module`, and what can be said of one without training it.
+"""Building of networks from settings, at equal fields, parameters or multiply-adds.
 
-Every network takes raw images (N, 3, S, S) in [0, 1] and returns logits (N, classes). Equal parameters and
-equal multiply-adds mean equal to those of the C1 steerable CNN with the same scale, head and image size. The
-fields are found by trial, on networks built without memory (torch's meta device).
+Every network takes raw images (N, 3, S, S) in [0, 1] and returns logits (N, classes). Equal parameters and equal
+multiply-adds mean equal to those of the C1 steerable CNN with the same scale, head and image size. The fields are found
+by search, on networks built on torch's meta device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from galaxyhpc.steerable.layers import SteerableConv
 
 
 class Family(NamedTuple):
-    """How the fields of an architecture's parts follow from one factor, and how it is built from them."""
+    """An architecture: its fields as a function of one factor, and its constructor from fields."""
 
     scale_fields: Callable[[ModelConfig, float], tuple[int, ...]]
     build: Callable[[ModelConfig, Sequence[int], int, int], nn.Module]  # fields, image size, classes
@@ -48,11 +48,11 @@ FAMILIES = {
     "e2resnet": Family(e2resnet.scale_fields, e2resnet.build_e2resnet),
     **dict.fromkeys(BASELINES, Family(_scale_no_fields, _build_baseline)),
 }
-WIDTH_TOLERANCE = 0.01  # widths this near to each other count as equal
+WIDTH_TOLERANCE = 0.01  # relative difference of equal costs
 
 
 def build_model(config: ModelConfig, image_size: int, num_classes: int = 10) -> nn.Module:
-    """Build the network for images of `image_size` px with freshly drawn weights."""
+    """Build the network for images of `image_size` px with new random weights."""
     network = _build_architecture(config, _compute_fields(config, image_size, num_classes), image_size, num_classes)
     if config.opening:
         network.front = nn.Sequential(Opening(config.opening), network.get_submodule("front"))
@@ -67,7 +67,7 @@ def count_parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, image_size: int, num_images: int = 2) -> int:
     """Count the multiply-adds of dense convolutions and linear layers for one image in inference.
 
-    Blurring, normalisation and expanding filters are left out.
+    Blurs, normalisations and the expansion of filters are left out.
     """
     total = 0
 
@@ -92,46 +92,48 @@ def _build_architecture(config: ModelConfig, fields: Sequence[int], image_size: 
 
 @cache
 def _compute_fields(config: ModelConfig, image_size: int, num_classes: int) -> tuple[int, ...]:
-    """Find the fields of every part: the study's times one factor, then single fields more or less."""
-    scaled = FAMILIES[config.architecture].scale_fields
+    """Return the fields of every part: the study's times one factor, then adjusted by single fields."""
+    scale_fields = FAMILIES[config.architecture].scale_fields
     if config.width == "fields":
-        return scaled(config, config.scale)
+        return scale_fields(config, config.scale)
 
-    def cost(settings: ModelConfig, fields: tuple[int, ...]) -> int:
+    def compute_cost(settings: ModelConfig, fields: tuple[int, ...]) -> int:
         with torch.device("meta"):
             model = _build_architecture(settings, fields, image_size, num_classes)
         return count_parameters(model) if config.width == "parameters" else multiply_adds(model, image_size)
 
     reference = ModelConfig(group="C1", scale=config.scale, head=config.head)
-    wanted = cost(reference, steerable_cnn.scale_fields(reference, config.scale))
+    expected_cost = compute_cost(reference, steerable_cnn.scale_fields(reference, config.scale))
     return _search_fields(
-        lambda fields: cost(config, fields) / wanted - 1, lambda factor: scaled(config, factor), config.scale
+        lambda fields: compute_cost(config, fields) / expected_cost - 1,
+        lambda factor: scale_fields(config, factor),
+        config.scale,
     )
 
 
 def _search_fields(
     excess: Callable[[tuple[int, ...]], float], scale_fields: Callable[[float], tuple[int, ...]], scale: float
 ) -> tuple[int, ...]:
-    """Find fields with an excess near 0; one factor leaves up to 5 % where blocks have one or two fields."""
+    """Search fields with an excess near 0; one factor leaves up to 5 % where blocks have one or two fields."""
     excess = cache(excess)
-    low, high, tried = 0.0, 2 * scale, []
+    low, high, candidates = 0.0, 2 * scale, []
     while excess(scale_fields(high)) < 0:
         high *= 2
     for _ in range(12):
         factor = (low + high) / 2
-        tried.append(scale_fields(factor))
-        low, high = (low, factor) if excess(tried[-1]) > 0 else (factor, high)
+        candidates.append(scale_fields(factor))
+        low, high = (low, factor) if excess(candidates[-1]) > 0 else (factor, high)
 
-    def gap(fields: tuple[int, ...]) -> float:
+    def compute_gap(fields: tuple[int, ...]) -> float:
         return abs(excess(fields))
 
-    best = min(tried, key=gap)
-    while gap(best) > WIDTH_TOLERANCE:
-        close = (fields for fields in _list_neighbours(best) if gap(fields) <= WIDTH_TOLERANCE)
-        better = next(close, None) or min(_list_neighbours(best), key=gap)
-        if gap(better) >= gap(best):
+    best = min(candidates, key=compute_gap)
+    while compute_gap(best) > WIDTH_TOLERANCE:
+        close_neighbours = (fields for fields in _list_neighbours(best) if compute_gap(fields) <= WIDTH_TOLERANCE)
+        neighbour = next(close_neighbours, None) or min(_list_neighbours(best), key=compute_gap)
+        if compute_gap(neighbour) >= compute_gap(best):
             break
-        best = better
+        best = neighbour
     return best
 
 

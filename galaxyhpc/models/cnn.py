@@ -1,7 +1,7 @@
-"""The conventional CNN of the study's layout: channels in the place of fields, no symmetry in the filters.
+"""The conventional CNN in the study's layout: channels in the place of fields, no symmetry in the filters.
 
-It is the yardstick, so everything but the filters is the steerable CNN's own code. Its weights are drawn to
-keep the variance from input to output, as `SteerableConv` does, not by PyTorch's default.
+It is the reference, so everything but the filters is the steerable CNN's own code. Its weights are drawn to keep the
+variance from input to output, as those of `SteerableConv`, not by PyTorch's default.
 
 Parameters at the study's fields and with the pooling head: 0.6 million. (A filter of C1 has 6 of a 3x3 filter's 9.)
 """

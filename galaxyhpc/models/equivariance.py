@@ -1,7 +1,7 @@
-"""What a network keeps when images are turned or mirrored, measured on smooth images without training it.
+"""Invariance of an untrained network under rotations and reflections, measured on smooth images.
 
-It is done on a copy in main memory whose batch norms take these images' own statistics, without which the outputs of
-an untrained network hardly depend on the image.
+Measured on a copy in main memory whose batch norms use the statistics of these images; otherwise the outputs of an
+untrained network hardly depend on the image.
 """
 
 from __future__ import annotations
@@ -30,38 +30,37 @@ def invariance_error(model: nn.Module, group: str | None, image_size: int, seed:
     model = _calibrate_batchnorm(model, images)
     with torch.no_grad():
         logits = model(images)
-        turned = [model(element(images)) for element in groups.get_grid_elements(group or "D4")]
-    return max(float((t - logits).abs().max()) for t in turned) / float(logits.abs().max())
+        transformed = [model(element(images)) for element in groups.get_grid_elements(group or "D4")]
+    return max(float((other - logits).abs().max()) for other in transformed) / float(logits.abs().max())
 
 
 def measure_rotation_sensitivity(
     model: nn.Module, angles_deg: Sequence[float], image_size: int, seed: int = 0
 ) -> dict[float, float]:
-    """Return by how much turns by angles in degrees change what the classifier sees: |f(turned) - f| / |f|.
+    """Return the relative change of the features under rotations by angles in degrees, |f(rotated) - f| / |f|.
 
     f holds the inputs of the first linear layer for 16 images of elliptic blobs. The last layers are left out because
-    they enlarge the differences between images, and with them those between angles. All angles but multiples of 90
-    interpolate, which changes every network a little.
+    they amplify the differences between images, and with them those between angles. All angles but multiples of 90
+    need interpolation, which changes every network a little.
     """
-    from galaxyhpc.data.augment import rotate  # scipy's distributions come with it
+    from galaxyhpc.data.augment import rotate  # slow to import: scipy's distributions
 
     images = _make_blob_images(image_size, seed)
     model = _calibrate_batchnorm(model, images)
-    seen: list[Tensor] = []
-    first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
-    hook = first.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    features: list[Tensor] = []
+    first_linear = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    hook = first_linear.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0]))
     with torch.no_grad():
         for angle in (0.0, *angles_deg):
             model(rotate(images, angle))
     hook.remove()
-    still, *others = seen
-    return {
-        angle: float((other - still).norm() / still.norm()) for angle, other in zip(angles_deg, others, strict=True)
-    }
+    reference, *rotated = features
+    changes = [float((feature - reference).norm() / reference.norm()) for feature in rotated]
+    return dict(zip(angles_deg, changes, strict=True))
 
 
 def _make_blob_images(size: int, seed: int) -> Tensor:
-    """Return (16, 3, size, size) images in [0, 1]: three ellipses each, of any place, shape and colour."""
+    """Return (16, 3, size, size) images in [0, 1] of three ellipses each, of random place, shape and colour."""
     random = torch.rand(NUM_BLOB_IMAGES, 3, 8, 1, 1, generator=torch.Generator().manual_seed(seed))
     angle, radius, ratio, x, y, *colours = random.unbind(2)
     angle, radius, ratio = math.pi * angle, 0.05 + 0.3 * radius, 0.2 + 0.8 * ratio

@@ -1,7 +1,7 @@
-"""Morphological opening as the first layer of a network: what is brighter and smaller than a disk is taken away.
+"""Morphological opening as the first layer of a network: it removes bright objects smaller than a disk.
 
-The study opened its images with a disk of 4 px at 256 px. In front of a network it is part of it, in training, in
-evaluation and in every export, and sees the pixels that the network is given, augmented or corrupted.
+The study (Pandya et al. 2023, arXiv:2311.01500) opened its images with a disk of 4 px at 256 px. Here the opening is
+part of the network in training, in evaluation and in every export, and applies to augmented and corrupted pixels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn.functional import max_pool2d
 class Opening(nn.Module):
     """Erosion, then dilation, of every channel by a flat disk: `skimage.morphology.opening(channel, disk(radius))`.
 
-    The disk holds the offsets with dx^2 + dy^2 <= radius^2. What lies outside the image is left out of every minimum
-    and maximum, which is what scikit-image's reflection comes to: the mirror image of a pixel outside lies nearer.
+    The disk holds the offsets with dx^2 + dy^2 <= radius^2. Pixels outside the image are left out of every minimum and
+    maximum, which equals scikit-image's reflection: the mirror image of a pixel outside lies nearer.
     """
 
     def __init__(self, radius: int) -> None:
@@ -42,5 +42,5 @@ class Opening(nn.Module):
 
 def _maximum_filter(images: Tensor, half_width: int, half_height: int) -> Tensor:
     """Return the largest value in a rectangle of (2 height + 1, 2 width + 1) px about every pixel."""
-    along = max_pool2d(images, (1, 2 * half_width + 1), 1, (0, half_width))
-    return max_pool2d(along, (2 * half_height + 1, 1), 1, (half_height, 0))
+    row_maxima = max_pool2d(images, (1, 2 * half_width + 1), 1, (0, half_width))
+    return max_pool2d(row_maxima, (2 * half_height + 1, 1), 1, (half_height, 0))

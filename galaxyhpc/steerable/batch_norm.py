@@ -1,8 +1,8 @@
-"""Batch normalisation over fields of channels that lie side by side, whatever the memory format of a map.
+"""Batch normalisation over fields of adjacent channels, in any memory format.
 
-A field's moments are merged from those of its channels, which torch finds and applies without a copy of the map's
-layout: a reshape to (N, fields, -1) would copy every channels-last map. What is remembered for the gradient is the map
-and two numbers per field.
+A field's moments are merged from those of its channels, which torch computes and applies without copying the map: a
+reshape to (N, fields, -1) would copy every channels-last map. Saved for the gradient are the map and two numbers per
+field.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 class FieldBatchNorm(nn.Module):
     """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
 
-    With `size` 1 it serves ordinary channels and (N, fields) features. With `sync` the statistics are those of the
-    batch over all processes, whose local batches may differ in size. Statistics are of float32 also in half precision.
+    With `size` 1 it is ordinary batch norm, also for (N, fields) features. With `sync` the statistics are those of the
+    batch over all processes, whose local batches may differ in size. Statistics are float32 even in half precision.
     """
 
     running_mean: Tensor
@@ -37,9 +37,9 @@ class FieldBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, ...) -> the same shape, in the same memory format."""
-        together = self.sync and get_world_size() > 1
-        if self.training and (together or self.size > 1):
-            return self._normalise_fields(x, together)
+        should_sync = self.sync and get_world_size() > 1
+        if self.training and (should_sync or self.size > 1):
+            return self._normalise_fields(x, should_sync)
         per_field = (self.running_mean, self.running_var, self.weight, self.bias)
         mean, variance, weight, bias = per_field if self.size == 1 else _repeat_per_channel(self.size, *per_field)
         return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
@@ -55,15 +55,15 @@ class FieldBatchNorm(nn.Module):
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
         moments = (mean, variance, total, self.eps)
-        found: Tensor = _Normalise.apply(x, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
-        return found
+        y: Tensor = _Normalise.apply(x, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.fields}, size={self.size}, sync={self.sync}"
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise (N, fields x size, ...) by its own moments per field, those of `total` values of all processes."""
+    """Normalise (N, fields x size, ...) by its moments per field, of `total_count` values over all processes."""
 
     @staticmethod
     def forward(
@@ -87,78 +87,78 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, total = ctx.saved_tensors
         fields, size = len(mean), x.shape[1] // len(mean)
-        inverse = (variance + ctx.eps).rsqrt()
-        sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse)).view(2, fields, size).sum(2)
-        by_bias, by_weight = sums  # of this process: the trainer adds up those of all
+        inverse_std = (variance + ctx.eps).rsqrt()
+        sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
+        grad_bias, grad_weight = sums  # of this process: the trainer adds those of all processes
         if total is not None:
             sums = sums.clone()
             dist.all_reduce(sums)
         first, second = sums / (x.numel() // fields if total is None else total)
-        # d/dx = scale * (gradient - first - (x - mean) * inverse * second), as gradient * scale + x * slope + shift
-        scale = weight * inverse
-        slope = -scale * inverse * second
+        # d/dx = scale * (gradient - first - (x - mean) * inverse_std * second), as gradient * scale + x * slope + shift
+        scale = weight * inverse_std
+        slope = -scale * inverse_std * second
         shift = -scale * first - mean * slope
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale, slope, shift = (values.view(shape) for values in _repeat_per_channel(size, scale, slope, shift))
-        by_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
-        return by_x, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None, None, None, None
+        grad_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
 
 
 def enable_sync_batchnorm(model: nn.Module) -> None:
-    """Let every batch normalisation of the model use the statistics of all processes together."""
+    """Let every batch normalisation of the model use the statistics of the batch over all processes."""
     for module in model.modules():
         if isinstance(module, FieldBatchNorm):
             module.sync = True
 
 
 def _compute_field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of every field, (fields,): its parts' mean variance and the variance of their means.
+    """Return mean and variance of every field, (fields,), as the parts' mean variance and the variance of their means.
 
-    Nothing is subtracted from anything nearly as large.
+    This avoids differences of nearly equal numbers.
     """
     means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _compute_channel_moments(x))
     mean = means.mean((0, 2))
-    among = (means - mean[:, None]).square()
-    return mean, (variances + among).mean((0, 2))
+    deviations = (means - mean[:, None]).square()
+    return mean, (variances + deviations).mean((0, 2))
 
 
 def _compute_channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance of every channel, (C,), in float32 or wider; or of its columns of pixels, (W x C,)."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    if not x.numel():  # the share of a process for which no image is left
-        return x.new_zeros(x.shape[1], dtype=kind), x.new_zeros(x.shape[1], dtype=kind)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if not x.numel():  # a process without an image in this batch
+        return x.new_zeros(x.shape[1], dtype=dtype), x.new_zeros(x.shape[1], dtype=dtype)
     if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        variance, mean = torch.var_mean(x.to(kind), axes, correction=0)  # not compiled, it takes 20 times as long
+        variance, mean = torch.var_mean(x.to(dtype), axes, correction=0)  # 20 times slower if not compiled
         return mean, variance
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        # torch adds up one float32 after the other: of columns on their own, gradients are 10 to 100 times as exact
+        # torch sums float32 sequentially: with columns of pixels summed apart, gradients are 10 to 100 times as exact
         x = x.permute(0, 2, 3, 1).flatten(2).transpose(1, 2)[..., None]
-    unused = x.new_zeros(2, x.shape[1], dtype=kind)  # says in which type to answer
-    mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 1.0)
+    scratch = x.new_zeros(2, x.shape[1], dtype=dtype)  # sets the type of the result
+    mean, variance = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 1.0)
     return mean, variance
 
 
 def _all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, variance and number of all processes' values from those of this process's.
+    """Return mean, variance and number of values over all processes from those of this process.
 
     In float64, where the difference of two sums loses nothing that float32 held.
     """
-    kind, mean, variance = mean.dtype, mean.double(), variance.double()
+    dtype, mean, variance = mean.dtype, mean.double(), variance.double()
     sums = count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
     dist.all_reduce(sums)
     total, first, second = sums
     mean = first / total
-    return mean.to(kind), (second / total - mean.square()).clamp_min(0.0).to(kind), total.to(kind)
+    return mean.to(dtype), (second / total - mean.square()).clamp_min(0.0).to(dtype), total.to(dtype)
 
 
 def _sum_gradients(gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
     """Return the sums of the gradient and of its products with the normalised x, per channel, (2, C)."""
     if not x.numel():
         return mean.new_zeros(2, len(mean))
-    given = (gradient, x, torch.ones_like(mean), None, None, mean, inverse_std, True, 0.0, [False, True, True])
-    _, products, plain = torch.ops.aten.native_batch_norm_backward(*given)
-    return torch.stack([plain, products])
+    arguments = (gradient, x, torch.ones_like(mean), None, None, mean, inverse_std, True, 0.0, [False, True, True])
+    _, products, gradients = torch.ops.aten.native_batch_norm_backward(*arguments)
+    return torch.stack([gradients, products])
 
 
 def _repeat_per_channel(size: int, *per_field: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
-"""Blocks of a GPU's network that stay in irreps from one convolution to the next: x' -> y' -> x', never a field.
+"""Blocks of a network on a GPU that stay in irreps from one convolution to the next: x' -> y' -> x', never a field.
 
-Batch norm and ReLU turn each tile to the field and back on the chip; a field's mean is its trivial component, its mean
-square that of all its rows (Parseval); the blur of an anti-aliased pool knows nothing of channels. So nothing but x'
-and y' is written, and z by and by. 3x3 convolutions with regular fields, padding 1 and stride 1, in training.
+Batch norm and ReLU transform each tile to the field and back on the chip; a field's mean is its trivial component, its
+mean square that of all its components (Parseval); the blur of an anti-aliased pool acts on each channel alone. So only
+x' and y' are written, and z in chunks. For 3x3 convolutions with regular fields, padding 1 and stride 1, in training.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from galaxyhpc.steerable.kernels.gpu import (
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec
 from galaxyhpc.steerable.layers import SteerableConv, get_compute_dtype
 
-TILES_PER_PROGRAM = 8  # tiles that a program adds up
-TILE_PIXELS = 64  # pixels of one of these tiles, where all fields are in it
+TILES_PER_PROGRAM = 8  # of a program that sums moments or gradients
+TILE_PIXELS = 64  # of a tile that holds all fields
 
 
 @dataclass(frozen=True)
 class IrrepMaps:
-    """Maps as rows."""
+    """Maps in the basis of irreps, see `triton_kernels`."""
 
     values: Tensor
     batch_size: int
@@ -54,12 +54,12 @@ class IrrepMaps:
 
     @property
     def without_values(self) -> IrrepMaps:
-        """Where they lie, without them."""
+        """The layout alone."""
         return replace(self, values=self.values.new_empty(0))
 
 
 def is_fusable(layer: nn.Module) -> bool:
-    """Whether a convolution goes from rows to rows."""
+    """Whether a convolution can go from irreps to irreps."""
     if not isinstance(layer, SteerableConv) or not layer.harmonic:
         return False
     _, size, kind, out_kind, _ = layer.basis_spec
@@ -99,8 +99,8 @@ def _to_irrep_maps(x: Tensor, convolution: SteerableConv) -> IrrepMaps:
 def _to_field_tensor(maps: Tensor | IrrepMaps) -> Tensor:
     if isinstance(maps, Tensor):
         return maps
-    found: Tensor = _IrrepsToField.apply(maps.values, maps.without_values)  # type: ignore[no-untyped-call]
-    return found
+    x: Tensor = _IrrepsToField.apply(maps.values, maps.without_values)  # type: ignore[no-untyped-call]
+    return x
 
 
 def _field_to_irreps(x: Tensor, maps: IrrepMaps) -> Tensor:
@@ -137,36 +137,36 @@ class _IrrepsToField(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """x' -> y'; what the border of y' holds is nobody's."""
+    """x' -> y'; the border of y' is undefined."""
 
     @staticmethod
     def forward(ctx: Any, x_hat: Tensor, weight: Tensor, basis_spec: BasisSpec, maps: IrrepMaps) -> Tensor:
         ctx.save_for_backward(x_hat, weight)
-        ctx.asked = (basis_spec, maps.without_values)
-        given = reshape_weights(weight, basis_spec, maps.fields, x_hat.dtype)
-        plan = get_plan(basis_spec, False, x_hat, (maps.fields, len(given)))
-        rows = x_hat.new_empty(plan.outputs.num_planes * maps.pixels * len(given))
-        weights, parts = gather_weights(plan, given), split_irrep_batches(plan, rows, maps.pixels)
-        for some, z in _compute_z_chunks(plan, x_hat, maps, maps.fields):
-            for one, product, found in zip(z, weights, parts, strict=True):
-                _multiply_into(one, product, found, some, maps.pixels)
-        return rows
+        ctx.basis_spec, ctx.maps = basis_spec, maps.without_values
+        weight_3d = reshape_weights(weight, basis_spec, maps.fields, x_hat.dtype)
+        plan = get_plan(basis_spec, False, x_hat, (maps.fields, len(weight_3d)))
+        y_hat = x_hat.new_empty(plan.outputs.num_planes * maps.pixels * len(weight_3d))
+        weights, outputs = gather_weights(plan, weight_3d), split_irrep_batches(plan, y_hat, maps.pixels)
+        for chunk, z in _compute_z_chunks(plan, x_hat, maps, maps.fields):
+            for z_batch, matrix, out in zip(z, weights, outputs, strict=True):
+                _multiply_into(z_batch, matrix, out, chunk, maps.pixels)
+        return y_hat
 
     @staticmethod
     def backward(ctx: Any, grad_y_hat: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (hat, weight), (recipe, maps) = ctx.saved_tensors, ctx.asked
-        given = reshape_weights(weight, recipe, maps.fields, hat.dtype).transpose(0, 1)
-        plan = get_plan(recipe, True, hat, (given.shape[1], maps.fields))
-        by_hat, weights = torch.empty_like(hat), gather_weights(plan, given)
-        parts, seen = (split_irrep_batches(plan, each, maps.pixels) for each in (by_hat, hat))
-        totals = [torch.zeros_like(each, dtype=weight.dtype) for each in weights]
-        for some, z in _compute_z_chunks(plan, grad_y_hat, maps, given.shape[1]):
-            for n, one in enumerate(z):
-                _multiply_into(one, weights[n], parts[n], some, maps.pixels)
-                mine = seen[n].unflatten(1, (-1, maps.pixels))[:, :, some].flatten(1, 2)
-                totals[n] += torch.bmm(one.mT, mine)
-        found = scatter_gradients(plan, totals, (maps.fields, given.shape[1])).transpose(0, 1)
-        return by_hat, found.reshape(weight.shape), None, None
+        (x_hat, weight), maps = ctx.saved_tensors, ctx.maps
+        weight_3d = reshape_weights(weight, ctx.basis_spec, maps.fields, x_hat.dtype).transpose(0, 1)
+        plan = get_plan(ctx.basis_spec, True, x_hat, (weight_3d.shape[1], maps.fields))
+        grad_x_hat, weights = torch.empty_like(x_hat), gather_weights(plan, weight_3d)
+        outputs, inputs = (split_irrep_batches(plan, values, maps.pixels) for values in (grad_x_hat, x_hat))
+        totals = [torch.zeros_like(matrix, dtype=weight.dtype) for matrix in weights]
+        for chunk, z in _compute_z_chunks(plan, grad_y_hat, maps, weight_3d.shape[1]):
+            for n, z_batch in enumerate(z):
+                _multiply_into(z_batch, weights[n], outputs[n], chunk, maps.pixels)
+                x_chunk = inputs[n].unflatten(1, (-1, maps.pixels))[:, :, chunk].flatten(1, 2)
+                totals[n] += torch.bmm(z_batch.mT, x_chunk)
+        grad_weight = scatter_gradients(plan, totals, (maps.fields, weight_3d.shape[1])).transpose(0, 1)
+        return grad_x_hat, grad_weight.reshape(weight.shape), None, None
 
 
 def _compute_z_chunks(plan: Plan, x_hat: Tensor, maps: IrrepMaps, fields: int) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -175,14 +175,14 @@ def _compute_z_chunks(plan: Plan, x_hat: Tensor, maps: IrrepMaps, fields: int) -
 
 
 def _multiply_into(z: Tensor, weight: Tensor, out: Tensor, chunk: slice, pixels: int) -> None:
-    """Multiply z of some pixels into their places."""
+    """Multiply z of a chunk of pixels by the weights, into their places in `out`."""
     if chunk.stop - chunk.start == pixels:
         torch.bmm(z, weight, out=out)
         return
     components = out.shape[1] // pixels
-    several = z.unflatten(1, (components, -1)).flatten(0, 1)
+    by_component = z.unflatten(1, (components, -1)).flatten(0, 1)
     target = out.unflatten(1, (components, pixels)).flatten(0, 1)[:, chunk]
-    torch.bmm(several, weight.repeat_interleave(components, 0), out=target)
+    torch.bmm(by_component, weight.repeat_interleave(components, 0), out=target)
 
 
 class _Normalisation(torch.autograd.Function):
@@ -190,16 +190,16 @@ class _Normalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_hat: Tensor, weight: Tensor, bias: Tensor, norm: FieldBatchNorm, maps: IrrepMaps) -> Tensor:
-        field, sides = maps.field, get_constexprs(maps.field, maps.fields)
-        programs = triton.cdiv(maps.pixels, TILE_PIXELS * TILES_PER_PROGRAM)
-        found = torch.empty(programs, 2, maps.fields, device=y_hat.device)
-        together = field.to_field.double().sum((0, 1)).float()  # what all channels have of a row
-        kernels.sum_moments[(programs,)](
-            y_hat, together, field.table, found, maps.pixels, *maps.grid, F=maps.fields,
+        field, constexprs = maps.field, get_constexprs(maps.field, maps.fields)
+        num_programs = triton.cdiv(maps.pixels, TILE_PIXELS * TILES_PER_PROGRAM)
+        partial_sums = torch.empty(num_programs, 2, maps.fields, device=y_hat.device)
+        channel_sums = field.to_field.double().sum((0, 1)).float()  # of each component over all channels
+        kernels.sum_moments[(num_programs,)](
+            y_hat, channel_sums, field.table, partial_sums, maps.pixels, *maps.grid, F=maps.fields,
             FP=triton.next_power_of_2(maps.fields), R=len(field.table), BP=TILE_PIXELS, TILES=TILES_PER_PROGRAM,
         )  # fmt: skip
-        own = float(maps.batch_size * (maps.grid.height - 2) * (maps.grid.width - 2) * field.channels)
-        first, second, count = _all_reduce_sums(norm, found.double().sum(0), own)
+        local_count = float(maps.batch_size * (maps.grid.height - 2) * (maps.grid.width - 2) * field.channels)
+        first, second, count = _all_reduce_sums(norm, partial_sums.double().sum(0), local_count)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0.0)
         norm.running_mean.lerp_(mean.float(), norm.momentum)
@@ -207,54 +207,46 @@ class _Normalisation(torch.autograd.Function):
         rstd = (variance + norm.eps).rsqrt()
         scale = weight.double() * rstd
         factors = torch.stack([scale, bias.double() - mean * scale]).float()
-        hat = torch.empty_like(y_hat)
+        x_hat = torch.empty_like(y_hat)
         kernels.normalise[(triton.cdiv(maps.pixels * maps.fields, TILE_COLUMNS),)](
-            y_hat,
-            hat,
-            field.to_field,
-            field.to_irreps,
-            field.table,
-            factors,
-            maps.pixels,
-            *maps.grid,
-            COLS=TILE_COLUMNS,
-            **sides,
-        )
+            y_hat, x_hat, field.to_field, field.to_irreps, field.table, factors, maps.pixels, *maps.grid,
+            COLS=TILE_COLUMNS, **constexprs,
+        )  # fmt: skip
         ctx.save_for_backward(y_hat, factors, mean, rstd, scale)
-        ctx.asked = (norm, maps.without_values, own)
-        return hat
+        ctx.norm, ctx.maps, ctx.local_count = norm, maps.without_values, local_count
+        return x_hat
 
     @staticmethod
     def backward(ctx: Any, grad_x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        rows, factors, mean, rstd, scale = ctx.saved_tensors
-        norm, maps, own = ctx.asked
-        field, sides = maps.field, get_constexprs(maps.field, maps.fields)
-        wide = 16 if maps.fields % 32 else 32
-        programs = triton.cdiv(maps.pixels, TILE_COLUMNS // wide * TILES_PER_PROGRAM)
-        found = torch.empty(programs, 2, maps.fields, device=rows.device)
-        kernels.sum_normalise_gradients[(programs, triton.cdiv(maps.fields, wide))](
-            rows, grad_x_hat, field.to_field, field.table, factors, found, maps.pixels, *maps.grid,
-            BP=TILE_COLUMNS // wide, BF=wide, TILES=TILES_PER_PROGRAM, **sides,
+        y_hat, factors, mean, rstd, scale = ctx.saved_tensors
+        maps = ctx.maps
+        field, constexprs = maps.field, get_constexprs(maps.field, maps.fields)
+        tile_fields = 16 if maps.fields % 32 else 32
+        num_programs = triton.cdiv(maps.pixels, TILE_COLUMNS // tile_fields * TILES_PER_PROGRAM)
+        partial_sums = torch.empty(num_programs, 2, maps.fields, device=y_hat.device)
+        kernels.sum_normalise_gradients[(num_programs, triton.cdiv(maps.fields, tile_fields))](
+            y_hat, grad_x_hat, field.to_field, field.table, factors, partial_sums, maps.pixels, *maps.grid,
+            BP=TILE_COLUMNS // tile_fields, BF=tile_fields, TILES=TILES_PER_PROGRAM, **constexprs,
         )  # fmt: skip
-        mine = found.double().sum(0)
-        by_bias, by_weight = mine[0], rstd * (mine[1] - mean * mine[0])
-        first, second, count = _all_reduce_sums(norm, mine, own)
-        along = rstd.square() * (second - mean * first) / count
-        parts = torch.stack([scale, -scale * along, scale * (mean * along - first / count)]).float()
-        by_rows = torch.empty_like(rows)
+        sums = partial_sums.double().sum(0)
+        grad_bias, grad_weight = sums[0], rstd * (sums[1] - mean * sums[0])
+        first, second, count = _all_reduce_sums(ctx.norm, sums, ctx.local_count)
+        slope = rstd.square() * (second - mean * first) / count
+        gradient_factors = torch.stack([scale, -scale * slope, scale * (mean * slope - first / count)]).float()
+        grad_y_hat = torch.empty_like(y_hat)
         kernels.normalise_backward[(triton.cdiv(maps.pixels * maps.fields, TILE_COLUMNS),)](
-            rows, grad_x_hat, by_rows, field.to_field, field.to_irreps, field.table, torch.cat([factors, parts]), maps.pixels,
-            *maps.grid, COLS=TILE_COLUMNS, **sides,
+            y_hat, grad_x_hat, grad_y_hat, field.to_field, field.to_irreps, field.table,
+            torch.cat([factors, gradient_factors]), maps.pixels, *maps.grid, COLS=TILE_COLUMNS, **constexprs,
         )  # fmt: skip
-        return by_rows, by_weight.float(), by_bias.float(), None, None
+        return grad_y_hat, grad_weight.float(), grad_bias.float(), None, None
 
 
 def _all_reduce_sums(norm: FieldBatchNorm, sums: Tensor, count: float) -> tuple[Tensor, Tensor, float]:
-    """Return two sums (fields,) float64 and the number of values, of all processes where the norm asks for it."""
+    """Return two sums (fields,) float64 and the number of values, of all processes if the norm is synchronised."""
     if norm.sync and get_world_size() > 1:
-        together = torch.cat([sums.flatten(), sums.new_tensor([count])])
-        dist.all_reduce(together)
-        sums, count = together[:-1].view_as(sums), float(together[-1])
+        packed = torch.cat([sums.flatten(), sums.new_tensor([count])])
+        dist.all_reduce(packed)
+        sums, count = packed[:-1].view_as(sums), float(packed[-1])
     return sums[0], sums[1], count
 
 
@@ -264,21 +256,22 @@ class _Blur(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_hat: Tensor, kernel: Tensor, maps: IrrepMaps, small_grid: Grid) -> Tensor:
         ctx.save_for_backward(kernel)
-        ctx.asked = (maps, small_grid)
+        ctx.maps, ctx.small_grid = maps, small_grid
         return _apply_blur(x_hat, kernel, maps, small_grid, False)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (kernel,), (maps, grid) = ctx.saved_tensors, ctx.asked
-        return _apply_blur(gradient, kernel, maps, grid, True), None, None, None
+        (kernel,) = ctx.saved_tensors
+        return _apply_blur(gradient, kernel, ctx.maps, ctx.small_grid, True), None, None, None
 
 
 def _apply_blur(values: Tensor, kernel: Tensor, maps: IrrepMaps, small_grid: Grid, is_backward: bool) -> Tensor:
     """Go from the grid of `maps` to a smaller one, or back."""
     pixels = maps.batch_size * (maps.grid if is_backward else small_grid).size
-    found = values.new_empty(maps.field.num_planes * pixels * maps.fields)
+    blurred = values.new_empty(maps.field.num_planes * pixels * maps.fields)
     kernels.blur[(len(maps.field.table), triton.cdiv(pixels * maps.fields, 4 * TILE_COLUMNS))](
-        values, found, kernel, maps.field.table, maps.pixels, *maps.grid, maps.batch_size * small_grid.size, *small_grid,
+        values, blurred, kernel, maps.field.table, maps.pixels, *maps.grid,
+        maps.batch_size * small_grid.size, *small_grid,
         F=maps.fields, KERNEL_SIZE=kernel.shape[-1], COLS=4 * TILE_COLUMNS, IS_BACKWARD=is_backward,
     )  # fmt: skip
-    return found
+    return blurred

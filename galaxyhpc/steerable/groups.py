@@ -1,10 +1,9 @@
-"""The symmetry groups: what "C4" and "D8" are to e2cnn, how they act on pixels, and their filter bases.
+"""The symmetry groups: their e2cnn equivalents, their action on pixels, and their filter bases.
 
 C_N holds the N rotations by multiples of 360/N degrees, D_N those and N reflections. A basis is sampled once by a
-one-field `R2Conv` of e2cnn with its own default rings, so a layer made from it is e2cnn's layer; it is kept as
-read-only arrays because e2cnn's shared tensors let one model's `.to()` change another. e2cnn is imported where it is
-needed: it takes as long as torch, and a network without a group, a basis that is on the disk or a process that only
-asks for an order do without.
+one-field `R2Conv` of e2cnn with its default rings, so that a layer made from it equals e2cnn's layer. Arrays are
+read-only because e2cnn's shared tensors let one model's `.to()` change another. e2cnn is imported on use: it takes as
+long as torch, and a network without a group, a basis in the cache or the order of a group do not need it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FieldKind = Literal["trivial", "regular"]  # how the channels of one field trans
 
 @dataclass(frozen=True)
 class GridElement:
-    """A group element that maps the pixel grid onto itself: a mirror image left to right, then turns."""
+    """A group element that maps the pixel grid onto itself: a left-right reflection, then quarter turns."""
 
     is_mirrored: bool
     quarter_turns: int  # counter-clockwise
@@ -36,7 +35,7 @@ class GridElement:
 
 @dataclass(frozen=True, eq=False)
 class SampledBasis:
-    """The equivariant filters from one input field to one output field are sums of these; read-only."""
+    """A basis of the equivariant filters from one input field to one output field; read-only."""
 
     filters: np.ndarray  # (n_basis, d_out, d_in, k, k) float32
     std: np.ndarray  # (n_basis,) float32: standard deviation of a new weight, for one input field
@@ -54,7 +53,7 @@ def count_rotations(name: str) -> int:
 
 
 def make_gspace(name: str) -> Any:
-    """Return e2cnn's description of the group acting on the plane; a reflection keeps the vertical axis."""
+    """Return e2cnn's space of the group acting on the plane; a reflection keeps the vertical axis."""
     from e2cnn import gspaces
 
     import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
@@ -66,30 +65,32 @@ def make_gspace(name: str) -> Any:
 
 
 def get_grid_elements(name: str) -> tuple[GridElement, ...]:
-    """Return the elements that need no interpolation: multiples of 90 degrees, mirrored ones too for D_N."""
+    """Return the elements that need no interpolation: multiples of 90 degrees and, for D_N, their reflections."""
     family, n = _parse_name(name)
-    turns = [4 * r // n for r in range(n) if 4 * r % n == 0]
-    return tuple(GridElement(mirrored, t) for mirrored in (False, True)[: 1 + (family == "D")] for t in turns)
+    quarter_turns = [4 * r // n for r in range(n) if 4 * r % n == 0]
+    reflections = (False, True) if family == "D" else (False,)
+    return tuple(GridElement(is_mirrored, turns) for is_mirrored in reflections for turns in quarter_turns)
 
 
 def get_restriction_permutation(name: str, subgroup: str) -> tuple[int, ...]:
-    """Return the order of a regular field's channels in which they are regular fields of a subgroup, side by side.
+    """Return the order of a regular field's channels in which they form adjacent regular fields of a subgroup.
 
     A regular field has one channel for each element; the subgroup H permutes those of one coset Hg among themselves,
     as it permutes its own elements.
     """
-    inner = _list_elements(subgroup, num_rotations=_parse_name(name)[1])
-    left, found = list(_list_elements(name, num_rotations=_parse_name(name)[1])), []
-    channel = {element: number for number, element in enumerate(left)}
-    while left:
-        coset = [_multiply_elements(h, left[0], _parse_name(name)[1]) for h in inner]
-        found += [channel[element] for element in coset]
-        left = [element for element in left if element not in coset]
-    return tuple(found)
+    num_rotations = count_rotations(name)
+    subgroup_elements = _list_elements(subgroup, num_rotations)
+    remaining, order = _list_elements(name, num_rotations), []
+    channels = {element: channel for channel, element in enumerate(remaining)}
+    while remaining:
+        coset = [_multiply_elements(h, remaining[0], num_rotations) for h in subgroup_elements]
+        order += [channels[element] for element in coset]
+        remaining = [element for element in remaining if element not in coset]
+    return tuple(order)
 
 
 def _list_elements(name: str, num_rotations: int) -> list[tuple[int, int]]:
-    """List a group's elements in e2cnn's order: (mirrored, rotation in units of 360 / `order_of` degrees)."""
+    """List a group's elements in e2cnn's order: (is mirrored, rotation in units of 360 / `num_rotations` degrees)."""
     family, n = _parse_name(name)
     return [(mirrored, r * num_rotations // n) for mirrored in range(1 + (family == "D")) for r in range(n)]
 
@@ -106,24 +107,23 @@ def get_basis(
     out_kind: FieldKind = "regular",
     cutoff: float | None = None,
 ) -> SampledBasis:
-    """Sample the basis of filters from one field of a kind to one field of a kind, (k, k) pixels.
+    """Return the basis of (kernel_size, kernel_size) px filters from one field to one field, cached on the disk.
 
-    `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold. What was
-    sampled once is kept on the disk, by the hash of what was asked for and of who samples it.
+    `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold.
     """
     from galaxyhpc.steerable.basis_cache import load_or_sample
 
-    asked = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
-    return SampledBasis(*load_or_sample(asked, lambda: _sample_basis(name, kernel_size, kind, out_kind, cutoff)))
+    key = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
+    return SampledBasis(*load_or_sample(key, lambda: _sample_basis(name, kernel_size, kind, out_kind, cutoff)))
 
 
 @dataclass(frozen=True, eq=False)
 class Irreps:
-    """A field as a sum of irreducible representations, side by side: field = change @ irreps; read-only."""
+    """A field as a direct sum of irreducible representations: field = change_of_basis @ irreps; read-only."""
 
     change_of_basis: np.ndarray  # (d, d) float64, orthogonal
-    sizes: tuple[int, ...]  # of each irrep in turn, 1 or 2
-    irrep_ids: tuple[int, ...]  # equal numbers are copies of one irrep
+    sizes: tuple[int, ...]  # of each irrep, 1 or 2
+    irrep_ids: tuple[int, ...]  # equal ids are copies of one irrep
 
 
 @cache
@@ -133,15 +133,15 @@ def get_irreps(name: str, kind: FieldKind) -> Irreps:
         return Irreps(np.ones((1, 1)), (1,), (0,))
     from galaxyhpc.steerable.basis_cache import load_or_sample
 
-    def decomposed() -> tuple[np.ndarray, np.ndarray]:
+    def decompose() -> tuple[np.ndarray, np.ndarray]:
         space = make_gspace(name)
-        regular, known = space.regular_repr, space.fibergroup.irreps
+        regular, irreps = space.regular_repr, space.fibergroup.irreps
         names = list(dict.fromkeys(regular.irreps))
-        slots = [(known[irrep].size, names.index(irrep)) for irrep in regular.irreps]
+        slots = [(irreps[irrep].size, names.index(irrep)) for irrep in regular.irreps]
         return np.array(regular.change_of_basis, dtype=np.float64), np.array(slots)
 
-    change, slots = load_or_sample({"group": name, "irreps": "regular"}, decomposed)
-    return Irreps(change, *(tuple(column) for column in slots.T.tolist()))
+    change_of_basis, slots = load_or_sample({"group": name, "irreps": "regular"}, decompose)
+    return Irreps(change_of_basis, *(tuple(column) for column in slots.T.tolist()))
 
 
 def _sample_basis(
@@ -156,7 +156,7 @@ def _sample_basis(
     with torch.device("cpu"):  # the caller may be building on the meta device
         space = make_gspace(name)
         fields = {"trivial": space.trivial_repr, "regular": space.regular_repr}
-        types = [e2cnn.nn.FieldType(space, [fields[each]]) for each in (kind, out_kind)]
+        types = [e2cnn.nn.FieldType(space, [fields[field_kind]]) for field_kind in (kind, out_kind)]
         convolution = e2cnn.nn.R2Conv(*types, kernel_size, bias=False, frequencies_cutoff=cutoff, initialize=False)
         (block,) = convolution.basisexpansion.children()
         filters = block.sampled_basis.unflatten(-1, (kernel_size, kernel_size))
@@ -167,5 +167,5 @@ def _sample_basis(
 def _parse_name(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([CD])([1-9]\d?)", name)
     if match is None:
-        raise ValueError(f"group {name!r}: allowed are C1, C2 ... (rotations), D1, D2 ... (with reflections)")
+        raise ValueError(f"group: got {name!r}; expected C1, C2 ... (rotations) or D1, D2 ... (with reflections)")
     return match[1], int(match[2])

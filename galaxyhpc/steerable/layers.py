@@ -1,10 +1,10 @@
-"""The layers of all networks, on plain tensors (N, fields x |G|, H, W), channels last in memory: a field's |G| channels
-lie side by side.
+"""The layers of all networks, on plain tensors (N, fields x |G|, H, W), channels last in memory: the |G| channels of a
+field are adjacent.
 
-They compute what e2cnn's modules compute, with the weights in e2cnn's order, but a state dict is the same in
-training and in evaluation, building is immediate, and nothing is shared between models. `SteerableConv`
-expands its few weights to a dense filter at every training step, and keeps it in evaluation without
-gradients until they change; told to be `harmonic`, it does without the filter (`harmonic_op`).
+They compute what e2cnn's modules compute, with the weights in e2cnn's order, but a state dict is the same in training
+and in evaluation, building is immediate, and nothing is shared between models. `SteerableConv` expands its few weights
+to a dense filter at every training step, and caches the filter in evaluation without gradients until the weights
+change; if `harmonic`, it needs no filter (`kernels.operator`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from galaxyhpc.steerable.kernels.operator import SUPPORTED, harmonic_conv
 
 
 class _SharedFilter(NamedTuple):
-    """A filter expanded once for several passes, whose gradients come to the weights with the last of them."""
+    """A filter expanded once for several passes, whose gradients reach the weights in the last of them."""
 
     key: Any  # of the weights it was expanded from
     filter: Tensor
-    detached: Tensor  # the same without a past: its `grad` is the sum over all passes but the last
+    detached: Tensor  # the filter without its graph: its `grad` is the sum over all passes but the last
 
     @torch.no_grad()
     def add_accumulated(self, gradient: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class SteerableConv(nn.Module):
     """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`.
 
     With `harmonic` it computes the same, to rounding, without a dense filter, where there is a kernel for the device
-    and the type. State dicts do not tell the two apart; see `choice` for which is faster.
+    and the type. State dicts are the same; see `kernels.selection` for the faster choice.
     """
 
     harmonic: bool = False
@@ -63,8 +63,8 @@ class SteerableConv(nn.Module):
         self.in_fields, self.out_fields = in_fields, out_fields
         self.stride, self.padding = stride, padding
         self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
-        copied = torch.tensor(sampled.filters, device=self.weight.device)
-        self.register_buffer("basis", copied, persistent=False)
+        filters = torch.tensor(sampled.filters, device=self.weight.device)
+        self.register_buffer("basis", filters, persistent=False)
         self._cached_filter: tuple[Any, Tensor] | None = None
         self.is_accumulating = False
         self._shared_filter: _SharedFilter | None = None
@@ -73,7 +73,7 @@ class SteerableConv(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
         if self.weight.is_meta:
-            return  # nothing is drawn without memory, and torch takes long to find out
+            return  # nothing to draw, and torch would take long
         std = groups.get_basis(*self.basis_spec).std / math.sqrt(self.in_fields)
         with torch.no_grad():
             weights = self.weight.normal_().view(-1, len(std))
@@ -92,13 +92,13 @@ class SteerableConv(nn.Module):
         dtype = get_compute_dtype(self.weight)
         if self.harmonic and (x.device.type, dtype) in SUPPORTED:
             if x.shape[1] != (channels := self.in_fields * self.basis.shape[2]):
-                raise RuntimeError(f"{self}: found {x.shape[1]} channels, expected {channels}")
+                raise RuntimeError(f"{self}: got {x.shape[1]} channels; expected {channels}")
             return harmonic_conv(x.to(dtype), self.weight, self.basis_spec, self.stride, self.padding)
         return F.conv2d(x, self._get_filter(), stride=self.stride, padding=self.padding)
 
     def _get_filter(self) -> Tensor:
         if torch.compiler.is_compiling():
-            return self.expand_filter()  # a graph keeps nothing
+            return self.expand_filter()  # a graph caches nothing
         if torch.is_grad_enabled() and (self.is_accumulating or self._shared_filter is not None):
             return self._get_shared_filter()
         if self.training or torch.is_grad_enabled():
@@ -109,21 +109,21 @@ class SteerableConv(nn.Module):
         return self._cached_filter[1]
 
     def _get_shared_filter(self) -> Tensor:
-        """Expand only in the first part; let the others' gradients wait for the last part's."""
+        """Expand only in the first pass; the gradients of all but the last pass are added to those of the last."""
         key = self._make_cache_key(self.weight.dtype)
         if self._shared_filter is None or self._shared_filter.key != key:
             expanded = self.expand_filter(self.weight.dtype)  # bfloat16 would round every sum of gradients
             self._shared_filter = _SharedFilter(key, expanded, expanded.detach().requires_grad_())
-        parts = self._shared_filter
+        shared = self._shared_filter
         if self.is_accumulating:
-            return parts.detached.to(get_compute_dtype(self.weight))
+            return shared.detached.to(get_compute_dtype(self.weight))
         self._shared_filter = None
-        if parts.filter.requires_grad:
-            parts.filter.register_hook(parts.add_accumulated)
-        return parts.filter.to(get_compute_dtype(self.weight))
+        if shared.filter.requires_grad:
+            shared.filter.register_hook(shared.add_accumulated)
+        return shared.filter.to(get_compute_dtype(self.weight))
 
     def _make_cache_key(self, dtype: torch.dtype) -> Any:
-        """Tell weights apart: a step or a load raises the version; a parameter moved or exchanged lies elsewhere."""
+        """Return a key that changes with the weights: version (steps, loads) and address (moved or replaced)."""
         return self.weight._version, self.weight.data_ptr(), self.weight.device, dtype
 
     def train(self, mode: bool = True) -> Self:
@@ -131,7 +131,7 @@ class SteerableConv(nn.Module):
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the kept filters out of copies and pickles: they are large and follow from the weights."""
+        """Leave the cached filters out of copies and pickles: they are large and follow from the weights."""
         return {**self.__dict__, "_cached_filter": None, "_shared_filter": None, "is_accumulating": False}
 
     def extra_repr(self) -> str:
@@ -142,9 +142,9 @@ class SteerableConv(nn.Module):
 
 @contextmanager
 def accumulate_filter_gradients(model: nn.Module) -> Iterator[None]:
-    """Run passes whose filters' gradients reach the weights with those of the next pass after the block.
+    """Run passes whose filters' gradients reach the weights in the first pass after the block.
 
-    Every dense filter is then expanded once, and its gradient brought back once, however many passes there are.
+    Every dense filter is expanded once, and its gradient reduced once, for any number of passes.
     """
     layers = [module for module in model.modules() if isinstance(module, SteerableConv)]
     for layer in layers:
@@ -153,7 +153,7 @@ def accumulate_filter_gradients(model: nn.Module) -> Iterator[None]:
         yield
     except BaseException:
         for layer in layers:
-            layer._shared_filter = None  # the step is given up: no later one must get what it left
+            layer._shared_filter = None  # the step is abandoned: no later one may use its gradients
         raise
     finally:
         for layer in layers:
@@ -179,12 +179,12 @@ class AntialiasedPool(nn.Module):
         if x.is_cuda and torch.compiler.is_compiling():
             # cuDNN is slow at depthwise convolutions of channels-last maps; sums of slices are fused into one pass
             return self._convolve_separably(x)
-        # on a CPU, and where nothing is fused, slices take 5 to 20 times as long as the convolution
+        # on a CPU, and without fusion, slices take 5 to 20 times as long as the convolution
         kernel = self.kernel.expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
 
     def _convolve_separably(self, x: Tensor) -> Tensor:
-        """Compute the same in two passes, down and along the image, of as many multiply-adds as the kernel is wide."""
+        """Blur along columns, then along rows."""
         x, line = F.pad(x, [self.padding] * 4), self.kernel.sum(0)
         for axis in (2, 3):
             last = x.shape[axis] - len(line) + 1
@@ -194,7 +194,7 @@ class AntialiasedPool(nn.Module):
 
 
 class GroupPooling(nn.Module):
-    """The largest of a field's channels: what is left of a regular field is invariant."""
+    """The maximum over a field's channels, which is invariant for a regular field."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -202,15 +202,15 @@ class GroupPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, H, W) -> (N, fields, H, W)."""
-        per_pixel = x.permute(0, 2, 3, 1)  # a channels-last map as it lies in memory
+        per_pixel = x.permute(0, 2, 3, 1)  # the memory order of a channels-last map
         largest: Tensor = per_pixel.unflatten(3, (-1, self.size)).amax(4)  # without the batch's size, for exports
         return largest.permute(0, 3, 1, 2)
 
 
 class Restriction(nn.Module):
-    """Regular fields of a group taken for |G| / |H| times as many of a subgroup: channels change places.
+    """Restriction of regular fields to |G| / |H| times as many of a subgroup H, by a permutation of channels.
 
-    e2cnn's `RestrictionModule` and `DisentangleModule`.
+    Equals e2cnn's `RestrictionModule` and `DisentangleModule`.
     """
 
     permutation: Tensor  # (|G|,) int64
@@ -226,12 +226,12 @@ class Restriction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x |G|, H, W) -> the same shape."""
-        moved: Tensor = _PermuteChannels.apply(x, self.permutation, self.inverse_permutation)  # type: ignore[no-untyped-call]
-        return moved
+        permuted: Tensor = _PermuteChannels.apply(x, self.permutation, self.inverse_permutation)  # type: ignore[no-untyped-call]
+        return permuted
 
 
 class _PermuteChannels(torch.autograd.Function):
-    """A change of places within fields; the gradient of an index would be added up one value at a time."""
+    """A permutation within fields; torch's gradient of indexing would be added one value at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, permutation: Tensor, inverse_permutation: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class _PermuteChannels(torch.autograd.Function):
 
 
 class CircularMask(nn.Module):
-    """Fades an image to black outside its circle, so that turning it loses nothing: e2cnn's `MaskModule`."""
+    """A mask that fades an image to black outside its circle, so that rotations lose nothing: e2cnn's `MaskModule`."""
 
     mask: Tensor
 
@@ -259,27 +259,27 @@ class CircularMask(nn.Module):
         self.register_buffer("mask", mask.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, size, size) -> the same shape, channels last in memory, as all layers behind it keep it."""
+        """(N, C, size, size) -> the same shape, channels last in memory, which all later layers preserve."""
         return (x * self.mask).contiguous(memory_format=torch.channels_last)
 
 
 def _permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
-    """Take the channels of every field of (N, fields x |G|, H, W) in another order; indexing takes 5 times as long."""
+    """Permute the channels of every field of (N, fields x |G|, H, W); indexing takes 5 times as long."""
     per_pixel = x.permute(0, 2, 3, 1)
-    moved = per_pixel.reshape(-1, len(permutation)).index_select(1, permutation)
-    return moved.view(per_pixel.shape).permute(0, 3, 1, 2)
+    permuted = per_pixel.reshape(-1, len(permutation)).index_select(1, permutation)
+    return permuted.view(per_pixel.shape).permute(0, 3, 1, 2)
 
 
 def get_compute_dtype(weight: Tensor) -> torch.dtype:
-    """The type autocast would run a convolution in, or the weight's own."""
-    kind = weight.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    """Return the type in which autocast would run a convolution, or the weight's own."""
+    device_type = weight.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
     return weight.dtype
 
 
 def _matmul_full_precision(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply outside autocast."""
+    """Multiply matrices without autocast."""
     if not torch.amp.is_autocast_available(a.device.type):  # the meta device, which torch.autocast refuses
         return a @ b
     with torch.autocast(a.device.type, enabled=False):

@@ -1,8 +1,7 @@
-"""How long a report takes: `python tests/benchmarks/aggregate.py [OUT.json] [--runs N]`, on generated inputs.
+"""Time and memory of a report: `python tests/benchmarks/aggregate.py [OUT.json] [--runs N]`, on generated inputs.
 
-1,000 runs (200 networks, 5 seeds) of 100 epochs, each measured on 3,547 galaxies under 123 conditions; predictions are
-those of eight templates, whose logits, which a report never reads, are left out to spare the disk. Every report is made
-by a process of its own, whose seconds and peak memory are measured.
+1,000 runs (200 networks, 5 seeds) of 100 epochs, each evaluated on 3,547 galaxies under 123 conditions; predictions are
+copies of eight templates without logits, which a report never reads. Every report is made by its own process.
 """
 
 from __future__ import annotations
@@ -29,35 +28,35 @@ from galaxyhpc.storage.run_dir import RunDir
 GROUPS = [None, *(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 9))]  # 25
 RATES = [round(1e-3 * 1.5**n, 6) for n in range(8)]
 GALAXIES = 3547
-CHOSEN = conditions.DEFAULT_CONDITIONS[: conditions.DEFAULT_CONDITIONS.index("saturation") + 1]
-PAIRS = [(name, severity) for name in CHOSEN for severity in conditions.get_severities(name)]  # 123
+CONDITIONS = conditions.DEFAULT_CONDITIONS[: conditions.DEFAULT_CONDITIONS.index("saturation") + 1]
+PAIRS = [(name, severity) for name in CONDITIONS for severity in conditions.get_severities(name)]  # 123
 
 
-def configured(group: str | None, rate: float, seed: int) -> RunConfig:
+def make_config(group: str | None, rate: float, seed: int) -> RunConfig:
     model = {"architecture": "steerable_cnn" if group else "cnn", "group": group}
     settings = {
         "model": model,
         "seed": seed,
         "train": {"learning_rate": rate},
-        "evaluate": {"conditions": list(CHOSEN)},
+        "evaluate": {"conditions": list(CONDITIONS)},
     }
     return RunConfig.model_validate(settings)
 
 
-def template(run: RunDir, number: int) -> None:
-    """Save results of a network that is right on 70 to 90 % of the clean galaxies."""
+def save_template(run: RunDir, number: int) -> None:
+    """Save the results of a network with an accuracy of 70 to 90 % on clean galaxies."""
     rng = np.random.default_rng(number)
     labels = rng.integers(10, size=GALAXIES).astype(np.uint8)
     logits = {}
-    for place, pair in enumerate(PAIRS):
-        right = rng.random(GALAXIES) < 0.7 + 0.025 * number - 0.002 * place
-        predicted = np.where(right, labels, rng.integers(10, size=GALAXIES))
+    for index, pair in enumerate(PAIRS):
+        is_correct = rng.random(GALAXIES) < 0.7 + 0.025 * number - 0.002 * index
+        predicted = np.where(is_correct, labels, rng.integers(10, size=GALAXIES))
         logits[pair] = (3 * np.eye(10)[predicted] + rng.normal(size=(GALAXIES, 10))).astype(np.float32)
-    rows = np.arange(GALAXIES, dtype=np.int32)
-    results.save(run, results.RunLogits(rows, labels, rows // 2, logits, "a" * 64, "f" * 64, True, 1.5))
+    indices = np.arange(GALAXIES, dtype=np.int32)
+    results.save(run, results.RunLogits(indices, labels, indices // 2, logits, "a" * 64, "f" * 64, True, 1.5))
 
 
-def fill(run: RunDir, config: RunConfig, base: RunDir) -> None:
+def write_run(run: RunDir, config: RunConfig, base: RunDir) -> None:
     run.path.mkdir(parents=True)
     run.config_file.write_text(config.model_dump_json())
     run.results_file.write_text(base.results_file.read_text().replace(base.run_id, run.run_id))
@@ -75,24 +74,24 @@ def generate(sweep: Path, number: int) -> None:
     bases = [RunDir(sweep.parent / f"base{n}") for n in range(8)]
     for n, base in enumerate(bases):
         base.path.mkdir(parents=True)
-        template(base, n)
+        save_template(base, n)
     rows = []
     for group, rate, seed in list(product(GROUPS, RATES, range(5)))[:number]:
-        config = configured(group, rate, seed)
+        config = make_config(group, rate, seed)
         run, model = RunDir(sweep / config.run_id), config.model
-        fill(run, config, bases[len(rows) % len(bases)])
+        write_run(run, config, bases[len(rows) % len(bases)])
         network = (model.architecture, model.group or "", model.width, model.head, model.scale)
         rows.append((run.run_id, *network, config.data.image_size, seed, 380000, 10**8, "demo"))
     names = "run_id arch group width head scale image_size seed parameters multiply_adds data"
     pd.DataFrame(rows, columns=names.split()).to_csv(sweep / "plan.csv", index=False)
 
 
-def timed(*arguments: str) -> dict[str, float]:
-    begun = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "galaxyhpc.aggregate", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+def time_report(*arguments: str) -> dict[str, float]:
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "galaxyhpc.aggregate", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, status
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     cpu = usage.ru_utime + usage.ru_stime
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
 
@@ -107,17 +106,17 @@ def main() -> None:
         sweep = (options.directory or Path(scratch)) / "perf"
         if not sweep.exists():
             generate(sweep, options.runs)
-        found = {
+        results = {
             "runs": options.runs,
             "conditions": len(PAIRS),
             "galaxies": GALAXIES,
             "machine": f"{os.cpu_count()} CPU cores",
-            "without_intervals": timed(str(sweep), "--no-intervals"),
-            "with_intervals": timed(str(sweep)),
+            "without_intervals": time_report(str(sweep), "--no-intervals"),
+            "with_intervals": time_report(str(sweep)),
         }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

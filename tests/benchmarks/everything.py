@@ -1,4 +1,4 @@
-"""`galaxyhpc.benchmark` where torchvision comes from PyPI and torch is a CPU build: the two are reconciled first.
+"""`galaxyhpc.benchmark` for a torchvision from PyPI beside a CPU build of torch.
 
 python tests/benchmarks/everything.py --out tests/benchmarks/cpu.json
 """

@@ -1,10 +1,9 @@
-"""Does a benchmark foretell a training? A minute or two on a CPU, less than one on a GPU.
+"""Predicted and measured time of a training epoch. A minute or two on a CPU, less than one on a GPU.
 
     python tests/benchmarks/prediction.py OUT.json [--device cuda --size 255 --group C4]
 
-The network is measured as `galaxyhpc.benchmark` does, an epoch is predicted, and a run of four epochs on generated
-galaxies is really trained by `jobs.train`. The measured epoch is the median of those after the first, in which things
-are done once.
+The network is measured as in `galaxyhpc.benchmark`, the time of an epoch is predicted, and a run of four epochs on
+generated galaxies is trained by `jobs.train`. The measured epoch is the median of those after the first.
 """
 
 from __future__ import annotations
@@ -36,38 +35,38 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 EPOCHS, GALAXIES = 4, {"cpu": 400, "cuda": 800}
-EFFORT = TimingBudget(3, 0.5)
+BUDGET = TimingBudget(3, 0.5)
 
 
 def main() -> None:
-    cuda = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--size", type=int, default=255 if cuda else 33)
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--size", type=int, default=255 if on_gpu else 33)
     parser.add_argument("--group", default="C4")
-    parser.add_argument("--scale", type=float, default=1.0 if cuda else 0.5)
+    parser.add_argument("--scale", type=float, default=1.0 if on_gpu else 0.5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = {"machine": describe_environment(options.device, options.threads), "networks": {}}
+    results = {"machine": describe_environment(options.device, options.threads), "networks": {}}
     model = ModelConfig(group=options.group, scale=options.scale)
-    case = Case(model, options.size, options.batch, options.device, cuda, options.threads)
-    config = settings(case)
-    found["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, EFFORT, lambda one: None)
-    found["data"] = data_pipeline.measure_pipeline(options.size, options.batch, options.device, EFFORT)
-    (predicted,) = forecast.forecast_runs([config], forecast.parse_benchmark(found))
-    took = trained(config)
-    measured = median(took[1:])
-    found |= {"predicted_epoch_s": predicted.epoch_seconds, "measured_epoch_s": measured, "epochs_s": took}
-    found |= {"predicted_to_measured": predicted.epoch_seconds / measured}
-    write_text(options.out, json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if "epoch" in key or "_to_" in key}))
+    case = Case(model, options.size, options.batch, options.device, on_gpu, options.threads)
+    config = make_config(case)
+    results["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, BUDGET, lambda results: None)
+    results["data"] = data_pipeline.measure_pipeline(options.size, options.batch, options.device, BUDGET)
+    (prediction,) = forecast.forecast_runs([config], forecast.parse_benchmark(results))
+    epoch_seconds = train(config)
+    measured = median(epoch_seconds[1:])
+    results |= {"predicted_epoch_s": prediction.epoch_seconds, "measured_epoch_s": measured, "epochs_s": epoch_seconds}
+    results |= {"predicted_to_measured": prediction.epoch_seconds / measured}
+    write_text(options.out, json.dumps(results, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in results.items() if "epoch" in key or "_to_" in key}))
 
 
-def settings(case: Case) -> RunConfig:
-    """Return a short run of the network that was measured."""
+def make_config(case: Case) -> RunConfig:
+    """Return the settings of a short run of the measured network."""
     return RunConfig(
         model=case.model,
         data=DataConfig(
@@ -80,8 +79,8 @@ def settings(case: Case) -> RunConfig:
     )
 
 
-def trained(config: RunConfig) -> list[float]:
-    """Train; return what the run recorded of its epochs, s."""
+def train(config: RunConfig) -> list[float]:
+    """Train; return the recorded seconds of each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "sweep" / config.run_id)
         data = config.data.model_copy(update={"cache": folder})

@@ -1,7 +1,4 @@
-"""torchvision's networks: their weights and their sizes, what is said without either, and how they are fine-tuned.
-
-pytest -n0 tests/test_baselines.py
-"""
+"""torchvision's networks: weights, sizes, messages where either is missing, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -172,21 +169,23 @@ def test_the_last_layer_depends_on_the_seed_alone_and_not_on_the_pretraining(fil
 def test_where_weights_are_missing_the_download_to_make_is_told(device: str, name: str, home: Path) -> None:
     with pytest.raises(BaselineError) as caught, torch.device(device):
         build_baseline(settings(name.partition("-")[0], True), 10)
-    assert str(caught.value).startswith(f"{home / name}: found no weights to begin from (No such file or directory); ")
+    assert str(caught.value).startswith(f"{home / name}: got no pretrained weights (No such file or directory); ")
     assert str(caught.value).endswith(f"curl -fL --create-dirs -o '{home / name}' {DOWNLOADS}/{name}")
     assert not home.exists()
 
 
 def test_a_missing_file_is_told_with_the_download_that_makes_it() -> None:
     path = Path("/nowhere/resnet50-0676ba61.pth")  # older weights than torchvision would take by itself
-    with pytest.raises(BaselineError, match=f"{path}: found no weights.*; .*-o {path} {DOWNLOADS}/{path.name}$"):
+    with pytest.raises(
+        BaselineError, match=f"{path}: got no pretrained weights.*; .*-o {path} {DOWNLOADS}/{path.name}$"
+    ):
         build_baseline(settings("resnet50", str(path)), 10)
 
 
 def test_a_download_that_was_cut_short_is_refused(home: Path) -> None:
     home.mkdir(parents=True)
     (home / "resnet18-f37072fd.pth").write_bytes(b"half of it")
-    with pytest.raises(BaselineError, match=r"found the SHA-256 \w{8}\.\.\.; allowed is f37072fd.*: curl -fL"):
+    with pytest.raises(BaselineError, match=r"got the SHA-256 \w{8}\.\.\.; expected f37072fd.*: curl -fL"):
         build_baseline(settings(pretrained=True), 10)
 
 
@@ -195,14 +194,14 @@ def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: P
     without = {name: value for name, value in state.items() if name != "bn1.weight"}
     wrong = {
         "no state dict": {"epoch": 3, "state_dict": state},
-        r"conv1\.weight with the shape \(1, 1\), where": {**state, "conv1.weight": torch.zeros(1, 1)},
-        r"bn1\.weight with the shape None, where resnet18 has \(64,\)": without,
-        r"extra with the shape \(2,\), where resnet18 has None": {**state, "extra": torch.zeros(2)},
-        "no weights in it": SimpleNamespace(state=state),
+        r"conv1\.weight of shape \(1, 1\), where": {**state, "conv1.weight": torch.zeros(1, 1)},
+        r"bn1\.weight of shape None, where resnet18 has \(64,\)": without,
+        r"extra of shape \(2,\), where resnet18 has None": {**state, "extra": torch.zeros(2)},
+        "no weights": SimpleNamespace(state=state),
     }
     for message, content in wrong.items():
         torch.save(content, path)
-        with pytest.raises(BaselineError, match=f"^{path}: found {message}.*; allowed is a state dict") as caught:
+        with pytest.raises(BaselineError, match=f"^{path}: got {message}.*; expected a state dict") as caught:
             build_baseline(settings(pretrained=str(path)), 10)
         assert len(str(caught.value).splitlines()) == 1
 
@@ -223,8 +222,8 @@ def test_a_sweep_whose_weights_are_missing_is_refused_before_anything_is_written
     sweep = tmp_path / "fine_tuning.yaml"
     sweep.write_text("blocks: [{points: [{model.preset: ResNet18, train.body_learning_rate: 1.0e-4}]}]\n")
     assert launch.main([str(sweep), "--executor", "local", "--runs", str(tmp_path / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert f"{DOWNLOADS}/resnet18-f37072fd.pth" in said and str(home) in said
+    message = capsys.readouterr().err
+    assert f"{DOWNLOADS}/resnet18-f37072fd.pth" in message and str(home) in message
     assert not (tmp_path / "runs").exists()
 
 
@@ -245,19 +244,19 @@ for _ in range(2):
         print(error)
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    fine, *told = done.stdout.splitlines()
-    assert fine == "True" and len(told) == 2
-    for line in told:
-        assert f"torch {torch.__version__} found torchvision {version('torchvision')}" in line
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    cnn_line, *messages = process.stdout.splitlines()
+    assert cnn_line == "True" and len(messages) == 2
+    for line in messages:
+        assert f"torch {torch.__version__}: got torchvision {version('torchvision')}" in line
         assert "(RuntimeError: operator torchvision::nms is not)" in line
-        assert "; resnet18 and its like need the one made for this torch: pip install" in line
+        assert "; expected the build for this torch, which resnet18 and the like need: pip install" in line
 
 
 def test_without_torchvision_the_message_is_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setattr(baselines, "_get_torchvision_version", lambda: None)
-    with pytest.raises(BaselineError, match=r"^beside torch 2\S+ found no torchvision; .*: pip install"):
+    with pytest.raises(BaselineError, match=r"^torch 2\S+: got no torchvision; .*: pip install"):
         build_baseline(settings(), 10)
 
 
@@ -267,8 +266,8 @@ def test_the_torchvision_that_fits_is_installed_from_where_this_build_of_torch_c
     assert format_install_command("2.13.0+cu130").endswith(
         "==0.28.*' --index-url https://download.pytorch.org/whl/cu130"
     )
-    ours, found = (each.__version__.split("+")[0] for each in (torch, torchvision))
-    assert f"'torchvision=={found.rpartition('.')[0]}.*'" in format_install_command(ours)
+    torch_version, torchvision_version = (package.__version__.split("+")[0] for package in (torch, torchvision))
+    assert f"'torchvision=={torchvision_version.rpartition('.')[0]}.*'" in format_install_command(torch_version)
 
 
 # Fine-tuning
@@ -284,8 +283,8 @@ def test_the_body_moves_at_its_own_rate_and_by_itself_at_a_tenth(file: Path) -> 
         set_learning_rate(optimizer, 0.02)  # where the schedule is
         optimizer.step()
         for name, value in network.named_parameters():
-            wanted = 0.02 * (1 if ".fc." in name else share) * value.grad
-            torch.testing.assert_close(before[name] - wanted, value.detach(), msg=name)
+            change = 0.02 * (1 if ".fc." in name else share) * value.grad
+            torch.testing.assert_close(before[name] - change, value.detach(), msg=name)
 
 
 def test_networks_begun_at_random_have_one_group_and_the_same_optimizer_as_ever() -> None:
@@ -334,15 +333,15 @@ def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
 ) -> None:
     run = make_run(tmp_path, file)
     assert not train(run, StopSignal(), max_steps=1)
-    begun, moved, warming = torch.load(file, weights_only=True), last_state(run), 1e-3 / 2
-    assert [group["lr"] for group in moved["optimizer"]["param_groups"]] == pytest.approx([warming / 10, warming])
-    change = (moved["model"]["network.conv1.weight"] - begun["conv1.weight"]).abs().max().item()
+    initial, state, warming = torch.load(file, weights_only=True), last_state(run), 1e-3 / 2
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == pytest.approx([warming / 10, warming])
+    change = (state["model"]["network.conv1.weight"] - initial["conv1.weight"]).abs().max().item()
     assert change == pytest.approx(warming / 10, rel=1e-2)  # Adam's first step is the rate itself
     assert train(run, StopSignal())
-    ours, wanted = last_state(run), last_state(tuned)
-    assert all(torch.equal(ours["model"][name], value) for name, value in wanted["model"].items())
-    assert ours["optimizer"]["param_groups"] == wanted["optimizer"]["param_groups"]
-    for number, moments in wanted["optimizer"]["state"].items():
+    ours, expected = last_state(run), last_state(tuned)
+    assert all(torch.equal(ours["model"][name], value) for name, value in expected["model"].items())
+    assert ours["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+    for number, moments in expected["optimizer"]["state"].items():
         assert all(torch.equal(ours["optimizer"]["state"][number][name], value) for name, value in moments.items())
     assert tuned.metrics_file.read_text() == run.metrics_file.read_text()
 
@@ -365,13 +364,16 @@ def test_their_features_and_last_map_are_found(architecture: str) -> None:
         torch.rand(2, 3, 65, 65),
         torch.tensor([1, 7]),
     )
-    seen: list[Tensor] = []
+    feature_maps: list[Tensor] = []
     with torch.no_grad():
-        found = features.compute_activations(ours, images)
-        torch.testing.assert_close(ours.head(found.penultimate), ours(images))
-        where = features.find_probed_layers(ours)
-        where.last_map.register_forward_hook(lambda layer, inputs, output: seen.append(output.relu()))
+        activations = features.compute_activations(ours, images)
+        torch.testing.assert_close(ours.head(activations.penultimate), ours(images))
+        layers = features.find_probed_layers(ours)
+        layers.last_map.register_forward_hook(lambda layer, inputs, output: feature_maps.append(output.relu()))
         ours(images)
-    torch.testing.assert_close(seen[0].mean((2, 3)), found.pooled)
-    wanted = torch.einsum("nk,nkyx->nyx", where.last_linear.weight[classes], seen[0]).relu() / seen[0][0, 0].numel()
-    torch.testing.assert_close(compute_heat_maps(ours, images, classes), wanted, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(feature_maps[0].mean((2, 3)), activations.pooled)
+    expected = (
+        torch.einsum("nk,nkyx->nyx", layers.last_linear.weight[classes], feature_maps[0]).relu()
+        / feature_maps[0][0, 0].numel()
+    )
+    torch.testing.assert_close(compute_heat_maps(ours, images, classes), expected, atol=1e-6, rtol=1e-4)

@@ -1,7 +1,4 @@
-"""The layers compute what e2cnn's compute; the networks are as invariant, as wide and as reloadable as they say.
-
-pytest tests/test_models.py
-"""
+"""Layers compute the same as e2cnn's; networks are invariant, of the stated width, and reloadable."""
 
 from __future__ import annotations
 
@@ -57,9 +54,9 @@ def e2cnn_convolution(ours: SteerableConv) -> Any:
     return layer
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["trivial", "regular"])
@@ -100,10 +97,12 @@ def test_the_gradients_are_those_of_e2cnn() -> None:
     theirs = e2cnn_convolution(ours)
     x = torch.randn(2, 24, 9, 9, requires_grad=True)
     upstream = torch.randn(2, 16, 9, 9)
-    found = torch.autograd.grad((ours(x) * upstream).sum(), (x, ours.weight))
-    there = theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor
-    for mine, expected in zip(found, torch.autograd.grad((there * upstream).sum(), (x, theirs.weights)), strict=True):
-        assert_near(mine, expected)
+    gradients = torch.autograd.grad((ours(x) * upstream).sum(), (x, ours.weight))
+    e2cnn_output = theirs(e2cnn.nn.GeometricTensor(x, theirs.in_type)).tensor
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad((e2cnn_output * upstream).sum(), (x, theirs.weights)), strict=True
+    ):
+        assert_near(gradient, expected)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +184,9 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, (x, upstream) = two_layers(), batch()
     enable_sync_batchnorm(model)
-    share = (slice(None, first), slice(first, None))[rank]
-    found = step(model, x[share], upstream[share])
-    torch.save(found, f"{folder}/{rank}.pt")
+    local_batch = (slice(None, first), slice(first, None))[rank]
+    results = step(model, x[local_batch], upstream[local_batch])
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -195,11 +194,11 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
 def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path, first: int) -> None:
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path), first), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    whole = step(two_layers(), *batch())
-    alone = step(two_layers(), *(part[:5] for part in batch()))
-    assert not torch.allclose(alone["output"], whole["output"][:5], atol=0.1)  # the shares do differ
-    for name, expected in whole.items():
-        parts = [share[name] for share in shares]
+    expected_step = step(two_layers(), *batch())
+    first_part = step(two_layers(), *(part[:5] for part in batch()))
+    assert not torch.allclose(first_part["output"], expected_step["output"][:5], atol=0.1)  # the shares do differ
+    for name, expected in expected_step.items():
+        parts = [results[name] for results in shares]
         if name in ("output", "input"):
             assert_near(torch.cat(parts), expected, 1e-4)
         elif name.endswith(("running_mean", "running_var", "basis")):

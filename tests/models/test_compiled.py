@@ -1,4 +1,4 @@
-"""Networks compiled whole: one graph, the same numbers, and maps that lie in memory as convolutions like them."""
+"""Compiled networks: one graph, the same numbers, and channels-last maps."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ def assert_as_compiled(family: str, backend: str) -> None:
             layer.p = 0.0  # compilers draw numbers of their own
     twin = copy.deepcopy(model)
     compiled = torch.compile(twin, fullgraph=True, backend=backend)
-    found, wanted = step(twin, compiled, images), step(model, model, images)
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-7, atol=1e-9, msg=lambda told, n=name: f"{n}: {told}")
+    compiled_step, eager_step = step(twin, compiled, images), step(model, model, images)
+    assert compiled_step.keys() == eager_step.keys()
+    for name, values in eager_step.items():
+        torch.testing.assert_close(
+            compiled_step[name], values, rtol=1e-7, atol=1e-9, msg=lambda message, n=name: f"{n}: {message}"
+        )
     model.eval(), twin.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), model(images), rtol=1e-7, atol=1e-9)
@@ -109,23 +111,23 @@ def test_a_network_under_autocast_is_one_graph(family: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_are_channels_last_in_every_layer(family: str, training: bool) -> None:
-    model, seen = network(family).train(training), []
+    model, checked = network(family).train(training), []
 
-    def look(name: str, values: Tensor) -> None:
+    def check(name: str, values: Tensor) -> None:
         if values.dim() == 4:
-            seen.append(name)
+            checked.append(name)
             assert values.is_contiguous(memory_format=torch.channels_last), name
 
-    def look_at_both(name: str, found: Tensor) -> None:
-        look(name, found)
-        if found.requires_grad and found[0, 0].numel() > 4:  # the last map's gradient is one number repeated
-            found.register_hook(lambda gradient: look(f"the gradient of {name}", gradient))
+    def check_with_gradient(name: str, output: Tensor) -> None:
+        check(name, output)
+        if output.requires_grad and output[0, 0].numel() > 4:  # the last map's gradient is one number repeated
+            output.register_hook(lambda gradient: check(f"the gradient of {name}", gradient))
 
     for name, layer in model.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(lambda _, given, found, name=name: look_at_both(name, found))
+            layer.register_forward_hook(lambda _, inputs, output, name=name: check_with_gradient(name, output))
     model(torch.rand(4, 3, 33, 33)).sum().backward()
-    assert len(seen) > 30
+    assert len(checked) > 30
 
 
 def test_the_fused_blur_is_the_convolution() -> None:
@@ -148,7 +150,7 @@ def test_group_pooling_and_restriction_are_those_of_channels_by_hand() -> None:
         (restriction(x), by_field[:, :, restriction.permutation].flatten(1, 2)),
         (GroupPooling(16)(x), by_field.amax(2)),
     )
-    for found, wanted in pairs:
-        upstream = torch.randn_like(wanted)
-        assert torch.equal(found, wanted)
-        assert torch.equal(*(torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (found, wanted)))
+    for actual, expected in pairs:
+        upstream = torch.randn_like(expected)
+        assert torch.equal(actual, expected)
+        assert torch.equal(*(torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (actual, expected)))

@@ -1,4 +1,4 @@
-"""How a run keeps to the paths that it began with."""
+"""A run keeps the kernel choice that it began with."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def process() -> Process:
     return Process(get_rank_info(), CPU)
 
 
-def begun(run: RunDir, process: Process, convolution: str) -> list[bool]:
-    """Settle the paths of a small network and return which layers train without dense filters."""
+def choose_layers(run: RunDir, process: Process, convolution: str) -> list[bool]:
+    """Choose the kernels of a small network; return for each layer whether it trains without a dense filter."""
     network, config = build_model(ModelConfig(group="D4", scale=0.1), 33), settings(convolution)
     kernel_choice.select_and_save(run, network, config, process)
     return [layer.harmonic for layer in selection.get_steerable_layers(network).values()]
@@ -41,8 +41,8 @@ def settings(convolution: str) -> RunConfig:
 @pytest.mark.compiler
 def test_what_was_settled_first_holds(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
-    assert set(begun(run, process, "harmonic")) == {True}
-    assert set(begun(run, process, "dense")) == {True}
+    assert set(choose_layers(run, process, "harmonic")) == {True}
+    assert set(choose_layers(run, process, "dense")) == {True}
 
 
 @pytest.mark.compiler
@@ -51,17 +51,19 @@ def test_the_choice_is_made_for_training_and_for_inference(
 ) -> None:
     names = list(selection.get_steerable_layers(build_model(ModelConfig(group="D4", scale=0.1), 33)))
     monkeypatch.setattr(
-        selection, "choose_kernels", lambda *given, is_training: {n: is_training and n == names[3] for n in names}
+        selection,
+        "choose_kernels",
+        lambda *arguments, is_training: {name: is_training and name == names[3] for name in names},
     )
     run = RunDir(tmp_path)
-    assert begun(run, process, "auto") == [name == names[3] for name in names]
+    assert choose_layers(run, process, "auto") == [name == names[3] for name in names]
     assert set(kernel_choice.read_choice(run)["inference"].values()) == {False}
 
 
 def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     (run.checkpoint_dir / "step_00000003").mkdir(parents=True)
-    assert set(begun(run, process, "harmonic")) == {False}
+    assert set(choose_layers(run, process, "harmonic")) == {False}
     assert not kernel_choice.get_choice_path(run).exists()
 
 
@@ -80,20 +82,20 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("{", "no JSON"),
-        ("[1]", "no choice of true or false"),
-        ('{"training": {}}', "no choice of true or false"),
-        ('{"training": {"a": 1}, "inference": {}}', "no choice of true or false"),
+        ("{", "invalid JSON"),
+        ("[1]", "something else than true or false"),
+        ('{"training": {}}', "something else than true or false"),
+        ('{"training": {"a": 1}, "inference": {}}', "something else than true or false"),
         ('{"training": {}, "inference": {"a": true}}', "other layers than the network's"),
-        (" " * 2_000_000, "something else than a small file"),
+        (" " * 2_000_000, "a directory or a large file"),
     ],
 )
-def test_a_file_that_training_did_not_write_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_a_file_that_training_did_not_write_is_refused(tmp_path: Path, content: str, message: str) -> None:
     run = RunDir(tmp_path)
     write_text(kernel_choice.get_choice_path(run), content)
-    with pytest.raises(kernel_choice.KernelChoiceError, match=f"paths.json: found {said}"):
+    with pytest.raises(kernel_choice.KernelChoiceError, match=f"paths.json: got {message}"):
         kernel_choice.load_selection(run, build_model(ModelConfig(group="D4", scale=0.1), 33), CPU)
 
 
@@ -107,6 +109,6 @@ def test_a_network_without_steerable_layers_leaves_no_file(tmp_path: Path, proce
 
 def test_the_file_names_every_layer(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
-    begun(run, process, "dense")
-    found = json.loads(kernel_choice.get_choice_path(run).read_text())
-    assert list(found) == ["training", "inference"] and len(found["training"]) == 11
+    choose_layers(run, process, "dense")
+    choice = json.loads(kernel_choice.get_choice_path(run).read_text())
+    assert list(choice) == ["training", "inference"] and len(choice["training"]) == 11

@@ -1,7 +1,4 @@
-"""Morphological opening in front of a network: scikit-image's, and part of everything that is made of the network.
-
-pytest tests/test_opening.py
-"""
+"""Morphological opening in front of a network: equal to scikit-image's, and part of training, evaluation and export."""
 
 from __future__ import annotations
 
@@ -87,10 +84,10 @@ def test_every_architecture_opens_what_comes_in_and_keeps_its_weights_names(sett
     opened.load_state_dict(network.state_dict())
     images = torch.rand(3, 3, 33, 33)
     with torch.inference_mode():
-        wanted = network(reference(images, 2))
-        torch.testing.assert_close(opened(images), wanted)
-        torch.testing.assert_close(convert_to_torch(opened)(images), wanted, rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(network(images), wanted)
+        expected = network(reference(images, 2))
+        torch.testing.assert_close(opened(images), expected)
+        torch.testing.assert_close(convert_to_torch(opened)(images), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(network(images), expected)
 
 
 @pytest.mark.parametrize("group", ["C4", "D4"])

@@ -96,16 +96,16 @@ def wide_block(source: Any, target: Any, inner: Any, stride: int) -> int:
 def original_wide_resnet(depth: int, widen: int, n: int, reflections: bool, steps: list[int | None]) -> int:
     """Count the parameters of e2cnn's example; `steps` are the rotations left before stages 2 and 3."""
     spaces = {(True, 1): e2cnn.gspaces.Flip2dOnR2, (False, 1): e2cnn.gspaces.TrivialOnR2}
-    whole = e2cnn.gspaces.FlipRot2dOnR2 if reflections else e2cnn.gspaces.Rot2dOnR2
-    space = spaces[reflections, 1]() if n == 1 else whole(n)
+    make_space = e2cnn.gspaces.FlipRot2dOnR2 if reflections else e2cnn.gspaces.Rot2dOnR2
+    space = spaces[reflections, 1]() if n == 1 else make_space(n)
     colours = e2cnn.nn.FieldType(space, [space.trivial_repr] * 3)
     current = regular(space, 16 / np.sqrt(space.fibergroup.order()))
     limit = {"frequencies_cutoff": lambda radius: 3 * radius}
     total = int(e2cnn.nn.R2Conv(colours, current, 5, bias=False, initialize=False, **limit).weights.numel())
     for stage, planes in enumerate((16 * widen, 32 * widen, 64 * widen)):
-        left = steps[stage - 1] if stage else None
-        if left is not None:
-            restrict = e2cnn.nn.RestrictionModule(current, (0, left) if reflections else left)
+        num_rotations = steps[stage - 1] if stage else None
+        if num_rotations is not None:
+            restrict = e2cnn.nn.RestrictionModule(current, (0, num_rotations) if reflections else num_rotations)
             current = e2cnn.nn.DisentangleModule(restrict.out_type).out_type
             space = current.gspace
         root = np.sqrt(space.fibergroup.order())
@@ -204,10 +204,10 @@ COUNTED = {
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_networks_of_the_study_are_as_large_as_their_docstrings_tell(name: str) -> None:
-    found, settings = parameters(model(name)), model(name)
-    assert found == COUNTED[name]
-    told = sys.modules[FAMILIES[settings.architecture].build.__module__].__doc__
-    assert told is not None and f"{found / 1e6:.1f}" in told, f"{found / 1e6:.1f}"
+    num_parameters, settings = parameters(model(name)), model(name)
+    assert num_parameters == COUNTED[name]
+    docstring = sys.modules[FAMILIES[settings.architecture].build.__module__].__doc__
+    assert docstring is not None and f"{num_parameters / 1e6:.1f}" in docstring, f"{num_parameters / 1e6:.1f}"
 
 
 # Symmetry
@@ -220,7 +220,7 @@ def test_a_restricted_regular_field_is_regular_fields_of_the_subgroup_side_by_si
     """As e2cnn's matrices of both groups say it, element by element."""
     space, inner = groups.make_gspace(name), groups.make_gspace(to)
     order = list(groups.get_restriction_permutation(name, to))
-    whole, part = space.regular_repr, inner.regular_repr
+    representation, inner_representation = space.regular_repr, inner.regular_repr
     copies = groups.group_order(name) // groups.group_order(to)
     step = groups.count_rotations(name) // groups.count_rotations(to)
     for element in inner.fibergroup.elements:
@@ -229,8 +229,10 @@ def test_a_restricted_regular_field_is_regular_fields_of_the_subgroup_side_by_si
         if to == "D1":  # e2cnn has it as a group of two elements
             turned, mirrored = 0, int(element)
         above = (mirrored, turned * step) if name[0] == "D" else turned * step
-        found = np.asarray(whole(above))[np.ix_(order, order)]
-        np.testing.assert_allclose(found, np.kron(np.eye(copies), np.asarray(part(element))), atol=1e-9)
+        permuted = np.asarray(representation(above))[np.ix_(order, order)]
+        np.testing.assert_allclose(
+            permuted, np.kron(np.eye(copies), np.asarray(inner_representation(element))), atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("size", [33, 65])
@@ -252,9 +254,9 @@ def test_logits_do_not_change_under_what_survives_of_the_group(name: str, size: 
     ],
 )
 def test_any_group_and_any_allowed_size_is_exact(settings: dict[str, Any], size: int) -> None:
-    found = ModelConfig.model_validate(settings)
-    assert is_exact_image_size(size, found.architecture)
-    assert invariance_error(build_model(found, size), found.group, size) < 1e-4
+    config = ModelConfig.model_validate(settings)
+    assert is_exact_image_size(size, config.architecture)
+    assert invariance_error(build_model(config, size), config.group, size) < 1e-4
 
 
 @pytest.mark.parametrize(("architecture", "size"), [("e2wrn", 35), ("e2wrn", 36), ("e2resnet", 41), ("e2resnet", 64)])
@@ -306,23 +308,23 @@ def test_a_state_dict_depends_on_no_mode_holds_nothing_derived_and_networks_can_
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_new_weights_keep_the_variance_from_a_convolution_to_the_next(name: str) -> None:
     """Generalised He: the maps of every convolution have about the mean square of its input."""
-    network, seen = build_model(model(name, scale=0.1), 33).train(), []
+    network, ratios = build_model(model(name, scale=0.1), 33).train(), []
 
-    def note(layer: SteerableConv, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: SteerableConv, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if layer.basis_spec[2] == "regular":
-            seen.append(float(output.detach().var() / inputs[0].detach().square().mean()))
+            ratios.append(float(output.detach().var() / inputs[0].detach().square().mean()))
 
     for layer in network.modules():
         if isinstance(layer, SteerableConv):
-            layer.register_forward_hook(note)
+            layer.register_forward_hook(record)
     network(torch.rand(8, 3, 33, 33))
-    assert seen and 0.1 < np.exp(np.mean(np.log(seen))) < 3
+    assert ratios and 0.1 < np.exp(np.mean(np.log(ratios))) < 3
 
 
 def test_restriction_moves_channels_only() -> None:
     x = torch.randn(2, 3 * 16, 5, 5)
-    found = Restriction("D8", "D4")(x)
-    assert found.shape == x.shape and torch.equal(found.sort(1).values, x.sort(1).values)
+    restricted = Restriction("D8", "D4")(x)
+    assert restricted.shape == x.shape and torch.equal(restricted.sort(1).values, x.sort(1).values)
 
 
 @pytest.mark.parametrize("name", ["WRN28_7_d8d4d1", "d4resnet18"])
@@ -346,11 +348,11 @@ def test_batch_norms_are_of_one_kind_everywhere() -> None:
 def test_a_network_with_dropout_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     data = DataConfig(cache=str(tmp_path / "cache"), image_size=33, demo=DemoConfig(galaxies=200, size=32))
     settings = RunConfig(model=model("WRN16d8d4d1", scale=0.02), data=data, train=TrainConfig(epochs=1, batch_size=40))
-    whole, broken = (RunDir(tmp_path / name / settings.run_id) for name in ("whole", "broken"))
-    for run in (whole, broken):
+    uninterrupted, interrupted = (RunDir(tmp_path / name / settings.run_id) for name in ("whole", "broken"))
+    for run in (uninterrupted, interrupted):
         write_text(run.config_file, settings.model_dump_json())
-    assert train(whole, StopSignal())
-    assert not train(broken, StopSignal(), max_steps=1)
+    assert train(uninterrupted, StopSignal())
+    assert not train(interrupted, StopSignal(), max_steps=1)
     torch.manual_seed(77)  # the resume depends on nothing that happened before
-    assert train(broken, StopSignal())
-    assert hash_outputs(broken) == hash_outputs(whole)
+    assert train(interrupted, StopSignal())
+    assert hash_outputs(interrupted) == hash_outputs(uninterrupted)

@@ -23,17 +23,17 @@ print("e2cnn" in sys.modules, float(sampled.filters.sum()), sampled.filters.shap
 
 def build(home: Path) -> list[str]:
     environment = os.environ | {"XDG_CACHE_HOME": str(home), "PYTHONWARNINGS": "ignore"}
-    found = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    return found.stdout.split(maxsplit=1)
+    process = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split(maxsplit=1)
 
 
 def test_what_was_sampled_once_is_read_back_without_e2cnn_and_is_the_same(tmp_path: Path) -> None:
     sampled, first = build(tmp_path)
-    (kept,) = (tmp_path / "galaxyhpc").iterdir()
+    (cached,) = (tmp_path / "galaxyhpc").iterdir()
     read, second = build(tmp_path)
     assert (sampled, read) == ("True", "False") and first == second and first.endswith("False\n")
-    kept.write_bytes(kept.read_bytes()[:-200])
+    cached.write_bytes(cached.read_bytes()[:-200])
     assert build(tmp_path) == [sampled, first]
     assert build(tmp_path) == [read, first]  # mended
 
@@ -60,6 +60,6 @@ def test_many_that_ask_at_once_all_get_whole_arrays_and_leave_one_file(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: basis_cache.load_or_sample({"a": 1}, lambda: arrays(4.0))[0].sum(), range(40)))
-    assert set(found) == {24.0}
+        sums = list(pool.map(lambda _: basis_cache.load_or_sample({"a": 1}, lambda: arrays(4.0))[0].sum(), range(40)))
+    assert set(sums) == {24.0}
     assert len(list((tmp_path / "galaxyhpc").iterdir())) == 1

@@ -19,11 +19,11 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 def layer(**settings: Any) -> FieldBatchNorm:
     """A layer in float64 that has no two fields alike."""
     torch.manual_seed(0)
-    found = FieldBatchNorm(FIELDS, SIZE, **settings).double()
+    norm = FieldBatchNorm(FIELDS, SIZE, **settings).double()
     with torch.no_grad():
-        for values in (found.weight, found.bias, found.running_mean):
+        for values in (norm.weight, norm.bias, norm.running_mean):
             values.normal_()
-    return found
+    return norm
 
 
 def maps(memory_format: torch.memory_format = torch.channels_last) -> Tensor:
@@ -36,8 +36,8 @@ def reference(norm: FieldBatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Torch's own, and the running statistics it leaves."""
     mean, variance = norm.running_mean.clone(), norm.running_var.clone()
     affine = (norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
-    found = F.batch_norm(x.reshape(len(x), FIELDS, -1), mean, variance, *affine).view(x.shape)
-    return found, mean, variance
+    y = F.batch_norm(x.reshape(len(x), FIELDS, -1), mean, variance, *affine).view(x.shape)
+    return y, mean, variance
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -46,10 +46,10 @@ def test_it_is_torchs_own_on_maps_reshaped_to_fields(memory_format: torch.memory
     norm = layer(momentum=0.3, eps=1e-3).train(training)
     x = maps(memory_format)
     upstream = torch.randn(SHAPE, dtype=torch.float64)
-    wanted, mean, variance = reference(norm, x)
-    found = norm(x)
-    pairs = [(found, wanted), (norm.running_mean, mean), (norm.running_var, variance)]
-    gradients = [torch.autograd.grad(y, [x, norm.weight, norm.bias], upstream) for y in (found, wanted)]
+    expected, mean, variance = reference(norm, x)
+    y = norm(x)
+    pairs = [(y, expected), (norm.running_mean, mean), (norm.running_var, variance)]
+    gradients = [torch.autograd.grad(output, [x, norm.weight, norm.bias], upstream) for output in (y, expected)]
     for ours, theirs in [*pairs, *zip(*gradients, strict=True)]:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
@@ -58,9 +58,9 @@ def test_it_is_torchs_own_on_maps_reshaped_to_fields(memory_format: torch.memory
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_maps_and_gradients_stay_in_their_memory_format(memory_format: torch.memory_format, training: bool) -> None:
     x = maps(memory_format)
-    found = layer().train(training)(x)
-    (gradient,) = torch.autograd.grad(found.sum(), x)  # of a gradient that is one expanded number
-    assert found.stride() == x.stride() == gradient.stride()
+    y = layer().train(training)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)  # of a gradient that is one expanded number
+    assert y.stride() == x.stride() == gradient.stride()
 
 
 def test_the_gradient_is_that_of_the_function() -> None:
@@ -76,17 +76,17 @@ def test_in_half_precision_statistics_and_affine_are_of_float32(kind: torch.dtyp
     norm = layer(momentum=1.0).float()
     x = (maps().detach().float() + 100).to(kind).requires_grad_()
     upstream = torch.randn(SHAPE)
-    found = norm(x)
-    (gradient,) = torch.autograd.grad(found, x, upstream.to(kind))
+    y = norm(x)
+    (gradient,) = torch.autograd.grad(y, x, upstream.to(kind))
     moments = norm.running_mean.clone(), norm.running_var.clone()
     exact = x.detach().float().requires_grad_()
-    wanted = norm(exact)
+    expected = norm(exact)
     for ours, theirs in zip(moments, (norm.running_mean, norm.running_var), strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    (exact_gradient,) = torch.autograd.grad(wanted, exact, upstream.to(kind).float())
+    (exact_gradient,) = torch.autograd.grad(expected, exact, upstream.to(kind).float())
     rounding = 2 * torch.finfo(kind).eps
-    for ours, theirs in ((found, wanted), (gradient, exact_gradient)):
+    for ours, theirs in ((y, expected), (gradient, exact_gradient)):
         assert ours.dtype == kind
         torch.testing.assert_close(ours.float(), theirs, rtol=rounding, atol=rounding)
 

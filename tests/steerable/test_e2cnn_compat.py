@@ -1,7 +1,4 @@
-"""e2cnn works on this numpy with the compatibility module, and would not without it.
-
-pytest tests/test_e2cnn_compat.py
-"""
+"""e2cnn works on this numpy with the compatibility module, and would not without it."""
 
 from __future__ import annotations
 
@@ -42,12 +39,12 @@ def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: st
     field = e2cnn.nn.FieldType(space, [space.regular_repr] * 2)
     first, second = e2cnn.nn.R2Conv(colours, field, 3, padding=1), e2cnn.nn.R2Conv(field, field, 3, padding=1)
     images = torch.randn(2, 3, 9, 9)
-    found = second(first(e2cnn.nn.GeometricTensor(images, colours))).tensor.view(2, 2, -1, 81)
-    scale = found.abs().max()
+    output = second(first(e2cnn.nn.GeometricTensor(images, colours))).tensor.view(2, 2, -1, 81)
+    scale = output.abs().max()
     for element in groups.get_grid_elements(name):
-        turned = second(first(e2cnn.nn.GeometricTensor(element(images), colours))).tensor
-        expected = element(found.view(2, -1, 9, 9)).reshape(found.shape)
-        distances = (turned.view(found.shape)[:, :, :, None] - expected[:, :, None]).abs().amax((0, 1, 4))
+        transformed = second(first(e2cnn.nn.GeometricTensor(element(images), colours))).tensor
+        expected = element(output.view(2, -1, 9, 9)).reshape(output.shape)
+        distances = (transformed.view(output.shape)[:, :, :, None] - expected[:, :, None]).abs().amax((0, 1, 4))
         # each channel of the turned image's field is one of the field's channels, turned
         assert sorted(distances.argmin(1).tolist()) == list(range(space.regular_repr.size))
         assert distances.amin(1).max() < 1e-5 * scale
@@ -55,9 +52,9 @@ def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: st
 
 def test_e2cnn_still_needs_the_compatibility_module() -> None:
     """The day this fails, delete galaxyhpc/steerable/e2cnn_compat.py."""
-    without = python(BUILD_DIHEDRAL)
-    assert without.returncode != 0
-    assert "copy" in without.stderr or "tostring" in without.stderr
+    process = python(BUILD_DIHEDRAL)
+    assert process.returncode != 0
+    assert "copy" in process.stderr or "tostring" in process.stderr
 
 
 def test_the_compatibility_module_can_be_applied_twice_and_leaves_numpy_alone() -> None:

@@ -26,8 +26,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 H200 = (790e12, 4.3e12)  # operations of bfloat16 and bytes per second
 
 
-def made(group: str, fields: tuple[int, ...], pooled: int) -> nn.Sequential:
-    """Return blocks from so many fields to so many, a pool behind one of them."""
+def make_blocks(group: str, fields: tuple[int, ...], pooled: int) -> nn.Sequential:
+    """Return blocks with these numbers of fields, a pool after one of them."""
     torch.manual_seed(0)
     blocks = nn.Sequential()
     for number, (before, after) in enumerate(pairwise(fields)):
@@ -47,39 +47,40 @@ def step(blocks: nn.Sequential, run: Any, x: Tensor, upstream: Tensor) -> dict[s
     x = x.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
     last = run(x)
     last.backward(upstream.to(last.dtype))
-    found = {name: value.grad for name, value in blocks.named_parameters()}
-    found |= {name: value for name, value in blocks.named_buffers() if "running" in name}
-    return found | {"last": last.detach(), "x": x.grad}
+    results = {name: value.grad for name, value in blocks.named_parameters()}
+    results |= {name: value for name, value in blocks.named_buffers() if "running" in name}
+    return results | {"last": last.detach(), "x": x.grad}
 
 
-def assert_same(rows: nn.Sequential, x: Tensor) -> None:
-    """Compare a step of blocks as rows with a dense one."""
-    dense = copy.deepcopy(rows)
+def assert_same(fused: nn.Sequential, x: Tensor) -> None:
+    """Compare a step of fused blocks with a dense one."""
+    dense = copy.deepcopy(fused)
     for layer in selection.get_steerable_layers(dense).values():
         layer.harmonic = False
     with torch.no_grad():
         upstream = torch.randn_like(copy.deepcopy(dense)(x))
-    wanted = step(dense, dense, x, upstream)
-    found = step(rows, lambda given: fused_blocks.run_blocks(rows, given), x, upstream)
-    for name, value in wanted.items():
-        assert (found[name] - value).abs().max() < 2e-5 * value.abs().max(), name
+    expected = step(dense, dense, x, upstream)
+    actual = step(fused, lambda maps: fused_blocks.run_blocks(fused, maps), x, upstream)
+    for name, value in expected.items():
+        assert (actual[name] - value).abs().max() < 2e-5 * value.abs().max(), name
 
 
 @pytest.mark.parametrize(
     ("group", "fields", "pooled", "side", "chunk"),
     [("D4", (2, 4, 3), 0, 9, 1 << 30), ("C4", (3, 4, 3), 1, 7, 20_000), ("C3", (2, 2), 0, 6, 1 << 30)],
 )
-def test_rows_give_what_the_layers_give(
+def test_fused_blocks_give_what_the_layers_give(
     group: str, fields: tuple[int, ...], pooled: int, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "CHUNK_BYTES", chunk)
     assert_same(
-        made(group, fields, pooled), torch.randn(2, fields[0] * groups.group_order(group), side, side, device=DEVICE)
+        make_blocks(group, fields, pooled),
+        torch.randn(2, fields[0] * groups.group_order(group), side, side, device=DEVICE),
     )
 
 
-def test_a_block_that_is_dense_stands_between_rows() -> None:
-    layers = made("C4", (2, 3, 2, 2), 1)
+def test_a_dense_block_may_stand_between_fused_ones() -> None:
+    layers = make_blocks("C4", (2, 3, 2, 2), 1)
     middle = list(selection.get_steerable_layers(layers).values())[1]
     middle.harmonic = False
     assert_same(layers, torch.randn(2, 8, 5, 5, device=DEVICE))
@@ -89,7 +90,10 @@ def test_a_block_that_is_dense_stands_between_rows() -> None:
 def test_a_gpu_is_given_what_is_faster_by_its_rates(group: str, harmonic: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_roofline, "_measure_rates", lambda device, dtype: H200)
     network = build_model(ModelConfig(group=group), 255)
-    used = selection.trace_layer_inputs(network, selection.BatchShape(32, 255))
-    chosen = [selection.is_faster_on_gpu(use, torch.device("cuda"), torch.bfloat16) for use in used.values()]
+    layer_inputs = selection.trace_layer_inputs(network, selection.BatchShape(32, 255))
+    chosen = [
+        selection.is_faster_on_gpu(layer_input, torch.device("cuda"), torch.bfloat16)
+        for layer_input in layer_inputs.values()
+    ]
     assert sum(chosen) == harmonic
     assert not chosen[0]

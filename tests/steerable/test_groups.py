@@ -1,7 +1,4 @@
-"""Groups act on pixels as e2cnn says, and a basis is e2cnn's and nobody else's to change.
-
-pytest tests/test_groups.py
-"""
+"""Groups act on pixels as in e2cnn, and a basis is e2cnn's and read-only."""
 
 from __future__ import annotations
 
@@ -72,5 +69,5 @@ def test_a_basis_asked_for_while_building_without_memory_is_real() -> None:
 
 @pytest.mark.parametrize("name", ["C0", "E4", "c4", "D", "C4 ", ""])
 def test_an_unknown_group_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=r"allowed are C1.*D1"):
+    with pytest.raises(ValueError, match=r"expected C1.*D1"):
         groups.group_order(name)

@@ -1,4 +1,4 @@
-"""The harmonic convolution: its definition, the torch operator, CPU and GPU kernels, and which of them a layer uses.
+"""The harmonic convolution: its definition, the torch operator, CPU and GPU kernels, and the choice between them.
 
 Layers that call it live one folder up.
 """

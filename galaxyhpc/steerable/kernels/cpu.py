@@ -1,13 +1,14 @@
-"""The harmonic convolution of a CPU: z is made a tile of pixels at a time, multiplied in the cache, and forgotten.
+"""The harmonic convolution on a CPU: z is computed for one tile of pixels at a time and multiplied while in the cache.
 
-Nothing but x is kept for the backward, whose gradient by x is the same function with the transposed blocks; the maps z
-that it makes of the gradient give the weights' gradient, too. All of it is compiled (`harmonic.cpp`).
+Only x is kept for the backward pass. The gradient of x is the same function with the transposed blocks, and the maps z
+that it computes from the gradient give the weights' gradient, too. The compiled part is `harmonic.cpp`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,27 +24,27 @@ from galaxyhpc.runtime import native
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, Term, get_harmonic_basis
 
 SOURCE = "steerable/kernels/harmonic.cpp"
-TILE_BYTES = 1 << 20  # of z, of each thread: about what a core's own cache holds
-MIN_PIXELS_PER_THREAD = 16  # pixels of a thread, which adds up a gradient of all weights for itself
-MIN_FILTER_ENTRY = 1e-9  # a smaller entry of a filter is none
+TILE_BYTES = 1 << 20  # of z, per thread: about the size of a core's own cache
+MIN_PIXELS_PER_THREAD = 16  # every thread sums a gradient of all weights of its own
+MIN_FILTER_ENTRY = 1e-9  # smaller entries of a filter count as zero
 
-Summands = list[tuple[int, float]]  # of a sum: what, how many times
+Summands = list[tuple[int, float]]  # of a sum: (index of the source, factor)
 
 
 def is_available() -> bool:
-    """Whether this machine can compile what is needed."""
+    """Whether this machine can compile the library."""
     return native.load_library(SOURCE) is not None
 
 
 def forward(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
-    plan, given = _make_plan(basis_spec, x.dtype, False), _to_nhwc(x)
-    shape = _make_shape(plan, given, weight)
+    plan, x_nhwc = _make_plan(basis_spec, x.dtype, False), _to_nhwc(x)
+    shape = _make_shape(plan, x_nhwc, weight)
     shape.by_field, shape.by_out_field = plan.basis.num_weights, plan.basis.num_weights * shape.fields
     shape.spread, shape.pad, shape.step = 1, padding, stride
-    sides = [(side + 2 * padding - plan.basis.kernel_size) // stride + 1 for side in given.shape[1:3]]
+    sides = [(side + 2 * padding - plan.basis.kernel_size) // stride + 1 for side in x_nhwc.shape[1:3]]
     y = x.new_empty(len(x), *sides, shape.out_fields * len(plan.basis.outputs.change_of_basis))
-    _convolve(plan, shape, sides, given, weight, out=y)
+    _convolve(plan, shape, sides, x_nhwc, weight, out=y)
     return y.permute(0, 3, 1, 2)
 
 
@@ -56,14 +57,14 @@ def backward(
     padding: int,
     needs_input_grad: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients by x, where it is asked for, and by the weights."""
-    plan, given, other = _make_plan(basis_spec, x.dtype, True), _to_nhwc(gradient), _to_nhwc(x)
-    shape = _make_shape(plan, given, weight)
+    """Return the gradients of x, where it is needed, and of the weights."""
+    plan, grad_nhwc, x_nhwc = _make_plan(basis_spec, x.dtype, True), _to_nhwc(gradient), _to_nhwc(x)
+    shape = _make_shape(plan, grad_nhwc, weight)
     shape.by_field, shape.by_out_field = plan.basis.num_weights * shape.out_fields, plan.basis.num_weights
     shape.spread, shape.pad, shape.step = stride, plan.basis.kernel_size - 1 - padding, 1
-    by_x, by_weight = torch.empty_like(other) if needs_input_grad else None, weight.new_empty(weight.shape)
-    _convolve(plan, shape, other.shape[1:3], given, weight, other, by_x, by_weight)
-    return None if by_x is None else by_x.permute(0, 3, 1, 2), by_weight
+    grad_x, grad_weight = torch.empty_like(x_nhwc) if needs_input_grad else None, weight.new_empty(weight.shape)
+    _convolve(plan, shape, x_nhwc.shape[1:3], grad_nhwc, weight, x_nhwc, grad_x, grad_weight)
+    return None if grad_x is None else grad_x.permute(0, 3, 1, 2), grad_weight
 
 
 class _CShape(ctypes.Structure):
@@ -84,10 +85,10 @@ def _to_nhwc(x: Tensor) -> Tensor:
 
 
 def _make_shape(plan: _Plan, x_nhwc: Tensor, weight: Tensor) -> _CShape:
-    *maps, channels = x_nhwc.shape
+    images, rows, columns, channels = x_nhwc.shape
     fields = channels // len(plan.basis.inputs.change_of_basis)
-    of_maps = dict(zip(("images", "rows", "columns"), maps, strict=True))
-    return _CShape(**of_maps, fields=fields, out_fields=weight.numel() // (fields * plan.basis.num_weights))
+    out_fields = weight.numel() // (fields * plan.basis.num_weights)
+    return _CShape(images=images, rows=rows, columns=columns, fields=fields, out_fields=out_fields)
 
 
 def _convolve(
@@ -103,14 +104,14 @@ def _convolve(
     shape.out_rows, shape.out_columns = out_size
     pixels = max(1, len(inputs) * math.prod(out_size))
     shape.threads = max(1, min(torch.get_num_threads(), pixels // MIN_PIXELS_PER_THREAD))
-    most = max(1, TILE_BYTES // (inputs.element_size() * shape.fields * len(plan.basis.terms)))
-    tiles = -(-pixels // min(most, -(-pixels // shape.threads)))
-    tiles = -(-tiles // shape.threads) * shape.threads  # as many for each
-    shape.tile = -(-pixels // tiles)
+    max_tile = max(1, TILE_BYTES // (inputs.element_size() * shape.fields * len(plan.basis.terms)))
+    num_tiles = -(-pixels // min(max_tile, -(-pixels // shape.threads)))
+    num_tiles = -(-num_tiles // shape.threads) * shape.threads  # equally many per thread
+    shape.tile = -(-pixels // num_tiles)
     tensors = (inputs, weight.detach().contiguous(), x, out, grad_weight)
-    pointers = [None if each is None else ctypes.c_void_p(each.data_ptr()) for each in tensors]
+    pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     if not plan.convolve(ctypes.byref(plan.c_plan), ctypes.byref(shape), *pointers):
-        raise MemoryError(f"a convolution of {pixels} pixels")
+        raise MemoryError(f"harmonic convolution: out of memory for {pixels} pixels")
 
 
 class _CPlan(ctypes.Structure):
@@ -130,87 +131,91 @@ class _CPlan(ctypes.Structure):
 class _Plan:
     basis: HarmonicBasis
     c_plan: _CPlan
-    arrays: list[NDArray[Any]]  # that `read` points to
+    arrays: list[NDArray[Any]]  # kept alive: `c_plan` points to them
     convolve: Any
 
 
 @cache
 def _make_plan(basis_spec: BasisSpec, dtype: torch.dtype, is_transposed: bool) -> _Plan:
-    of, library = get_harmonic_basis(basis_spec, is_transposed), native.load_library(SOURCE)
+    basis, library = get_harmonic_basis(basis_spec, is_transposed), native.load_library(SOURCE)
     assert library is not None, "no C++ compiler"
     arrays: list[NDArray[Any]] = []
 
-    def kept(values: ArrayLike, kind: Any = np.int64) -> int:
-        arrays.append(np.ascontiguousarray(values, dtype=kind))
+    def keep_array(values: ArrayLike, dtype_name: Any = np.int64) -> int:
+        arrays.append(np.ascontiguousarray(values, dtype=dtype_name))
         return arrays[-1].ctypes.data
 
-    name = str(dtype).removeprefix("torch.")
-    steps, parts = _plan_sums(of)
-    terms = [term for _, _, some in steps for term in some]
-    read = _CPlan(
-        *(of.kernel_size, len(of.inputs.change_of_basis), len(of.outputs.change_of_basis)),
-        *(kept(each.change_of_basis.T, name) for each in (of.inputs, of.outputs)),
-        *(len(steps), parts, len(of.terms)),
-        kept([target for target, _, _ in steps]),
-        kept([of_parts for _, of_parts, _ in steps]),
-        kept(np.cumsum([0, *(len(some) for _, _, some in steps)])),
-        kept([source for source, _ in terms]),
-        kept([factor for _, factor in terms], name),
-        len(of.irreps),
-        kept([(irrep.size, *irrep.weight_indices.shape) for irrep in of.irreps]),
-        kept(np.concatenate([irrep.components.flatten() for irrep in of.irreps])),
-        kept(np.concatenate([irrep.weight_indices.flatten() for irrep in of.irreps])),
+    dtype_name = str(dtype).removeprefix("torch.")
+    steps, num_parts = _plan_sums(basis)
+    all_summands = [summand for _, _, summands in steps for summand in summands]
+    c_plan = _CPlan(
+        *(basis.kernel_size, len(basis.inputs.change_of_basis), len(basis.outputs.change_of_basis)),
+        *(keep_array(irreps.change_of_basis.T, dtype_name) for irreps in (basis.inputs, basis.outputs)),
+        *(len(steps), num_parts, len(basis.terms)),
+        keep_array([target for target, _, _ in steps]),
+        keep_array([sums_parts for _, sums_parts, _ in steps]),
+        keep_array(np.cumsum([0, *(len(summands) for _, _, summands in steps)])),
+        keep_array([source for source, _ in all_summands]),
+        keep_array([factor for _, factor in all_summands], dtype_name),
+        len(basis.irreps),
+        keep_array([(irrep.size, *irrep.weight_indices.shape) for irrep in basis.irreps]),
+        keep_array(np.concatenate([irrep.components.flatten() for irrep in basis.irreps])),
+        keep_array(np.concatenate([irrep.weight_indices.flatten() for irrep in basis.irreps])),
     )
-    convolve = getattr(library, f"convolve_{name}")
+    convolve = getattr(library, f"convolve_{dtype_name}")
     convolve.restype = ctypes.c_bool
-    return _Plan(of, read, arrays, convolve)
+    return _Plan(basis, c_plan, arrays, convolve)
 
 
 @cache
 def _plan_sums(basis: HarmonicBasis) -> tuple[list[tuple[int, bool, Summands]], int]:
-    """Return the sums that make a pixel's maps, and the most parts at a time.
+    """Return the sums (target, whether of parts, summands) that make z of a pixel, and the largest number of parts.
 
-    A part is a row of x' seen through a filter. What needs one that nothing else needs is made without it.
+    A part is a component of x' filtered by a spatial filter, stored because several sums share it (target ~n for part
+    n). A term that needs a part of its own is summed from the pixels directly.
     """
     begins = np.cumsum([0, *(irrep.size * len(irrep.weight_indices) for irrep in basis.irreps)])
     taps = [
-        [(n, float(value)) for n, value in enumerate(one) if abs(value) > MIN_FILTER_ENTRY]
-        for one in basis.spatial_filters
+        [(pixel, float(value)) for pixel, value in enumerate(values) if abs(value) > MIN_FILTER_ENTRY]
+        for values in basis.spatial_filters
     ]
+
+    def filter_summands(component: int, filter_index: int, factor: float = 1.0) -> Summands:
+        start = component * basis.kernel_size**2
+        return [(start + pixel, value * factor) for pixel, value in taps[filter_index]]
+
     steps: list[tuple[int, bool, Summands]] = []
-    most = 1
-    for begin, end in pairwise(
-        np.searchsorted([term.in_irrep for term in basis.terms], range(len(basis.inputs.sizes) + 1))
-    ):
-        mine = basis.terms[begin:end]
-        seen = [part for term in mine for part in _list_parts(term)]
-        shared = sorted(
-            {part for term in mine for part in _list_parts(term) if len(term.in_components) > 1 or seen.count(part) > 1}
-        )
-        most = max(most, len(shared))
-        for place, (row, number) in enumerate(shared):
-            steps.append((~place, False, [(row * basis.kernel_size**2 + n, value) for n, value in taps[number]]))
-        for term in mine:
-            target = (
-                int(begins[term.out_irrep])
-                + term.component * len(basis.irreps[term.out_irrep].weight_indices)
-                + term.block
-            )
+    max_parts = 1
+    ends = np.searchsorted([term.in_irrep for term in basis.terms], range(len(basis.inputs.sizes) + 1))
+    for begin, end in pairwise(ends):
+        terms = basis.terms[begin:end]
+        shared = _list_shared_parts(terms)
+        max_parts = max(max_parts, len(shared))
+        steps += [(~index, False, filter_summands(*part)) for index, part in enumerate(shared)]
+        for term in terms:
+            num_blocks = len(basis.irreps[term.out_irrep].weight_indices)
+            target = int(begins[term.out_irrep]) + term.component * num_blocks + term.block
             sources = list(zip(_list_parts(term), term.factors, strict=True))
             if sources[0][0] in shared:
                 steps.append((target, True, [(shared.index(part), factor) for part, factor in sources]))
             else:
-                (row, number), factor = sources[0]
-                steps.append(
-                    (target, False, [(row * basis.kernel_size**2 + n, value * factor) for n, value in taps[number]])
-                )
-    return steps, most
+                part, factor = sources[0]
+                steps.append((target, False, filter_summands(*part, factor)))
+    return steps, max_parts
 
 
 def count_additions(basis: HarmonicBasis) -> int:
-    """Return how many values are added up, and sums kept, to make a pixel's maps of one field."""
-    return sum(1 + len(some) for _, _, some in _plan_sums(basis)[0])
+    """Count the additions, and the sums stored, that make z of one pixel and one field."""
+    return sum(1 + len(summands) for _, _, summands in _plan_sums(basis)[0])
+
+
+def _list_shared_parts(terms: Sequence[Term]) -> list[tuple[int, int]]:
+    """Return the parts that are stored: those of several terms, and those of a term that adds several."""
+    counts = Counter(part for term in terms for part in _list_parts(term))
+    summed = {part for term in terms if len(term.in_components) > 1 for part in _list_parts(term)}
+    return sorted(part for part in counts if counts[part] > 1 or part in summed)
 
 
 def _list_parts(term: Term) -> list[tuple[int, int]]:
+    """Return (component of x', index of the spatial filter) of every summand."""
     return list(zip(term.in_components, term.filter_indices, strict=True))

@@ -1,8 +1,8 @@
-"""What a steerable convolution costs on this machine, dense and harmonic: seconds, from what is counted of a layer.
+"""Seconds that a steerable convolution takes on this CPU, dense and harmonic, from counts of its operations.
 
-A way's time is taken for a sum of counts times rates. The rates are those that agree best with a dozen small layers,
-which are timed once per machine, in seconds, and kept on its disk. No layer of a network is timed: a choice made by
-stop-watch would change from start to start.
+A kernel's time is modelled as a sum of counts times rates. The rates are fitted to a dozen small layers, which are
+timed once per machine, in seconds, and kept on its disk. No layer of a network is timed itself: a choice made with a
+stopwatch would differ from start to start.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from scipy.optimize import nnls
 from galaxyhpc.runtime import native
 from galaxyhpc.runtime.native import get_cache_directory
 from galaxyhpc.steerable.kernels.cpu import count_additions
-from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
+from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_harmonic_basis
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT = 5  # raised when counts or layers change
-SECONDS, ROUNDS = 4.0, 2  # for measuring, at least
-PATIENCE = 15.0  # s, after which blurred rates are taken, too
-CLEAR = 0.2  # relative error of the rates
-SHARED = 0.01  # how much counts that grow together share a time, which tells more of layers larger than those timed
-LANES = 16  # float32 values of a vector
-LARGE = 1 << 20  # values of a filter, about what a cache holds
+FORMAT_VERSION = 5  # raised when counts or calibration layers change
+MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
+MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
+MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
+RIDGE_WEIGHT = 0.01  # shares a time between counts that grow together, which predicts larger layers better
+VECTOR_LANES = 16  # float32 values of a vector
+CACHED_VALUES = 1 << 20  # values of a filter that fit in a cache, about
 
-Rates = dict[str, list[float]]  # way -> seconds of each count
+Rates = dict[str, list[float]]  # "dense training" and so on -> seconds per unit of each count
 
 
 class LayerInput(NamedTuple):
-    """A layer in a network, and what comes in."""
+    """A layer of a network and the shape of its input."""
 
     basis_spec: BasisSpec
     fields: tuple[int, int]  # in, out
@@ -47,29 +47,30 @@ class LayerInput(NamedTuple):
     padding: int
     batch_size: int
     input_size: tuple[int, int]  # px
-    needs_input_grad: bool = True  # whether training needs the gradient of what comes in
+    needs_input_grad: bool = True  # whether training needs the gradient of the input
     num_micro_batches: int = 1  # passes of a training step, which share a dense filter
 
     @property
     def num_output_pixels(self) -> int:
-        """Number of the output, all images together."""
+        """Number of output pixels of all images."""
         rows, columns = ((side + 2 * self.padding - self.basis_spec[1]) // self.stride + 1 for side in self.input_size)
         return self.batch_size * rows * columns
 
     @property
     def num_elements(self) -> tuple[int, int]:
-        """Of x and of y."""
-        d_in, d_out = (
-            len(each.change_of_basis)
-            for each in (get_harmonic_basis(self.basis_spec).inputs, get_harmonic_basis(self.basis_spec).outputs)
-        )
-        return self.batch_size * self.input_size[0] * self.input_size[1] * self.fields[
-            0
-        ] * d_in, self.num_output_pixels * self.fields[1] * d_out
+        """Numbers of values of the input and of the output."""
+        d_in, d_out = get_field_sizes(get_harmonic_basis(self.basis_spec))
+        num_input_pixels = self.batch_size * self.input_size[0] * self.input_size[1]
+        return num_input_pixels * self.fields[0] * d_in, self.num_output_pixels * self.fields[1] * d_out
+
+
+def get_field_sizes(basis: HarmonicBasis) -> tuple[int, int]:
+    """Return the channels of an input field and of an output field."""
+    return len(basis.inputs.change_of_basis), len(basis.outputs.change_of_basis)
 
 
 # group, fields in and out, side (px), images: wide and narrow layers, large and small maps
-LAYERS = (
+CALIBRATION_LAYERS = (
     ("C1", 12, 24, 33, 8),
     ("C1", 24, 48, 17, 8),
     ("C1", 48, 48, 17, 8),
@@ -87,165 +88,175 @@ LAYERS = (
     ("D8", 32, 32, 5, 8),
     ("C16", 24, 24, 9, 4),
 )
-STEMS = (("C4", 12, 33, 8), ("D8", 12, 33, 4))  # group, fields out, side, images: from colours, stride 2
+CALIBRATION_STEMS = (("C4", 12, 33, 8), ("D8", 12, 33, 4))  # group, fields out, side, images: from colours, stride 2
 
 
-def uses() -> list[LayerInput]:
+def make_calibration_inputs() -> list[LayerInput]:
     """Return the layers that are timed."""
-    inner = [LayerInput((g, 3, "regular", "regular", None), (i, o), 1, 1, n, (s, s)) for g, i, o, s, n in LAYERS]
-    return inner + [
-        LayerInput((g, 3, "trivial", "regular", None), (3, o), 2, 1, n, (s, s), False) for g, o, s, n in STEMS
+    inner = [
+        LayerInput((group, 3, "regular", "regular", None), (fields_in, fields_out), 1, 1, batch_size, (side, side))
+        for group, fields_in, fields_out, side, batch_size in CALIBRATION_LAYERS
     ]
+    stems = [
+        LayerInput((group, 3, "trivial", "regular", None), (3, fields_out), 2, 1, batch_size, (side, side), False)
+        for group, fields_out, side, batch_size in CALIBRATION_STEMS
+    ]
+    return inner + stems
 
 
-def dense_counts(use: LayerInput, training: bool) -> list[float]:
-    """Count passes, values of maps, products of the convolution; the filter's values, and products of its expansion.
+def count_dense_operations(layer_input: LayerInput, is_training: bool) -> list[float]:
+    """Count passes, values of maps, products, values of the filter and, in training, products of its expansion.
 
-    A filter that leaves the cache, which most are far from or far beyond, costs more a value.
+    A filter that leaves the cache, which most are far from or far beyond, costs more per value.
     """
-    of, pairs = get_harmonic_basis(use.basis_spec), use.fields[0] * use.fields[1]
-    entries = len(of.inputs.change_of_basis) * len(of.outputs.change_of_basis) * of.kernel_size**2
-    passes = 2 + use.needs_input_grad if training else 1
-    products = passes * use.num_output_pixels * pairs * entries
-    filters = [pairs * entries, max(0, pairs * entries - LARGE)]
-    expanded = [pairs * entries * of.num_weights / use.num_micro_batches] if training else []
-    return list(map(float, (1, passes * sum(use.num_elements), products, *filters, *expanded)))
+    basis, pairs = get_harmonic_basis(layer_input.basis_spec), layer_input.fields[0] * layer_input.fields[1]
+    d_in, d_out = get_field_sizes(basis)
+    entries = d_in * d_out * basis.kernel_size**2
+    passes = 2 + layer_input.needs_input_grad if is_training else 1
+    products = passes * layer_input.num_output_pixels * pairs * entries
+    filters = [pairs * entries, max(0, pairs * entries - CACHED_VALUES)]
+    expansion = [pairs * entries * basis.num_weights / layer_input.num_micro_batches] if is_training else []
+    return list(map(float, (1, passes * sum(layer_input.num_elements), products, *filters, *expansion)))
 
 
-def harmonic_counts(use: LayerInput, training: bool) -> list[float]:
-    """Count calls, vectors of z, products, values and products of the changes of basis, weights, of all passes.
+def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> list[float]:
+    """Count calls, vectors of z, products, values and products of the changes of basis, and weights, of all passes.
 
-    Backward makes the maps of the gradient, at the pixels of x, for two products.
+    The backward pass computes z of the gradient, at the pixels of the input, for two products.
     """
-    d_in, d_out = (
-        len(each.change_of_basis)
-        for each in (get_harmonic_basis(use.basis_spec).inputs, get_harmonic_basis(use.basis_spec).outputs)
-    )
-    pixels, (fields_in, fields_out) = use.batch_size * math.prod(use.input_size), use.fields
-    passes = [(False, (pixels, use.num_output_pixels), (fields_in, fields_out), 1, (d_in, d_out))]
-    if training:
-        passes.append(
-            (True, (use.num_output_pixels, pixels), (fields_out, fields_in), 1 + use.needs_input_grad, (d_out, d_in))
-        )
+    d_in, d_out = get_field_sizes(get_harmonic_basis(layer_input.basis_spec))
+    pixels = (layer_input.batch_size * math.prod(layer_input.input_size), layer_input.num_output_pixels)
+    passes = [(False, pixels, layer_input.fields, 1, (d_in, d_out))]
+    if is_training:
+        num_products = 1 + layer_input.needs_input_grad
+        passes.append((True, pixels[::-1], layer_input.fields[::-1], num_products, (d_out, d_in)))
     total = np.zeros(6)
-    for transposed, (given, at), (into, out), products, rows in passes:
-        of = get_harmonic_basis(use.basis_spec, transposed)
-        pairs = sum(irrep.size * irrep.weight_indices.size for irrep in of.irreps) * into * whole(out)
-        values = np.array([given * into * rows[0], products * at * out * rows[1]])
-        weights = products * into * out * of.num_weights
-        z = at * count_additions(of) * whole(into)
-        total += np.array([1, z, products * at * pairs, values.sum(), values @ rows, weights])
-    return [float(each) for each in total]
+    for is_transposed, (pixels_in, pixels_out), (fields_in, fields_out), num_products, channels in passes:
+        basis = get_harmonic_basis(layer_input.basis_spec, is_transposed)
+        pairs = sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps)
+        pairs *= fields_in * round_up_to_lanes(fields_out)
+        values = np.array([pixels_in * fields_in * channels[0], num_products * pixels_out * fields_out * channels[1]])
+        weights = num_products * fields_in * fields_out * basis.num_weights
+        z = pixels_out * count_additions(basis) * round_up_to_lanes(fields_in)
+        total += np.array([1, z, num_products * pixels_out * pairs, values.sum(), values @ channels, weights])
+    return [float(count) for count in total]
 
 
-def whole(fields: int) -> int:
-    """Return the lanes of the vectors that some fields take."""
-    return -(-fields // LANES) * LANES
+def round_up_to_lanes(num_fields: int) -> int:
+    """Return the lanes of the vectors that hold some fields."""
+    return -(-num_fields // VECTOR_LANES) * VECTOR_LANES
 
 
-COUNTS = {"dense": dense_counts, "harmonic": harmonic_counts}
+OPERATION_COUNTERS = {"dense": count_dense_operations, "harmonic": count_harmonic_operations}
 
 
-def seconds(use: LayerInput, rates: Rates, way: str, training: bool) -> float:
-    """Tell a layer's time."""
-    counts = COUNTS[way](use, training)
-    return float(np.dot(counts, rates[f"{way} {'training' if training else 'inference'}"]))
+def estimate_seconds(layer_input: LayerInput, rates: Rates, kernel: str, is_training: bool) -> float:
+    """Estimate the time of a layer computed by the kernel `dense` or `harmonic`."""
+    counts = OPERATION_COUNTERS[kernel](layer_input, is_training)
+    return float(np.dot(counts, rates[_make_rates_key(kernel, is_training)]))
 
 
-class Timed:
+def _make_rates_key(kernel: str, is_training: bool) -> str:
+    return f"{kernel} {'training' if is_training else 'inference'}"
+
+
+class TimedLayer:
     """A layer that can be timed again and again."""
 
-    def __init__(self, use: LayerInput, way: str, training: bool, device: torch.device, dtype: torch.dtype) -> None:
-        group, size, kind, out_kind, cutoff = use.basis_spec
-        given: Any = {"kind": kind, "out_kind": out_kind, "cutoff": cutoff}
-        given |= {"stride": use.stride, "padding": use.padding}
-        self.layer = SteerableConv(group, *use.fields, size, **given).to(device).train(training)
-        self.layer.harmonic = way == "harmonic"
-        self.way, self.training, self.dtype = way, training, dtype
-        channels = use.fields[0] * self.layer.basis.shape[2]
-        self.x = torch.rand(
-            use.batch_size, channels, *use.input_size, device=device, requires_grad=training and use.needs_input_grad
-        )
+    def __init__(
+        self, layer_input: LayerInput, kernel: str, is_training: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        group, size, kind, out_kind, cutoff = layer_input.basis_spec
+        options: Any = {"kind": kind, "out_kind": out_kind, "cutoff": cutoff}
+        options |= {"stride": layer_input.stride, "padding": layer_input.padding}
+        self.layer = SteerableConv(group, *layer_input.fields, size, **options).to(device).train(is_training)
+        self.layer.harmonic = kernel == "harmonic"
+        self.is_training, self.dtype = is_training, dtype
+        channels = layer_input.fields[0] * self.layer.basis.shape[2]
+        shape = (layer_input.batch_size, channels, *layer_input.input_size)
+        self.x = torch.rand(shape, device=device, requires_grad=is_training and layer_input.needs_input_grad)
 
-    def seconds(self) -> float:
-        """Return the time of one pass, and of its backward in training."""
+    def time_pass(self) -> float:
+        """Return the time of one pass, and of its backward in training, s."""
         device, autocast = self.x.device, self.dtype != torch.float32
-        begun = get_synchronized_time(device)
-        with torch.set_grad_enabled(self.training), torch.autocast(device.type, self.dtype, enabled=autocast):
+        start = get_synchronized_time(device)
+        with torch.set_grad_enabled(self.is_training), torch.autocast(device.type, self.dtype, enabled=autocast):
             y = self.layer(self.x)
-        if self.training:
+        if self.is_training:
             y.backward(torch.ones_like(y))
-        return get_synchronized_time(device) - begun
+        return get_synchronized_time(device) - start
 
 
 def get_synchronized_time(device: torch.device) -> float:
-    """Return the time at which a device has done what it was told, s."""
+    """Return the time when a device has finished its work, s."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def fastest(several: list[Timed], most: float) -> list[float]:
-    """Return each layer's shortest time; they take turns for `most` seconds, so that no other load hits one alone."""
-    begun, found = time.perf_counter(), [math.inf] * len(several)
-    for each in several:
-        each.seconds()  # warms up
-    rounds = 0
-    while rounds < ROUNDS or time.perf_counter() - begun < most:
-        found = [min(shortest, each.seconds()) for shortest, each in zip(found, several, strict=True)]
-        rounds += 1
-    return found
+def time_layers(layers: list[TimedLayer], min_seconds: float) -> list[float]:
+    """Return each layer's shortest time, s; they alternate for `min_seconds`, so that no other load hits one alone."""
+    start, shortest = time.perf_counter(), [math.inf] * len(layers)
+    for layer in layers:
+        layer.time_pass()  # warm-up
+    num_rounds = 0
+    while num_rounds < MIN_ROUNDS or time.perf_counter() - start < min_seconds:
+        shortest = [min(best, layer.time_pass()) for best, layer in zip(shortest, layers, strict=True)]
+        num_rounds += 1
+    return shortest
 
 
-def fitted(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], float]:
-    """Return the rates, none negative, whose relative errors are least, and these: counts (n, k), times (n,)."""
+def fit_rates(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], float]:
+    """Fit non-negative rates with the least relative errors to counts (n, k) and times (n,); return both."""
     relative = counts / times[:, None]
     scale = relative.max(0)
     scale[scale == 0] = 1.0
-    share = math.sqrt(SHARED * len(times)) * np.eye(counts.shape[1])  # else one of like counts takes all
-    found, _ = nnls(np.vstack([relative / scale, share]), np.r_[np.ones(len(times)), np.zeros(len(share))])
-    rates = found / scale
+    ridge = math.sqrt(RIDGE_WEIGHT * len(times)) * np.eye(counts.shape[1])  # else one of like counts takes all
+    solution, _ = nnls(np.vstack([relative / scale, ridge]), np.r_[np.ones(len(times)), np.zeros(len(ridge))])
+    rates = solution / scale
     return [float(rate) for rate in rates], float(np.sqrt(np.mean((relative @ rates - 1) ** 2)))
 
 
-def measured(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Time the layers and find the rates, longer where other load blurs them. Random numbers are left alone."""
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Time the calibration layers and fit the rates, longer where other load disturbs; leave random numbers alone."""
+    layer_inputs = make_calibration_inputs()
+    cases = [(kernel, is_training) for is_training in (True, False) for kernel in OPERATION_COUNTERS]
     with torch.random.fork_rng():
-        asked = [(use, way, training) for training in (True, False) for way in COUNTS for use in uses()]
-        several = [Timed(*one, device, dtype) for one in asked]
-    times, begun, errors = np.full(len(asked), math.inf), time.monotonic(), [math.inf]
-    while max(errors) > CLEAR and time.monotonic() - begun < PATIENCE:
-        times = np.minimum(times, fastest(several, SECONDS))
-        found, errors = Rates(), []
-        for place, (_, way, training) in enumerate(asked[:: len(uses())]):
-            counts = np.array([COUNTS[way](use, training) for use in uses()])
-            rates, error = fitted(counts, times[place * len(uses()) :][: len(uses())])
-            found[f"{way} {'training' if training else 'inference'}"] = rates
+        layers = [TimedLayer(layer_input, *case, device, dtype) for case in cases for layer_input in layer_inputs]
+    times, start, errors = np.full(len(layers), math.inf), time.monotonic(), [math.inf]
+    while max(errors) > MAX_FIT_ERROR and time.monotonic() - start < MAX_SECONDS:
+        times = np.minimum(times, time_layers(layers, MIN_SECONDS))
+        rates, errors = Rates(), []
+        for (kernel, is_training), case_times in zip(cases, times.reshape(len(cases), -1), strict=True):
+            counts = [OPERATION_COUNTERS[kernel](layer_input, is_training) for layer_input in layer_inputs]
+            rates[_make_rates_key(kernel, is_training)], error = fit_rates(np.array(counts), case_times)
             errors.append(error)
-    return found
+    return rates
 
 
 @cache
-def of_machine(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
+def get_machine_rates(device: torch.device, dtype: torch.dtype, num_threads: int) -> Rates:
     """Return the rates of this machine, measured where they are not on the disk."""
     on_cpu = device.type == "cpu"
     name = native.describe_cpu() if on_cpu else torch.cuda.get_device_name(device)
-    asked = [FORMAT, torch.__version__, name, threads if on_cpu else 0, str(dtype), uses()]
-    path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
-    known = _read(path)
-    if known is None:
-        known = measured(device, dtype)
-        known = _read(path) or known  # of who was quicker: two runs begun together are to choose alike
+    key = [FORMAT_VERSION, torch.__version__, name, num_threads if on_cpu else 0, str(dtype), make_calibration_inputs()]
+    path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    rates = _read_rates(path)
+    if rates is None:
+        rates = measure_rates(device, dtype)
+        rates = _read_rates(path) or rates  # another run was quicker: two runs that start together choose alike
         with suppress(OSError):
-            write_text(path, json.dumps(known))
-    return known
+            write_text(path, json.dumps(rates))
+    return rates
 
 
-def _read(path: Any) -> Rates | None:
-    """Read a file; None where it is absent or is not what was written."""
+def _read_rates(path: Any) -> Rates | None:
+    """Read a file; None where it is absent or damaged."""
+    expected = {_make_rates_key(kernel, is_training) for kernel in OPERATION_COUNTERS for is_training in (True, False)}
     try:
-        found: Rates = json.loads(path.read_text())
-        sound = {f"{way} {of}" for way in COUNTS for of in ("training", "inference")} == set(found)
-        return found if sound and all(type(n) is float and n >= 0 for some in found.values() for n in some) else None
+        rates: Rates = json.loads(path.read_text())
+        numbers = [number for values in rates.values() for number in values]
+        is_valid = expected == set(rates) and all(type(number) is float and number >= 0 for number in numbers)
+        return rates if is_valid else None
     except (OSError, ValueError, AttributeError, TypeError):
         return None

@@ -1,17 +1,18 @@
-"""The harmonic convolution of a GPU, by the Triton kernels of `harmonic_kernels` and batches of matrix products.
+"""The harmonic convolution on a GPU: Triton kernels of `triton_kernels` and batched matrix products.
 
-    into_irreps    x  -> x'      Q^-1
-    make           x' -> z       the blocks
-    torch.bmm      z  -> y'      the weights; one for all irreps of the output that are alike
-    into_field     y' -> y       Q
+    field_to_irreps    x  -> x'      Q^-1
+    compute_z          x' -> z       the blocks
+    torch.bmm          z  -> y'      the weights; one product for all irreps of the output of one shape
+    irreps_to_field    y' -> y       Q
 
-Forward and backward keep x alone and go through a batch a few images at a time. The gradient of x is the same function
-of the transposed filters, and its z gives the weights' too: their z of y' times x' is what z of x' times y' would be.
-All maps lie on one grid, the padded input; a stride leaves pixels of it out.
+Forward and backward keep only x and process a few images of a batch at a time. The gradient of x is the same function
+with the transposed filters, and its z gives the weights' gradient, too: z of y' times x' equals z of x' times y'. All
+maps lie on one grid, the padded input; a stride skips pixels of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,155 +30,149 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, Irrep
 
 CHUNK_BYTES = 1 << 30  # of z
 TILE_COLUMNS = 256  # pixels x fields of a tile
-TILES_PER_PROGRAM = 4  # tiles of a program that makes z: while one is worked on, the next are read
-MAX_LOADED_BYTES = 1 << 15  # bytes of a tile's neighbours: several fit in shared memory
+TILES_PER_PROGRAM = 4  # of `compute_z`: while one tile is computed, the next are loaded
+MAX_LOADED_BYTES = 1 << 15  # of a tile's neighbours: several tiles fit in shared memory
 
-ComponentLayout = dict[int, tuple[int, int, int]]  # of a field's irreps: rows before it, beside it, its place there
+# component of a field's irreps -> planes before its group of copies, copies in the group, its index in the group
+ComponentLayout = dict[int, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, eq=False)
 class _IrrepBatch:
-    """Irreps of the output of one shape."""
+    """Irreps of the output with equal sizes, computed by one batched product."""
 
     size: int
     weight_indices: Tensor  # (irreps, blocks, copies) int64, in the basis
-    padded_copies: int  # copies, or more
+    padded_copies: int  # number of copies, rounded up for alignment
 
 
 @dataclass(frozen=True, eq=False)
 class FieldLayout:
-    """The rows of a field's irreps that any block leads to."""
+    """The components of a field's irreps that any block leads to, and their places in memory."""
 
     to_irreps: Tensor  # (parts, RP, DP)
     to_field: Tensor  # (parts, DP, RP)
-    table: Tensor  # (rows, 3) int32
-    num_planes: int  # rows and what fills their places up
+    table: Tensor  # (components, 3) int32, see `ComponentLayout`
+    num_planes: int  # components and padding
     channels: int
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The blocks of a recipe, or of its transpose, as the kernels read them."""
+    """The blocks of a basis, or of its transpose, as the kernels read them."""
 
     basis: HarmonicBasis
     irrep_batches: tuple[_IrrepBatch, ...]
     inputs: FieldLayout
     outputs: FieldLayout
-    source_table: Tensor  # (rows of x', 3) int32, a table; rows that lead to nothing are not there
-    slot_table: Tensor  # (slots, 3) int32: first row, rows, maps
-    target_table: Tensor  # (slots x MP, 3) int32, a table
-    constants: Tensor  # (parts, slots, MP, KP)
+    source_table: Tensor  # (components of x', 3) int32, see `ComponentLayout`; (0, 1, 0) for one that no block reads
+    slot_table: Tensor  # (irreps of the input, 3) int32: first component, components, maps of z
+    target_table: Tensor  # (irreps of the input x MP, 3) int32, of the maps of z, see `ComponentLayout`
+    constants: Tensor  # (parts, irreps of the input, MP, KP)
 
     def count_z_bytes(self, x: Tensor, fields: int) -> int:
-        """Return how large z is, for each pixel."""
+        """Return the bytes of z for one pixel."""
         return len(self.basis.terms) * fields * x.element_size()
 
 
 def _round_up_to_power_of_two(count: int) -> int:
-    """Return the side of a tile that Triton multiplies."""
+    """Return the side of a tile that Triton can multiply, at least 16."""
     return max(16, 1 << (count - 1).bit_length())
 
 
 def _split_precision(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Round constants, to two numbers where one of this type is less than a float32."""
+    """Round constants to a type; to a sum of two numbers where the type is a half one, as exact as float32."""
     high = values.to(dtype)
     parts = [high, (values - high.double()).to(dtype)] if dtype.itemsize == 2 else [high]
     return torch.stack(parts).to(device).contiguous()
 
 
 def _group_irreps_by_shape(basis: HarmonicBasis) -> list[list[int]]:
-    """Return the irreps of the output, of one shape together; in the order of their rows, as for the transpose."""
+    """Return the indices of the output irreps by shape, each in the order of components, as for the transpose."""
     shapes = [(irrep.size, *irrep.weight_indices.shape) for irrep in basis.irreps]
-    order = sorted(range(len(shapes)), key=lambda place: int(basis.irreps[place].components.min()))
-    return [[place for place in order if shapes[place] == shape] for shape in sorted(set(shapes))]
+    order = sorted(range(len(shapes)), key=lambda index: int(basis.irreps[index].components.min()))
+    return [[index for index in order if shapes[index] == shape] for shape in sorted(set(shapes))]
 
 
 def _count_padded_copies(irrep: Irrep, should_pad: bool) -> int:
-    """Return how many rows lie beside each other: for a matrix of few columns that is slow an empty one more."""
+    """Return the number of copies in memory; even where an odd number of narrow columns would be slow to read."""
     copies = len(irrep.components)
     return copies + copies % 2 if should_pad and irrep.size == 1 else copies
 
 
 def _lay_out_components(basis: HarmonicBasis, should_pad: bool) -> tuple[ComponentLayout, int]:
-    """Return where the rows of y' lie, and their number."""
-    found: ComponentLayout = {}
-    before = 0
-    for place in chain.from_iterable(_group_irreps_by_shape(basis)):
-        irrep, beside = basis.irreps[place], _count_padded_copies(basis.irreps[place], should_pad)
-        for component in range(irrep.size):
-            found |= {int(row): (before, beside, copy) for copy, row in enumerate(irrep.components[:, component])}
-            before += beside
-    return found, before
+    """Return the places of the components of y', and the number of planes."""
+    layout: ComponentLayout = {}
+    num_planes = 0
+    for index in chain.from_iterable(_group_irreps_by_shape(basis)):
+        irrep = basis.irreps[index]
+        copies = _count_padded_copies(irrep, should_pad)
+        for component in irrep.components.T:
+            layout |= {int(row): (num_planes, copies, copy) for copy, row in enumerate(component)}
+            num_planes += copies
+    return layout, num_planes
 
 
 @cache
 def _make_plan(
     basis_spec: BasisSpec, is_transposed: bool, should_pad: tuple[bool, bool], device: torch.device, dtype: torch.dtype
 ) -> Plan:
-    of, back = get_harmonic_basis(basis_spec, is_transposed), get_harmonic_basis(basis_spec, not is_transposed)
-    (inputs, planes), (outputs, out_planes) = (
-        _lay_out_components(back, should_pad[0]),
-        _lay_out_components(of, should_pad[1]),
+    basis, transposed = get_harmonic_basis(basis_spec, is_transposed), get_harmonic_basis(basis_spec, not is_transposed)
+    inputs, in_planes = _lay_out_components(transposed, should_pad[0])
+    outputs, out_planes = _lay_out_components(basis, should_pad[1])
+    d_in = len(basis.inputs.change_of_basis)
+    sources = torch.tensor([inputs.get(row, (0, 1, 0)) for row in range(d_in)], dtype=torch.int32)
+    irrep_batches = []
+    for indices in _group_irreps_by_shape(basis):
+        first = basis.irreps[indices[0]]
+        weight_indices = torch.tensor(np.stack([basis.irreps[i].weight_indices for i in indices]), device=device)
+        irrep_batches.append(_IrrepBatch(first.size, weight_indices, _count_padded_copies(first, should_pad[1])))
+    layouts = (
+        _make_field_layout(basis.inputs.change_of_basis, inputs, in_planes, device, dtype),
+        _make_field_layout(basis.outputs.change_of_basis, outputs, out_planes, device, dtype),
     )
-    sources = torch.tensor(
-        [inputs.get(row, (0, 1, 0)) for row in range(len(of.inputs.change_of_basis))], dtype=torch.int32
-    )
-    alike = []
-    for places in _group_irreps_by_shape(of):
-        numbers = torch.tensor(np.stack([of.irreps[place].weight_indices for place in places]), device=device)
-        alike.append(
-            _IrrepBatch(of.irreps[places[0]].size, numbers, _count_padded_copies(of.irreps[places[0]], should_pad[1]))
-        )
-    fields = (
-        _make_field_layout(of.inputs.change_of_basis, inputs, planes, device, dtype),
-        _make_field_layout(of.outputs.change_of_basis, outputs, out_planes, device, dtype),
-    )
-    return Plan(of, tuple(alike), *fields, sources.to(device), *_make_constants(of, device, dtype))
+    return Plan(basis, tuple(irrep_batches), *layouts, sources.to(device), *_make_constants(basis, device, dtype))
 
 
 def _make_field_layout(
     change_of_basis: Any, components: ComponentLayout, planes: int, device: torch.device, dtype: torch.dtype
 ) -> FieldLayout:
-    matrix = torch.zeros(
-        _round_up_to_power_of_two(len(change_of_basis)), _round_up_to_power_of_two(len(components)), dtype=torch.float64
-    )
-    matrix[: len(change_of_basis), : len(components)] = torch.tensor(change_of_basis[:, list(components)])
+    channels, rows = len(change_of_basis), len(components)
+    shape = (_round_up_to_power_of_two(channels), _round_up_to_power_of_two(rows))
+    matrix = torch.zeros(shape, dtype=torch.float64)
+    matrix[:channels, :rows] = torch.tensor(change_of_basis[:, list(components)])
     table = torch.tensor(list(components.values()), dtype=torch.int32, device=device)
-    return FieldLayout(
-        _split_precision(matrix.T, dtype, device),
-        _split_precision(matrix, dtype, device),
-        table,
-        planes,
-        len(change_of_basis),
-    )
+    to_irreps, to_field = (_split_precision(values, dtype, device) for values in (matrix.T, matrix))
+    return FieldLayout(to_irreps, to_field, table, planes, channels)
 
 
 def _make_constants(basis: HarmonicBasis, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `make` reads of each irrep of the input."""
+    """Return what `compute_z` reads of each irrep of the input: slot table, target table and constants."""
     begins, taps = np.cumsum([0, *basis.inputs.sizes]), basis.kernel_size**2
     terms = [[term for term in basis.terms if term.in_irrep == slot] for slot in range(len(basis.inputs.sizes))]
     slots = [(begins[slot], size, len(terms[slot])) for slot, size in enumerate(basis.inputs.sizes)]
-    before, total = {}, 0
-    for place in chain.from_iterable(_group_irreps_by_shape(basis)):
-        before[place], total = total, total + basis.irreps[place].size * len(basis.irreps[place].weight_indices)
-    most = _round_up_to_power_of_two(max(map(len, terms)))
-    maps = torch.zeros(len(slots), most, 3, dtype=torch.int32)
-    values = torch.zeros(
-        len(slots), most, _round_up_to_power_of_two(max(basis.inputs.sizes) * taps), dtype=torch.float64
-    )
-    for slot, some in enumerate(terms):
-        for m, term in enumerate(some):
-            number = len(basis.irreps[term.out_irrep].weight_indices)
-            maps[slot, m] = torch.tensor([before[term.out_irrep] + term.component * number, number, term.block])
-            for row, one, factor in zip(term.in_components, term.filter_indices, term.factors, strict=True):
-                first = (row - begins[slot]) * taps
-                values[slot, m, first : first + taps] += factor * torch.tensor(basis.spatial_filters[one])
-    read = torch.tensor(slots, dtype=torch.int32, device=device)
-    return read, maps.flatten(0, 1).to(device), _split_precision(values, dtype, device)
+    maps_before, total = {}, 0
+    for index in chain.from_iterable(_group_irreps_by_shape(basis)):
+        maps_before[index] = total
+        total += basis.irreps[index].size * len(basis.irreps[index].weight_indices)
+    max_maps = _round_up_to_power_of_two(max(map(len, terms)))
+    max_values = _round_up_to_power_of_two(max(basis.inputs.sizes) * taps)
+    targets = torch.zeros(len(slots), max_maps, 3, dtype=torch.int32)
+    constants = torch.zeros(len(slots), max_maps, max_values, dtype=torch.float64)
+    for slot, slot_terms in enumerate(terms):
+        for m, term in enumerate(slot_terms):
+            num_blocks = len(basis.irreps[term.out_irrep].weight_indices)
+            map_index = maps_before[term.out_irrep] + term.component * num_blocks
+            targets[slot, m] = torch.tensor([map_index, num_blocks, term.block])
+            for component, index, factor in zip(term.in_components, term.filter_indices, term.factors, strict=True):
+                start = (component - begins[slot]) * taps
+                constants[slot, m, start : start + taps] += factor * torch.tensor(basis.spatial_filters[index])
+    slot_table = torch.tensor(slots, dtype=torch.int32, device=device)
+    return slot_table, targets.flatten(0, 1).to(device), _split_precision(constants, dtype, device)
 
 
 class Grid(NamedTuple):
-    """The pixels of a padded input."""
+    """The pixel grid of a padded input."""
 
     height: int
     width: int
@@ -187,17 +182,17 @@ class Grid(NamedTuple):
         return self.height * self.width
 
     def field_to_irreps(self, x: Tensor, field: FieldLayout, origin: int, step: int) -> Tensor:
-        """Channels-last maps (n, fields x d, H, W) -> rows; the first pixel is the grid's (origin, origin)."""
+        """Channels-last maps (n, fields x d, H, W) -> irreps; the first pixel is the grid's (origin, origin)."""
         pixels, fields = len(x) * self.size, x.shape[1] // field.channels
-        found = x.new_empty(field.num_planes * pixels * fields)
+        x_hat = x.new_empty(field.num_planes * pixels * fields)
         kernels.field_to_irreps[(triton.cdiv(pixels * fields, TILE_COLUMNS),)](
-            x, found, field.to_irreps, field.table, pixels, *self, *x.shape[2:], origin, step, COLS=TILE_COLUMNS,
+            x, x_hat, field.to_irreps, field.table, pixels, *self, *x.shape[2:], origin, step, COLS=TILE_COLUMNS,
             **get_constexprs(field, fields),
         )  # fmt: skip
-        return found
+        return x_hat
 
     def irreps_to_field(self, y_hat: Tensor, y: Tensor, field: FieldLayout, origin: int, step: int) -> None:
-        """Rows -> channels-last maps, which are written."""
+        """Irreps -> channels-last maps, written to y."""
         fields = y.shape[1] // field.channels
         values = len(y) * y.shape[2] * y.shape[3] * fields
         kernels.irreps_to_field[(triton.cdiv(values, TILE_COLUMNS),)](
@@ -208,75 +203,77 @@ class Grid(NamedTuple):
     def compute_z(
         self, plan: Plan, x_hat: Tensor, pixels: int, begin: int = 0, count: int | None = None
     ) -> list[Tensor]:
-        """Make z of some pixels, in batches of matrices (irreps, components x pixels, blocks x fields)."""
+        """Compute z of `count` pixels as batches of matrices (irreps, components x pixels, blocks x fields)."""
         fields, count = len(x_hat) // (plan.inputs.num_planes * pixels), pixels if count is None else count
         z = x_hat.new_empty(len(plan.basis.terms) * count * fields)
         parts, slots, m, k = plan.constants.shape
         columns = max(16, min(TILE_COLUMNS, MAX_LOADED_BYTES // (k * x_hat.element_size())))
         kernels.compute_z[(slots, triton.cdiv(count * fields, columns * TILES_PER_PROGRAM))](
-            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table, pixels, begin, count, self.width, F=fields,
-            SIZE=plan.basis.kernel_size, MP=m, KP=k, COLS=columns, SPLIT=(parts - 1) * slots * m * k, TILES=TILES_PER_PROGRAM,
+            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table,
+            pixels, begin, count, self.width, F=fields, SIZE=plan.basis.kernel_size, MP=m, KP=k, COLS=columns,
+            SPLIT=(parts - 1) * slots * m * k, TILES=TILES_PER_PROGRAM,
         )  # fmt: skip
         shapes = [
-            (len(one.weight_indices), one.size * count, one.weight_indices.shape[1] * fields)
-            for one in plan.irrep_batches
+            (len(batch.weight_indices), batch.size * count, batch.weight_indices.shape[1] * fields)
+            for batch in plan.irrep_batches
         ]
         return _view_as_matrices(z, shapes)
 
 
 def split_into_chunks(count: int, item_bytes: int) -> Iterator[tuple[int, int]]:
-    """Divide `count` things of `size` bytes into runs of at most CHUNK_BYTES: where they begin and end."""
-    most = max(1, CHUNK_BYTES // item_bytes)
-    return ((begin, min(begin + most, count)) for begin in range(0, count, most))
+    """Yield the begin and end of chunks of at most CHUNK_BYTES of `count` items."""
+    chunk_size = max(1, CHUNK_BYTES // item_bytes)
+    return ((begin, min(begin + chunk_size, count)) for begin in range(0, count, chunk_size))
 
 
 def _multiply(plan: Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Return y' of z and weights (irreps, blocks x fields, copies x fields of the output)."""
-    sizes = [(len(maps), maps.shape[1], each.shape[2]) for maps, each in zip(z, weights, strict=True)]
-    rows = z[0].new_empty(sum(a * b * c for a, b, c in sizes))
-    parts = rows.split([a * b * c for a, b, c in sizes])
-    for maps, each, part, size in zip(z, weights, parts, sizes, strict=True):
-        torch.bmm(maps, each, out=part.view(size))
-    return rows
+    shapes = [(len(maps), maps.shape[1], matrix.shape[2]) for maps, matrix in zip(z, weights, strict=True)]
+    y_hat = z[0].new_empty(sum(map(math.prod, shapes)))
+    for maps, matrix, out in zip(z, weights, _view_as_matrices(y_hat, shapes), strict=True):
+        torch.bmm(maps, matrix, out=out)
+    return y_hat
 
 
 def split_irrep_batches(plan: Plan, y_hat: Tensor, pixels: int) -> list[Tensor]:
-    """Return y' as batches of matrices (irreps, components x pixels, rows beside each other x fields)."""
+    """Return y' as batches of matrices (irreps, components x pixels, copies x fields)."""
     fields = len(y_hat) // (plan.outputs.num_planes * pixels)
-    return _view_as_matrices(
-        y_hat, [(len(one.weight_indices), one.size * pixels, one.padded_copies * fields) for one in plan.irrep_batches]
-    )
+    shapes = [
+        (len(batch.weight_indices), batch.size * pixels, batch.padded_copies * fields) for batch in plan.irrep_batches
+    ]
+    return _view_as_matrices(y_hat, shapes)
 
 
 def _view_as_matrices(values: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
-    parts = values.split([a * b * c for a, b, c in shapes])
+    parts = values.split([math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def get_constexprs(field: FieldLayout, fields: int) -> dict[str, int]:
+    """Return the compile-time constants of the kernels that change between a field and its irreps."""
     parts, rows, channels = field.to_irreps.shape
     sides = {"F": fields, "D": field.channels, "R": len(field.table), "DP": channels, "RP": rows}
     return sides | {"SPLIT": (parts - 1) * rows * channels}
 
 
 def gather_weights(plan: Plan, weight: Tensor) -> list[Tensor]:
-    """Weights (fields of the output, of the input, basis) -> (irreps, blocks x fields, rows x fields)."""
-    found = []
-    for one in plan.irrep_batches:
-        each = weight[:, :, one.weight_indices].permute(2, 3, 1, 4, 0)
-        filled = pad(each, (0, 0, 0, one.padded_copies - each.shape[3]))
-        found.append(filled.flatten(3).flatten(1, 2).contiguous())
-    return found
+    """Weights (fields of the output, of the input, basis) -> (irreps, blocks x fields, copies x fields)."""
+    matrices = []
+    for batch in plan.irrep_batches:
+        values = weight[:, :, batch.weight_indices].permute(2, 3, 1, 4, 0)
+        padded = pad(values, (0, 0, 0, batch.padded_copies - values.shape[3]))
+        matrices.append(padded.flatten(3).flatten(1, 2).contiguous())
+    return matrices
 
 
 def scatter_gradients(plan: Plan, gradients: Sequence[Tensor], fields: tuple[int, int]) -> Tensor:
-    """Put gradients of `gathered` in their places."""
-    found = gradients[0].new_empty(*fields, plan.basis.num_weights)
-    for one, each in zip(plan.irrep_batches, gradients, strict=True):
-        irreps, number, copies = one.weight_indices.shape
-        mine = each.view(irreps, number, fields[1], one.padded_copies, fields[0])[:, :, :, :copies]
-        found[:, :, one.weight_indices] = mine.permute(4, 2, 0, 1, 3)
-    return found
+    """Return the gradient of the weights from those of the matrices of `gather_weights`."""
+    grad_weight = gradients[0].new_empty(*fields, plan.basis.num_weights)
+    for batch, gradient in zip(plan.irrep_batches, gradients, strict=True):
+        irreps, blocks, copies = batch.weight_indices.shape
+        unpadded = gradient.view(irreps, blocks, fields[1], batch.padded_copies, fields[0])[:, :, :, :copies]
+        grad_weight[:, :, batch.weight_indices] = unpadded.permute(4, 2, 0, 1, 3)
+    return grad_weight
 
 
 def is_available() -> bool:
@@ -287,16 +284,16 @@ def is_available() -> bool:
 def forward(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
     x = x.contiguous(memory_format=torch.channels_last)
-    given, grid = _reshape_weights_for_input(x, weight, basis_spec), _make_padded_grid(x, padding)
-    plan = get_plan(basis_spec, False, x, (given.shape[1], len(given)))
+    weight_3d, grid = _reshape_weights_for_input(x, weight, basis_spec), _make_padded_grid(x, padding)
+    plan = get_plan(basis_spec, False, x, (weight_3d.shape[1], len(weight_3d)))
     sides = [(side - plan.basis.kernel_size) // stride + 1 for side in grid]
-    shape = (len(x), len(given) * plan.outputs.channels, *sides)
+    shape = (len(x), len(weight_3d) * plan.outputs.channels, *sides)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    weights = gather_weights(plan, given)
-    for begin, end in split_into_chunks(len(x), plan.count_z_bytes(x, given.shape[1]) * grid.size):
-        hat = grid.field_to_irreps(x[begin:end], plan.inputs, padding, 1)
-        rows = _multiply(plan, grid.compute_z(plan, hat, (end - begin) * grid.size), weights)
-        grid.irreps_to_field(rows, y[begin:end], plan.outputs, plan.basis.kernel_size // 2, stride)
+    weights = gather_weights(plan, weight_3d)
+    for begin, end in split_into_chunks(len(x), plan.count_z_bytes(x, weight_3d.shape[1]) * grid.size):
+        x_hat = grid.field_to_irreps(x[begin:end], plan.inputs, padding, 1)
+        y_hat = _multiply(plan, grid.compute_z(plan, x_hat, (end - begin) * grid.size), weights)
+        grid.irreps_to_field(y_hat, y[begin:end], plan.outputs, plan.basis.kernel_size // 2, stride)
     return y
 
 
@@ -309,23 +306,24 @@ def backward(
     padding: int,
     needs_input_grad: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients of x, where it is wanted, and of the weights."""
-    x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    given, grid = _reshape_weights_for_input(x, weight, basis_spec).transpose(0, 1), _make_padded_grid(x, padding)
-    plan = get_plan(basis_spec, True, x, (given.shape[1], len(given)))
-    by_x = torch.empty_like(x) if needs_input_grad else None
-    weights = gather_weights(plan, given)
-    totals = [torch.zeros_like(each, dtype=weight.dtype) for each in weights]
-    for begin, end in split_into_chunks(len(x), plan.count_z_bytes(x, given.shape[1]) * grid.size):
+    """Return the gradients of x, where it is needed, and of the weights."""
+    x, gradient = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, gradient))
+    weight_3d, grid = _reshape_weights_for_input(x, weight, basis_spec).transpose(0, 1), _make_padded_grid(x, padding)
+    plan = get_plan(basis_spec, True, x, (weight_3d.shape[1], len(weight_3d)))
+    grad_x = torch.empty_like(x) if needs_input_grad else None
+    weights = gather_weights(plan, weight_3d)
+    totals = [torch.zeros_like(tensor, dtype=weight.dtype) for tensor in weights]
+    for begin, end in split_into_chunks(len(x), plan.count_z_bytes(x, weight_3d.shape[1]) * grid.size):
         pixels = (end - begin) * grid.size
-        by_rows = grid.field_to_irreps(gradient[begin:end], plan.inputs, plan.basis.kernel_size // 2, stride)
-        z = grid.compute_z(plan, by_rows, pixels)
-        if by_x is not None:
-            grid.irreps_to_field(_multiply(plan, z, weights), by_x[begin:end], plan.outputs, padding, 1)
-        seen = split_irrep_batches(plan, grid.field_to_irreps(x[begin:end], plan.outputs, padding, 1), pixels)
-        for total, maps, rows in zip(totals, z, seen, strict=True):
-            total += torch.bmm(maps.mT, rows)
-    return by_x, scatter_gradients(plan, totals, (len(given), given.shape[1])).transpose(0, 1).reshape(weight.shape)
+        grad_y_hat = grid.field_to_irreps(gradient[begin:end], plan.inputs, plan.basis.kernel_size // 2, stride)
+        z = grid.compute_z(plan, grad_y_hat, pixels)
+        if grad_x is not None:
+            grid.irreps_to_field(_multiply(plan, z, weights), grad_x[begin:end], plan.outputs, padding, 1)
+        x_hat = split_irrep_batches(plan, grid.field_to_irreps(x[begin:end], plan.outputs, padding, 1), pixels)
+        for total, maps, x_hat_matrices in zip(totals, z, x_hat, strict=True):
+            total += torch.bmm(maps.mT, x_hat_matrices)
+    grad_weight = scatter_gradients(plan, totals, (len(weight_3d), weight_3d.shape[1])).transpose(0, 1)
+    return grad_x, grad_weight.reshape(weight.shape)
 
 
 def _make_padded_grid(x: Tensor, padding: int) -> Grid:
@@ -333,18 +331,17 @@ def _make_padded_grid(x: Tensor, padding: int) -> Grid:
 
 
 def get_plan(basis_spec: BasisSpec, is_transposed: bool, x: Tensor, fields: tuple[int, int]) -> Plan:
-    """Return the plan for maps of this type on this device, from so many fields to so many."""
-    narrow = [each * x.element_size() % 16 != 0 for each in fields]  # bytes that are read at once
-    return _make_plan(basis_spec, is_transposed, (narrow[0], narrow[1]), x.device, x.dtype)
+    """Return the plan for maps of this type and device, with numbers of fields (in, out)."""
+    should_pad = [num_fields * x.element_size() % 16 != 0 for num_fields in fields]  # 16 bytes are read at once
+    return _make_plan(basis_spec, is_transposed, (should_pad[0], should_pad[1]), x.device, x.dtype)
 
 
 def reshape_weights(weight: Tensor, basis_spec: BasisSpec, fields: int, dtype: torch.dtype) -> Tensor:
-    """Return weights (fields of the output, `fields` of the input, basis) in the maps' type."""
+    """Return weights (fields of the output, fields of the input, basis) in the type of the maps."""
     return weight.to(dtype).view(-1, fields, get_harmonic_basis(basis_spec).num_weights)
 
 
 def _reshape_weights_for_input(x: Tensor, weight: Tensor, basis_spec: BasisSpec) -> Tensor:
-    """Return the weights for channels-last maps."""
-    return reshape_weights(
-        weight, basis_spec, x.shape[1] // len(get_harmonic_basis(basis_spec).inputs.change_of_basis), x.dtype
-    )
+    """Return the weights for channels-last maps, as `reshape_weights`."""
+    d_in = len(get_harmonic_basis(basis_spec).inputs.change_of_basis)
+    return reshape_weights(weight, basis_spec, x.shape[1] // d_in, x.dtype)

@@ -1,7 +1,7 @@
-"""What a steerable convolution costs on a GPU in training, dense and harmonic, from two rates that are measured.
+"""Seconds that a steerable convolution takes on a GPU in training, dense and harmonic, from two measured rates.
 
-Dense it is arithmetic and harmonic it is bytes: x', z and y' are written and read. Both rates take a moment to measure,
-and the shares of them that are reached come from an H200 (`tests/benchmarks`).
+The dense kernel is limited by arithmetic, the harmonic one by the bytes of x', z and y' that are written and read. Both
+rates take a moment to measure; the fractions of them that are reached come from an H200 (`tests/benchmarks`).
 """
 
 from __future__ import annotations
@@ -12,40 +12,38 @@ from functools import cache
 
 import torch
 
-from galaxyhpc.steerable.kernels.cpu_timing import LayerInput, get_synchronized_time
+from galaxyhpc.steerable.kernels.cpu_timing import LayerInput, get_field_sizes, get_synchronized_time
 from galaxyhpc.steerable.kernels.harmonic import get_harmonic_basis
 
 MATMUL_SIZE, COPY_BYTES = 8192, 1 << 30  # side of a matrix; bytes
-DENSE_EFFICIENCY, HARMONIC_EFFICIENCY = 0.88, 0.6  # shares of the matrix products' and the copy's rates
+DENSE_EFFICIENCY, HARMONIC_EFFICIENCY = 0.88, 0.6  # fractions of the rates of a matrix product and of a copy
 NUM_REPEATS = 5
 
 
 def estimate_seconds(layer_input: LayerInput, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Tell the time of forward and backward, dense and harmonic."""
-    operations, transferred = _measure_rates(device, dtype)
-    return count_dense_flops(layer_input) / (DENSE_EFFICIENCY * operations), count_harmonic_bytes(
-        layer_input, dtype
-    ) / (HARMONIC_EFFICIENCY * transferred)
+    """Estimate the time of forward and backward, dense and harmonic, s."""
+    flops_per_second, bytes_per_second = _measure_rates(device, dtype)
+    dense = count_dense_flops(layer_input) / (DENSE_EFFICIENCY * flops_per_second)
+    harmonic = count_harmonic_bytes(layer_input, dtype) / (HARMONIC_EFFICIENCY * bytes_per_second)
+    return dense, harmonic
 
 
 def count_dense_flops(layer_input: LayerInput) -> float:
     """Count operations of the dense convolution, two for each multiply-add."""
-    of, pairs = get_harmonic_basis(layer_input.basis_spec), layer_input.fields[0] * layer_input.fields[1]
-    entries = len(of.inputs.change_of_basis) * len(of.outputs.change_of_basis) * of.kernel_size**2
+    basis, pairs = get_harmonic_basis(layer_input.basis_spec), layer_input.fields[0] * layer_input.fields[1]
+    d_in, d_out = get_field_sizes(basis)
+    entries = d_in * d_out * basis.kernel_size**2
     return 2.0 * (2 + layer_input.needs_input_grad) * layer_input.num_output_pixels * pairs * entries
 
 
 def count_harmonic_bytes(layer_input: LayerInput, dtype: torch.dtype) -> float:
-    """Count what is written and read: x' to z to y', and y' to z to x' and to the gradient of the weights."""
-    of, back, (x, y) = (
-        get_harmonic_basis(layer_input.basis_spec),
-        get_harmonic_basis(layer_input.basis_spec, True),
-        layer_input.num_elements,
-    )
-    z = x / len(of.inputs.change_of_basis) * len(of.terms)
-    by_z = y * layer_input.stride**2 / len(of.outputs.change_of_basis) * len(back.terms)
+    """Count the bytes written and read: x' to z to y', and y' to z to x' and to the gradient of the weights."""
+    basis, transposed = get_harmonic_basis(layer_input.basis_spec), get_harmonic_basis(layer_input.basis_spec, True)
+    (d_in, d_out), (x, y) = get_field_sizes(basis), layer_input.num_elements
+    z = x / d_in * len(basis.terms)
+    grad_z = y * layer_input.stride**2 / d_out * len(transposed.terms)
     forward = x + 2 * z + y
-    backward = y + by_z + (1 + layer_input.needs_input_grad) * (by_z + x)
+    backward = y + grad_z + (1 + layer_input.needs_input_grad) * (grad_z + x)
     return float(dtype.itemsize * (forward + backward))
 
 
@@ -55,15 +53,15 @@ def _measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, flo
     factor = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype)
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _time_fastest(lambda: factor @ factor, device)
-    copied = _time_fastest(lambda: target.copy_(source), device)
-    return 2.0 * MATMUL_SIZE**3 / product, 2.0 * COPY_BYTES / copied
+    matmul_seconds = _time_fastest(lambda: factor @ factor, device)
+    copy_seconds = _time_fastest(lambda: target.copy_(source), device)
+    return 2.0 * MATMUL_SIZE**3 / matmul_seconds, 2.0 * COPY_BYTES / copy_seconds
 
 
 def _time_fastest(function: Callable[[], object], device: torch.device) -> float:
-    found = math.inf
+    shortest = math.inf
     for _ in range(NUM_REPEATS):
-        begun = get_synchronized_time(device)
+        start = get_synchronized_time(device)
         function()
-        found = min(found, get_synchronized_time(device) - begun)
-    return found
+        shortest = min(shortest, get_synchronized_time(device) - start)
+    return shortest

@@ -1,5 +1,5 @@
-// Steerable convolution in the basis of irreps, a tile of pixels at a time: the maps z are made in the cache, multiplied
-// and forgotten; `harmonic.py` says what they are. All inner loops run along fields, in rows of whole vectors.
+// Steerable convolution in the basis of irreps, one tile of pixels at a time: the maps z (defined in `harmonic.py`) are
+// computed in the cache and multiplied there. All inner loops run along fields, in rows of whole vectors.
 
 #include <algorithm>
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace {
 using Index = std::int64_t;
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, MOST_ROWS[] = {0, 14, 12, 8};  // of a vector; of a product by vectors in a row
+constexpr int BYTES = 64, MOST_ROWS[] = {0, 14, 12, 8};  // of a vector; rows of a product, by vectors per row
 #elif defined(__AVX__)
 constexpr int BYTES = 32, MOST_ROWS[] = {0, 8, 6, 4};
 #elif defined(__aarch64__)
@@ -23,9 +23,9 @@ constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
 #else
 constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
 #endif
-constexpr int WIDEST = 3;    // vectors of a product's row
-constexpr Index RUN = 32;    // pixels in a row whose z are made together
-constexpr int TOGETHER = 9;  // terms of a sum
+constexpr int WIDEST = 3;    // vectors per row of a product
+constexpr Index RUN = 32;    // adjacent pixels whose z are computed at once
+constexpr int TOGETHER = 9;  // terms that are summed at once
 
 template <typename T>
 constexpr Index LANES = BYTES / sizeof(T);
@@ -35,34 +35,34 @@ struct Vectors {
     typedef T type __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
 
-// What does not depend on the number of fields. Fields come in as `rows_in` values side by side and go out as
-// `rows_out`.
+// The plan of a basis, for any number of fields: `_CPlan` of cpu.py. A field has `rows_in` adjacent values in the input
+// and `rows_out` in the output.
 template <typename T>
 struct Plan {
     Index size, rows_in, rows_out;
-    const T *turn_in, *turn_out;  // from a field to its irreps, (rows, rows)
-    Index steps, parts, maps;     // the sums that make a pixel's maps; most parts at a time; maps
-    const Index *target;          // (steps) of a sum: a map, or ~n for part n
-    const Index *of_parts;        // (steps) whether it adds up parts, or what neighbours have
-    const Index *start;           // (steps + 1) of its terms
+    const T *turn_in, *turn_out;  // changes of basis from a field to its irreps, (rows, rows)
+    Index steps, parts, maps;     // numbers of sums per pixel, of stored parts at most, of maps of z
+    const Index *target;          // (steps) result of a sum: a map, or ~n for part n
+    const Index *of_parts;        // (steps) whether a sum adds parts, or values of neighbours
+    const Index *start;           // (steps + 1) first term of a sum
     const Index *source;          // (terms) a part, or row x size^2 + neighbour
     const T *factor;              // (terms)
-    Index kinds;                  // of irreps that go out
+    Index kinds;                  // number of irreps of the output
     const Index *kind;            // (kinds, 3) components, blocks, copies
-    const Index *row;             // (kinds x copies x components) among rows_out
-    const Index *number;          // (kinds x blocks x copies) of a weight
+    const Index *row;             // (kinds x copies x components) index among rows_out
+    const Index *number;          // (kinds x blocks x copies) index of a weight
 };
 
 struct Shape {
-    Index images, rows, columns;        // that come in
-    Index spread, pad;                  // from one pixel of theirs to the next, and pixels before the first
-    Index out_rows, out_columns, step;  // that go out
+    Index images, rows, columns;        // of the input
+    Index spread, pad;                  // grid steps from one input pixel to the next, and before the first
+    Index out_rows, out_columns, step;  // of the output, and grid steps between its pixels
     Index fields, out_fields;
-    Index by_field, by_out_field;  // from one field's weights to the next's
-    Index tile, threads;           // pixels
+    Index by_field, by_out_field;  // strides of the weights
+    Index tile, threads;           // pixels of a tile, number of threads
 };
 
-// Uninitialised memory whose rows begin with a cache line.
+// Uninitialised memory, aligned to cache lines.
 template <typename T>
 struct Space {
     explicit Space(Index count) : at(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
@@ -75,7 +75,8 @@ struct Space {
     std::unique_ptr<T, Free> at;
 };
 
-// c (rows, width vectors) = or += the sum over k of a[row, k] b[k]; what is added is summed up first, for exactness.
+// c (rows, width vectors) = or += the sum over k of a[row, k] b[k]; the sum is completed before it is added, for
+// exactness.
 template <typename T, int width, int rows>
 void product(const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c, Index c_row, bool add) {
     using Vector = typename Vectors<T, LANES<T>>::type;
@@ -100,7 +101,7 @@ void product_of(Index wanted, const T *a, Index a_row, Index a_k, const T *b, In
     if constexpr (rows > 1) product_of<T, width, rows - 1>(wanted, a, a_row, a_k, b, b_k, count, c, c_row, add);
 }
 
-// The same for any number of rows, in pieces of about the same number.
+// The same for any number of rows, in pieces of about equal size.
 template <typename T>
 void products(Index width, Index rows, const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c,
               Index c_row, bool add) {
@@ -115,7 +116,7 @@ void products(Index width, Index rows, const T *a, Index a_row, Index a_k, const
     }
 }
 
-// A vector of the sum of factors times sources, for some pixels.
+// Sum of factors times sources, one vector per pixel.
 template <typename T, int count, int lanes>
 void sum_vector(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index pixels,
                 bool add) {
@@ -177,7 +178,7 @@ class Convolution {
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
         row = padded(shape.fields), out_row = padded(shape.out_fields);
         pixel = row * plan.rows_in, out_pixel = out_row * plan.rows_out;
-        z_pixel = plan.maps * shape.fields + LANES<T>;  // no power of two apart
+        z_pixel = plan.maps * shape.fields + LANES<T>;  // strides that are powers of two would share cache sets
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
         pixels = shape.images * shape.out_rows * shape.out_columns;
@@ -190,7 +191,7 @@ class Convolution {
     }
 
     // given (images, rows, columns, fields, rows_in) -> out (images, out_rows, out_columns, out_fields, rows_out), or
-    // the gradient by weights of its product with `other`, which is shaped like out; or both.
+    // the gradient of the weights for `other`, of the shape of out; or both.
     void operator()(const T *given, const T *weights, const T *other, T *out, T *by_weights) const {
         Space<T> grid(shape.images * grid_rows * grid_columns * pixel), right(out ? packed : 0);
         std::vector<Scratch> scratch;
@@ -203,7 +204,7 @@ class Convolution {
 #pragma omp parallel num_threads(static_cast<int>(shape.threads))
         {
             Scratch &own = scratch[omp_get_thread_num()];
-            std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // rows that no irrep leads to
+            std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // for rows without an irrep
 #pragma omp for schedule(static) nowait
             for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
 #pragma omp for schedule(static)
@@ -226,17 +227,17 @@ class Convolution {
     }
 
   private:
-    // The product that leads to some fields of one copy of an irrep: (pixels, blocks x fields) by (blocks x fields,
-    // width vectors), alike for all components.
+    // The product for some output fields of one copy of an irrep, (pixels, blocks x fields) by (blocks x fields, width
+    // vectors), with the same weights for all components.
     struct Panel {
-        Index components, blocks, width, begin;  // first field
-        Index z, packed;                         // where its maps and its weights begin
+        Index components, blocks, width, begin;  // begin: first field
+        Index z, packed;                         // offsets of its maps and of its weights
         const Index *rows;                       // (components)
         const Index *numbers;                    // (blocks), `copies` apart
         Index copies;
     };
 
-    // The panels of all irreps for some fields: what weights are brought to and from lies together.
+    // Add the panels of all irreps for some output fields, so that their weights are adjacent in memory.
     void add_panels(Index begin) {
         const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
         Index rows = 0, numbers = 0, map = 0;
@@ -252,7 +253,7 @@ class Convolution {
         }
     }
 
-    struct Scratch {  // of a thread
+    struct Scratch {  // buffers of a thread
         explicit Scratch(const Convolution &of)
             : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
               hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
@@ -306,7 +307,7 @@ class Convolution {
         }
     }
 
-    // Make the maps of a tile, (count, z_pixel).
+    // Compute the maps z of a tile, (count, z_pixel).
     void make(const T *grid, Index begin, Index count, Scratch &own) const {
         for (Index done = 0; done < count;) {
             const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
@@ -348,7 +349,7 @@ class Convolution {
                       shape.out_fields, plan.turn_out, own.line.get());
     }
 
-    // Add a tile's part to the gradient by the weights.
+    // Add a tile's contribution to the gradient of the weights.
     void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
@@ -362,7 +363,7 @@ class Convolution {
                          sums + panel.packed, panel.width * LANES<T>, true);
     }
 
-    // Put one field's weights in their places.
+    // Pack the weights of one input field into panels.
     void pack(const T *weights, T *right, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
@@ -399,7 +400,7 @@ class Convolution {
 
 }  // namespace
 
-// Whether there was memory enough.
+// Returns false if memory is exhausted.
 #define EXPORT(T, name)                                                                                             \
     extern "C" bool convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
                                     const T *other, T *out, T *by_weights) {                                        \

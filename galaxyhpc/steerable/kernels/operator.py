@@ -1,7 +1,7 @@
-"""The harmonic convolution as an operator of torch, which autograd and torch.compile know, whatever the device.
+"""The harmonic convolution as a torch operator, known to autograd and torch.compile, for every device.
 
-A kernel is a module with `available()`, `forward` and `backward`, as `cpu` has them: the one place where a
-kind of device is added is `KERNELS`.
+A kernel is a module with `is_available()`, `forward` and `backward`, as in `cpu`; `KERNEL_MODULES` is the one place
+where a type of device is added.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 
-# by kind of device; imported where asked for, because Triton is not everywhere
+# by type of device; imported on use, because Triton is not everywhere
 KERNEL_MODULES = {"cpu": "cpu", "cuda": "gpu"}
 FULL_DTYPES, HALF_DTYPES = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 SUPPORTED = frozenset(
@@ -29,15 +29,14 @@ def harmonic_conv(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int,
 
     The output has the type of x.
     """
-    asked = (*basis_spec, stride, padding)
-    # a compiler knows the operator; eager, its bookkeeping would take a twentieth of a small network's step
+    # the compiler needs the operator; eager, its dispatcher would take a twentieth of a small network's step
     apply: Any = torch.ops.galaxyhpc.harmonic if torch.compiler.is_compiling() else _HarmonicConv.apply
-    y: Tensor = apply(x, weight, *asked)
+    y: Tensor = apply(x, weight, *basis_spec, stride, padding)
     return y
 
 
 def is_available(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the operator computes on this kind of device here; the first question may compile a library."""
+    """Whether the operator can be used on this type of device here; the first call may compile a library."""
     if (device_type, dtype) not in SUPPORTED:
         return False
     try:
@@ -59,11 +58,11 @@ def _forward(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     kernel = _import_kernel(x.device.type)
     with torch.autocast(x.device.type, enabled=False):
-        by_x, by_weight = kernel.backward(gradient, x, weight, args[:5], *args[5:])
-    return x.new_empty(0) if by_x is None else by_x, by_weight
+        grad_x, grad_weight = kernel.backward(gradient, x, weight, args[:5], *args[5:])
+    return x.new_empty(0) if grad_x is None else grad_x, grad_weight
 
 
-# Schemas are spelt out: torch 2.4 does not read postponed annotations.
+# Schemas are explicit: torch 2.4 does not read postponed annotations.
 _forward_op = torch.library.custom_op(
     "galaxyhpc::harmonic", _forward, mutates_args=(), schema=f"(Tensor x, Tensor weight, {_SCHEMA_ARGS}) -> Tensor"
 )
@@ -76,28 +75,28 @@ _backward_op = torch.library.custom_op(
 
 
 @_forward_op.register_fake
-def _(x: Tensor, weight: Tensor, *asked: Any) -> Tensor:
-    of, (size, stride, padding) = get_harmonic_basis(asked[:5]), (asked[1], *asked[5:])
-    fields_out = weight.numel() // (x.shape[1] // len(of.inputs.change_of_basis) * of.num_weights)
+def _(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    basis, (size, stride, padding) = get_harmonic_basis(args[:5]), (args[1], *args[5:])
+    fields_out = weight.numel() // (x.shape[1] // len(basis.inputs.change_of_basis) * basis.num_weights)
     rows, columns = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
-    return x.new_empty(len(x), rows, columns, fields_out * len(of.outputs.change_of_basis)).permute(0, 3, 1, 2)
+    return x.new_empty(len(x), rows, columns, fields_out * len(basis.outputs.change_of_basis)).permute(0, 3, 1, 2)
 
 
 @_backward_op.register_fake
-def _(gradient: Tensor, x: Tensor, weight: Tensor, *asked: Any) -> tuple[Tensor, Tensor]:
-    by_weight = torch.empty_like(weight)
-    return torch.empty_like(x, memory_format=torch.channels_last) if asked[-1] else x.new_empty(0), by_weight
+def _(gradient: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    grad_weight = torch.empty_like(weight)
+    return torch.empty_like(x, memory_format=torch.channels_last) if args[-1] else x.new_empty(0), grad_weight
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
-    ctx.asked = inputs[2:]
+    ctx.args = inputs[2:]
 
 
 def _compute_gradients(ctx: Any, gradient: Tensor, backward: Any = torch.ops.galaxyhpc.harmonic_backward) -> Any:
     needs_input_grad = ctx.needs_input_grad[0]
-    by_x, by_weight = backward(gradient, *ctx.saved_tensors, *ctx.asked, needs_input_grad)
-    return (by_x if needs_input_grad else None, by_weight, *[None] * len(ctx.asked))
+    grad_x, grad_weight = backward(gradient, *ctx.saved_tensors, *ctx.args, needs_input_grad)
+    return (grad_x if needs_input_grad else None, grad_weight, *[None] * len(ctx.args))
 
 
 _forward_op.register_autograd(_compute_gradients, setup_context=_setup_context)
@@ -114,6 +113,6 @@ class _HarmonicConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        if torch.is_grad_enabled():  # create_graph: what is returned would be taken for a constant
-            raise RuntimeError("a harmonic layer has no second derivative; a dense one has")
+        if torch.is_grad_enabled():  # create_graph: the gradient would be treated as a constant
+            raise RuntimeError("a harmonic layer has no second derivative: use a dense layer")
         return _compute_gradients(ctx, gradient, _backward)

@@ -1,4 +1,4 @@
-"""Which layers do without their dense filter: those that are faster so, by `rates` or, on a GPU, `roofline`."""
+"""Kernel choice: a layer is harmonic where it is faster so, by `cpu_timing` or, on a GPU, `gpu_roofline`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn import functional
 from galaxyhpc.steerable.kernels import cpu_timing, gpu_roofline, operator
 from galaxyhpc.steerable.layers import SteerableConv
 
-BAR = 0.97  # of the dense time: what is about as fast stays dense
-MAX_GPU_TIME_RATIO = 0.9  # roofline is rougher than rates
-MIN_GRADIENT_COSINE = 0.9  # cosine of two gradients in bfloat16
-NUM_TRIAL_STEPS = 3  # of a trial; the first compiles kernels
+MAX_CPU_TIME_RATIO = 0.97  # harmonic to dense: a layer that is about as fast stays dense
+MAX_GPU_TIME_RATIO = 0.9  # lower, because the roofline is rougher than measured rates
+MIN_GRADIENT_COSINE = 0.9  # of two gradients in bfloat16
+NUM_TRIAL_STEPS = 3  # the first compiles kernels
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ KernelChoice = dict[str, bool]  # layer -> whether it is harmonic
 
 
 class BatchShape(NamedTuple):
-    """What a network is given at a time: (number, 3, size, size), in each of some parts of a training step."""
+    """The batch that a network computes at a time, (batch_size, 3, size, size), and their number in a training step."""
 
     batch_size: int
     image_size: int  # px
@@ -41,26 +41,28 @@ def get_steerable_layers(network: nn.Module) -> dict[str, SteerableConv]:
 def choose_kernels(
     network: nn.Module, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype, is_training: bool
 ) -> KernelChoice:
-    """Choose for images like these, with autocast to `dtype`, in training or without gradients."""
-    found = get_steerable_layers(network)
-    if not found or not operator.is_available(device.type, dtype):
-        return dict.fromkeys(found, False)
+    """Choose for batches of this shape, with autocast to `dtype`, in training or without gradients."""
+    layers = get_steerable_layers(network)
+    if not layers or not operator.is_available(device.type, dtype):
+        return dict.fromkeys(layers, False)
+    if device.type == "cuda" and not is_training:
+        return dict.fromkeys(layers, False)  # evaluation, in float32, is dense
+    layer_inputs = trace_layer_inputs(network, batch_shape)
     if device.type == "cuda":
-        used = trace_layer_inputs(network, batch_shape) if is_training else {}  # evaluation, in float32, is dense
-        paths = {name: is_faster_on_gpu(use, device, dtype) for name, use in used.items()}
-        return dict.fromkeys(found, False) | validate_on_device(network, paths, batch_shape, device, dtype)
-    known = cpu_timing.of_machine(device, dtype, torch.get_num_threads())
-    return {name: faster(use, known, is_training) for name, use in trace_layer_inputs(network, batch_shape).items()}
+        choice = {name: is_faster_on_gpu(layer, device, dtype) for name, layer in layer_inputs.items()}
+        return dict.fromkeys(layers, False) | validate_on_device(network, choice, batch_shape, device, dtype)
+    rates = cpu_timing.get_machine_rates(device, dtype, torch.get_num_threads())
+    return {name: is_faster_on_cpu(layer, rates, is_training) for name, layer in layer_inputs.items()}
 
 
-def faster(use: cpu_timing.LayerInput, known: cpu_timing.Rates, training: bool) -> bool:
+def is_faster_on_cpu(layer_input: cpu_timing.LayerInput, rates: cpu_timing.Rates, is_training: bool) -> bool:
     """Whether a layer is clearly faster without its dense filter."""
-    harmonic, dense = (cpu_timing.seconds(use, known, way, training) for way in ("harmonic", "dense"))
-    return harmonic < BAR * dense
+    harmonic = cpu_timing.estimate_seconds(layer_input, rates, "harmonic", is_training)
+    return harmonic < MAX_CPU_TIME_RATIO * cpu_timing.estimate_seconds(layer_input, rates, "dense", is_training)
 
 
 def is_faster_on_gpu(layer_input: cpu_timing.LayerInput, device: torch.device, dtype: torch.dtype) -> bool:
-    """The same on a GPU, in training."""
+    """Whether a layer is clearly faster without its dense filter in training on a GPU."""
     dense, harmonic = gpu_roofline.estimate_seconds(layer_input, device, dtype)
     return harmonic < MAX_GPU_TIME_RATIO * dense
 
@@ -68,77 +70,77 @@ def is_faster_on_gpu(layer_input: cpu_timing.LayerInput, device: torch.device, d
 def validate_on_device(
     network: nn.Module, choice: KernelChoice, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype
 ) -> KernelChoice:
-    """Return the paths if a training step on them is faster than a dense one and agrees with it; else all dense.
+    """Return the choice if its training step is faster than a dense one and agrees with it; else all dense.
 
-    Nothing that a GPU, its driver or its compiler of kernels does can be tested elsewhere.
+    The work of a GPU, its driver and its kernel compiler cannot be tested elsewhere.
     """
     dense = dict.fromkeys(choice, False)
     if not any(choice.values()):
         return dense
-    given = torch.rand(batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size, device=device)
+    images = torch.rand(batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size, device=device)
     try:
-        expected, slow = _run_trial_step(network, dense, given, dtype)
-        found, fast = _run_trial_step(network, choice, given, dtype)
-    except Exception as error:  # a compiler's, a driver's, no memory: whatever it is, dense is left
-        log.warning("all layers are dense: a step without filters failed: %s", str(error).split("\n")[0])
+        expected, dense_seconds = _run_trial_step(network, dense, images, dtype)
+        gradient, seconds = _run_trial_step(network, choice, images, dtype)
+    except Exception as error:  # from a compiler, a driver, lack of memory: dense remains
+        log.warning("all layers are dense: a harmonic training step failed: %s", str(error).split("\n")[0])
         return dense
-    alike = float(functional.cosine_similarity(expected, found, dim=0))
-    if not alike > MIN_GRADIENT_COSINE:
-        log.warning("all layers are dense: without filters a step's gradient is another one, cosine %.3f", alike)
-    return choice if alike > MIN_GRADIENT_COSINE and fast < slow else dense
+    cosine = float(functional.cosine_similarity(expected, gradient, dim=0))
+    if not cosine > MIN_GRADIENT_COSINE:
+        log.warning("all layers are dense: the harmonic gradient differs from the dense one, cosine %.3f", cosine)
+    return choice if cosine > MIN_GRADIENT_COSINE and seconds < dense_seconds else dense
 
 
 def _run_trial_step(
     network: nn.Module, choice: KernelChoice, images: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, float]:
-    """Return the gradient of all weights, float32, and the s of a step; the network is left as it is."""
-    tried = copy.deepcopy(network).train()
-    apply_choice(tried, choice, images.device)
-    times = []
+    """Return the gradient of all weights, float32, and the seconds of a step; leave the network as it is."""
+    twin = copy.deepcopy(network).train()
+    apply_choice(twin, choice, images.device)
+    step_seconds = []
     for _ in range(NUM_TRIAL_STEPS):
-        tried.zero_grad()
-        begun = cpu_timing.get_synchronized_time(images.device)
+        twin.zero_grad()
+        start = cpu_timing.get_synchronized_time(images.device)
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits = tried(images)
+            logits = twin(images)
         logits.float().square().mean().backward()
-        times.append(cpu_timing.get_synchronized_time(images.device) - begun)
-    gradients = [value.grad.flatten().float() for value in tried.parameters() if value.grad is not None]
-    return torch.cat(gradients), min(times)
+        step_seconds.append(cpu_timing.get_synchronized_time(images.device) - start)
+    gradients = [value.grad.flatten().float() for value in twin.parameters() if value.grad is not None]
+    return torch.cat(gradients), min(step_seconds)
 
 
 def apply_choice(network: nn.Module, choice: KernelChoice, device: torch.device) -> bool:
-    """Let every layer named true be harmonic and all others dense; all are, and False returned, without a kernel."""
-    able = not any(choice.values()) or operator.is_available(device.type, torch.float32)
+    """Make the chosen layers harmonic and all others dense; without a kernel make all dense and return False."""
+    is_available = not any(choice.values()) or operator.is_available(device.type, torch.float32)
     for name, layer in get_steerable_layers(network).items():
-        layer.harmonic = able and choice.get(name, False)
-    return able
+        layer.harmonic = is_available and choice.get(name, False)
+    return is_available
 
 
 def trace_layer_inputs(network: nn.Module, batch_shape: BatchShape) -> dict[str, cpu_timing.LayerInput]:
-    """Return what comes into each layer when the network is given images, found without computing."""
-    found: dict[str, cpu_timing.LayerInput] = {}
-    named = get_steerable_layers(network)
+    """Return the input of each layer for a batch of images, without computing (meta device)."""
+    layer_inputs: dict[str, cpu_timing.LayerInput] = {}
+    layers = get_steerable_layers(network)
 
-    def note(name: str, layer: SteerableConv, x: Tensor) -> None:
-        of, fields = layer.basis_spec, (layer.in_fields, layer.out_fields)
-        sides = (x.shape[2], x.shape[3])
-        found[name] = cpu_timing.LayerInput(
-            of, fields, layer.stride, layer.padding, len(x), sides, x.requires_grad, batch_shape.num_micro_batches
-        )
+    def record(name: str, layer: SteerableConv, x: Tensor) -> None:
+        fields, sides = (layer.in_fields, layer.out_fields), (x.shape[2], x.shape[3])
+        shape = (fields, layer.stride, layer.padding, len(x), sides)
+        repeats = batch_shape.num_micro_batches
+        layer_inputs[name] = cpu_timing.LayerInput(layer.basis_spec, *shape, x.requires_grad, repeats)
 
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: note(name, layer, *inputs))
-        for name, layer in named.items()
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: record(name, layer, *inputs))
+        for name, layer in layers.items()
     ]
     tensors = {k: v.detach().to("meta") for k, v in chain(network.named_parameters(), network.named_buffers())}
     for name, _ in network.named_parameters():
         tensors[name].requires_grad_()
-    was, shape = network.training, (batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size)
+    shape = (batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size)
+    was_training = network.training
     try:
-        with torch.enable_grad():  # synchronised statistics would ask the other processes in training
+        with torch.enable_grad():  # eval: in training, synchronised statistics would wait for the other processes
             functional_call(network.eval(), tensors, (torch.empty(shape, device="meta"),))
     finally:
-        network.train(was)
+        network.train(was_training)
         for hook in hooks:
             hook.remove()
-    return found
+    return layer_inputs

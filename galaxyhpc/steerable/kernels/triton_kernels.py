@@ -1,9 +1,10 @@
-"""The Triton kernels of `harmonic_triton`. Each takes a tile of pixels and fields, and gathers rows of it.
+"""The Triton kernels of `gpu` and `fused_blocks`. Each processes a tile of pixels and fields.
 
-Maps lie as rows of (pixels, fields), a row for a component; a table (rows, 3) says for each how many rows lie before
-it, how many beside it, and its place among these. Pixels are those of a grid with a border, on which a neighbour is a
-constant distance away. Matrices of constants come in two parts where the maps are of a half type: the sum of both is
-as good as float32. Products are added in float32, or float64.
+Maps are stored as planes of (pixels, fields), one per component; a table (components, 3) gives for each component the
+planes before its group of copies, the copies in the group, and its index in the group (`gpu.ComponentLayout`). Pixels
+are those of a grid with a border, on which a neighbour is a constant distance away. Matrices of constants come in two
+parts where the maps are of a half type: the sum of both is as exact as float32. Products are added in float32, or
+float64.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -16,19 +17,19 @@ import triton.language as tl
 
 @triton.jit
 def matmul_constants(constants, values, LOW_OFFSET: tl.constexpr, M: tl.constexpr, K: tl.constexpr, offset):
-    """Multiply by a matrix (M, K), whose second part lies SPLIT behind the first; 0: there is one part."""
-    place = tl.arange(0, M)[:, None] * K + tl.arange(0, K)[None, :]
-    found = tl.dot(tl.load(constants + offset + place), values, input_precision="ieee")
+    """Multiply by a matrix (M, K), whose second part lies LOW_OFFSET behind the first; 0: there is one part."""
+    index = tl.arange(0, M)[:, None] * K + tl.arange(0, K)[None, :]
+    product = tl.dot(tl.load(constants + offset + index), values, input_precision="ieee")
     if LOW_OFFSET:
-        found += tl.dot(tl.load(constants + LOW_OFFSET + offset + place), values, input_precision="ieee")
-    return found
+        product += tl.dot(tl.load(constants + LOW_OFFSET + offset + index), values, input_precision="ieee")
+    return product
 
 
 @triton.jit
 def compute_offsets(table, row, pixel, field, pixels, F: tl.constexpr):
-    """Return where the values (rows, pixels x fields) lie."""
-    before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
-    return ((before * pixels + place)[:, None] + pixel[None, :] * beside[:, None]) * F + field[None, :]
+    """Return the memory offsets of values (components, pixels x fields)."""
+    planes_before, copies, copy = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
+    return ((planes_before * pixels + copy)[:, None] + pixel[None, :] * copies[:, None]) * F + field[None, :]
 
 
 @triton.jit
@@ -37,20 +38,20 @@ def field_to_irreps(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Channels-last maps -> rows, the first pixel at `origin` of the grid and `step` apart; zeros elsewhere."""
+    """Channels-last maps -> irreps: the first pixel at `origin` of the grid, `stride` apart; zeros elsewhere."""
     n, d, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, DP), tl.arange(0, RP)
     pixel = n // F
-    image, place = pixel // (grid_height * grid_width), pixel % (grid_height * grid_width)
-    down, right = place // grid_width - origin, place % grid_width - origin
-    there = (down >= 0) & (right >= 0) & (down % stride == 0) & (right % stride == 0) & (n < pixels * F)
-    there = there & (down < height * stride) & (right < width * stride)
+    image, grid_index = pixel // (grid_height * grid_width), pixel % (grid_height * grid_width)
+    down, right = grid_index // grid_width - origin, grid_index % grid_width - origin
+    is_inside = (down >= 0) & (right >= 0) & (down % stride == 0) & (right % stride == 0) & (n < pixels * F)
+    is_inside = is_inside & (down < height * stride) & (right < width * stride)
     source = ((image * height + down // stride) * width + right // stride) * F + n % F
-    mask = there[:, None] & (d < D)[None, :]
+    mask = is_inside[:, None] & (d < D)[None, :]
     values = tl.load(x + source[:, None] * D + d[None, :], mask=mask, other=0.0)
-    found = matmul_constants(matrix, tl.trans(values), SPLIT, RP, DP, 0)
-    held = (r < R)[:, None] & (n < pixels * F)[None, :]
-    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, n % F, pixels, F)
-    tl.store(x_hat + at, found.to(x_hat.dtype.element_ty), mask=held)
+    x_hat_values = matmul_constants(matrix, tl.trans(values), SPLIT, RP, DP, 0)
+    x_hat_mask = (r < R)[:, None] & (n < pixels * F)[None, :]
+    offsets = compute_offsets(table, tl.minimum(r, R - 1), pixel, n % F, pixels, F)
+    tl.store(x_hat + offsets, x_hat_values.to(x_hat.dtype.element_ty), mask=x_hat_mask)
 
 
 @triton.jit
@@ -59,16 +60,20 @@ def irreps_to_field(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Rows -> channels-last maps, the other way round."""
+    """Irreps -> channels-last maps, the inverse of `field_to_irreps`."""
     n, d, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, DP), tl.arange(0, RP)
-    pixel, inside = n // F, n < batch_size * height * width * F
-    image, place = pixel // (height * width), pixel % (height * width)
-    source = (image * grid_height + place // width * stride + origin) * grid_width + place % width * stride + origin
-    at = compute_offsets(table, tl.minimum(r, R - 1), source, n % F, pixels, F)
-    values = tl.load(y_hat + at, mask=(r < R)[:, None] & inside[None, :], other=0.0)
-    found = tl.trans(matmul_constants(matrix, values, SPLIT, DP, RP, 0))
-    mask = inside[:, None] & (d < D)[None, :]
-    tl.store(y + n[:, None] * D + d[None, :], found.to(y.dtype.element_ty), mask=mask)
+    pixel, is_inside = n // F, n < batch_size * height * width * F
+    image, pixel_index = pixel // (height * width), pixel % (height * width)
+    source = (
+        (image * grid_height + pixel_index // width * stride + origin) * grid_width
+        + pixel_index % width * stride
+        + origin
+    )
+    offsets = compute_offsets(table, tl.minimum(r, R - 1), source, n % F, pixels, F)
+    values = tl.load(y_hat + offsets, mask=(r < R)[:, None] & is_inside[None, :], other=0.0)
+    y_values = tl.trans(matmul_constants(matrix, values, SPLIT, DP, RP, 0))
+    mask = is_inside[:, None] & (d < D)[None, :]
+    tl.store(y + n[:, None] * D + d[None, :], y_values.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -77,8 +82,8 @@ def compute_z(
     F: tl.constexpr, SIZE: tl.constexpr, MP: tl.constexpr, KP: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows of z that come of one irrep of x', of TURNS tiles; z holds `count` pixels from `begin`."""
-    slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # irreps that share lines: at once
+    """Compute the maps of z that come from one irrep of x', for TILES tiles; z holds `count` pixels from `begin`."""
+    slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # neighbouring programs share cache lines
     first, rows, maps = (
         tl.load(slot_table + 3 * slot),
         tl.load(slot_table + 3 * slot + 1),
@@ -86,32 +91,34 @@ def compute_z(
     )
     row, tap = k // (SIZE * SIZE), k % (SIZE * SIZE)
     near = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
-    held = row < rows
+    is_used = row < rows
     row = first + tl.minimum(row, rows - 1)
-    before, beside, place = (
+    planes_before, copies, copy = (
         tl.load(source_table + 3 * row),
         tl.load(source_table + 3 * row + 1),
         tl.load(source_table + 3 * row + 2),
     )
-    start = (before * pixels + place + near * beside) * F
-    for turn in tl.range(TILES):
-        n = (tl.program_id(1) * TILES + turn) * COLS + tl.arange(0, COLS)
-        moved = n[None, :] + near[:, None] * F
-        at = start[:, None] + (n // F)[None, :] * (beside * F)[:, None] + (n % F)[None, :]
-        values = tl.load(x_hat + at, mask=held[:, None] & (moved >= 0) & (moved < pixels * F), other=0.0)
-        found = matmul_constants(constants, values, SPLIT, MP, KP, slot * MP * KP)
-        at = compute_offsets(target_table, slot * MP + m, n // F, n % F, count, F)
+    start = (planes_before * pixels + copy + near * copies) * F
+    for tile in tl.range(TILES):
+        n = (tl.program_id(1) * TILES + tile) * COLS + tl.arange(0, COLS)
+        source_columns = n[None, :] + near[:, None] * F
+        offsets = start[:, None] + (n // F)[None, :] * (copies * F)[:, None] + (n % F)[None, :]
+        values = tl.load(
+            x_hat + offsets, mask=is_used[:, None] & (source_columns >= 0) & (source_columns < pixels * F), other=0.0
+        )
+        z_values = matmul_constants(constants, values, SPLIT, MP, KP, slot * MP * KP)
+        offsets = compute_offsets(target_table, slot * MP + m, n // F, n % F, count, F)
         mask = (m < maps)[:, None] & (n < count * F)[None, :]
-        tl.store(z + at, found.to(z.dtype.element_ty), mask=mask)
+        tl.store(z + offsets, z_values.to(z.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def is_interior(pixel, pixels, grid_height, grid_width):
-    """Whether a pixel is none of the border of one."""
-    place = pixel % (grid_height * grid_width)
-    down, right = place // grid_width, place % grid_width
-    found = (down > 0) & (down < grid_height - 1) & (right > 0) & (right < grid_width - 1)
-    return found & (pixel < pixels)
+    """Whether a pixel is not on the border, one pixel wide."""
+    grid_index = pixel % (grid_height * grid_width)
+    down, right = grid_index // grid_width, grid_index % grid_width
+    is_inside = (down > 0) & (down < grid_height - 1) & (right > 0) & (right < grid_width - 1)
+    return is_inside & (pixel < pixels)
 
 
 @triton.jit
@@ -119,23 +126,23 @@ def sum_moments(
     y_hat, weights, table, partial_sums, pixels, grid_height, grid_width,
     F: tl.constexpr, FP: tl.constexpr, R: tl.constexpr, BP: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Add rows times their weights, and their squares, by field: found (programs, 2, F)."""
+    """Sum components times their weights, and their squares, by field: partial sums (programs, 2, F)."""
     field = tl.arange(0, FP)
     first = tl.zeros((FP,), tl.float32)
     second = tl.zeros((FP,), tl.float32)
-    for turn in range(TILES):
-        pixel = (tl.program_id(0) * TILES + turn) * BP + tl.arange(0, BP)
+    for tile in range(TILES):
+        pixel = (tl.program_id(0) * TILES + tile) * BP + tl.arange(0, BP)
         mask = is_interior(pixel, pixels, grid_height, grid_width)[:, None] & (field < F)[None, :]
         for row in range(R):
-            before, beside = tl.load(table + 3 * row), tl.load(table + 3 * row + 1)
-            start = (before * pixels + tl.load(table + 3 * row + 2)) * F
-            at = start + pixel[:, None] * (beside * F) + field[None, :]
-            value = tl.load(y_hat + at, mask=mask, other=0.0).to(tl.float32)
+            planes_before, copies = tl.load(table + 3 * row), tl.load(table + 3 * row + 1)
+            start = (planes_before * pixels + tl.load(table + 3 * row + 2)) * F
+            offsets = start + pixel[:, None] * (copies * F) + field[None, :]
+            value = tl.load(y_hat + offsets, mask=mask, other=0.0).to(tl.float32)
             first += tl.sum(value, 0) * tl.load(weights + row)
             second += tl.sum(value * value, 0)
-    at = partial_sums + tl.program_id(0) * 2 * F + field
-    tl.store(at, first, mask=field < F)
-    tl.store(at + F, second, mask=field < F)
+    offsets = partial_sums + tl.program_id(0) * 2 * F + field
+    tl.store(offsets, first, mask=field < F)
+    tl.store(offsets + F, second, mask=field < F)
 
 
 @triton.jit
@@ -144,17 +151,17 @@ def normalise(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """y' -> x': into the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
+    """y' -> x': to the field, factors (2, F) [scale, shift], ReLU, and back; the border becomes zero."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
-    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    offsets = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
     mask = (r < R)[:, None] & (pixel < pixels)[None, :]
-    held = is_interior(pixel, pixels, grid_height, grid_width)
-    values = matmul_constants(to_field, tl.load(y_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    is_inside = is_interior(pixel, pixels, grid_height, grid_width)
+    values = matmul_constants(to_field, tl.load(y_hat + offsets, mask=mask, other=0.0), SPLIT, DP, RP, 0)
     values = values * tl.load(factors + field)[None, :] + tl.load(factors + F + field)[None, :]
-    values = tl.where(held[None, :] & (values > 0), values, 0.0)
-    found = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
-    tl.store(x_hat + at, found.to(x_hat.dtype.element_ty), mask=mask)
+    values = tl.where(is_inside[None, :] & (values > 0), values, 0.0)
+    x_hat_values = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
+    tl.store(x_hat + offsets, x_hat_values.to(x_hat.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -162,17 +169,17 @@ def relu_backward(
     y_hat, grad_x_hat, to_field, table, factors, pixel, field, pixels, grid_height, grid_width,
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Return y, and the gradient behind the ReLU that came through it, both (DP, columns) float32."""
+    """Return y, and the gradient that passes the ReLU, both (DP, columns) float32."""
     r = tl.arange(0, RP)
-    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
-    held = is_interior(pixel, pixels, grid_height, grid_width) & (field < F)
-    mask = (r < R)[:, None] & held[None, :]
-    y = matmul_constants(to_field, tl.load(y_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
-    gradient = matmul_constants(to_field, tl.load(grad_x_hat + at, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    offsets = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    is_inside = is_interior(pixel, pixels, grid_height, grid_width) & (field < F)
+    mask = (r < R)[:, None] & is_inside[None, :]
+    y = matmul_constants(to_field, tl.load(y_hat + offsets, mask=mask, other=0.0), SPLIT, DP, RP, 0)
+    gradient = matmul_constants(to_field, tl.load(grad_x_hat + offsets, mask=mask, other=0.0), SPLIT, DP, RP, 0)
     scale = tl.load(factors + field, mask=field < F, other=0.0)
     shift = tl.load(factors + F + field, mask=field < F, other=0.0)
-    lit = (y * scale[None, :] + shift[None, :] > 0) & held[None, :]
-    return y, tl.where(lit & (tl.arange(0, DP) < D)[:, None], gradient, 0.0)
+    is_active = (y * scale[None, :] + shift[None, :] > 0) & is_inside[None, :]
+    return y, tl.where(is_active & (tl.arange(0, DP) < D)[:, None], gradient, 0.0)
 
 
 @triton.jit
@@ -181,13 +188,13 @@ def sum_normalise_gradients(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, BP: tl.constexpr,
     BF: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients behind the ReLU, and they times y, by field: found (programs, 2, F)."""
+    """Sum the gradients that pass the ReLU, and these times y, by field: partial sums (programs, 2, F)."""
     column = tl.arange(0, BP * BF)
     field = tl.program_id(1) * BF + column % BF
     first = tl.zeros((BP * BF,), tl.float32)
     second = tl.zeros((BP * BF,), tl.float32)
-    for turn in range(TILES):
-        pixel = (tl.program_id(0) * TILES + turn) * BP + column // BF
+    for tile in range(TILES):
+        pixel = (tl.program_id(0) * TILES + tile) * BP + column // BF
         y, gradient = relu_backward(
             y_hat,
             grad_x_hat,
@@ -209,9 +216,9 @@ def sum_normalise_gradients(
         first += tl.sum(gradient, 0)
         second += tl.sum(gradient * y, 0)
     field = tl.program_id(1) * BF + tl.arange(0, BF)
-    at = partial_sums + tl.program_id(0) * 2 * F + field
-    tl.store(at, tl.sum(tl.reshape(first, (BP, BF)), 0), mask=field < F)
-    tl.store(at + F, tl.sum(tl.reshape(second, (BP, BF)), 0), mask=field < F)
+    offsets = partial_sums + tl.program_id(0) * 2 * F + field
+    tl.store(offsets, tl.sum(tl.reshape(first, (BP, BF)), 0), mask=field < F)
+    tl.store(offsets + F, tl.sum(tl.reshape(second, (BP, BF)), 0), mask=field < F)
 
 
 @triton.jit
@@ -220,7 +227,7 @@ def normalise_backward(
     F: tl.constexpr, D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, COLS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x' -> of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
+    """Gradient of x' -> gradient of y'; factors (5, F): scale, shift, and those of the gradient, of y and of 1."""
     n, r = tl.program_id(0) * COLS + tl.arange(0, COLS), tl.arange(0, RP)
     pixel, field = n // F, n % F
     y, gradient = relu_backward(
@@ -241,17 +248,17 @@ def normalise_backward(
         RP,
         SPLIT,
     )
-    one, two, three = (
+    gradient_factor, y_factor, constant = (
         tl.load(factors + 2 * F + field),
         tl.load(factors + 3 * F + field),
         tl.load(factors + 4 * F + field),
     )
-    held = is_interior(pixel, pixels, grid_height, grid_width)[None, :] & (tl.arange(0, DP) < D)[:, None]
-    values = tl.where(held, gradient * one[None, :] + y * two[None, :] + three[None, :], 0.0)
-    found = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
+    is_inside = is_interior(pixel, pixels, grid_height, grid_width)[None, :] & (tl.arange(0, DP) < D)[:, None]
+    values = tl.where(is_inside, gradient * gradient_factor[None, :] + y * y_factor[None, :] + constant[None, :], 0.0)
+    grad_values = matmul_constants(to_irreps, values.to(y_hat.dtype.element_ty), SPLIT, RP, DP, 0)
     mask = (r < R)[:, None] & (pixel < pixels)[None, :]
-    at = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
-    tl.store(grad_y_hat + at, found.to(grad_y_hat.dtype.element_ty), mask=mask)
+    offsets = compute_offsets(table, tl.minimum(r, R - 1), pixel, field, pixels, F)
+    tl.store(grad_y_hat + offsets, grad_values.to(grad_y_hat.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -259,32 +266,42 @@ def blur(
     source, target, kernel, table, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
     F: tl.constexpr, KERNEL_SIZE: tl.constexpr, COLS: tl.constexpr, IS_BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """Weight the neighbours of every second pixel within the border, and add; BACK: the transpose, from the smaller.
+    """Sum the weighted neighbours of every second pixel within the border; IS_BACKWARD: the transpose.
 
-    Source and target lie on the larger grid and on the one `out_...` describes, or the other way round.
+    Source and target lie on the larger grid and on the one described by `out_...`, or the other way round.
     """
     row, n = tl.program_id(0), tl.program_id(1) * COLS + tl.arange(0, COLS)
     pixel, field = n // F, n % F
-    before, beside, place = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
+    planes_before, copies, copy = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
     height, width = (grid_height, grid_width) if IS_BACKWARD else (out_height, out_width)
     total, other = (pixels, out_pixels) if IS_BACKWARD else (out_pixels, pixels)
-    image, at = pixel // (height * width), pixel % (height * width)
-    down, right = at // width - 1, at % width - 1
-    held = is_interior(pixel, total, height, width)
-    sum = tl.zeros((COLS,), tl.float32)
+    image, grid_index = pixel // (height * width), pixel % (height * width)
+    down, right = grid_index // width - 1, grid_index % width - 1
+    is_inside = is_interior(pixel, total, height, width)
+    weighted_sum = tl.zeros((COLS,), tl.float32)
     for tap in range(KERNEL_SIZE * KERNEL_SIZE):
         y, x = tap // KERNEL_SIZE - KERNEL_SIZE // 2, tap % KERNEL_SIZE - KERNEL_SIZE // 2
-        if IS_BACKWARD:  # of the pixels that saw this one
-            near, beyond = down - y, right - x
-            there = held & (near % 2 == 0) & (beyond % 2 == 0) & (near >= 0) & (beyond >= 0)
-            near, beyond = near // 2, beyond // 2
-            there = there & (near < out_height - 2) & (beyond < out_width - 2)
-            seen = (image * out_height + near + 1) * out_width + beyond + 1
+        if IS_BACKWARD:  # sum over the pixels that read this one
+            source_down, source_right = down - y, right - x
+            is_valid = (
+                is_inside & (source_down % 2 == 0) & (source_right % 2 == 0) & (source_down >= 0) & (source_right >= 0)
+            )
+            source_down, source_right = source_down // 2, source_right // 2
+            is_valid = is_valid & (source_down < out_height - 2) & (source_right < out_width - 2)
+            source_pixel = (image * out_height + source_down + 1) * out_width + source_right + 1
         else:
-            near, beyond = 2 * down + y, 2 * right + x
-            there = held & (near >= 0) & (beyond >= 0) & (near < grid_height - 2) & (beyond < grid_width - 2)
-            seen = (image * grid_height + near + 1) * grid_width + beyond + 1
-        value = tl.load(source + (before * other + place + seen * beside) * F + field, mask=there, other=0.0)
-        sum += value.to(tl.float32) * tl.load(kernel + tap)
-    at = (before * total + place + pixel * beside) * F + field
-    tl.store(target + at, sum.to(target.dtype.element_ty), mask=pixel < total)
+            source_down, source_right = 2 * down + y, 2 * right + x
+            is_valid = (
+                is_inside
+                & (source_down >= 0)
+                & (source_right >= 0)
+                & (source_down < grid_height - 2)
+                & (source_right < grid_width - 2)
+            )
+            source_pixel = (image * grid_height + source_down + 1) * grid_width + source_right + 1
+        value = tl.load(
+            source + (planes_before * other + copy + source_pixel * copies) * F + field, mask=is_valid, other=0.0
+        )
+        weighted_sum += value.to(tl.float32) * tl.load(kernel + tap)
+    offsets = (planes_before * total + copy + pixel * copies) * F + field
+    tl.store(target + offsets, weighted_sum.to(target.dtype.element_ty), mask=pixel < total)

@@ -1,4 +1,4 @@
-"""The harmonic convolution of a GPU, in Triton's interpreter where there is none."""
+"""The harmonic convolution on a GPU, in Triton's interpreter where there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from galaxyhpc.steerable.kernels import gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def made(group: str, kind: groups.FieldKind, size: int, stride: int, padding: int) -> tuple[SteerableConv, Tensor]:
+def make_layer(
+    group: str, kind: groups.FieldKind, size: int, stride: int, padding: int
+) -> tuple[SteerableConv, Tensor]:
     """Return a dense layer in float64 and maps that it takes."""
     dense = SteerableConv(group, 3, 4, size, kind=kind, stride=stride, padding=padding).double().to(DEVICE)
     dense.basis = dense.basis.double()
@@ -24,17 +26,17 @@ def made(group: str, kind: groups.FieldKind, size: int, stride: int, padding: in
     return dense, torch.randn(shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
 
 
-def errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
+def compute_errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
     """Return how far outputs and both gradients are from the dense layer's, relative to their largest."""
     y = dense(x)
     upstream = torch.randn_like(y)
-    wanted = [y.detach(), *torch.autograd.grad((y * upstream).sum(), (x, dense.weight))]
+    expected = [y.detach(), *torch.autograd.grad((y * upstream).sum(), (x, dense.weight))]
     weight = dense.weight.detach().to(dtype if dtype == torch.float64 else torch.float32)
-    asked = (x.detach().to(dtype), weight, dense.basis_spec, dense.stride, dense.padding)
-    by_x, by_weight = gpu.backward(upstream.to(dtype), *asked, needs_input_grad=True)
+    arguments = (x.detach().to(dtype), weight, dense.basis_spec, dense.stride, dense.padding)
+    by_x, by_weight = gpu.backward(upstream.to(dtype), *arguments, needs_input_grad=True)
     assert by_x is not None
-    found = [gpu.forward(*asked), by_x, by_weight]
-    return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
+    actual = [gpu.forward(*arguments), by_x, by_weight]
+    return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -53,21 +55,21 @@ def errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[float]:
 def test_the_kernels_give_the_maps_and_gradients_of_the_dense_filter(
     group: str, kind: groups.FieldKind, size: int, stride: int, padding: int
 ) -> None:
-    dense, x = made(group, kind, size, stride, padding)
-    assert max(errors(dense, x, torch.float64)) < 1e-6
+    dense, x = make_layer(group, kind, size, stride, padding)
+    assert max(compute_errors(dense, x, torch.float64)) < 1e-6
 
 
 def test_a_batch_in_many_chunks_gives_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense, x = made("D4", "regular", 3, 1, 1)
+    dense, x = make_layer("D4", "regular", 3, 1, 1)
     monkeypatch.setattr(gpu, "CHUNK_BYTES", 1)
-    assert max(errors(dense, x, torch.float64)) < 1e-6
+    assert max(compute_errors(dense, x, torch.float64)) < 1e-6
 
 
 # Triton's interpreter multiplies bfloat16 as if it were integers; float16 takes the same way through the kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16 if DEVICE == "cpu" else torch.bfloat16])
 def test_in_fewer_digits_it_is_as_exact_as_its_maps(dtype: torch.dtype) -> None:
-    dense, x = made("D4", "regular", 3, 1, 1)
-    assert max(errors(dense, x, dtype)) < 4 * torch.finfo(dtype).eps
+    dense, x = make_layer("D4", "regular", 3, 1, 1)
+    assert max(compute_errors(dense, x, dtype)) < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("group", ["C4", "C7", "C16", "D1", "D4", "D7"])

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import given, settings, strategies
 from torch import Tensor
 
 from galaxyhpc.config.schema import ModelConfig
@@ -29,19 +28,19 @@ GROUPS = [*(f"C{n}" for n in range(1, 17)), *(f"D{n}" for n in range(1, 17))]
 
 def layer(group: str, fields: tuple[int, int], size: int, kind: groups.FieldKind, stride: int) -> SteerableConv:
     """Return a dense layer in float64."""
-    made = SteerableConv(group, *fields, size, kind=kind, stride=stride, padding=size // 2).double()
-    made.basis = made.basis.double()
-    return made
+    dense = SteerableConv(group, *fields, size, kind=kind, stride=stride, padding=size // 2).double()
+    dense.basis = dense.basis.double()
+    return dense
 
 
 def assert_same(dense: SteerableConv, x: Tensor, y: Tensor) -> None:
     """Compare outputs and both gradients."""
     expected = dense(x)
     upstream = torch.randn_like(expected)
-    gradients = [torch.autograd.grad((one * upstream).sum(), (x, dense.weight)) for one in (expected, y)]
-    for found, wanted in zip((y, *gradients[1]), (expected, *gradients[0]), strict=True):
-        assert found.shape == wanted.shape
-        assert (found - wanted).abs().max() < 1e-6 * wanted.abs().max()
+    gradients = [torch.autograd.grad((output * upstream).sum(), (x, dense.weight)) for output in (expected, y)]
+    for actual, reference in zip((y, *gradients[1]), (expected, *gradients[0]), strict=True):
+        assert actual.shape == reference.shape
+        assert (actual - reference).abs().max() < 1e-6 * reference.abs().max()
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -49,20 +48,20 @@ def test_tiles_and_plain_tensors_give_the_maps_and_gradients_of_the_dense_filter
     for kind, size, stride in (("regular", 3, 1), ("trivial", 3, 2)):
         dense = layer(group, (2, 3), size, kind, stride)
         x = torch.randn(2, dense.in_fields * dense.basis.shape[2], 7, 9, dtype=torch.float64, requires_grad=True)
-        for way in (harmonic_conv_reference, harmonic_conv):
-            assert_same(dense, x, way(x, dense.weight, dense.basis_spec, stride, dense.padding))
+        for convolve in (harmonic_conv_reference, harmonic_conv):
+            assert_same(dense, x, convolve(x, dense.weight, dense.basis_spec, stride, dense.padding))
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    group=some.sampled_from(["C2", "C3", "C4", "C6", "C8", "D1", "D2", "D3", "D4", "D6"]),
-    kind=some.sampled_from(["regular", "trivial"]),
-    size=some.sampled_from([3, 5, 7]),
-    stride=some.sampled_from([1, 2]),
-    fields=some.tuples(some.integers(1, 37), some.integers(1, 9)),
-    sides=some.tuples(some.integers(7, 13), some.integers(7, 13)),
-    images=some.integers(1, 3),
-    padding=some.integers(0, 3),
+    group=strategies.sampled_from(["C2", "C3", "C4", "C6", "C8", "D1", "D2", "D3", "D4", "D6"]),
+    kind=strategies.sampled_from(["regular", "trivial"]),
+    size=strategies.sampled_from([3, 5, 7]),
+    stride=strategies.sampled_from([1, 2]),
+    fields=strategies.tuples(strategies.integers(1, 37), strategies.integers(1, 9)),
+    sides=strategies.tuples(strategies.integers(7, 13), strategies.integers(7, 13)),
+    images=strategies.integers(1, 3),
+    padding=strategies.integers(0, 3),
 )
 def test_so_they_do_for_any_shape(
     group: str,
@@ -112,8 +111,8 @@ def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     x = torch.randn(2, 192, 9, 9, dtype=torch.float64)
     exact, single = dense(x), dense.float()
     errors = [
-        (one - exact).abs().max()
-        for one in (single(x.float()), harmonic_conv(x.float(), single.weight, single.basis_spec, 1, 1))
+        (output - exact).abs().max()
+        for output in (single(x.float()), harmonic_conv(x.float(), single.weight, single.basis_spec, 1, 1))
     ]
     assert errors[1] < 2 * errors[0] + 1e-6
 
@@ -122,9 +121,9 @@ def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     ("group", "products"), [("C4", 36), ("C8", 84), ("C16", 180), ("D4", 72), ("D8", 168), ("D16", 360)]
 )
 def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_components(group: str, products: int) -> None:
-    of = get_harmonic_basis((group, 3, "regular", "regular", None))
-    assert len(of.spatial_filters) == 6
-    assert sum(irrep.size * irrep.weight_indices.size for irrep in of.irreps) == products
+    basis = get_harmonic_basis((group, 3, "regular", "regular", None))
+    assert len(basis.spatial_filters) == 6
+    assert sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps) == products
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")  # torch's own
@@ -135,12 +134,12 @@ def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
     )
     compiled_network = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
     images = torch.rand(3, 3, 33, 33, dtype=torch.float64)
-    found, wanted = compiled_network(images), network(images)
-    torch.testing.assert_close(found, wanted)  # a compiler takes its statistics in another order
-    for logits in (found, wanted):
+    compiled_logits, eager_logits = compiled_network(images), network(images)
+    torch.testing.assert_close(compiled_logits, eager_logits)  # a compiler takes its statistics in another order
+    for logits in (compiled_logits, eager_logits):
         logits.square().sum().backward()
-    for one, other in zip(compiled_network.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    for compiled_parameter, parameter in zip(compiled_network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(compiled_parameter.grad, parameter.grad)
 
 
 def test_the_operators_are_what_torch_expects() -> None:
@@ -152,23 +151,23 @@ def test_the_operators_are_what_torch_expects() -> None:
 
 @pytest.mark.parametrize("low", [True, False])
 def test_a_layer_told_to_be_harmonic_is_dense_where_there_is_no_kernel(low: bool) -> None:
-    told = SteerableConv("D4", 2, 2, padding=1)
-    told.harmonic = True
-    dense, x = copy.deepcopy(told), torch.randn(2, 16, 5, 5)
+    harmonic = SteerableConv("D4", 2, 2, padding=1)
+    harmonic.harmonic = True
+    dense, x = copy.deepcopy(harmonic), torch.randn(2, 16, 5, 5)
     dense.harmonic = False
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        assert torch.equal(told(x), dense(x)) == low
-    assert list(told.state_dict()) == list(dense.state_dict())
+        assert torch.equal(harmonic(x), dense(x)) == low
+    assert list(harmonic.state_dict()) == list(dense.state_dict())
 
 
 def test_what_a_harmonic_layer_cannot_do_is_refused() -> None:
-    told = SteerableConv("D4", 2, 2, padding=1)
-    told.harmonic = True
-    with pytest.raises(RuntimeError, match="found 8 channels, expected 16"):
-        told(torch.rand(1, 8, 5, 5))
+    harmonic = SteerableConv("D4", 2, 2, padding=1)
+    harmonic.harmonic = True
+    with pytest.raises(RuntimeError, match="got 8 channels; expected 16"):
+        harmonic(torch.rand(1, 8, 5, 5))
     x = torch.rand(1, 16, 5, 5, requires_grad=True)
     with pytest.raises(RuntimeError, match="second derivative"):
-        torch.autograd.grad(told(x).sum(), x, create_graph=True)
+        torch.autograd.grad(harmonic(x).sum(), x, create_graph=True)
 
 
 def test_a_compiler_may_have_arguments_and_what_it_made_is_made_again_where_it_is_damaged(
@@ -176,12 +175,16 @@ def test_a_compiler_may_have_arguments_and_what_it_made_is_made_again_where_it_i
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "env c++")
-    ask = [sys.executable, "-c", "from galaxyhpc.runtime import native; assert native.load_library('data/augment.cpp')"]
-    subprocess.run(ask, check=True)
-    (made,) = tmp_path.rglob("augment-*.so")
-    made.write_bytes(b"")
-    subprocess.run(ask, check=True)
-    assert made.stat().st_size > 0
+    command = [
+        sys.executable,
+        "-c",
+        "from galaxyhpc.runtime import native; assert native.load_library('data/augment.cpp')",
+    ]
+    subprocess.run(command, check=True)
+    (library,) = tmp_path.rglob("augment-*.so")
+    library.write_bytes(b"")
+    subprocess.run(command, check=True)
+    assert library.stat().st_size > 0
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

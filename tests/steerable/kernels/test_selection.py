@@ -1,4 +1,4 @@
-"""Which layers are computed without their dense filter, given what a machine's rates are."""
+"""Kernel choice: the layers that are computed without their dense filter, by a machine's rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.kernels import cpu, cpu_timing, selection
 
 CPU = torch.device("cpu")
-# of two cores of an EPYC
+# two cores of an EPYC
 MACHINE = {
     "dense training": [2.7e-4, 3.7e-10, 3.8e-12, 1.5e-9, 3.7e-10, 1.7e-11],
     "harmonic training": [8.9e-5, 2.7e-11, 4.5e-12, 1.4e-10, 8.3e-12, 5.1e-10],
@@ -23,43 +23,52 @@ MACHINE = {
 }
 
 
-def chosen(group: str, training: bool = True, images: int = 8) -> list[bool]:
+def choose_layers(group: str, is_training: bool = True, batch_size: int = 8) -> list[bool]:
     network = build_model(ModelConfig(group=group), 65)
-    uses = selection.trace_layer_inputs(network, selection.BatchShape(images, 65)).values()
-    return [selection.faster(use, MACHINE, training) for use in uses]
+    layer_inputs = selection.trace_layer_inputs(network, selection.BatchShape(batch_size, 65)).values()
+    return [selection.is_faster_on_cpu(layer_input, MACHINE, is_training) for layer_input in layer_inputs]
 
 
 @pytest.mark.parametrize("group", ["C2", "D1", "D8", "C16"])
 def test_layers_do_without_dense_filters_after_the_first(group: str) -> None:
-    first, *others = chosen(group)
+    first, *others = choose_layers(group)
     assert not first and all(others[1:])
 
 
 def test_a_group_of_one_element_has_little_to_gain_and_is_dense_where_filters_are_ready() -> None:
-    assert any(chosen("C1")) and not any(chosen("C1", training=False))
+    assert any(choose_layers("C1")) and not any(choose_layers("C1", is_training=False))
 
 
 def test_rates_are_found_again_from_times() -> None:
-    counts = np.array([cpu_timing.harmonic_counts(use, True) for use in cpu_timing.uses()])
-    wanted = MACHINE["harmonic training"]
-    found, error = cpu_timing.fitted(counts, counts @ wanted)
-    assert counts @ found == pytest.approx(counts @ wanted, rel=0.1) and error < 0.05
+    counts = np.array(
+        [
+            cpu_timing.count_harmonic_operations(layer_input, True)
+            for layer_input in cpu_timing.make_calibration_inputs()
+        ]
+    )
+    expected = MACHINE["harmonic training"]
+    rates, error = cpu_timing.fit_rates(counts, counts @ expected)
+    assert counts @ rates == pytest.approx(counts @ expected, rel=0.1) and error < 0.05
 
 
 def test_what_comes_into_a_layer_is_found_without_computing() -> None:
     network = build_model(ModelConfig(group="D2", scale=0.2), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    uses = list(selection.trace_layer_inputs(network, selection.BatchShape(5, 33)).values())
-    seen: list[tuple[int, ...]] = []
+    layer_inputs = list(selection.trace_layer_inputs(network, selection.BatchShape(5, 33)).values())
+    shapes: list[tuple[int, ...]] = []
     for layer in selection.get_steerable_layers(network).values():
-        layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
-        layer.register_forward_hook(lambda layer, inputs, y: seen.append((y.numel(),)))
+        layer.register_forward_pre_hook(lambda layer, inputs: shapes.append(tuple(inputs[0].shape)))
+        layer.register_forward_hook(lambda layer, inputs, y: shapes.append((y.numel(),)))
     network(torch.rand(5, 3, 33, 33))
-    for number, use in enumerate(uses):
-        (images, _, *sides), (values,) = seen[2 * number : 2 * number + 2]
-        assert (use.batch_size, use.input_size, use.num_elements[1]) == (images, tuple(sides), values)
-        assert use.needs_input_grad == (number > 0)
-    assert network.training and len(uses) == 11
+    for number, layer_input in enumerate(layer_inputs):
+        (images, _, *sides), (values,) = shapes[2 * number : 2 * number + 2]
+        assert (layer_input.batch_size, layer_input.input_size, layer_input.num_elements[1]) == (
+            images,
+            tuple(sides),
+            values,
+        )
+        assert layer_input.needs_input_grad == (number > 0)
+    assert network.training and len(layer_inputs) == 11
     assert all(
         torch.equal(before[name], value) for name, value in network.state_dict().items() if "running" not in name
     )
@@ -68,19 +77,19 @@ def test_what_comes_into_a_layer_is_found_without_computing() -> None:
 @pytest.mark.compiler
 def test_a_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu_timing, "SECONDS", 0.0)
-    monkeypatch.setattr(cpu_timing, "ROUNDS", 1)
-    monkeypatch.setattr(cpu_timing, "PATIENCE", 0.1)
+    monkeypatch.setattr(cpu_timing, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(cpu_timing, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(cpu_timing, "MAX_SECONDS", 0.1)
     state = torch.get_rng_state()
-    found = cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1)
+    rates = cpu_timing.get_machine_rates.__wrapped__(CPU, torch.float32, 1)
     assert torch.equal(torch.get_rng_state(), state)
     (path,) = (tmp_path / "galaxyhpc").glob("rates-*.json")
-    monkeypatch.setattr(cpu_timing, "measured", lambda *machine: pytest.fail("measured again"))
-    assert cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+    monkeypatch.setattr(cpu_timing, "measure_rates", lambda *machine: pytest.fail("measured again"))
+    assert cpu_timing.get_machine_rates.__wrapped__(CPU, torch.float32, 1) == rates
     for damaged in ("", "[]", "{}", '{"dense training": [1.0]}', path.read_text().replace("[", '["', 1)):
         path.write_text(damaged)
-        monkeypatch.setattr(cpu_timing, "measured", lambda *machine: found)
-        assert cpu_timing.of_machine.__wrapped__(CPU, torch.float32, 1) == found
+        monkeypatch.setattr(cpu_timing, "measure_rates", lambda *machine: rates)
+        assert cpu_timing.get_machine_rates.__wrapped__(CPU, torch.float32, 1) == rates
 
 
 def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +101,8 @@ def test_where_there_is_no_kernel_all_is_dense(monkeypatch: pytest.MonkeyPatch) 
     assert not any(
         selection.choose_kernels(network, selection.BatchShape(4, 33), CPU, torch.float32, is_training=True).values()
     )
-    every = dict.fromkeys(selection.get_steerable_layers(network), True)
-    assert not selection.apply_choice(network, every, CPU)
+    choice = dict.fromkeys(selection.get_steerable_layers(network), True)
+    assert not selection.apply_choice(network, choice, CPU)
     assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
 
@@ -107,16 +116,21 @@ def test_a_network_without_steerable_layers_has_no_choice() -> None:
 def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    paths = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
-    asked = (network, paths, selection.BatchShape(4, 33), CPU, torch.float32)
-    steps = {False: 2.0, True: 1.0}
-    real = selection._run_trial_step
+    choice = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
+    arguments = (network, choice, selection.BatchShape(4, 33), CPU, torch.float32)
+    step_seconds = {False: 2.0, True: 1.0}
+    run_trial_step = selection._run_trial_step
     monkeypatch.setattr(
-        selection, "_run_trial_step", lambda n, p, *rest: (real(n, p, *rest)[0], steps[any(p.values())])
+        selection,
+        "_run_trial_step",
+        lambda net, trial, *rest: (
+            run_trial_step(net, trial, *rest)[0],
+            step_seconds[any(trial.values())],
+        ),
     )
-    assert selection.validate_on_device(*asked) == paths
-    steps[True] = 3.0
-    assert not any(selection.validate_on_device(*asked).values())
+    assert selection.validate_on_device(*arguments) == choice
+    step_seconds[True] = 3.0
+    assert not any(selection.validate_on_device(*arguments).values())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
@@ -126,15 +140,15 @@ def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(mo
 def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
     broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def kernel(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *asked: object) -> object:
+    def kernel(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *rest: object) -> object:
         if broken == "fails":
             raise RuntimeError("no kernel image")
         return torch.randn_like(x), torch.randn_like(weight)
 
     network = build_model(ModelConfig(group="C4", scale=0.1), 33)
     monkeypatch.setattr(cpu, "backward", kernel)
-    every = dict.fromkeys(selection.get_steerable_layers(network), True)
+    choice = dict.fromkeys(selection.get_steerable_layers(network), True)
     assert not any(
-        selection.validate_on_device(network, every, selection.BatchShape(3, 33), CPU, torch.float32).values()
+        selection.validate_on_device(network, choice, selection.BatchShape(3, 33), CPU, torch.float32).values()
     )
-    assert ("no kernel image" if broken == "fails" else "another one") in caplog.text
+    assert ("no kernel image" if broken == "fails" else "gradient differs") in caplog.text
