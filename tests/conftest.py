@@ -1,17 +1,25 @@
-"""What all tests share: two at a time, Slurm tests first and where a Slurm answers, child processes of one thread."""
+"""What all tests share: two tiers, two workers, Slurm tests first and where a Slurm answers, processes of one thread.
+
+The fast tier leaves out the tests marked `slow`, and draws a tenth of hypothesis' examples. With
+GALAXYHPC_TEST_EVERYTHING=1 everything runs, and what would be skipped fails.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torchvision_operators.sitecustomize as operators
+from helpers.tiers import IS_FULL_TIER
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 TESTS_DIRECTORY = Path(__file__).parent
@@ -25,6 +33,12 @@ if not Path("/dev/nvidiactl").exists():
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (os.path.dirname(operators.__file__), os.environ.get("PYTHONPATH")))
 )
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:  # workers inherit it: what is sampled and compiled once per machine is, here, once per session
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="galaxyhpc-tests-")
+settings.register_profile("fast", deadline=None, derandomize=True)
+settings.register_profile("full", deadline=None)
+settings.load_profile("full" if IS_FULL_TIER else "fast")
 # where the tests run in the background Ctrl-C is ignored, and every process they start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,10 +77,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFileSch
     return WholeFileScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if TESTS_DIRECTORY / "slurm" in item.path.parents:
             item.add_marker("slurm")
+    if has_slow_tests(config):
+        return
+    items[:], left_out = ([item for item in items if bool(item.get_closest_marker("slow")) is is_slow] for is_slow in (False, True))
+    config.hook.pytest_deselected(items=left_out)
+
+
+def has_slow_tests(config: pytest.Config) -> bool:
+    """Whether slow tests run: in the full tier, or where `-m` names them."""
+    return IS_FULL_TIER or "slow" in config.option.markexpr
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not has_slow_tests(config):
+        terminalreporter.write_line(
+            "fast tier: tests marked slow were left out; run them with `pytest -m slow`, "
+            "or everything with `GALAXYHPC_TEST_EVERYTHING=1 pytest`"
+        )
+
+
+def pytest_unconfigure() -> None:
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @functools.cache
@@ -77,7 +113,7 @@ def lower_priority() -> None:
 
 def skip_or_fail(reason: str) -> None:
     """Skip a test, or fail it where skipping is forbidden."""
-    if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
+    if IS_FULL_TIER:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -1,0 +1,79 @@
+"""Processes forked from a server that has loaded torch and galaxyhpc: they start in a tenth of an interpreter's time.
+
+Not for tests of what an import does or what a new interpreter draws anew, such as the order of sets.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["helpers.preloaded"])
+
+
+@dataclass(frozen=True)
+class WarmProcess:
+    """The part of `subprocess.Popen` that tests use."""
+
+    process: BaseProcess
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float = 300.0) -> int:
+        """Return the exit status, or minus the signal; raise TimeoutError."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"process {self.pid} has not ended after {timeout} s")
+        return self.process.exitcode
+
+
+def start_python(
+    *arguments: str, log: Path | None = None, errors: Path | None = None, cwd: Path | None = None, **environment: str
+) -> WarmProcess:
+    """Do what `python -m MODULE ...` or `python -c CODE ...` does; output is appended to files."""
+    outputs = (log or os.devnull, errors or log or os.devnull)
+    given = (arguments, outputs, cwd or Path.cwd(), os.environ | environment)
+    process = CONTEXT.Process(target=_execute, args=given)
+    process.start()
+    return WarmProcess(process)
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Do the same to its end and return the output."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, errors = Path(folder, "log"), Path(folder, "errors")
+        status = start_python(*arguments, log=log, errors=errors, **options).wait()
+        return subprocess.CompletedProcess(arguments, status, log.read_text(), errors.read_text())
+
+
+def _execute(arguments: tuple[str, ...], outputs: tuple[Path, Path], cwd: Path, environment: dict[str, str]) -> None:
+    """Become the process, in the child."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    option, program, *rest = arguments
+    sys.argv = [option, *rest]
+    if option == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(program, "-c", "exec"), {"__name__": "__main__"})
