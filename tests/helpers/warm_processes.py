@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["helpers.preloaded"])
+# _dynamo is what an optimizer imports; e2cnn is left out, which most processes do without
+CONTEXT.set_forkserver_preload(
+    [
+        *("galaxyhpc.launch.__main__", "galaxyhpc.launch.preflight", "galaxyhpc.launch.smoke_test"),
+        *("galaxyhpc.training.trainer", "galaxyhpc.evaluation.evaluate", "galaxyhpc.report.build", "torch._dynamo"),
+        *("jobs.train", "jobs.evaluate", "jobs.report"),
+    ]
+)
 
 
 @dataclass(frozen=True)
