@@ -83,7 +83,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slurm")
     if has_slow_tests(config):
         return
-    items[:], left_out = ([item for item in items if bool(item.get_closest_marker("slow")) is is_slow] for is_slow in (False, True))
+    items[:], left_out = (
+        [item for item in items if bool(item.get_closest_marker("slow")) is is_slow] for is_slow in (False, True)
+    )
     config.hook.pytest_deselected(items=left_out)
 
 

@@ -61,4 +61,7 @@ match c:
     case [several, *whole]: pass
 lambda pictures: (foretold := 1)
 """
-    assert {name.lower() for _, name in iterate_names(ast.parse(code))} == BANNED - {"borne_out", "at_hand"} | {"f", "self"}
+    assert {name.lower() for _, name in iterate_names(ast.parse(code))} == BANNED - {"borne_out", "at_hand"} | {
+        "f",
+        "self",
+    }

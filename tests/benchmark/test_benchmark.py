@@ -51,12 +51,14 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SubprocessRunner", InProcessRunner)
 
 
+@pytest.mark.slow
 def test_the_file_names_the_machine(found: dict[str, Any]) -> None:
     machine = found["machine"]
     assert machine["device"] == "cpu" and machine["threads"] == 1 and machine["torch"] == torch.__version__
     assert machine["name"] and machine["date"] and machine["commit"]
 
 
+@pytest.mark.slow
 def test_every_way_has_its_times_its_memory_and_its_start(found: dict[str, Any]) -> None:
     network = found["networks"]["C2"]
     assert (network["size"], network["batch"], network["precision"]) == (33, 4, "float32")
@@ -68,6 +70,7 @@ def test_every_way_has_its_times_its_memory_and_its_start(found: dict[str, Any])
     assert network["ways"]["ours"]["optimizer_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_ratios_are_the_quotients_of_the_times(found: dict[str, Any]) -> None:
     network = found["networks"]["C2"]
     for way in ("plain", "dense"):
@@ -77,6 +80,7 @@ def test_ratios_are_the_quotients_of_the_times(found: dict[str, Any]) -> None:
     assert set(network["ratios"]) == {"training", "inference", "startup_seconds", "peak_bytes"}
 
 
+@pytest.mark.slow
 def test_data_are_compared_with_torchvisions_chain_and_with_a_step(found: dict[str, Any]) -> None:
     data = found["data"]
     quotient = data["torchvision"]["seconds"] / data["ours"]["seconds"]
@@ -84,6 +88,7 @@ def test_data_are_compared_with_torchvisions_chain_and_with_a_step(found: dict[s
     assert set(data["share_of_step"]) == {"C1", "cnn"} and min(data["share_of_step"].values()) > 0
 
 
+@pytest.mark.slow
 def test_two_processes_are_compared_with_one(found: dict[str, Any]) -> None:
     both = found["processes"]
     ratio = both["images_per_second_2"] / both["images_per_second_1"]
