@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, workspace
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,7 +175,7 @@ def mutated(draw: st.DrawFn) -> Any:
     return sweep
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(sweep=mutated())
 def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place(
     sweep: Any, workspace: Path, capfd: pytest.CaptureFixture[str]
@@ -183,7 +184,7 @@ def test_a_good_sweep_with_some_nodes_spoilt_is_a_plan_or_lines_with_their_place
     assert end in (0, 2) and (end == 0 or lines)
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_told_with_their_place(
     content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]

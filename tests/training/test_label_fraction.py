@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ def divided(counts: list[int], seed: int = 0) -> pd.DataFrame:
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=10), FRACTIONS, FRACTIONS, st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=num_examples(100), deadline=None)
 def test_a_smaller_fraction_is_part_of_a_larger_one_and_every_class_keeps_its_share(counts, one, other, seed):
     table = divided(counts, seed)
     small, large = (in_use(table, fraction, seed) for fraction in sorted((one, other)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
@@ -53,7 +54,7 @@ def test_tiles_and_plain_tensors_give_the_maps_and_gradients_of_the_dense_filter
             assert_same(dense, x, way(x, dense.weight, dense.basis_spec, stride, dense.padding))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=num_examples(25), deadline=None)
 @given(
     group=some.sampled_from(["C2", "C3", "C4", "C6", "C8", "D1", "D2", "D3", "D4", "D6"]),
     kind=some.sampled_from(["regular", "trivial"]),
