@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+SCRATCH = os.environ["XDG_CACHE_HOME"]  # of this session, by conftest.py
 CONTEXT = multiprocessing.get_context("forkserver")
 # _dynamo is what an optimizer imports; e2cnn is left out, which most processes do without
 CONTEXT.set_forkserver_preload(
@@ -30,9 +31,15 @@ CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class WarmProcess:
-    """The part of `subprocess.Popen` that tests use."""
+    """The part of `subprocess.Popen` that tests use; what is printed goes to files."""
 
     process: BaseProcess
+    log: Path
+    errors: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
 
     @property
     def pid(self) -> int:
@@ -41,6 +48,9 @@ class WarmProcess:
 
     def poll(self) -> int | None:
         return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
 
     def wait(self, timeout: float = 300.0) -> int:
         """Return the exit status, or minus the signal; raise TimeoutError."""
@@ -51,23 +61,25 @@ class WarmProcess:
         return self.process.exitcode
 
 
-def start_python(
-    *arguments: str, log: Path | None = None, errors: Path | None = None, cwd: Path | None = None, **environment: str
-) -> WarmProcess:
-    """Do what `python -m MODULE ...` or `python -c CODE ...` does; output is appended to files."""
-    outputs = (log or os.devnull, errors or log or os.devnull)
-    given = (arguments, outputs, cwd or Path.cwd(), os.environ | environment)
-    process = CONTEXT.Process(target=_execute, args=given)
+def start_python(*arguments: str, log: Path | None = None, cwd: Path | None = None, **environment: str) -> WarmProcess:
+    """Do what `python -m MODULE ...` or `python -c CODE ...` does; `log` gets all output, else two files of its own."""
+    outputs = (log, log) if log else (_make_file(), _make_file())
+    environment = os.environ | environment
+    process = CONTEXT.Process(target=_execute, args=(arguments, outputs, cwd or Path.cwd(), environment))
     process.start()
-    return WarmProcess(process)
+    return WarmProcess(process, *outputs)
 
 
 def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Do the same to its end and return the output."""
-    with tempfile.TemporaryDirectory() as folder:
-        log, errors = Path(folder, "log"), Path(folder, "errors")
-        status = start_python(*arguments, log=log, errors=errors, **options).wait()
-        return subprocess.CompletedProcess(arguments, status, log.read_text(), errors.read_text())
+    """Do the same to its end."""
+    process = start_python(*arguments, **options)
+    return subprocess.CompletedProcess(arguments, process.wait(), process.output, process.errors.read_text())
+
+
+def _make_file() -> Path:
+    number, name = tempfile.mkstemp(dir=SCRATCH)
+    os.close(number)
+    return Path(name)
 
 
 def _execute(arguments: tuple[str, ...], outputs: tuple[Path, Path], cwd: Path, environment: dict[str, str]) -> None:
