@@ -25,6 +25,7 @@ from xdist.scheduler import LoadFileScheduling
 TESTS_DIRECTORY = Path(__file__).parent
 CLUSTER_SCRIPT = TESTS_DIRECTORY / "slurm" / "cluster"
 CHROMIUM = Path("/usr/bin/chromium")
+LONGEST_FILES = ("test_trainer.py", "test_launch.py", "test_hostile_runs.py", "test_build.py", "test_style.py")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
@@ -36,6 +37,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not IS_WORKER:  # workers inherit it: what is sampled and compiled once per machine is, here, once per session
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="galaxyhpc-tests-")
+SESSION_CACHE = os.environ["XDG_CACHE_HOME"]
 settings.register_profile("fast", deadline=None, derandomize=True)
 settings.register_profile("full", deadline=None)
 settings.load_profile("full" if IS_FULL_TIER else "fast")
@@ -81,12 +83,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if TESTS_DIRECTORY / "slurm" in item.path.parents:
             item.add_marker("slurm")
+    items.sort(key=lambda item: rank_file(item.path))
     if has_slow_tests(config):
         return
     items[:], left_out = (
         [item for item in items if bool(item.get_closest_marker("slow")) is is_slow] for is_slow in (False, True)
     )
     config.hook.pytest_deselected(items=left_out)
+
+
+def rank_file(path: Path) -> int:
+    """Put Slurm tests first, then the files that take longest, so that no worker waits for another in the end."""
+    if TESTS_DIRECTORY / "slurm" in path.parents:
+        return 0
+    return 1 + (LONGEST_FILES.index(path.name) if path.name in LONGEST_FILES else len(LONGEST_FILES))
 
 
 def has_slow_tests(config: pytest.Config) -> bool:
@@ -104,7 +114,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_unconfigure() -> None:
     if not IS_WORKER:
-        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+        shutil.rmtree(SESSION_CACHE, ignore_errors=True)
 
 
 @functools.cache
