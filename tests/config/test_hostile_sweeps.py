@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, workspace
-from helpers.tiers import num_examples
+from helpers.tiers import num_examples, slow, slow_unless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +95,10 @@ def traps(workspace: Path) -> Path:
     return workspace
 
 
-@pytest.mark.parametrize("path", [*PATHS, "../../x", "/proc/self/mem", "/", ".", "~", "/etc/passwd", "${X:-$(id)}"])
+@pytest.mark.parametrize(
+    "path",
+    slow_unless(PATHS[::4], [*PATHS, "../../x", "/proc/self/mem", "/", ".", "~", "/etc/passwd", "${X:-$(id)}"]),
+)
 @pytest.mark.parametrize("key", ["data.source", "data.cache"])
 def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
     key: str, path: str, traps: Path, capfd: pytest.CaptureFixture[str]
@@ -111,7 +114,7 @@ def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
 @pytest.mark.parametrize(
     ("option", "path"),
     [
-        (option, path)
+        (option, path) if path in PATHS[::4] else slow(option, path)
         for option in ("--runs", "--profile")
         for path in PATHS
         if path and (option, path) != ("--profile", "pipe")  # which may be a profile that is still being written

@@ -332,6 +332,7 @@ def test_a_config_that_cannot_be_used_makes_a_missing_run(sweep: Path, finished:
     assert reason.startswith("its config.json cannot be used: ") and "epochs" in reason and "\n" not in reason
 
 
+@pytest.mark.slow
 def test_reports_made_at_once_by_many_processes_are_whole(sweep: Path, finished: list[RunDir]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(results.__file__).parents[2]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "galaxyhpc.aggregate", str(sweep), "--no-intervals"]

@@ -93,7 +93,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: ascii(plan[:25]))
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", slow_unless(("status", "train"), COMMANDS))
 def test_a_plan_that_launch_did_not_write_leads_nowhere(
     command: str, plan: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -215,7 +215,8 @@ def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache:
     assert not kernel_choice.get_choice_path(run).exists()
 
 
-@pytest.mark.parametrize("parts", [slow(1), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
     parts: int, tmp_path: Path, cache: Path
 ) -> None:
