@@ -1,4 +1,4 @@
-"""What all tests share: two tiers, two workers, Slurm tests first and where a Slurm answers, processes of one thread.
+"""Settings of all tests: two tiers, two workers, Slurm tests first and only where Slurm answers, one thread a process.
 
 The fast tier leaves out the tests marked `slow`, and draws a tenth of hypothesis' examples. With
 GALAXYHPC_TEST_EVERYTHING=1 everything runs, and what would be skipped fails.
@@ -30,7 +30,7 @@ LONGEST_FILES = ("test_trainer.py", "test_launch.py", "test_hostile_runs.py", "t
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels run without one; asked for when Triton is imported
-# whatever the tests start may import torchvision, too
+# processes that the tests start may import torchvision, too
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (os.path.dirname(operators.__file__), os.environ.get("PYTHONPATH")))
 )
@@ -41,7 +41,7 @@ SESSION_CACHE = os.environ["XDG_CACHE_HOME"]
 settings.register_profile("fast", deadline=None, derandomize=True)
 settings.register_profile("full", deadline=None)
 settings.load_profile("full" if IS_FULL_TIER else "fast")
-# where the tests run in the background Ctrl-C is ignored, and every process they start would inherit that
+# a shell ignores Ctrl-C for a command in the background, and every process that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -49,9 +49,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def is_slurm_available() -> bool:
     """Whether a controller answers; without SLURM_CONF our own cluster is tried, if it is up."""
     if "SLURM_CONF" not in os.environ:
-        told = subprocess.run([CLUSTER_SCRIPT, "env"], capture_output=True, text=True).stdout
-        if told:
-            os.environ["SLURM_CONF"] = told.strip().partition("=")[2]
+        export = subprocess.run([CLUSTER_SCRIPT, "env"], capture_output=True, text=True).stdout
+        if export:
+            os.environ["SLURM_CONF"] = export.strip().partition("=")[2]
     try:
         answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -68,7 +68,7 @@ def has_compiler() -> bool:
 
 
 class WholeFileScheduling(LoadFileScheduling):
-    """Shares files out whole; those on Slurm go one after the other in one process, for they share its nodes."""
+    """Gives each file to one worker, and all Slurm tests, which share the nodes, to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -142,12 +142,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[[Path], Any]]:
-    """Open HTML files in Debian's Chromium; a page's `said` is what it complains about, and asks for."""
+    """Return a function that opens HTML files in Debian's Chromium; `page.messages` are errors, logs and requests."""
     if not CHROMIUM.exists():
         skip_or_fail(f"{CHROMIUM} is absent")
     from playwright.sync_api import sync_playwright
 
-    def opened(file: Path) -> Any:
+    def open_file(file: Path) -> Any:
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.set_default_timeout(120_000)  # of a machine with other things to do
         page.messages = []
@@ -159,5 +159,5 @@ def open_page() -> Iterator[Callable[[Path], Any]]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
+        yield open_file
         browser.close()
