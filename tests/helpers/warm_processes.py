@@ -1,6 +1,7 @@
 """Processes forked from a server that has loaded torch and galaxyhpc: they start in a tenth of an interpreter's time.
 
-Not for tests of what an import does or what a new interpreter draws anew, such as the order of sets.
+Not for tests of imports, of memory, or of what each interpreter draws anew, such as the order of sets: verify_resume,
+launch and the Slurm tests start interpreters of their own.
 """
 
 from __future__ import annotations
