@@ -1,31 +1,47 @@
-"""What all tests share: two at a time, Slurm tests first and where a Slurm answers, child processes of one thread."""
+"""Settings of all tests: two tiers, two workers, Slurm tests first and only where Slurm answers, one thread a process.
+
+The fast tier leaves out the tests marked `slow`, and draws a tenth of hypothesis' examples. With
+GALAXYHPC_TEST_EVERYTHING=1 everything runs, and a missing Slurm, compiler or browser is a failure instead of a skip.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torchvision_operators.sitecustomize as operators
+from helpers.tiers import IS_FULL_TIER
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 TESTS_DIRECTORY = Path(__file__).parent
 CLUSTER_SCRIPT = TESTS_DIRECTORY / "slurm" / "cluster"
 CHROMIUM = Path("/usr/bin/chromium")
+LONGEST_FILES = ("test_trainer.py", "test_launch.py", "test_hostile_runs.py", "test_build.py", "test_style.py")
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels run without one; asked for when Triton is imported
-# whatever the tests start may import torchvision, too
+# processes that the tests start may import torchvision, too
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (os.path.dirname(operators.__file__), os.environ.get("PYTHONPATH")))
 )
-# where the tests run in the background Ctrl-C is ignored, and every process they start would inherit that
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:  # workers inherit it: what is sampled and compiled once per machine is, here, once per session
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="galaxyhpc-tests-")
+SESSION_CACHE = os.environ["XDG_CACHE_HOME"]
+settings.register_profile("fast", deadline=None, derandomize=True)
+settings.register_profile("full", deadline=None)
+settings.load_profile("full" if IS_FULL_TIER else "fast")
+# a shell ignores Ctrl-C for a command in the background, and every process that the tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -33,9 +49,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def is_slurm_available() -> bool:
     """Whether a controller answers; without SLURM_CONF our own cluster is tried, if it is up."""
     if "SLURM_CONF" not in os.environ:
-        told = subprocess.run([CLUSTER_SCRIPT, "env"], capture_output=True, text=True).stdout
-        if told:
-            os.environ["SLURM_CONF"] = told.strip().partition("=")[2]
+        export = subprocess.run([CLUSTER_SCRIPT, "env"], capture_output=True, text=True).stdout
+        if export:
+            os.environ["SLURM_CONF"] = export.strip().partition("=")[2]
     try:
         answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -52,7 +68,7 @@ def has_compiler() -> bool:
 
 
 class WholeFileScheduling(LoadFileScheduling):
-    """Shares files out whole; those on Slurm go one after the other in one process, for they share its nodes."""
+    """Gives each file to one worker, and all Slurm tests, which share the nodes, to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -63,10 +79,42 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFileSch
     return WholeFileScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if TESTS_DIRECTORY / "slurm" in item.path.parents:
             item.add_marker("slurm")
+    items.sort(key=lambda item: rank_file(item.path))
+    if has_slow_tests(config):
+        return
+    items[:], left_out = (
+        [item for item in items if bool(item.get_closest_marker("slow")) is is_slow] for is_slow in (False, True)
+    )
+    config.hook.pytest_deselected(items=left_out)
+
+
+def rank_file(path: Path) -> int:
+    """Put Slurm tests first, then the files that take longest, so that no worker waits for another in the end."""
+    if TESTS_DIRECTORY / "slurm" in path.parents:
+        return 0
+    return 1 + (LONGEST_FILES.index(path.name) if path.name in LONGEST_FILES else len(LONGEST_FILES))
+
+
+def has_slow_tests(config: pytest.Config) -> bool:
+    """Whether slow tests run: in the full tier, or where `-m` names them."""
+    return IS_FULL_TIER or "slow" in config.option.markexpr
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not has_slow_tests(config):
+        terminalreporter.write_line(
+            "fast tier: tests marked slow were left out; run them with `pytest -m slow`, "
+            "or everything with `GALAXYHPC_TEST_EVERYTHING=1 pytest`"
+        )
+
+
+def pytest_unconfigure() -> None:
+    if not IS_WORKER:
+        shutil.rmtree(SESSION_CACHE, ignore_errors=True)
 
 
 @functools.cache
@@ -77,7 +125,7 @@ def lower_priority() -> None:
 
 def skip_or_fail(reason: str) -> None:
     """Skip a test, or fail it where skipping is forbidden."""
-    if os.environ.get("GALAXYHPC_REQUIRE_SLURM") == "1":
+    if IS_FULL_TIER:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
@@ -94,12 +142,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[[Path], Any]]:
-    """Open HTML files in Debian's Chromium; a page's `said` is what it complains about, and asks for."""
+    """Return a function that opens HTML files in Debian's Chromium; `page.messages` are errors, logs and requests."""
     if not CHROMIUM.exists():
         skip_or_fail(f"{CHROMIUM} is absent")
     from playwright.sync_api import sync_playwright
 
-    def opened(file: Path) -> Any:
+    def open_file(file: Path) -> Any:
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.set_default_timeout(120_000)  # of a machine with other things to do
         page.messages = []
@@ -111,5 +159,5 @@ def open_page() -> Iterator[Callable[[Path], Any]]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
+        yield open_file
         browser.close()

@@ -70,6 +70,7 @@ def exported(run: RunDir) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_what_is_exported_of_a_run_without_dense_filters_has_them(tmp_path: Path) -> None:
     run = make_run(tmp_path, ModelConfig(group="D8", scale=0.1))

@@ -1,4 +1,4 @@
-"""What a reviewer need not look for: ruff and mypy, with the settings of pyproject.toml and setup.cfg."""
+"""ruff and mypy, with the settings of pyproject.toml and setup.cfg."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ PROJECT = Path(__file__).parents[1]
 @pytest.mark.parametrize("check", ["ruff check", "ruff format --check", "mypy"])
 def test_the_project_is_clean(check: str) -> None:
     command = [sys.executable, "-m", *check.split()]
-    answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

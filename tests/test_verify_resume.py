@@ -40,6 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 def test_two_interrupted_processes_end_with_the_bits_of_an_uninterrupted_training(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ torch.optim.Optimizer.load_state_dict = lambda self, state: None  # a resume tha
 """
 
 
+@pytest.mark.slow
 def test_a_resume_that_forgets_the_optimizer_is_detected(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,12 +51,14 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SubprocessRunner", InProcessRunner)
 
 
+@pytest.mark.slow
 def test_the_file_names_the_machine(benchmark_results: dict[str, Any]) -> None:
     machine = benchmark_results["machine"]
     assert machine["device"] == "cpu" and machine["threads"] == 1 and machine["torch"] == torch.__version__
     assert machine["name"] and machine["date"] and machine["commit"]
 
 
+@pytest.mark.slow
 def test_every_implementation_has_its_times_its_memory_and_its_start(benchmark_results: dict[str, Any]) -> None:
     network = benchmark_results["networks"]["C2"]
     assert (network["size"], network["batch"], network["precision"]) == (33, 4, "float32")
@@ -68,6 +70,7 @@ def test_every_implementation_has_its_times_its_memory_and_its_start(benchmark_r
     assert network["implementations"]["ours"]["optimizer_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_ratios_are_the_quotients_of_the_times(benchmark_results: dict[str, Any]) -> None:
     network = benchmark_results["networks"]["C2"]
     for other in ("e2cnn", "dense"):
@@ -77,6 +80,7 @@ def test_ratios_are_the_quotients_of_the_times(benchmark_results: dict[str, Any]
     assert set(network["ratios"]) == {"training", "inference", "startup_seconds", "peak_bytes"}
 
 
+@pytest.mark.slow
 def test_data_are_compared_with_torchvisions_chain_and_with_a_step(benchmark_results: dict[str, Any]) -> None:
     data = benchmark_results["data"]
     quotient = data["torchvision"]["seconds"] / data["ours"]["seconds"]
@@ -84,6 +88,7 @@ def test_data_are_compared_with_torchvisions_chain_and_with_a_step(benchmark_res
     assert set(data["fraction_of_step"]) == {"C1", "cnn"} and min(data["fraction_of_step"].values()) > 0
 
 
+@pytest.mark.slow
 def test_two_processes_are_compared_with_one(benchmark_results: dict[str, Any]) -> None:
     scaling = benchmark_results["scaling"]
     ratio = scaling["images_per_second_2"] / scaling["images_per_second_1"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, CommandResult, capture_command, snapshot_tree, workspace
+from helpers.tiers import num_examples, slow, slow_unless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,7 +95,10 @@ def traps(workspace: Path) -> Path:
     return workspace
 
 
-@pytest.mark.parametrize("path", [*PATHS, "../../x", "/proc/self/mem", "/", ".", "~", "/etc/passwd", "${X:-$(id)}"])
+@pytest.mark.parametrize(
+    "path",
+    slow_unless(PATHS[::4], [*PATHS, "../../x", "/proc/self/mem", "/", ".", "~", "/etc/passwd", "${X:-$(id)}"]),
+)
 @pytest.mark.parametrize("key", ["data.source", "data.cache"])
 def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
     key: str, path: str, traps: Path, capfd: pytest.CaptureFixture[str]
@@ -110,7 +114,7 @@ def test_a_hostile_path_in_a_sweep_is_refused_or_only_shown(
 @pytest.mark.parametrize(
     ("option", "path"),
     [
-        (option, path)
+        (option, path) if path in PATHS[::4] else slow(option, path)
         for option in ("--runs", "--profile")
         for path in PATHS
         if path and (option, path) != ("--profile", "pipe")  # which may be a profile that is still being written
@@ -174,7 +178,7 @@ def mutated(draw: st.DrawFn) -> Any:
     return sweep
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(sweep=mutated())
 def test_a_valid_sweep_with_a_few_nodes_mutated_is_a_plan_or_an_error(
     sweep: Any, workspace: Path, capfd: pytest.CaptureFixture[str]
@@ -183,7 +187,7 @@ def test_a_valid_sweep_with_a_few_nodes_mutated_is_a_plan_or_an_error(
     assert status in (0, 2) and (status == 0 or lines)
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_an_error_with_its_location(
     content: bytes, workspace: Path, capfd: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.tiers import num_examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -499,7 +500,7 @@ TEXTS = (
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=num_examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(content=TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=30), override=TEXTS)
 @example(content=C4.encode(), override="train.epochs=3")
 @example(content=b"%YAML 1." + b"9" * 5000, override="data.source='\ud800'")

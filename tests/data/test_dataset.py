@@ -159,6 +159,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path, name, damage):
     assert np.array_equal(prepare(config).images, before)
 
 
+@pytest.mark.slow
 def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
     n, side, rng = 6500, 256, np.random.default_rng(0)
     path = write_file(tmp_path / "a.h5", n=n, images=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ def skies(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 @given(skies(), st.sampled_from(["drop", "keep"]), st.sampled_from([0.0, 30.0, 67.0]), st.integers(0, 9))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=num_examples(120), deadline=None)
 def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, link, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(conflicting_duplicates=duplicates, link_arcsec=link, split_seed=seed)
@@ -58,7 +59,7 @@ def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, li
 
 
 @given(skies(), st.sampled_from([(0.1, 0.2), (0.05, 0.3), (0.25, 0.1), (0.45, 0.45)]), st.integers(0, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(200), deadline=None)
 def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_component(sky, fractions, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(validation_fraction=fractions[0], test_fraction=fractions[1], split_seed=seed)

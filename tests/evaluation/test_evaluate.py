@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.warm_processes import start_python
 
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
@@ -205,12 +202,11 @@ def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path:
     uninterrupted, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
     evaluate(uninterrupted, StopSignal())
     for pause in (0.0, 0.2):
-        command = [sys.executable, "-m", "jobs.evaluate", str(run.path)]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        process = start_python("-m", "jobs.evaluate", str(run.path))
         while process.poll() is None and not (run.path / ".lock-0").exists():
             time.sleep(0.01)
         time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     evaluate(run, StopSignal())
     for pair, logits in load(uninterrupted).logits.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -34,7 +35,7 @@ def galaxies(seed: int, n: int, classes: int = 10) -> tuple[np.ndarray, np.ndarr
     return (rng.normal(size=(n, 10)) + 2.5 * np.eye(10)[labels]).astype(np.float32), labels
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=num_examples(30))
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 300), classes=st.integers(1, 10))
 def test_metrics_are_those_of_scikit_learn(seed: int, n: int, classes: int) -> None:
     logits, labels = galaxies(seed, n, classes)
@@ -102,7 +103,7 @@ def test_logits_of_another_shape_are_refused() -> None:
         compute_counts(np.zeros((5, 9)), np.zeros(5, dtype=np.uint8))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=num_examples(20))
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60), classes=st.integers(1, 10))
 def test_rates_of_each_class_are_those_of_scikit_learn(seed: int, n: int, classes: int) -> None:
     logits, labels = galaxies(seed, n, classes)

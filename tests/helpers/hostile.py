@@ -1,4 +1,4 @@
-"""What the tests of hostile input share: a good sweep to spoil, a place to escape from, what a command told."""
+"""Shared by the tests of hostile input: a valid sweep to corrupt, a workspace, and the output of a command."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ VALID_SWEEP: dict[str, Any] = {
 
 
 def snapshot_tree(path: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a directory, with sizes and times."""
-    found = {str(p): p.lstat() for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
-    return {name: (about.st_size, about.st_mtime_ns) for name, about in found.items()}
+    """Return size and modification time of every file and link below a directory."""
+    stats = {str(p): p.lstat() for p in path.rglob("*") if not p.is_dir() or p.is_symlink()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def get_exit_status(call: Callable[[], Any]) -> int:
-    """Return the exit status; any exception but an exit is one too many."""
+    """Return the exit status; an exception other than SystemExit fails the test."""
     try:
         return int(call() or 0)
-    except SystemExit as end:
-        return int(end.code or 0)
+    except SystemExit as error:
+        return int(error.code or 0)
 
 
 CommandResult = tuple[int, list[str]]
 
 
 def capture_command(call: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> CommandResult:
-    """Return the exit status and what was printed: text a terminal takes, and no traceback."""
+    """Return the exit status and the lines on stderr; no output holds a traceback or an escape sequence."""
     capfd.readouterr()
-    end = get_exit_status(call)
+    status = get_exit_status(call)
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err and "\x1b" not in out + err, out + err
-    assert end in (0, 1, 2) and (end == 0 or out + err), (end, out, err)
-    return end, err.splitlines()
+    assert status in (0, 1, 2) and (status == 0 or out + err), (status, out, err)
+    return status, err.splitlines()
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory to work in, with room around it to escape to."""
+    """Change to a directory, and return its parent, where nothing may be written."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.warm_processes import run_python
 
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
@@ -33,8 +34,7 @@ LONG = SWEEP.replace("epochs: 2", "epochs: 300")
 
 def launch(folder: Path, *options: str, text: str = SWEEP) -> subprocess.CompletedProcess[str]:
     (folder / "tiny.yaml").write_text(text)
-    command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run_python("-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local", *options, cwd=folder)
 
 
 def start_launch(folder: Path) -> subprocess.Popen[bytes]:
@@ -73,6 +73,7 @@ def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
     assert {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")} == before
 
 
+@pytest.mark.slow
 def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
     result = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
     assert result.returncode == 0, result.stderr
@@ -81,6 +82,7 @@ def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
         assert names.count("trained") == 1 and run.read_events()[-1]["measured"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_can_be_done_by_hand_from_its_own_directory(done: Path) -> None:
     run = find_runs(done / "runs" / "tiny")[0]
     for name in ("best.pt", "results.csv", "predictions.h5"):
@@ -94,12 +96,12 @@ def test_a_run_can_be_done_by_hand_from_its_own_directory(done: Path) -> None:
 
 def test_status_shows_the_states_and_changes_nothing(done: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*"))
-    command = [sys.executable, "-m", "galaxyhpc.status", "runs/tiny"]
-    result = subprocess.run(command, cwd=done, capture_output=True, text=True, env=os.environ | {"COLUMNS": "150"})
+    result = run_python("-m", "galaxyhpc.status", "runs/tiny", cwd=done, COLUMNS="150")
     assert result.returncode == 0 and "2 evaluated" in result.stdout and "2/2" in result.stdout
     assert sorted((path, path.stat().st_mtime_ns) for path in (done / "runs").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> None:
     result = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
     assert result.returncode == 0, result.stderr
@@ -108,6 +110,7 @@ def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> Non
     assert len({event["pid"] for run in runs for event in run.read_events() if event["event"] == "started"}) == 1
 
 
+@pytest.mark.slow
 def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     process = start_launch(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)

@@ -328,6 +328,7 @@ def tuned(file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
     tuned: RunDir, file: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_fine_tuned_run_resumes_to_the_same_bits_each_part_at_its_own_rate(
     assert tuned.metrics_file.read_text() == run.metrics_file.read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(tuned: RunDir, file: Path) -> None:
     config = tuned.load_config()
     moved = config.model_copy(update={"model": settings(pretrained="/nowhere.pth")})

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from e2cnn.nn.init import generalized_he_init
+from helpers.tiers import GROUPS_OF_FAST_TIER, slow, slow_unless
 from torch import Tensor, nn
 
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
@@ -60,7 +61,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 
 @pytest.mark.parametrize("kind", ["trivial", "regular"])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", slow_unless(GROUPS_OF_FAST_TIER, GROUPS))
 def test_the_same_weights_give_the_same_maps_as_in_e2cnn(group: str, kind: groups.FieldKind) -> None:
     for kernel_size in (3, 5):
         for stride in (1, 2):
@@ -190,7 +191,7 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("first", [5, 7])  # of 7 images
+@pytest.mark.parametrize("first", [5, slow(7)])  # of 7 images
 def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path, first: int) -> None:
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path), first), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
@@ -300,7 +301,14 @@ def test_weights_of_e2cnn_give_its_outputs_however_both_were_switched(kind: grou
 # Networks
 
 
-@pytest.mark.parametrize(("group", "scale"), [*((group, 0.25) for group in GROUPS), ("C8", 1.0), ("D4", 1.0)])
+@pytest.mark.parametrize(
+    ("group", "scale"),
+    [
+        *slow_unless([(group, 0.25) for group in GROUPS_OF_FAST_TIER], ((group, 0.25) for group in GROUPS)),
+        slow("C8", 1.0),
+        slow("D4", 1.0),
+    ],
+)
 def test_the_logits_do_not_change_under_any_exact_element_of_the_group(group: str, scale: float) -> None:
     assert invariance_error(network(group, 65, scale=scale), group, 65) < 1e-4
 
@@ -350,7 +358,7 @@ def test_parameters_grow_with_the_group_when_the_fields_are_kept(group: str, mil
 
 
 @pytest.mark.parametrize("width", ["parameters", "multiply_adds"])
-@pytest.mark.parametrize("group", [*GROUPS, None])
+@pytest.mark.parametrize("group", [*slow_unless(GROUPS_OF_FAST_TIER, GROUPS), None])
 def test_equal_width_is_equal_to_c1_within_three_per_cent(group: str | None, width: str) -> None:
     with torch.device("meta"):
         models = network("C1", 65, scale=1.0), network(group, 65, scale=1.0, width=width)

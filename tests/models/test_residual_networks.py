@@ -14,6 +14,7 @@ import e2cnn.nn
 import numpy as np
 import pytest
 import torch
+from helpers.tiers import slow
 from torch import Tensor, nn
 
 import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
@@ -128,7 +129,7 @@ def original_wide_resnet(depth: int, widen: int, n: int, reflections: bool, step
         (("C8", "C4", "C1"), 8, False, [4, 1]),
     ],
 )
-@pytest.mark.parametrize(("depth", "widen"), [(16, 2), (10, 3)])
+@pytest.mark.parametrize(("depth", "widen"), [slow(16, 2), (10, 3)])
 def test_a_wide_resnet_has_as_many_parameters_as_e2cnns(
     settings: tuple[str, ...], n: int, reflections: bool, steps: list[int | None], depth: int, widen: int
 ) -> None:
@@ -250,7 +251,7 @@ def test_logits_do_not_change_under_what_survives_of_the_group(name: str, size: 
         ({"architecture": "e2resnet", "depth": 18, "base_width": 2, "group": "D4"}, 97),
         ({"architecture": "e2resnet", "depth": 50, "base_width": 2, "group": "C8"}, 33),
         ({"architecture": "steerable_cnn", "group": "C32", "scale": 0.03}, 33),
-        ({"architecture": "steerable_cnn", "group": "D32", "scale": 0.01}, 33),
+        slow({"architecture": "steerable_cnn", "group": "D32", "scale": 0.01}, 33),
     ],
 )
 def test_any_group_and_any_allowed_size_is_exact(settings: dict[str, Any], size: int) -> None:
@@ -345,6 +346,7 @@ def test_batch_norms_are_of_one_kind_everywhere() -> None:
 # A whole run
 
 
+@pytest.mark.slow
 def test_a_network_with_dropout_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     data = DataConfig(cache=str(tmp_path / "cache"), image_size=33, demo=DemoConfig(galaxies=200, size=32))
     settings = RunConfig(model=model("WRN16d8d4d1", scale=0.02), data=data, train=TrainConfig(epochs=1, batch_size=40))

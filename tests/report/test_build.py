@@ -335,6 +335,7 @@ def test_a_run_with_an_unusable_config_is_missing(sweep: Path, finished: list[Ru
     assert reason.startswith("its config.json cannot be used: ") and "epochs" in reason and "\n" not in reason
 
 
+@pytest.mark.slow
 def test_reports_made_by_several_processes_at_once_are_complete(sweep: Path, finished: list[RunDir]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(results.__file__).parents[2]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "galaxyhpc.aggregate", str(sweep), "--no-intervals"]

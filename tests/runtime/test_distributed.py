@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from helpers.warm_processes import WarmProcess, start_python
 
 CODE = """
 import sys
@@ -18,17 +17,15 @@ with process_group(RunDir(Path(sys.argv[1]))) as process:
 """
 
 
-def start(path: Path, job: str, rank: int, world: int) -> subprocess.Popen[str]:
+def start(path: Path, job: str, rank: int, world: int) -> WarmProcess:
     ranks = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "GROUP_WORLD_SIZE": 1}
-    environment = os.environ | {name: str(value) for name, value in ranks.items()} | {"TORCHELASTIC_RUN_ID": job}
-    command = [sys.executable, "-c", CODE, str(path)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {name: str(value) for name, value in ranks.items()} | {"TORCHELASTIC_RUN_ID": job}
+    return start_python("-c", CODE, str(path), **environment)
 
 
-def read_outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
-    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert all(process.returncode == 0 for process in processes)
-    return outputs
+def read_outputs(processes: list[WarmProcess]) -> list[str]:
+    assert all(process.wait(timeout=120) == 0 for process in processes)
+    return [process.output.strip() for process in processes]
 
 
 def test_one_process_is_a_group_of_its_own(tmp_path: Path) -> None:

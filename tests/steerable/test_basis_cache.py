@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.warm_processes import run_python
 
 from galaxyhpc.steerable import basis_cache
 
@@ -22,8 +20,7 @@ print("e2cnn" in sys.modules, float(sampled.filters.sum()), sampled.filters.shap
 
 
 def build(home: Path) -> list[str]:
-    environment = os.environ | {"XDG_CACHE_HOME": str(home), "PYTHONWARNINGS": "ignore"}
-    process = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True)
+    process = run_python("-c", BUILD, XDG_CACHE_HOME=str(home))
     assert process.returncode == 0, process.stderr
     return process.stdout.split(maxsplit=1)
 

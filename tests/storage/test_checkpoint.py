@@ -7,14 +7,13 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.warm_processes import start_python
 
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.run_dir import RunDir
@@ -104,11 +103,11 @@ def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path:
     )
     for attempt in range(4):
         before = {path.name for path in checkpoint.list_checkpoints(run)}
-        process = subprocess.Popen([sys.executable, "-c", code, str(run.path), str(attempt * 10_000)])
+        process = start_python("-c", code, str(run.path), str(attempt * 10_000))
         while {path.name for path in checkpoint.list_checkpoints(run)} <= before:
             time.sleep(0.002)
         time.sleep(0.011 * attempt)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         assert checkpoint.quarantine_damaged(run) == [] and checkpoint.load_latest(run) is not None
     checkpoint.save(run, 10**6, 1, STATE)

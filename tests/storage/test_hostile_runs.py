@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import pytest
 from helpers.hostile import FUZZ_SETTINGS, VALID_SWEEP, capture_command, snapshot_tree, workspace
+from helpers.tiers import num_examples, slow_unless
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -92,7 +93,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: ascii(plan[:25]))
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", slow_unless(("status", "train"), COMMANDS))
 def test_a_plan_that_launch_did_not_write_leads_nowhere(
     command: str, plan: str, workspace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +108,7 @@ def test_a_plan_that_launch_did_not_write_leads_nowhere(
     assert snapshot_tree(workspace) == before and end in (0, 1, 2)
 
 
-@settings(FUZZ_SETTINGS, max_examples=300)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(300))
 @given(name=st.text(max_size=30) | st.sampled_from(["../x", "/x", ".", "..", "x/../../y", "x\0", "good", "\ud800"]))
 def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, workspace: Path) -> None:
     path = workspace / "runs" / "good"
@@ -121,8 +122,13 @@ def test_a_planned_run_is_a_directory_beside_its_plan_or_refused(name: str, work
     assert all(run.path.parent == path.resolve() and run.path.name not in ("", ".", "..") for run in runs)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", ["", "checkpoints", "report"])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    slow_unless(
+        [("", "train"), ("checkpoints", "train"), ("report", "aggregate")],
+        [(name, command) for name in ("", "checkpoints", "report") for command in COMMANDS],
+    ),
+)
 def test_a_link_that_leads_out_of_the_sweep_is_not_followed(
     name: str, command: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +144,13 @@ def test_a_link_that_leads_out_of_the_sweep_is_not_followed(
 FILES = ["config.json", "events.jsonl", "metrics.jsonl", "best.pt", "results.csv", "predictions.h5", "provenance.json"]
 
 
-@pytest.mark.parametrize("name", [*FILES, "log", ".lock-0", "../split.csv", "../plan.csv", "../sweep.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    slow_unless(
+        ("best.pt", "results.csv", "events.jsonl", ".lock-0"),
+        [*FILES, "log", ".lock-0", "../split.csv", "../plan.csv", "../sweep.yaml"],
+    ),
+)
 def test_a_file_that_is_a_link_is_replaced_or_refused_but_never_written_through(
     name: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +187,10 @@ TEXTS = FILES[:3]  # the others are not JSON, so that any bytes serve
 
 @pytest.mark.parametrize(
     ("name", "junk"),
-    [(name, junk) for name in (*FILES, "../split.csv") for junk in (JUNK if name in TEXTS else list(JUNK)[:3])],
+    slow_unless(
+        [(name, "every byte") for name in FILES[3:]] + [(name, "deep") for name in TEXTS],
+        [(name, junk) for name in (*FILES, "../split.csv") for junk in (JUNK if name in TEXTS else list(JUNK)[:3])],
+    ),
 )
 def test_a_corrupt_file_is_reported_in_a_line_or_ignored(
     name: str, junk: str, sweep: Path, capfd: pytest.CaptureFixture[str]
@@ -188,8 +203,17 @@ def test_a_corrupt_file_is_reported_in_a_line_or_ignored(
     collect.collect_run(run)
 
 
-@pytest.mark.parametrize("name", [*FILES[:6], "checkpoints", "../split.csv", "../plan.csv", "../report"])
-@pytest.mark.parametrize("kind", ["absent", "a directory", "a file"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    slow_unless(
+        [("absent", "config.json"), ("absent", "../report"), ("a directory", "best.pt"), ("a file", "checkpoints")],
+        [
+            (kind, name)
+            for kind in ("absent", "a directory", "a file")
+            for name in (*FILES[:6], "checkpoints", "../split.csv", "../plan.csv", "../report")
+        ],
+    ),
+)
 def test_a_missing_file_or_directory_is_reported_in_a_line(
     name: str, kind: str, sweep: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +252,7 @@ def lines_of(values: list[Any]) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(events=st.lists(EVENTS | VALUES, max_size=6), records=st.lists(RECORDS | VALUES, max_size=4))
 @example(events=[{"event": []}, {"event": "started", "job": None, "time": "x"}], records=[{"epoch": 0}])
 @example(events=[{"event": "failed", "why": "\ud800\x1b[2J", "time": 1.0, "trace": "\x1b[2J"}], records=[{}, 10**400])
@@ -252,7 +276,7 @@ def test_lines_of_any_json_are_events_or_skipped(
 COLUMN = st.sampled_from(["", "1", "-1", "9" * 400, "nan", "inf", "1e400", "x", "\0", " ".join("1" * 100), "True"])
 
 
-@settings(FUZZ_SETTINGS, max_examples=80)
+@settings(FUZZ_SETTINGS, max_examples=num_examples(80))
 @given(
     cells=st.dictionaries(st.integers(0, len(results.COLUMNS) - 1), COLUMN | st.text(max_size=5), max_size=4),
     twice=st.booleans(),
@@ -275,7 +299,7 @@ def test_a_table_of_results_with_any_cells_is_read_or_ignored(
         results.load(run)
 
 
-@pytest.mark.parametrize("at", range(0, 1000, 40))
+@pytest.mark.parametrize("at", slow_unless(range(0, 1000, 200), range(0, 1000, 40)))
 def test_predictions_with_any_byte_changed_are_read_or_ignored(at: int, sweep: Path) -> None:
     run = run_in(sweep)
     content = bytearray(run.predictions_file.read_bytes())

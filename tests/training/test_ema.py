@@ -6,13 +6,12 @@ pytest -n0 tests/test_ema.py
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiers import slow
+from helpers.warm_processes import start_python
 from torch import nn
 
 from galaxyhpc.config.presets import PRESETS
@@ -165,7 +164,7 @@ def test_a_run_without_an_average_is_the_run_that_it_was_before(cache: Path) -> 
     assert make_ema(nn.Linear(1, 1), None) is None
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [slow(2), 4])
 def test_a_run_that_was_stopped_has_the_average_of_an_unbroken_one(
     step: int, unbroken: RunDir, cache: Path, tmp_path: Path
 ) -> None:
@@ -194,11 +193,12 @@ assert trainer.train(stopped, StopSignal())
 
 def test_two_processes_hold_one_average_and_have_it_again_after_a_stop(cache: Path, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, settings_of(cache)) for name in ("unbroken", "stopped")]
-    command, started = [sys.executable, "-c", TWICE, *(str(run.path) for run in runs)], []
+    started = []
     for rank in range(2):
-        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
-        started.append(subprocess.Popen(command, env=os.environ | environment | {"TORCHELASTIC_RUN_ID": "one-average"}))
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+        arguments = [str(run.path) for run in runs]
+        started.append(start_python("-c", TWICE, *arguments, TORCHELASTIC_RUN_ID="one-average", **ranks))
+    assert [process.wait() for process in started] == [0, 0]
     first, second = (torch.load(runs[0].path / f"validated{rank}.pt", weights_only=True) for rank in range(2))
     saved = last_state(runs[0])["average"]
     for name, value in first.items():

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.tiers import num_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ def make_split(counts: list[int], seed: int = 0) -> pd.DataFrame:
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=10), FRACTIONS, FRACTIONS, st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=num_examples(100), deadline=None)
 def test_a_smaller_fraction_is_part_of_a_larger_one_and_every_class_keeps_its_share(counts, fraction, other, seed):
     table = make_split(counts, seed)
     small, large = (select_used(table, used_fraction, seed) for used_fraction in sorted((fraction, other)))
@@ -123,6 +124,7 @@ blocks:
 """
 
 
+@pytest.mark.slow
 def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiers import slow
+from helpers.warm_processes import WarmProcess, start_python
 
 from galaxyhpc.config.schema import (
     AugmentConfig,
@@ -65,27 +67,15 @@ def make_run(sweep: Path, cache: Path, **changes: object) -> RunDir:
     return run
 
 
-def start(run: RunDir, processes: int = 1) -> list[subprocess.Popen[bytes]]:
-    """Start the processes of a job, all in one process group, with the environment that torchrun sets."""
+def start(run: RunDir, processes: int = 1) -> list[WarmProcess]:
+    """Start the processes of a job with the environment that torchrun sets."""
     job = {"TORCHELASTIC_RUN_ID": f"test-{time.time_ns()}", "WORLD_SIZE": str(processes), "GROUP_WORLD_SIZE": "1"}
-    started: list[subprocess.Popen[bytes]] = []
-    for rank in range(processes):
-        environment = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        with (run.path / "output.txt").open("a") as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "jobs.train", str(run.path)],
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | environment,
-                    process_group=started[0].pid if started else 0,
-                )
-            )
-    return started
+    ranks = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+    return [start_python("-m", "jobs.train", str(run.path), log=run.path / "output.txt", **rank) for rank in ranks]
 
 
-def wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
-    return {process.wait(timeout=300) for process in processes}
+def wait(processes: list[WarmProcess]) -> set[int]:
+    return {process.wait() for process in processes}
 
 
 def finish(run: RunDir, processes: int = 1) -> RunDir:
@@ -102,7 +92,8 @@ def kill_at(run: RunDir, step: int, number: int = signal.SIGKILL, processes: int
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(random.Random(step).uniform(0, 0.1))
-    os.killpg(started[0].pid, number)
+    for process in started:
+        os.kill(process.pid, number)
     return wait(started)
 
 
@@ -169,7 +160,7 @@ def test_a_run_killed_at_a_step_ends_where_an_unbroken_one_does(
     assert_same_end(run, unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])  # TERM below and on Slurm
+@pytest.mark.parametrize("number", [signal.SIGUSR2, slow(signal.SIGINT)])  # TERM below and on Slurm
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
     number: int, tmp_path: Path, cache: Path, unbroken: RunDir
 ) -> None:
@@ -224,6 +215,7 @@ def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache:
     assert not kernel_choice.get_choice_path(run).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
     parts: int, tmp_path: Path, cache: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiers import slow
 from torch import Tensor
 
 from galaxyhpc.steerable import groups
@@ -44,12 +45,12 @@ def compute_errors(dense: SteerableConv, x: Tensor, dtype: torch.dtype) -> list[
     [
         ("C2", "regular", 3, 1, 1),
         ("C4", "regular", 3, 2, 1),
-        ("C8", "regular", 3, 1, 0),
+        slow("C8", "regular", 3, 1, 0),
         ("D1", "regular", 3, 1, 1),
         ("D4", "regular", 3, 1, 1),
         ("D8", "trivial", 3, 2, 2),
-        ("C3", "regular", 5, 2, 2),
-        ("D3", "trivial", 7, 1, 1),
+        slow("C3", "regular", 5, 2, 2),
+        slow("D3", "trivial", 7, 1, 1),
     ],
 )
 def test_the_kernels_give_the_maps_and_gradients_of_the_dense_filter(

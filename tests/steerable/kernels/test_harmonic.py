@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiers import num_examples
 from hypothesis import given, settings, strategies
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def test_tiles_and_plain_tensors_give_the_maps_and_gradients_of_the_dense_filter
             assert_same(dense, x, convolve(x, dense.weight, dense.basis_spec, stride, dense.padding))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=num_examples(25), deadline=None)
 @given(
     group=strategies.sampled_from(["C2", "C3", "C4", "C6", "C8", "D1", "D2", "D3", "D4", "D6"]),
     kind=strategies.sampled_from(["regular", "trivial"]),
