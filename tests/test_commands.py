@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from helpers.tiers import slow, slow_unless
 
 import galaxyhpc
 from galaxyhpc.__main__ import VERBS, main
@@ -69,7 +70,7 @@ def test_every_verb_is_a_module_that_runs_and_the_other_way_round() -> None:
     assert folders | modules == set(NAMES)
 
 
-@pytest.mark.parametrize("verb", NAMES)
+@pytest.mark.parametrize("verb", slow_unless(["launch", "status", "train", "demo"], NAMES))
 def test_a_verb_is_called_the_same_in_its_own_help(verb: str, script: Path, tmp_path: Path) -> None:
     texts = [call(tmp_path, *how, "--help", COLUMNS="100") for how in ((script, verb), ("-m", f"galaxyhpc.{verb}"))]
     assert texts[0].returncode == 0 and texts[0].stdout == texts[1].stdout, texts[0].stderr
@@ -111,7 +112,7 @@ def test_the_python_api_is_there() -> None:
         _ = galaxyhpc.nothing
 
 
-@pytest.mark.parametrize("how", ["console script", "python -m"])
+@pytest.mark.parametrize("how", ["console script", slow("python -m")])
 def test_a_users_own_jobs_and_inspect_modules_break_no_launch_and_no_job(how: str, hostile: Path, script: Path) -> None:
     start: Sequence[str | Path] = (script, "launch") if how == "console script" else ("-m", "galaxyhpc.launch")
     answer = call(hostile, *start, "tiny.yaml", "--executor", "local")

@@ -161,9 +161,12 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
         lambda run: torch.save({"model": {}, "epoch": 0, "run_id": "C8-s0"}, run.best_file),
         ("best.pt: it is of run C8-s0",),
     ),
-    "results torn": (lambda run: os.truncate(run.results_file, 200), ("results.csv: damaged", "measures it again")),
+    "results torn": (
+        lambda run: os.truncate(run.results_file, 200),
+        ("results.csv: ignored: corrupt", "measures it again"),
+    ),
     "results missing": (lambda run: run.results_file.unlink(), ("results.csv: missing", "evaluated")),
-    "predictions torn": (lambda run: os.truncate(run.predictions_file, 3000), ("predictions.h5: damaged",)),
+    "predictions torn": (lambda run: os.truncate(run.predictions_file, 3000), ("predictions.h5: ignored: corrupt",)),
     "config missing": (lambda run: run.config_file.unlink(), ("config.json: ", "rerun launch, which rewrites it")),
     "config of another run": (
         lambda run: replace_text(run.config_file, '"seed":0}', '"seed":7}'),

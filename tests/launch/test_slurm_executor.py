@@ -11,7 +11,7 @@ import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.launch import slurm_executor
-from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime import child_python, slurm
 from galaxyhpc.storage.run_dir import RunDir
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
@@ -33,7 +33,8 @@ GPU = ResourcesConfig(
 )
 
 
-def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given() -> None:
+def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_python, "get_import_root", lambda: "")  # as if installed among other packages
     text = slurm_executor.make_sbatch_script(Path("/scratch/my runs/all"), GPU, num_runs=12, max_parallel=5)
     python = f'sh -c \'trap "" USR2; exec "$@"\' sh env PYTHONSAFEPATH=1 {shlex.quote(sys.executable)}'
     assert text.splitlines() == [
