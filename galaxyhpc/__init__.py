@@ -1,4 +1,4 @@
-"""Which symmetry group and which architecture classify galaxies best, and stay best when conditions worsen."""
+"""Comparison of symmetry groups and architectures for galaxy classification, on clean and on corrupted images."""
 
 import sys
 from importlib import import_module

@@ -37,10 +37,10 @@ VERBS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of a verb, which gets all arguments behind it; 2 if there is no such verb."""
-    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    verb, *verb_arguments = (sys.argv[1:] if arguments is None else arguments) or [""]
     names = [name for group in VERBS.values() for name in group]
     if verb in names:
-        sys.argv[1:] = rest
+        sys.argv[1:] = verb_arguments
         runpy.run_module(f"galaxyhpc.{verb}", run_name="__main__", alter_sys=True)
         return 0
     if verb in ("", "-h", "--help"):
@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "--version":
         print(f"galaxyhpc {__version__}")
         return 0
-    near = difflib.get_close_matches(verb, names, 1)
-    hint = f"did you mean {near[0]}?" if near else "`galaxyhpc --help` lists the verbs"
+    close_matches = difflib.get_close_matches(verb, names, 1)
+    hint = f"did you mean {close_matches[0]}?" if close_matches else "`galaxyhpc --help` lists the verbs"
     print(f"galaxyhpc: unknown verb {verb!r}; {hint}", file=sys.stderr)
     return 2
 

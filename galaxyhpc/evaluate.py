@@ -1,4 +1,4 @@
-"""Evaluate runs: `galaxyhpc evaluate`, by hand what Slurm does; see `jobs.evaluate`."""
+"""Evaluate runs: `galaxyhpc evaluate`, the job that Slurm runs; see `jobs.evaluate`."""
 
 import sys
 

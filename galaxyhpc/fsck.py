@@ -1,6 +1,6 @@
 """Checks every file of a sweep's runs and changes nothing: `python -m galaxyhpc.fsck runs/SWEEP`.
 
-Exit status 0: all sound; 1: damaged files, each named with what to do; 2: not a sweep. What a killed process leaves
+Exit status 0: all valid; 1: damaged files, each with advice; 2: not a sweep. What a killed process leaves
 (a torn line, an unfinished save, a checkpoint already in quarantine) is no damage and is only mentioned.
 """
 
@@ -53,7 +53,7 @@ class FileCheck:
 
     name: str
     num_checkpoints: int = 0
-    valid_steps: tuple[int, ...] = ()  # steps of the sound checkpoints, oldest first
+    valid_steps: tuple[int, ...] = ()  # steps of the valid checkpoints, oldest first
     errors: tuple[str, ...] = ()  # each ends with what to do about it
     notes: tuple[str, ...] = ()
 
@@ -111,12 +111,12 @@ def _read_config(run: RunDir) -> RunConfig:
     _check_regular_file(run.config_file, MAX_JSON_BYTES)
     config = run.load_config()
     if config.run_id != run.run_id:
-        raise CorruptFileError(f"it is of run {config.run_id}")
+        raise CorruptFileError(f"belongs to run {config.run_id}")
     return config
 
 
 def _check_checkpoints(run: RunDir, config: RunConfig | None) -> tuple[list[int], int, list[str]]:
-    """Return the steps of the sound checkpoints, the number of all, and one error for each of the others."""
+    """Return the steps of the valid checkpoints, the number of all, and one error for each of the others."""
     paths, problem = _try_check(checkpoint.list_checkpoints, run)
     valid_steps, problems = [], [("checkpoints", problem)] if problem else []
     for path in paths or []:
@@ -137,12 +137,12 @@ def _check_checkpoint(path: Path, run: RunDir, config: RunConfig | None) -> int:
             raise CorruptFileError(f"{name}: {problem}")
     step = checkpoint.verify(path, run.run_id).get("step")
     if not isinstance(step, int) or path.name != f"step_{step:08d}":
-        raise CorruptFileError(f"the manifest is of step {step}")
+        raise CorruptFileError(f"MANIFEST.json: got step {step}; expected {path.name}")
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     if missing := {"model", "optimizer", "progress", "best"} - set(state):
-        raise CorruptFileError(f"state.pt: no {', '.join(sorted(missing))} in it")
+        raise CorruptFileError(f"state.pt: got no {', '.join(sorted(missing))}")
     if state["progress"]["step"] != step:
-        raise CorruptFileError(f"its state is of step {state['progress']['step']}")
+        raise CorruptFileError(f"state.pt: got step {state['progress']['step']}; expected {step}")
     _check_weight_shapes(state["model"], config)
     return step
 
@@ -168,7 +168,7 @@ def _check_weight_shapes(weights: dict[str, Any], config: RunConfig | None) -> N
 
 def _diagnose_best(run: RunDir, config: RunConfig | None, is_trained: bool) -> str:
     if not os.path.lexists(run.best_file):
-        return "it is missing, and the run is recorded as trained" if is_trained else ""
+        return "missing, but the run is recorded as trained" if is_trained else ""
     return _try_check(_check_best, run, config)[1]
 
 
@@ -176,7 +176,7 @@ def _check_best(run: RunDir, config: RunConfig | None) -> None:
     _check_regular_file(run.best_file)
     best = torch.load(run.best_file, map_location="cpu", weights_only=True)
     if best["run_id"] != run.run_id:
-        raise CorruptFileError(f"it is of run {best['run_id']}")
+        raise CorruptFileError(f"belongs to run {best['run_id']}")
     _check_weight_shapes(best["model"], config)
 
 
@@ -187,16 +187,16 @@ def _describe_recovery(run: RunDir, steps: list[int]) -> str:
 
 
 def _diagnose_results(run: RunDir, is_evaluated: bool) -> list[str]:
-    """Return the errors of results.csv and predictions.h5, which can always be measured again."""
+    """Return the errors of results.csv and predictions.h5, which a new evaluation can always replace."""
     files = (run.results_file, run.predictions_file)
     existing = [path for path in files if os.path.lexists(path)]
     problems = [f"{path.name}: {problem}" for path in existing if (problem := _try_check(_check_regular_file, path)[1])]
     if is_evaluated:
         missing = [path.name for path in files if path not in existing]
-        problems += [f"{name}: missing, and the run is recorded as evaluated" for name in missing]
+        problems += [f"{name}: missing, but the run is recorded as evaluated" for name in missing]
     if not problems and len(existing) == len(files):
         problems = _try_check(_find_inconsistencies, run)[0] or []
-    return [f"{problem}; {RELAUNCH} measures it again" for problem in problems]
+    return [f"{problem}; {RELAUNCH} evaluates again" for problem in problems]
 
 
 def _diagnose_attack(run: RunDir) -> str:
@@ -205,7 +205,7 @@ def _diagnose_attack(run: RunDir) -> str:
         return ""
     attack, problem = _try_check(_read_attack, run)
     if attack and run.best_file.is_file() and attack.spec.weights != sha256(run.best_file):
-        return "of other weights than best.pt"
+        return "made with other weights than best.pt"
     return problem
 
 
@@ -215,12 +215,12 @@ def _read_attack(run: RunDir) -> attack_results.AttackResults:
 
 
 def _find_inconsistencies(run: RunDir) -> list[str]:
-    """Return where results.csv, predictions.h5, best.pt and split.csv do not belong together."""
+    """List the disagreements between results.csv, predictions.h5, best.pt and split.csv."""
     weights = sha256(run.best_file) if run.best_file.is_file() else None
     header = _try_check(_read_split_header, run.sweep_dir / SPLIT_FILE_NAME)[0] or {}
     with _capture_results_log() as messages:
         results.load(run, weights, header.get("fingerprint"))
-    return [_sanitize_line(line.replace(f"{run.path}/", "").replace("; measuring afresh", "")) for line in messages]
+    return [_sanitize_line(line.replace(f"{run.path}/", "").replace("; evaluating again", "")) for line in messages]
 
 
 @contextmanager
@@ -287,24 +287,24 @@ def _validate_split(path: Path, configs: list[RunConfig]) -> None:
     if expected - {settings}:
         raise CorruptFileError(f"settings: got {settings}; the runs have {' or '.join(sorted(expected))}")
     counts = {name: int((table["split"] == name).sum()) for name in (*SPLITS, DROPPED)}
-    counted = ", ".join(f"{name} {count}" for name, count in counts.items())
-    if counted != header.get("counts") or len(table) != sum(counts.values()):
-        raise CorruptFileError(f"got rows of {counted}; expected {header.get('counts')}, as in its first lines")
+    counts_text = ", ".join(f"{name} {count}" for name, count in counts.items())
+    if counts_text != header.get("counts") or len(table) != sum(counts.values()):
+        raise CorruptFileError(f"got rows of {counts_text}; expected {header.get('counts')}, as in its first lines")
     if table["row"].tolist() != list(range(len(table))):
         raise CorruptFileError("row: got other values than 0, 1, 2, ...")
-    kept = table[table["split"] != DROPPED]
-    if (num_divided := int((kept.groupby("sky_group")["split"].nunique() > 1).sum())) > 0:
+    assigned = table[table["split"] != DROPPED]
+    if (num_divided := int((assigned.groupby("sky_group")["split"].nunique() > 1).sum())) > 0:
         raise CorruptFileError(f"{num_divided} sky groups are divided among the splits")
 
 
 def make_table(checks: list[FileCheck], title: str) -> Table:
     """Return a table with one row per check."""
     num_damaged = sum(bool(check.errors) for check in checks)
-    table = Table(title=f"{title}: {len(checks) - num_damaged} sound, {num_damaged} damaged", title_justify="left")
+    table = Table(title=f"{title}: {len(checks) - num_damaged} valid, {num_damaged} damaged", title_justify="left")
     for column in ("run", "checkpoints", "newest", "verdict", "errors"):
         table.add_column(column, justify="right" if column in ("checkpoints", "newest") else "left")
     for check in checks:
-        verdict = Text("damaged", "red") if check.errors else Text("sound", "green")
+        verdict = Text("damaged", "red") if check.errors else Text("valid", "green")
         num_valid = f"{len(check.valid_steps)}/{check.num_checkpoints}" if check.num_checkpoints else ""
         messages = Text("\n".join(check.errors)) + Text("\n" if check.errors and check.notes else "")
         messages += Text("\n".join(f"note: {note}" for note in check.notes), "dim")

@@ -105,7 +105,7 @@ def _exclude_node(status: RunStatus, final_state: str) -> Decision:
     if not node or final_state in NOT_NODE_FAILURES or job_id not in submitted_jobs:
         return Decision(message)
     if set(node) & set("[],"):
-        return Decision(f"{message}; excluding none of {node}, since the failed one is unknown")
+        return Decision(f"{message}; no node excluded: which of {node} failed is unknown")
     return Decision(f"{message}; excluding {node}", changes={"exclude": [node]})
 
 
@@ -125,8 +125,8 @@ def retry(
     lines = [f"{run.run_id}: {decision.message}" for run, decision in decisions.items()]
     configs = [run.load_config() for run, decision in decisions.items() if decision.should_retry]
     unfinished = find_unfinished_runs(sweep_dir, configs) if configs else {}
-    more = [f"and {len(lines) - MAX_LISTED_RUNS} more runs"] if len(lines) > MAX_LISTED_RUNS else []
-    console.print("\n".join([*lines[:MAX_LISTED_RUNS], *more]), soft_wrap=True)
+    omitted_note = [f"and {len(lines) - MAX_LISTED_RUNS} more runs"] if len(lines) > MAX_LISTED_RUNS else []
+    console.print("\n".join([*lines[:MAX_LISTED_RUNS], *omitted_note]), soft_wrap=True)
     if not unfinished:
         console.print("nothing to retry; nothing was submitted")
         return 0
@@ -137,12 +137,12 @@ def retry(
 
 
 def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, Decision]:
-    """Decide for all runs where they were named, else for the failed and the lost, with one question to Slurm."""
-    considered = [status for status in statuses if is_forced or status.state in (RunState.FAILED, RunState.LOST)]
-    lost = (status.records for status in considered if status.state == RunState.LOST)
-    lost_jobs = [records.job_id for records in lost if records.job_id]
+    """Decide for all runs where they were named, else for the failed and the lost, with one query to Slurm."""
+    candidates = [status for status in statuses if is_forced or status.state in (RunState.FAILED, RunState.LOST)]
+    lost_records = (status.records for status in candidates if status.state == RunState.LOST)
+    lost_jobs = [records.job_id for records in lost_records if records.job_id]
     final_states = slurm.final_states(lost_jobs) if lost_jobs else {}
-    return {status.run: decide(status, is_forced, final_states.get(status.records.job_id, "")) for status in considered}
+    return {status.run: decide(status, is_forced, final_states.get(status.records.job_id, "")) for status in candidates}
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Train one run: `galaxyhpc train`, by hand what Slurm does; see `jobs.train`."""
+"""Train one run: `galaxyhpc train`, the job that Slurm runs; see `jobs.train`."""
 
 import sys
 

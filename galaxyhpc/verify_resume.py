@@ -175,19 +175,19 @@ def _create_run(folder: Path, name: str, config: RunConfig, template: RunDir | N
 def _inject_fault(run: RunDir, config: RunConfig, fault: str, step: int, fraction: float) -> int:
     """Interrupt a training a fraction of a step after a step; return the last step that is known to be done."""
     signal_number = getattr(signal, f"SIG{fault.split()[0]}")
-    in_save = fault == "KILL in a save"
+    is_during_save = fault == "KILL in a save"
     for _ in range(MAX_TRIES):
         with _start_processes(run, config) as group:
             _wait_until(run, group, partial(_has_reached_step, run, "step_", step - 1))
             step_start = time.monotonic()
-            _wait_until(run, group, partial(_has_reached_step, run, ".step_" if in_save else "step_", step))
-            time.sleep(0.0 if in_save else fraction * (time.monotonic() - step_start))
+            _wait_until(run, group, partial(_has_reached_step, run, ".step_" if is_during_save else "step_", step))
+            time.sleep(0.0 if is_during_save else fraction * (time.monotonic() - step_start))
             os.killpg(group[0].pid, signal_number)
             statuses = {process.wait(STALL_TIMEOUT_SECONDS) for process in group}
         expected_status = -signal_number if signal_number == signal.SIGKILL else EXIT_INCOMPLETE
         if run.best_file.exists() or statuses != {expected_status}:
             raise _make_error(run, f"{fault} at step {step} or later: the exit statuses are {statuses}")
-        if not in_save or _get_latest_step(run, ".step_") > _get_latest_step(run, "step_"):
+        if not is_during_save or _get_latest_step(run, ".step_") > _get_latest_step(run, "step_"):
             return max(_get_latest_step(run, ".step_"), _get_latest_step(run, "step_"))
         step = _get_latest_step(run, "step_") + 1  # the save ended before the signal arrived
     raise _make_error(run, f"{MAX_TRIES} signals all arrived after the end of the save")
@@ -221,13 +221,13 @@ def _wait_until(run: RunDir, processes: Processes, is_reached: Callable[[], bool
     TrialError
         A process ended first, or no checkpoint was saved for too long.
     """
-    latest_step, since = -1, time.monotonic()
+    latest_step, last_step_time = -1, time.monotonic()
     while not is_reached():
         if any(process.poll() not in (None, 0) for process in processes):
             raise _make_error(run, "a process failed")
         if (step := _get_latest_step(run, "step_")) != latest_step:
-            latest_step, since = step, time.monotonic()
-        if time.monotonic() - since > STALL_TIMEOUT_SECONDS:
+            latest_step, last_step_time = step, time.monotonic()
+        if time.monotonic() - last_step_time > STALL_TIMEOUT_SECONDS:
             raise _make_error(run, f"no step within {STALL_TIMEOUT_SECONDS} s")
         if all(process.poll() == 0 for process in processes) and not is_reached():
             raise _make_error(run, "the training ended before it could be interrupted")
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (VerifyInputError, RunDirError, OSError) as error:
         print_error(error)
         return 2
-    kept = f"the trials are kept in {folder}"
+    folder_note = f"the trials are kept in {folder}"
     try:
         with _show_progress(console) as report:
             results = run_trials(config, folder, options.seed, FAULTS, report)
@@ -294,13 +294,13 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(folder)
         return 2
     except (TrialError, checkpoint.CheckpointError, OSError) as error:
-        print(f"{error}\n{kept}", file=sys.stderr)
+        print(f"{error}\n{folder_note}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         shutil.rmtree(folder)
         return 130
     if any(result.difference for result in results):
-        console.print(f"the resume is NOT exact; {kept}", soft_wrap=True)
+        console.print(f"the resume is NOT exact; {folder_note}", soft_wrap=True)
         return 1
     console.print("the resume is exact: all bits are those of the uninterrupted training")
     shutil.rmtree(folder)

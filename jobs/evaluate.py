@@ -1,6 +1,6 @@
 """Evaluate one run, `python -m jobs.evaluate runs/SWEEP/RUN_ID`, or every trained run of a sweep, `... runs/SWEEP`.
 
-`--share 3/8` evaluates the fourth of eight shares of a sweep's runs (counted from 0), for sbatch arrays.
+`--share 3/8` evaluates the fourth of eight parts of a sweep's runs (counted from 0), for sbatch arrays.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluate the runs on the command line; return 1 where an evaluation failed."""
     parser = argparse.ArgumentParser(prog="galaxyhpc evaluate", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID or runs/SWEEP")
-    parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of the runs")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="part I of N of the runs, counted from 0")
     options = parser.parse_args(arguments)
     try:
         share, num_shares = map(int, options.share.split("/"))

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_error(error)
         return 2
     except ValueError:
-        print(f"{sanitize(str(path))}: got no run or several; expected runs/SWEEP/RUN_ID", file=sys.stderr)
+        print(f"{sanitize(str(path))}: expected one run: runs/SWEEP/RUN_ID", file=sys.stderr)
         return 2
     try:
         TrainJob(str(run.path))()

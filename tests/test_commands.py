@@ -98,6 +98,19 @@ def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) ->
     assert call(tmp_path, script).returncode == 2 and call(tmp_path, script, "--version").stdout.startswith("galaxyhpc")
 
 
+@pytest.mark.parametrize(
+    "verb",
+    slow_unless(
+        ["status", "verify_resume"],
+        ["status", "cancel", "retry", "train", "evaluate", "aggregate", "export", "inspect", "fsck", "verify_resume"],
+    ),
+)
+def test_a_run_that_does_not_exist_is_an_error_without_a_traceback(verb: str, script: Path, tmp_path: Path) -> None:
+    more = ["--failed"] if verb == "retry" else ["out"] if verb == "export" else []
+    answer = call(tmp_path, script, verb, "runs/none", *more)
+    assert answer.returncode == 2 and "runs/none" in answer.stderr and "Traceback" not in answer.stderr, answer.stderr
+
+
 def test_neither_the_help_nor_the_package_loads_what_is_not_asked_for() -> None:
     code = "import sys; from galaxyhpc.__main__ import main; main(['--help']); print(*sys.modules)"
     loaded = call(ROOT, "-c", code).stdout.splitlines()[-1].split()

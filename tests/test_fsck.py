@@ -104,8 +104,8 @@ def check(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 def test_a_finished_sweep_is_sound(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output = check(sweep, capsys)
-    assert status == 0 and f"{SEEDS + 1} sound, 0 damaged" in output  # the split has a row of its own
-    assert output.count("2/2 4 sound") == SEEDS and "note" not in output
+    assert status == 0 and f"{SEEDS + 1} valid, 0 damaged" in output  # the split has a row of its own
+    assert output.count("2/2 4 valid") == SEEDS and "note" not in output
 
 
 def flip_bit(path: Path) -> None:
@@ -149,28 +149,28 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
     ),
     "best missing": (
         lambda run: run.best_file.unlink(),
-        ("best.pt: it is missing", "resumes from step 4; nothing is lost"),
+        ("best.pt: missing", "resumes from step 4; nothing is lost"),
     ),
     "best truncated": (
         lambda run: os.truncate(run.best_file, 500),
         ("best.pt: ", "remove it and rerun launch, which resumes from step 4"),
     ),
     "best of another network": (write_other_network, ("got shape", "expected (")),
-    "best with other weights": (write_other_weights, ("results.csv: of other weights", "measures it again")),
+    "best with other weights": (write_other_weights, ("results.csv: made with other weights", "evaluates again")),
     "best of another run": (
         lambda run: torch.save({"model": {}, "epoch": 0, "run_id": "C8-s0"}, run.best_file),
-        ("best.pt: it is of run C8-s0",),
+        ("best.pt: belongs to run C8-s0",),
     ),
     "results torn": (
         lambda run: os.truncate(run.results_file, 200),
-        ("results.csv: ignored: corrupt", "measures it again"),
+        ("results.csv: ignored: corrupt", "evaluates again"),
     ),
     "results missing": (lambda run: run.results_file.unlink(), ("results.csv: missing", "evaluated")),
     "predictions torn": (lambda run: os.truncate(run.predictions_file, 3000), ("predictions.h5: ignored: corrupt",)),
     "config missing": (lambda run: run.config_file.unlink(), ("config.json: ", "rerun launch, which rewrites it")),
     "config of another run": (
         lambda run: replace_text(run.config_file, '"seed":0}', '"seed":7}'),
-        ("it is of run C4",),
+        ("belongs to run C4",),
     ),
     "split rewritten": (
         lambda run: replace_text(run.sweep_dir / "split.csv", ",test\n", ",train\n"),
@@ -191,7 +191,7 @@ def test_damage_is_found_and_what_to_do_is_said(
     inflict, expected = DAMAGES[damage]
     inflict(run)
     status, output = check(sweep, capsys)
-    assert status == 1 and f"{SEEDS} sound, 1 damaged" in output
+    assert status == 1 and f"{SEEDS} valid, 1 damaged" in output
     for text in expected:
         assert text in output
 
@@ -266,7 +266,7 @@ def test_hostile_content_is_damage_like_any_other(
 ) -> None:
     HOSTILE[name](run)
     status, output = check(sweep, capsys)
-    assert status == 1 and f"{SEEDS} sound, 1 damaged" in output and "\x1b" not in output
+    assert status == 1 and f"{SEEDS} valid, 1 damaged" in output and "\x1b" not in output
     assert not Path("/tmp/owned").exists()
 
 

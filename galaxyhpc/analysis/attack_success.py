@@ -39,7 +39,7 @@ def compute_success_rates(attacks: Mapping[str, Sequence[AttackResults]], budget
     kinds = {(a.spec.population, a.spec.iterations, a.spec.fingerprint) for a in all_attacks}
     if len(kinds) > 1:
         texts = [f"{p} candidates, {i} iterations, galaxies {data[:12]}" for p, i, data in sorted(kinds)]
-        raise AttackError(f"one-pixel attack: got several kinds: {'; '.join(texts)}; expected one")
+        raise AttackError(f"one-pixel attack: got different settings: {'; '.join(texts)}; expected one")
     common = set.intersection(*(set(attack.table["row"]) for attack in all_attacks)) if all_attacks else set()
     rows = []
     for label, runs in attacks.items():
@@ -56,8 +56,8 @@ def compute_success_rates(attacks: Mapping[str, Sequence[AttackResults]], budget
 def _compute_rate(tables: Sequence[pd.DataFrame], budget: int) -> dict[str, Any]:
     """Return the row of one network, one set and one budget, from a table per seed."""
     sizes = np.array([len(table) for table in tables], dtype=float)
-    fooled = np.array([(table["success"] & (table["queries"] <= budget)).sum() for table in tables], dtype=float)
-    rate = float((fooled / sizes).mean()) if sizes.all() else np.nan
+    num_successes = np.array([(table["success"] & (table["queries"] <= budget)).sum() for table in tables], dtype=float)
+    rate = float((num_successes / sizes).mean()) if sizes.all() else np.nan
     n = round(sizes.mean())
     successes = round(rate * n) if sizes.all() else 0
     low, high = clopper_pearson(successes, n)

@@ -78,10 +78,10 @@ def summarise_seeds(sweep: CollectedSweep, metrics_table: pd.DataFrame) -> pd.Da
     """Compute mean and spread over seeds for every network and planned pair, measured or not."""
     keys = ["label", "condition", "severity"]
     runs = pd.concat([metrics_table[[*keys, *ALL_METRICS]], _average_rotations(sweep, metrics_table)])
-    over_seeds = runs.groupby(keys)[ALL_METRICS].mean().drop(columns="accuracy")
-    over_seeds = over_seeds.join(runs.groupby(keys)["accuracy"].agg(["count", "mean", "std"]))
+    seed_statistics = runs.groupby(keys)[ALL_METRICS].mean().drop(columns="accuracy")
+    seed_statistics = seed_statistics.join(runs.groupby(keys)["accuracy"].agg(["count", "mean", "std"]))
     planned = pd.MultiIndex.from_tuples(_list_planned_conditions(sweep), names=keys)
-    summary = over_seeds.reindex(planned).reset_index()
+    summary = seed_statistics.reindex(planned).reset_index()
     summary = summary.rename(columns={"count": "seeds_done", "mean": "accuracy_mean", "std": "accuracy_std"})
     network = sweep.plan.drop_duplicates("label")[["label", *NETWORK_COLUMNS, "data"]]
     network = network.assign(seeds_planned=network["label"].map(sweep.plan["label"].value_counts()))
@@ -146,8 +146,8 @@ def find_reference_networks(networks: pd.DataFrame) -> dict[str, str]:
     columns = ["settings", "image_size", "width", "scale"]
     references = {}
     for network in networks.to_dict("records"):
-        same = cnns[(cnns[columns] == [network[name] for name in columns]).all(axis=1)]
-        candidates = same if len(same) == 1 else cnns
+        matching_cnns = cnns[(cnns[columns] == [network[name] for name in columns]).all(axis=1)]
+        candidates = matching_cnns if len(matching_cnns) == 1 else cnns
         if len(candidates) == 1:
             references[network["label"]] = str(candidates["label"].iloc[0])
     return references

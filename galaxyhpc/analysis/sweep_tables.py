@@ -54,7 +54,7 @@ def add_prediction_tables(tables: Tables, predictions: uncertainty.SweepPredicti
     references = summary.find_reference_networks(tables.networks)
     errors, means = uncertainty.compute_corruption_errors(networks, references)
     if len(tables.networks) > len(references):
-        predictions.notes.append("No mean corruption error where there is not exactly one conventional CNN to compare.")
+        predictions.notes.append("No mean corruption error without exactly one conventional CNN as the reference.")
     recalls = uncertainty.make_recall_interval_table(networks)
     tables = replace(
         tables,
@@ -98,4 +98,4 @@ def list_unplanned_runs(sweep_dir: Path, sweep: CollectedSweep) -> list[str]:
     """Name runs in the directory that are not in the plan."""
     unplanned = sorted({path.parent.name for path in sweep_dir.glob("*/config.json")} - set(sweep.plan["run_id"]))
     more = f" and {len(unplanned) - MAX_LISTED_RUNS} more" if len(unplanned) > MAX_LISTED_RUNS else ""
-    return [f"Not in the plan and left out: {', '.join(unplanned[:MAX_LISTED_RUNS])}{more}."] if unplanned else []
+    return [f"Not in the plan, ignored: {', '.join(unplanned[:MAX_LISTED_RUNS])}{more}."] if unplanned else []

@@ -304,18 +304,18 @@ def find_hardest_galaxies(networks: Iterable[NetworkPredictions], max_galaxies: 
     row (in the data file), truth, predicted (the most frequent wrong class), fraction_wrong (of all runs)
     """
     columns = ["row", "truth", "predicted", "fraction_wrong"]
-    with_clean = [network for network in networks if network.clean_predictions]
-    if not with_clean:
+    measured_networks = [network for network in networks if network.clean_predictions]
+    if not measured_networks:
         return pd.DataFrame(columns=columns)
-    rows, truth = with_clean[0].rows, with_clean[0].labels.astype(np.int64)
+    rows, truth = measured_networks[0].rows, measured_networks[0].labels.astype(np.int64)
     galaxies = np.arange(len(truth))
-    votes = np.zeros((len(truth), 10), np.int64)
-    for network in with_clean:
+    num_predicted = np.zeros((len(truth), 10), np.int64)
+    for network in measured_networks:
         for predicted in network.clean_predictions.values():
-            votes[galaxies, predicted] += 1
-    fraction_wrong = 1 - votes[galaxies, truth] / votes.sum(axis=1)
-    votes[galaxies, truth] = -1
+            num_predicted[galaxies, predicted] += 1
+    fraction_wrong = 1 - num_predicted[galaxies, truth] / num_predicted.sum(axis=1)
+    num_predicted[galaxies, truth] = -1
     hardest = np.argsort(-fraction_wrong, kind="stable")[:max_galaxies]
     hardest = hardest[fraction_wrong[hardest] > 0]
-    values = (rows[hardest], truth[hardest], votes[hardest].argmax(axis=1), fraction_wrong[hardest])
+    values = (rows[hardest], truth[hardest], num_predicted[hardest].argmax(axis=1), fraction_wrong[hardest])
     return pd.DataFrame(dict(zip(columns, values, strict=True)))

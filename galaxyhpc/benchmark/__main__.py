@@ -178,7 +178,7 @@ def _make_cases(options: argparse.Namespace) -> list[Case]:
     if options.batch is not None and options.batch < 2:
         raise BenchmarkError(f"--batch: got {options.batch}; expected 2 or more, for batch normalisation")
     if not is_exact_image_size(options.size, "steerable_cnn"):
-        raise BenchmarkError(f"--size: got {options.size}; expected 33, 65, 127, 129, 255, 257 and the like")
+        raise BenchmarkError(f"--size: got {options.size}; expected 33, 64k - 1 or 64k + 1 px")
     if not 0 < options.scale <= 4:
         raise BenchmarkError(f"--scale: got {options.scale:g}; expected above 0, at most 4")
     if not options.groups:

@@ -102,11 +102,11 @@ def _make_record(model: ModelConfig, network: JsonDict, times: NetworkTimes, mac
     seconds = (
         times.training_seconds + times.optimizer_seconds / network["batch"] + validation_ratio * times.inference_seconds
     )
-    on_gpu = machine["device"] == "cuda"
+    uses_gpu = machine["device"] == "cuda"
     num_multiply_adds = _get_network_profile(model, network["size"]).multiply_adds
     return TimingRecord(
-        machine["name"] if on_gpu else "cpu",
-        run_cost.estimate_prior_seconds(num_multiply_adds, config, on_gpu),
+        machine["name"] if uses_gpu else "cpu",
+        run_cost.estimate_prior_seconds(num_multiply_adds, config, uses_gpu),
         seconds,
     )
 
@@ -160,7 +160,7 @@ def _forecast_run(config: RunConfig, benchmark: BenchmarkResults) -> RunForecast
     return RunForecast(config, False, run_cost.estimate_run_time(config, network, models))
 
 
-def _predict_from_times(config: RunConfig, times: NetworkTimes, on_gpu: bool) -> RunTimeEstimate:
+def _predict_from_times(config: RunConfig, times: NetworkTimes, uses_gpu: bool) -> RunTimeEstimate:
     data, count = config.data, count_galaxies(config)
     num_images = int(count * get_training_fraction(config))
     batch_size = min(config.train.batch_size, num_images)
@@ -172,7 +172,7 @@ def _predict_from_times(config: RunConfig, times: NetworkTimes, on_gpu: bool) ->
     num_predictions = count * data.test_fraction * len(list_severity_pairs(config.evaluate.conditions))
     corruption_seconds = (
         run_cost.GPU_CORRUPTION_SECONDS_PER_IMAGE
-        if on_gpu
+        if uses_gpu
         else run_cost.CORE_CORRUPTION_SECONDS_PER_PIXEL * data.image_size**2
     )
     return RunTimeEstimate(

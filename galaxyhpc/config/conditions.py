@@ -74,11 +74,11 @@ CONDITIONS = {
     "psf_gaussian": Condition(_SEEING_FWHM_ARCSEC, "arcsec FWHM", "blurred by a Gaussian"),
     "psf_moffat": Condition(_SEEING_FWHM_ARCSEC, "arcsec FWHM", "blurred by a Moffat profile, which has wings"),
     "downsample": Condition(
-        _number_severities(0.75, 0.5, 0.375, 0.25, 0.2), "of the pixels a side", "fewer pixels, averaged"
+        _number_severities(0.75, 0.5, 0.375, 0.25, 0.2), "of the pixels per side", "fewer pixels, averaged"
     ),
     "downsample_bilinear": Condition(
         _number_severities(0.75, 0.5, 0.25),
-        "of the pixels a side",
+        "of the pixels per side",
         "fewer pixels, interpolated bilinearly as in the study",
     ),
     "bad_pixels": Condition(

@@ -1,6 +1,6 @@
 """The networks of the study (arXiv:2311.01500) by the names its code gave them: each a set of model settings.
 
-`model.preset: d4resnet18` in a sweep stands for the settings below. Settings beside it win. The e2wrn networks are
+`model.preset: d4resnet18` in a sweep is replaced by the settings below; explicit settings win. The e2wrn networks are
 those of Weiler and Cesa (2019, arXiv:1911.08251).
 """
 

@@ -142,15 +142,15 @@ class SettingParser:
 
     def build_run_config(self, settings: Settings, location: SourceLocation, seed: int) -> RunConfig | None:
         """Build a run; settings that do not fit together are reported, as far as invalid values allow."""
-        broken = {key.partition(".")[0] for key, entry in settings.items() if not entry.is_valid}
-        if not broken <= RunConfig.model_fields.keys():  # nobody knows what was meant
+        bad_sections = {key.partition(".")[0] for key, entry in settings.items() if not entry.is_valid}
+        if not bad_sections <= RunConfig.model_fields.keys():  # nobody knows what was meant
             return None
-        usable = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in broken}
-        values = {**_nest_settings(usable, _PLACEHOLDER_MODEL if "model" in broken else {}), "seed": seed}
+        valid_settings = {key: entry for key, entry in settings.items() if key.partition(".")[0] not in bad_sections}
+        values = {**_nest_settings(valid_settings, _PLACEHOLDER_MODEL if "model" in bad_sections else {}), "seed": seed}
         errors = _collect_errors(values)
         for error in errors:
-            self.errors.add(*_format_error(error, usable, location))
-        return None if broken or errors else RunConfig.model_validate(values)
+            self.errors.add(*_format_error(error, valid_settings, location))
+        return None if bad_sections or errors else RunConfig.model_validate(values)
 
 
 def _describe_unknown(key: str) -> str:
@@ -178,7 +178,7 @@ def merge(*layers: Settings) -> Settings:
 
 
 def _expand_preset(layer: Settings) -> Settings:
-    """Replace a preset by its settings; those written beside it win."""
+    """Replace a preset by its settings; explicit settings win."""
     if PRESET_KEY not in layer or not layer[PRESET_KEY].is_valid:
         return layer
     preset = layer[PRESET_KEY]
@@ -236,10 +236,10 @@ def _format_error(error: ErrorDetails, settings: Settings, location: SourceLocat
             return _get_item(entry, error).location, key, f"got {format_value(error['input'])}; expected {expected}"
     section = "".join(f"{part}." for part in path)
     keys = [key for key in settings if key.startswith(section)]
-    mentioned = [key for key in keys if re.search(rf"\b{key.rpartition('.')[2]}\b", message)] or keys
-    if not mentioned:
+    mentioned_keys = [key for key in keys if re.search(rf"\b{key.rpartition('.')[2]}\b", message)] or keys
+    if not mentioned_keys:
         return location, section.rstrip("."), f"got nothing; {message}"
-    key = mentioned[-1]
+    key = mentioned_keys[-1]
     value = get_value(settings, key)
     return settings[key].location, key, f"got {format_value(value)}; {message.removeprefix(f'{key} {value} is ')}"
 

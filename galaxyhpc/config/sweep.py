@@ -249,8 +249,8 @@ class _SweepParser:
                 self.errors.add_unexpected(value, f"{label}.{key}", "the settings a preset stands for", "a preset")
                 continue
             items = value.value if isinstance(value.value, list) else None
-            takes_list = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them
-            is_any_of = items is not None and (not takes_list or all(isinstance(item.value, list) for item in items))
+            is_tuple = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them
+            is_any_of = items is not None and (not is_tuple or all(isinstance(item.value, list) for item in items))
             alternatives = self._read_axis(key, value) if is_any_of else [self.parser.validate(key, value)]
             match_values[key] = [alternative.to_python() for alternative in alternatives]
         return match_values if len(self.errors.errors) == num_errors else {}
@@ -263,21 +263,21 @@ class _SweepParser:
         A rule that matches only before or only after --set counts as used: --set must not make a good file a bad one.
         """
         selected: list[tuple[_Point, Settings]] = []
-        used: set[int] = set()
+        used_rule_ids: set[int] = set()
         for point in points:
             settings = merge(point.settings, self.override_settings)
             excludes_before = [exclude for exclude in excludes if exclude.matches(point.settings)]
             excludes_after = [exclude for exclude in excludes if exclude.matches(settings)]
-            used.update(map(id, (*excludes_before, *excludes_after)))
+            used_rule_ids.update(map(id, (*excludes_before, *excludes_after)))
             for rule in rules:
                 matches = not excludes_after and rule.matches(settings)
                 if matches or (not excludes_before and rule.matches(point.settings)):
-                    used.add(id(rule))
+                    used_rule_ids.add(id(rule))
                 if matches:
                     settings = merge(settings, rule.settings)
             if not excludes_after:
                 selected.append((point, merge(settings, self.override_settings)))
-        return selected, used
+        return selected, used_rule_ids
 
     def _deduplicate_points(self, selected: list[tuple[_Point, Settings]], seed: int) -> list[RunConfig]:
         """Return each run once. Points that --set made equal are one; points that were equal before are an error."""
@@ -288,14 +288,14 @@ class _SweepParser:
             config = self.parser.build_run_config(settings, point.location, seed)
             if config is None:
                 continue
-            other, _ = first.setdefault(config.run_id, (point, config))
-            if other is not point and all(
-                get_value(other.settings, key) == get_value(point.settings, key) for key in override_keys
+            first_point, _ = first.setdefault(config.run_id, (point, config))
+            if first_point is not point and all(
+                get_value(first_point.settings, key) == get_value(point.settings, key) for key in override_keys
             ):
-                duplicates.setdefault((other.location, point.location), []).append(config.run_id)
+                duplicates.setdefault((first_point.location, point.location), []).append(config.run_id)
         for (original, location), names in duplicates.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.errors.add(location, "blocks", f"duplicate run, first at {original} ({names[0]}{more})")
+            others_text = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.errors.add(location, "blocks", f"duplicate run, first at {original} ({names[0]}{others_text})")
         return [config for _, config in first.values()]
 
     def _read_name(self, entry: Entry) -> str:
@@ -338,8 +338,8 @@ def _dump_resolved(name: str, overrides: list[str], configs: list[RunConfig], se
     shared = {key: all(point[key] == points[0][key] for point in points) for key in DEFAULTS}
     base: dict[str, Any] = {}
     for key in filter(shared.get, DEFAULTS):
-        section, _, rest = key.partition(".")
-        base.setdefault(section, {})[rest] = points[0][key]
-    own = [{key: value for key, value in point.items() if not shared[key]} for point in points]
-    parts = {"name": name, "overrides": overrides, "base": base, "blocks": [{"points": own}], "seeds": seeds}
+        section, _, name_in_section = key.partition(".")
+        base.setdefault(section, {})[name_in_section] = points[0][key]
+    own_settings = [{key: value for key, value in point.items() if not shared[key]} for point in points]
+    parts = {"name": name, "overrides": overrides, "base": base, "blocks": [{"points": own_settings}], "seeds": seeds}
     return dump_yaml(parts)

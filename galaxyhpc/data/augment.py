@@ -45,8 +45,8 @@ def make_sampling_grid(maps: Tensor, side: int) -> Tensor:
     In memory all x lie together, and all y: sums and sampling run along rows of pixels.
     """
     centres = (2.0 * torch.arange(side, device=maps.device) + 1.0) / side - 1.0
-    by_column, by_row = maps[:, :, :1] * centres, maps[:, :, 1:2] * centres + maps[:, :, 2:]
-    return (by_column[:, :, None] + by_row[..., None]).permute(0, 2, 3, 1)
+    column_terms, row_terms = maps[:, :, :1] * centres, maps[:, :, 1:2] * centres + maps[:, :, 2:]
+    return (column_terms[:, :, None] + row_terms[..., None]).permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=2)
@@ -71,9 +71,9 @@ def resample(images: Tensor, maps: Tensor) -> Tensor:
 
 def _can_use_cpp(images: Tensor, maps: Tensor) -> bool:
     """Whether these are square uint8 images on a CPU, with one map each."""
-    shapes_fit = images.dim() == 4 and images.shape[2] == images.shape[3] > 1 and maps.shape == (len(images), 2, 3)
-    dtypes_fit = (images.dtype, maps.dtype) == (torch.uint8, torch.float32) and not maps.requires_grad
-    return shapes_fit and dtypes_fit and images.device.type == maps.device.type == "cpu"
+    is_valid_shape = images.dim() == 4 and images.shape[2] == images.shape[3] > 1 and maps.shape == (len(images), 2, 3)
+    is_valid_dtype = (images.dtype, maps.dtype) == (torch.uint8, torch.float32) and not maps.requires_grad
+    return is_valid_shape and is_valid_dtype and images.device.type == maps.device.type == "cpu"
 
 
 def _resample_cpp(library: CDLL, images: Tensor, maps: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def _convert_and_open(source: Path, image_size: int, cache: Path) -> Galaxies:
     with _temporary_directory(directory) as temporary:
         convert(source, image_size, temporary)
         if _get_cache_directory(source, image_size, cache) != directory:
-            raise DataError(f"{source}: changed while it was converted; start again when it is complete")
+            raise DataError(f"{source}: changed during the conversion; rerun when the file is complete")
         shutil.rmtree(directory, ignore_errors=True)  # a damaged one
         os.replace(temporary, directory)
         fsync(cache)

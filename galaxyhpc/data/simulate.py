@@ -109,12 +109,12 @@ def _observe(rng: Generator, light: Float32Array, grid: Grid) -> Float32Array:
     light = _blur(light, grid.pixel_arcsec, rng.lognormal(math.log(1.2), 0.1))
     pixel_ratio = DECALS_PIXEL_ARCSEC / grid.pixel_arcsec
     noise = rng.standard_normal((4, *light.shape[1:]), np.float32)
-    shot = np.sqrt(np.maximum(light, 0) / ELECTRONS_PER_NANOMAGGIE) * noise[:3]
+    shot_noise = np.sqrt(np.maximum(light, 0) / ELECTRONS_PER_NANOMAGGIE) * noise[:3]
     grey = ndimage.gaussian_filter(noise[3], 0.12 / grid.pixel_arcsec, truncate=3.0)
     coloured = ndimage.gaussian_filter(noise[:3], (0, 0.4 / grid.pixel_arcsec, 0.4 / grid.pixel_arcsec), truncate=3.0)
     coloured *= np.array([2.7, 1.6, 1.8], np.float32)[:, None, None] * rng.lognormal(0, 0.3)
     sky = SKY_NOISE * rng.lognormal(0, 0.25) * (grey + coloured) / BAND_SCALES
-    observed: Float32Array = light + (sky + shot) * pixel_ratio
+    observed: Float32Array = light + (sky + shot_noise) * pixel_ratio
     return observed
 
 

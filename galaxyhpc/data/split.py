@@ -1,6 +1,6 @@
 """The division of galaxies into train, validation and test: arrays in, a table out; no files.
 
-What shares sky or pixels stays together: connected components of galaxies nearer than `link_arcsec`, or with
+Galaxies that share sky or pixels stay together: connected components of galaxies nearer than `link_arcsec`, or with
 identical pixels, are divided, and not galaxies. Of the 17,736 published ones 236 pairs of frames overlap, and 59
 pairs are the same galaxy under two labels.
 """

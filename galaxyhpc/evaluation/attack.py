@@ -124,8 +124,8 @@ def score(target: Target, candidates: Tensor, on_queries: QueryCallback) -> tupl
         logits = target.query(target.image_indices[galaxies], pixels[batch]).double()
         truth = target.labels[galaxies, None]
         scores.append(logits.log_softmax(1).gather(1, truth)[:, 0])
-        best, wrong = logits.scatter(1, truth, -torch.inf).max(1)
-        classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > MIN_LOGIT_MARGIN, wrong, truth[:, 0]))
+        best, wrong_class = logits.scatter(1, truth, -torch.inf).max(1)
+        classes.append(torch.where(best - logits.gather(1, truth)[:, 0] > MIN_LOGIT_MARGIN, wrong_class, truth[:, 0]))
         if not on_queries(len(batch)):
             return None
     return torch.cat(scores).view(-1, count), torch.cat(classes).view(-1, count)

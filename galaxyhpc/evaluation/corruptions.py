@@ -217,9 +217,9 @@ def cosmic_rays(images: Tensor, num_streaks: float, draw: DrawFn, survey: Survey
         )
         dx = pixels - (x * size - 0.5).to(images.dtype)[:, None, None]
         dy = pixels[:, None] - (y * size - 0.5).to(images.dtype)[:, None, None]
-        beyond_end = ((dx * right + dy * down).abs() - half_length).clamp(min=0.0)
-        light = (1.0 - torch.hypot(dy * right - dx * down, beyond_end)).clamp(min=0.0)
-        result[batch_indices, (3 * band).long()] += light * (0.5 + 0.5 * peak).to(images.dtype)[:, None, None]
+        distance_past_end = ((dx * right + dy * down).abs() - half_length).clamp(min=0.0)
+        profile = (1.0 - torch.hypot(dy * right - dx * down, distance_past_end)).clamp(min=0.0)
+        result[batch_indices, (3 * band).long()] += profile * (0.5 + 0.5 * peak).to(images.dtype)[:, None, None]
     return result.clamp(max=1.0)
 
 
@@ -252,9 +252,9 @@ def star(images: Tensor, peak: float, draw: DrawFn, survey: Survey) -> Tensor:
     Its FWHM is SEEING_FWHM_ARCSEC and the width of a pixel added in quadrature. Its position, at a distance within
     STAR_DISTANCE_RANGE, and its colour are random.
     """
-    size, (area_fraction, turn, colour) = images.shape[-1], draw(3).unbind(1)
+    size, (area_fraction, angle_fraction, colour) = images.shape[-1], draw(3).unbind(1)
     inner, outer = STAR_DISTANCE_RANGE
-    radius, angle = (inner**2 + area_fraction * (outer**2 - inner**2)).sqrt() * size, 2 * np.pi * turn
+    radius, angle = (inner**2 + area_fraction * (outer**2 - inner**2)).sqrt() * size, 2 * np.pi * angle_fraction
     positions = torch.arange(size, device=images.device) - (size - 1) / 2
     dx, dy = positions - (radius * angle.cos())[:, None], positions - (radius * angle.sin())[:, None]
     width = psf.fwhm_to_moffat_gamma(np.hypot(SEEING_FWHM_ARCSEC / survey.pixel_scale_arcsec, 1.0), STAR_MOFFAT_BETA)

@@ -153,11 +153,11 @@ def evaluate(run: RunDir, stop: StopSignal) -> bool:
     console = Console()
     if not evaluate_conditions(run, context, run_logits, missing, stop, console):
         return False
-    with_temperature = add_temperature(context, run_logits, stop) if run_logits.temperature is None else run_logits
-    if with_temperature is None:
+    calibrated = add_temperature(context, run_logits, stop) if run_logits.temperature is None else run_logits
+    if calibrated is None:
         return False
-    if with_temperature is not run_logits or not missing:  # results.csv lacks the scaled counts
-        results.save(run, with_temperature)
+    if calibrated is not run_logits or not missing:  # results.csv lacks the scaled counts
+        results.save(run, calibrated)
     if not attack.is_finished(run, config.evaluate.attack, run_logits.weights):
         should_stop_attack = partial(should_stop, stop)
         if not attack.attack_run(

@@ -63,7 +63,7 @@ def convolve_psf(images: Tensor, kernel: NDArray[np.float64]) -> Tensor:
     Any device; the dtype stays.
     """
     size, radius = images.shape[-1], len(kernel) // 2
-    waves = np.cos(np.pi / size * np.outer(np.arange(size), np.arange(-radius, radius + 1)))
-    response = torch.from_numpy(waves @ kernel @ waves.T).to(images.device)
+    cosines = np.cos(np.pi / size * np.outer(np.arange(size), np.arange(-radius, radius + 1)))
+    response = torch.from_numpy(cosines @ kernel @ cosines.T).to(images.device)
     dct = torch.from_numpy(make_dct_matrix(size)).to(images.device)
     return (dct.T @ (dct @ images.double() @ dct.T * response) @ dct).to(images.dtype)

@@ -79,7 +79,7 @@ def save(run: RunDir, run_logits: RunLogits) -> None:
     """Write both files of a run, replacing earlier ones."""
     previous = read_counts(run)
     if previous is not None and not _is_same_source(previous, run_logits):
-        run.results_file.unlink(missing_ok=True)  # if killed below, these counts would be of other weights
+        run.results_file.unlink(missing_ok=True)  # if killed below, these counts would belong to other weights
     with atomic_write(run.predictions_file) as temporary:
         _write_predictions(temporary, run, run_logits)
     write_text(run.results_file, _make_table(run, run_logits).to_csv(index=False))
@@ -96,10 +96,10 @@ def load(run: RunDir, weights: str | None = None, fingerprint: str | None = None
     shared_fields, logits = stored
     run_logits = RunLogits(**shared_fields, logits=logits)
     if not _is_same_source(table, run_logits):
-        log.warning("%s: not made from predictions.h5 beside it; measuring afresh", run.results_file)
+        log.warning("%s: does not match predictions.h5; evaluating again", run.results_file)
         return None
     if weights not in (None, run_logits.weights) or fingerprint not in (None, run_logits.fingerprint):
-        log.warning("%s: of other weights or other galaxies; measuring afresh", run.results_file)
+        log.warning("%s: made with other weights or other galaxies; evaluating again", run.results_file)
         return None
     consistent = {pair: logits[pair] for pair in _find_consistent_pairs(run, table, run_logits)}
     return RunLogits(**shared_fields, logits=consistent) if consistent else None

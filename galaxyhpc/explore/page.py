@@ -175,11 +175,11 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
 
 def _make_photometry_section(summary: DatasetSummary) -> Section:
     galaxies, photometry = summary.galaxies, summary.photometry
-    size, without_scatter = galaxies.images.shape[-1], int(photometry["snr"].isna().sum())
+    size, num_no_scatter = galaxies.images.shape[-1], int(photometry["snr"].isna().sum())
     field = galaxies.pixel_scale_arcsec * size
     left_out = ""
-    if without_scatter:
-        left_out = f" Left out, without scatter at the border: {_format_count(without_scatter, 'galaxy', 'galaxies')}."
+    if num_no_scatter:
+        left_out = f" Left out, without scatter at the border: {_format_count(num_no_scatter, 'galaxy', 'galaxies')}."
     paragraphs = (
         f"Measured on the mean of the three colours at {size} px. Brightness: mean in the central disc, "
         f'{APERTURE_FRACTION * field:.1f}" in radius. Background: median of a frame at the border, '
@@ -216,7 +216,7 @@ def _make_pairs_section(summary: DatasetSummary) -> Section:
     involved = len(np.unique(duplicates[["first", "second"]]))
     paragraph = (
         f"Duplicates are pairs with identical pixels or positions within {DUPLICATE_RADIUS_ARCSEC:g} arcsec; with two "
-        f'labels they conflict. Frames closer than {link:g}" show common sky: training on one leaks the other.'
+        f'labels they conflict. Frames closer than {link:g}" overlap: training on one leaks the other.'
     )
     facts = (
         ("duplicates", f"{_format_count(len(duplicates), 'pair')} of {_format_count(involved, 'galaxy', 'galaxies')}"),
@@ -273,7 +273,7 @@ def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
     duplicates, overlaps = frame[frame["duplicate"]], frame[~frame["duplicate"]]
     tables = (
         Table("Duplicates", "All pairs; rows count from 0.", duplicates, (*duplicate_columns, split_column)),
-        Table("Overlapping frames", "All pairs; none is divided.", overlaps, (*columns, split_column)),
+        Table("Overlapping frames", "All pairs; a split never separates a pair.", overlaps, (*columns, split_column)),
     )
     return tuple(table for table in tables if len(table.frame))
 

@@ -113,15 +113,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pairs, runs = parse_conditions(options.conditions), find_trained_runs(options.paths, console)
         if len(runs) == 1:
-            written = inspect_run(runs[0], pairs, options, console)
+            page_path = inspect_run(runs[0], pairs, options, console)
         else:
-            written = compare_runs(runs, pairs, options, console)
+            page_path = compare_runs(runs, pairs, options, console)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    console.print(f"{written}", soft_wrap=True)
+    console.print(f"{page_path}", soft_wrap=True)
     return 0
 
 

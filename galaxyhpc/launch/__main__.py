@@ -35,18 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
         configs = [with_absolute_paths(config, options.runs) for config in sweep.runs]
         directory = resolve_sweep_dir(options.runs, sweep.name)
         refuse_symlinks(*(directory / config.run_id for config in configs))
-        checked = check_sweep(configs, directory, options.executor)
-        configs, networks = checked.configs, checked.networks
+        checked_sweep = check_sweep(configs, directory, options.executor)
+        configs, networks = checked_sweep.configs, checked_sweep.networks
         if options.dry_run:
-            show_plan(console, directory, checked, options.max_parallel)
+            show_plan(console, directory, checked_sweep, options.max_parallel)
             return 0
-        console.print(make_symmetry_table(checked))
+        console.print(make_symmetry_table(checked_sweep))
         with FileLock(_ensure_directory(directory) / ".launch.lock", timeout=0):
             check_no_orphaned_runs(directory, configs)
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
             write_plan(text, directory, configs, networks)
-            pending_runs = find_unfinished_runs(directory, checked.by_cost_descending)
+            pending_runs = find_unfinished_runs(directory, checked_sweep.by_cost_descending)
             num_busy = len(configs) - len(pending_runs)
             console.print(f"{directory}: {len(configs)} runs, {num_busy} complete or active", soft_wrap=True)
             return dispatch(console, directory, pending_runs, options.executor, options.max_parallel, options.canary)

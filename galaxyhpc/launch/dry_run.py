@@ -80,10 +80,10 @@ def _predict_run(config: RunConfig, sweep: CheckedSweep) -> RunTimeEstimate:
 
 def make_resource_classes(pending_runs: dict[RunDir, ResourcesConfig], sweep: CheckedSweep) -> list[ResourceClass]:
     """Group unfinished runs by resources, the most expensive class first; a trained run only needs its evaluation."""
-    by_id = {config.run_id: config for config in sweep.configs}
+    configs_by_id = {config.run_id: config for config in sweep.configs}
     classes = []
     for resources, runs in slurm_executor.group_by_resources(pending_runs).items():
-        predictions = [_get_remaining(run, _predict_run(by_id[run.run_id], sweep)) for run in runs]
+        predictions = [_get_remaining(run, _predict_run(configs_by_id[run.run_id], sweep)) for run in runs]
         classes.append(ResourceClass(resources, runs, predictions))
     return sorted(classes, key=lambda resource_class: -resource_class.device_hours)
 
@@ -138,7 +138,7 @@ def _format_notes(classes: list[ResourceClass], sweep: CheckedSweep, max_paralle
     predictions = [prediction for group in classes for prediction in group.predictions]
     seconds = [prediction.training_seconds + prediction.evaluation_seconds for prediction in predictions]
     end = max(starts, default=time.time()) + compute_makespan(seconds, max_parallel)
-    when = time.strftime("%A %Y-%m-%d %H:%M", time.localtime(end))
-    how = "all runs at once" if max_parallel is None else f"{max_parallel} runs at a time, the longest first"
-    since = "the start that sbatch --test-only expects" if starts else "now"
-    yield f"expected end: {when}, assuming {how}, starting {since}"
+    end_text = time.strftime("%A %Y-%m-%d %H:%M", time.localtime(end))
+    concurrency = "all runs at once" if max_parallel is None else f"{max_parallel} runs at a time, the longest first"
+    start_text = "the start that sbatch --test-only expects" if starts else "now"
+    yield f"expected end: {end_text}, assuming {concurrency}, starting {start_text}"

@@ -51,8 +51,8 @@ class Machine:
 
     def assign_gpus(self, resources: ResourcesConfig, running_jobs: Sequence[RunningJob]) -> tuple[int, ...] | None:
         """Return the GPUs for another job, or None while it does not fit; the first job always fits."""
-        taken = {gpu for job in running_jobs for gpu in job.gpu_ids}
-        free = [gpu for gpu in self.gpu_ids if gpu not in taken]
+        gpus_in_use = {gpu for job in running_jobs for gpu in job.gpu_ids}
+        free = [gpu for gpu in self.gpu_ids if gpu not in gpus_in_use]
         num_gpus = min(resources.gpus_per_node, len(self.gpu_ids))
         if self.max_jobs is not None and len(running_jobs) >= self.max_jobs:
             return None
@@ -106,19 +106,19 @@ def _ignore_sigint() -> Iterator[None]:
 
 def run_all(pending_runs: dict[RunDir, ResourcesConfig], machine: Machine, console: Console, title: str) -> bool:
     """Train and evaluate runs in the given order under one live view; False if Ctrl-C stopped them."""
-    waiting: list[tuple[Callable[[str], TrainJob | EvaluateJob], RunDir]] = [
+    pending: list[tuple[Callable[[str], TrainJob | EvaluateJob], RunDir]] = [
         (EvaluateJob if run.best_file.exists() else TrainJob, run) for run in pending_runs
     ]
     running: list[RunningJob] = []
     with _live_view(list(pending_runs), console, title) as update_view:
         try:
-            while waiting or running:
+            while pending or running:
                 for job in [job for job in running if job.handle.done()]:
                     running.remove(job)
                     if job.is_training and job.run.best_file.exists():
-                        waiting.insert(0, (EvaluateJob, job.run))
-                while waiting and (gpus := machine.assign_gpus(pending_runs[waiting[0][1]], running)) is not None:
-                    job_type, run = waiting.pop(0)
+                        pending.insert(0, (EvaluateJob, job.run))
+                while pending and (gpus := machine.assign_gpus(pending_runs[pending[0][1]], running)) is not None:
+                    job_type, run = pending.pop(0)
                     running.append(start_job(job_type(str(run.path)), run, pending_runs[run], gpus))
                 update_view()
                 time.sleep(POLL_SECONDS)

@@ -206,17 +206,17 @@ def _check_networks(
     try:
         profiles: dict[tuple[ModelConfig, int], NetworkProfile] = {}
         symmetry_errors: dict[ModelConfig, SymmetryErrors] = {}
-        checked: set[object] = set()
+        checked_keys: set[object] = set()
         for config in {(run.model, run.data.image_size, _get_step_settings(run)): run for run in configs}.values():
             model, size = config.model, config.data.image_size
-            check, message = (smoke_test.tiny_config(model), _get_step_settings(config)), ""
+            check_key, message = (smoke_test.tiny_config(model), _get_step_settings(config)), ""
             try:
                 if (model, size) not in profiles:
                     profiles[model, size] = NetworkProfile(0, 0)
                     profiles[model, size] = profile.profile_network(model, size)
-                if check not in checked:
-                    symmetry_errors[check[0]], message = smoke_test.check_tiny_model(model, config.train)
-                checked.add(check)
+                if check_key not in checked_keys:
+                    symmetry_errors[check_key[0]], message = smoke_test.check_tiny_model(model, config.train)
+                checked_keys.add(check_key)
             except (ValueError, RuntimeError, MemoryError) as error:
                 message = f"cannot be built: {error}"
             if message:
@@ -271,11 +271,11 @@ def _estimate_cache_bytes(data: DataConfig, num_galaxies: int) -> float:
 
 def _check_disk_space(bytes_by_directory: dict[Path, float]) -> list[Problem]:
     """Compare the bytes with the free space of each file system."""
-    by_device: dict[int, list[Path]] = {}
+    directories_by_device: dict[int, list[Path]] = {}
     for directory in bytes_by_directory:
-        by_device.setdefault(os.stat(_find_existing_parent(directory)).st_dev, []).append(directory)
+        directories_by_device.setdefault(os.stat(_find_existing_parent(directory)).st_dev, []).append(directory)
     problems = []
-    for directories in by_device.values():
+    for directories in directories_by_device.values():
         total = sum(bytes_by_directory[directory] for directory in directories)
         free = shutil.disk_usage(_find_existing_parent(directories[0])).free
         if total > free:

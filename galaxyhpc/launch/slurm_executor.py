@@ -281,8 +281,8 @@ def get_array_ids(job_ids: Iterable[str]) -> list[str]:
 
 def _single_process(array: JobArray) -> JobArray:
     """Return the array that evaluates these runs: one process each, with one GPU if they have any."""
-    single = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, array.resources.gpus_per_node)}
-    return replace(array, resources=array.resources.model_copy(update=single))
+    resources = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, array.resources.gpus_per_node)}
+    return replace(array, resources=array.resources.model_copy(update=resources))
 
 
 def _make_report_resources(runs_by_resources: RunsByResources) -> ResourcesConfig:

@@ -81,7 +81,7 @@ def _import_torchvision_models() -> Any:
         torch_version, torchvision_version = torch.__version__, _get_torchvision_version()
         state = f"torchvision {torchvision_version}, which cannot be imported ({message})"
         got = f"torch {torch_version}: got {state if torchvision_version else 'no torchvision'}"
-        expected = "expected the build for this torch, which resnet18 and the like need"
+        expected = "expected the build for this torch, which torchvision models need"
         raise BaselineError(f"{got}; {expected}: {format_install_command(torch_version)}") from error
     return torchvision.models
 
@@ -153,7 +153,7 @@ def _load_weights(network: nn.Module, file: Path, architecture: str) -> None:
 
 
 def _select_body_weights(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
-    """Leave out the last layer and counts of batches; DenseNet's file of 2017 has norm.1 in the place of norm1."""
+    """Leave out the last layer and counts of batches; DenseNet's file of 2017 has norm.1 instead of norm1."""
     renamed = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", name): value for name, value in state.items()}
     head = (f"{head_name}.weight", f"{head_name}.bias")
     return {
@@ -169,12 +169,12 @@ def _get_head_name(network: nn.Module) -> str:
 def _replace_batchnorm(network: nn.Module) -> None:
     """Replace torch's batch norms by ours with the same weights and statistics."""
     for module in list(network.modules()):
-        for name, theirs in module.named_children():
-            if isinstance(theirs, nn.BatchNorm2d):
-                ours = FieldBatchNorm(theirs.num_features, eps=theirs.eps, momentum=theirs.momentum or 0.1)
-                ours.weight, ours.bias = theirs.weight, theirs.bias
-                ours.running_mean, ours.running_var = (
-                    theirs.get_buffer("running_mean"),
-                    theirs.get_buffer("running_var"),
+        for name, norm in module.named_children():
+            if isinstance(norm, nn.BatchNorm2d):
+                field_norm = FieldBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum or 0.1)
+                field_norm.weight, field_norm.bias = norm.weight, norm.bias
+                field_norm.running_mean, field_norm.running_var = (
+                    norm.get_buffer("running_mean"),
+                    norm.get_buffer("running_var"),
                 )
-                setattr(module, name, ours)
+                setattr(module, name, field_norm)

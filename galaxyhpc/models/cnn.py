@@ -1,4 +1,4 @@
-"""The conventional CNN in the study's layout: channels in the place of fields, no symmetry in the filters.
+"""The conventional CNN in the study's layout: channels instead of fields, no symmetry in the filters.
 
 It is the reference, so everything but the filters is the steerable CNN's own code. Its weights are drawn to keep the
 variance from input to output, as those of `SteerableConv`, not by PyTorch's default.

@@ -1,4 +1,4 @@
-"""Equivariant ResNets: He et al. 2016 (arXiv:1512.03385) with regular fields in the place of channels.
+"""Equivariant ResNets: He et al. 2016 (arXiv:1512.03385) with regular fields instead of channels.
 
 | part       | fields                    | depth 18: basic blocks | depth 50: bottlenecks  |
 |------------|---------------------------|------------------------|------------------------|
@@ -48,8 +48,8 @@ class ResidualBlock(nn.Module):
         sizes = [(3, stride), (3, 1)] if depth == 18 else [(1, 1), (3, stride), (1, 1)]
         counts = [in_fields, *[fields] * (len(sizes) - 1), outputs]
         layers: list[nn.Module] = []
-        for (size, step), (before, after) in zip(sizes, pairwise(counts), strict=True):
-            layers += [*_make_conv_bn(group, before, after, size, step), nn.ReLU(inplace=True)]
+        for (size, step), (num_in, num_out) in zip(sizes, pairwise(counts), strict=True):
+            layers += [*_make_conv_bn(group, num_in, num_out, size, step), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
         has_same_shape = stride == 1 and in_fields == outputs
         self.shortcut = (

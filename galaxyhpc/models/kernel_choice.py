@@ -1,6 +1,6 @@
 """The kernel choice of a run: the layers without a dense filter, chosen at the start and stored beside the weights.
 
-The kernels agree to rounding, so that a run that changed them on the way would end with other bits. `paths.json` holds
+The kernels agree to rounding, so that a run that changed them would not resume bit-for-bit. `paths.json` holds
 the choice for training and for inference, layer by layer; all processes, later starts and readers of the weights follow
 it. A run without the file, started before there was a choice, is dense.
 """
@@ -83,7 +83,7 @@ def read_choice(run: RunDir) -> dict[str, selection.KernelChoice] | None:
     except (ValueError, RecursionError):
         raise _make_error(run, "invalid JSON") from None
     if not isinstance(choice, dict) or set(choice) != set(PHASES) or not all(map(_is_valid_choice, choice.values())):
-        raise _make_error(run, "something else than true or false for each layer, in training and inference")
+        raise _make_error(run, "values other than true or false for each layer, in training and inference")
     return choice
 
 
@@ -92,7 +92,7 @@ def _is_valid_choice(value: Any) -> bool:
 
 
 def _make_error(run: RunDir, got: str) -> KernelChoiceError:
-    advice = "the file that training wrote; restore it from a copy: without it all layers are dense, with other bits"
+    advice = "the file that training wrote; restore it from a copy: without it all layers are dense"
     return KernelChoiceError(f"{get_choice_path(run)}: got {got}; expected {advice}")
 
 
@@ -102,7 +102,7 @@ def _get_phase_choice(
     if choice is None:
         return {}
     if set(choice[phase]) != set(layer_names):
-        raise _make_error(run, "other layers than the network's")
+        raise _make_error(run, "layers that differ from the network's")
     return choice[phase]
 
 
@@ -123,4 +123,4 @@ def _choose_kernels(network: nn.Module, config: RunConfig, device: torch.device)
 def _apply_choice(run: RunDir, network: nn.Module, choice: selection.KernelChoice, device: torch.device) -> None:
     if not selection.apply_choice(network, choice, device):
         missing = "no Triton" if device.type == "cuda" else "no C++ compiler"
-        log.warning("%s: %s here: all layers are dense, with other last bits", get_choice_path(run), missing)
+        log.warning("%s: %s here: all layers are dense, results differ by rounding", get_choice_path(run), missing)

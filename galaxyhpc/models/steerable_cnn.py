@@ -103,8 +103,8 @@ def compute_stem_geometry(image_size: int) -> tuple[int, int, int]:
 def build_mlp(in_features: int, num_classes: int) -> nn.Sequential:
     """Build the study's classifier, 64-32-classes."""
     layers: list[nn.Module] = []
-    for before, after in ((in_features, 64), (64, 32)):
-        layers += [nn.Linear(before, after), FieldBatchNorm(after), nn.ELU()]
+    for in_size, out_size in ((in_features, 64), (64, 32)):
+        layers += [nn.Linear(in_size, out_size), FieldBatchNorm(out_size), nn.ELU()]
     return nn.Sequential(*layers, nn.Linear(32, num_classes))
 
 

@@ -162,7 +162,7 @@ def _warn_missing_seeds(networks: pd.DataFrame) -> list[str]:
     """Name networks with missing seeds."""
     partial = networks[networks["seeds_done"] < networks["seeds_planned"]]
     columns = zip(partial["label"], partial["seeds_done"], partial["seeds_planned"], strict=True)
-    names = [f"{label} ({done} of {planned})" for label, done, planned in columns]
+    names = [f"{label} ({num_done} of {num_planned})" for label, num_done, num_planned in columns]
     return [f"Partial results: not all planned seeds are complete of {_format_list(names)}."] if names else []
 
 
@@ -226,8 +226,8 @@ def _make_provenance_section(run_details: Sequence[RunDetails], info: ReportInfo
     facts = [("data fingerprint", info.fingerprint or "no measurements yet")]
     facts += [("dates of the runs", f"{times[0]} to {times[-1]} UTC")] if times else []
     facts += [(key.replace("versions.", "version of "), _format_counts(counts)) for key, counts in values.items()]
-    mixed = [key for key in ("commit", "uncommitted") if len(values.get(key, ())) > 1]
-    warnings = ("The runs were made with different code: see below.",) if mixed else ()
+    differing_keys = [key for key in ("commit", "uncommitted") if len(values.get(key, ())) > 1]
+    warnings = ("The runs used different versions of the code: see below.",) if differing_keys else ()
     return Section("Provenance", warnings=warnings, facts=tuple(facts))
 
 

@@ -121,7 +121,7 @@ def _make_condition_tables(tables: Tables) -> tuple[Table, ...]:
         *SCORE_COLUMNS,
     )
     caption = (
-        f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} Consistency with clean: share of galaxies with the same prediction "
+        f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} Consistency: fraction of galaxies with the same prediction "
         "as when clean, right or wrong. rotation_mean is over all angles."
     )
     return _make_tables("Every condition and severity", caption, frame, columns, "summary.csv")
@@ -155,10 +155,10 @@ def _sort_best_first(tables: Tables, comparisons: pd.DataFrame) -> pd.DataFrame:
     if comparisons.empty:
         return comparisons
     is_behind, names = comparisons["difference"] < 0, format_network_names(tables.networks)
-    swapped = comparisons.rename(columns={"a": "b", "b": "a", "only_a": "only_b", "only_b": "only_a"})
+    reversed_pairs = comparisons.rename(columns={"a": "b", "b": "a", "only_a": "only_b", "only_b": "only_a"})
     difference, low, high = (comparisons[name] for name in ("difference", "ci_low", "ci_high"))
-    swapped = swapped.assign(difference=-difference, ci_low=-high, ci_high=-low)
-    frame = pd.concat([comparisons[~is_behind], swapped[is_behind]])
+    reversed_pairs = reversed_pairs.assign(difference=-difference, ci_low=-high, ci_high=-low)
+    frame = pd.concat([comparisons[~is_behind], reversed_pairs[is_behind]])
     frame = frame.assign(first=frame["a"].map(names), second=frame["b"].map(names))
     return frame.sort_values(["p_holm", "difference"], ascending=[True, False], kind="stable")
 

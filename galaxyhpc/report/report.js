@@ -132,7 +132,7 @@ function makeConfusionSection(counts) {
     const sum = counts.slice(10 * truth, 10 * truth + 10).reduce((a, b) => a + b, 0) || 1;
     row.querySelectorAll("td").forEach((cell, predicted) => cell.style.setProperty("--share", `${(45 * counts[10 * truth + predicted]) / sum}%`));
   });
-  return makeSection("Confusion matrix", "Clean test galaxies: rows are the truth, columns the predicted class by its number; darker is a larger share of the row.", figure);
+  return makeSection("Confusion matrix", "Clean test galaxies: rows are the truth, columns the predicted class by its number; darker is a larger fraction of the row.", figure);
 }
 
 function makeMisclassifiedSection(galaxies) {

@@ -72,13 +72,13 @@ def mark_best(summary: pd.DataFrame) -> pd.Series:
 
 
 def _make_row(network: dict[Any, Any], cells: NetworkCells) -> list[Text]:
-    label, done, planned = network["label"], network["seeds_done"], network["seeds_planned"]
+    label, num_done, num_planned = network["label"], network["seeds_done"], network["seeds_planned"]
     angles = [cell for (condition, _), cell in cells.items() if condition == "rotation"]
     worst = min(angles, key=lambda cell: float(cell["accuracy_mean"]), default=None)
     return [
         Text(label),
         Text(f"{network['parameters']:,}"),
-        Text(f"{done}/{planned}{'†' if done < planned else ''}"),
+        Text(f"{num_done}/{num_planned}{'†' if num_done < num_planned else ''}"),
         _format_with_interval(cells.get(("clean", 0.0))),
         _format_with_interval(cells.get(ROTATION_MEAN)),
         _format_percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),

@@ -38,7 +38,7 @@ EXIT_INCOMPLETE = 75  # exit status: not finished, start again to resume (EX_TEM
 
 @dataclass
 class StopSignal:
-    """What the signals so far ask for. A handler only sets a flag; the processes agree at a step boundary."""
+    """Flags of the signals received so far. A handler only sets a flag; the processes agree at a step boundary."""
 
     should_requeue: bool = False  # USR2 or the time limit: preempted
     should_exit: bool = False  # TERM or INT: cancelled
@@ -68,12 +68,12 @@ class StopSignal:
 def catch_stop_signals() -> Iterator[StopSignal]:
     """Turn USR2, TERM and INT into flags; restore the previous handlers at the end."""
     stop = StopSignal()
-    caught = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, stop.handle_signal) for number in caught]
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    previous_handlers = [signal.signal(number, stop.handle_signal) for number in signals]
     try:
         yield stop
     finally:
-        for number, handler in zip(caught, previous, strict=True):
+        for number, handler in zip(signals, previous_handlers, strict=True):
             signal.signal(number, handler)
 
 
@@ -122,14 +122,14 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
         try:
             check_crash_loop(run, rank_info)
             _read_time_limit(stop, rank_info)
-            done = target(run, stop)
+            is_done = target(run, stop)
         except Exception as error:
             _record_failure(run, rank_info, error)
             raise
         gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
-        if not done and rank_info.rank == 0:
+        if not is_done and rank_info.rank == 0:
             run.record("stopped", why="preempted or at its time limit" if stop.should_requeue else "cancelled")
-    if not done:
+    if not is_done:
         if _should_requeue_after_term(rank_info) if stop.should_exit else stop.should_requeue:
             requeue(rank_info)
         # any other exit status than 0 makes srun kill rank 0, which may still be requesting the requeue
@@ -162,16 +162,17 @@ def _read_time_limit(stop: StopSignal, rank_info: RankInfo) -> None:
 
 def _record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
-    why = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     try:
-        run.record("failed", why=why, rank=rank_info.rank, cause=_classify_error(error), trace=trace)
+        run.record("failed", why=message, rank=rank_info.rank, cause=_classify_error(error), trace=trace)
     except OSError as record_error:  # such as a full disk
-        print(f"{run.events_file}: not recorded ({record_error}): failed, {why}", flush=True)
+        print(f"{run.events_file}: not recorded ({record_error}): failed, {message}", flush=True)
 
 
 def print_error(error: Exception) -> None:
     """Print an error on stderr: one line for our errors and the system's, a traceback for others."""
-    if type(error).__module__.startswith("galaxyhpc.") or isinstance(error, OSError):
+    is_ours = type(error).__module__.split(".")[0] in ("galaxyhpc", "__main__")  # a command's own, run by its verb
+    if is_ours or isinstance(error, OSError):
         print(" ".join(sanitize(str(error)).split()), file=sys.stderr)
     else:
         traceback.print_exception(error)

@@ -48,8 +48,8 @@ def load_library(source: str) -> ctypes.CDLL | None:
     with suppress(OSError):  # absent, or damaged
         return ctypes.CDLL(str(path))
     try:
-        with atomic_write(path) as aside:
-            subprocess.run([*command, *CXX_FLAGS, "-o", aside, str(source_file)], check=True, capture_output=True)
+        with atomic_write(path) as temporary:
+            subprocess.run([*command, *CXX_FLAGS, "-o", temporary, str(source_file)], check=True, capture_output=True)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None

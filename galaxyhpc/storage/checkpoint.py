@@ -49,19 +49,19 @@ def save(
     final = run.checkpoint_dir / f"step_{step:08d}"
     if final.exists():
         return final  # the same step of the same run has the same bits
-    aside = run.checkpoint_dir / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
+    temporary = run.checkpoint_dir / f".step_{step:08d}.{socket.gethostname()}.{os.getpid()}"
     _remove_leftovers(run)
     try:
         _write_checkpoint(
-            aside, state, {"step": step, "world_size": world_size, "run_id": run.run_id, "settings": settings}
+            temporary, state, {"step": step, "world_size": world_size, "run_id": run.run_id, "settings": settings}
         )
-        aside.rename(final)
+        temporary.rename(final)
     except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync(run.checkpoint_dir)
-    for old in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
-        shutil.rmtree(old)
+    for old_checkpoint in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
+        shutil.rmtree(old_checkpoint)
     return final
 
 
@@ -82,8 +82,8 @@ def _write_checkpoint(directory: Path, state: dict[str, Any], metadata: dict[str
 
 def _remove_leftovers(run: RunDir) -> None:
     """Remove the temporary directories of processes that were killed while saving."""
-    for aside in run.checkpoint_dir.glob(".step_*"):
-        shutil.rmtree(aside, ignore_errors=True)
+    for directory in run.checkpoint_dir.glob(".step_*"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def list_checkpoints(run: RunDir) -> list[Path]:
@@ -146,7 +146,7 @@ def load_latest(run: RunDir) -> dict[str, Any] | None:
 def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     """Check that the settings that decide the weights are those of the run's checkpoints.
 
-    Resources, evaluation and the place of the data may change: `RunConfig.get_identity` leaves them out.
+    Resources, evaluation and the path of the data may change: `RunConfig.get_identity` leaves them out.
 
     Raises
     ------
@@ -154,18 +154,18 @@ def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
         Naming each setting that changed.
     """
     valid = latest_valid(run)
-    before = flatten(valid[1].get("settings") or {}) if valid else {}
-    now = flatten(config.get_identity())
+    recorded = flatten(valid[1].get("settings") or {}) if valid else {}
+    current = flatten(config.get_identity())
     changes = [
-        f"{key}: begun with {before.get(key, 'none')}, config.json says {now.get(key, 'none')}"
-        for key in sorted(before.keys() | now.keys())
-        if before and before.get(key) != now.get(key)
+        f"{key}: got {current.get(key, 'none')}; expected {recorded.get(key, 'none')}, as in the checkpoints"
+        for key in sorted(recorded.keys() | current.keys())
+        if recorded and recorded.get(key) != current.get(key)
     ]
     if not changes and config.run_id != run.run_id:
         changes = [f"these are the settings of {config.run_id}"]
     if changes:
         raise ConfigChangedError(
-            f"{run.config_file}: changed after the run was begun ({'; '.join(changes)}); launch the sweep again to "
+            f"{run.config_file}: changed since the run started ({'; '.join(changes)}); launch the sweep again to "
             "restore the file, or give the changed settings to a sweep of another name"
         )
 
@@ -178,8 +178,8 @@ def quarantine_damaged(run: RunDir) -> list[str]:
             verify(path, run.run_id)
             break
         except CheckpointError as error:
-            away = run.checkpoint_dir / "quarantine" / f"{path.name}.{time.time_ns()}"
-            away.parent.mkdir(exist_ok=True)
-            path.rename(away)
-            lines.append(f"checkpoint {path.name} is damaged ({error}); moved to {away}")
+            quarantine_path = run.checkpoint_dir / "quarantine" / f"{path.name}.{time.time_ns()}"
+            quarantine_path.parent.mkdir(exist_ok=True)
+            path.rename(quarantine_path)
+            lines.append(f"checkpoint {path.name} is damaged ({error}); moved to {quarantine_path}")
     return lines

@@ -14,14 +14,14 @@ from pathlib import Path
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` atomically and durably when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        yield aside
-        fsync(aside)
-        os.replace(aside, path)
+        yield temporary_path
+        fsync(temporary_path)
+        os.replace(temporary_path, path)
         fsync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

@@ -78,7 +78,7 @@ class RunDir:
 
     @property
     def progress(self) -> str:
-        """How far the run is, in words, by the names and sizes of its files."""
+        """Progress of the run in words, from the names and sizes of its files."""
         if self.best_file.exists():
             results = self.results_file.stat().st_size if self.results_file.exists() else 0
             return f"best.pt and {results} bytes of results"

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of a network's weights, which is validated and saved in place of the network.
+"""Exponential moving average (EMA) of a network's weights, which is validated and saved instead of the network.
 
 As in Tarvainen and Valpola (2017, arXiv:1703.01780), and as in their code a plain mean over the first steps, whose
 untrained weights the exponential average would otherwise remember.

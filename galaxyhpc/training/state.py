@@ -67,7 +67,7 @@ class Timer:
 
     @property
     def notice_seconds(self) -> float:
-        """How long before the end of its time a job has to stop: two saves, and what may come before them."""
+        """Time before its time limit at which a job has to stop: two saves, and what may come before them."""
         return 2 * self.max_save_seconds + self.max_sync_gap_seconds + MIN_NOTICE_SECONDS
 
     def record_save(self, start_time: float) -> None:

@@ -162,7 +162,7 @@ def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
     stop_flags = [float(stop.is_time_limit_near(training.timer.notice_seconds)), float(stop.should_exit)]
     index_sums = [float(local_batch.sum()), float((local_batch**2).sum())]
     totals = process.all_reduce_sum([*sums.tolist(), *stop_flags, *index_sums])
-    loss_sum, num_correct, requeue, leave, *index_sums = totals
+    loss_sum, num_correct, num_requeue, num_exit, *index_sums = totals
     training.timer.record_sync()
     if not math.isfinite(loss_sum):
         raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
@@ -172,11 +172,11 @@ def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
     if training.ema is not None:
         training.ema.update_parameters(training.network)
     progress.add_step(loss_sum, num_correct, len(batch), index_sums)
-    if requeue > 0:
+    if num_requeue > 0:
         stop.should_requeue = True  # not `|=`, which would lose a signal that arrives meanwhile
-    if leave > 0:
+    if num_exit > 0:
         stop.should_exit = True
-    return requeue + leave > 0
+    return num_requeue + num_exit > 0
 
 
 def _compute_gradients(training: Training, local_batch: Tensor, global_batch_size: int) -> Tensor:
@@ -291,7 +291,7 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
             training.ema.load_state_dict(state["average"])
     step, world_size = training.progress.step, process.world_size
     if process.all_reduce_sum([step, step**2]) != [world_size * step, world_size * step**2]:
-        raise TrainingError(f"rank {process.rank} resumes at step {step} and another rank elsewhere; start again")
+        raise TrainingError(f"rank {process.rank} resumes at step {step}, another rank elsewhere; restart the job")
 
 
 def _record_start(run: RunDir, training: Training) -> None:

@@ -190,7 +190,7 @@ def test_a_results_table_not_made_from_the_predictions_is_not_believed(
     results.save(run, make_run_logits())
     run.results_file.write_bytes(old)
     assert results.load(run) is None
-    assert "not made from predictions.h5" in caplog.text
+    assert "does not match predictions.h5" in caplog.text
 
 
 def test_a_row_that_contradicts_its_logits_is_measured_again(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:

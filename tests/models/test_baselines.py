@@ -250,7 +250,7 @@ for _ in range(2):
     for line in messages:
         assert f"torch {torch.__version__}: got torchvision {version('torchvision')}" in line
         assert "(RuntimeError: operator torchvision::nms is not)" in line
-        assert "; expected the build for this torch, which resnet18 and the like need: pip install" in line
+        assert "; expected the build for this torch, which torchvision models need: pip install" in line
 
 
 def test_without_torchvision_the_message_is_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

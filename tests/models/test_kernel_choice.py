@@ -85,10 +85,10 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
     ("content", "message"),
     [
         ("{", "invalid JSON"),
-        ("[1]", "something else than true or false"),
-        ('{"training": {}}', "something else than true or false"),
-        ('{"training": {"a": 1}, "inference": {}}', "something else than true or false"),
-        ('{"training": {}, "inference": {"a": true}}', "other layers than the network's"),
+        ("[1]", "values other than true or false"),
+        ('{"training": {}}', "values other than true or false"),
+        ('{"training": {"a": 1}, "inference": {}}', "values other than true or false"),
+        ('{"training": {}, "inference": {"a": true}}', "layers that differ from the network's"),
         (" " * 2_000_000, "a directory or a large file"),
     ],
 )

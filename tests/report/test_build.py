@@ -242,7 +242,7 @@ def test_a_run_that_is_not_planned_is_left_out_and_named(sweep: Path, finished: 
     table[:3].to_csv(sweep / "plan.csv", index=False)
     report = aggregate(sweep)
     assert finished[3].run_id not in set(report.results["run_id"])
-    assert f"Not in the plan and left out: {finished[3].run_id}" in printed(report)
+    assert f"Not in the plan, ignored: {finished[3].run_id}" in printed(report)
 
 
 @pytest.mark.parametrize(

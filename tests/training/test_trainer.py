@@ -269,7 +269,7 @@ def test_settings_changed_after_the_run_was_begun_are_refused_by_name(tmp_path: 
         changed = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 0.5})})
         write_text(run.config_file, changed.model_dump_json())
         with pytest.raises(
-            checkpoint.ConfigChangedError, match=r"train\.learning_rate: begun with 0\.003, config\.json says 0\.5"
+            checkpoint.ConfigChangedError, match=r"train\.learning_rate: got 0\.5; expected 0\.003, as in"
         ):
             train(run, stop)
         for path in checkpoint.list_checkpoints(run):

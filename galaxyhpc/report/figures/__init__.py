@@ -54,7 +54,7 @@ CAPTIONS: dict[str, Caption] = {
         "Robustness",
         "Accuracy against the angle of rotation",
         "Test galaxies are rotated by the angle on the horizontal axis. One curve per network, the mean over its "
-        "seeds, with 95 % intervals. A rotation-invariant network has a level curve.",
+        "seeds, with 95 % intervals. A rotation-invariant network has a flat curve.",
     ),
     "accuracy_polar": Caption(
         "Robustness",
@@ -77,7 +77,7 @@ CAPTIONS: dict[str, Caption] = {
     "consistency": Caption(
         "Robustness",
         "Consistency with clean",
-        "One row per network, one column per condition: the share of galaxies with the same prediction as when clean, "
+        "One row per network, one column per condition: fraction of galaxies with the same prediction as when clean, "
         "right or wrong.",
     ),
     "contact_sheet": Caption(
@@ -112,7 +112,7 @@ CAPTIONS: dict[str, Caption] = {
     "attack": Caption(
         "One-pixel attack",
         "Success against the number of queries",
-        "The share of galaxies whose predicted class one changed pixel changes, against the number of queries to the "
+        "Fraction of galaxies whose predicted class one changed pixel changes, against the number of queries to the "
         "network, with exact 95 % intervals.",
     ),
     "training": Caption(

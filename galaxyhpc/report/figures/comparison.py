@@ -36,7 +36,7 @@ MAX_LISTED_PAIRS = 5
 COST_LABELS = {
     "parameters": "parameters",
     "multiply_adds": "multiply-adds for one galaxy",
-    "label_fraction": "share of the training galaxies used (%)",
+    "label_fraction": "fraction of the training galaxies used (%)",
 }
 
 
@@ -161,12 +161,12 @@ def _find_significance_bars(labels: list[str], comparisons: pd.DataFrame) -> tup
         "A bar joins networks without a significant difference between any two (exact McNemar with Holm's correction "
         "at 5 %, and the 95 % interval of the paired difference)."
     ]
-    not_joined = ~significant
+    is_unjoined = ~significant
     for first, last in bars:
-        not_joined[first : last + 1, first : last + 1] = False
-    pairs = [f"{labels[i]} and {labels[j]}" for i, j in np.argwhere(np.triu(not_joined, 1))]
+        is_unjoined[first : last + 1, first : last + 1] = False
+    pairs = [f"{labels[i]} and {labels[j]}" for i, j in np.argwhere(np.triu(is_unjoined, 1))]
     more = f" and {len(pairs) - MAX_LISTED_PAIRS} more pairs" if len(pairs) > MAX_LISTED_PAIRS else ""
-    notes += [f"Not significant either: {'; '.join(pairs[:MAX_LISTED_PAIRS])}{more}."] if pairs else []
+    notes += [f"Also not significant: {'; '.join(pairs[:MAX_LISTED_PAIRS])}{more}."] if pairs else []
     return bars, notes
 
 

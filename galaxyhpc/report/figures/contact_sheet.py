@@ -49,8 +49,8 @@ def draw_contact_sheet(
     is_generated : whether these are demo galaxies, which the title then says
     """
     names = [name for name in conditions if name != "clean"]
-    wide, tall = len(images) + TILE_GAP, 1.0 + TILE_TEXT_HEIGHT
-    width, height = NUM_COLUMNS * wide, len(names) * tall + TITLE_HEIGHT + TILE_GAP
+    tile_width, tile_height = len(images) + TILE_GAP, 1.0 + TILE_TEXT_HEIGHT
+    width, height = NUM_COLUMNS * tile_width, len(names) * tile_height + TITLE_HEIGHT + TILE_GAP
     figure = Figure(figsize=(GALAXY_INCHES * width, GALAXY_INCHES * height), dpi=110)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0.0, width), ylim=(height, 0.0))
@@ -61,13 +61,13 @@ def draw_contact_sheet(
     explanation = "One row per condition. Left: clean; then severities, the mildest first, with their physical values."
     axes.text(TILE_GAP, 0.4, explanation, fontsize=11, va="top")
     for number, name in enumerate(names):
-        top = TITLE_HEIGHT + number * tall
+        top = TITLE_HEIGHT + number * tile_height
         description = CONDITIONS[name].description if name in CONDITIONS else "applied one after the other"
         axes.text(TILE_GAP, top + TILE_TEXT_HEIGHT - 0.17, name, fontsize=9, va="bottom", weight="bold")
         _draw_tile(axes, images, 0.0, top + TILE_TEXT_HEIGHT, description)
         for column, severity in enumerate(select_severities(name), 1):
             corrupted = corrupt(images, indices, name, severity, survey)
-            _draw_tile(axes, corrupted, column * wide, top + TILE_TEXT_HEIGHT, describe_severity(name, severity))
+            _draw_tile(axes, corrupted, column * tile_width, top + TILE_TEXT_HEIGHT, describe_severity(name, severity))
     return figure
 
 

@@ -31,26 +31,26 @@ def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
     if tables.confusion.empty:
         return None
     selected, note = select_best_networks(tables.networks, MAX_CONFUSION_PANELS)
-    columns = min(3, len(selected))
-    rows = -(-len(selected) // columns)
-    grid = PanelGrid(rows, columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
+    num_columns = min(3, len(selected))
+    num_rows = -(-len(selected) // num_columns)
+    grid = PanelGrid(num_rows, num_columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
     notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds pooled.", note]
     figure, panels = make_figure(info, "Confusion of classes", notes, grid, num_panels=len(selected))
     classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
-    by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
+    confusion_by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
     for n, (axes, network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         axes.set_title(wrap_text(format_network_name(network), 44), fontsize=9, loc="left")
-        if network["label"] in by_label:
-            _draw_matrix(axes, by_label[network["label"]])
+        if network["label"] in confusion_by_label:
+            _draw_matrix(axes, confusion_by_label[network["label"]])
         else:
             axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5))
             write_empty_reason(axes, NO_DATA_TEXT)
-        is_lowest = n + columns >= len(selected)
+        is_lowest = n + num_columns >= len(selected)
         axes.set_xticks(range(10), classes if is_lowest else [], rotation=90, fontsize=8)
-        axes.set_yticks(range(10), classes if n % columns == 0 else [], fontsize=8)
+        axes.set_yticks(range(10), classes if n % num_columns == 0 else [], fontsize=8)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted" if is_lowest else "")
-        axes.set_ylabel("truth" if n % columns == 0 else "")
+        axes.set_ylabel("truth" if n % num_columns == 0 else "")
     return figure
 
 
@@ -77,15 +77,15 @@ def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
     figure, panels = _make_panel_pairs(info, "Reliability", notes, len(selected), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")
-    by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
+    bins_by_label = dict(iter(tables.reliability.groupby("label", sort=False)))
     for n, ((upper, lower), network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.plot([0, 100], [0, 100], color="0.6", lw=0.8)
         for axes in (upper, lower):
             axes.set_xlim(0, 100)
         upper.set_ylim(0, 100)
-        if network["label"] in by_label:
-            _draw_reliability_panel(upper, lower, by_label[network["label"]], clean.loc[network["label"]])
+        if network["label"] in bins_by_label:
+            _draw_reliability_panel(upper, lower, bins_by_label[network["label"]], clean.loc[network["label"]])
         else:
             write_empty_reason(upper, NO_DATA_TEXT)
         lower.set_xlabel("confidence (%)", fontsize=8)
@@ -119,18 +119,18 @@ def draw_training_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     selected, note = select_best_networks(tables.networks, MAX_PANELS)
     styles = select_with_styles(tables)[1]
     notes = ["One line per seed: grey on training galaxies (augmented), coloured on validation galaxies.", note]
-    notes += ["Level line: always the majority class."] if np.isfinite(info.chance_accuracy) else []
+    notes += ["Horizontal line: always the majority class."] if np.isfinite(info.chance_accuracy) else []
     figure, panels = _make_panel_pairs(info, "Training", notes, len(selected), 2.6, 0.45)
     curves = tables.training[tables.training["label"].isin(selected["label"])]
-    by_label = dict(iter(curves.groupby("label", sort=False)))
+    curves_by_label = dict(iter(curves.groupby("label", sort=False)))
     losses = curves[["train_loss", "validation_loss"]].to_numpy(float)
     highest = float(np.nanquantile(losses, 0.99)) * 1.05 if np.isfinite(losses).any() else 1.0
     for n, ((upper, lower), network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         upper.set_title(wrap_text(format_network_name(network), 34), fontsize=9, loc="left")
         upper.set_ylim(0, 100)
         lower.set_ylim(0, highest)
-        if network["label"] in by_label:
-            _draw_training_panel(upper, lower, by_label[network["label"]], styles[network["label"]]["color"])
+        if network["label"] in curves_by_label:
+            _draw_training_panel(upper, lower, curves_by_label[network["label"]], styles[network["label"]]["color"])
         else:
             write_empty_reason(upper, "not started yet")
         if np.isfinite(info.chance_accuracy):

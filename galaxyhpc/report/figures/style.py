@@ -269,5 +269,5 @@ def spread_labels(heights: NDArray[np.float64], text_heights: NDArray[np.float64
     gaps = np.cumsum(text_heights) - text_heights[0] / 2 - text_heights / 2
     targets = heights - gaps
     # the mean of the upper and the lower monotone envelope keeps the order and the gaps, and stays near
-    placed = gaps + (np.maximum.accumulate(targets) + np.minimum.accumulate(targets[::-1])[::-1]) / 2
-    return np.asarray(placed - max(float(placed[-1]) - top, 0.0), dtype=np.float64)
+    positions = gaps + (np.maximum.accumulate(targets) + np.minimum.accumulate(targets[::-1])[::-1]) / 2
+    return np.asarray(positions - max(float(positions[-1]) - top, 0.0), dtype=np.float64)

@@ -31,7 +31,7 @@ FORMAT_VERSION = 5  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
-RIDGE_WEIGHT = 0.01  # shares a time between counts that grow together, which predicts larger layers better
+RIDGE_WEIGHT = 0.01  # splits a time between counts that grow together, which predicts larger layers better
 VECTOR_LANES = 16  # float32 values of a vector
 CACHED_VALUES = 1 << 20  # values of a filter that fit in a cache, about
 
@@ -237,9 +237,9 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 @cache
 def get_machine_rates(device: torch.device, dtype: torch.dtype, num_threads: int) -> Rates:
     """Return the rates of this machine, measured where they are not on the disk."""
-    on_cpu = device.type == "cpu"
-    name = native.describe_cpu() if on_cpu else torch.cuda.get_device_name(device)
-    key = [FORMAT_VERSION, torch.__version__, name, num_threads if on_cpu else 0, str(dtype), make_calibration_inputs()]
+    is_cpu = device.type == "cpu"
+    name = native.describe_cpu() if is_cpu else torch.cuda.get_device_name(device)
+    key = [FORMAT_VERSION, torch.__version__, name, num_threads if is_cpu else 0, str(dtype), make_calibration_inputs()]
     path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     rates = _read_rates(path)
     if rates is None:

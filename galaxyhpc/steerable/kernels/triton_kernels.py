@@ -84,31 +84,31 @@ def compute_z(
 ):  # fmt: skip
     """Compute the maps of z that come from one irrep of x', for TILES tiles; z holds `count` pixels from `begin`."""
     slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # neighbouring programs share cache lines
-    first, rows, maps = (
+    first_row, num_rows, num_maps = (
         tl.load(slot_table + 3 * slot),
         tl.load(slot_table + 3 * slot + 1),
         tl.load(slot_table + 3 * slot + 2),
     )
     row, tap = k // (SIZE * SIZE), k % (SIZE * SIZE)
-    near = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
-    is_used = row < rows
-    row = first + tl.minimum(row, rows - 1)
+    neighbour_offset = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
+    is_used = row < num_rows
+    row = first_row + tl.minimum(row, num_rows - 1)
     planes_before, copies, copy = (
         tl.load(source_table + 3 * row),
         tl.load(source_table + 3 * row + 1),
         tl.load(source_table + 3 * row + 2),
     )
-    start = (planes_before * pixels + copy + near * copies) * F
+    start = (planes_before * pixels + copy + neighbour_offset * copies) * F
     for tile in tl.range(TILES):
         n = (tl.program_id(1) * TILES + tile) * COLS + tl.arange(0, COLS)
-        source_columns = n[None, :] + near[:, None] * F
+        source_columns = n[None, :] + neighbour_offset[:, None] * F
         offsets = start[:, None] + (n // F)[None, :] * (copies * F)[:, None] + (n % F)[None, :]
         values = tl.load(
             x_hat + offsets, mask=is_used[:, None] & (source_columns >= 0) & (source_columns < pixels * F), other=0.0
         )
         z_values = matmul_constants(constants, values, SPLIT, MP, KP, slot * MP * KP)
         offsets = compute_offsets(target_table, slot * MP + m, n // F, n % F, count, F)
-        mask = (m < maps)[:, None] & (n < count * F)[None, :]
+        mask = (m < num_maps)[:, None] & (n < count * F)[None, :]
         tl.store(z + offsets, z_values.to(z.dtype.element_ty), mask=mask)
 
 

@@ -199,7 +199,7 @@ def test_bars_join_exactly_the_networks_without_significant_differences() -> Non
     comparisons = pd.DataFrame([*pairs, ("C4", "C8", True)], columns=["a", "b", "significant"])
     figure = draw("comparison", replace(made, networks=networks, comparisons=comparisons))
     bars = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
-    assert bars == [[1, 2]] and "Not significant either: C1 and C4." in words(figure)
+    assert bars == [[1, 2]] and "Also not significant: C1 and C4." in words(figure)
     alone = draw("comparison", replace(made, networks=networks, comparisons=pd.DataFrame()))
     assert "not compared pair by pair" in words(alone)
 
