@@ -1,7 +1,8 @@
 """The conditions under which networks are evaluated: one row each, without torch.
 
 A row holds the severities and their unit; the function of the same name in `evaluation.corruptions` changes the pixels.
-To add a condition, add one row here and one function there. `a+b` is a condition too: b applied to the result of a.
+To add a condition, add one row here, and there a function and its row in `CORRUPTIONS`. `a+b` is a condition too: b
+applied to the result of a.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ def is_exact_image_size(size: int, architecture: str = "steerable_cnn") -> bool:
 
     A stage of stride 2 keeps the centre of a grid if it samples the first and the last point, so its input must be
     odd. e2wrn has 3 of them and e2resnet 5. The study's layout halves 64k-1 (padding 2) and 64k+1 px (padding 1)
-    to 32k+1, keeps 33, and five pools follow. Networks that are not equivariant take any size from 32 px.
+    to 32k+1, keeps 33, and five pools follow. The other networks are not equivariant and take any size from 32 px;
+    `cnn` follows the layout it is compared with.
     """
     if architecture in _STUDY_ARCHITECTURES:
         return size == 33 or (size > 33 and size % 64 in (1, 63))

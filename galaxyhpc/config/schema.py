@@ -291,6 +291,8 @@ class RunConfig(BaseConfig):
         size, architecture = self.data.image_size, self.model.architecture
         if not is_exact_image_size(size, architecture):
             nearest = ", ".join(map(str, find_nearest_image_sizes(size, architecture)))
+            if size < 32:
+                raise ValueError(f"data.image_size {size} is too small for {architecture}; smallest size: {nearest}")
             raise ValueError(
                 f"data.image_size {size} is not exact under quarter turns for {architecture}; "
                 f"nearest exact sizes: {nearest}"

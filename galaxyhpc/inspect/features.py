@@ -99,7 +99,9 @@ def find_probed_layers(network: nn.Module) -> ProbedLayers:
         return ProbedLayers(network.norm, True, None, last_linear)
     if hasattr(network, "layer4"):
         return ProbedLayers(network.get_submodule("layer4"), False, None, last_linear)
-    return ProbedLayers(network.get_submodule("features"), True, None, last_linear)  # DenseNet
+    if hasattr(network, "features"):  # DenseNet
+        return ProbedLayers(network.get_submodule("features"), True, None, last_linear)
+    raise TypeError(f"{type(network).__name__}: no case in find_probed_layers")
 
 
 def compute_activations(network: nn.Module, images: Tensor) -> Activations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from galaxyhpc.config.conditions import (
     get_parameters,
     get_severities,
     is_condition,
+    list_severity_pairs,
     split_combination,
 )
 from galaxyhpc.evaluation import corruptions
@@ -30,6 +32,12 @@ def test_every_condition_has_its_function_and_a_description() -> None:
 def test_the_table_is_imported_without_torch() -> None:
     code = "import sys, galaxyhpc.config.conditions; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_readme_has_the_numbers_of_conditions_and_severities() -> None:
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"these {len(CONDITIONS)} conditions" in readme  # without the combinations
+    assert f"{len(list_severity_pairs(DEFAULT_CONDITIONS))} severities" in readme  # with them
 
 
 def test_severities_and_parameters_do_not_change() -> None:

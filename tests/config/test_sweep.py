@@ -399,6 +399,7 @@ def test_set_does_not_make_a_good_file_a_bad_one(write: Write) -> None:
         ("train.epochs=", "--set: train.epochs: got null; expected an integer"),
         ("train={epochs: 0}", "--set: train.epochs: got 0; expected a number >= 1"),
         ("data.image_size=64", "--set: data.image_size: got 64; not exact under quarter turns"),
+        ("data.image_size=16", "--set: data.image_size: got 16; too small for steerable_cnn; smallest size: 33"),
         ("model.architecture=cnn", "--set: model.architecture: got cnn; architecture cnn takes no group"),
         ("seeds=none", "--set: seeds: got none; expected a list, or how many"),
         ("name=.x", "--set: name: got '.x'; expected up to 100"),

@@ -97,6 +97,11 @@ def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: di
     assert (seen.penultimate[0] - seen.penultimate[1]).norm() > 1e-3
 
 
+def test_a_network_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="^Sequential: no case in find_probed_layers$"):
+        features.find_probed_layers(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2, 10)))
+
+
 def test_what_stands_before_a_network_is_looked_through() -> None:
     class Darker(nn.Module):
         def __init__(self, network: nn.Module) -> None:

@@ -13,6 +13,7 @@ import pytest
 from helpers.tiers import slow
 from rich.console import Console
 
+from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
 from galaxyhpc.launch import preflight, smoke_test
@@ -136,7 +137,8 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
 def test_disk_space_is_estimated_for_missing_files_only(tmp_path: Path) -> None:
     config = run("C2", tmp_path / "cache")
     networks = {config.run_id: profile.NetworkProfile(10**6, 1)}
-    sweep, result_bytes = tmp_path / "sweep", 151 * 0.2 * 300 * 41 + preflight.LOG_BYTES
+    sweep, num_severities = tmp_path / "sweep", len(list_severity_pairs(DEFAULT_CONDITIONS))
+    result_bytes = num_severities * 0.2 * 300 * 41 + preflight.LOG_BYTES
     estimate = preflight.estimate_bytes([config], networks, 300, sweep)
     assert estimate == {sweep: pytest.approx(result_bytes + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)

@@ -1,7 +1,4 @@
-"""All networks of the study: their sizes are those of the originals, their symmetry is what they claim, on any size.
-
-pytest tests/test_families.py
-"""
+"""All networks of the study: their sizes are those of the originals, their symmetry is what they claim, on any size."""
 
 from __future__ import annotations
 
@@ -40,7 +37,8 @@ from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.trainer import train
 from galaxyhpc.verify_resume import hash_outputs
 
-OURS = [name for name, settings in PRESETS.items() if settings["architecture"] not in BASELINES]
+OTHERS: dict[str, dict[str, Any]] = {}  # networks outside the study
+OURS = [name for name, settings in (PRESETS | OTHERS).items() if settings["architecture"] not in BASELINES]
 EQUIVARIANT = [name for name in OURS if name != "CNN"]
 
 
@@ -50,7 +48,7 @@ def _same_weights_every_time() -> None:
 
 
 def model(name: str, **more: Any) -> ModelConfig:
-    return ModelConfig.model_validate(PRESETS[name] | more)
+    return ModelConfig.model_validate((PRESETS | OTHERS)[name] | more)
 
 
 def narrow(name: str, size: int = 33) -> nn.Module:
