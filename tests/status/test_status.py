@@ -5,21 +5,16 @@ Slurm's commands are scripts here; tests/slurm has the real ones."""
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers.runs import (
     HOSTNAME,
     FakeSlurm,
-    install_fake_slurm,
     make_learning_curve,
     make_run,
     record_epochs,
@@ -29,10 +24,8 @@ from helpers.runs import (
     write_sweep_plan,
 )
 
-from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.status.__main__ import main
-from galaxyhpc.status.alarms import find_alarms
 from galaxyhpc.status.run_status import derive_status, read_run_records
 from galaxyhpc.status.table import make_table, make_table_from_records
 from galaxyhpc.storage.files import write_text
@@ -40,12 +33,6 @@ from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import RunSelectionError, select_run
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
-    yield install_fake_slurm(tmp_path, monkeypatch)
-    slurm._ping.cache_clear()
 
 
 def status(path: Path, *more: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -115,24 +102,6 @@ def test_one_query_distinguishes_waiting_running_and_lost_runs(
     assert calls.read_text() == "squeue\n"
 
 
-def test_a_run_is_not_lost_without_evidence(tmp_path: Path, answers: FakeSlurm) -> None:
-    """Held by a process, too young, of another user's, or with an id that was used twice."""
-    held, young, strange = (make_run(tmp_path / "s", seed) for seed in range(3))
-    sweep = write_sweep_plan(held, young, strange)
-    for run in (held, strange):
-        record_submission(run, "7", "mine")
-    young.record("submitted", job="7", executor="slurm", token="mine")
-    answers(["7|RUNNING|None|node1|theirs"])
-    from galaxyhpc.status.run_status import query_status
-
-    with FileLock(held.path / ".lock-0"):
-        states = {status.run: status.state for status in query_status([held, young, strange])[0]}
-    assert states == {held: "submitted", young: "submitted", strange: "lost"}
-    os.chown(strange.events_file, 12345, -1)
-    assert query_status([strange])[0][0].state == "submitted"
-    assert sweep.is_dir()
-
-
 def test_a_sweep_that_was_never_submitted_does_not_query_slurm_and_notices_its_dead_processes(
     tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,17 +114,6 @@ def test_a_sweep_that_was_never_submitted_does_not_query_slurm_and_notices_its_d
     text = status(write_sweep_plan(dead, elsewhere), capsys=capsys)
     assert row(text, dead).endswith(" lost") and row(text, elsewhere).endswith(" running")
     assert "its process 1 on this machine is gone" in text and not calls.exists()
-
-
-def test_a_launch_killed_before_it_recorded_the_job_left_a_token_to_find_it(tmp_path: Path, answers: FakeSlurm) -> None:
-    run = make_run(tmp_path)
-    record_event(run, "submitting", token="abc")
-    from galaxyhpc.status.run_status import query_status
-
-    answers(["7_0|PENDING|Resources||abc"])
-    assert query_status([run])[0][0].state == "waiting"
-    answers([])
-    assert query_status([run])[0][0].state == "planned"
 
 
 def test_a_running_run_shows_its_progress_and_the_time_left(tmp_path: Path) -> None:
@@ -225,70 +183,6 @@ def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
         r"7:59:\d\d|8:00:00", first
     )
     assert last.split()[1:3] == ["failed", "12/20"] and last.rstrip().endswith("memory")
-
-
-def raised(runs: list[RunDir], now: float | None = None) -> dict[str, list[str]]:
-    """Alarms by run id, the short names only."""
-    alarms = find_alarms([derive_status(read_run_records(run), None) for run in runs], now)
-    return {run.run_id: [text.partition(":")[0] for text in texts] for run, texts in alarms.items()}
-
-
-def test_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
-    """Different networks, seeds that differ as seeds do, at all stages; a slow beginner among them."""
-    runs = []
-    for group, top in (("C1", 0.55), ("C4", 0.7), ("D8", 0.8)):
-        for seed in range(6):
-            run = make_run(tmp_path, seed, group)
-            record_start(run, str(seed))
-            record_epochs(run, make_learning_curve(3 + 3 * seed, top + random.Random(seed).gauss(0, 0.02), seed))
-            runs.append(run)
-    beginner = make_run(tmp_path, 7, "C2")
-    record_epochs(beginner, [0.15, 0.16, 0.18, 0.21, 0.22, 0.24])
-    write_sweep_plan(*runs, beginner)
-    assert raised([*runs, beginner]) == {}
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "loss", "alarms"),
-    [
-        (0.149, 2.19, ["at chance"]),  # always the most common class
-        (0.60, 2.29, ["at chance"]),  # the loss alone
-        (0.30, 1.90, []),
-    ],
-)
-def test_a_run_that_learned_nothing_after_several_epochs_is_named(
-    accuracy: float, loss: float, alarms: list[str], tmp_path: Path
-) -> None:
-    run = make_run(tmp_path)
-    write_sweep_plan(run)
-    record_epochs(run, [accuracy] * 8, loss)
-    assert raised([run]).get(run.run_id, []) == alarms
-    record_epochs(run, [accuracy] * 3, loss)
-    assert raised([run]) == {}
-    slow = make_run(tmp_path, epochs=20, warmup=0.5)
-    record_epochs(slow, [accuracy] * 8, loss)
-    assert raised([slow]) == {}, "its learning rate still rises"
-
-
-def test_a_seed_far_from_at_least_three_siblings_is_named(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, seed) for seed in range(4)]
-    other = make_run(tmp_path, 0, "C1")
-    write_sweep_plan(*runs, other)
-    for seed, run in enumerate([*runs, other]):
-        record_epochs(run, make_learning_curve(10, 0.4 if run in (runs[1], other) else 0.7, seed))
-    assert raised([*runs, other]) == {runs[1].run_id: ["unlike seeds"]}
-    assert raised([*runs[:3], other]) == {}, "two siblings have no typical value"
-
-
-def test_a_run_that_is_silent_for_many_of_its_epochs_is_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    write_sweep_plan(run)
-    record_start(run, "7")
-    record_epochs(run, make_learning_curve(6), epoch_seconds=300.0)
-    assert raised([run], time.time() + 4 * 300.0) == {}
-    assert raised([run], time.time() + 6 * 300.0) == {run.run_id: ["no progress"]}
-    record_event(run, "stopped", why="asked to leave")
-    assert raised([run], time.time() + 6 * 300.0) == {}
 
 
 def test_alarms_are_in_the_table_and_explained_below(tmp_path: Path) -> None:
