@@ -1,4 +1,4 @@
-"""Status from the runs' records and one answer of Slurm, with alarms that healthy runs do not raise.
+"""Status from the records of runs and one answer of Slurm, as the command shows it.
 
 Slurm's commands are scripts here; tests/slurm has the real ones."""
 
