@@ -1,4 +1,4 @@
-"""Summarize a dataset: `python -m galaxyhpc.explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
+"""Summarize a dataset: `galaxyhpc explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
 
 Writes one self-contained HTML page: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise,
 duplicates and overlapping frames, and the split that a launch makes with the default settings. The file is converted
