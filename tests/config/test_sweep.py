@@ -320,6 +320,7 @@ EXPECTED_ERRORS = {
     C4 + "base: {data.demo: {siz: 1000}}": "x.yaml:2: data.demo.siz: unknown setting; did you mean size?",
     C4 + "base: {data.validation_fraction: 0.8}": "x.yaml:2: data.validation_fraction: got 0.8; validation_",
     C4 + "base: {evaluate: {conditions: [klean]}}": "x.yaml:2: evaluate.conditions: got klean; expected one of clean,",
+    C4 + "base: {evaluate: {conditions: [jpg+star]}}": "; did you mean jpeg+star?",
     C4 + "base:\n  evaluate.conditions: [clean,\n    a+b]": "x.yaml:4: evaluate.conditions: got 'a+b'; expected",
     C4 + "base: {evaluate: {conditions: []}}": "x.yaml:2: evaluate.conditions: got []; expected at least one item",
     C4 + "base: {data: {source: '${UNSET}'}}": "x.yaml:2: data.source: got ${UNSET}, which is not set",
@@ -401,7 +402,7 @@ def test_set_does_not_make_a_good_file_a_bad_one(write: Write) -> None:
         ("data.image_size=64", "--set: data.image_size: got 64; not exact under quarter turns"),
         ("model.architecture=cnn", "--set: model.architecture: got cnn; architecture cnn takes no group"),
         ("seeds=none", "--set: seeds: got none; expected a list, or how many"),
-        ("name=.x", "--set: name: got '.x'; expected up to 100"),
+        ("name=.x", "--set: name: got '.x'; expected 1 to 100"),
         (
             "blocks=[]",
             "--set: blocks: unknown setting; did you mean model.blocks? known: data, model, train, augment, ",

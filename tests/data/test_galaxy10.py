@@ -59,7 +59,7 @@ def test_a_file_that_is_missing_or_no_hdf5_is_refused(tmp_path):
 def test_a_file_cut_off_is_refused(tmp_path, part):
     path = write_file(tmp_path / "cut.h5")
     os.truncate(path, int(path.stat().st_size * part))
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="incomplete or damaged"):
         check_file(path)
 
 
