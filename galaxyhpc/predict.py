@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="galaxyhpc predict", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="(%(default)s)")
+    output_help = "file to write (%(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
