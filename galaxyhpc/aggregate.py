@@ -1,7 +1,7 @@
-"""Write the report of a sweep: tables, figures and a page in runs/NAME/report/, and a table on the terminal.
+"""Write the report of a sweep: tables, figures and a page in runs/SWEEP/report/, and a table on the terminal.
 
-    galaxyhpc aggregate runs/NAME
-    galaxyhpc aggregate runs/NAME --no-intervals     # quick look at a thousand runs: no confidence intervals
+    galaxyhpc aggregate runs/SWEEP
+    galaxyhpc aggregate runs/SWEEP --no-intervals     # quick look at a thousand runs: no confidence intervals
 
     report.html       everything below on one page         tables.tex        for a paper (booktabs)
     results.csv       one row per run and condition         summary.csv       the same per network, over its seeds
@@ -26,7 +26,7 @@ from galaxyhpc.report.build import AggregateError, aggregate, print_report
 def main(arguments: list[str] | None = None) -> int:
     """Write the report of the sweep that the command line names; 2 if there is none."""
     parser = argparse.ArgumentParser(prog="galaxyhpc aggregate", description="Write the report of a sweep.")
-    parser.add_argument("sweep", type=Path, help="runs/NAME")
+    parser.add_argument("sweep", type=Path, help="runs/SWEEP")
     parser.add_argument("--no-intervals", action="store_true", help="skip the bootstrap")
     options = parser.parse_args(arguments)
     gc.set_threshold(100_000)  # no data of 1,000 runs is garbage; collecting it takes a tenth of the time

@@ -1,4 +1,4 @@
-"""Cancel runs: `python -m galaxyhpc.cancel runs/SWEEP [POINT ...]`, the whole sweep or single points.
+"""Cancel runs: `galaxyhpc cancel runs/SWEEP [RUN ...]`, the whole sweep or single runs.
 
 Waiting jobs leave Slurm's queue; running jobs, and processes on this machine, get SIGTERM, save and exit. Launching
 the sweep again resumes them.
@@ -156,12 +156,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Cancel the runs on the command line; return 2 where that is not possible and nothing was changed."""
     parser = argparse.ArgumentParser(prog="galaxyhpc cancel", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
-    parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one (default: all runs)")
+    parser.add_argument("patterns", nargs="*", metavar="RUN", help="run ids, or parts of one (default: all runs)")
     options = parser.parse_args(arguments)
     try:
         runs = find_runs(options.path)
-        selected = select_runs(runs, options.points) if options.points else runs
-        is_whole_sweep = not options.points and (options.path / "plan.csv").is_file()
+        selected = select_runs(runs, options.patterns) if options.patterns else runs
+        is_whole_sweep = not options.patterns and (options.path / "plan.csv").is_file()
         print("\n".join(cancel(selected, find_sweep_dir(options.path) if is_whole_sweep else None)))
     except (RunDirError, RunSelectionError, CancelError) as error:
         print_error(error)

@@ -1,4 +1,4 @@
-"""Export of a finished run for use without this package and e2cnn: `python -m galaxyhpc.export runs/SWEEP/RUN_ID OUT`.
+"""Export a trained run for use without this package and e2cnn: `galaxyhpc export runs/SWEEP/RUN_ID OUT`.
 
 Writes model.pt2 (`torch.export`), model.torchscript.pt, model.onnx (needs onnx, onnxscript, onnxruntime) and
 model.json, a description of inputs and outputs, to a new directory OUT. Every file takes batches of any size. Each is

@@ -1,4 +1,4 @@
-"""Checks every file of a sweep's runs and changes nothing: `python -m galaxyhpc.fsck runs/SWEEP`.
+"""Check every file of a sweep's runs and change nothing: `galaxyhpc fsck runs/SWEEP`.
 
 Exit status 0: all valid; 1: damaged files, each with advice; 2: not a sweep. What a killed process leaves
 (a torn line, an unfinished save, a checkpoint already in quarantine) is no damage and is only mentioned.

@@ -1,4 +1,4 @@
-"""Classifies your own galaxies with a trained model: `python -m galaxyhpc.predict runs/SWEEP/RUN_ID images.h5 *.png`.
+"""Classify your own galaxies with a trained model: `galaxyhpc predict runs/SWEEP/RUN_ID images.h5 *.png`.
 
 Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS with g, r, z or R, G, B planes.
 Images are square, of any size, and should look like the training images: about 67 arcsec of sky with the galaxy in the
@@ -87,9 +87,7 @@ def get_warnings(classifier: Classifier) -> list[str]:
     """Return what a reader of the probabilities has to know."""
     run, messages = classifier.run, []
     if classifier.temperature is None:
-        messages.append(
-            f"probabilities are RAW, not calibrated: `python -m jobs.evaluate {run.path}` fits the temperature"
-        )
+        messages.append(f"probabilities are RAW, not calibrated: `galaxyhpc evaluate {run.path}` fits the temperature")
     if classifier.generated:
         messages.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on its predictions for real ones")
     return messages
@@ -100,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="galaxyhpc predict", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help="(%(default)s)")
+    output_help = "file to write (%(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over

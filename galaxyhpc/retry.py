@@ -1,4 +1,4 @@
-"""Retry by failure type: `python -m galaxyhpc.retry runs/SWEEP --failed`, or `... runs/SWEEP POINT ...`.
+"""Retry runs by failure type: `galaxyhpc retry runs/SWEEP --failed`, or `... runs/SWEEP RUN ...`.
 
 Out of memory: half the micro-batch, the same global batch. Lost with its node: the node is excluded. Where a retry
 would fail again (a traceback, a full disk, no progress) --failed skips the run and says why; naming a run forces its
@@ -148,13 +148,13 @@ def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc retry", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
-    parser.add_argument("points", nargs="*", metavar="POINT", help="run ids, or parts of one: force a retry")
-    parser.add_argument("--failed", action="store_true", help="every failed or lost run that a retry can help")
+    parser.add_argument("patterns", nargs="*", metavar="RUN", help="run ids, or parts of one: force a retry")
+    parser.add_argument("--failed", action="store_true", help="retry every failed or lost run that a retry can help")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument("--max-parallel", type=int, metavar="N", help="maximum number of concurrent jobs of a stage")
     options = parser.parse_args(arguments)
-    if options.failed == bool(options.points) and not (options.path / "config.json").is_file():
-        parser.error("got both or neither of --failed and POINT; expected one of them")
+    if options.failed == bool(options.patterns) and not (options.path / "config.json").is_file():
+        parser.error("expected --failed or run ids, not both")
     if options.max_parallel is not None and options.max_parallel < 1:
         parser.error(f"--max-parallel: got {options.max_parallel}; expected an integer >= 1")
     return options
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse_options(arguments)
     try:
         runs = find_runs(options.path)
-        selected = select_runs(runs, options.points) if options.points else runs
+        selected = select_runs(runs, options.patterns) if options.patterns else runs
         sweep_dir = find_sweep_dir(options.path)
         with FileLock(sweep_dir / ".launch.lock", timeout=0):
             return retry(make_console(), sweep_dir, selected, not options.failed, options)

@@ -1,9 +1,10 @@
-"""Verify on this machine that a run resumes bit-for-bit: `python -m galaxyhpc.verify_resume runs/SWEEP/RUN_ID`.
+"""Verify on this machine that a run resumes bit-for-bit: `galaxyhpc verify_resume runs/SWEEP/RUN_ID`.
 
 A short copy of the run (the same network, data, augmentation and optimizer; fewer galaxies and epochs; a checkpoint at
 every step) is trained without interruption, then once for each fault: interrupted, resumed, compared. Weights,
-buffers, optimizer state, metrics and best.pt must have the same bits. Exit status 0: they have; 1: they have not, and
-the first difference is named; 2: no trial was possible.
+buffers, optimizer state, metrics and best.pt must have the same bits. Exit status 0: every resume is
+exact; 1: one is not, and the first difference is named, or a trial failed; 2: no trial was possible, for the reason on
+stderr.
 """
 
 from __future__ import annotations
@@ -311,7 +312,7 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc verify_resume", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("--tasks", type=int, metavar="N", help="processes (default: as many as the run has)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random steps of the faults (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the steps of the faults (default: 0)")
     return parser.parse_args(arguments)
 
 

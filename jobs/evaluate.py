@@ -1,4 +1,4 @@
-"""Evaluate one run, `python -m jobs.evaluate runs/SWEEP/RUN_ID`, or every trained run of a sweep, `... runs/SWEEP`.
+"""Evaluate one run, `galaxyhpc evaluate runs/SWEEP/RUN_ID`, or every trained run of a sweep, `... runs/SWEEP`.
 
 `--share 3/8` evaluates the fourth of eight parts of a sweep's runs (counted from 0), for sbatch arrays.
 """

@@ -1,4 +1,4 @@
-"""Write the report of a sweep, as `python -m galaxyhpc.aggregate runs/SWEEP`: its last job."""
+"""Write the report of a sweep, as `galaxyhpc aggregate runs/SWEEP`: its last job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train one run: `python -m jobs.train runs/SWEEP/RUN_ID`, the same job that Slurm starts.
+"""Train one run: `galaxyhpc train runs/SWEEP/RUN_ID`, the same job that Slurm starts.
 
 With several processes: `torchrun --standalone --nproc-per-node 2 -m jobs.train runs/SWEEP/RUN_ID`.
 """
@@ -18,6 +18,7 @@ from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import find_runs
 
 NUM_CANARY_STEPS = 3
+EXPECTED_PATH = "one run: runs/SWEEP/RUN_ID"
 
 
 def run_training(run: RunDir, stop: StopSignal) -> bool:
@@ -63,12 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID")
     path = parser.parse_args(arguments).path
     try:
-        (run,) = find_runs(path)
+        (run,) = find_runs(path, expected=EXPECTED_PATH)
     except RunDirError as error:
         print_error(error)
         return 2
     except ValueError:
-        print(f"{sanitize(str(path))}: expected one run: runs/SWEEP/RUN_ID", file=sys.stderr)
+        print(f"{sanitize(str(path))}: got no run or several; expected {EXPECTED_PATH}", file=sys.stderr)
         return 2
     try:
         TrainJob(str(run.path))()

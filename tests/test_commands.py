@@ -13,6 +13,7 @@ import pytest
 from helpers.tiers import slow, slow_unless
 
 import galaxyhpc
+import jobs.train
 from galaxyhpc.__main__ import VERBS, main
 from galaxyhpc.launch.slurm_executor import make_python_command
 from galaxyhpc.runtime.child_python import format_assignments, make_child_environment
@@ -87,6 +88,12 @@ def test_an_unknown_verb_is_one_line_with_a_near_match(
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"galaxyhpc: unknown verb '{arguments[0]}'; {hint}"
+
+
+def test_train_asks_for_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert jobs.train.main(["runs/none"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "runs/none: got neither config.json nor plan.csv; expected one run: runs/SWEEP/RUN_ID"
 
 
 def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) -> None:

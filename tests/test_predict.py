@@ -137,7 +137,7 @@ def test_without_a_temperature_the_probabilities_are_called_raw(
     assert main([str(uncalibrated.path), str(tmp_path / "a.h5"), "--output", str(tmp_path / "out.csv")]) == 0
     row = read_table(tmp_path / "out.csv")[0]
     assert "raw_probability" in row and "raw_p_Merging" in row and "probability" not in row
-    assert f"python -m jobs.evaluate {uncalibrated.path}" in capsys.readouterr().out
+    assert f"galaxyhpc evaluate {uncalibrated.path}" in capsys.readouterr().out
 
 
 def test_fluxes_in_g_r_z_become_the_rgb_image_of_the_surveys_viewer(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ class CostModel:
     def source(self) -> str:
         """Description of the data behind the estimates."""
         return (
-            f"refitted from {self.num_runs} runs on {self.device}" if self.num_runs else "prior, rough: no records yet"
+            f"refitted from {self.num_runs} runs on {self.device}"
+            if self.num_runs
+            else "a rough built-in estimate, because no run is recorded yet"
         )
 
 

@@ -1,8 +1,8 @@
-"""Speed of this project on this machine: networks, data pipeline, scaling; forecast of a sweep's hours.
+"""Measure how fast this machine runs the networks and the data pipeline, or predict the hours of a sweep from that.
 
-    python -m galaxyhpc.benchmark --out here.json
-    python -m galaxyhpc.benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --implementations dense,ours
-    python -m galaxyhpc.benchmark --predict sweeps/all_groups.yaml --from benchmark.json
+    galaxyhpc benchmark --out here.json
+    galaxyhpc benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --implementations dense,ours
+    galaxyhpc benchmark --predict sweeps/all_groups.yaml --from benchmark.json
 
 The file is rewritten after every measurement: an interrupted benchmark leaves the results so far.
 """
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         cases = _make_cases(options)
         _check_options(options)
     except (BenchmarkError, BenchmarkFileError, SweepError, OSError) as error:
-        print("\n".join(f"galaxyhpc.benchmark: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
     results = _make_header(options)
@@ -115,6 +115,8 @@ def _print_forecast(options: argparse.Namespace, console: Console) -> int:
     """Print the hours of a sweep, predicted from a benchmark's file."""
     if options.source is None:
         raise BenchmarkError("--predict: got no --from; expected --from JSON, written by a benchmark on the device")
+    if not options.source.is_file():
+        raise BenchmarkError(f"--from: {options.source}: no such file; expected one that `galaxyhpc benchmark` wrote")
     benchmark, sweep = forecast.read_benchmark(options.source), load_sweep(options.predict)
     forecasts = forecast.forecast_runs(sweep.runs, benchmark)
     console.print(tables.make_sweep_table(sweep.name, forecasts, benchmark.device_name))
@@ -126,11 +128,13 @@ def _make_parser() -> argparse.ArgumentParser:
         prog="galaxyhpc benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    implementations_help = f"compare only these of {','.join(IMPLEMENTATIONS)} (all)"
+    from_help = "with --predict: the file of an earlier benchmark that measured the training of `ours`"
     add(
         "--device",
         choices=("cpu", "cuda"),
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="(%(default)s)",
+        help="device to measure (default here: %(default)s)",
     )
     add(
         "--groups",
@@ -142,13 +146,13 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=65, help="image size in px (%(default)s)")
     add("--batch", type=int, metavar="N", help="images per batch (4 to 16 on a CPU, by group; 32 on a GPU)")
     add("--scale", type=float, default=1.0, help="factor of the study's fields (%(default)s)")
-    add("--implementations", type=_parse_list, default=list(IMPLEMENTATIONS), help=f"{','.join(IMPLEMENTATIONS)} (all)")
-    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"{','.join(ALL_PARTS)} (all)")
+    add("--implementations", type=_parse_list, default=list(IMPLEMENTATIONS), help=implementations_help)
+    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"measure only these of {','.join(ALL_PARTS)} (all)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (%(default)s)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense (on a GPU)")
     add("--predict", type=Path, metavar="SWEEP", help="measure nothing; predict the hours of a sweep from --from")
-    add("--from", dest="source", type=Path, metavar="JSON", help="file of a benchmark with `ours` in training")
-    add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="(%(default)s)")
+    add("--from", dest="source", type=Path, metavar="JSON", help=from_help)
+    add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="file to write (%(default)s)")
     return parser
 
 

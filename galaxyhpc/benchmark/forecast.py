@@ -62,7 +62,7 @@ def read_benchmark(path: Path) -> BenchmarkResults:
         return parse_benchmark(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"got {type(error).__name__}: {str(error)[:100]}"
-        raise BenchmarkFileError(f"{path}: {got}; expected the file of galaxyhpc.benchmark --out") from None
+        raise BenchmarkFileError(f"{path}: {got}; expected one that `galaxyhpc benchmark` wrote") from None
 
 
 def parse_benchmark(results: JsonDict) -> BenchmarkResults:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 MAX_PARTS = 3  # of a combination
 
@@ -127,6 +128,14 @@ def is_condition(name: str) -> bool:
         return name in CONDITIONS
     are_known = set(parts) <= CONDITIONS.keys() - {"clean"}
     return are_known and len(parts) == len(set(parts)) <= MAX_PARTS
+
+
+def describe_expected(name: str) -> str:
+    """Describe what `is_condition` accepts, and suggest the nearest name."""
+    near = [match for part in split_combination(name) for match in get_close_matches(part, CONDITIONS, 1)]
+    hint = f"; did you mean {'+'.join(near)}?" if is_condition("+".join(near)) else ""
+    combination = f"2 to {MAX_PARTS} different ones (not clean) joined by +, such as rotation+shot_noise"
+    return f"one of {', '.join(CONDITIONS)}, or {combination}{hint}"
 
 
 def get_levels(name: str) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from galaxyhpc.config.conditions import CONDITIONS, DEFAULT_CONDITIONS, MAX_PARTS, is_condition
+from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, describe_expected, is_condition
 from galaxyhpc.config.group_names import check_group_name, is_subgroup
 from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
 
@@ -45,8 +45,7 @@ ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # the options that each ar
 
 def _check_condition(name: str) -> str:
     if not is_condition(name):
-        combination = f"up to {MAX_PARTS} different ones but clean, joined by + such as rotation+shot_noise"
-        raise ValueError(f"{', '.join(CONDITIONS)}, or {combination}")
+        raise ValueError(describe_expected(name))
     return name
 
 

@@ -302,7 +302,8 @@ class _SweepParser:
         """Return the name, which names a directory."""
         if isinstance(entry.value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", entry.value):
             return entry.value
-        expected = "up to 100 of A-Z a-z 0-9 . _ -, no dot at the start, digits alone in quotes"
+        quotes = ", in quotes" if isinstance(entry.value, int | float) else ""
+        expected = f"1 to 100 characters from A-Z a-z 0-9 . _ -, not starting with a dot{quotes}"
         self.errors.add_unexpected(entry, "name", expected)
         return ""
 

@@ -66,13 +66,14 @@ def _make_error(path: Path, key: str, got: object, expected: str) -> DataError:
 def _translate_hdf5_errors(path: Path) -> Iterator[None]:
     """Turn the errors of HDF5 about a missing, foreign, cut off or damaged file into a DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected `demo` or a file laid out as Galaxy10_DECals.h5")
+        expected = "expected `demo` or a file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
+        raise DataError(f"{path}: no such file; {expected}; the included sweeps read GALAXY10_H5")
     try:
         yield
     except (OSError, RuntimeError, KeyError) as error:
         raise DataError(
-            f"{path}: got {path.stat().st_size:,} bytes that are no HDF5 file or one cut off or damaged "
-            f"({error}); expected a complete file laid out as Galaxy10_DECals.h5: download it again"
+            f"{path}: not an HDF5 file, or an incomplete or damaged one ({path.stat().st_size:,} bytes, {error}); "
+            "expected a complete file laid out as Galaxy10_DECals.h5: download it again"
         ) from error
 
 

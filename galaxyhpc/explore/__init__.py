@@ -1,4 +1,4 @@
-"""python -m galaxyhpc.explore: a page about a data file, before anything is trained on it.
+"""Write a page about a data file, before anything is trained on it: `galaxyhpc explore`.
 
 Holds the dataset summary, its figures and examples; reading galaxies lives in `data`.
 """

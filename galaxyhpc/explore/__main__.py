@@ -1,4 +1,4 @@
-"""Summarize a dataset: `python -m galaxyhpc.explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
+"""Summarize a dataset: `galaxyhpc explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
 
 Writes one self-contained HTML page: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise,
 duplicates and overlapping frames, and the split that a launch makes with the default settings. The file is converted
@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "file", metavar="FILE.h5", help="with the layout of Galaxy10_DECals.h5; demo: generated galaxies"
     )
-    parser.add_argument("--output", type=Path, default="explore.html", metavar="HTML", help="page (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default="explore.html", metavar="HTML", help="page to write (%(default)s)"
+    )
     size_help = f"side of an image (as in the file, up to {MAX_DEFAULT_SIZE_PX})"
     parser.add_argument("--size", type=int, metavar="PX", help=size_help)
     cache_help = "directory of converted galaxies (%(default)s)"

@@ -1,4 +1,4 @@
-"""Visualization of trained networks: python -m galaxyhpc.inspect.
+"""Visualize trained networks: `galaxyhpc inspect`.
 
 Holds features, embeddings, Grad-CAM and their page; trained networks are loaded by `evaluation.trained_model`.
 """

@@ -1,4 +1,4 @@
-"""Visualize trained networks: `python -m galaxyhpc.inspect runs/SWEEP/RUN_ID` writes runs/SWEEP/RUN_ID/inspect/.
+"""Visualize trained networks: `galaxyhpc inspect runs/SWEEP/RUN_ID` writes runs/SWEEP/RUN_ID/inspect/.
 
 Writes features.h5 (features of the test galaxies, clean and corrupted), embedding.csv and its figure,
 latent_distance.csv and its figure, gradcam.png, and inspect.html with all of them. Several runs, or a sweep, are
@@ -96,7 +96,7 @@ def parse_conditions(names: Sequence[str]) -> list[Pair]:
     """
     for name in names:
         if not conditions.is_condition(name):
-            expected = f"{', '.join(conditions.CONDITIONS)}, or several of them joined by +"
+            expected = conditions.describe_expected(name)
             raise InspectError(f"--conditions: got {sanitize(name)!r}; expected {expected}")
     return list(dict.fromkeys(conditions.list_severity_pairs(names)))
 

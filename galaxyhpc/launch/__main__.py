@@ -67,11 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
     parser.add_argument("sweep", type=Path, help="sweep file, such as sweeps/quickstart.yaml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as train.epochs=5"
-    )
+    set_help = "override a setting, such as train.epochs=5; may be repeated"
+    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     parser.add_argument("--profile", type=Path, help="resource settings of a cluster, such as slurm/gpu.yaml")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all sweeps (default: runs)")
     parser.add_argument(
         "--max-parallel", type=_parse_positive_int, metavar="N", help="run at most N jobs of a stage at a time"

@@ -132,8 +132,8 @@ def _format_notes(classes: list[ResourceClass], sweep: CheckedSweep, max_paralle
     """Yield the source of the predictions, and the expected end with its assumptions."""
     fits = {sweep.costs.gpu if group.unit == "GPU" else sweep.costs.cpu for group in classes}
     sources = " and ".join(sorted(fit.source for fit in fits))
-    yield f"predicted: {sources}; training without early stopping; the hours include the evaluation"
-    yield "memory: per process, on its device, in the table of runs; main memory per node in the table of classes"
+    yield f"predicted times: {sources}; they assume no early stopping; the hours include the evaluation"
+    yield "memory: of one training process, on its GPU or CPU (table of runs); requested per node (resource classes)"
     starts = [sweep.start_times[group.resources] for group in classes if group.resources in sweep.start_times]
     predictions = [prediction for group in classes for prediction in group.predictions]
     seconds = [prediction.training_seconds + prediction.evaluation_seconds for prediction in predictions]

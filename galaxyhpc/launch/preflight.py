@@ -148,7 +148,7 @@ def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
         return len(read_metadata(Path(data.source)).labels)
     except DataError as error:
         message, _, advice = str(error).removeprefix(f"{data.source}: ").partition("; ")
-        if (problem := Problem(data.source, message, advice)) not in problems:
+        if (problem := Problem(f"data.source: {data.source}", message, advice)) not in problems:
             problems.append(problem)
     return 0
 

@@ -57,8 +57,8 @@ def refuse_symlinks(*paths: Path) -> None:
             raise RunDirError(f"{path}: got a symbolic link to {os.readlink(path)}; expected a directory")
 
 
-def find_runs(path: Path) -> list[RunDir]:
-    """Return the run at this path, or a sweep's runs in the order of its plan.
+def find_runs(path: Path, expected: str = "runs/SWEEP/RUN_ID or runs/SWEEP") -> list[RunDir]:
+    """Return the run at this path, or a sweep's runs in the order of its plan; `expected` is for the error.
 
     Raises
     ------
@@ -70,8 +70,7 @@ def find_runs(path: Path) -> list[RunDir]:
         elif (path / "plan.csv").is_file():
             runs = read_planned_runs(path.resolve())
         else:
-            expected = "expected runs/SWEEP/RUN_ID or runs/SWEEP"
-            raise RunDirError(f"{sanitize(str(path))}: got neither config.json nor plan.csv; {expected}")
+            raise RunDirError(f"{sanitize(str(path))}: got neither config.json nor plan.csv; expected {expected}")
         refuse_symlinks(*(directory for run in runs for directory in (run.path, run.checkpoint_dir)))
     except OSError as error:
         raise RunDirError(f"{sanitize(str(path))}: cannot be read: {error.strerror}") from error

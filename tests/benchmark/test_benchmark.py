@@ -110,7 +110,7 @@ def test_two_processes_are_compared_with_one(benchmark_results: dict[str, Any]) 
         (["--out", "no/such/place.json"], "--out: no directory no/such"),
         (["--predict", "sweeps/all_groups.yaml"], "--predict: got no --from"),
         (["--predict", "sweeps/all_groups.yaml", "--from", "LICENSE"], "LICENSE: got JSONDecodeError"),
-        (["--predict", "sweeps/all_groups.yaml", "--from", "nowhere.json"], "nowhere.json"),
+        (["--predict", "sweeps/all_groups.yaml", "--from", "nowhere.json"], "--from: nowhere.json: no such file"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one mistake is none where there is a GPU")

@@ -11,6 +11,7 @@ import pytest
 from galaxyhpc.config.conditions import (
     CONDITIONS,
     DEFAULT_CONDITIONS,
+    describe_expected,
     describe_severity,
     get_levels,
     get_parameter,
@@ -82,6 +83,11 @@ def test_a_combination_has_as_many_levels_as_the_part_with_fewest() -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     assert not is_condition(name)
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    assert describe_expected("jpg+star").endswith("; did you mean jpeg+star?")
+    assert "did you mean" not in describe_expected("snow")
 
 
 def test_more_than_three_parts_are_refused() -> None:

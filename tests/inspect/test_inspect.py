@@ -255,7 +255,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     bad = {
         "rows": ([run.path, "--galaxies", "0", "150"], "got row 150; expected rows of the data file, 0 to 149"),
         "negative": ([run.path, "--galaxies", "-1"], "got row -1"),
-        "condition": ([run.path, "--conditions", "snow"], "--conditions: got 'snow'; expected clean, rotation"),
+        "condition": ([run.path, "--conditions", "snow"], "--conditions: got 'snow'; expected one of clean, rotation"),
         "untrained": ([untrained_run.path], "training is not finished"),
         "sweep": ([untrained_run.sweep_dir], "training is not finished"),
         "nothing": ([tmp_path], "neither config.json nor plan.csv"),

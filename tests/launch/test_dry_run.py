@@ -48,7 +48,7 @@ def test_points_classes_total_source_and_end_are_shown(
 ) -> None:
     text = shown(sweep, checked, None, capsys)
     assert all(config.run_id in text for config in checked.configs)
-    assert "prior, rough: no records yet" in text
+    assert "predicted times: a rough built-in estimate, because no run is recorded yet" in text
     assert "assuming all runs at once, starting now" in text
     assert text.count("CPU-h") == 3  # two classes and their sum
     assert text.endswith("nothing was submitted\n")
