@@ -16,6 +16,7 @@ from rich.console import Console
 
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import read_leading_comment
+from galaxyhpc.data import DataError
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, check_no_orphaned_runs, dispatch, find_unfinished_runs
 from galaxyhpc.launch.dry_run import show_plan
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{directory}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
     except PreflightError as error:
         print_problems(error, Console(stderr=True, markup=False, highlight=False))
-    except (SweepError, LaunchError, RunDirError, slurm_executor.SubmissionError) as error:
+    except (SweepError, LaunchError, RunDirError, DataError, slurm_executor.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename or options.runs}: {error.strerror or error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
 from galaxyhpc.launch import preflight, smoke_test
+from galaxyhpc.launch.__main__ import main
 from galaxyhpc.models import profile
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.storage.files import write_text
@@ -180,3 +181,16 @@ print(estimate / (1024 * peak))
 def test_the_memory_estimate_is_near_what_a_process_takes_at_its_peak(group: str, size: str, batch: str) -> None:
     answer = subprocess.run([sys.executable, "-c", RSS, group, size, batch], capture_output=True, text=True, check=True)
     assert 0.75 < float(answer.stdout) < 1.33
+
+
+def test_a_split_that_cannot_be_read_refuses_the_launch_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "base: {model: {scale: 0.1}, data: {image_size: 33, demo: {galaxies: 300, size: 32}}}\n"
+    (tmp_path / "tiny.yaml").write_text(text + "blocks: [points: [{model.architecture: cnn}]]\n")
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "split.csv").write_bytes(b"\xff\xfe\x00")
+    assert main(["tiny.yaml", "--executor", "local"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "split.csv" in line
