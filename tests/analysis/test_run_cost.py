@@ -38,7 +38,7 @@ def test_without_records_the_prior_has_a_large_safety_factor() -> None:
     assert (
         run_cost.fit_cost_model([]) == CostModel()
         and CostModel().safety_factor == 2.0
-        and "prior" in CostModel().source
+        and "rough built-in estimate" in CostModel().source
     )
 
 
