@@ -149,8 +149,8 @@ def test_a_run_with_checkpoints_keeps_its_gpus(tmp_path: Path) -> None:
 
 
 def test_memory_is_a_power_of_two_that_holds_all_processes_of_a_node() -> None:
-    wanted = RequestedResources(memory_gb="auto", tasks_per_node=4)
-    memory_gb = resolve(make_config(wanted), 1e9).memory_gb
+    requested = RequestedResources(memory_gb="auto", tasks_per_node=4)
+    memory_gb = resolve(make_config(requested), 1e9).memory_gb
     assert memory_gb == 4.0
     # 4 x (0.5 GB + 1024 images x 550,000 values x 4 bytes) x 1.25 = 14 GB
-    assert resolve(make_config(wanted, batch_size=4096), 1e9).memory_gb == 16.0
+    assert resolve(make_config(requested, batch_size=4096), 1e9).memory_gb == 16.0

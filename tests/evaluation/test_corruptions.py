@@ -198,9 +198,9 @@ def test_pedestal_noise_adds_the_studys_counts_to_every_pixel(snr: float, pedest
 def test_sky_noise_is_gaussian_with_mean_zero_and_the_pixels_are_independent(severity: float) -> None:
     result, sigma = counts("sky_noise", severity, 127.0), get_parameter("sky_noise", severity)
     assert stats.kstest(result.ravel() / sigma, "norm").pvalue > 1e-3
-    beside = np.corrcoef(result[..., 1:].ravel(), result[..., :-1].ravel())[0, 1]
+    correlation = np.corrcoef(result[..., 1:].ravel(), result[..., :-1].ravel())[0, 1]
     between = np.corrcoef(result[:, 0].ravel(), result[:, 1].ravel())[0, 1]
-    assert abs(beside) < 0.02 and abs(between) < 0.03
+    assert abs(correlation) < 0.02 and abs(between) < 0.03
 
 
 def test_a_sky_pedestal_adds_the_same_everywhere() -> None:

@@ -119,8 +119,8 @@ def test_a_file_is_told_as_it_is(tmp_path) -> None:
 
 
 def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
-    beside = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
-    summary = summarize(tmp_path, ra=beside, dec=np.zeros(120))
+    ra = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
+    summary = summarize(tmp_path, ra=ra, dec=np.zeros(120))
     assert summary.empty_classes == ["Disturbed in validation", "Disturbed in test"]
 
 

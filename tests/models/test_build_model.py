@@ -362,8 +362,8 @@ def test_parameters_grow_with_the_group_when_the_fields_are_kept(group: str, mil
 def test_equal_width_is_equal_to_c1_within_three_per_cent(group: str | None, width: str) -> None:
     with torch.device("meta"):
         models = network("C1", 65, scale=1.0), network(group, 65, scale=1.0, width=width)
-    wanted, found = (count_parameters(m) if width == "parameters" else multiply_adds(m, 65) for m in models)
-    assert found == pytest.approx(wanted, rel=0.03)
+    expected, count = (count_parameters(m) if width == "parameters" else multiply_adds(m, 65) for m in models)
+    assert count == pytest.approx(expected, rel=0.03)
 
 
 def test_multiply_adds_are_counted_by_hand_for_a_small_network() -> None:

@@ -28,8 +28,8 @@ def test_every_condition_is_drawn_with_its_parameters() -> None:
 
 def test_a_tile_holds_the_pixels_that_networks_are_shown() -> None:
     (axes,) = draw_contact_sheet(IMAGES, ROWS, SURVEY, "33 px", ("clean", "cosmic_rays")).axes
-    wanted = corrupt(IMAGES, ROWS, "cosmic_rays", 2.0, SURVEY).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(axes.images[2].get_array(), np.concatenate(list(wanted), axis=1))
+    expected = corrupt(IMAGES, ROWS, "cosmic_rays", 2.0, SURVEY).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(axes.images[2].get_array(), np.concatenate(list(expected), axis=1))
 
 
 def test_generated_galaxies_are_called_so() -> None:
