@@ -22,6 +22,7 @@ from galaxyhpc.evaluation.attack_results import AttackResults, read_finished_att
 from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.storage.sweep_dir import read_plan
 
 PLAN_DTYPES = {
     **dict.fromkeys(("run_id", "arch", "group", "width", "head", "data"), str),
@@ -29,6 +30,7 @@ PLAN_DTYPES = {
     "image_size": int,
     "seed": int,
     "parameters": int,
+    "multiply_adds": int,
 }
 NETWORK_COLUMNS = ["arch", "group", "width", "head", "scale", "image_size", "settings"]
 MODEL_KEYS_IN_PLAN = ("architecture", "group", "restriction", "depth", "widen", "width", "head", "scale")
@@ -77,22 +79,26 @@ class CollectedSweep:
         return zip(self.plan["label"], self.plan["seed"], self.runs, strict=True)
 
 
-def read_plan(path: Path) -> pd.DataFrame:
-    """Read plan.csv: one row per planned run."""
-    try:
-        plan = pd.read_csv(path, keep_default_na=False, dtype=PLAN_DTYPES)
-    except FileNotFoundError:
-        raise PlanError(f"{path}: not found; expected the directory of a launched sweep") from None
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: {_format_error(error)}") from error
+def make_plan_table(sweep_dir: Path) -> pd.DataFrame:
+    """Return plan.csv as a table of one row per planned run.
+
+    Raises
+    ------
+    PlanError, RunDirError
+    """
+    path = sweep_dir / "plan.csv"
+    rows = read_plan(sweep_dir)
+    if not rows:
+        raise PlanError(f"{path}: got no rows; expected one row per planned run")
+    plan = pd.DataFrame(rows)
     missing = [name for name in PLAN_DTYPES if name not in plan.columns]
     if missing:
         raise PlanError(f"{path}: no column {', '.join(missing)}; expected {', '.join(PLAN_DTYPES)}")
-    if plan.empty:
-        raise PlanError(f"{path}: got no rows; expected one row per planned run")
-    duplicates = plan["run_id"][plan["run_id"].duplicated()]
-    if len(duplicates):
-        raise PlanError(f"{path}: run_id: got {duplicates.iloc[0]} twice; expected each run once")
+    for name, dtype in PLAN_DTYPES.items():
+        try:
+            plan[name] = plan[name].astype(dtype)
+        except ValueError as error:
+            raise PlanError(f"{path}: {name}: {_format_error(error)}") from error
     return plan
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from galaxyhpc.analysis import summary, uncertainty
 from galaxyhpc.analysis.attack_success import AttackError
-from galaxyhpc.analysis.collect import CollectedSweep, PlanError, collect_run, label_networks, read_plan
+from galaxyhpc.analysis.collect import CollectedSweep, PlanError, collect_run, label_networks, make_plan_table
 from galaxyhpc.analysis.sweep_tables import (
     NO_INTERVALS_NOTE,
     add_prediction_tables,
@@ -26,8 +26,8 @@ from galaxyhpc.report import latex
 from galaxyhpc.report.terminal import make_terminal_table
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
-from galaxyhpc.storage.run_dir import RunDirError
-from galaxyhpc.storage.sweep_dir import read_planned_runs, refuse_symlinks
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
+from galaxyhpc.storage.sweep_dir import refuse_symlinks
 
 RESULTS_COLUMNS = [
     *("run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"),
@@ -77,8 +77,8 @@ def aggregate(sweep_dir: Path, compute_intervals: bool = True) -> Report:
     """
     report_dir = sweep_dir / "report"
     try:
-        plan = read_plan(sweep_dir / "plan.csv")
-        runs = read_planned_runs(sweep_dir)
+        plan = make_plan_table(sweep_dir)
+        runs = [RunDir(sweep_dir / run_id) for run_id in plan["run_id"]]
         refuse_symlinks(report_dir, *(run.path for run in runs))
         report_dir.mkdir(exist_ok=True)
         with FileLock(report_dir / ".lock"):

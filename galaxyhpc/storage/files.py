@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` atomically and durably when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{threading.get_native_id()}")
     try:
         yield temporary_path
         fsync(temporary_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -95,6 +96,8 @@ def read_plan(sweep_dir: Path) -> list[dict[str, str]]:
     OSError, RunDirError
     """
     path = sweep_dir / "plan.csv"
+    if not path.exists():
+        raise RunDirError(f"{path}: not found; expected the directory of a launched sweep")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval="")
@@ -110,8 +113,8 @@ def read_plan(sweep_dir: Path) -> list[dict[str, str]]:
     for run_id in run_ids:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", run_id, re.ASCII):
             raise RunDirError(f"{path}: run_id: got {run_id[:80]!r}; expected a name such as C4-cnn-s0-0123abcd")
-    if len(set(run_ids)) < len(run_ids):
-        raise RunDirError(f"{path}: run_id: got a duplicate; expected each run once")
+    if duplicates := [run_id for run_id, count in Counter(run_ids).items() if count > 1]:
+        raise RunDirError(f"{path}: run_id: got {duplicates[0]} twice; expected each run once")
     return rows
 
 

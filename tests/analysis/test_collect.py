@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers.sweeps import PAIRS, collect_sweep, make_config, make_plan, save_results
 
-from galaxyhpc.analysis.collect import CollectedSweep, PlanError, RunResults, collect_run, label_networks, read_plan
-from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.analysis.collect import CollectedSweep, PlanError, RunResults, collect_run, label_networks
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
+from galaxyhpc.storage.sweep_dir import read_plan
 
 
 def test_a_complete_run_has_counts_of_every_planned_condition_and_no_reason(tmp_path: Path) -> None:
@@ -54,5 +55,5 @@ def test_the_same_seed_of_a_network_twice_is_refused() -> None:
 def test_a_plan_with_a_duplicate_run_is_refused(tmp_path: Path) -> None:
     config = make_config("C4", 0)
     make_plan([config, config]).to_csv(tmp_path / "plan.csv", index=False)
-    with pytest.raises(PlanError, match=f"plan.csv: run_id: got {config.run_id} twice; expected each run once"):
-        read_plan(tmp_path / "plan.csv")
+    with pytest.raises(RunDirError, match=f"plan.csv: run_id: got {config.run_id} twice; expected each run once"):
+        read_plan(tmp_path)

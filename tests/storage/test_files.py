@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,20 @@ def test_a_file_is_replaced_by_a_new_one_so_that_a_link_to_it_keeps_the_old_cont
     os.link(tmp_path / "new" / "a.csv", tmp_path / "b.csv")
     write_text(tmp_path / "new" / "a.csv", "ü")
     assert ((tmp_path / "new" / "a.csv").read_bytes(), (tmp_path / "b.csv").read_text()) == ("ü".encode(), "old")
+
+
+def test_two_threads_that_write_the_same_file_never_share_what_they_write(tmp_path: Path) -> None:
+    both_opened = threading.Barrier(2)
+
+    def write(letter: str) -> None:
+        with atomic_write(tmp_path / "a.csv") as aside:
+            aside.write_text(letter)
+            both_opened.wait(60)
+            assert aside.read_text() == letter
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, "xy"))
+    assert (tmp_path / "a.csv").read_text() in "xy" and os.listdir(tmp_path) == ["a.csv"]
 
 
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

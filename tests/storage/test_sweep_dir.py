@@ -42,7 +42,7 @@ def test_the_plan_is_read_as_text_by_column_and_missing_cells_are_empty(tmp_path
     [
         ("arch\ncnn\n", "plan.csv: got no column run_id; expected the file that launch wrote"),
         ("run_id\n../x\n", "plan.csv: run_id: got '../x'; expected a name such as C4-cnn-s0-0123abcd"),
-        ("run_id\nx\nx\n", "plan.csv: run_id: got a duplicate; expected each run once"),
+        ("run_id\nx\nx\n", "plan.csv: run_id: got x twice; expected each run once"),
         ("run_id\n" + "x\n" * 100_000, "plan.csv: got more than 10,000 runs; expected at most 10,000"),
     ],
 )
