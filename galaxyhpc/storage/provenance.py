@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -16,9 +17,10 @@ PACKAGES = ("torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
 
 def collect_provenance() -> dict[str, Any]:
     """Describe the running code and machine; commit and uncommitted are None where git does not tell."""
-    changes = _run_git("diff", "HEAD")
+    is_checkout = _run_git("ls-files", "--error-unmatch", __file__) is not None  # not a copy inside another repository
+    changes = _run_git("diff-index", "--patch", "--binary", "HEAD") if is_checkout else None
     return {
-        "commit": _run_git("rev-parse", "HEAD"),
+        "commit": _run_git("rev-parse", "HEAD") if is_checkout else None,
         "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
         "versions": {
             "galaxyhpc": __version__,
@@ -31,10 +33,13 @@ def collect_provenance() -> dict[str, Any]:
 
 
 def _run_git(*arguments: str) -> str | None:
-    """Run git on the checkout of this file; None for an installed copy."""
+    """Run git on the repository around this file, whatever repository the user's GIT_DIR names; None if it fails."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
