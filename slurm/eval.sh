@@ -15,7 +15,8 @@
 #
 # Options of sbatch come before slurm/eval.sh: --gpus-per-node=1 on a GPU cluster, --account, --partition, --mem. A job
 # that is near its time limit or is preempted is requeued and resumes.
-. slurm/env.sh || exit 2 # not found: call sbatch from the project root
+ls slurm/env.sh >/dev/null || exit 2 # not found: call sbatch from the project root
+. slurm/env.sh
 set -euo pipefail
 sweep=${1:-runs/all_groups}
 
