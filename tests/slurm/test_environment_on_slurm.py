@@ -18,17 +18,16 @@ SWEEP = """\
 seeds: 2
 blocks: [points: [{model.architecture: cnn, train.epochs: 1}]]
 """
-FILTERS = {
-    **{"SQUEUE_STATES": "RUNNING", "SQUEUE_PARTITION": "high", "SQUEUE_ACCOUNT": "nobody", "SQUEUE_QOS": "none"},
-    **{"SQUEUE_NAMES": "other", "SQUEUE_LICENSES": "none", "SQUEUE_USERS": "nobody", "SQUEUE_FORMAT": "%i"},
-    **{"SCANCEL_STATE": "RUNNING", "SCANCEL_NAME": "other", "SCANCEL_PARTITION": "high", "SLURM_TIME_FORMAT": "%s"},
-    **{"SLURM_EXIT_ERROR": "0", "SLURM_LABELIO": "1", "SLURM_TIMELIMIT": "1", "SLURM_EXPORT_ENV": "NONE"},
-}
-OVERRIDES = {
-    **{"SBATCH_EXPORT": "NONE", "SBATCH_ARRAY_INX": "5", "SBATCH_OUTPUT": "elsewhere", "SBATCH_SIGNAL": "USR1@9"},
-    **{"SBATCH_NO_REQUEUE": "1", "SBATCH_OPEN_MODE": "truncate", "SBATCH_JOB_NAME": "other", "SBATCH_IGNORE_PBS": "1"},
-    **{"SBATCH_WAIT": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_EXCLUSIVE": "1", "SBATCH_MEM_PER_CPU": "1"},
-}
+FILTERS = """
+SQUEUE_STATES=RUNNING SQUEUE_PARTITION=high SQUEUE_ACCOUNT=nobody SQUEUE_QOS=none SQUEUE_NAMES=other
+SQUEUE_LICENSES=none SQUEUE_USERS=nobody SQUEUE_FORMAT=%i SCANCEL_STATE=RUNNING SCANCEL_NAME=other
+SCANCEL_PARTITION=high SLURM_TIME_FORMAT=%s SLURM_LABELIO=1 SLURM_TIMELIMIT=1 SLURM_EXPORT_ENV=NONE
+"""
+OVERRIDES = """
+SBATCH_EXPORT=NONE SBATCH_ARRAY_INX=5 SBATCH_OUTPUT=elsewhere SBATCH_SIGNAL=USR1@9 SBATCH_NO_REQUEUE=1
+SBATCH_OPEN_MODE=truncate SBATCH_JOB_NAME=other SBATCH_IGNORE_PBS=1 SBATCH_WAIT=1 SBATCH_TIMELIMIT=1
+SBATCH_EXCLUSIVE=1 SBATCH_MEM_PER_CPU=1
+"""
 
 
 def test_variables_of_the_shell_neither_hide_jobs_nor_change_them(
@@ -42,8 +41,8 @@ def test_variables_of_the_shell_neither_hide_jobs_nor_change_them(
     policy.chmod(0o755)
     gate.touch()
     environment = ours.environment
-    for name, text in (FILTERS | OVERRIDES).items():
-        monkeypatch.setenv(name, text)
+    for assignment in (FILTERS + OVERRIDES).split():
+        monkeypatch.setenv(*assignment.split("="))
     monkeypatch.setenv("SBATCH_PARTITION", "low")  # this one is followed
     monkeypatch.setenv("PATH", f"{policy.parent}:{environment['PATH']}")
     wait = ("--set", f"resources.setup=['while [ -e {gate} ]; do sleep 0.1; done']", "--max-parallel", "1")
@@ -52,8 +51,8 @@ def test_variables_of_the_shell_neither_hide_jobs_nor_change_them(
     first, second = ours.runs("tiny")
     assert "2 waiting" in (shown := ours.command(status.main, "my runs/tiny")) or "1 waiting" in shown, shown
     assert f"{second.run_id}: cancelled: " in ours.command(cancel.main, "my runs/tiny", "s1-")
-    for name in FILTERS:
-        monkeypatch.delenv(name)
+    for assignment in FILTERS.split():
+        monkeypatch.delenv(assignment.partition("=")[0])
     assert len(queue(ours.path)) == 3, "training, evaluation and report"
     job = first.read_events()[1]["job"]
     shown = ours.call("scontrol", "show", "job", str(job))
