@@ -11,8 +11,7 @@ if ((${#BASH_SOURCE[@]} == 2)); then
     exit 2
 fi' ERR
 
-# After `sbatch --export=NONE`, which SBATCH_EXPORT may ask for, srun would pass on nothing.
-export PATH SLURM_EXPORT_ENV=ALL
+export PATH # bash sets it but does not export it in a job that got no environment: SBATCH_EXPORT=NONE
 
 # sbatch passes the environment of the shell on, including an active virtual environment; the fallback is ./.venv.
 environment=${VIRTUAL_ENV:-$PWD/.venv}

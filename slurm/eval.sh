@@ -34,7 +34,7 @@ share=$((${SLURM_ARRAY_TASK_ID:-0} - first))/$shares
 
 export SUBMITIT_EXECUTOR=slurm # allows the evaluation to requeue its job
 status=0
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m galaxyhpc evaluate "$sweep" --share "$share" || status=$?
+srun --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m galaxyhpc evaluate "$sweep" --share "$share" || status=$?
 ((status != 75)) || exit $status # stopped by a signal: no time left for a report
 python -u -m galaxyhpc aggregate "$sweep"
 exit $status # 1: an evaluation failed; the report lists the missing runs

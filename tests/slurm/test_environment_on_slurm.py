@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,10 @@ def test_variables_of_the_shell_neither_hide_jobs_nor_change_them(
     ours.wait_for_jobs()
     assert read_state(first).name == "evaluated", ours.evidence()
     assert [row["seeds_done"] for row in ours.report("tiny", "summary")] == ["1"]
+    for assignment in OVERRIDES.split()[1:]:
+        monkeypatch.delenv(assignment.partition("=")[0])
+    (ours.path / ".venv").symlink_to(sys.prefix)
+    first.results_file.unlink()
+    ours.sbatch("slurm/eval.sh", "my runs/tiny")
+    ours.wait_for_jobs()
+    assert first.results_file.exists(), ours.evidence()
