@@ -36,6 +36,8 @@ def suggest_next_step(status: RunStatus) -> str:
     """Return what the user should do about a run."""
     if status.state == RunState.FAILED:
         return ADVICE_BY_CAUSE.get(status.note, ADVICE_BY_CAUSE["error"])
+    if status.state == RunState.WAITING and "held" in status.note.lower():
+        return f"its job is held and does not start by itself: scontrol release {status.records.job_id}"
     return ADVICE_BY_STATE[status.state].format(job=status.records.job_id)
 
 

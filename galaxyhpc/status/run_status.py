@@ -77,6 +77,11 @@ class RunRecords:
         return str(next((event.get("job", "") for event in reversed(self.submissions) if event["event"] == name), ""))
 
     @property
+    def canary_id(self) -> str:
+        """Slurm's id of the job whose success the training waits for; '' without one."""
+        return str(self.get_last_event("submitted").get("canary", ""))
+
+    @property
     def is_on_slurm(self) -> bool:
         return bool(self.submissions) or bool(self.get_last_event("submitting"))
 
@@ -190,7 +195,8 @@ def query_status(
         return statuses, snapshot
     doubtful = [index for index, status in enumerate(statuses) if _is_job_gone(status, snapshot.jobs)]
     if snapshot is not previous:
-        gone = {statuses[index].records.job_id for index in doubtful} | _find_gone_reports(runs, snapshot.jobs)
+        gone = {job for index in doubtful for job in (all_records[index].job_id, all_records[index].canary_id) if job}
+        gone |= _find_gone_reports(runs, snapshot.jobs)
         snapshot = replace(snapshot, final_states=slurm.get_final_states(gone) if gone else {})
     for index in doubtful:
         statuses[index] = derive_status(read_run_records(runs[index]), snapshot)
@@ -201,7 +207,7 @@ def _is_job_gone(status: RunStatus, jobs: dict[str, slurm.QueuedJob]) -> bool:
     """Whether a run seems under way, or lost, and its job is not in the queue."""
     states = (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED, RunState.LOST)
     is_doubtful = status.state in states or status.note == NO_RECORD
-    return is_doubtful and status.records.job_id not in (*jobs, "")
+    return is_doubtful and bool(job_id := status.records.job_id) and job_id not in jobs
 
 
 def _find_gone_reports(runs: Sequence[RunDir], jobs: dict[str, slurm.QueuedJob]) -> set[str]:
@@ -282,18 +288,18 @@ def _derive_gone_status(recorded_status: RunStatus, snapshot: QueueSnapshot | No
     reason = f"{job} is no longer in Slurm's queue" + (f" ({final_state})" if final_state else "")
     if has_begun:
         return RunStatus(records, RunState.LOST, reason, final_state=final_state)
-    return _derive_silent_status(records, job, final_state, reason)
+    return _derive_silent_status(records, snapshot, job, reason)
 
 
-def _derive_silent_status(records: RunRecords, job: str, final_state: str, reason: str) -> RunStatus:
+def _derive_silent_status(records: RunRecords, snapshot: QueueSnapshot, job: str, reason: str) -> RunStatus:
     """Derive the status of a run whose job ended before Python recorded anything: Slurm and the log tell why."""
-    end = quote_last_line(records.run, records.job_id)
+    final_state, end = snapshot.final_states.get(records.job_id, ""), quote_last_line(records.run, records.job_id)
     if final_state == "FAILED" or (end and not final_state):
         end = end or f"it left no log in {records.run.sweep_dir / 'log'}: see that its node can write there"
         return RunStatus(records, RunState.FAILED, f"{job} ended before Python recorded anything; {end}", NO_RECORD)
-    canary = str(records.get_last_event("submitted").get("canary", ""))
-    if not end and (canary_end := quote_last_line(records.run, canary)):
-        end = f"it waited for the canary, job {canary}: {canary_end}"
+    if snapshot.final_states.get(records.canary_id) == "FAILED":
+        end = f"it waited for the canary, job {records.canary_id}, which failed; "
+        end += quote_last_line(records.run, records.canary_id)
     return RunStatus(records, RunState.LOST, f"{reason}; {end}" if end else reason, final_state=final_state)
 
 

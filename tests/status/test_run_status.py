@@ -99,10 +99,12 @@ def test_an_evaluation_and_a_canary_that_died_silently_are_named(tmp_path: Path,
     record_event(waited, "submitted", job="7_1", executor="slurm", token="t", canary="6")
     write_log(trained, "8_0", "No module named torch\n")
     write_log(waited, "6", "No module named torch\n")
-    answers([], ended=["8_0|FAILED", "7_1|CANCELLED"])
+    answers([], ended=["8_0|FAILED", "7_1|CANCELLED", "6|COMPLETED"])
+    assert query(waited).reason == "its job 7_1 is no longer in Slurm's queue (CANCELLED)"
+    answers([], ended=["8_0|FAILED", "7_1|CANCELLED", "6|FAILED"])
     assert query(trained).reason.startswith("its evaluation job 8_0 ended before Python recorded anything; its log")
     assert query(waited).state == "lost"
-    assert "it waited for the canary, job 6: its log ends: No module named torch" in query(waited).reason
+    assert "it waited for the canary, job 6, which failed; its log ends: No module named torch" in query(waited).reason
 
 
 def test_a_report_that_its_job_did_not_write_is_told_until_it_is_written(
@@ -131,3 +133,14 @@ def test_a_report_that_its_job_did_not_write_is_told_until_it_is_written(
     assert "report failed: MemoryError: x" in show()
     write_text(report.path / "results.csv", "")
     assert "\nreport " not in show()
+
+
+def test_a_job_that_is_held_does_not_only_wait(
+    tmp_path: Path, answers: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "s")
+    record_submission(run, "7_0")
+    for reason, advice in {"Priority": "next: wait", "JobHeldAdmin": "next: its job is held and does not"}.items():
+        answers([f"7_0|PENDING|{reason}||t"])
+        assert main([str(run.path), "--why"]) == 0
+        assert advice in capsys.readouterr().out
