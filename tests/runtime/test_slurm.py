@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.slurm import QueuedJob
 
 Answers = Callable[..., None]
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -114,6 +116,13 @@ def test_no_command_of_slurm_sees_the_users_options_in_the_environment(
     for call in calls:
         names = {word.partition("=")[0] for word in call.split()[1:]}
         assert not names & set(FILTERS) and {"SLURM_CONF", "SLURM_JWT", "LANG", "PATH"} <= names
+
+
+def test_no_other_module_starts_a_command_of_slurm_in_the_users_environment() -> None:
+    pattern = r"subprocess\.\w+\(\s*\[?\s*[\"'](squeue|scontrol|sacct|sinfo|scancel|sbatch|srun)\b"
+    files = [*(PROJECT / "galaxyhpc").rglob("*.py"), *(PROJECT / "jobs").glob("*.py")]
+    assert [file.name for file in files if re.search(pattern, file.read_text())] == []
+    assert len(files) > 100
 
 
 def test_sbatch_sees_where_the_user_wants_jobs_to_run_unless_the_script_says_so(

@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 from helpers.runs import FakeSlurm, make_run, record_event, record_start, record_submission, write_sweep_plan
 
+from galaxyhpc import cancel
 from galaxyhpc.status.__main__ import main
 from galaxyhpc.status.run_status import RunStatus, query_status
 from galaxyhpc.storage.files import write_text
@@ -132,6 +133,9 @@ def test_a_report_that_its_job_did_not_write_is_told_until_it_is_written(
     record_event(report, "failed", why="MemoryError: x", cause="memory")
     assert "report failed: MemoryError: x" in show()
     write_text(report.path / "results.csv", "")
+    assert "\nreport " not in show()
+    (report.path / "results.csv").unlink()
+    assert cancel.main([str(sweep)]) == 0 and "cancelled" not in capsys.readouterr().out
     assert "\nreport " not in show()
 
 
