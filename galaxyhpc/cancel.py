@@ -21,7 +21,7 @@ from pathlib import Path
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.job import print_error
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status
+from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status, read_run_records
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
 from galaxyhpc.storage.sweep_dir import RunSelectionError, find_runs, find_sweep_dir, get_report_records, select_runs
@@ -52,7 +52,7 @@ def cancel(runs: Sequence[RunDir], sweep_dir: Path | None) -> list[str]:
         {job for jobs in jobs_by_run.values() for job in jobs},
         _find_other_jobs(sweep_dir, statuses, snapshot) if sweep_dir else set(),
     )
-    if sweep_dir and get_report_records(sweep_dir).events_file.is_file():
+    if sweep_dir and read_run_records(get_report_records(sweep_dir)).get_queued_jobs(snapshot):
         get_report_records(sweep_dir).record("cancelled", why="cancelled")
     lines, skipped_counts = [], Counter[str]()
     for status in statuses:

@@ -135,8 +135,13 @@ def test_a_report_that_its_job_did_not_write_is_told_until_it_is_written(
     write_text(report.path / "results.csv", "")
     assert "\nreport " not in show()
     (report.path / "results.csv").unlink()
-    assert cancel.main([str(sweep)]) == 0 and "cancelled" not in capsys.readouterr().out
-    assert "\nreport " not in show()
+    assert "\nreport failed" in show()
+    answers(["9|PENDING|Dependency||t"])
+    (sweep / "log" / "9_submission.sh").touch()
+    assert cancel.main([str(sweep)]) == 0
+    answers([], ended=["9|CANCELLED"])
+    capsys.readouterr()
+    assert "\nreport " not in show(), "somebody did not want it"
 
 
 def test_a_job_that_is_held_does_not_only_wait(
