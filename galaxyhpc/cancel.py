@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.job import print_error
 from galaxyhpc.runtime.lock import is_busy
-from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status
+from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status, read_run_records
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
-from galaxyhpc.storage.sweep_dir import RunSelectionError, find_runs, find_sweep_dir, select_runs
+from galaxyhpc.storage.sweep_dir import RunSelectionError, find_runs, find_sweep_dir, get_report_records, select_runs
 
 MAX_LISTED_RUNS = 20  # others are counted
 # the job ended by itself in the meantime
@@ -51,6 +52,8 @@ def cancel(runs: Sequence[RunDir], sweep_dir: Path | None) -> list[str]:
         {job for jobs in jobs_by_run.values() for job in jobs},
         _find_other_jobs(sweep_dir, statuses, snapshot) if sweep_dir else set(),
     )
+    if sweep_dir and read_run_records(get_report_records(sweep_dir)).get_queued_jobs(snapshot):
+        get_report_records(sweep_dir).record("cancelled", why="cancelled")
     lines, skipped_counts = [], Counter[str]()
     for status in statuses:
         jobs = ", ".join(jobs_by_run[status.run])
@@ -111,7 +114,7 @@ def cancel_jobs(jobs: set[str], other_jobs: set[str]) -> None:
     if not job_ids:
         return
     try:
-        answer = subprocess.run(["scancel", *sorted(job_ids)], capture_output=True, text=True, timeout=120)
+        answer = slurm.run("scancel", *sorted(job_ids), timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CancelError(f"scancel: {error}; nothing was recorded; check with status") from error
     errors = [line for line in answer.stderr.splitlines() if not any(text in line for text in HARMLESS_SCANCEL_ERRORS)]

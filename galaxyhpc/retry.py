@@ -20,7 +20,6 @@ from rich.console import Console
 
 from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
 from galaxyhpc.launch.slurm_executor import SubmissionError
-from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import print_error
 from galaxyhpc.runtime.lock import is_busy
@@ -98,7 +97,7 @@ def _halve_micro_batch(status: RunStatus, is_forced: bool) -> Decision:
 
 def _exclude_node(status: RunStatus, final_state: str) -> Decision:
     """Exclude the node that a run was lost with, where it is known."""
-    message = f"retried: {status.reason}" + (f" ({final_state})" if final_state else "")
+    message = f"retried: {status.reason}"
     started = status.records.get_last_event("assigned", "started", "evaluating")
     node, job_id = str(started.get("nodes", "")), str(started.get("job", "")).rpartition(".")[0]
     submitted_jobs = {str(event.get("job")) for event in status.records.submissions}
@@ -137,12 +136,9 @@ def retry(
 
 
 def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, Decision]:
-    """Decide for all runs where they were named, else for the failed and the lost, with one query to Slurm."""
+    """Decide for all runs where they were named, else for the failed and the lost."""
     candidates = [status for status in statuses if is_forced or status.state in (RunState.FAILED, RunState.LOST)]
-    lost_records = (status.records for status in candidates if status.state == RunState.LOST)
-    lost_jobs = [records.job_id for records in lost_records if records.job_id]
-    final_states = slurm.final_states(lost_jobs) if lost_jobs else {}
-    return {status.run: decide(status, is_forced, final_states.get(status.records.job_id, "")) for status in candidates}
+    return {status.run: decide(status, is_forced, status.final_state) for status in candidates}
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.runtime.job import record_failure
+from galaxyhpc.runtime.rank import get_rank_info
+from galaxyhpc.storage.sweep_dir import get_report_records
+
 
 @dataclass(frozen=True)
 class ReportJob:
@@ -13,7 +17,13 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
-        from galaxyhpc.report.build import aggregate, print_report
+        records, rank_info = get_report_records(Path(self.path)), get_rank_info()
+        records.record("assigned", job=rank_info.job_attempt, nodes=rank_info.node_names)
+        try:
+            from galaxyhpc.report.build import aggregate, print_report
 
-        print_report(aggregate(Path(self.path)))
+            print_report(aggregate(Path(self.path)))
+        except Exception as error:
+            record_failure(records, rank_info, error)
+            raise
         return "done"

@@ -8,5 +8,6 @@
 # Write the report of a sweep from the results so far, without evaluating anything. From the project root:
 #
 #     sbatch slurm/aggregate.sh [runs/NAME]           default: runs/all_groups
-. slurm/env.sh || exit 2 # not found: call sbatch from the project root
+ls slurm/env.sh >/dev/null || exit 2 # not found: call sbatch from the project root
+. slurm/env.sh
 exec python -u -m galaxyhpc aggregate "${1:-runs/all_groups}"

@@ -15,7 +15,8 @@
 #
 # Options of sbatch come before slurm/eval.sh: --gpus-per-node=1 on a GPU cluster, --account, --partition, --mem. A job
 # that is near its time limit or is preempted is requeued and resumes.
-. slurm/env.sh || exit 2 # not found: call sbatch from the project root
+ls slurm/env.sh >/dev/null || exit 2 # not found: call sbatch from the project root
+. slurm/env.sh
 set -euo pipefail
 sweep=${1:-runs/all_groups}
 
@@ -33,7 +34,7 @@ share=$((${SLURM_ARRAY_TASK_ID:-0} - first))/$shares
 
 export SUBMITIT_EXECUTOR=slurm # allows the evaluation to requeue its job
 status=0
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m galaxyhpc evaluate "$sweep" --share "$share" || status=$?
+srun --export=ALL --cpus-per-task="$SLURM_CPUS_PER_TASK" python -u -m galaxyhpc evaluate "$sweep" --share "$share" || status=$?
 ((status != 75)) || exit $status # stopped by a signal: no time left for a report
 python -u -m galaxyhpc aggregate "$sweep"
 exit $status # 1: an evaluation failed; the report lists the missing runs

@@ -152,6 +152,9 @@ def test_training_and_evaluating_by_hand_ignore_them_too(job: str, hostile: Path
 
 def test_a_child_is_handed_the_path_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/somewhere", str(ROOT)])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # which some clusters do not pass on to their jobs
+    assert make_child_environment()["PYTHONPATH"] == f"{ROOT}:{ROOT}"
+    monkeypatch.delenv("PYTHONPATH")
     assert make_child_environment() == {"PYTHONSAFEPATH": "1"} and format_assignments() == "PYTHONSAFEPATH=1"
     monkeypatch.setattr(sys, "path", [str(ROOT), "/somewhere"])  # as in `python -m`, called in the checkout
     monkeypatch.setenv("PYTHONPATH", "/mine")

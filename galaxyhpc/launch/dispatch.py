@@ -11,9 +11,12 @@ from rich.console import Console
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
+from galaxyhpc.status.run_status import NO_RECORD, query_status
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
+
+MAX_LISTED_FAILURES = 3  # of jobs that usually ended for the same reason
 
 
 class LaunchError(ValueError):
@@ -120,7 +123,13 @@ def _dispatch_to_slurm(
 ) -> int:
     if not slurm.is_up():
         raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); expected local or debug")
+    if variable := slurm.find_other_cluster():
+        advice = "expected it unset: cancel and status ask one cluster, that of slurm.conf (SLURM_CONF)"
+        raise LaunchError(f"got {variable} in the environment; {advice}")
     if pending_runs:
+        if ignored := slurm.list_ignored_variables():
+            console.print(f"ignored: {', '.join(ignored)}; the sweep's resources decide", soft_wrap=True)
+        _record_silent_failures(console, list(pending_runs))
         trained = {run: resources for run, resources in pending_runs.items() if run.best_file.exists()}
         untrained = {run: resources for run, resources in pending_runs.items() if run not in trained}
         ids = slurm_executor.submit(
@@ -138,6 +147,21 @@ def _dispatch_to_slurm(
         return 0
     console.print(f"watch: galaxyhpc status {shlex.quote(str(directory))}", soft_wrap=True)
     return 0
+
+
+def _record_silent_failures(console: Console, runs: Sequence[RunDir]) -> None:
+    """Record and print why jobs ended that recorded nothing themselves: new jobs hide it, and may end in the same way.
+
+    Slurm forgets its jobs after minutes.
+    """
+    failed = [status for status in query_status(runs)[0] if status.note == NO_RECORD]
+    for status in failed:
+        if read_state(status.run).name != RunState.FAILED:
+            status.run.record("failed", why=status.reason, cause=NO_RECORD)
+    for status in failed[:MAX_LISTED_FAILURES]:
+        console.print(f"{status.run.run_id}: submitted again; {status.reason}", soft_wrap=True)
+    if len(failed) > MAX_LISTED_FAILURES:
+        console.print(f"and {len(failed) - MAX_LISTED_FAILURES} more runs; status --why shows each")
 
 
 def _dispatch_locally(

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,12 +25,21 @@ from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import get_report_records, refuse_symlinks
 from jobs.evaluate import EvaluateJob
 from jobs.report import ReportJob
 from jobs.train import CanaryJob, TrainJob
 
 SIGNAL_DELAY_SECONDS = 90  # USR2 is sent this long before the time limit
 REPORT_RESOURCES = ResourcesConfig(cpus_per_task=2, time_minutes=60)
+
+# prints the line of the script that failed; in a file that is sourced, lines may fail
+SETUP_TRAP = """\
+trap 'status=$? line=$LINENO
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    echo "resources.setup: $(sed -n "${line}{s/^(exit .?) # //;p}" "$0"): got exit status $status; expected 0"
+    exit $status
+fi' ERR"""
 
 STAGES = ("canary", "train", "evaluate", "report")
 
@@ -104,15 +112,28 @@ def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_para
         "qos": resources.qos,
         "constraint": resources.constraint,
         "exclude": ",".join(resources.exclude_nodes) or None,
-        "setup": list(resources.setup) or None,
+        "setup": make_setup_lines(resources.setup),
         "array_parallelism": max_parallel,
         "signal_delay_s": SIGNAL_DELAY_SECONDS,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True},
+        # export: jobs need the environment, and a site's default may be NONE
+        "additional_parameters": {"requeue": True, "export": "ALL"},
         # since Slurm 22.05 srun does not inherit cpus-per-task; if one process dies, the others must not wait for it
-        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1"],
+        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1", "--export=ALL"],
     }
     return {key: value for key, value in parameters.items() if value is not None}
+
+
+def make_setup_lines(commands: Sequence[str]) -> list[str]:
+    """Return the shell lines before srun: a command with an exit status other than 0 ends the job, and is named."""
+    lines = ["export PATH  # bash sets it but does not export it in a job that got no environment"]
+    if not commands:
+        return lines
+    lines.append(SETUP_TRAP)
+    for command in commands:
+        # the trap of bash ignores all commands of a && b but the last
+        lines += [command, f"(exit $?) # {' '.join(command.split())}"] if "&&" in command else [command]
+    return [*lines, "trap - ERR"]
 
 
 def make_python_command() -> str:
@@ -134,9 +155,9 @@ def make_sbatch_script(sweep: Path, resources: ResourcesConfig, num_runs: int, m
 
 
 @contextmanager
-def _clean_slurm_environment() -> Iterator[None]:
-    """Hide the variables of the Slurm job that this process may run in; keep what the user set for sbatch."""
-    variables = {name: text for name, text in os.environ.items() if name == "SLURM_CONF" or name.startswith("SBATCH_")}
+def _set_sbatch_environment(options: Collection[str]) -> Iterator[None]:
+    """Hide the variables of the Slurm job that this process may run in, and those that would override the script."""
+    variables = slurm.get_sbatch_variables(options)
     with submitit.helpers.clean_env():
         os.environ.update(variables)
         yield
@@ -161,7 +182,7 @@ class Submission:
         parameters = {**parameters, "additional_parameters": {**parameters["additional_parameters"], **extra}}
         executor = submitit.SlurmExecutor(self.sweep / "log", python=make_python_command())  # one for each array
         executor.update_parameters(**parameters)
-        with executor.batch():
+        with _set_sbatch_environment(parameters), executor.batch():
             handles = [executor.submit(job) for job in jobs]
         job_ids = [str(handle.job_id) for handle in handles]
         self.job_ids[stage] += job_ids
@@ -189,7 +210,8 @@ class Submission:
         job_ids = self.submit_array(stage, [job_type(str(run.path)) for run in array.runs], parameters, *dependencies)
         event = "submitted" if stage == "train" else "evaluation submitted"
         for run, job_id in zip(array.runs, job_ids, strict=True):
-            run.record(event, job=job_id, executor="slurm", token=token)
+            canary = {"canary": self.job_ids["canary"][0]} if stage == "train" and self.job_ids["canary"] else {}
+            run.record(event, job=job_id, executor="slurm", token=token, **canary)
         return job_ids
 
     def cancel_all(self) -> None:
@@ -197,7 +219,7 @@ class Submission:
         jobs = {job for job_ids in self.job_ids.values() for job in job_ids}
         jobs |= {job for job, queued in (slurm.get_queue() or {}).items() if queued.comment in self.tokens}
         if jobs:
-            subprocess.run(["scancel", *get_array_ids(jobs)], check=False, timeout=60)
+            slurm.run("scancel", *get_array_ids(jobs))
         for run in self.runs:
             run.record("stopped", why="cancelled: a part of the sweep could not be submitted")
 
@@ -228,8 +250,7 @@ def submit(
     """
     submission = Submission(sweep)
     try:
-        with _clean_slurm_environment():
-            _submit_all(submission, untrained, trained, max_parallel, canary)
+        _submit_all(submission, untrained, trained, max_parallel, canary)
     except FailedJobError as error:
         submission.cancel_all()
         raise SubmissionError(f"sbatch: {str(error).strip()}; all jobs of this launch were cancelled") from error
@@ -247,6 +268,8 @@ def _submit_all(
     canary: RunDir | None,
 ) -> None:
     """Submit stage by stage; `submission` holds every id as soon as there is one."""
+    report = get_report_records(submission.sweep)
+    refuse_symlinks(report.path)
     name, max_size, start = submission.sweep.name, slurm.get_max_array_size(), ""
     if canary is not None:
         resources = next(resources for resources, runs in untrained.items() if canary in runs)
@@ -260,7 +283,10 @@ def _submit_all(
     after_nothing = [""] * len(to_evaluate)
     ids += submission.submit_stage("evaluate", EvaluateJob, list(map(_single_process, to_evaluate)), after_nothing)
     parameters = make_submitit_parameters(f"{name}-report", _make_report_resources(untrained or trained), None)
-    submission.submit_array("report", [ReportJob(str(submission.sweep))], parameters, _make_end_dependency(*ids))
+    (job_id,) = submission.submit_array(
+        "report", [ReportJob(str(submission.sweep))], parameters, _make_end_dependency(*ids)
+    )
+    report.record("submitted", job=job_id, executor="slurm")
 
 
 def _make_success_dependency(job_ids: Sequence[str]) -> str:

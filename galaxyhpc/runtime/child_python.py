@@ -13,9 +13,13 @@ import galaxyhpc
 
 
 def get_import_root() -> str:
-    """Return the directory that PYTHONPATH has to name for a child process; '' if the package is found without."""
+    """Return the directory that PYTHONPATH has to name for a child process; '' if the package is found without.
+
+    A job on a cluster that passes no environment on has no PYTHONPATH of its own.
+    """
     root = os.path.dirname(os.path.dirname(os.path.abspath(galaxyhpc.__file__)))
-    return "" if root in sys.path[1:] else root  # the first entry is this process's own
+    installed = {*sys.path[1:]} - {*os.environ.get("PYTHONPATH", "").split(os.pathsep)}  # the first is this process's
+    return "" if root in installed else root
 
 
 def make_child_environment() -> dict[str, str]:

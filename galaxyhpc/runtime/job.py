@@ -12,7 +12,6 @@ import gc
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -124,7 +123,7 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
             _read_time_limit(stop, rank_info)
             is_done = target(run, stop)
         except Exception as error:
-            _record_failure(run, rank_info, error)
+            record_failure(run, rank_info, error)
             raise
         gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
         if not is_done and rank_info.rank == 0:
@@ -160,7 +159,8 @@ def _read_time_limit(stop: StopSignal, rank_info: RankInfo) -> None:
         stop.job_id, stop.end_time = job.job_id, slurm.get_end_time(job.job_id)
 
 
-def _record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
+def record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
+    """Record an error with its cause and the end of its traceback."""
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
     message = f"{type(error).__name__}: {error}"
     try:
@@ -211,9 +211,9 @@ def requeue(rank_info: RankInfo) -> None:
         job._requeue(0)
         return
     # the TERM of the requeue must not kill scontrol itself; a preempted job may be requeued already
-    command = ["scontrol", "requeue", job.job_id]
+    command = ("scontrol", "requeue", job.job_id)
     for pause in (*REQUEUE_RETRY_SECONDS, None):
-        answer = subprocess.run(command, timeout=60, preexec_fn=_ignore_sigterm, capture_output=True, text=True)
+        answer = slurm.run(*command, preexec_fn=_ignore_sigterm)
         if answer.returncode == 0 or "pending execution" in answer.stderr:
             return
         if pause is None:

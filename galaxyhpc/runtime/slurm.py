@@ -1,4 +1,8 @@
-"""Queries to Slurm, with as few calls as possible. None means no answer, which is evidence of nothing."""
+"""Queries to Slurm, with as few calls as possible. None means no answer, which is evidence of nothing.
+
+Slurm's commands take options from the environment, too: `SQUEUE_STATES=RUNNING` leaves the waiting jobs out of an
+answer. They all run in an environment without such variables.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,19 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 QUERY_TIMEOUT_SECONDS = 60
+OPTION_VARIABLES = re.compile("(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SCONTROL|SINFO|SCANCEL)_")
+CONNECTION_VARIABLES = ("SLURM_CONF", "SLURM_JWT")  # which Slurm answers, and who asks
+# where a job runs and who pays is the user's wish; any other SBATCH_* would override a line of the job's script
+PLACEMENT_OPTIONS = ("account", "constraint", "partition", "qos", "reservation")
+ENDED_STATES = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,43 @@ class QueuedJob:
     reason: str  # of waiting, in Slurm's words
     nodes: str
     comment: str  # the token that `launch.slurm_executor` submitted it with
+
+
+def make_environment() -> dict[str, str]:
+    """Return the environment of this process without the variables that Slurm's commands read as options."""
+    hidden = {name for name in os.environ if OPTION_VARIABLES.match(name)} - set(CONNECTION_VARIABLES)
+    return {name: text for name, text in os.environ.items() if name not in hidden}
+
+
+def get_sbatch_variables(options: Collection[str]) -> dict[str, str]:
+    """Return the variables of Slurm that sbatch may see; a script with these options overrides the user's wishes."""
+    kept = {f"SBATCH_{option.upper()}" for option in PLACEMENT_OPTIONS if option not in options}
+    # submitit writes a wckey of its own, which only a variable overrides
+    kept |= {"SBATCH_WCKEY", *CONNECTION_VARIABLES}
+    return {name: text for name, text in os.environ.items() if name in kept}
+
+
+def list_ignored_variables() -> list[str]:
+    """Return the names of the user's variables for sbatch that no job follows."""
+    followed = get_sbatch_variables(())
+    return sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in followed)
+
+
+def find_other_cluster() -> str:
+    """Return the variable that sends commands to other clusters, `NAME=value`; '' without one."""
+    names = ("SBATCH_CLUSTERS", "SLURM_CLUSTERS")
+    return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), "")
+
+
+def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm in an environment without the user's options; return its output as text.
+
+    Raises
+    ------
+    OSError, subprocess.TimeoutExpired
+    """
+    settings: dict[str, Any] = {"env": make_environment(), "timeout": QUERY_TIMEOUT_SECONDS, **options}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", **settings)
 
 
 def is_up() -> bool:
@@ -40,7 +90,7 @@ def _ping() -> str:
     if shutil.which("sbatch") is None:
         return ""
     try:
-        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
+        return run("scontrol", "ping", timeout=20).stdout
     except subprocess.TimeoutExpired:
         return "scontrol ping: no answer in 20 s: treated as DOWN"
 
@@ -48,9 +98,7 @@ def _ping() -> str:
 def _query(*command: str) -> str | None:
     """Return the output of a command; None where it fails or does not exist."""
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=QUERY_TIMEOUT_SECONDS
-        )
+        answer = run(*command)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if answer.returncode else answer.stdout
@@ -87,30 +135,27 @@ def get_job_state(job_id: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", "")
 
 
-def final_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """Return the last states of jobs that left the queue, as far as accounting or the controller knows them."""
-    sacct = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State")
-    squeue = ("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T")
-    answer = _query(*sacct, f"--jobs={','.join(job_ids)}") or _query(*squeue) or ""
-    rows = (line.split("|", 1) for line in answer.splitlines())
-    return {row[0].strip(): row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
+def get_final_states(job_ids: Collection[str]) -> dict[str, str]:
+    """Return the states in which jobs ended, of those that the controller or, later, accounting still knows."""
+    states = _parse_states(_query("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T"))
+    if missing := {job.partition("_")[0] for job in job_ids if job not in states}:
+        sacct = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State")
+        states |= _parse_states(_query(*sacct, f"--jobs={','.join(sorted(missing))}"))
+    return {job: states[job] for job in job_ids if job in states}
+
+
+def _parse_states(answer: str | None) -> dict[str, str]:
+    """Return the final states in lines `id|state`, such as `7_1|CANCELLED by 1000`."""
+    rows = (line.split("|", 1) for line in (answer or "").splitlines())
+    states = {row[0].strip(): row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
+    return {job: state for job, state in states.items() if state in ENDED_STATES}
 
 
 def test_submit(script: str) -> tuple[float | None, str]:
     """Ask sbatch when it would start this script (seconds since 1970), or why it refuses; nothing is submitted."""
-    # without the variables of the job that this may run in
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-    command = ["sbatch", "--test-only"]
+    environment = make_environment() | get_sbatch_variables(re.findall("^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     try:
-        answer = subprocess.run(
-            command,
-            input=script,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=QUERY_TIMEOUT_SECONDS,
-        )
+        answer = run("sbatch", "--test-only", input=script, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"no answer: {error}"
     if answer.returncode:

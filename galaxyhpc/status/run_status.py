@@ -1,7 +1,7 @@
 """The status of a run, from its own records and from Slurm's queue if it is available. Reading it changes nothing.
 
 A run is lost only if Slurm answered without its job, or its process on this machine is gone, and no process holds its
-lock. Without an answer of Slurm, the records decide.
+lock; it failed if its job did so before Python recorded anything. Without an answer of Slurm, the records decide.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.status.logs import quote_last_line
 from galaxyhpc.storage.events import JsonDict, RunState, derive_state, parse_json_lines
 from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import get_report_records
 
 GRACE_SECONDS = 60  # a record may appear this late: clocks differ, and NFS delays files
 QUEUE_CACHE_SECONDS = 15  # Slurm is not queried more often: its controller serves all users
 NUM_RECENT_EPOCHS = 10  # events of earlier epochs are not parsed
 NUM_METRICS_EPOCHS = 3  # epochs whose metrics are parsed in full; json needs a second for all epochs of a sweep
 ACCURACY_PATTERN = re.compile(r'"validation_accuracy": (-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')
+NO_RECORD = "no record"  # the cause of a failure: the job ended before Python recorded anything
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -73,8 +77,26 @@ class RunRecords:
         return str(next((event.get("job", "") for event in reversed(self.submissions) if event["event"] == name), ""))
 
     @property
+    def canary_id(self) -> str:
+        """Slurm's id of the job whose success the training waits for; '' without one."""
+        return str(self.get_last_event("submitted").get("canary", ""))
+
+    @property
     def is_on_slurm(self) -> bool:
         return bool(self.submissions) or bool(self.get_last_event("submitting"))
+
+    def list_job_ids(self) -> set[str]:
+        """Return the ids in the names of the run's logs: of Slurm jobs, or of submitit's local processes."""
+        return (self._begun_jobs | {str(event.get("job")) for event in self.submissions}) - {""}
+
+    @functools.cached_property
+    def _begun_jobs(self) -> set[str]:
+        """Jobs that recorded something; they add the number of their start to the id."""
+        return {str(event["job"]).rpartition(".")[0] for event in self.events if "job" in event}
+
+    def has_begun(self, job_id: str) -> bool:
+        """Whether a process of this job recorded anything."""
+        return job_id in self._begun_jobs
 
     def get_queued_jobs(self, snapshot: QueueSnapshot | None) -> dict[str, slurm.QueuedJob]:
         """Return the jobs of this run that wait or run; the token excludes other jobs with a reused id."""
@@ -93,6 +115,7 @@ class QueueSnapshot:
 
     time: float
     jobs: dict[str, slurm.QueuedJob] | None  # by job id; None: Slurm does not answer
+    final_states: dict[str, str] = field(default_factory=dict)  # by job id, of jobs that left the queue
 
 
 @dataclass(frozen=True)
@@ -103,6 +126,7 @@ class RunStatus:
     state: RunState
     reason: str = ""
     note: str = ""  # failure type, node, or why it waits
+    final_state: str = ""  # Slurm's, of the job that a run was lost with
 
     @property
     def run(self) -> RunDir:
@@ -157,19 +181,51 @@ def _read_lines(path: Path) -> list[str]:
 def query_status(
     runs: Sequence[RunDir], previous: QueueSnapshot | None = None
 ) -> tuple[list[RunStatus], QueueSnapshot | None]:
-    """Return the status of runs and the queue; Slurm is queried once, or not at all if `previous` is recent.
+    """Return the status of runs and the queue; Slurm is queried not at all if `previous` is recent.
 
-    The records of a lost run are read again: its job may have ended between reading them and querying Slurm.
+    Else one query serves all runs, and two more where jobs left the queue without a recorded end. The records of these
+    runs are read again: a job may have ended between reading them and querying Slurm.
     """
     all_records = [read_run_records(run) for run in runs]
     snapshot, is_old = previous, previous is None or time.time() - previous.time > QUEUE_CACHE_SECONDS
     if is_old and any(records.is_on_slurm for records in all_records):
         snapshot = QueueSnapshot(time.time(), slurm.get_queue())
     statuses = [derive_status(records, snapshot) for records in all_records]
-    for index, status in enumerate(statuses):
-        if status.state == RunState.LOST:
-            statuses[index] = derive_status(read_run_records(status.run), snapshot)
+    if snapshot is None or snapshot.jobs is None:
+        return statuses, snapshot
+    doubtful = [index for index, status in enumerate(statuses) if _is_job_gone(status, snapshot.jobs)]
+    if snapshot is not previous:
+        gone = {job for index in doubtful for job in (all_records[index].job_id, all_records[index].canary_id) if job}
+        gone |= _find_gone_reports(runs, snapshot.jobs)
+        snapshot = replace(snapshot, final_states=slurm.get_final_states(gone) if gone else {})
+    for index in doubtful:
+        statuses[index] = derive_status(read_run_records(runs[index]), snapshot)
     return statuses, snapshot
+
+
+def _is_job_gone(status: RunStatus, jobs: dict[str, slurm.QueuedJob]) -> bool:
+    """Whether a run seems under way, or lost, and its job is not in the queue."""
+    states = (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED, RunState.LOST)
+    is_doubtful = status.state in states or status.note == NO_RECORD
+    return is_doubtful and bool(job_id := status.records.job_id) and job_id not in jobs
+
+
+def _find_gone_reports(runs: Sequence[RunDir], jobs: dict[str, slurm.QueuedJob]) -> set[str]:
+    """Return the jobs that write the report of these runs and are not in the queue any more."""
+    reports = [read_run_records(get_report_records(sweep)) for sweep in {run.sweep_dir for run in runs}]
+    return {report.job_id for report in reports if _is_job_gone(derive_status(report, None), jobs)}
+
+
+def find_report_problem(sweep_dir: Path, snapshot: QueueSnapshot | None) -> RunStatus | None:
+    """Return the status of the job that should have written the report; None if it did, or may still do so."""
+    records = read_run_records(get_report_records(sweep_dir))
+    status = derive_status(records, snapshot)
+    if status.state not in (RunState.FAILED, RunState.LOST):
+        return None
+    with suppress(OSError):
+        if (records.run.path / "results.csv").stat().st_mtime > _get_last_event_time(records):
+            return None  # written meanwhile
+    return status
 
 
 def derive_status(records: RunRecords, snapshot: QueueSnapshot | None) -> RunStatus:
@@ -184,8 +240,7 @@ def derive_status(records: RunRecords, snapshot: QueueSnapshot | None) -> RunSta
         job = records.get_queued_jobs(snapshot).get(records.job_id) or _find_job_by_token(records, snapshot.jobs)
         if job is not None:
             return _derive_queued_status(recorded, job)
-    reason = _find_lost_reason(recorded, snapshot)
-    return RunStatus(records, RunState.LOST, reason) if reason else recorded
+    return _derive_gone_status(recorded, snapshot)
 
 
 def _find_job_by_token(records: RunRecords, jobs: dict[str, slurm.QueuedJob]) -> slurm.QueuedJob | None:
@@ -208,24 +263,44 @@ def _derive_queued_status(recorded_status: RunStatus, job: slurm.QueuedJob) -> R
     return RunStatus(records, recorded_status.state, recorded_status.reason, recorded_status.note or job.nodes)
 
 
-def _find_lost_reason(recorded_status: RunStatus, snapshot: QueueSnapshot | None) -> str:
-    """Return why a run that is active by its records is lost; '' if it may still be running."""
+def _derive_gone_status(recorded_status: RunStatus, snapshot: QueueSnapshot | None) -> RunStatus:
+    """Derive the status of a run that has no job in the queue: as recorded if it may still be running."""
     from galaxyhpc.runtime.lock import is_busy  # only for runs in doubt: submitit is slow to load
 
     records, started = recorded_status.records, recorded_status.records.get_last_event("started")
     if recorded_status.state not in (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED):
-        return ""
+        return recorded_status
     is_running = recorded_status.state == RunState.RUNNING
     is_local = is_running and str(started.get("job")).rpartition(".")[0] != records.job_id
     if is_local:
         is_gone = started.get("host") == socket.gethostname() and not is_busy(records.run)
-        return f"its process {started.get('pid', '')} on this machine is gone" if is_gone else ""
-    if snapshot is None or snapshot.jobs is None or _get_last_event_time(records) >= snapshot.time - GRACE_SECONDS:
-        return ""
-    if records.job_id and _is_owned_by_user(records.run) and not is_busy(records.run):
-        owner = "its evaluation" if recorded_status.state == RunState.TRAINED else "its"
-        return f"{owner} job {records.job_id} is no longer in Slurm's queue"
-    return ""
+        reason = f"its process {started.get('pid', '')} on this machine is gone"
+        return RunStatus(records, RunState.LOST, reason) if is_gone else recorded_status
+    if snapshot is None or snapshot.jobs is None or not records.job_id:
+        return recorded_status
+    final_state, has_begun = snapshot.final_states.get(records.job_id, ""), records.has_begun(records.job_id)
+    is_recent = _get_last_event_time(records) >= snapshot.time - GRACE_SECONDS
+    if is_recent and (has_begun or not final_state):
+        return recorded_status
+    if not _is_owned_by_user(records.run) or is_busy(records.run):
+        return recorded_status
+    job = f"{'its evaluation' if recorded_status.state == RunState.TRAINED else 'its'} job {records.job_id}"
+    reason = f"{job} is no longer in Slurm's queue" + (f" ({final_state})" if final_state else "")
+    if has_begun:
+        return RunStatus(records, RunState.LOST, reason, final_state=final_state)
+    return _derive_silent_status(records, snapshot, job, reason)
+
+
+def _derive_silent_status(records: RunRecords, snapshot: QueueSnapshot, job: str, reason: str) -> RunStatus:
+    """Derive the status of a run whose job ended before Python recorded anything: Slurm and the log tell why."""
+    final_state, end = snapshot.final_states.get(records.job_id, ""), quote_last_line(records.run, records.job_id)
+    if final_state == "FAILED" or (end and not final_state):
+        end = end or f"it left no log in {records.run.sweep_dir / 'log'}: see that its node can write there"
+        return RunStatus(records, RunState.FAILED, f"{job} ended before Python recorded anything; {end}", NO_RECORD)
+    if snapshot.final_states.get(records.canary_id) == "FAILED":
+        end = f"it waited for the canary, job {records.canary_id}, which failed; "
+        end += quote_last_line(records.run, records.canary_id)
+    return RunStatus(records, RunState.LOST, f"{reason}; {end}" if end else reason, final_state=final_state)
 
 
 def _get_last_event_time(records: RunRecords) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 import time
 from collections import Counter
@@ -13,7 +14,14 @@ from rich.text import Text
 
 from galaxyhpc.status import history
 from galaxyhpc.status.alarms import find_alarms, get_epoch_seconds
-from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, derive_status, get_number, read_run_records
+from galaxyhpc.status.run_status import (
+    QueueSnapshot,
+    RunStatus,
+    derive_status,
+    find_report_problem,
+    get_number,
+    read_run_records,
+)
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -55,7 +63,7 @@ def make_table(
     num_hidden = len(statuses) - len(urgent)
     notes = [f"and {num_hidden} more runs; status without --watch shows all"] if num_hidden else []
     notes += [SLURM_SILENT_NOTE] if snapshot is not None and snapshot.jobs is None else []
-    notes += _format_reasons(statuses, alarms)
+    notes += _format_reasons(statuses, alarms) + _format_report_problem(statuses, snapshot)
     return Group(f"{title}: {counts}", *_format_rows(urgent, alarms), Text("\n".join(["", *notes])))
 
 
@@ -135,6 +143,15 @@ def _format_reasons(statuses: Sequence[RunStatus], alarms_by_run: dict[RunDir, l
     if len(groups) > MAX_REASONS:
         lines.append(f"and {len(groups) - MAX_REASONS} more reasons: --why RUN shows each")
     return lines
+
+
+def _format_report_problem(statuses: Sequence[RunStatus], snapshot: QueueSnapshot | None) -> list[str]:
+    """Tell why the job that should have written the report did not."""
+    problem = find_report_problem(statuses[0].run.sweep_dir, snapshot) if statuses else None
+    if problem is None:
+        return []
+    command = f"galaxyhpc aggregate {shlex.quote(str(problem.run.sweep_dir))}"
+    return [f"report {problem.state}: {_shorten(problem.reason)}\n  next: {command}"]
 
 
 def _shorten(text: str) -> str:

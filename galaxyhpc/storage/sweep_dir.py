@@ -118,6 +118,11 @@ def read_plan(sweep_dir: Path) -> list[dict[str, str]]:
     return rows
 
 
+def get_report_records(sweep_dir: Path) -> RunDir:
+    """Return the directory of the report, where the job that writes it records its events as a run does."""
+    return RunDir(sweep_dir / "report")
+
+
 class RunSelectionError(ValueError):
     """A pattern that matches no run, or several."""
 

@@ -46,6 +46,7 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given(monkeypatch
         "#SBATCH --constraint='a100&ib'",
         "#SBATCH --cpus-per-task=8",
         "#SBATCH --exclude='node3,node[7-9]'",
+        "#SBATCH --export=ALL",
         "#SBATCH --gpus-per-node=4",
         "#SBATCH --job-name=all-train",
         "#SBATCH --mem=102912M",
@@ -61,20 +62,23 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given(monkeypatch
         "#SBATCH --wckey=submitit",
         "",
         "# setup",
+        "export PATH  # bash sets it but does not export it in a job that got no environment",
+        *slurm_executor.SETUP_TRAP.splitlines(),
         "module load cuda",
         "export NCCL_DEBUG=WARN",
+        "trap - ERR",
         "",
         "# command",
         "export SUBMITIT_EXECUTOR=slurm",
         "srun --unbuffered --output '/scratch/my runs/all/log/%A_%a_%t_log.out' --cpus-per-task=8 "
-        f"--kill-on-bad-exit=1 {python} -u -m submitit.core._submit '/scratch/my runs/all/log'",
+        f"--kill-on-bad-exit=1 --export=ALL {python} -u -m submitit.core._submit '/scratch/my runs/all/log'",
     ]
 
 
 def test_what_is_not_requested_is_left_to_the_cluster() -> None:
     text = slurm_executor.make_sbatch_script(Path("/runs/one"), ResourcesConfig(), num_runs=1, max_parallel=None)
-    for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "# setup"):
-        assert word not in text
+    for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "trap"):
+        assert word not in text.replace('trap "" USR2', "")
 
 
 def test_runs_with_the_same_resources_make_one_class() -> None:
@@ -90,6 +94,55 @@ def test_a_class_above_the_clusters_limit_becomes_arrays_that_each_begin_at_0() 
     assert [[run.run_id for run in array.runs] for array in arrays] == [["0", "1"], ["2", "3"], ["4"], ["5", "6"]]
     assert [array.resources for array in arrays] == [ResourcesConfig()] * 3 + [GPU]
     assert {(array.max_parallel, array.depends_on) for array in arrays} == {(None, None)}
+
+
+def run_setup(path: Path, *commands: str) -> subprocess.CompletedProcess[str]:
+    """Run setup commands as in a job; `module` fails as the function of Environment Modules does."""
+    (path / "activate").write_text("false\ngrep -q x /dev/null\ntrue\n")
+    module = 'module() { eval "$(echo false)"; }'
+    script = path / "slurm_script"
+    script.write_text("\n".join([module, *slurm_executor.make_setup_lines(commands), "false", "echo srun"]))
+    return subprocess.run(["bash", script], cwd=path, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "line", ["module load nosuch/1.0", "source nosuch", "false && true", "nosuch_command", "(exit 3)", "x=$(false)"]
+)
+def test_a_setup_line_that_fails_ends_the_job_and_is_named(line: str, tmp_path: Path) -> None:
+    answer = run_setup(tmp_path, "x=1", line, "echo reached")
+    assert answer.returncode > 0 and "reached" not in answer.stdout and "srun" not in answer.stdout
+    assert f"resources.setup: {line}: got exit status {answer.returncode}; expected 0\n" in answer.stdout
+
+
+def test_setup_lines_that_succeed_or_only_ask_leave_no_trace_in_the_job(tmp_path: Path) -> None:
+    lines = (
+        "[ -d /nosuch ] && module load x || true",
+        "false || y=2",
+        "source ./activate",
+        "if false; then",
+        "  exit 9",
+        "fi",
+    )
+    answer = run_setup(tmp_path, *lines)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "srun\n", "")
+    assert run_setup(tmp_path).stdout == "srun\n"
+
+
+def test_a_submission_hides_what_would_override_its_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {"sbatch": f"env >'{tmp_path}/seen'; echo Submitted batch job 7", "srun": ""}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    given = {"SBATCH_EXPORT": "NONE", "SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "low", "SLURM_JOB_ID": "1"}
+    for name, text in {**given, "SBATCH_RESERVATION": "ours", "SLURM_CONF": "here", "OURS": "1"}.items():
+        monkeypatch.setenv(name, text)
+    parameters = slurm_executor.make_submitit_parameters("x", GPU, None)
+    assert slurm_executor.Submission(tmp_path).submit_array("report", [ReportJob("/r")], parameters) == ["7"]
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert not seen.keys() & given.keys()
+    assert (seen["SBATCH_RESERVATION"], seen["SLURM_CONF"], seen["OURS"]) == ("ours", "here", "1")
 
 
 @pytest.mark.parametrize("job", [TrainJob, CanaryJob, EvaluateJob, ReportJob])

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from galaxyhpc.report.build import AggregateError
 from galaxyhpc.runtime import job
 from galaxyhpc.runtime.job import StopSignal, catch_stop_signals, run_job
 from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
+from galaxyhpc.storage.sweep_dir import get_report_records
+from jobs.report import ReportJob
 
 
 @pytest.fixture
@@ -197,3 +200,11 @@ def test_our_errors_and_the_systems_are_printed_in_one_line_and_others_with_thei
 ) -> None:
     job.print_error(error)
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_report_that_cannot_be_written_is_recorded_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(AggregateError):
+        ReportJob(str(tmp_path))()
+    assigned, failed = get_report_records(tmp_path).read_events()
+    assert (assigned["event"], failed["event"], failed["cause"]) == ("assigned", "failed", "error")
+    assert "plan.csv" in failed["why"] and "Traceback" in failed["trace"]

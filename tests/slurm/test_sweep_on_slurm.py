@@ -119,10 +119,8 @@ def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(p
     output = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
     assert f"another process works on this run (job {job}.0" in output
     parameters = slurm_executor.make_submitit_parameters("again", ResourcesConfig(tasks_per_node=2), None)
-    with slurm_executor._clean_slurm_environment():
-        slurm_executor.Submission(run.sweep_dir).submit_array(
-            "train", [TrainJob(str(run.path))], parameters
-        )  # a job that waits for the run
+    # a job that waits for the run
+    slurm_executor.Submission(run.sweep_dir).submit_array("train", [TrainJob(str(run.path))], parameters)
     subprocess.run(["scancel", "--signal=USR2", f"{job}.0"], check=True)
     ours.wait_for_jobs()
     assert read_state(run).name == "trained", ours.evidence()

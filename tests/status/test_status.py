@@ -99,7 +99,7 @@ def test_one_query_distinguishes_waiting_running_and_lost_runs(
     assert row(text, lost).split()[1] == row(text, orphan).split()[1] == "lost"
     assert "job 7_3 is no longer in Slurm's queue" in text and "launch the sweep again" in text
     assert "its evaluation job 8_5" in text.replace("\n", " ")
-    assert calls.read_text() == "squeue\n"
+    assert calls.read_text() == "squeue\nsqueue\nsacct\n"  # the last two ask how the lost jobs ended
 
 
 def test_a_sweep_that_was_never_submitted_does_not_query_slurm_and_notices_its_dead_processes(
