@@ -16,7 +16,7 @@ from rich.table import Table
 
 from galaxyhpc.analysis.run_cost import CostModels, fit_cost_models, read_timing_records, resolve_resources
 from galaxyhpc.config.conditions import list_severity_pairs
-from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import slurm_executor, smoke_test
 from galaxyhpc.launch.smoke_test import ANGLES_DEG, TINY_IMAGE_SIZE_PX, SymmetryErrors, tiny_config
 from galaxyhpc.models import profile
@@ -314,4 +314,4 @@ def _get_start_times(
 def describe_resources(resources: ResourcesConfig) -> str:
     """Format the requested resources, without those left at their defaults."""
     settings = resources.model_dump(exclude_defaults=True, exclude=NON_SLURM_SETTINGS)
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
+    return ", ".join(f"{name} {value}" for name, value in flatten(settings).items()) or "defaults"
