@@ -24,6 +24,20 @@ class QueuedJob:
     comment: str  # the token that `launch.slurm_executor` submitted it with
 
 
+@dataclass(frozen=True)
+class UnavailableNode:
+    """A node that starts no jobs at the moment, with what it has."""
+
+    name: str
+    state: str  # down, drained, ... in Slurm's words
+    num_cpus: int
+    memory_gb: float
+    num_gpus: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.state})"
+
+
 def is_up() -> bool:
     """Whether this machine can submit jobs to a Slurm that answers."""
     return "is UP" in _ping()
@@ -78,6 +92,24 @@ def get_max_array_size() -> int:
     """Return the largest number of tasks of an array: MaxArraySize limits the INDEX, 0 .. MaxArraySize - 1."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _query("scontrol", "show", "config") or "", re.MULTILINE)
     return int(match[1]) if match else 1001  # Slurm's own default
+
+
+def list_unavailable_nodes(partition: str | None) -> list[UnavailableNode]:
+    """Return the nodes of a partition, by default Slurm's own, that start no jobs at the moment."""
+    states = "--states=down,drain,fail,maint,no_respond,resv,unknown"
+    answer = _query("sinfo", "--noheader", "--Node", states, "--format=%N|%P|%T|%c|%m|%G") or ""
+    rows = [row for line in answer.splitlines() if len(row := line.split("|")) == 6]
+    partitions = (partition or os.environ.get("SBATCH_PARTITION") or "").split(",")
+    return [
+        UnavailableNode(name, state, int(cpus.rstrip("+")), int(megabytes.rstrip("+")) / 1024, _count_gpus(gres))
+        for name, of, state, cpus, megabytes, gres in rows
+        if (of.rstrip("*") in partitions if partitions != [""] else of.endswith("*"))
+    ]
+
+
+def _count_gpus(gres: str) -> int:
+    """Count the GPUs in the generic resources of a node, such as `gpu:a100:4(S:0-1),nvme:2`."""
+    return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
 
 
 def get_job_state(job_id: str) -> tuple[str, str]:
