@@ -89,9 +89,12 @@ def get_end_time(job_id: str) -> float | None:
 
 
 def get_max_array_size() -> int:
-    """Return the largest number of tasks of an array: MaxArraySize limits the INDEX, 0 .. MaxArraySize - 1."""
+    """Return the largest number of tasks of an array: MaxArraySize limits the INDEX, 0 .. MaxArraySize - 1.
+
+    A cluster without arrays (0) gets jobs, arrays of one.
+    """
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _query("scontrol", "show", "config") or "", re.MULTILINE)
-    return int(match[1]) if match else 1001  # Slurm's own default
+    return max(1, int(match[1])) if match else 1001  # Slurm's own default
 
 
 def list_unavailable_nodes(partition: str | None) -> list[UnavailableNode]:

@@ -69,6 +69,17 @@ def test_gpus_are_those_the_user_selected_by_the_names_the_user_gave_them(
     assert local_executor.detect_machine(None).gpu_ids == gpu_ids
 
 
+def test_the_gpus_of_amd_are_selected_by_their_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,5")
+    assert local_executor.detect_machine(None).gpu_ids == ("4", "5")
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES")
+    assert local_executor.detect_machine(None).gpu_ids == ("0", "1")
+
+
 @pytest.mark.parametrize("gpu_ids", [(), ("MIG-1ff1c0de", "GPU-8932f937")])
 def test_a_job_sees_its_gpus_and_no_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu_ids: tuple[str, ...]
