@@ -104,7 +104,8 @@ def start_job(
     command = f"env {_get_gpu_variables()[0]}={shlex.quote(','.join(gpu_ids))} {shlex.quote(sys.executable)}"
     executor = submitit.LocalExecutor(run.log_dir, python=command)  # submitit's visible_gpus takes numbers only
     executor.update_parameters(timeout_min=resources.time_minutes, tasks_per_node=num_tasks, stderr_to_stdout=True)
-    with _ignore_sigint(), environment_variables(**make_child_environment()):
+    variables = make_child_environment() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}  # the one that jobs wait for
+    with _ignore_sigint(), environment_variables(**variables):
         handle = executor.submit(job)
     return RunningJob(run, handle, is_training, count_cpus(resources), gpu_ids)
 

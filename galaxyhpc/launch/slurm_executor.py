@@ -112,9 +112,12 @@ def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_para
         "exclude": ",".join(resources.exclude_nodes) or None,
         "setup": list(resources.setup) or None,
         "array_parallelism": max_parallel,
-        "signal_delay_s": SIGNAL_DELAY_SECONDS,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": "expedite" if resources.requeue == "expedite" else True, **options},
+        "additional_parameters": {
+            "signal": f"USR2@{SIGNAL_DELAY_SECONDS}",  # the one that jobs wait for; submitit's can be changed
+            "requeue": "expedite" if resources.requeue == "expedite" else True,
+            **options,
+        },
         # since Slurm 22.05 srun does not inherit cpus-per-task; if one process dies, the others must not wait for it
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1", *resources.srun],
     }

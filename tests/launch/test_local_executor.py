@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import submitit
 import torch
 
 from galaxyhpc.config.schema import ResourcesConfig
@@ -90,3 +91,9 @@ def test_a_job_sees_its_gpus_and_no_others(
         partial(os.getenv, "CUDA_VISIBLE_DEVICES"), run, ResourcesConfig(gpus_per_node=2), gpu_ids
     )
     assert job.handle.result() == ",".join(gpu_ids)
+
+
+def test_the_time_limit_sends_the_signal_that_jobs_wait_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+    call = partial(getattr, submitit.JobEnvironment, "USR_SIG")
+    assert local_executor.start_job(call, RunDir(tmp_path), ResourcesConfig(), ()).handle.result() == "USR2"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import submitit
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.launch import slurm_executor
@@ -103,6 +104,11 @@ def test_the_report_is_charged_announced_and_placed_like_the_runs_and_takes_noth
 def test_a_job_is_requeued_as_the_setting_says() -> None:
     assert "requeue" in get_options(ResourcesConfig())
     assert "requeue=expedite" in get_options(ResourcesConfig(requeue="expedite"))
+
+
+def test_the_signal_is_the_one_that_jobs_wait_for_whatever_submitit_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitit.JobEnvironment, "USR_SIG", "USR1")  # as by SUBMITIT_PREEMPT_SIGNAL
+    assert "signal=USR2@90" in get_options(ResourcesConfig())
 
 
 def test_what_is_not_requested_is_left_to_the_cluster() -> None:
