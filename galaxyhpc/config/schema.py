@@ -12,11 +12,23 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, describe_expected, is_condition
 from galaxyhpc.config.group_names import check_group_name, is_subgroup
 from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
+from galaxyhpc.config.slurm_options import (
+    AutoGigabytes,
+    AutoMinutes,
+    AutoNumGpus,
+    Gigabytes,
+    Minutes,
+    NumGpus,
+    SbatchOptions,
+    SlurmToken,
+    SrunArgument,
+    fill_in_gpus_per_node,
+)
 
 SCHEMA_VERSION = 1  # to be raised when a setting changes its meaning: the same settings are then another run
 
@@ -24,10 +36,6 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Minutes = Annotated[int, Field(ge=2, le=10**6)]
-Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
-NumGpus = Annotated[int, Field(ge=0, le=10**6)]
-SlurmToken = Annotated[str, Field(pattern=r"""^[^\s"'#\\\x00-\x1f]+$""")]  # written unquoted in an sbatch file
 
 BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
 Architecture = Literal[
@@ -51,16 +59,6 @@ def _check_condition(name: str) -> str:
 
 GroupName = Annotated[str, AfterValidator(check_group_name)]
 ConditionName = Annotated[str, AfterValidator(_check_condition)]
-
-
-def _get_tag(value: object) -> str:
-    return "auto" if value == "auto" else "number"
-
-
-Auto = Annotated[Literal["auto"], Tag("auto")]  # replaced by a number when a sweep is launched
-AutoMinutes = Annotated[Annotated[Minutes, Tag("number")] | Auto, Discriminator(_get_tag)]
-AutoGigabytes = Annotated[Annotated[Gigabytes, Tag("number")] | Auto, Discriminator(_get_tag)]
-AutoNumGpus = Annotated[Annotated[NumGpus, Tag("number")] | Auto, Discriminator(_get_tag)]
 
 
 class BaseConfig(BaseModel):
@@ -238,6 +236,12 @@ class RequestedResources(BaseConfig):
     qos: SlurmToken | None = None
     constraint: SlurmToken | None = None
     exclude_nodes: Annotated[tuple[SlurmToken, ...], Field(strict=False)] = ()
+    # options of sbatch that have no setting, by long name: {gres: "gpu:a100:1", reservation: x, mail-user: y@z}
+    sbatch: SbatchOptions = SbatchOptions()
+    srun: Annotated[tuple[SrunArgument, ...], Field(strict=False)] = ()  # further arguments: [--cpu-bind=cores]
+    # expedite: after a node failure ahead of all other jobs, where Slurm >= 25.11 allows it; Slurm then holds a job
+    # that fails by itself in the queue: scancel it
+    requeue: Literal["normal", "expedite"] = "normal"
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell commands before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # images per process and pass; gradients accumulate
     convolution: Literal["auto", "dense", "harmonic"] = "auto"  # chosen when a run begins
@@ -247,6 +251,11 @@ class RequestedResources(BaseConfig):
     def num_tasks(self) -> int:
         """Number of processes of a job: the world size."""
         return self.nodes * self.tasks_per_node
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_gpus_per_node(cls, settings: Any) -> Any:
+        return fill_in_gpus_per_node(settings) if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
     def _check_auto_gpus(self) -> Self:

@@ -50,7 +50,8 @@ def _collect_defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any
     defaults: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            defaults |= _collect_defaults(field.annotation, f"{prefix}{name}.")
+            inner = _collect_defaults(field.annotation, f"{prefix}{name}.")
+            defaults |= inner or {prefix + name: field.default}  # options of sbatch have no fields
         else:
             defaults[prefix + name] = field.default
     return defaults
@@ -58,7 +59,8 @@ def _collect_defaults(model: type[BaseModel], prefix: str = "") -> dict[str, Any
 
 PRESET_KEY = "model.preset"  # stands for several settings
 DEFAULTS = {key: default for key, default in _collect_defaults(RunConfig).items() if key != "seed"}
-_SECTIONS = {key.rpartition(".")[0] for key in DEFAULTS}
+_OPTIONS = "resources.sbatch"  # a section whose names are those of sbatch
+_SECTIONS = {key.rpartition(".")[0] for key in DEFAULTS} | {_OPTIONS}
 
 
 class SettingParser:
@@ -84,7 +86,7 @@ class SettingParser:
             for key, value in inner.items():
                 if key in settings:
                     self.errors.add(value.location, key, f"duplicate key, first at {settings[key].location}")
-                is_known = key in DEFAULTS or key == PRESET_KEY or not value.is_valid
+                is_known = key in (*DEFAULTS, PRESET_KEY) or key.rpartition(".")[0] == _OPTIONS or not value.is_valid
                 if not is_known:
                     self.errors.add(value.location, key, _describe_unknown(key))
                 settings[key] = value if is_known else replace(value, is_valid=False)
@@ -157,6 +159,8 @@ def _describe_unknown(key: str) -> str:
     """Return the message about a setting that does not exist."""
     if key.rpartition(".")[2] in ("seed", "seeds"):
         return "unknown setting; seeds are given by `seeds` at the top of the sweep"
+    if key.startswith(f"{_OPTIONS}."):
+        return "unknown setting; expected the name of one option of sbatch after sbatch."
     section, _, name = key.rpartition(".")
     while section and section not in _SECTIONS:
         section, _, name = section.rpartition(".")
@@ -194,14 +198,19 @@ def _make_entry(value: Any, location: SourceLocation) -> Entry:
 
 def get_value(settings: Settings, key: str) -> Any:
     """Return the plain value of a setting, its default where it is not set."""
-    value = settings[key].to_python() if key in settings else DEFAULTS[key]
-    return list(value) if isinstance(value, tuple) else value
+    return _to_plain(settings[key].to_python() if key in settings else DEFAULTS.get(key))
 
 
 def get_all_settings(config: RunConfig) -> dict[str, Any]:
     """Return every setting of a run but its seed, by dotted key."""
-    values = {key: reduce(getattr, key.split("."), config) for key in DEFAULTS}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {key: _to_plain(reduce(getattr, key.split("."), config)) for key in DEFAULTS}
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a setting's value as YAML writes it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _nest_settings(settings: Settings, default_model: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, check_no_orphaned_runs, dispatch, find_unfinished_runs
 from galaxyhpc.launch.dry_run import show_plan
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
-from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems
+from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems, print_warnings
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_symlinks(*(directory / config.run_id for config in configs))
         checked_sweep = check_sweep(configs, directory, options.executor)
         configs, networks = checked_sweep.configs, checked_sweep.networks
+        print_warnings(checked_sweep, console)
         if options.dry_run:
             show_plan(console, directory, checked_sweep, options.max_parallel)
             return 0

@@ -6,7 +6,9 @@ Ctrl-C only sets a flag in the processes: each saves a checkpoint at its next st
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,7 +40,7 @@ class RunningJob:
     handle: submitit.LocalJob[str]
     is_training: bool
     num_cpus: int
-    gpu_ids: tuple[int, ...]
+    gpu_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Machine:
     """CPUs and GPUs of this machine, and the limit that the user set."""
 
     num_cpus: int
-    gpu_ids: tuple[int, ...]
+    gpu_ids: tuple[str, ...]
     max_jobs: int | None  # at the same time; None: no limit
 
-    def assign_gpus(self, resources: ResourcesConfig, running_jobs: Sequence[RunningJob]) -> tuple[int, ...] | None:
+    def assign_gpus(self, resources: ResourcesConfig, running_jobs: Sequence[RunningJob]) -> tuple[str, ...] | None:
         """Return the GPUs for another job, or None while it does not fit; the first job always fits."""
         gpus_in_use = {gpu for job in running_jobs for gpu in job.gpu_ids}
         free = [gpu for gpu in self.gpu_ids if gpu not in gpus_in_use]
@@ -67,29 +69,43 @@ def count_cpus(resources: ResourcesConfig) -> int:
 
 
 def detect_machine(max_jobs: int | None) -> Machine:
-    """Count the CPUs and list the GPUs this process may use; CUDA_VISIBLE_DEVICES selects GPUs by number."""
+    """Count the CPUs and list the GPUs this process may use."""
+    return Machine(count_cores(), _list_gpu_ids(), max_jobs)
+
+
+def _get_gpu_variables() -> tuple[str, ...]:
+    """Return the environment variables that select GPUs; the first one is obeyed, and the others where it is unset."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    gpu_ids = tuple(map(int, visible)) if all(map(str.isdecimal, visible)) else tuple(range(torch.cuda.device_count()))
-    return Machine(count_cores(), gpu_ids if torch.cuda.is_available() else (), max_jobs)
+    return (*(["HIP_VISIBLE_DEVICES"] if torch.version.hip else []), "CUDA_VISIBLE_DEVICES")
+
+
+def _list_gpu_ids() -> tuple[str, ...]:
+    """Return the ids of the visible GPUs as the user wrote them: numbers, or `GPU-` or `MIG-` and a UUID."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    num_gpus = torch.cuda.device_count()
+    selection = next((os.environ[name] for name in _get_gpu_variables() if name in os.environ), None)
+    if selection is None:
+        return tuple(map(str, range(num_gpus)))
+    ids = tuple(filter(None, map(str.strip, selection.split(","))))
+    # CUDA ignores what follows an id that does not exist, and shows a process only its first MIG device
+    return ids if selection.strip().startswith("MIG-") else ids[:num_gpus]
 
 
 def start_job(
-    job: TrainJob | EvaluateJob, run: RunDir, resources: ResourcesConfig, gpu_ids: tuple[int, ...]
+    job: TrainJob | EvaluateJob, run: RunDir, resources: ResourcesConfig, gpu_ids: tuple[str, ...]
 ) -> RunningJob:
     """Start the processes of a job, one per GPU if it has GPUs; they log into the run directory."""
     is_training = isinstance(job, TrainJob)
     num_tasks = min(resources.num_tasks, len(gpu_ids) or resources.num_tasks) if is_training else 1
-    executor = submitit.LocalExecutor(run.log_dir)
-    executor.update_parameters(
-        timeout_min=resources.time_minutes,
-        tasks_per_node=num_tasks,
-        gpus_per_node=len(gpu_ids),
-        visible_gpus=gpu_ids,
-        stderr_to_stdout=True,
-    )
-    with _ignore_sigint(), environment_variables(**make_child_environment()):
+    command = f"env {_get_gpu_variables()[0]}={shlex.quote(','.join(gpu_ids))} {shlex.quote(sys.executable)}"
+    executor = submitit.LocalExecutor(run.log_dir, python=command)  # submitit's visible_gpus takes numbers only
+    executor.update_parameters(timeout_min=resources.time_minutes, tasks_per_node=num_tasks, stderr_to_stdout=True)
+    variables = make_child_environment() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}  # the one that jobs wait for
+    with _ignore_sigint(), environment_variables(**variables):
         handle = executor.submit(job)
     return RunningJob(run, handle, is_training, count_cpus(resources), gpu_ids)
 

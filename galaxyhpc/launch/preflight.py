@@ -16,8 +16,9 @@ from rich.table import Table
 
 from galaxyhpc.analysis.run_cost import CostModels, fit_cost_models, read_timing_records, resolve_resources
 from galaxyhpc.config.conditions import list_severity_pairs
-from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import slurm_executor, smoke_test
+from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.launch.smoke_test import ANGLES_DEG, TINY_IMAGE_SIZE_PX, SymmetryErrors, tiny_config
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import NetworkProfile
@@ -29,7 +30,6 @@ COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
 MAX_CHECKPOINTS = 3  # two, and one that is being written
 LOG_BYTES = 2e6  # of the logs and records of a run
 NON_SLURM_SETTINGS = {"setup", "micro_batch", "convolution", "checkpoint_minutes"}
-REFUSED_ADVICE = "change resources in the sweep, by --profile or by --set resources...; sinfo shows what is available"
 DISK_SPACE_ADVICE = "free disk space, choose another directory with --runs or data.cache, or launch fewer runs"
 
 
@@ -62,6 +62,7 @@ class CheckedSweep:
     symmetry_errors: dict[ModelConfig, SymmetryErrors]  # by the settings of the tiny network
     costs: CostModels
     start_times: dict[ResourcesConfig, float] = field(default_factory=dict)  # expected by Slurm, in s since 1970
+    warnings: list[Problem] = field(default_factory=list)  # reasons why jobs may wait long
 
     @property
     def by_cost_descending(self) -> list[RunConfig]:
@@ -85,10 +86,13 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     costs = fit_cost_models(read_timing_records(directory.parent), num_galaxies)
     configs = resolve_resources(configs, networks, costs, directory)
     problems += _check_disk_space(estimate_bytes(configs, networks, num_galaxies, directory))
-    starts = _get_start_times(configs, directory, problems) if executor in ("slurm", "auto") and slurm.is_up() else {}
+    starts: dict[ResourcesConfig, float] = {}
+    warnings: list[Problem] = []
+    if executor in ("slurm", "auto") and slurm.is_up():
+        starts = _get_start_times(configs, directory, problems, warnings)
     if problems:
         raise PreflightError(problems)
-    return CheckedSweep(configs, networks, symmetry_errors, costs, starts)
+    return CheckedSweep(configs, networks, symmetry_errors, costs, starts, warnings)
 
 
 def print_problems(error: PreflightError, console: Console) -> None:
@@ -102,6 +106,12 @@ def print_problems(error: PreflightError, console: Console) -> None:
     for problem in error.problems:
         table.add_row(problem.location, problem.message, problem.advice)
     console.print(table)
+
+
+def print_warnings(sweep: CheckedSweep, console: Console) -> None:
+    """Print why jobs may wait long, one line each."""
+    for warning in sweep.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 def make_symmetry_table(sweep: CheckedSweep) -> Table:
@@ -290,9 +300,12 @@ def _find_existing_parent(path: Path) -> Path:
 
 
 def _get_start_times(
-    configs: Sequence[RunConfig], directory: Path, problems: list[Problem]
+    configs: Sequence[RunConfig], directory: Path, problems: list[Problem], warnings: list[Problem]
 ) -> dict[ResourcesConfig, float]:
-    """Ask Slurm for the expected start of each resource class; add a problem in its own words if it refuses one."""
+    """Ask Slurm for the expected start of each resource class; add a problem in its own words if it refuses one.
+
+    A class that sbatch would queue all the same is a warning.
+    """
     runs = {RunDir(directory / config.run_id): config for config in configs}
     untrained = {
         run: run.with_retry_changes(config.resources.resolved)
@@ -302,16 +315,16 @@ def _get_start_times(
     starts, max_size = {}, slurm.get_max_array_size() if untrained else 1
     for resources, members in slurm_executor.group_by_resources(untrained).items():
         script = slurm_executor.make_sbatch_script(directory, resources, min(len(members), max_size), None)
-        start, refusal = slurm.test_submit(script)
-        if refusal:
+        answer = ask_slurm(script, resources)
+        if answer.refusal:
             location = f"sbatch for {len(members)} runs, {describe_resources(resources)}"
-            problems.append(Problem(location, refusal, REFUSED_ADVICE))
-        elif start is not None:
-            starts[resources] = start
+            (warnings if answer.can_wait else problems).append(Problem(location, answer.refusal, answer.advice))
+        elif answer.start is not None:
+            starts[resources] = answer.start
     return starts
 
 
 def describe_resources(resources: ResourcesConfig) -> str:
     """Format the requested resources, without those left at their defaults."""
     settings = resources.model_dump(exclude_defaults=True, exclude=NON_SLURM_SETTINGS)
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
+    return ", ".join(f"{name} {value}" for name, value in flatten(settings).items()) or "defaults"

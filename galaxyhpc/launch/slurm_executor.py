@@ -22,6 +22,7 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.config.slurm_options import SbatchOptions, has_gpus, set_num_gpus
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.run_dir import RunDir
@@ -32,6 +33,8 @@ from jobs.train import CanaryJob, TrainJob
 
 SIGNAL_DELAY_SECONDS = 90  # USR2 is sent this long before the time limit
 REPORT_RESOURCES = ResourcesConfig(cpus_per_task=2, time_minutes=60)
+# whom a job is charged to, where it may run and who hears of it; the others are for the runs: licenses, whole nodes
+REPORT_SBATCH_OPTIONS = ("wckey", "reservation", "mail-user", "mail-type")
 
 # prints the line of the script that failed; in a file that is sourced, lines may fail
 SETUP_TRAP = """\
@@ -99,13 +102,16 @@ def split_concurrency(sizes: Sequence[int], max_parallel: int | None) -> list[tu
 
 def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_parallel: int | None) -> dict[str, Any]:
     """Return submitit's parameters for a job with these resources."""
+    options, gpus_per_node = resources.sbatch.requested, resources.gpus_per_node or None
+    if has_gpus(gres := options.get("gres")):  # asks for the GPUs already
+        options, gpus_per_node = options | {"gres": set_num_gpus(str(gres), resources.gpus_per_node)}, None
     parameters = {
         "job_name": job_name,
         "time": resources.time_minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
         "cpus_per_task": resources.cpus_per_task,
-        "gpus_per_node": resources.gpus_per_node or None,
+        "gpus_per_node": gpus_per_node,
         "mem": None if resources.memory_gb is None else f"{round(resources.memory_gb * 1024)}M",
         "partition": resources.partition,
         "account": resources.account,
@@ -114,14 +120,23 @@ def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_para
         "exclude": ",".join(resources.exclude_nodes) or None,
         "setup": make_setup_lines(resources.setup),
         "array_parallelism": max_parallel,
-        "signal_delay_s": SIGNAL_DELAY_SECONDS,
         "stderr_to_stdout": True,
-        # export: jobs need the environment, and a site's default may be NONE
-        "additional_parameters": {"requeue": True, "export": "ALL"},
+        "additional_parameters": {
+            "export": "ALL",  # jobs need the environment, and a site's default may be NONE
+            "signal": f"USR2@{SIGNAL_DELAY_SECONDS}",  # the one that jobs wait for; submitit's can be changed
+            "requeue": "expedite" if resources.requeue == "expedite" else True,
+            **options,
+        },
         # since Slurm 22.05 srun does not inherit cpus-per-task; if one process dies, the others must not wait for it
-        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1", "--export=ALL"],
+        "srun_args": [
+            f"--cpus-per-task={resources.cpus_per_task}",
+            "--kill-on-bad-exit=1",
+            "--export=ALL",
+            *resources.srun,
+        ],
     }
-    return {key: value for key, value in parameters.items() if value is not None}
+    # clusters that enforce wckeys refuse submitit's own
+    return {key: value for key, value in parameters.items() if value is not None} | {"wckey": None}
 
 
 def make_setup_lines(commands: Sequence[str]) -> list[str]:
@@ -314,6 +329,6 @@ def _single_process(array: JobArray) -> JobArray:
 def _make_report_resources(runs_by_resources: RunsByResources) -> ResourcesConfig:
     """Return a small job's resources in the partition and account of the runs."""
     first = next(iter(runs_by_resources))
-    return REPORT_RESOURCES.model_copy(
-        update={name: getattr(first, name) for name in ("partition", "account", "qos", "setup")}
-    )
+    options = {name: value for name, value in first.sbatch.requested.items() if name in REPORT_SBATCH_OPTIONS}
+    shared = {name: getattr(first, name) for name in ("partition", "account", "qos", "setup")}
+    return REPORT_RESOURCES.model_copy(update=shared | {"sbatch": SbatchOptions.model_validate(options)})

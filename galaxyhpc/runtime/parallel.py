@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,8 +34,11 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], title: str, min
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use: a job may use fewer than a node has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use: a job or a container may use fewer than a node has."""
+    import joblib  # slow to load
+
+    num_cores: int = joblib.cpu_count()  # affinity, and the quota of a cgroup
+    return num_cores
 
 
 def _init_worker() -> None:

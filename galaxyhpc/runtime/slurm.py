@@ -20,7 +20,7 @@ QUERY_TIMEOUT_SECONDS = 60
 OPTION_VARIABLES = re.compile("(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SCONTROL|SINFO|SCANCEL)_")
 CONNECTION_VARIABLES = ("SLURM_CONF", "SLURM_JWT")  # which Slurm answers, and who asks
 # where a job runs and who pays is the user's wish; any other SBATCH_* would override a line of the job's script
-PLACEMENT_OPTIONS = ("account", "constraint", "partition", "qos", "reservation")
+PLACEMENT_OPTIONS = ("account", "constraint", "partition", "qos", "reservation", "wckey")
 ENDED_STATES = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
@@ -37,6 +37,20 @@ class QueuedJob:
     comment: str  # the token that `launch.slurm_executor` submitted it with
 
 
+@dataclass(frozen=True)
+class UnavailableNode:
+    """A node that starts no jobs at the moment, with what it has."""
+
+    name: str
+    state: str  # down, drained, ... in Slurm's words
+    num_cpus: int
+    memory_gb: float
+    num_gpus: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.state})"
+
+
 def make_environment() -> dict[str, str]:
     """Return the environment of this process without the variables that Slurm's commands read as options."""
     hidden = {name for name in os.environ if OPTION_VARIABLES.match(name)} - set(CONNECTION_VARIABLES)
@@ -46,8 +60,7 @@ def make_environment() -> dict[str, str]:
 def get_sbatch_variables(options: Collection[str]) -> dict[str, str]:
     """Return the variables of Slurm that sbatch may see; a script with these options overrides the user's wishes."""
     kept = {f"SBATCH_{option.upper()}" for option in PLACEMENT_OPTIONS if option not in options}
-    # submitit writes a wckey of its own, which only a variable overrides
-    kept |= {"SBATCH_WCKEY", *CONNECTION_VARIABLES}
+    kept |= set(CONNECTION_VARIABLES)
     return {name: text for name, text in os.environ.items() if name in kept}
 
 
@@ -123,9 +136,30 @@ def get_end_time(job_id: str) -> float | None:
 
 
 def get_max_array_size() -> int:
-    """Return the largest number of tasks of an array: MaxArraySize limits the INDEX, 0 .. MaxArraySize - 1."""
+    """Return the largest number of tasks of an array: MaxArraySize limits the INDEX, 0 .. MaxArraySize - 1.
+
+    A cluster without arrays (0) gets jobs, arrays of one.
+    """
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _query("scontrol", "show", "config") or "", re.MULTILINE)
-    return int(match[1]) if match else 1001  # Slurm's own default
+    return max(1, int(match[1])) if match else 1001  # Slurm's own default
+
+
+def list_unavailable_nodes(partition: str | None) -> list[UnavailableNode]:
+    """Return the nodes of a partition, by default Slurm's own, that start no jobs at the moment."""
+    states = "--states=down,drain,fail,maint,no_respond,resv,unknown"
+    answer = _query("sinfo", "--noheader", "--Node", states, "--format=%N|%P|%T|%c|%m|%G") or ""
+    rows = [row for line in answer.splitlines() if len(row := line.split("|")) == 6]
+    partitions = (partition or os.environ.get("SBATCH_PARTITION") or "").split(",")
+    return [
+        UnavailableNode(name, state, int(cpus.rstrip("+")), int(megabytes.rstrip("+")) / 1024, _count_gpus(gres))
+        for name, of, state, cpus, megabytes, gres in rows
+        if (of.rstrip("*") in partitions if partitions != [""] else of.endswith("*"))
+    ]
+
+
+def _count_gpus(gres: str) -> int:
+    """Count the GPUs in the generic resources of a node, such as `gpu:a100:4(S:0-1),nvme:2`."""
+    return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
 
 
 def get_job_state(job_id: str) -> tuple[str, str]:

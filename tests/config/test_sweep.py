@@ -268,8 +268,8 @@ seeds: [1, 1]
         "--set: train.epochs: got many; expected an integer",
         f"--set: train.size: unknown setting; did you mean data.demo.size? known: {known}",
         "p.yaml:1: resources.gpu: unknown setting; known: nodes, tasks_per_node, gpus_per_node, cpus_per_task, "
-        "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, setup, micro_batch, convolution, "
-        "checkpoint_minutes",
+        "memory_gb, time_minutes, partition, account, qos, constraint, exclude_nodes, sbatch, srun, requeue, setup, "
+        "micro_batch, convolution, checkpoint_minutes",
         f"x.yaml:3: train.learning_rat: unknown setting; did you mean learning_rate? known: {known}",
         "x.yaml:4: train.epochs: got -3; expected a number >= 1",
         "x.yaml:7: train.milestones: got half; expected a number",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import submitit
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.launch import slurm_executor
@@ -59,7 +60,6 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given(monkeypatch
         "#SBATCH --requeue",
         "#SBATCH --signal=USR2@90",
         "#SBATCH --time=90",
-        "#SBATCH --wckey=submitit",
         "",
         "# setup",
         "export PATH  # bash sets it but does not export it in a job that got no environment",
@@ -75,9 +75,49 @@ def test_the_sbatch_file_of_a_class_asks_for_everything_it_was_given(monkeypatch
     ]
 
 
+def get_options(resources: ResourcesConfig) -> list[str]:
+    text = slurm_executor.make_sbatch_script(Path("/runs/one"), resources, num_runs=1, max_parallel=None)
+    return [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+def test_any_option_of_sbatch_and_srun_is_handed_on() -> None:
+    options = {"reservation": "night", "licenses": "sky:1", "mail-user": "me@here", "exclusive": True, "hold": False}
+    resources = ResourcesConfig(sbatch=options | {"wckey": "w", "nice": -5}, srun=["--cpu-bind=cores"])
+    changes = {"reservation=night", "licenses=sky:1", "mail-user=me@here", "exclusive", "wckey=w", "nice=-5"}
+    assert set(get_options(resources)) - set(get_options(ResourcesConfig())) == changes
+    text = slurm_executor.make_sbatch_script(Path("/runs/one"), resources, num_runs=1, max_parallel=None)
+    assert " --kill-on-bad-exit=1 --cpu-bind=cores sh " in text
+
+
+def test_gpus_are_asked_for_once_of_the_type_in_gres_and_as_many_as_a_job_uses() -> None:
+    resources = ResourcesConfig(sbatch={"gres": "gpu:a100:4,nvme:1"})
+    array = slurm_executor.JobArray(resources, [], None, None)
+    for part, number in ((resources, 4), (slurm_executor._single_process(array).resources, 1)):
+        gpu_options = [option for option in get_options(part) if "gpu" in option]
+        assert gpu_options == [f"gres=gpu:a100:{number},nvme:1"]
+
+
+def test_the_report_is_charged_announced_and_placed_like_the_runs_and_takes_nothing_of_theirs() -> None:
+    options = {"reservation": "night", "wckey": "w", "mail-user": "me@here", "mail-type": "END"}
+    others = {"gres": "gpu:4", "licenses": "sky:1", "exclusive": True, "nodelist": "n1"}
+    runs = ResourcesConfig(partition="gpu", sbatch=options | others)
+    report = slurm_executor._make_report_resources({runs: []})
+    assert report.sbatch.requested == options and report.partition == "gpu" and report.gpus_per_node == 0
+
+
+def test_a_job_is_requeued_as_the_setting_says() -> None:
+    assert "requeue" in get_options(ResourcesConfig())
+    assert "requeue=expedite" in get_options(ResourcesConfig(requeue="expedite"))
+
+
+def test_the_signal_is_the_one_that_jobs_wait_for_whatever_submitit_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitit.JobEnvironment, "USR_SIG", "USR1")  # as by SUBMITIT_PREEMPT_SIGNAL
+    assert "signal=USR2@90" in get_options(ResourcesConfig())
+
+
 def test_what_is_not_requested_is_left_to_the_cluster() -> None:
     text = slurm_executor.make_sbatch_script(Path("/runs/one"), ResourcesConfig(), num_runs=1, max_parallel=None)
-    for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "trap"):
+    for word in ("array", "gpus", "mem", "partition", "account", "qos", "constraint", "trap", "wckey", "gres"):
         assert word not in text.replace('trap "" USR2', "")
 
 

@@ -31,3 +31,15 @@ def test_an_error_in_a_process_is_raised_here(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parallel, "count_cores", lambda: 2)
     with pytest.raises(TypeError):
         parallel.parallel_map(square, [1, "two"], "squares")
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= parallel.count_cores() <= len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert parallel.count_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's own limit, as in scikit-learn
+    assert parallel.count_cores() == 1

@@ -70,7 +70,10 @@ def test_the_end_of_the_time_limit_is_in_local_time(end: str, is_known: bool, an
     assert slurm.get_end_time("7") == expected
 
 
-@pytest.mark.parametrize(("config", "size"), [("MaxArraySize            = 20", 20), ("MaxJobCount = 5", 1001)])
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [("MaxArraySize            = 20", 20), ("MaxJobCount = 5", 1001), ("MaxArraySize = 0", 1)],  # 0: no arrays
+)
 def test_the_array_size_is_slurms_default_where_the_configuration_does_not_tell(
     config: str, size: int, answers: Answers
 ) -> None:
@@ -137,6 +140,7 @@ def test_sbatch_sees_where_the_user_wants_jobs_to_run_unless_the_script_says_so(
     assert wishes.keys() - slurm.get_sbatch_variables(("partition", "qos", "wckey")).keys() == {
         "SBATCH_PARTITION",
         "SBATCH_QOS",
+        "SBATCH_WCKEY",
     }
     assert {f"SBATCH_{other}" for other in others} < set(slurm.list_ignored_variables())
 

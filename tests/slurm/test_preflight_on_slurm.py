@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.slurm import desk, queue
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig
 from galaxyhpc.launch import preflight
 from galaxyhpc.runtime import slurm
+from galaxyhpc.storage.run_dir import read_state
+
+RESUME = ("scontrol", "update", "nodename=node[1-4]", "state=resume")
 
 
 def run(seed: int, cache: Path, **resources: object) -> RunConfig:
@@ -50,3 +55,83 @@ def test_the_expected_start_of_each_class_is_slurms_and_nothing_is_submitted(tmp
 
 def test_without_the_slurm_executor_slurm_is_not_queried(tmp_path: Path) -> None:
     assert preflight.check_sweep([run(0, tmp_path, partition="nowhere")], tmp_path / "sweep", "local").start_times == {}
+
+
+def control(*command: str) -> str:
+    return subprocess.run(["scontrol", *command], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def drained() -> Iterator[None]:
+    """No node starts a job."""
+    control("update", "nodename=node[1-4]", "state=drain", "reason=test")
+    yield
+    subprocess.run(RESUME, capture_output=True)  # refused where a test has done it
+
+
+@pytest.mark.usefixtures("drained")
+def test_what_sbatch_queues_although_no_node_starts_jobs_is_a_warning_and_what_it_refuses_is_not(
+    tmp_path: Path,
+) -> None:
+    runs = [run(0, tmp_path), run(1, tmp_path, partition="low"), run(2, tmp_path, partition="low", gpus_per_node=4)]
+    warnings = [str(warning) for warning in preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").warnings]
+    nodes = "the jobs wait: no jobs start on node1 (drained), node2 (drained), node3 (drained), node4 (drained)"
+    refusal = "allocation failure: Requested node configuration is not available"
+    assert warnings[0] == f"sbatch for 1 runs, defaults: {refusal}; {nodes}"
+    assert len(warnings) == 3 and all(nodes in warning for warning in warnings)
+    impossible: list[dict[str, object]] = [{"memory_gb": 9000.0}, {"gpus_per_node": 9}, {"cpus_per_task": 99}]
+    impossible += [{"partition": "nowhere"}, {"constraint": "nope"}, {"sbatch": {"licenses": "nothing:1"}}]
+    for resources in impossible:
+        with pytest.raises(preflight.PreflightError):
+            preflight.check_sweep([run(0, tmp_path, **resources)], tmp_path / "my sweep", "slurm")
+
+
+def test_a_reservation_that_has_not_begun_is_a_warning(tmp_path: Path) -> None:
+    user = subprocess.check_output(["id", "-un"], text=True).strip()
+    time_and_place = ("starttime=now+2hours", "duration=60", "nodes=node1", f"users={user}")
+    control("create", "reservation=galaxies", *time_and_place)
+    try:
+        config = run(0, tmp_path, sbatch={"reservation": "galaxies"})
+        (warning,) = preflight.check_sweep([config], tmp_path / "my sweep", "slurm").warnings
+        assert str(warning).endswith("Invalid time specified; the jobs wait: the reservation has not begun")
+        with pytest.raises(preflight.PreflightError, match="reservation is invalid"):
+            config = run(0, tmp_path, sbatch={"reservation": "none"})
+            preflight.check_sweep([config], tmp_path / "my sweep", "slurm")
+    finally:
+        control("delete", "reservation=galaxies")
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"sbatch": {"no-such-option": 1}}, "no-such-option"),
+        ({"sbatch": {"gres": "gpu:9"}}, "not available"),
+        ({"requeue": "expedite"}, "needs Slurm >= 25.11"),
+    ],
+)
+def test_options_that_this_slurm_does_not_have_are_refused(
+    tmp_path: Path, resources: dict[str, object], message: str
+) -> None:
+    with pytest.raises(preflight.PreflightError, match=message):
+        preflight.check_sweep([run(0, tmp_path, **resources)], tmp_path / "my sweep", "slurm")
+
+
+def test_jobs_wait_for_drained_nodes_with_all_options_and_run_when_the_nodes_return(place: Path, drained: None) -> None:
+    ours = desk(place / "drained", tiny="blocks: [points: [{model.architecture: cnn}]]\n")
+    options = (
+        "--set",
+        "resources.sbatch={gres: 'gpu:2', nice: 77, hold: false}",
+        "--set",
+        "resources.tasks_per_node=1",
+    )
+    assert "warning: sbatch for 1 runs" in ours.launch("tiny", "--dry-run", *options)
+    output = ours.launch("tiny", *options)
+    assert "warning: sbatch for 1 runs" in output and "report: 1 jobs submitted" in output
+    jobs = {name: control("show", "job", job) for job, _, name in queue(ours.path)}
+    assert {state for _, state, _ in queue(ours.path)} == {"PENDING"}
+    assert [jobs[f"tiny-{stage}"].count(" Nice=77") for stage in ("train", "evaluate", "report")] == [1, 1, 0]
+    assert "TresPerNode=gres:gpu:2" in jobs["tiny-train"] and "TresPerNode=gres:gpu:1" in jobs["tiny-evaluate"]
+    assert "gpu" not in jobs["tiny-report"] and all("WCKey" not in job for job in jobs.values())
+    subprocess.run(RESUME, check=True)
+    ours.wait_for_jobs()
+    assert [read_state(run).name for run in ours.runs("tiny")] == ["evaluated"], ours.evidence()
