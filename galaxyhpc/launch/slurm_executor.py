@@ -194,10 +194,12 @@ class Submission:
         dependency = ",".join(filter(None, dependencies))
         extra = {"dependency": dependency, "kill-on-invalid-dep": "yes"} if dependency else {}
         extra |= {"comment": parameters["comment"]} if "comment" in parameters else {}
-        parameters = {**parameters, "additional_parameters": {**parameters["additional_parameters"], **extra}}
+        extra |= parameters["additional_parameters"]
+        parameters = {**parameters, "additional_parameters": extra}
+        requested = {name for name, value in (parameters | extra).items() if value is not None}
         executor = submitit.SlurmExecutor(self.sweep / "log", python=make_python_command())  # one for each array
         executor.update_parameters(**parameters)
-        with _set_sbatch_environment(parameters), executor.batch():
+        with _set_sbatch_environment(requested), executor.batch():
             handles = [executor.submit(job) for job in jobs]
         job_ids = [str(handle.job_id) for handle in handles]
         self.job_ids[stage] += job_ids
