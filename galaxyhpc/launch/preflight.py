@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 from rich.table import Table
@@ -77,14 +78,15 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     PreflightError
     """
     problems = _check_split(configs)
-    counts = {data: _count_galaxies(data, problems) for data in _get_distinct_data(configs)}
+    counts = _count_galaxies_of_each(configs, directory, problems)
     num_galaxies = max(counts.values(), default=0)
     changes = (_check_galaxies_unchanged(data, directory) for data, count in counts.items() if count)
     problems += dict.fromkeys(problem for problem in changes if problem)
     networks, symmetry_errors = _check_networks(configs, problems)
     costs = fit_cost_models(read_timing_records(directory.parent), num_galaxies)
     configs = resolve_resources(configs, networks, costs, directory)
-    problems += _check_disk_space(estimate_bytes(configs, networks, num_galaxies, directory))
+    num_bytes = estimate_bytes(configs, networks, num_galaxies, directory)
+    problems += _check_writable(num_bytes) + _check_disk_space(num_bytes)
     starts = _get_start_times(configs, directory, problems) if executor in ("slurm", "auto") and slurm.is_up() else {}
     if problems:
         raise PreflightError(problems)
@@ -137,19 +139,37 @@ def _check_split(configs: Sequence[RunConfig]) -> list[Problem]:
     ]
 
 
-def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
-    """Return the number of galaxies; add a problem if their file cannot be read."""
-    from galaxyhpc.data import DataError
-    from galaxyhpc.data.galaxy10 import read_metadata
+def _count_galaxies_of_each(
+    configs: Sequence[RunConfig], directory: Path, problems: list[Problem]
+) -> dict[DataConfig, int]:
+    """Return the number of galaxies by settings; a file that several image sizes are made from is read once."""
+    counts: dict[str, int] = {}
+    count_by_data = {}
+    for data in _get_distinct_data(configs):
+        key = data.model_dump_json(include=COMMON_DATA_SETTINGS)
+        if key not in counts:
+            counts[key] = _count_galaxies(data, directory, problems)
+        count_by_data[data] = counts[key]
+    return count_by_data
 
-    if data.source == "demo":
-        return data.demo.galaxies
+
+def _count_galaxies(data: DataConfig, directory: Path, problems: list[Problem]) -> int:
+    """Return the number of galaxies; add a problem if a job could not read or divide them.
+
+    The split of a sweep that has one is not made again.
+    """
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.dataset import check_divisible, read_split_columns
+    from galaxyhpc.data.split_file import SPLIT_FILE_NAME
+
     try:
-        return len(read_metadata(Path(data.source)).labels)
+        columns = read_split_columns(data)
+        if not (directory / SPLIT_FILE_NAME).exists():
+            check_divisible(data, columns)
+        return len(columns.labels)
     except DataError as error:
         message, _, advice = str(error).removeprefix(f"{data.source}: ").partition("; ")
-        if (problem := Problem(f"data.source: {data.source}", message, advice)) not in problems:
-            problems.append(problem)
+        problems.append(Problem(f"data.source: {data.source}", message, advice))
     return 0
 
 
@@ -267,6 +287,19 @@ def _estimate_cache_bytes(data: DataConfig, num_galaxies: int) -> float:
         return 0.0
     demo_bytes = 3 * num_galaxies * data.demo.size**2 if data.source == "demo" else 0
     return float(3 * num_galaxies * data.image_size**2 + demo_bytes)
+
+
+def _check_writable(bytes_by_directory: dict[Path, float]) -> list[Problem]:
+    """Check that files can be made in the directories that jobs write to."""
+    problems = []
+    for directory in (directory for directory, size in bytes_by_directory.items() if size):
+        try:
+            with TemporaryFile(dir=_find_existing_parent(directory)):
+                pass
+        except OSError as error:
+            advice = "expected a directory to write in: change its permissions, --runs or data.cache"
+            problems.append(Problem(str(directory), f"got {error.strerror}", advice))
+    return problems
 
 
 def _check_disk_space(bytes_by_directory: dict[Path, float]) -> list[Problem]:
