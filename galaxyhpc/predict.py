@@ -53,9 +53,7 @@ class BadImagesError(ValueError):
     def __init__(self, errors: Sequence[str], total: int) -> None:
         lines = list(dict.fromkeys(errors))
         more = [f"... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
-        hint = (
-            [f"{len(errors)} of {total} are bad; --skip-bad classifies the others"] if len(errors) < total else []
-        )
+        hint = [f"{len(errors)} of {total} are bad; --skip-bad classifies the others"] if len(errors) < total else []
         super().__init__("\n".join([*lines[:MAX_LISTED], *more, *hint]))
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,12 +41,12 @@ __all__ = [
     "Galaxies",
     "check_divisible",
     "check_file",
+    "divide_before_conversion",
     "format_split_settings",
     "load_split",
     "open_converted",
     "open_dataset",
     "prepare",
-    "read_split_columns",
 ]
 
 CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
@@ -72,15 +71,6 @@ class Galaxies:
     mean: float  # of all published pixels, DN in [0, 255]
     pixel_scale_arcsec: float  # arcsec/px at S
     generated: bool  # demo galaxies, not real ones
-
-
-class SplitColumns(NamedTuple):
-    """What decides the split of N galaxies: (N,) arrays."""
-
-    labels: np.ndarray  # int64, index into CLASSES
-    ra: np.ndarray  # degrees
-    dec: np.ndarray
-    digests: np.ndarray  # equal for images with equal pixels
 
 
 def open_dataset(config: DataConfig, sweep_dir: Path) -> tuple[Galaxies, pd.DataFrame]:
@@ -224,7 +214,8 @@ def format_split_settings(config: DataConfig) -> str:
 
 
 def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
-    table = check_divisible(config, SplitColumns(galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests))
+    table = make_split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    check_divisible(config, table, galaxies.digests)
     counts = table["split"].value_counts()
     group_sizes = table["sky_group"].value_counts()
     header = [
@@ -241,14 +232,13 @@ def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
     return format_split_file(header, table)
 
 
-def check_divisible(config: DataConfig, columns: SplitColumns) -> pd.DataFrame:
-    """Return the division of these galaxies (see `make_split_table`); refuse one that no sweep can use.
+def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray) -> None:
+    """Refuse a division (see `make_split_table`) that no sweep can use.
 
     Raises
     ------
     DataError
     """
-    table = make_split_table(config, *columns)
     num_dropped = int((table["split"] == DROPPED).sum())
     if num_dropped > MAX_DROPPED_FRACTION * len(table):
         raise DataError(
@@ -258,13 +248,12 @@ def check_divisible(config: DataConfig, columns: SplitColumns) -> pd.DataFrame:
         )
     if empty := find_empty_class(table):
         label, split = empty
-        reason = explain_empty_class(config, table, columns.digests, label)
+        reason = explain_empty_class(config, table, digests, label)
         raise DataError(f"{config.source}: class {label} ({CLASSES[label]}): got no galaxy for {split}, since {reason}")
-    return table
 
 
-def read_split_columns(config: DataConfig) -> SplitColumns:
-    """Return what decides the split, without a conversion; check that one slice of the pixels can be read.
+def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
+    """Return the division that a job will make, and check it; one slice of the pixels is read, as a trial.
 
     Until a file is converted, no two images are known to be the same.
 
@@ -273,16 +262,23 @@ def read_split_columns(config: DataConfig) -> SplitColumns:
     DataError
     """
     if (galaxies := open_converted(config)) is not None:
-        return SplitColumns(galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+        labels, ra, dec, digests = galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests
+    else:
+        labels, ra, dec = _read_columns(config)
+        digests = np.arange(len(labels))
+    table = make_split_table(config, labels, ra, dec, digests)
+    check_divisible(config, table, digests)
+    return table
+
+
+def _read_columns(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if config.source == "demo":
         catalogue = simulate.make_catalogue(config.demo.galaxies, config.demo.seed)
-        labels, ra, dec = catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec
-    else:
-        path = get_source_path(config)
-        metadata = read_metadata(path)
-        check_pixels(path, metadata)
-        labels, ra, dec = metadata.labels, metadata.ra, metadata.dec
-    return SplitColumns(labels, ra, dec, np.arange(len(labels)))
+        return catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec
+    path = get_source_path(config)
+    metadata = read_metadata(path)
+    check_pixels(path, metadata)
+    return metadata.labels, metadata.ra, metadata.dec
 
 
 def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:

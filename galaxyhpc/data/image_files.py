@@ -148,7 +148,8 @@ def _get_hdf5_layout(path: Path) -> tuple[int, int]:
     with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
-            raise _make_error(path, f"images: {describe_missing_array(file, 'images')}", "an array images (N, S, S, 3)")
+            got = describe_missing_array(file, "images")
+            raise ImageError(sanitize(f"{path}: images: got {got}; expected an array (N, S, S, 3)"))
         if missing := find_missing_parts(images):
             raise _make_error(path, f"images in {missing[0]}, which does not exist", "that file beside this one")
         if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:

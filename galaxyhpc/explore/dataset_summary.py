@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import Galaxies, check_divisible
 from galaxyhpc.data.galaxy10 import CLASSES, read_metadata, read_optional_column
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
@@ -70,10 +71,13 @@ class DatasetSummary:
         return self.pairs[~self.pairs["duplicate"]]
 
     @property
-    def empty_classes(self) -> list[str]:
-        """Classes without a galaxy in a split, which a launch rejects, such as `Merging in test`."""
-        counts = count_by_split(self.split)
-        return [f"{CLASSES[label]} in {name}" for name in SPLITS for label in counts.index[counts[name] == 0]]
+    def rejection(self) -> str:
+        """Why a launch rejects this file with these settings, or nothing."""
+        try:
+            check_divisible(self.config, self.split, self.galaxies.digests)
+        except DataError as error:
+            return str(error).removeprefix(f"{self.config.source}: ")
+        return ""
 
 
 def summarize_dataset(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,9 @@ from galaxyhpc.models import profile
 from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
 COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
@@ -78,13 +82,14 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     PreflightError
     """
     problems = _check_split(configs)
-    counts = _count_galaxies_of_each(configs, directory, problems)
-    num_galaxies = max(counts.values(), default=0)
-    changes = (_check_galaxies_unchanged(data, directory) for data, count in counts.items() if count)
+    tables = _divide_galaxies(configs, problems)
+    num_galaxies = max(map(len, tables.values()), default=0)
+    changes = (_check_galaxies_unchanged(data, directory) for data in tables)
     problems += dict.fromkeys(problem for problem in changes if problem)
     networks, symmetry_errors = _check_networks(configs, problems)
     costs = fit_cost_models(read_timing_records(directory.parent), num_galaxies)
     configs = resolve_resources(configs, networks, costs, directory)
+    problems += _check_training_galaxies(configs, tables)
     num_bytes = estimate_bytes(configs, networks, num_galaxies, directory)
     problems += _check_writable(num_bytes) + _check_disk_space(num_bytes)
     starts = _get_start_times(configs, directory, problems) if executor in ("slurm", "auto") and slurm.is_up() else {}
@@ -139,38 +144,42 @@ def _check_split(configs: Sequence[RunConfig]) -> list[Problem]:
     ]
 
 
-def _count_galaxies_of_each(
-    configs: Sequence[RunConfig], directory: Path, problems: list[Problem]
-) -> dict[DataConfig, int]:
-    """Return the number of galaxies by settings; a file that several image sizes are made from is read once."""
-    counts: dict[str, int] = {}
-    count_by_data = {}
-    for data in _get_distinct_data(configs):
-        key = data.model_dump_json(include=COMMON_DATA_SETTINGS)
-        if key not in counts:
-            counts[key] = _count_galaxies(data, directory, problems)
-        count_by_data[data] = counts[key]
-    return count_by_data
+def _divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> dict[DataConfig, pd.DataFrame]:
+    """Return the division of the galaxies by settings; add a problem where a job could not read or divide them.
 
-
-def _count_galaxies(data: DataConfig, directory: Path, problems: list[Problem]) -> int:
-    """Return the number of galaxies; add a problem if a job could not read or divide them.
-
-    The split of a sweep that has one is not made again.
+    A file that several image sizes are made from is read once.
     """
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import check_divisible, read_split_columns
-    from galaxyhpc.data.split_file import SPLIT_FILE_NAME
+    from galaxyhpc.data.dataset import divide_before_conversion
 
-    try:
-        columns = read_split_columns(data)
-        if not (directory / SPLIT_FILE_NAME).exists():
-            check_divisible(data, columns)
-        return len(columns.labels)
-    except DataError as error:
-        message, _, advice = str(error).removeprefix(f"{data.source}: ").partition("; ")
-        problems.append(Problem(f"data.source: {data.source}", message, advice))
-    return 0
+    tables: dict[DataConfig, pd.DataFrame] = {}
+    for members in _group_by_common_settings(_get_distinct_data(configs)):
+        source = members[0].source
+        try:
+            tables |= dict.fromkeys(members, divide_before_conversion(members[0]))
+        except DataError as error:
+            message, _, advice = str(error).removeprefix(f"{source}: ").partition("; ")
+            problems.append(Problem(f"data.source: {source}", message, advice))
+    return tables
+
+
+def _group_by_common_settings(settings: Sequence[DataConfig]) -> list[list[DataConfig]]:
+    groups: dict[str, list[DataConfig]] = {}
+    for data in settings:
+        groups.setdefault(data.model_dump_json(include=COMMON_DATA_SETTINGS), []).append(data)
+    return list(groups.values())
+
+
+def _check_training_galaxies(configs: Sequence[RunConfig], tables: dict[DataConfig, pd.DataFrame]) -> Iterator[Problem]:
+    """Yield a problem for each label fraction that leaves a process less than the two images of a batch norm."""
+    from galaxyhpc.data.split import select_training_indices
+
+    for data, table in tables.items():
+        num_galaxies = len(select_training_indices(table, data))
+        num_tasks = max(config.resources.num_tasks for config in configs if config.data == data)
+        if num_galaxies < 2 * num_tasks:
+            message = f"got {data.label_fraction:g}, which leaves {num_galaxies} training galaxies"
+            yield Problem("data.label_fraction", message, f"expected 2 or more for each of {num_tasks} processes")
 
 
 def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | None:

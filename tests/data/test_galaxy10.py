@@ -63,7 +63,7 @@ def test_a_file_that_is_missing_or_no_hdf5_is_refused(tmp_path):
 def test_a_file_cut_off_is_refused(tmp_path, part):
     path = write_file(tmp_path / "cut.h5")
     os.truncate(path, int(path.stat().st_size * part))
-    with pytest.raises(DataError, match="of its|damaged"):
+    with pytest.raises(DataError, match=r"of its|damaged"):
         check_file(path)
 
 
@@ -72,7 +72,7 @@ def test_galaxies_at_one_position_are_counted_before_their_pairs_fill_the_memory
     path = write_file(
         tmp_path / "a.h5", n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=np.zeros(n)
     )
-    with pytest.raises(DataError, match="got 20000 of 20000 galaxies at ra 0, dec 0; .* farther apart"):
+    with pytest.raises(DataError, match=r"got 20000 of 20000 galaxies at ra 0, dec 0; .* farther apart"):
         check_file(path)
     dec = np.where(np.arange(n) < 100, 0.0, np.arange(n) / n)
     check_file(write_file(path, n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=dec))
@@ -85,7 +85,7 @@ def test_pixels_of_which_the_end_was_never_written_are_refused_from_one_slice(tm
     check_pixels(path, read_metadata(path))
     images[110:] = 7
     path = write_file(tmp_path / "b.h5", images=images)
-    with pytest.raises(DataError, match="images: got 10 of 20 images from row 100 on with one value in all pixels"):
+    with pytest.raises(DataError, match=r"images: got 10 of 20 images from row 100 on with one value in all pixels"):
         check_pixels(path, read_metadata(path))
 
 

@@ -174,8 +174,8 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
 
 
 WRONG = {
-    "no such file": (["missing.h5"], "missing.h5: no such file"),
-    "not HDF5": (["text.h5"], "not an HDF5 file"),
+    "no such file": (["missing.h5"], "missing.h5: got no such file"),
+    "not HDF5": (["text.h5"], "got text (no galaxies)"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),
     "size": (["good.h5", "--size", "4"], "--size: got 4; expected 16 to 2048 px"),
