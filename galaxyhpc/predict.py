@@ -32,7 +32,6 @@ from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import atomic_write, sanitize
 
 BATCH_SIZE = 64  # galaxies
-
 MAX_LISTED = 20  # bad images named one by one
 
 
@@ -42,8 +41,8 @@ class Galaxy:
 
     source: str  # file
     index: int  # in the file
-    image: image_files.UInt8Array | None  # (3, S, S)
-    note: str = ""  # see `describe_flaw`
+    image: image_files.UInt8Array | None  # (3, S, S) uint8
+    note: str = ""  # of an image that shows no galaxy
     error: str = ""
 
 
@@ -75,9 +74,9 @@ def read_galaxies(counts: dict[Path, int | image_files.ImageError], image_size: 
         source = sanitize(str(path))
         for index, image in enumerate(images):
             if isinstance(image, image_files.ImageError):
-                yield Galaxy(source, index, None, error=str(image))
+                yield Galaxy(source, index, None, error=sanitize(str(image)))
             else:
-                yield Galaxy(source, index, resize(image[None], image_size)[0], image_files.describe_flaw(image))
+                yield Galaxy(source, index, resize(image.pixels[None], image_size)[0], image.flaw)
 
 
 @torch.inference_mode()
@@ -130,7 +129,14 @@ def _make_rows(classifier: Classifier, batch: Sequence[Galaxy], origin: list[str
             values: NDArray[np.float64] = next(probabilities)
             label = int(values.argmax())
             numbers = [str(label), CLASSES[label], *(f"{value:.6f}" for value in (values[label], *values))]
-        yield [galaxy.source, galaxy.index, *numbers, *origin, galaxy.note, galaxy.error]
+        yield [
+            galaxy.source,
+            galaxy.index,
+            *numbers,
+            *origin,
+            galaxy.note,
+            galaxy.error.removeprefix(f"{galaxy.source}: "),
+        ]
 
 
 def get_warnings(classifier: Classifier) -> list[str]:
@@ -180,10 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [f"{options.output}: {totals['classified']} galaxies; files read: {len(counts) - len(errors)}"]
     if totals["noted"]:
         lines.append(
-            f"{totals['noted']} images are blank or have an empty band: their classes mean nothing (column note)"
+            f"blank images, or with an empty band: {totals['noted']}; their classes mean nothing (column note)"
         )
     if totals["bad"]:
-        lines.append(f"{totals['bad']} images were left out: the reasons are in the column error")
+        lines.append(f"images left out: {totals['bad']}; the reasons are in the column error")
     for line in [*lines, *get_warnings(classifier)]:
         console.print(line, soft_wrap=True)
     return 1 if totals["bad"] else 0

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 UInt8Array = NDArray[np.uint8]
 CountImages = Callable[[Path], int]
-ReadImages = Callable[[Path], Iterator["UInt8Array | ImageError"]]
+ReadImages = Callable[[Path], Iterator["GalaxyImage | ImageError"]]
 
 EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")  # of Pillow
@@ -41,11 +41,17 @@ EXPECTED_COLOURS = "red, green and blue, 8 bits each"
 EXPECTED_FITS = (
     "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
 )
-BANDS = ("red", "green", "blue")
 
 
 class ImageError(ValueError):
     """A file that holds no image of a galaxy, or an image in it that cannot be used; one line that names the file."""
+
+
+class GalaxyImage(NamedTuple):
+    """An image of a galaxy, as a network sees it."""
+
+    pixels: UInt8Array  # (S, S, 3)
+    flaw: str  # "blank", or the bands that show nothing, such as "no blue"
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -71,11 +77,11 @@ def count_images(path: Path) -> int:
     return _get_format(path)[0](path)
 
 
-def read_images(path: Path) -> Iterator[UInt8Array | ImageError]:
-    """Yield the images of a file in order, (S, S, 3) each, or in its place the reason why one cannot be used."""
+def read_images(path: Path) -> Iterator[GalaxyImage | ImageError]:
+    """Yield the images of a file in order, or in its place the reason why one cannot be used."""
     try:
         for index, image in enumerate(_get_format(path)[1](path)):
-            if not isinstance(image, ImageError) and _is_grey(image):
+            if isinstance(image, GalaxyImage) and _is_grey(image.pixels):
                 yield _make_error(path, f"a grey image in images[{index}]", EXPECTED_COLOURS)
             else:
                 yield image
@@ -83,12 +89,12 @@ def read_images(path: Path) -> Iterator[UInt8Array | ImageError]:
         yield error
 
 
-def describe_flaw(image: UInt8Array) -> str:
-    """Say what keeps the class of an (S, S, 3) image from meaning anything: no galaxy, or a band without one."""
-    is_constant = image.min(axis=(0, 1)) == image.max(axis=(0, 1))
+def _describe_flaw(bands: NDArray[Any], names: Sequence[str] = ("red", "green", "blue")) -> str:
+    """Say what keeps the class of an image (S, S, 3) from meaning anything: no galaxy, or a band without one."""
+    is_constant = bands.min(axis=(0, 1)) == bands.max(axis=(0, 1))
     if is_constant.all():
         return "blank"
-    return " and ".join(f"no {name}" for name, empty in zip(BANDS, is_constant, strict=True) if empty)
+    return " and ".join(f"no {name}" for name, empty in zip(names, is_constant, strict=True) if empty)
 
 
 def _is_grey(image: UInt8Array) -> bool:
@@ -126,7 +132,7 @@ def _check_shape(path: Path, height: int, width: int) -> None:
         raise _make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}: cut them out first")
 
 
-def _read_hdf5(path: Path) -> Iterator[UInt8Array | ImageError]:
+def _read_hdf5(path: Path) -> Iterator[GalaxyImage | ImageError]:
     num_images, slice_size = _get_hdf5_layout(path)
     for start in range(0, num_images, slice_size):
         stop = min(start + slice_size, num_images)
@@ -136,7 +142,8 @@ def _read_hdf5(path: Path) -> Iterator[UInt8Array | ImageError]:
         except ImageError as error:  # a damaged chunk
             yield from [error] * (stop - start)
             continue
-        yield from images if images.dtype == np.uint8 else _to_uint8(path, images, start)
+        for index, image in enumerate(images, start):
+            yield _to_galaxy_image(path, image, index)
 
 
 def _count_hdf5(path: Path) -> int:
@@ -165,15 +172,15 @@ def _get_hdf5_layout(path: Path) -> tuple[int, int]:
         return layout
 
 
-def _to_uint8(path: Path, images: NDArray[np.floating], start: int) -> Iterator[UInt8Array | ImageError]:
-    """Convert (n, S, S, 3) floats in [0, 1]; `start` is the index of the first one in the file."""
-    for index, image in enumerate(images, start):
-        low, high = image.min(), image.max()  # NaN if any pixel is
-        if low >= 0 and high <= 1:
-            yield np.rint(255 * image).astype(np.uint8)
-        else:
-            got = f"values from {low:g} to {high:g} in images[{index}]"
-            yield _make_error(path, got, "finite floats in [0, 1], or uint8")
+def _to_galaxy_image(path: Path, values: NDArray[Any], index: int) -> GalaxyImage | ImageError:
+    """Convert (S, S, 3) uint8, or floats in [0, 1]; `index` is that in the file."""
+    if values.dtype == np.uint8:
+        return GalaxyImage(values, _describe_flaw(values))
+    low, high = values.min(), values.max()  # NaN if any pixel is
+    if not (low >= 0 and high <= 1):
+        got = f"values from {low:g} to {high:g} in images[{index}]"
+        return _make_error(path, got, "finite floats in [0, 1], or uint8")
+    return GalaxyImage(np.rint(255 * values).astype(np.uint8), _describe_flaw(values))
 
 
 @contextmanager
@@ -200,10 +207,10 @@ def _count_picture(path: Path) -> int:
         return 1
 
 
-def _read_picture(path: Path) -> Iterator[UInt8Array]:
+def _read_picture(path: Path) -> Iterator[GalaxyImage]:
     with _open_picture(path) as image:
         pixels = np.asarray(_to_shown_colours(image))
-    yield pixels
+    yield GalaxyImage(pixels, _describe_flaw(pixels))
 
 
 def _to_shown_colours(image: Image) -> Image:
@@ -243,27 +250,29 @@ def _count_fits(path: Path) -> int:
         return 1
 
 
-def _read_fits(path: Path) -> Iterator[UInt8Array]:
+def _read_fits(path: Path) -> Iterator[GalaxyImage]:
     with _open_fits(path) as hdu:
         data, bands = np.asarray(hdu.data), str(hdu.header.get("BANDS", "grz"))
-    yield np.flip(_to_rgb(path, data, bands), 0)
+    image = _to_rgb(path, data, bands)
+    yield GalaxyImage(np.flip(image.pixels, 0), image.flaw)
 
 
-def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> UInt8Array:
-    """Convert the planes of a FITS image to (S, S, 3); cutouts of the Legacy Surveys name their bands in the header."""
+def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> GalaxyImage:
+    """Convert the planes of a FITS image; cutouts of the Legacy Surveys name their bands in the header."""
     is_flux = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
     is_rgb = data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])
     if not is_flux and not is_rgb:
         raise _make_error(path, f"{data.dtype.name} {data.shape} in bands {bands}", EXPECTED_FITS)
     if is_rgb:
-        image = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
+        image = (data if data.shape[2] == 3 else data.transpose(1, 2, 0)).astype(np.uint8)
         _check_shape(path, *image.shape[:2])
-        return image.astype(np.uint8)
+        return GalaxyImage(image, _describe_flaw(image))
     _check_shape(path, *data.shape[1:])
     planes = np.stack([data[bands.index(band)] for band in "zrg"]).astype(np.float32)
     if not np.isfinite(planes).all():
         raise _make_error(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite pixels")
-    return np.rint(stretch(planes)).astype(np.uint8)
+    flaw = _describe_flaw(planes.transpose(1, 2, 0), "zrg")  # of the flux: each stretched band depends on all three
+    return GalaxyImage(np.rint(stretch(planes)).astype(np.uint8), flaw)
 
 
 READERS: dict[str, tuple[CountImages, ReadImages]] = {

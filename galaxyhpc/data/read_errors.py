@@ -34,6 +34,7 @@ SIGNATURES = (  # bytes and their offset, what the file is, what helps
 )
 FILTER_NAMES = {4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle"}
 FILTER_NAMES |= {32013: "ZFP", 32015: "Zstandard", 32026: "Blosc2"}  # registered with the HDF Group
+SET_PLUGIN_PATH = "`export HDF5_PLUGIN_PATH=$(python -c 'import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)')`"
 
 Cause = tuple[str, str]  # what was found, what helps
 
@@ -118,8 +119,8 @@ def _explain_array(array: h5py.Dataset) -> Cause | None:
         code, _, _, description = pipeline.get_filter(number)
         if not h5py.h5z.filter_avail(code):
             label = FILTER_NAMES.get(code) or description.decode(errors="replace") or "unknown"
-            advice = "`pip install hdf5plugin` and set HDF5_PLUGIN_PATH to its PLUGIN_PATH, here and in "
-            advice += "resources.setup, or write the file with gzip where it can be read (h5repack -f GZIP=4 OLD NEW)"
+            advice = f"`pip install hdf5plugin` and {SET_PLUGIN_PATH}, here and in resources.setup, or write the file "
+            advice += "with gzip where it can be read (h5repack -f GZIP=4 OLD NEW)"
             return f"{name} compressed with filter {code} ({label}), which HDF5 does not find", advice
     if missing := find_missing_parts(array):
         return f"{name} with values in other files, of which {missing[0]} cannot be opened", "put them where it is"

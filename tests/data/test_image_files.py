@@ -7,8 +7,10 @@ import struct
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
@@ -23,12 +25,12 @@ def galaxy() -> NDArray[np.uint8]:
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    """Return the only image of a file."""
+    """Return the pixels of the only image of a file."""
     assert image_files.count_images(path) == 1
     (image,) = image_files.read_images(path)
     if isinstance(image, image_files.ImageError):
         raise image
-    return image
+    return image.pixels
 
 
 def write_deep_png(path: Path, pixels: NDArray[np.uint16]) -> None:
@@ -138,9 +140,22 @@ def test_a_picture_of_another_format_is_not_taken_for_its_name(tmp_path: Path, i
     np.testing.assert_array_equal(read(tmp_path / "b.jpg"), galaxy())
 
 
-def test_images_that_show_nothing_are_described() -> None:
-    image = galaxy()
-    assert image_files.describe_flaw(image) == ""
-    image[..., 1] = 9
-    assert image_files.describe_flaw(image) == "no green"
-    assert image_files.describe_flaw(np.full((16, 16, 3), 255, np.uint8)) == "blank"
+def find_flaws(path: Path) -> list[str]:
+    return [image.flaw for image in image_files.read_images(path) if isinstance(image, image_files.GalaxyImage)]
+
+
+def test_images_that_show_no_galaxy_are_described(tmp_path: Path) -> None:
+    no_green = galaxy()
+    no_green[..., 1] = 9
+    images = np.stack([galaxy(), no_green, np.full_like(no_green, 255)])
+    with h5py.File(tmp_path / "bytes.h5", "w") as file:
+        file["images"] = images
+    with h5py.File(tmp_path / "floats.h5", "w") as file:
+        file["images"] = images / 255
+    assert find_flaws(tmp_path / "bytes.h5") == find_flaws(tmp_path / "floats.h5") == ["", "no green", "blank"]
+    Image.new("RGBA", (SIDE, SIDE), (9, 8, 7, 0)).save(tmp_path / "a.png")  # transparent
+    assert find_flaws(tmp_path / "a.png") == ["blank"]
+    flux = np.random.default_rng(0).normal(0.02, 0.1, (3, SIDE, SIDE)).astype(np.float32)
+    flux[2] = 0
+    fits.writeto(tmp_path / "a.fits", flux)  # its stretched bands are all structured
+    assert find_flaws(tmp_path / "a.fits") == ["no z"]
