@@ -185,9 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     lines = [f"{options.output}: {totals['classified']} galaxies; files read: {len(counts) - len(errors)}"]
     if totals["noted"]:
-        lines.append(
-            f"blank images, or with an empty band: {totals['noted']}; their classes mean nothing (column note)"
-        )
+        lines.append(f"images blank or with an empty band: {totals['noted']}; their classes mean nothing: column note")
     if totals["bad"]:
         lines.append(f"images left out: {totals['bad']}; the reasons are in the column error")
     for line in [*lines, *get_warnings(classifier)]:

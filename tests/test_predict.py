@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -200,6 +201,10 @@ def _truncate(write: Callable[[Path], object], length: int) -> Callable[[Path], 
     return written
 
 
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to("absent.png")
+
+
 def _text(path: Path) -> None:
     path.write_text("a galaxy")
 
@@ -231,7 +236,9 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "FITS with holes": ("a.fits", _fits(LIGHT * np.nan), "4800 pixels that are not finite"),
     "FITS without an image": ("a.fits", _fits(None), "no image"),
     "text": ("a.txt", _text, r"the ending .txt; expected \.h5, "),
-    "a directory": ("a.h5", Path.mkdir, r"a directory; expected files"),
+    "a directory": ("a.h5", Path.mkdir, r"a directory; expected \*\.h5, .*: name a file in it"),
+    "a pipe": ("a.png", os.mkfifo, "a pipe or device; expected"),
+    "a broken link": ("a.png", _link_to_nothing, "a link to absent.png, which does not exist; expected"),
     "nothing": ("a.h5", str, "no such file; expected"),
 }
 
@@ -341,7 +348,7 @@ def test_images_without_a_galaxy_are_marked(run: RunDir, tmp_path: Path, capsys:
     assert main([str(run.path), str(tmp_path / "a.h5"), "--output", str(tmp_path / "out.csv")]) == 0
     notes = [row["note"] for row in read_table(tmp_path / "out.csv")]
     assert notes == ["", "blank", "no blue", "no red and no green", *[""] * 6]
-    assert "blank images, or with an empty band: 3; their classes mean nothing" in capsys.readouterr().out
+    assert "images blank or with an empty band: 3; their classes mean nothing" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,10 +70,10 @@ def count_images(path: Path) -> int:
     ------
     ImageError
     """
-    if not os.path.lexists(path):
-        raise _make_error(path, "no such file", ", ".join(f"*{ending}" for ending in READERS))
-    if path.is_dir():
-        raise _make_error(path, "a directory", f"files, such as {path}/*.png")
+    with _translate_read_errors(path, ", ".join(f"*{ending}" for ending in READERS)):
+        path.stat()
+        if not path.is_file():  # opening a pipe would wait
+            raise OSError
     return _get_format(path)[0](path)
 
 

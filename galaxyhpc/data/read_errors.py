@@ -121,7 +121,8 @@ def _explain_array(array: h5py.Dataset) -> Cause | None:
             label = FILTER_NAMES.get(code) or description.decode(errors="replace") or "unknown"
             advice = f"`pip install hdf5plugin` and {SET_PLUGIN_PATH}, here and in resources.setup, or write the file "
             advice += "with gzip where it can be read (h5repack -f GZIP=4 OLD NEW)"
-            return f"{name} compressed with filter {code} ({label}), which HDF5 does not find", advice
+            place = os.environ.get("HDF5_PLUGIN_PATH", "its own directory")
+            return f"{name} compressed with filter {code} ({label}), which HDF5 does not find in {place}", advice
     if missing := find_missing_parts(array):
         return f"{name} with values in other files, of which {missing[0]} cannot be opened", "put them where it is"
     return None

@@ -87,8 +87,11 @@ def test_an_hdf5_file_after_other_bytes_is_an_hdf5_file(tmp_path: Path) -> None:
     assert "images: got no such array among ans" in explain(tmp_path / "a.h5")
 
 
-def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path) -> None:
-    assert "no such file" in explain(tmp_path / "absent.h5") and "`demo`" in explain(tmp_path / "absent.h5")
+def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GALAXY10_H5", raising=False)
+    assert "no such file" in explain(tmp_path / "absent.h5") and "GALAXY10_H5" in explain(tmp_path / "absent.h5")
+    monkeypatch.setenv("GALAXY10_H5", str(tmp_path / "absent.h5"))  # as advised, without the file
+    assert "no such file" in explain(tmp_path / "absent.h5") and "GALAXY10_H5" not in explain(tmp_path / "absent.h5")
     (tmp_path / "folder.h5").mkdir()
     assert "got a directory" in explain(tmp_path / "folder.h5")
     (tmp_path / "link.h5").symlink_to("elsewhere.h5")
@@ -135,9 +138,10 @@ def test_a_file_without_permission_names_the_permission(tmp_path: Path) -> None:
     assert "got no permission to read it" in message and "chmod" in message
 
 
-def test_a_missing_filter_is_named_with_its_number(tmp_path: Path) -> None:
+def test_a_missing_filter_is_named_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HDF5_PLUGIN_PATH", "/elsewhere")
     message = explain(write_images_with_missing_filter(tmp_path / "a.h5"))
-    assert "images compressed with filter 32001 (Blosc)" in message
+    assert "images compressed with filter 32001 (Blosc), which HDF5 does not find in /elsewhere" in message
     assert (
         "download" not in message
         and "hdf5plugin" in message
