@@ -149,9 +149,9 @@ def _measure_slice(images: np.ndarray) -> pd.DataFrame:
     background = np.median(border, axis=1)
     scatter = MAD_TO_SIGMA * np.median(np.abs(border - background[:, None]), axis=1)
     snr = (brightness - background) / np.where(scatter > 0, scatter, np.nan)
-    frame = pd.DataFrame({"brightness": brightness, "background": background, "scatter": scatter, "snr": snr})
-    frame["has_empty_band"] = (images.min(axis=(2, 3)) == images.max(axis=(2, 3))).any(axis=1)
-    return frame
+    has_empty_band = (images.min(axis=(2, 3)) == images.max(axis=(2, 3))).any(axis=1)
+    columns = {"brightness": brightness, "background": background, "scatter": scatter, "snr": snr}
+    return pd.DataFrame(columns | {"has_empty_band": has_empty_band})
 
 
 def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:
