@@ -280,6 +280,21 @@ def test_all_bad_headers_are_told_at_once_before_the_network_is_loaded(
     assert "a web page (Log in)" in errors[1] and hint.startswith("4 of 7 are bad")
 
 
+def test_a_missing_filter_is_told_before_the_network_is_loaded_though_the_first_chunk_is_not_filtered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    pipeline.set_chunk((5, SIDE, SIDE, 3))
+    pipeline.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((10, SIDE, SIDE, 3))
+        images = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, pipeline)
+        for start, left_out in ((0, 1), (5, 0)):  # bit 0: the first filter
+            images.write_direct_chunk((start, 0, 0, 0), galaxy_images()[start : start + 5].tobytes(), left_out)
+    assert main(["no_such_run", str(tmp_path / "a.h5")]) == 2
+    assert "filter 32001 (Blosc)" in capsys.readouterr().err
+
+
 def test_of_three_thousand_bad_files_only_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no_such_run", *(f"{number}.png" for number in range(3000))]) == 2
     errors = capsys.readouterr().err.splitlines()
