@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from galaxyhpc.data import DataError
 from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
-from galaxyhpc.data.read_errors import describe_missing_array, explain_read_error, find_missing_parts
+from galaxyhpc.data.read_errors import describe_missing_array, explain_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.simulate import stretch
 from galaxyhpc.storage.files import sanitize
 
@@ -151,7 +151,7 @@ def _count_hdf5(path: Path) -> int:
 
 
 def _get_hdf5_layout(path: Path) -> tuple[int, int]:
-    """Return the number of images in an HDF5 file and the number to read at once; two pixels are read, as a trial."""
+    """Return the number of images in an HDF5 file and the number to read at once."""
     with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
@@ -168,8 +168,9 @@ def _get_hdf5_layout(path: Path) -> tuple[int, int]:
             layout = len(images), compute_slice_size(path, images)
         except DataError as error:
             raise ImageError(str(error)) from error
-        for corner in (0, -1):  # the filter of a chunk that it does not shrink may have been left out
-            images[corner, corner, corner, corner]
+        if explain_array(images):  # a filter is missing, which chunks that it did not shrink do without
+            for corner in (0, -1):
+                images[corner, corner, corner, corner]
         return layout
 
 

@@ -106,13 +106,13 @@ def _explain_hdf5_error(path: Path, error: Exception) -> Cause:
     try:
         with h5py.File(path, "r", locking=False) as file:
             arrays = [item for item in map(file.get, file) if isinstance(item, h5py.Dataset)]
-            cause = next(filter(None, (_explain_array(array) for array in arrays)), None)
+            cause = next(filter(None, (explain_array(array) for array in arrays)), None)
     except (OSError, RuntimeError, KeyError):
         cause = None
     return cause or (f"a damaged file ({message})", f"{DOWNLOAD_AGAIN}, and compare its checksum")
 
 
-def _explain_array(array: h5py.Dataset) -> Cause | None:
+def explain_array(array: h5py.Dataset) -> Cause | None:
     """Return why an array that exists cannot be read: a missing filter, or values in other files."""
     name, pipeline = array.name.lstrip("/"), array.id.get_create_plist()
     for number in range(pipeline.get_nfilters()):
