@@ -203,11 +203,12 @@ def test_a_directory_that_jobs_cannot_write_to_is_a_problem(tmp_path: Path) -> N
 
 
 def test_a_converted_cache_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = run("C2", tmp_path / "cache")
+    source = str(write_file(tmp_path / "a.h5"))
+    config = run("C2", tmp_path / "cache", source=source)
     dataset.prepare(config.data)
     monkeypatch.setattr(preflight, "TemporaryFile", _refuse_in(tmp_path / "cache"))
     assert preflight.check_sweep([config], tmp_path / "sweep").configs == [config]
-    (line,) = problems([run("C2", tmp_path / "cache", image_size=63)], tmp_path / "sweep")
+    (line,) = problems([run("C2", tmp_path / "cache", source=source, image_size=63)], tmp_path / "sweep")
     assert line.startswith(f"{tmp_path / 'cache'}: got Permission denied; expected")
 
 
