@@ -2,7 +2,9 @@
 
 Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS with g, r, z or R, G, B planes.
 Images are square, of any size, and should look like the training images: about 67 arcsec of sky with the galaxy in the
-middle. Writes one CSV row per galaxy. Exit status 2: nothing was written; the error is one line.
+middle. Writes one CSV row per galaxy; the column `note` marks images without a galaxy: blank, or with an empty band.
+The headers of all files are checked first. Exit status 2: nothing was written; each bad image has its line of the
+reason. Exit status 1: --skip-bad left out images, and the column `error` says why.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -29,21 +32,51 @@ from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import atomic_write, sanitize
 
 BATCH_SIZE = 64  # galaxies
+MAX_LISTED = 20  # bad images named one by one
 
-GalaxyImage = tuple[str, int, image_files.UInt8Array]  # file, index in it, (3, S, S)
+
+@dataclass(frozen=True, eq=False)
+class Galaxy:
+    """A galaxy of a file: its image, or why there is none."""
+
+    source: str  # file
+    index: int  # in the file
+    image: image_files.UInt8Array | None  # (3, S, S) uint8
+    note: str = ""  # of an image that shows no galaxy
+    error: str = ""
 
 
-def read_galaxies(paths: Iterable[Path], image_size: int) -> Iterator[GalaxyImage]:
-    """Yield every galaxy of these files, resized to (3, image_size, image_size) as the training images are.
+class BadImagesError(ValueError):
+    """Images that cannot be classified, a line each."""
 
-    Raises
-    ------
-    ImageError
-    """
+    def __init__(self, errors: Sequence[str], total: int) -> None:
+        lines = list(dict.fromkeys(errors))
+        more = [f"... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+        hint = [f"{len(errors)} of {total} are bad; --skip-bad classifies the others"] if len(errors) < total else []
+        super().__init__("\n".join([*lines[:MAX_LISTED], *more, *hint]))
+
+
+def check_headers(paths: Iterable[Path]) -> dict[Path, int | image_files.ImageError]:
+    """Return the number of images of each file, or why it cannot be used."""
+    counts: dict[Path, int | image_files.ImageError] = {}
     for path in paths:
-        images = (image for batch in image_files.read_images(path) for image in batch)
+        try:
+            counts[path] = image_files.count_images(path)
+        except image_files.ImageError as error:
+            counts[path] = error
+    return counts
+
+
+def read_galaxies(counts: dict[Path, int | image_files.ImageError], image_size: int) -> Iterator[Galaxy]:
+    """Yield every galaxy of these files, resized to (3, image_size, image_size) as the training images are."""
+    for path, count in counts.items():
+        images = [count] if isinstance(count, image_files.ImageError) else image_files.read_images(path)
+        source = sanitize(str(path))
         for index, image in enumerate(images):
-            yield sanitize(str(path)), index, resize(image[None], image_size)[0]
+            if isinstance(image, image_files.ImageError):
+                yield Galaxy(source, index, None, error=sanitize(str(image)))
+            else:
+                yield Galaxy(source, index, resize(image.pixels[None], image_size)[0], image.flaw)
 
 
 @torch.inference_mode()
@@ -58,29 +91,52 @@ def get_columns(classifier: Classifier) -> list[str]:
     """Return the names of the columns: probabilities that are not calibrated are called raw."""
     raw = "" if classifier.temperature else "raw_"
     names = [f"{raw}p_{name.replace(' ', '_')}" for name in CLASSES]
-    return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on"]
+    return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on", "note", "error"]
 
 
-def write_predictions(classifier: Classifier, galaxies: Iterable[GalaxyImage], output: Path) -> int:
-    """Write one row per galaxy, the whole file or none of it; return the number of galaxies.
+def write_predictions(
+    classifier: Classifier, galaxies: Iterable[Galaxy], output: Path, should_skip_bad: bool = False
+) -> dict[str, int]:
+    """Write one row per galaxy, the whole file or none of it; return the number of classified, noted and bad ones.
 
     Raises
     ------
-    ImageError, OSError
+    BadImagesError
+        If there are bad images and they are not to be skipped, or all are bad.
+    OSError
     """
     origin = [classifier.run.run_id, "GENERATED galaxies" if classifier.generated else "real galaxies"]
-    remaining, num_written = iter(galaxies), 0
+    remaining, num_read, num_noted, errors = iter(galaxies), 0, 0, []
     with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(get_columns(classifier))
         while batch := list(islice(remaining, BATCH_SIZE)):
-            sources, indices, images = zip(*batch, strict=True)
-            for source, index, probabilities in zip(sources, indices, classify(classifier, images), strict=True):
-                label = int(probabilities.argmax())
-                numbers = [f"{probability:.6f}" for probability in (probabilities[label], *probabilities)]
-                table.writerow([source, index, label, CLASSES[label], *numbers, *origin])
-            num_written += len(batch)
-    return num_written
+            errors += [galaxy.error for galaxy in batch if galaxy.error]
+            num_read, num_noted = num_read + len(batch), num_noted + sum(bool(galaxy.note) for galaxy in batch)
+            if not errors or should_skip_bad:  # otherwise the others are only read, to name all bad ones
+                table.writerows(_make_rows(classifier, batch, origin))
+        if errors and (not should_skip_bad or len(errors) == num_read):
+            raise BadImagesError(errors, num_read)
+    return {"classified": num_read - len(errors), "noted": num_noted, "bad": len(errors)}
+
+
+def _make_rows(classifier: Classifier, batch: Sequence[Galaxy], origin: list[str]) -> Iterator[list[object]]:
+    images = [galaxy.image for galaxy in batch if galaxy.image is not None]
+    probabilities = iter(classify(classifier, images)) if images else iter(())
+    for galaxy in batch:
+        numbers = [""] * (3 + len(CLASSES))
+        if galaxy.image is not None:
+            values: NDArray[np.float64] = next(probabilities)
+            label = int(values.argmax())
+            numbers = [str(label), CLASSES[label], *(f"{value:.6f}" for value in (values[label], *values))]
+        yield [
+            galaxy.source,
+            galaxy.index,
+            *numbers,
+            *origin,
+            galaxy.note,
+            galaxy.error.removeprefix(f"{galaxy.source}: "),
+        ]
 
 
 def get_warnings(classifier: Classifier) -> list[str]:
@@ -100,33 +156,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
     output_help = "file to write (%(default)s)"
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
+    skip_help = "classify the others where images cannot be used, and list these in the column `error`"
+    parser.add_argument("--skip-bad", action="store_true", help=skip_help)
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
             raise image_files.ImageError(
                 f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
             )
-        paths = image_files.find_files(options.files)
-        total = sum(map(image_files.count_images, paths))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        classifier = trained_model.load(options.run, device)
+        counts = check_headers(image_files.find_files(options.files))
+        errors = [str(count) for count in counts.values() if isinstance(count, image_files.ImageError)]
+        if errors and (not options.skip_bad or len(errors) == len(counts)):
+            raise BadImagesError(errors, len(counts))
+        classifier = trained_model.load(options.run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         galaxies = track(
-            read_galaxies(paths, classifier.image_size),
+            read_galaxies(counts, classifier.image_size),
             "classifying",
-            total=total,
+            total=sum(1 if isinstance(count, image_files.ImageError) else count for count in counts.values()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        num_written = write_predictions(classifier, galaxies, options.output)
+        totals = write_predictions(classifier, galaxies, options.output, options.skip_bad)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    for line in [f"{options.output}: {num_written} galaxies; files read: {len(paths)}", *get_warnings(classifier)]:
+    lines = [f"{options.output}: {totals['classified']} galaxies; files read: {len(counts) - len(errors)}"]
+    if totals["noted"]:
+        lines.append(f"images blank or with an empty band: {totals['noted']}; their classes mean nothing: column note")
+    if totals["bad"]:
+        lines.append(f"images left out: {totals['bad']}; the reasons are in the column error")
+    for line in [*lines, *get_warnings(classifier)]:
         console.print(line, soft_wrap=True)
-    return 0
+    return 1 if totals["bad"] else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from astropy.io import fits
+from helpers.data_files import write_images_with_missing_filter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -151,9 +153,10 @@ def test_fluxes_in_g_r_z_become_the_rgb_image_of_the_surveys_viewer(tmp_path: Pa
     scaled = [scale * plane + 0.03 for scale, plane in zip((2.2, 3.4, 6.0), flux[::-1], strict=True)]
     expected = [np.clip(plane * np.arcsinh(20 * total) / np.sqrt(20) / (total + 1e-9), 0, 1) for plane in scaled]
     for name in ("a.fits", "b.fits.gz"):
-        (images,) = image_files.read_images(tmp_path / name)
-        assert images.shape == (1, SIDE, SIDE, 3) and images.dtype == np.uint8
-        np.testing.assert_allclose(images[0], 255 * np.stack(expected, 2)[::-1], atol=0.51)
+        (image,) = image_files.read_images(tmp_path / name)
+        assert isinstance(image, image_files.GalaxyImage)
+        assert image.pixels.shape == (SIDE, SIDE, 3) and image.pixels.dtype == np.uint8
+        np.testing.assert_allclose(image.pixels, 255 * np.stack(expected, 2)[::-1], atol=0.51)
 
 
 def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +164,14 @@ def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", data=images, chunks=(4, 16, 16, 1), compression="gzip")
     monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 10 * images[0].nbytes)
-    parts = list(image_files.read_images(tmp_path / "a.h5"))
-    assert [len(part) for part in parts] == [8, 8, 8, 6]
-    np.testing.assert_array_equal(np.concatenate(parts), images)
+    opened: list[Path] = []
+    open_file = h5py.File
+    monkeypatch.setattr(
+        h5py, "File", lambda path, *arguments, **options: opened.append(path) or open_file(path, *arguments, **options)
+    )
+    parts = [image.pixels for image in image_files.read_images(tmp_path / "a.h5")]
+    np.testing.assert_array_equal(parts, images)
+    assert len(opened) == 5  # for its layout, and for 8, 8, 8 and 6 images
     assert image_files.count_images(tmp_path / "a.h5") == 30
 
 
@@ -193,32 +201,44 @@ def _truncate(write: Callable[[Path], object], length: int) -> Callable[[Path], 
     return written
 
 
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to("absent.png")
+
+
 def _text(path: Path) -> None:
     path.write_text("a galaxy")
 
 
 LIGHT = np.zeros((3, SIDE, SIDE), np.float32)
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no array images": ("a.h5", _hdf5(galaxy_images(), "pictures"), "no array `images` among pictures"),
+    "no array images": ("a.h5", _hdf5(galaxy_images(), "pictures"), "images: got no such array among pictures"),
     "NaN": ("a.h5", _hdf5(corrupt_images(np.nan)), r"nan in images\[7\]"),
     "floats beyond 1": ("a.h5", _hdf5(corrupt_images(200.0)), r"200 in images\[7\]; .*in \[0, 1\]"),
     "16 bits": ("a.h5", _hdf5(galaxy_images().astype(np.uint16)), "images of uint16"),
     "planes first": ("a.h5", _hdf5(galaxy_images().transpose(0, 3, 1, 2)), r"\(10, 3, 40, 40\)"),
     "no images": ("a.h5", _hdf5(galaxy_images()[:0]), r"shape \(0, 40, 40, 3\)"),
     "no square": ("a.h5", _hdf5(galaxy_images()[:, :30]), "40 x 30 px"),
-    "no HDF5": ("a.h5", _text, "a complete HDF5 file"),
-    "no PNG": ("a.png", _text, "a complete PNG or JPEG file"),
-    "a PNG cut off": ("a.png", _truncate(_png(galaxy_images()[0]), 900), "a complete PNG or JPEG file"),
-    "a grey PNG": ("a.png", _png(galaxy_images()[0, ..., 0]), "mode L; expected colours"),
+    "no HDF5": ("a.h5", _text, r"text \(a galaxy\); expected an HDF5 file"),
+    "no PNG": ("a.png", _text, r"text \(a galaxy\); expected a PNG or JPEG image"),
+    "a PNG cut off": (
+        "a.png",
+        _truncate(_png(galaxy_images()[0]), 900),
+        "a file cut off or damaged .*a PNG or JPEG image",
+    ),
+    "a grey PNG": ("a.png", _png(galaxy_images()[0, ..., 0]), r"a grey image \(mode L\); expected red, green and blue"),
+    "a grey PNG in three bands": ("a.png", _png(galaxy_images()[0, ..., [0, 0, 0]].transpose(1, 2, 0)), "a grey image"),
+    "a missing filter": ("a.h5", write_images_with_missing_filter, r"filter 32001 \(Blosc\).*hdf5plugin"),
     "a wide PNG": ("a.png", _png(galaxy_images()[0, :30]), "40 x 30 px; expected square"),
     "a tiny PNG": ("a.png", _png(galaxy_images()[0, :8, :8]), "8 x 8 px"),
-    "no FITS": ("a.fits", _text, "a complete FITS file"),
-    "FITS cut off": ("a.fits", _truncate(_fits(LIGHT), 9000), "a complete FITS file"),
+    "no FITS": ("a.fits", _text, "a FITS file"),
+    "FITS cut off": ("a.fits", _truncate(_fits(LIGHT), 9000), "a file cut off or damaged .* a FITS file"),
     "FITS of two bands": ("a.fits", _fits(LIGHT[:2]), r"float32 \(2, 40, 40\) in bands grz"),
     "FITS with holes": ("a.fits", _fits(LIGHT * np.nan), "4800 pixels that are not finite"),
     "FITS without an image": ("a.fits", _fits(None), "no image"),
     "text": ("a.txt", _text, r"the ending .txt; expected \.h5, "),
-    "a directory": ("a.h5", Path.mkdir, r"a directory; expected files"),
+    "a directory": ("a.h5", Path.mkdir, r"a directory; expected \*\.h5, .*: name a file in it"),
+    "a pipe": ("a.png", os.mkfifo, "a pipe or device; expected"),
+    "a broken link": ("a.png", _link_to_nothing, "a link to absent.png, which does not exist; expected"),
     "nothing": ("a.h5", str, "no such file; expected"),
 }
 
@@ -233,11 +253,117 @@ def test_what_is_no_galaxy_is_named_in_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     assert main([str(run.path), "good.h5", file]) == 2
-    error = capsys.readouterr().err
-    assert (
-        error.count("\n") == 1 and error.startswith(f"{file}: ") and "expected" in error and re.search(message, error)
-    )
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"{file}: ") and "expected" in error and re.search(message, error)
+    assert "are bad; --skip-bad classifies the others" in hint
     assert sorted(tmp_path.iterdir()) == before
+
+
+def write_bad_files(folder: Path) -> None:
+    """Write two good files and five bad ones; those of two are only seen when their pixels are decoded."""
+    write_hdf5(folder / "b.h5", corrupt_images(np.nan))
+    _truncate(_png(galaxy_images()[0]), 900)(folder / "c.png")
+    _png(galaxy_images()[0, ..., 0])(folder / "d.png")
+    (folder / "e.png").write_text("<html><title>Log in</title></html>")
+    _png(galaxy_images()[3])(folder / "f.png")
+    _png(galaxy_images()[0, :30])(folder / "g.png")
+
+
+def test_all_bad_headers_are_told_at_once_before_the_network_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bad_files(tmp_path)
+    assert main(["no_such_run", "b.h5", "*.png", "absent.jpg"]) == 2
+    *errors, hint = capsys.readouterr().err.splitlines()
+    assert [error.partition(": ")[0] for error in errors] == ["d.png", "e.png", "g.png", "absent.jpg"]
+    assert "a web page (Log in)" in errors[1] and hint.startswith("4 of 7 are bad")
+
+
+def test_a_missing_filter_is_told_before_the_network_is_loaded_though_the_first_chunk_is_not_filtered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    pipeline.set_chunk((5, SIDE, SIDE, 3))
+    pipeline.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((10, SIDE, SIDE, 3))
+        images = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, pipeline)
+        for start, left_out in ((0, 1), (5, 0)):  # bit 0: the first filter
+            images.write_direct_chunk((start, 0, 0, 0), galaxy_images()[start : start + 5].tobytes(), left_out)
+    assert main(["no_such_run", str(tmp_path / "a.h5")]) == 2
+    assert "filter 32001 (Blosc)" in capsys.readouterr().err
+
+
+def test_of_three_thousand_bad_files_only_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["no_such_run", *(f"{number}.png" for number in range(3000))]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 21 and errors[-1] == "... and 2980 more"
+
+
+def test_all_images_that_cannot_be_decoded_are_told_at_once(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bad_files(tmp_path)
+    assert main([str(run.path), "b.h5", "c.png", "f.png"]) == 2
+    first, second, hint = capsys.readouterr().err.splitlines()
+    assert "nan in images[7]" in first and second.startswith("c.png: got a file cut off or damaged")
+    assert hint.startswith("2 of 12 are bad") and not (tmp_path / "predictions.csv").exists()
+
+
+def test_bad_images_can_be_left_out_and_are_listed_with_the_reason(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bad_files(tmp_path)
+    assert main([str(run.path), "b.h5", "*.png", "--skip-bad"]) == 1  # done, and something was left out
+    rows = read_table(tmp_path / "predictions.csv")
+    assert [(row["source"], row["index"]) for row in rows] == [
+        *(("b.h5", str(index)) for index in range(10)),
+        *((name, "0") for name in ("c.png", "d.png", "e.png", "f.png", "g.png")),
+    ]
+    bad = {row["source"]: row for row in rows if row["error"]}
+    assert sorted(bad) == ["b.h5", "c.png", "d.png", "e.png", "g.png"] and bad["b.h5"]["index"] == "7"
+    assert all(row["class"] == row["probability"] == row["p_Merging"] == "" for row in bad.values())
+    assert rows[13]["p_Merging"] == rows[3]["p_Merging"] != ""  # f.png is the image b.h5[3]
+    assert "10 galaxies" in (output := capsys.readouterr().out) and "images left out: 5;" in output
+
+
+def test_nothing_is_written_where_all_images_are_bad(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bad_files(tmp_path)
+    for names in (["d.png", "e.png"], ["c.png"]):
+        assert main([str(run.path), *names, "--skip-bad"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == len(names)
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_damaged_chunk_costs_its_own_galaxies(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = galaxy_images()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=(5, *images.shape[1:]), compression="gzip")
+        chunk = file["images"].id.get_chunk_info(1)
+    with (tmp_path / "a.h5").open("r+b") as stream:
+        stream.seek(chunk.byte_offset)
+        stream.write(b"\xff" * chunk.size)
+    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 5 * images[0].nbytes)
+    assert main([str(run.path), str(tmp_path / "a.h5"), "--skip-bad", "--output", str(tmp_path / "out.csv")]) == 1
+    rows = read_table(tmp_path / "out.csv")
+    assert [bool(row["error"]) for row in rows] == [False] * 5 + [True] * 5
+    assert rows[5]["error"].startswith("got a damaged file")
+
+
+def test_images_without_a_galaxy_are_marked(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = galaxy_images().copy()
+    images[1], images[2, ..., 2], images[3, ..., :2] = 37, 0, (5, 7)
+    write_hdf5(tmp_path / "a.h5", images)
+    assert main([str(run.path), str(tmp_path / "a.h5"), "--output", str(tmp_path / "out.csv")]) == 0
+    notes = [row["note"] for row in read_table(tmp_path / "out.csv")]
+    assert notes == ["", "blank", "no blue", "no red and no green", *[""] * 6]
+    assert "images blank or with an empty band: 3; their classes mean nothing" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import h5py
 import numpy as np
 
 from galaxyhpc.data import DataError
+from galaxyhpc.data.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.storage.files import fsync, write_text
 
 CLASSES: tuple[str, ...] = (
@@ -27,10 +29,13 @@ CLASSES: tuple[str, ...] = (
     *("Barred Spiral", "Unbarred Tight Spiral", "Unbarred Loose Spiral"),
     *("Edge-on without Bulge", "Edge-on with Bulge"),
 )
+FILE_TYPE = "an HDF5 file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
 MIN_GALAXIES = 100
 MIN_GALAXIES_PER_CLASS = 3  # one for each split
+MAX_AT_ONE_POSITION = 100  # galaxies; a file of unknown positions holds zeros, whose pairs would fill the memory
 SIZE_RANGE_PX = (16, 2048)
+MAX_BLANK_FRACTION = 0.1  # of the images of a slice
 SLICE_BYTES = 2**27  # of pixels read at once
 RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
 
@@ -65,16 +70,15 @@ def _make_error(path: Path, key: str, got: object, expected: str) -> DataError:
 @contextmanager
 def _translate_hdf5_errors(path: Path) -> Iterator[None]:
     """Turn the errors of HDF5 about a missing, foreign, cut off or damaged file into a DataError."""
-    if not path.is_file():
-        expected = "expected `demo` or a file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
-        raise DataError(f"{path}: no such file; {expected}; the included sweeps read GALAXY10_H5")
     try:
+        if not path.is_file():  # HDF5 would wait for a pipe
+            raise FileNotFoundError
         yield
     except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{path}: not an HDF5 file, or an incomplete or damaged one ({path.stat().st_size:,} bytes, {error}); "
-            "expected a complete file laid out as Galaxy10_DECals.h5: download it again"
-        ) from error
+        is_set = os.environ.get("GALAXY10_H5") or os.path.exists(path)
+        hint = "" if is_set else ", or `demo`; the included sweeps read GALAXY10_H5"
+        message = explain_read_error(path, error, FILE_TYPE + hint)
+        raise DataError(f"{path}: {message}") from error
 
 
 def read_metadata(path: Path) -> FileMetadata:
@@ -90,6 +94,7 @@ def read_metadata(path: Path) -> FileMetadata:
         labels = _validate_labels(path, _read_column(path, file, "ans", count, "iu"))
         ra = _validate_range(path, "ra", _read_column(path, file, "ra", count, "f"), 0.0, 360.0)
         dec = _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
+        _check_positions_differ(path, ra, dec)
         scales = _read_column_or_nan(path, file, "pxscale", count)
         scales = scales[scales > 0]
         field_arcsec = float(np.median(scales)) * size if len(scales) else FIELD_ARCSEC
@@ -110,7 +115,9 @@ def read_optional_column(path: Path, key: str) -> np.ndarray:
 
 def _get_dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     if not isinstance(file.get(key), h5py.Dataset):
-        raise _make_error(path, key, f"no such array among {', '.join(file) or 'none'}", "images, ans, ra and dec")
+        raise _make_error(path, key, describe_missing_array(file, key), "arrays images, ans, ra and dec")
+    if missing := find_missing_parts(file[key]):
+        raise _make_error(path, key, f"values in {missing[0]}, which does not exist", "that file beside this one")
     return file[key]
 
 
@@ -169,6 +176,31 @@ def _validate_range(path: Path, key: str, values: np.ndarray, low: float, high: 
     if len(bad):
         raise _make_error(path, key, f"{values[bad[0]]} in row {bad[0]}", f"{low:g} to {high:g} degrees")
     return values.astype(np.float64)
+
+
+def _check_positions_differ(path: Path, ra: np.ndarray, dec: np.ndarray) -> None:
+    positions, counts = np.unique(np.stack([ra, dec], axis=1), axis=0, return_counts=True)
+    if counts.max() > min(MAX_AT_ONE_POSITION, len(ra) // 10):
+        ra_deg, dec_deg = positions[counts.argmax()]
+        got = f"{counts.max()} of {len(ra)} galaxies at ra {ra_deg:g}, dec {dec_deg:g}"
+        expected = "the position of each, in degrees; where none is known, any that are farther apart than "
+        raise _make_error(path, "ra and dec", got, f"{expected}data.link_arcsec, or all galaxies stay in one split")
+
+
+def check_pixels(path: Path, metadata: FileMetadata) -> None:
+    """Read one slice of the images, as a conversion does: the last, which is missing where writing was interrupted.
+
+    Raises
+    ------
+    DataError
+    """
+    start = (len(metadata.labels) - 1) // metadata.slice_size * metadata.slice_size
+    with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
+        pixels = file["images"][start:].reshape(len(metadata.labels) - start, -1)
+    num_blank = int((pixels.min(axis=1) == pixels.max(axis=1)).sum())
+    if num_blank > MAX_BLANK_FRACTION * len(pixels):
+        got = f"{num_blank} of {len(pixels)} images from row {start} on with one value in all pixels"
+        raise _make_error(path, "images", got, "galaxies: was the file written to its end?")
 
 
 def _read_slices(path: Path, metadata: FileMetadata) -> Iterator[np.ndarray]:

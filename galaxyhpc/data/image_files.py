@@ -1,17 +1,20 @@
 """A user's own images of galaxies, read from HDF5, PNG, JPEG or FITS as uint8 like the training images.
 
 FITS images in g, r and z become RGB images as in the viewer that Galaxy10's were taken from (`simulate.stretch`). FITS
-counts rows from the bottom, the other formats from the top.
+counts rows from the bottom, the other formats from the top. A picture is taken as a viewer shows it: upright, in sRGB,
+on black where it is transparent. One without colours is refused, however it is stored.
 """
 
 from __future__ import annotations
 
 import glob
+import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,72 +22,94 @@ from numpy.typing import NDArray
 
 from galaxyhpc.data import DataError
 from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
+from galaxyhpc.data.read_errors import describe_missing_array, explain_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.simulate import stretch
 from galaxyhpc.storage.files import sanitize
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 UInt8Array = NDArray[np.uint8]
+CountImages = Callable[[Path], int]
+ReadImages = Callable[[Path], Iterator["GalaxyImage | ImageError"]]
 
 EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
-COLOUR_MODES = ("RGB", "RGBA", "P")  # of Pillow
+COLOUR_MODES = ("RGB", "RGBA", "P", "PA")  # of Pillow
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F")
+HDF5_TYPE = "an HDF5 file with images (N, S, S, 3)"
+EXPECTED_COLOURS = "red, green and blue, 8 bits each"
 EXPECTED_FITS = (
     "floats (3, S, S) in g, r, z (nanomaggies per 0.262 arcsec pixel), or bytes (3, S, S) or (S, S, 3) in R, G, B"
 )
 
 
 class ImageError(ValueError):
-    """A file that holds no image of a galaxy."""
+    """A file that holds no image of a galaxy, or an image in it that cannot be used; one line that names the file."""
+
+
+class GalaxyImage(NamedTuple):
+    """An image of a galaxy, as a network sees it."""
+
+    pixels: UInt8Array  # (S, S, 3)
+    flaw: str  # "blank", or the bands that show nothing, such as "no blue"
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """Return the files of these names and globs, each once.
-
-    Raises
-    ------
-    ImageError
-    """
-    paths: dict[Path, None] = {}
-    for pattern in patterns:
-        names = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-        if not names:
-            raise ImageError(
-                f"{sanitize(pattern)}: no such file; expected {', '.join(f'*{ending}' for ending in READERS)}"
-            )
-        paths |= dict.fromkeys(map(Path, names))
-    for path in paths:
-        if not path.is_file():
-            raise _make_error(path, "a directory", f"files, such as {path}/*.png")
-        _get_reader(path)
-    return list(paths)
+    """Return the files of these names and globs, each once; a name that is not there stands for itself."""
+    names = (
+        [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True)) or [pattern]
+        for pattern in patterns
+    )
+    return list(dict.fromkeys(Path(name) for group in names for name in group))
 
 
 def count_images(path: Path) -> int:
-    """Return the number of images in a file, without reading them.
+    """Return the number of images in a file, from its header alone.
 
     Raises
     ------
     ImageError
     """
-    return _get_hdf5_layout(path)[0] if _get_reader(path) is _read_hdf5 else 1
+    with _translate_read_errors(path, ", ".join(f"*{ending}" for ending in READERS)):
+        path.stat()
+        if not path.is_file():  # opening a pipe would wait
+            raise OSError
+    return _get_format(path)[0](path)
 
 
-def read_images(path: Path) -> Iterator[UInt8Array]:
-    """Yield the images of a file in order, a few (n, S, S, 3) at a time.
+def read_images(path: Path) -> Iterator[GalaxyImage | ImageError]:
+    """Yield the images of a file in order, or in its place the reason why one cannot be used."""
+    try:
+        for index, image in enumerate(_get_format(path)[1](path)):
+            if isinstance(image, GalaxyImage) and _is_grey(image.pixels):
+                yield _make_error(path, f"a grey image in images[{index}]", EXPECTED_COLOURS)
+            else:
+                yield image
+    except ImageError as error:
+        yield error
 
-    Raises
-    ------
-    ImageError
-    """
-    yield from _get_reader(path)(path)
+
+def _describe_flaw(bands: NDArray[Any], names: Sequence[str] = ("red", "green", "blue")) -> str:
+    """Say what keeps the class of an image (S, S, 3) from meaning anything: no galaxy, or a band without one."""
+    is_constant = bands.min(axis=(0, 1)) == bands.max(axis=(0, 1))
+    if is_constant.all():
+        return "blank"
+    return " and ".join(f"no {name}" for name, empty in zip(names, is_constant, strict=True) if empty)
+
+
+def _is_grey(image: UInt8Array) -> bool:
+    """Whether an (S, S, 3) image shows something, and no colours."""
+    return bool((image == image[..., :1]).all() and image.min() < image.max())
 
 
 def _make_error(path: Path, got: str, expected: str) -> ImageError:
     return ImageError(f"{sanitize(str(path))}: got {sanitize(got)}; expected {expected}")
 
 
-def _get_reader(path: Path) -> Callable[[Path], Iterator[UInt8Array]]:
-    for ending, reader in READERS.items():
+def _get_format(path: Path) -> tuple[CountImages, ReadImages]:
+    for ending, functions in READERS.items():
         if path.name.lower().endswith(ending):
-            return reader
+            return functions
     raise _make_error(path, f"the ending {path.suffix or '(none)'}", ", ".join(READERS))
 
 
@@ -98,8 +123,8 @@ def _translate_read_errors(path: Path, file_type: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        message = " ".join(str(error).split())[:200]
-        raise _make_error(path, f"a file that cannot be read ({message})", f"a complete {file_type}") from error
+        message = explain_read_error(path, error, file_type)
+        raise ImageError(sanitize(f"{path}: {message}")) from error
 
 
 def _check_shape(path: Path, height: int, width: int) -> None:
@@ -107,83 +132,153 @@ def _check_shape(path: Path, height: int, width: int) -> None:
         raise _make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}: cut them out first")
 
 
-def _read_hdf5(path: Path) -> Iterator[UInt8Array]:
+def _read_hdf5(path: Path) -> Iterator[GalaxyImage | ImageError]:
     num_images, slice_size = _get_hdf5_layout(path)
     for start in range(0, num_images, slice_size):
-        with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
-            images: NDArray[Any] = file["images"][start : start + slice_size]
-        yield images if images.dtype == np.uint8 else _to_uint8(path, images, start)
+        stop = min(start + slice_size, num_images)
+        try:
+            with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
+                images: NDArray[Any] = file["images"][start:stop]
+        except ImageError as error:  # a damaged chunk
+            yield from [error] * (stop - start)
+            continue
+        for index, image in enumerate(images, start):
+            yield _to_galaxy_image(path, image, index)
+
+
+def _count_hdf5(path: Path) -> int:
+    return _get_hdf5_layout(path)[0]
 
 
 def _get_hdf5_layout(path: Path) -> tuple[int, int]:
     """Return the number of images in an HDF5 file and the number to read at once."""
-    with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
-            raise _make_error(path, f"no array `images` among {', '.join(file) or 'none'}", "images (N, S, S, 3)")
+            got = describe_missing_array(file, "images")
+            raise ImageError(sanitize(f"{path}: images: got {got}; expected an array (N, S, S, 3)"))
+        if missing := find_missing_parts(images):
+            raise _make_error(path, f"images in {missing[0]}, which does not exist", "that file beside this one")
         if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
             raise _make_error(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
         if images.dtype != np.uint8 and images.dtype.kind != "f":
             raise _make_error(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
         _check_shape(path, *images.shape[1:3])
         try:
-            return len(images), compute_slice_size(path, images)
+            layout = len(images), compute_slice_size(path, images)
         except DataError as error:
             raise ImageError(str(error)) from error
+        if explain_array(images):  # a filter is missing, which chunks that it did not shrink do without
+            for corner in (0, -1):
+                images[corner, corner, corner, corner]
+        return layout
 
 
-def _to_uint8(path: Path, images: NDArray[np.floating], start: int) -> UInt8Array:
-    """Convert (n, S, S, 3) floats in [0, 1]; `start` is the index of the first one in the file."""
-    low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))  # NaN if any pixel is
-    bad = np.flatnonzero(~((low >= 0) & (high <= 1)))
-    if len(bad):
-        got = f"values from {low[bad[0]]:g} to {high[bad[0]]:g} in images[{start + bad[0]}]"
-        raise _make_error(path, got, "finite floats in [0, 1], or uint8")
-    scaled: UInt8Array = np.rint(255 * images).astype(np.uint8)
-    return scaled
+def _to_galaxy_image(path: Path, values: NDArray[Any], index: int) -> GalaxyImage | ImageError:
+    """Convert (S, S, 3) uint8, or floats in [0, 1]; `index` is that in the file."""
+    if values.dtype == np.uint8:
+        return GalaxyImage(values, _describe_flaw(values))
+    low, high = values.min(), values.max()  # NaN if any pixel is
+    if not (low >= 0 and high <= 1):
+        got = f"values from {low:g} to {high:g} in images[{index}]"
+        return _make_error(path, got, "finite floats in [0, 1], or uint8")
+    return GalaxyImage(np.rint(255 * values).astype(np.uint8), _describe_flaw(values))
 
 
-def _read_png_or_jpeg(path: Path) -> Iterator[UInt8Array]:
+@contextmanager
+def _open_picture(path: Path) -> Iterator[Image]:
+    """Open a PNG or JPEG file of usable size and colours, whose pixels are not decoded yet."""
     from PIL import Image
 
-    with _translate_read_errors(path, "PNG or JPEG file"), Image.open(path) as image:
-        _check_shape(path, image.height, image.width)  # before any pixel is decoded
+    with _translate_read_errors(path, "a PNG or JPEG image"), Image.open(path, formats=("PNG", "JPEG")) as image:
+        _check_shape(path, image.height, image.width)
+        if image.mode in GREY_MODES:
+            raise _make_error(path, f"a grey image (mode {image.mode})", EXPECTED_COLOURS)
         if image.mode not in COLOUR_MODES:
-            raise _make_error(path, f"an image of mode {image.mode}", "colours, 8 bits each")
-        pixels = np.asarray(image.convert("RGB"))
-    yield pixels[None]
+            raise _make_error(path, f"an image of mode {image.mode}", EXPECTED_COLOURS)
+        if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the lower 8 bits
+            got = "colours of 16 bits, of which the file does not say which value is white"
+            raise _make_error(path, got, f"{EXPECTED_COLOURS}: scale white to 255")
+        if (num_frames := getattr(image, "n_frames", 1)) > 1:
+            raise _make_error(path, f"{num_frames} images in one file", "one")
+        yield image
 
 
-def _read_fits(path: Path) -> Iterator[UInt8Array]:
+def _count_picture(path: Path) -> int:
+    with _open_picture(path):
+        return 1
+
+
+def _read_picture(path: Path) -> Iterator[GalaxyImage]:
+    with _open_picture(path) as image:
+        pixels = np.asarray(_to_shown_colours(image))
+    yield GalaxyImage(pixels, _describe_flaw(pixels))
+
+
+def _to_shown_colours(image: Image) -> Image:
+    """Return a picture as a viewer shows it: turned as its camera says, on black, and in sRGB."""
+    from PIL import Image, ImageCms, ImageOps
+
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    if profile is None:
+        return image
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "sRGB" in ImageCms.getProfileDescription(own):  # converting would change pixels by rounding
+        return image
+    converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"))
+    assert converted is not None  # it is None only in place
+    return converted
+
+
+@contextmanager
+def _open_fits(path: Path) -> Iterator[Any]:
+    """Open the first image of a FITS file, whose pixels are not read yet."""
     from astropy.io import fits
 
-    with _translate_read_errors(path, "FITS file"), fits.open(path, memmap=False) as file:
+    with _translate_read_errors(path, "a FITS file"), fits.open(path, memmap=False) as file:
         hdu = next((hdu for hdu in file if hdu.is_image and hdu.header["NAXIS"] > 0), None)
         if hdu is None:
             raise _make_error(path, "no image", EXPECTED_FITS)
+        yield hdu
+
+
+def _count_fits(path: Path) -> int:
+    with _open_fits(path) as hdu:
+        if len(hdu.shape) != 3:
+            raise _make_error(path, f"an array {hdu.shape}", EXPECTED_FITS)
+        _check_shape(path, *(hdu.shape[:2] if hdu.shape[2] == 3 else hdu.shape[1:]))
+        return 1
+
+
+def _read_fits(path: Path) -> Iterator[GalaxyImage]:
+    with _open_fits(path) as hdu:
         data, bands = np.asarray(hdu.data), str(hdu.header.get("BANDS", "grz"))
-    yield np.flip(_to_rgb(path, data, bands), 0)[None]
+    image = _to_rgb(path, data, bands)
+    yield GalaxyImage(np.flip(image.pixels, 0), image.flaw)
 
 
-def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> UInt8Array:
-    """Convert the planes of a FITS image to (S, S, 3); cutouts of the Legacy Surveys name their bands in the header."""
+def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> GalaxyImage:
+    """Convert the planes of a FITS image; cutouts of the Legacy Surveys name their bands in the header."""
     is_flux = data.dtype.kind == "f" and data.ndim == 3 and len(data) == len(bands) and set("grz") <= set(bands)
     is_rgb = data.dtype == np.uint8 and data.ndim == 3 and 3 in (data.shape[0], data.shape[2])
     if not is_flux and not is_rgb:
         raise _make_error(path, f"{data.dtype.name} {data.shape} in bands {bands}", EXPECTED_FITS)
     if is_rgb:
-        image = data if data.shape[2] == 3 else data.transpose(1, 2, 0)
+        image = (data if data.shape[2] == 3 else data.transpose(1, 2, 0)).astype(np.uint8)
         _check_shape(path, *image.shape[:2])
-        return image.astype(np.uint8)
+        return GalaxyImage(image, _describe_flaw(image))
     _check_shape(path, *data.shape[1:])
     planes = np.stack([data[bands.index(band)] for band in "zrg"]).astype(np.float32)
     if not np.isfinite(planes).all():
         raise _make_error(path, f"{int((~np.isfinite(planes)).sum())} pixels that are not finite", "finite pixels")
-    return np.rint(stretch(planes)).astype(np.uint8)
+    flaw = _describe_flaw(planes.transpose(1, 2, 0), "zrg")  # of the flux: each stretched band depends on all three
+    return GalaxyImage(np.rint(stretch(planes)).astype(np.uint8), flaw)
 
 
-READERS: dict[str, Callable[[Path], Iterator[UInt8Array]]] = {
-    **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
-    **dict.fromkeys((".png", ".jpg", ".jpeg"), _read_png_or_jpeg),
-    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), _read_fits),
+READERS: dict[str, tuple[CountImages, ReadImages]] = {
+    **dict.fromkeys((".h5", ".hdf5"), (_count_hdf5, _read_hdf5)),
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), (_count_picture, _read_picture)),
+    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), (_count_fits, _read_fits)),
 }

@@ -13,7 +13,7 @@ import pandas as pd
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.split_file import DROPPED, SPLITS
 
-__all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "make_split_table", "select_training_indices"]
+__all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "explain_empty_class", "make_split_table", "select_training_indices"]
 
 DUPLICATE_RADIUS_ARCSEC = 1.0  # two positions nearer than this are one galaxy
 
@@ -44,6 +44,43 @@ def make_split_table(
             "split": split,
         }
     )
+
+
+def find_empty_class(table: pd.DataFrame) -> tuple[int, str] | None:
+    """Return a class without a galaxy in a split, and that split, if there is one."""
+    counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+    return next(((int(label), split) for split in SPLITS for label in counts.index[counts[split] == 0]), None)
+
+
+def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.ndarray, label: int) -> str:
+    """Return why the galaxies of a class cannot be divided, and what helps: the first cause that alone suffices."""
+    members = table[table["label"] == label]
+    kept, radius = members[members["split"] != DROPPED], DUPLICATE_RADIUS_ARCSEC
+    ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
+    places = label_components(len(kept), find_close_pairs(ra, dec, radius)) if len(kept) > 1 else kept["row"]
+    is_linked = config.link_arcsec > radius  # otherwise only duplicates are linked
+    causes = (  # how many parts it leaves, what was found, what is expected
+        (
+            len(kept),
+            f"all but {len(kept)} dropped, with the pixels or the position of a galaxy of another label",
+            "labels that agree: check ans, ra, dec and images, or set data.conflicting_duplicates=keep",
+        ),
+        (len(np.unique(digests[kept["row"]])), "of the same pixels", "images that differ"),
+        (
+            len(np.unique(places)),
+            f"within {radius:g} arcsec of each other, at ra {ra.mean() if len(kept) else 0:g}, dec "
+            f"{dec.mean() if len(kept) else 0:g}",
+            "the position of each, in degrees",
+        ),
+        (
+            kept["sky_group"].nunique(),
+            f"linked by data.link_arcsec ({config.link_arcsec:g})" if is_linked else "linked by pixels or position",
+            "a smaller data.link_arcsec, or positions in degrees" if is_linked else "galaxies that differ",
+        ),
+    )
+    few = "in few groups that cannot be divided", "more galaxies, or other data.validation_fraction and test_fraction"
+    got, expected = next(((got, expected) for parts, got, expected in causes if parts < len(SPLITS)), few)
+    return f"its {len(members)} are {got}; expected {expected}"
 
 
 def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: float) -> np.ndarray:

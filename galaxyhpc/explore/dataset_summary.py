@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import Galaxies, check_divisible
 from galaxyhpc.data.galaxy10 import CLASSES, read_metadata, read_optional_column
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
@@ -51,7 +52,7 @@ class DatasetSummary:
     layout: FileLayout
     galaxies: Galaxies
     redshift: np.ndarray  # (N,) NaN where not measured
-    photometry: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN) and snr
+    photometry: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN), snr and has_empty_band
     pairs: pd.DataFrame  # see `find_pairs`
     split: pd.DataFrame  # see `make_split_table`
     config: DataConfig  # of that split
@@ -70,10 +71,13 @@ class DatasetSummary:
         return self.pairs[~self.pairs["duplicate"]]
 
     @property
-    def empty_classes(self) -> list[str]:
-        """Classes without a galaxy in a split, which a launch rejects, such as `Merging in test`."""
-        counts = count_by_split(self.split)
-        return [f"{CLASSES[label]} in {name}" for name in SPLITS for label in counts.index[counts[name] == 0]]
+    def rejection(self) -> str:
+        """Why a launch rejects this file with these settings, or nothing."""
+        try:
+            check_divisible(self.config, self.split, self.galaxies.digests)
+        except DataError as error:
+            return str(error).removeprefix(f"{self.config.source}: ")
+        return ""
 
 
 def summarize_dataset(
@@ -121,6 +125,7 @@ def measure_photometry(images: np.ndarray, on_progress: Callable[[int], None] = 
     Of the mean of the three colours: `brightness` is the mean in a disc of radius S/8, `background` the median in a
     frame S/16 wide, `scatter` that frame's median absolute deviation x 1.4826 (all DN in [0, 255]), and `snr` =
     (brightness - background) / scatter: of one pixel, in a stretched image. NaN where the scatter is 0.
+    `has_empty_band`: all pixels of a colour are the same.
     """
     slice_length = max(1, SLICE_BYTES // (3 * 4 * images.shape[-1] ** 2))
     tables = []
@@ -144,7 +149,9 @@ def _measure_slice(images: np.ndarray) -> pd.DataFrame:
     background = np.median(border, axis=1)
     scatter = MAD_TO_SIGMA * np.median(np.abs(border - background[:, None]), axis=1)
     snr = (brightness - background) / np.where(scatter > 0, scatter, np.nan)
-    return pd.DataFrame({"brightness": brightness, "background": background, "scatter": scatter, "snr": snr})
+    has_empty_band = (images.min(axis=(2, 3)) == images.max(axis=(2, 3))).any(axis=1)
+    columns = {"brightness": brightness, "background": background, "scatter": scatter, "snr": snr}
+    return pd.DataFrame(columns | {"has_empty_band": has_empty_band})
 
 
 def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:

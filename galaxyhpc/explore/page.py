@@ -21,6 +21,7 @@ from galaxyhpc.report import page
 from galaxyhpc.report.page import Column, Section, Table
 
 MAX_PAIR_IMAGES = 4  # pairs of each kind shown as images
+MAX_LISTED = 8  # images named by their row
 VIOLIN_CAPTION = "The width is the density of each class, the bar its central 68 %, the dot its median."
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -44,8 +45,12 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
         f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
         f"Redshift known for {known:,} of {len(summary.redshift):,} galaxies",
     ]
-    if summary.empty_classes:
-        lines.append(f"A launch would reject this file: no {'; no '.join(summary.empty_classes)}")
+    empty = np.flatnonzero(summary.photometry["has_empty_band"])
+    if len(empty):
+        rows = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
+        lines.append(f"{_format_count(len(empty), 'image')} blank or with an empty band: row {rows}")
+    if summary.rejection:
+        lines.append(f"A launch would reject this file: {summary.rejection}")
     return lines
 
 
@@ -289,7 +294,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
         f"Dropped: {dropped} with the pixels or the position (within {DUPLICATE_RADIUS_ARCSEC:g} arcsec) of a galaxy "
         "with another label; which label is correct is unknown.",
     )
-    warning = f"A launch would reject this file with these settings: no {'; no '.join(summary.empty_classes)}."
+    warning = f"A launch would reject this file with these settings: {summary.rejection}."
     facts = [(str(name), f"{totals.get(name, 0):,} ({totals.get(name, 0) / len(split):.1%})") for name in counts]
     num_shared = int((sizes > 1).sum())
     facts.append(
@@ -308,7 +313,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     return Section(
         "Split",
         paragraphs=paragraphs,
-        warnings=(warning,) if summary.empty_classes else (),
+        warnings=(warning,) if summary.rejection else (),
         facts=tuple(facts),
         figures=(figure,),
         tables=(table,),

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,14 @@ from galaxyhpc.analysis.run_cost import CostModels, fit_cost_models, read_timing
 from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import slurm_executor, smoke_test
+from galaxyhpc.launch.galaxy_checks import (
+    check_common_split,
+    check_galaxies_unchanged,
+    check_training_galaxies,
+    divide_galaxies,
+    get_distinct_data,
+)
+from galaxyhpc.launch.problem import Problem
 from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.launch.smoke_test import ANGLES_DEG, TINY_IMAGE_SIZE_PX, SymmetryErrors, tiny_config
 from galaxyhpc.models import profile
@@ -25,24 +34,10 @@ from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage.run_dir import RunDir
 
-COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
-COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
 MAX_CHECKPOINTS = 3  # two, and one that is being written
 LOG_BYTES = 2e6  # of the logs and records of a run
 NON_SLURM_SETTINGS = {"setup", "micro_batch", "convolution", "checkpoint_minutes"}
 DISK_SPACE_ADVICE = "free disk space, choose another directory with --runs or data.cache, or launch fewer runs"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A reason why a sweep cannot be launched."""
-
-    location: str
-    message: str
-    advice: str = ""  # the expected value, or what to do
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.message}" + (f"; {self.advice}" if self.advice else "")
 
 
 class PreflightError(ValueError):
@@ -77,15 +72,17 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     ------
     PreflightError
     """
-    problems = _check_split(configs)
-    counts = {data: _count_galaxies(data, problems) for data in _get_distinct_data(configs)}
-    num_galaxies = max(counts.values(), default=0)
-    changes = (_check_galaxies_unchanged(data, directory) for data, count in counts.items() if count)
+    problems = check_common_split(configs)
+    tables = divide_galaxies(configs, problems)
+    num_galaxies = max(map(len, tables.values()), default=0)
+    changes = (check_galaxies_unchanged(data, directory) for data in tables)
     problems += dict.fromkeys(problem for problem in changes if problem)
     networks, symmetry_errors = _check_networks(configs, problems)
     costs = fit_cost_models(read_timing_records(directory.parent), num_galaxies)
     configs = resolve_resources(configs, networks, costs, directory)
-    problems += _check_disk_space(estimate_bytes(configs, networks, num_galaxies, directory))
+    problems += check_training_galaxies(configs, tables)
+    num_bytes = estimate_bytes(configs, networks, num_galaxies, directory)
+    problems += _check_writable(num_bytes) + _check_disk_space(num_bytes)
     starts: dict[ResourcesConfig, float] = {}
     warnings: list[Problem] = []
     if executor in ("slurm", "auto") and slurm.is_up():
@@ -130,79 +127,6 @@ def make_symmetry_table(sweep: CheckedSweep) -> Table:
         name += f", base width {model.base_width}" if model.base_width else ""
         table.add_row(name, exact, *(f"{100 * errors.error_by_angle[angle]:.0f}" for angle in ANGLES_DEG))
     return table
-
-
-def _get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
-    return list(dict.fromkeys(config.data for config in configs))
-
-
-def _check_split(configs: Sequence[RunConfig]) -> list[Problem]:
-    """Check that all runs share one split of the same galaxies: otherwise their results cannot be compared."""
-    settings = [data.model_dump(include=COMMON_DATA_SETTINGS) for data in _get_distinct_data(configs)]
-    values_by_name = {name: sorted({str(data[name]) for data in settings}) for name in sorted(COMMON_DATA_SETTINGS)}
-    return [
-        Problem(f"data.{name}", f"got {', '.join(values)}", "expected one value per sweep: launch a sweep for each")
-        for name, values in values_by_name.items()
-        if len(values) > 1
-    ]
-
-
-def _count_galaxies(data: DataConfig, problems: list[Problem]) -> int:
-    """Return the number of galaxies; add a problem if their file cannot be read."""
-    from galaxyhpc.data import DataError
-    from galaxyhpc.data.galaxy10 import read_metadata
-
-    if data.source == "demo":
-        return data.demo.galaxies
-    try:
-        return len(read_metadata(Path(data.source)).labels)
-    except DataError as error:
-        message, _, advice = str(error).removeprefix(f"{data.source}: ").partition("; ")
-        if (problem := Problem(f"data.source: {data.source}", message, advice)) not in problems:
-            problems.append(problem)
-    return 0
-
-
-def _check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | None:
-    """Return a problem if the sweep was started with other galaxies, or another split of them."""
-    from galaxyhpc.data.dataset import format_split_settings, open_converted
-    from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
-
-    path = directory / SPLIT_FILE_NAME
-    if not path.exists():
-        return None
-    header, settings = read_split_header(path), format_split_settings(data)
-    advice = "restore the old data, or launch under another name (--set name=...)"
-    if header.get("settings") != settings:
-        message = f"made with {header.get('settings', 'unknown settings')}, now {settings}"
-        return Problem(str(path), message, advice)
-    galaxies, old = open_converted(data), header.get("fingerprint", "unknown")
-    if galaxies is None:
-        change = "labels or positions of" if _has_different_columns(path, data) else ""
-    else:
-        change = f"fingerprint {galaxies.fingerprint[:12]} of" if galaxies.fingerprint != old else ""
-    message = f"made from galaxies {old[:12]} ({header.get('source', 'unknown')}), now other {change} {data.source}"
-    return Problem(str(path), message, advice) if change else None
-
-
-def _has_different_columns(path: Path, data: DataConfig) -> bool:
-    """Compare labels and positions of a split with a file that is not converted yet; for demo galaxies, the number."""
-    import numpy as np
-
-    from galaxyhpc.data import DataError
-    from galaxyhpc.data.galaxy10 import read_metadata
-    from galaxyhpc.data.split_file import read_split_table
-
-    try:
-        table = read_split_table(path)
-    except DataError:  # damaged
-        return True
-    if data.source == "demo":
-        return len(table) != data.demo.galaxies
-    columns = read_metadata(Path(data.source))
-    new = np.stack([columns.labels, columns.ra, columns.dec])
-    old = table[["label", "ra", "dec"]].to_numpy().T
-    return old.shape != new.shape or not np.allclose(old, new, rtol=0, atol=1e-9)
 
 
 def _check_networks(
@@ -253,7 +177,7 @@ def estimate_bytes(
     converted to each size and the demo file, if they are missing.
     """
     runs = sum(_estimate_run_bytes(config, networks[config.run_id], num_galaxies, directory) for config in configs)
-    images = sum(_estimate_cache_bytes(data, num_galaxies) for data in _get_distinct_data(configs))
+    images = sum(_estimate_cache_bytes(data, num_galaxies) for data in get_distinct_data(configs))
     return {directory: runs, Path(configs[0].data.cache): images}
 
 
@@ -277,6 +201,19 @@ def _estimate_cache_bytes(data: DataConfig, num_galaxies: int) -> float:
         return 0.0
     demo_bytes = 3 * num_galaxies * data.demo.size**2 if data.source == "demo" else 0
     return float(3 * num_galaxies * data.image_size**2 + demo_bytes)
+
+
+def _check_writable(bytes_by_directory: dict[Path, float]) -> list[Problem]:
+    """Check that files can be made in the directories that jobs write to."""
+    problems = []
+    for directory in (directory for directory, size in bytes_by_directory.items() if size):
+        try:
+            with TemporaryFile(dir=_find_existing_parent(directory)):
+                pass
+        except OSError as error:
+            advice = "expected a directory to write in: change its permissions, --runs or data.cache"
+            problems.append(Problem(str(directory), f"got {error.strerror}", advice))
+    return problems
 
 
 def _check_disk_space(bytes_by_directory: dict[Path, float]) -> list[Problem]:

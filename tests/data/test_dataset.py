@@ -296,13 +296,51 @@ def test_another_split_in_the_same_sweep_is_refused(tmp_path, change):
     assert messages[change] in str(error.value)
 
 
-def test_a_class_that_cannot_be_divided_is_refused(tmp_path):
-    dec = np.where(np.arange(120) >= 108, 1.0, np.arange(120) / 2.0)  # all of class 9 lie in one place
-    path = write_file(tmp_path / "a.h5", ra=np.full(120, 30.0), dec=dec + 1e-3)
-    config = settings(tmp_path, path)
-    with pytest.raises(DataError, match=r"class 9 \(Edge-on with Bulge\): got no galaxy for"):
+N, ROWS = 120, np.arange(120)
+IN_ONE_PLACE = np.where(ROWS >= 108, 1.0, ROWS / 2.0 + 10)  # all of class 9
+UNDIVIDED = {  # how the galaxies of class 9 hang together, the settings, what is said
+    "linked": (
+        {"dec": IN_ONE_PLACE + ROWS / 1000},
+        {},
+        r"linked by data.link_arcsec \(67\); .*smaller data.link_arcsec",
+    ),
+    "in one place": (
+        {"dec": IN_ONE_PLACE},
+        {},
+        "within 1 arcsec of each other, at ra 30, dec 1; expected the position",
+    ),
+    "in one place, unlinked": ({"dec": IN_ONE_PLACE}, {"link_arcsec": 0.0}, "within 1 arcsec of each other"),
+    "of the same pixels": ({"images": 9}, {"link_arcsec": 0.0}, "of the same pixels; expected images that differ"),
+    "dropped": (
+        {"dec": np.where(ROWS >= 110, 0.0, ROWS / 2.0)},
+        {},
+        "all but 2 dropped, .*conflicting_duplicates=keep",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDIVIDED)
+def test_a_class_that_cannot_be_divided_is_refused_with_its_cause(tmp_path, name):
+    changes, options, message = UNDIVIDED[name]
+    if "images" in changes:
+        images = np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), np.uint8)
+        images[ROWS >= 108] = changes["images"]
+        changes = {"images": images}
+    path = write_file(tmp_path / "a.h5", **{"ra": np.full(N, 30.0), "dec": ROWS / 2.0, **changes})
+    config = settings(tmp_path, path, **options)
+    with pytest.raises(DataError, match=rf"class 9 \(Edge-on with Bulge\): got no galaxy for .*{message}") as error:
         load_split(config, prepare(config), tmp_path / "sweep")
+    assert ("data.link_arcsec" in str(error.value)) == (name == "linked")  # no advice that cannot help
     assert not (tmp_path / "sweep/split.csv").exists()
+
+
+def test_a_file_whose_galaxies_are_dropped_for_their_labels_is_refused_unless_they_are_kept(tmp_path):
+    dec = np.where(ROWS % 3 == 0, ROWS / 2.0 + 5, ROWS / 2.0)
+    path = write_file(tmp_path / "a.h5", ra=np.full(N, 30.0), dec=dec)
+    config = settings(tmp_path, path)
+    with pytest.raises(DataError, match=r"got [0-9]+ of 120 galaxies with the pixels or the position .*=keep"):
+        load_split(config, prepare(config), tmp_path / "sweep")
+    load_split(config.model_copy(update={"conflicting_duplicates": "keep"}), prepare(config), tmp_path / "sweep")
 
 
 @pytest.mark.skipif(not REAL, reason="GALAXY10_H5 does not name a real file")

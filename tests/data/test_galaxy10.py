@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.data_files import write_file
 
-from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file
+from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, check_pixels, read_metadata
 
 N, ROWS = 120, np.arange(120)
 LABELS = ROWS % 10
@@ -27,6 +27,10 @@ WRONG = {
     "label negative": ({"ans": np.where(ROWS == 3, -1, LABELS)}, "got label -1 in row 3"),
     "NaN position": ({"ra": np.where(ROWS == 5, np.nan, 1.0)}, "ra: got nan in row 5; expected 0 to 360"),
     "dec out of range": ({"dec": np.where(ROWS == 9, 90.5, 1.0)}, "dec: got 90.5 in row 9; expected -90 to 90"),
+    "no positions known": (
+        {"ra": np.zeros(N), "dec": np.zeros(N)},
+        "ra and dec: got 120 of 120 galaxies at ra 0, dec 0; expected the position of each, in degrees",
+    ),
     "a class missing": ({"ans": np.minimum(LABELS, 8)}, "got 0 galaxies of class 9 (Edge-on with Bulge)"),
     "scale of another length": ({"pxscale": np.ones(3)}, "pxscale: got shape (3,)"),
 }
@@ -50,7 +54,7 @@ def test_too_few_galaxies_are_refused(tmp_path):
 
 def test_a_file_that_is_missing_or_no_hdf5_is_refused(tmp_path):
     (tmp_path / "page.h5").write_text("<html>404</html>")
-    for name, message in (("absent.h5", "no such file"), ("", "no such file"), ("page.h5", "not an HDF5 file")):
+    for name, message in (("absent.h5", "no such file"), ("", "a directory"), ("page.h5", "a web page")):
         with pytest.raises(DataError, match=message):
             check_file(tmp_path / name)
 
@@ -59,8 +63,30 @@ def test_a_file_that_is_missing_or_no_hdf5_is_refused(tmp_path):
 def test_a_file_cut_off_is_refused(tmp_path, part):
     path = write_file(tmp_path / "cut.h5")
     os.truncate(path, int(path.stat().st_size * part))
-    with pytest.raises(DataError, match="incomplete or damaged"):
+    with pytest.raises(DataError, match=r"of its|damaged"):
         check_file(path)
+
+
+def test_galaxies_at_one_position_are_counted_before_their_pairs_fill_the_memory(tmp_path):
+    n = 20_000  # 200 million pairs
+    path = write_file(
+        tmp_path / "a.h5", n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=np.zeros(n)
+    )
+    with pytest.raises(DataError, match=r"got 20000 of 20000 galaxies at ra 0, dec 0; .* farther apart"):
+        check_file(path)
+    dec = np.where(np.arange(n) < 100, 0.0, np.arange(n) / n)
+    check_file(write_file(path, n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=dec))
+
+
+def test_pixels_of_which_the_end_was_never_written_are_refused_from_one_slice(tmp_path, monkeypatch):
+    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)
+    images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    path = write_file(tmp_path / "a.h5", images=images)
+    check_pixels(path, read_metadata(path))
+    images[110:] = 7
+    path = write_file(tmp_path / "b.h5", images=images)
+    with pytest.raises(DataError, match=r"images: got 10 of 20 images from row 100 on with one value in all pixels"):
+        check_pixels(path, read_metadata(path))
 
 
 def test_there_are_ten_classes():

@@ -115,13 +115,13 @@ def test_a_file_is_told_as_it_is(tmp_path) -> None:
     launched = make_split_table(summary.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
     pd.testing.assert_frame_equal(summary.split, launched)
     assert count_by_split(summary.split).to_numpy().sum() == 120
-    assert summary.empty_classes == []
+    assert summary.rejection == ""
 
 
 def test_a_class_that_no_split_can_share_is_named(tmp_path) -> None:
     ra = np.where(np.arange(120) < 12, 1.0, np.arange(120))  # all of class 0 at one place
     summary = summarize(tmp_path, ra=ra, dec=np.zeros(120))
-    assert summary.empty_classes == ["Disturbed in validation", "Disturbed in test"]
+    assert summary.rejection.startswith("class 0 (Disturbed): got no galaxy for validation, since its 12 are within")
 
 
 def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:

@@ -173,9 +173,17 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
     assert not section.figures
 
 
+def test_images_that_show_no_galaxy_are_counted_with_their_rows(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    images[5], images[7, ..., 2] = 40, 0
+    config = make_data_config(str(write_file(tmp_path / "a.h5", images=images)), None, tmp_path / "cache")
+    summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
+    assert "2 images blank or with an empty band: row 5, 7" in describe_findings(summary)
+
+
 WRONG = {
-    "no such file": (["missing.h5"], "missing.h5: no such file"),
-    "not HDF5": (["text.h5"], "not an HDF5 file"),
+    "no such file": (["missing.h5"], "missing.h5: got no such file"),
+    "not HDF5": (["text.h5"], "got text (no galaxies)"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),
     "size": (["good.h5", "--size", "4"], "--size: got 4; expected 16 to 2048 px"),

@@ -27,3 +27,16 @@ def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **change
                 options = {"chunks": (16, 8, 8, 1), "compression": "gzip"} if is_default else {}
                 file.create_dataset(key, data=array, **options)
     return path
+
+
+def write_images_with_missing_filter(path: Path, n: int = 120, side: int = 32) -> Path:
+    """Write a file laid out as published, whose images are compressed with a filter (Blosc) that is not installed."""
+    write_file(path, n=n, side=side, images=None)
+    with h5py.File(path, "a") as file:
+        pipeline = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        pipeline.set_chunk((n, side, side, 3))
+        pipeline.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple((n, side, side, 3))
+        images = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, pipeline)
+        images.write_direct_chunk((0, 0, 0, 0), bytes(n * side * side * 3), 0)
+    return path

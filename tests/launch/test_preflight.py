@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import h5py
 import numpy as np
 import pytest
+from helpers.data_files import write_file, write_images_with_missing_filter
 from helpers.tiers import slow
 from rich.console import Console
 
@@ -79,7 +84,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert (
         lines[0].startswith("data.source: got ") and "expected one value per sweep: launch a sweep for each" in lines[0]
     )
-    assert "absent.h5: no such file" in lines[1] and "text.h5" in lines[2]
+    assert "absent.h5: got no such file" in lines[1] and "text.h5" in lines[2]
     assert lines[3].startswith("C4 steerable_cnn at 33 px: its logits change by")
     assert lines[4].startswith("D4 steerable_cnn at 33 px: its logits change by")
 
@@ -133,6 +138,89 @@ def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not
     assert "now other fingerprint" in line
     (line,) = problems([run("C2", tmp_path, source=str(path), link_arcsec=1.0)], sweep)
     assert "split.csv: made with" in line
+
+
+def _write_unreadable(path: Path, cause: str) -> str:
+    """Write a file whose header and columns are right and that no job can use; return what is said."""
+    images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
+    if cause == "filter":
+        write_images_with_missing_filter(path)
+        return "compressed with filter 32001 (Blosc)"
+    if cause == "positions":
+        write_file(path, ra=np.zeros(120), dec=np.zeros(120))
+        return "ra and dec: got 120 of 120 galaxies at ra 0, dec 0"
+    if cause == "pixels":
+        images[60:] = 0
+        write_file(path, images=images)
+        return "images: got 60 of 120 images from row 0 on with one value"
+    write_file(path, ra=np.full(120, 30.0), dec=np.where(np.arange(120) >= 108, 1.0, np.arange(120) / 2.0 + 10))
+    return "class 9 (Edge-on with Bulge): got no galaxy for"
+
+
+@pytest.mark.parametrize("link_arcsec", [67.0, 0.0])
+@pytest.mark.parametrize("cause", ["filter", "positions", "pixels", "division"])
+def test_a_file_that_every_run_would_fail_at_is_a_problem_with_its_cause(
+    tmp_path: Path, cause: str, link_arcsec: float
+) -> None:
+    said = _write_unreadable(tmp_path / "a.h5", cause)
+    config = run("C2", tmp_path / "cache", source=str(tmp_path / "a.h5"), link_arcsec=link_arcsec)
+    (line,) = problems([config], tmp_path / "sweep")
+    assert said in line and "smaller data.link_arcsec" not in line
+    assert not (tmp_path / "cache").exists()
+
+
+def test_galaxies_that_are_too_close_for_the_link_are_told_before_a_job_divides_them(tmp_path: Path) -> None:
+    dec = np.where(np.arange(120) >= 108, 1.0 + np.arange(120) / 1000, np.arange(120) / 2.0 + 10)  # 3.6 arcsec apart
+    path = str(write_file(tmp_path / "a.h5", ra=np.full(120, 30.0), dec=dec))
+    (line,) = problems([run("C2", tmp_path / "cache", source=path)], tmp_path / "sweep")
+    assert "linked by data.link_arcsec (67)" in line and "expected a smaller data.link_arcsec" in line
+    followed = run("C2", tmp_path / "cache", source=path, link_arcsec=1.0)
+    assert preflight.check_sweep([followed], tmp_path / "sweep").configs == [followed]
+
+
+def test_a_file_of_several_image_sizes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    check_pixels = dataset.check_pixels
+    monkeypatch.setattr(dataset, "check_pixels", lambda *key: read.append(key) or check_pixels(*key))
+    path = str(write_file(tmp_path / "a.h5"))
+    runs = [run(None, tmp_path / "cache", source=path, image_size=size) for size in (33, 63, 65)]
+    assert preflight.check_sweep(runs, tmp_path / "sweep").costs.num_galaxies == 120
+    assert len(read) == 1
+
+
+def test_a_label_fraction_that_leaves_a_process_no_batch_is_a_problem(tmp_path: Path) -> None:
+    config = run("C2", tmp_path, label_fraction=0.001)
+    resources = config.resources.model_copy(update={"nodes": 6})
+    assert preflight.check_sweep([config], tmp_path / "sweep").configs == [config]
+    (line,) = problems([config.model_copy(update={"resources": resources})], tmp_path / "sweep")
+    assert line.startswith("data.label_fraction: got 0.001, which leaves 10 training galaxies; expected 2 or more")
+
+
+def test_a_directory_that_jobs_cannot_write_to_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    (line,) = problems([run("C2", tmp_path / "file" / "cache")], tmp_path / "sweep")
+    assert line.startswith(f"{tmp_path / 'file' / 'cache'}: got Not a directory; expected a directory to write in")
+
+
+def test_a_converted_cache_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(write_file(tmp_path / "a.h5"))
+    config = run("C2", tmp_path / "cache", source=source)
+    dataset.prepare(config.data)
+    monkeypatch.setattr(preflight, "TemporaryFile", _refuse_in(tmp_path / "cache"))
+    assert preflight.check_sweep([config], tmp_path / "sweep").configs == [config]
+    (line,) = problems([run("C2", tmp_path / "cache", source=source, image_size=63)], tmp_path / "sweep")
+    assert line.startswith(f"{tmp_path / 'cache'}: got Permission denied; expected")
+
+
+def _refuse_in(refused: Path) -> Callable[..., AbstractContextManager[object]]:
+    """Return a TemporaryFile that has no permission in one directory: tests may run as root, who has any."""
+
+    def open_file(dir: Path) -> AbstractContextManager[object]:
+        if dir == refused:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return TemporaryFile(dir=dir)
+
+    return open_file
 
 
 def test_disk_space_is_estimated_for_missing_files_only(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data.dataset import load_split, open_dataset
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.launch import __main__ as launch
-from galaxyhpc.launch import preflight
+from galaxyhpc.launch.galaxy_checks import COMMON_DATA_SETTINGS
 from galaxyhpc.report import build
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import RankInfo
@@ -101,7 +101,7 @@ def test_all_fractions_share_one_split(tmp_path: Path) -> None:
     text = (tmp_path / "sweep" / "split.csv").read_text()
     assert load_split(part, galaxies, tmp_path / "sweep").equals(table)
     assert "label_fraction" not in text and text == (tmp_path / "sweep" / "split.csv").read_text()
-    assert "label_fraction" not in preflight.COMMON_DATA_SETTINGS
+    assert "label_fraction" not in COMMON_DATA_SETTINGS
 
 
 def test_too_few_galaxies_for_the_processes_are_refused_before_the_first_step(tmp_path: Path) -> None:
