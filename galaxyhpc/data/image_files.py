@@ -110,14 +110,14 @@ def _check_shape(path: Path, height: int, width: int) -> None:
 def _read_hdf5(path: Path) -> Iterator[UInt8Array]:
     num_images, slice_size = _get_hdf5_layout(path)
     for start in range(0, num_images, slice_size):
-        with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+        with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking=False) as file:
             images: NDArray[Any] = file["images"][start : start + slice_size]
         yield images if images.dtype == np.uint8 else _to_uint8(path, images, start)
 
 
 def _get_hdf5_layout(path: Path) -> tuple[int, int]:
     """Return the number of images in an HDF5 file and the number to read at once."""
-    with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_read_errors(path, "HDF5 file"), h5py.File(path, "r", locking=False) as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
             raise _make_error(path, f"no array `images` among {', '.join(file) or 'none'}", "images (N, S, S, 3)")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.storage.events import JsonDict, RunState, derive_state, parse_json_lines
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -210,8 +211,6 @@ def _derive_queued_status(recorded_status: RunStatus, job: slurm.QueuedJob) -> R
 
 def _find_lost_reason(recorded_status: RunStatus, snapshot: QueueSnapshot | None) -> str:
     """Return why a run that is active by its records is lost; '' if it may still be running."""
-    from galaxyhpc.runtime.lock import is_busy  # only for runs in doubt: submitit is slow to load
-
     records, started = recorded_status.records, recorded_status.records.get_last_event("started")
     if recorded_status.state not in (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED):
         return ""
@@ -222,7 +221,7 @@ def _find_lost_reason(recorded_status: RunStatus, snapshot: QueueSnapshot | None
         return f"its process {started.get('pid', '')} on this machine is gone" if is_gone else ""
     if snapshot is None or snapshot.jobs is None or _get_last_event_time(records) >= snapshot.time - GRACE_SECONDS:
         return ""
-    if records.job_id and _is_owned_by_user(records.run) and not is_busy(records.run):
+    if records.job_id and _is_owned_by_user(records.run) and not is_busy(records.run, snapshot.jobs):
         owner = "its evaluation" if recorded_status.state == RunState.TRAINED else "its"
         return f"{owner} job {records.job_id} is no longer in Slurm's queue"
     return ""
