@@ -26,7 +26,7 @@ from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import atomic_write, sanitize
+from galaxyhpc.storage.files import OVERWRITE_HELP, atomic_write, check_output, sanitize
 
 BATCH_SIZE = 64  # galaxies
 
@@ -100,12 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
     output_help = "file to write (%(default)s)"
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
             raise image_files.ImageError(
                 f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
             )
+        check_output(options.output, options.overwrite)
         paths = image_files.find_files(options.files)
         total = sum(map(image_files.count_images, paths))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
