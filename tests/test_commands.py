@@ -147,10 +147,11 @@ def test_what_exists_where_the_user_wants_the_output_is_kept(
     )
 
 
-def test_demo_replaces_a_file_on_demand(tmp_path: Path) -> None:
-    (tmp_path / "g.h5").write_text("x")
-    assert galaxyhpc.demo.main([str(tmp_path / "g.h5"), "--n", "100", "--size", "32", "--overwrite"]) == 0
-    assert (tmp_path / "g.h5").stat().st_size > 1000
+def test_demo_replaces_generated_galaxies_on_demand_and_others_never(tmp_path: Path) -> None:
+    command = [str(tmp_path / "g.h5"), "--n", "100", "--size", "32"]
+    statuses = [galaxyhpc.demo.main([*command, *more]) for more in ([], ["--seed", "1"], ["--overwrite"])]
+    (tmp_path / "g.h5").write_text("real galaxies")
+    assert [*statuses, galaxyhpc.demo.main([*command, "--overwrite"])] == [0, 2, 0, 2]
 
 
 def test_neither_the_help_nor_the_package_loads_what_is_not_asked_for() -> None:
