@@ -19,7 +19,7 @@ from rich.live import Live
 from submitit.core.utils import environment_variables
 
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.runtime.child_python import make_child_environment
+from galaxyhpc.runtime.child_python import make_child_environment, name_parent
 from galaxyhpc.runtime.parallel import count_cores
 from galaxyhpc.status.table import get_max_rows, make_table_from_records
 from galaxyhpc.storage.events import RunState
@@ -89,7 +89,7 @@ def start_job(
         visible_gpus=gpu_ids,
         stderr_to_stdout=True,
     )
-    with _ignore_sigint(), environment_variables(**make_child_environment()):
+    with _ignore_sigint(), environment_variables(**make_child_environment(), **name_parent()):
         handle = executor.submit(job)
     return RunningJob(run, handle, is_training, count_cpus(resources), gpu_ids)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.child_python import is_alive, read_start_ticks
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -139,7 +140,7 @@ def _write_holder(path: Path, has_flock: bool, queued: Collection[str] | None) -
             return False
         _remove_holder(path, previous)
     job, job_start = _get_own_job()
-    process = (socket.gethostname(), os.getpid(), time.time(), _read_start_ticks(os.getpid()), os.getuid())
+    process = (socket.gethostname(), os.getpid(), time.time(), read_start_ticks(os.getpid()), os.getuid())
     text = json.dumps(asdict(Holder(*process, job, job_start, has_flock)))
     try:
         exclusive = 0 if has_flock and previous is not None else os.O_EXCL
@@ -200,26 +201,6 @@ def _get_own_job() -> tuple[str, str]:
     return job, environment.get("SLURM_RESTART_COUNT", "0")
 
 
-def _read_start_ticks(pid: int) -> int:
-    """Return when a process started, in clock ticks since its host did; 0 where that is not known."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _is_alive(holder: Holder) -> bool:
-    """Whether the process of a holder on this host exists."""
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # of another user
-        return True
-    ticks = _read_start_ticks(holder.pid)
-    return ticks in (0, holder.start_ticks) or holder.start_ticks == 0
-
-
 def _is_of_own_job(holder: Holder) -> bool:
     """Whether the queue, which holds this user's jobs only, can tell about a holder."""
     return bool(holder.job) and holder.uid == os.getuid() and holder.host != socket.gethostname()
@@ -230,7 +211,7 @@ def _is_gone(holder: Holder, queued: Collection[str] | None) -> bool:
     if not holder.host:
         return False
     if holder.host == socket.gethostname():
-        return holder.pid > 0 and not _is_alive(holder)
+        return holder.pid > 0 and not is_alive(holder.pid, holder.start_ticks)
     if not _is_of_own_job(holder):
         return False
     job, job_start = _get_own_job()
@@ -286,7 +267,7 @@ def unlock(path: Path, queued: Collection[str] | None) -> Holder | None:
         return holder
     if holder == Holder() and not _get_holder_file(path).exists():
         raise BusyError(f"{path}: locked by a process that left no name; find it with fuser or lsof")
-    if holder.host == socket.gethostname() and holder.pid > 0 and _is_alive(holder):
+    if holder.host == socket.gethostname() and holder.pid > 0 and is_alive(holder.pid, holder.start_ticks):
         raise BusyError(f"{path}: locked by {holder}, which is running here; stop it first")
     if holder.job and queued is not None and holder.job in queued:
         raise BusyError(f"{path}: locked by {holder}, and this job is in Slurm's queue; cancel it first")

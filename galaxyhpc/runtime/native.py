@@ -10,9 +10,11 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch  # loads the OpenMP that the library shares  # noqa: F401
@@ -68,14 +70,40 @@ def build_library(source: str) -> ctypes.CDLL:
     ------
     NativeError
     """
-    command = find_compiler()
-    if command is None:
-        raise NativeError(f"no C++ compiler ({os.environ.get('CXX') or 'c++'}): install g++, or set CXX")
+    command = _get_compiler()
     source_file = files("galaxyhpc").joinpath(source)
     recipe = "\0".join((source_file.read_text(), *command, *CXX_FLAGS, describe_cpu()))
     path = get_cache_directory() / f"{Path(source).stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
     with suppress(OSError):  # absent, or damaged
         return ctypes.CDLL(str(path))
+    return _build(command, source_file, path)
+
+
+def try_compiler() -> None:
+    """Build and load a tiny library in the cache, and remove it.
+
+    Raises
+    ------
+    NativeError
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source_file = Path(folder) / "try.cpp"
+        source_file.write_text('#include <cmath>\n#include <omp.h>\nextern "C" int answer() { return 42; }\n')
+        path = get_cache_directory() / f"try-{os.getpid()}.so"
+        try:
+            _build(_get_compiler(), source_file, path)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _get_compiler() -> list[str]:
+    command = find_compiler()
+    if command is None:
+        raise NativeError(f"no C++ compiler ({os.environ.get('CXX') or 'c++'}): install g++, or set CXX")
+    return command
+
+
+def _build(command: list[str], source_file: Path | Traversable, path: Path) -> ctypes.CDLL:
     try:
         with atomic_write(path) as temporary:
             if not os.access(path.parent, os.W_OK):  # else the linker would be blamed

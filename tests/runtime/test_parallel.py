@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +34,26 @@ def test_an_error_in_a_process_is_raised_here(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parallel, "count_cores", lambda: 2)
     with pytest.raises(TypeError):
         parallel.parallel_map(square, [1, "two"], "squares")
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from galaxyhpc.runtime import parallel
+
+def work(number):
+    print(parallel.os.getpid(), flush=True)
+    time.sleep(60)
+
+parallel.count_cores = lambda: 2
+parallel.parallel_map(work, [1, 2], "sleep")
+"""
+
+
+def test_no_worker_outlives_a_parent_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [Path(f"/proc/{int(process.stdout.readline())}") for _ in range(2)]
+        process.kill()
+        process.stdout.read()  # ends when no worker holds the pipe any more
+    assert not any(worker.exists() and "Z" not in (worker / "stat").read_text().split() for worker in workers)
