@@ -107,7 +107,7 @@ def _try_acquire(path: Path, queued: Collection[str] | None) -> int | None:
     """Return the open lock file, or None where another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
-        has_flock = _try_flock(descriptor, fcntl.LOCK_EX)
+        has_flock = try_flock(descriptor, fcntl.LOCK_EX)
         # fsck --unlock replaces a lock file: this may be the old one
         is_current = os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), path.lstat())
         if has_flock is not False and is_current and _write_holder(path, bool(has_flock), queued):
@@ -119,7 +119,7 @@ def _try_acquire(path: Path, queued: Collection[str] | None) -> int | None:
     return None
 
 
-def _try_flock(descriptor: int, operation: int) -> bool | None:
+def try_flock(descriptor: int, operation: int) -> bool | None:
     """Take a flock without waiting; False: another process has it; None: the file system has no flock."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
@@ -160,7 +160,7 @@ def _remove_holder(path: Path, holder: Holder) -> None:
     """Remove the file that names a holder, unless another process has put its own there in the meantime."""
     file = _get_holder_file(path)
     aside = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}")
-    with suppress(FileNotFoundError, FileExistsError):
+    with suppress(OSError):
         os.rename(file, aside)
         if _parse_holder(aside) != holder:
             os.link(aside, file)
@@ -229,7 +229,7 @@ def find_holder(path: Path, queued: Collection[str] | None = None) -> Holder | N
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            is_locked = _try_flock(descriptor, fcntl.LOCK_SH)  # shared with others that only look
+            is_locked = try_flock(descriptor, fcntl.LOCK_SH)  # shared with others that only look
         finally:
             os.close(descriptor)
     except FileNotFoundError:

@@ -93,7 +93,8 @@ def try_compiler() -> None:
         try:
             _build(_get_compiler(), source_file, path)
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def _get_compiler() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OVERWRITE_HELP = "replace the output if it exists"
+
+
+NO_FSYNC_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of directories on some FUSE and CIFS mounts
 
 
 class OutputExistsError(ValueError):
@@ -32,10 +36,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Force a file's contents, or a directory's entries, onto the disk."""
+    """Force a file's contents, or a directory's entries, onto the disk, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC_ERRNOS:
+            raise
     finally:
         os.close(descriptor)
 

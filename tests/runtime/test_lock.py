@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.file_systems import make_environment
 from helpers.runs import HOSTNAME, make_run, record_start, write_sweep_plan
 
 from galaxyhpc.runtime import lock
@@ -86,12 +87,6 @@ def test_a_schedulers_job_waits_for_the_process_before_it_and_a_person_does_not(
     )
 
 
-NO_FLOCK = """
-#include <errno.h>
-int flock(int descriptor, int operation) { errno = %d; return -1; }
-"""
-
-
 @pytest.fixture(
     params=[
         pytest.param(errno.ENOLCK, id="ENOLCK"),
@@ -101,10 +96,7 @@ int flock(int descriptor, int operation) { errno = %d; return -1; }
 )
 def no_flock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of processes for which no file system has flock."""
-    folder = tmp_path_factory.mktemp("no_flock")
-    (folder / "no_flock.c").write_text(NO_FLOCK % request.param)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "f.so", folder / "no_flock.c"], check=True)
-    return os.environ | {"LD_PRELOAD": str(folder / "f.so")}
+    return make_environment(tmp_path_factory.mktemp("no_flock"), request.param)
 
 
 @pytest.mark.compiler
