@@ -28,6 +28,7 @@ VERBS = {
         "demo": "write a file of generated galaxies",
     },
     "checks": {
+        "doctor": "check whether a launch would work here",
         "fsck": "verify every file of a sweep's runs",
         "verify_resume": "kill and resume a short copy of a run, and compare all bits",
         "benchmark": "measure how fast this machine trains and evaluates",

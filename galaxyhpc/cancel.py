@@ -7,7 +7,6 @@ the sweep again resumes them.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.job import print_error
-from galaxyhpc.runtime.lock import is_busy
+from galaxyhpc.runtime.lock import LAUNCH_LOCK, find_holder, is_busy
 from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status, read_run_records
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
@@ -73,8 +72,8 @@ def _summarize(lines: list[str], skipped_counts: Counter[str], sweep_dir: Path |
     if sweep_dir and +skipped_counts:
         counts = ", ".join(f"{count} {state}" for state, count in (+skipped_counts).items())
         lines.append(f"not queued and not running on this machine, unchanged: {counts}")
-    if sweep_dir and _is_launch_running(sweep_dir):
-        lines.append("a launch of this sweep is running and may start more runs: stop it with Ctrl-C")
+    if sweep_dir and (holder := find_holder(sweep_dir / LAUNCH_LOCK)):
+        lines.append(f"a launch of this sweep is running and may start more runs: stop it with Ctrl-C ({holder})")
     return lines
 
 
@@ -128,31 +127,13 @@ def _terminate_local_process(status: RunStatus) -> str:
     pid = started.get("pid")
     if started.get("host") != socket.gethostname() or type(pid) is not int or pid <= 1:
         return ""
-    if not (is_busy(status.run) and _holds_lock(pid, status.run)):
-        return ""
+    holder = find_holder(status.run.path / ".lock-0")
+    if holder is None or (holder.host, holder.pid) != (socket.gethostname(), pid):
+        return ""  # its number may belong to another program by now
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
         return f"sent SIGTERM to process {pid}, which saves and exits"
     return ""
-
-
-def _holds_lock(pid: int, run: RunDir) -> bool:
-    """Whether this process holds the lock of the run: its number may belong to another program by now."""
-    lock = str((run.path / ".lock-0").resolve())
-    with suppress(OSError):
-        return any(os.path.realpath(opened) == lock for opened in Path(f"/proc/{pid}/fd").iterdir())
-    return False
-
-
-def _is_launch_running(sweep_dir: Path) -> bool:
-    try:
-        with (sweep_dir / ".launch.lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def main(arguments: list[str] | None = None) -> int:

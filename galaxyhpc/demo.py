@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from galaxyhpc.data.simulate import GENERATED_BY, DemoError, write_galaxies
+from galaxyhpc.storage.files import OVERWRITE_HELP, OutputExistsError, check_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,10 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=2000, help="number of galaxies (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="image size in px (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     options = parser.parse_args(arguments)
     try:
+        check_output(options.out, options.overwrite)
         write_galaxies(options.out, options.n, options.size, options.seed)
-    except (DemoError, OSError) as error:
+    except (DemoError, OutputExistsError, OSError) as error:
         print(f"{GENERATED_BY}: {error}", file=sys.stderr)
         return 2
     return 0

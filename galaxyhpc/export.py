@@ -37,7 +37,7 @@ from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import SteerableConv
-from galaxyhpc.storage.files import sanitize, sha256, write_text
+from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize, sha256, write_text
 from galaxyhpc.storage.provenance import collect_provenance
 
 GENERATED_WARNING = "GENERATED galaxies: do not rely on its predictions for real ones"
@@ -149,6 +149,8 @@ FORMATS = {
     "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }
 
+EXPORTED_FILES = {*(file_format.filename for file_format in FORMATS.values()), "model.onnx.data", "model.json"}
+
 
 def make_examples(image_size: int) -> Tensor:
     """Return a generated galaxy of every class, (10, 3, size, size) in [0, 1]."""
@@ -156,14 +158,16 @@ def make_examples(image_size: int) -> Tensor:
     return torch.from_numpy(resize(images, image_size)).float() / 255.0
 
 
-def export(classifier: Classifier, output_dir: Path, formats: Sequence[str]) -> dict[str, float]:
+def export(
+    classifier: Classifier, output_dir: Path, formats: Sequence[str], may_overwrite: bool = False
+) -> dict[str, float]:
     """Write a new directory atomically; return the largest difference of a logit for each file.
 
     Raises
     ------
     ExportInputError, LogitsMismatchError, OSError
     """
-    check_output(output_dir, formats)
+    check_request(output_dir, formats, may_overwrite)
     images = make_examples(classifier.image_size)
     program = export_program(convert_to_torch(classifier.network), images[:2])
     with torch.inference_mode():
@@ -183,13 +187,18 @@ def export(classifier: Classifier, output_dir: Path, formats: Sequence[str]) -> 
             temporary / "model.json", json.dumps(describe_export(classifier, temporary, differences), indent=1) + "\n"
         )
         temporary.chmod(0o755)
-        os.rename(temporary, output_dir)
+        if output_dir.exists():
+            os.rename(output_dir, replaced := temporary.with_name(f"{temporary.name}.replaced"))
+            os.rename(temporary, output_dir)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, output_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return differences
 
 
-def check_output(output_dir: Path, formats: Sequence[str]) -> None:
+def check_request(output_dir: Path, formats: Sequence[str], may_overwrite: bool) -> None:
     """Check the output directory and the packages before anything is written.
 
     Raises
@@ -203,9 +212,12 @@ def check_output(output_dir: Path, formats: Sequence[str]) -> None:
             f"onnx: got no {', '.join(missing)}; expected pip install {' '.join(missing)}, or no ONNX: "
             "--formats export torchscript"
         )
-    if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
+    check_output(output_dir, may_overwrite)
+    if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
+        raise ExportInputError(f"{sanitize(str(output_dir))}: already exists; expected a directory")
+    if foreign := sorted({path.name for path in output_dir.glob("*")} - EXPORTED_FILES):
         raise ExportInputError(
-            f"{sanitize(str(output_dir))}: already exists; expected a new directory, or an empty one"
+            f"{sanitize(str(output_dir))}: got {sanitize(foreign[0])}; expected only files of an earlier export"
         )
 
 
@@ -266,12 +278,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
     parser.add_argument("out", type=Path, help="a new directory")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="file formats (all)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     options, console = parser.parse_args(arguments), make_console()
     try:
-        check_output(options.out, options.formats)
+        check_request(options.out, options.formats, options.overwrite)
         classifier = trained_model.load(options.run, torch.device("cpu"))
         with console.status("writing and comparing") if console.is_terminal else nullcontext():
-            differences = export(classifier, options.out, options.formats)
+            differences = export(classifier, options.out, options.formats, options.overwrite)
     except (ValueError, OSError, NotTrainedError) as error:
         print(error, file=sys.stderr)
         return 2

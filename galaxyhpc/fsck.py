@@ -1,5 +1,8 @@
 """Check every file of a sweep's runs and change nothing: `galaxyhpc fsck runs/SWEEP`.
 
+With --unlock, check nothing and remove the locks that processes of other machines left, where the file system cannot
+tell whether they still run: make sure first that they do not. A process that is seen to run keeps its lock.
+
 Exit status 0: all valid; 1: damaged files, each with advice; 2: not a sweep. What a killed process leaves
 (a torn line, an unfinished save, a checkpoint already in quarantine) is no damage and is only mentioned.
 """
@@ -8,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from galaxyhpc.data.split_file import DROPPED, SPLIT_FILE_NAME, SPLITS, read_spl
 from galaxyhpc.evaluation import attack_results, results
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.runtime import lock, slurm
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import sha256
@@ -218,25 +220,9 @@ def _find_inconsistencies(run: RunDir) -> list[str]:
     """List the disagreements between results.csv, predictions.h5, best.pt and split.csv."""
     weights = sha256(run.best_file) if run.best_file.is_file() else None
     header = _try_check(_read_split_header, run.sweep_dir / SPLIT_FILE_NAME)[0] or {}
-    with _capture_results_log() as messages:
-        results.load(run, weights, header.get("fingerprint"))
-    return [_sanitize_line(line.replace(f"{run.path}/", "").replace("; evaluating again", "")) for line in messages]
-
-
-@contextmanager
-def _capture_results_log() -> Iterator[list[str]]:
-    """Yield a list that receives what `results` would log."""
-    messages: list[str] = []
-
-    def capture(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False
-
-    results.log.addFilter(capture)
-    try:
-        yield messages
-    finally:
-        results.log.removeFilter(capture)
+    complaints: list[str] = []
+    results.load(run, weights, header.get("fingerprint"), complaints.append)
+    return [_sanitize_line(complaint.replace(f"{run.path}/", "")) for complaint in complaints]
 
 
 def _read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -263,6 +249,8 @@ def _list_leftovers(run: RunDir) -> list[str]:
     files = [path.name for path in sorted(run.path.glob(".*.*.[0-9]*")) if not path.name.startswith(".meeting")]
     num_quarantined = len(list((run.checkpoint_dir / "quarantine").glob("*")))
     notes = [f"{_sanitize_line(name)}: left by a save that was killed or is running" for name in [*checkpoints, *files]]
+    if (holder := lock.find_holder(run.path / ".lock-0")) is not None:
+        notes.append(f"locked by {holder}")
     if num_quarantined:
         notes.append(f"{num_quarantined} checkpoints in checkpoints/quarantine, damaged and replaced before")
     return notes
@@ -331,12 +319,47 @@ def check_all(path: Path, console: Console) -> list[FileCheck]:
     return checks
 
 
+def unlock_all(path: Path) -> int:
+    """Remove the locks of a sweep, its runs and their converted galaxies; 1 if a process that runs holds one.
+
+    Raises
+    ------
+    RunDirError
+    """
+    runs, sweep_dir = find_runs(path), find_sweep_dir(path)
+    queue, status = slurm.get_queue(), 0
+    for lock_file in _list_locks(runs, sweep_dir):
+        try:
+            holder = lock.unlock(lock_file, queue)
+        except lock.BusyError as error:
+            print(error, file=sys.stderr)
+            status = 1
+        else:
+            if holder:
+                print(f"{lock_file}: removed the lock of {holder}")
+    return status
+
+
+def _list_locks(runs: Sequence[RunDir], sweep_dir: Path) -> list[Path]:
+    """Return the lock files that exist."""
+    configs = [_try_check(_read_config, run)[0] for run in runs]
+    caches = {Path(config.data.cache) for config in configs if config is not None}
+    shared = [sweep_dir / lock.LAUNCH_LOCK, sweep_dir / ".split.lock", sweep_dir / "report" / ".lock"]
+    files = [*shared, *(cache / ".lock" for cache in sorted(caches))]
+    of_runs = [file for run in runs for file in sorted(run.path.glob(".lock-*")) if file.suffix != lock.HOLDER_SUFFIX]
+    return [file for file in [*files, *of_runs] if os.path.lexists(file)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of the sweep or run named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc fsck", description=__doc__)
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
-    path, console = parser.parse_args(arguments).path, make_console()
+    parser.add_argument("--unlock", action="store_true", help="only remove locks of processes that have ended")
+    options, console = parser.parse_args(arguments), make_console()
+    path = options.path
     try:
+        if options.unlock:
+            return unlock_all(path)
         checks = check_all(path, console)
     except (OSError, ValueError) as error:
         print(_sanitize_line(str(error)), file=sys.stderr)

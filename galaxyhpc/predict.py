@@ -29,7 +29,7 @@ from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import atomic_write, sanitize
+from galaxyhpc.storage.files import OVERWRITE_HELP, atomic_write, check_output, sanitize
 
 BATCH_SIZE = 64  # galaxies
 MAX_LISTED = 20  # bad images named one by one
@@ -158,12 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
     skip_help = "classify the others where images cannot be used, and list these in the column `error`"
     parser.add_argument("--skip-bad", action="store_true", help=skip_help)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     options, console = parser.parse_args(arguments), make_console()
     try:
         if options.output.suffix.lower() != ".csv":  # no image is ever written over
             raise image_files.ImageError(
                 f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
             )
+        check_output(options.output, options.overwrite)
         counts = check_headers(image_files.find_files(options.files))
         errors = [str(count) for count in counts.values() if isinstance(count, image_files.ImageError)]
         if errors and (not options.skip_bad or len(errors) == len(counts)):

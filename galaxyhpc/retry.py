@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
 from galaxyhpc.launch.slurm_executor import SubmissionError
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import print_error
-from galaxyhpc.runtime.lock import is_busy
+from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold, is_busy
 from galaxyhpc.status.run_status import RunStatus, get_number, query_status
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
@@ -52,7 +51,8 @@ class Decision:
 
 def decide(status: RunStatus, is_forced: bool, final_state: str) -> Decision:
     """Decide by failure type; `final_state` is Slurm's last state of the run's job, '' where it is unknown."""
-    if status.state in NOT_RETRIED_STATES or is_busy(status.run):
+    # a lost run is known not to be locked
+    if status.state in NOT_RETRIED_STATES or (status.state != RunState.LOST and is_busy(status.run)):
         return _skip(status.state)
     try:
         status.run.load_config()
@@ -163,13 +163,13 @@ def main(arguments: list[str] | None = None) -> int:
         runs = find_runs(options.path)
         selected = select_runs(runs, options.patterns) if options.patterns else runs
         sweep_dir = find_sweep_dir(options.path)
-        with FileLock(sweep_dir / ".launch.lock", timeout=0):
+        with hold(sweep_dir / LAUNCH_LOCK):
             return retry(make_console(), sweep_dir, selected, not options.failed, options)
     except KeyboardInterrupt:
         print("stopped; launch the sweep again to resume", file=sys.stderr)
         return 130
-    except Timeout:
-        print(f"{options.path}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
+    except BusyError as error:
+        print(f"another launch of this sweep is running; nothing was changed; {error}", file=sys.stderr)
     except (RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
         print_error(error)
     except (OSError, ValueError) as error:

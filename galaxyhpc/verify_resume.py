@@ -38,7 +38,7 @@ from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.models import kernel_choice
-from galaxyhpc.runtime.child_python import make_child_environment
+from galaxyhpc.runtime.child_python import make_child_environment, name_parent
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import EXIT_INCOMPLETE, print_error
 from galaxyhpc.storage import checkpoint
@@ -245,7 +245,7 @@ def _start_processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
     """Start the processes of a job as torchrun does, in one process group; kill what is left of them at the end."""
     job_prefixes = ("SLURM", "SUBMITIT", "TORCHELASTIC")  # this may itself run in a job
     environment = {name: value for name, value in os.environ.items() if not name.startswith(job_prefixes)}
-    environment |= make_child_environment()
+    environment |= make_child_environment() | name_parent()
     num_tasks = config.resources.num_tasks
     environment |= {"TORCHELASTIC_RUN_ID": f"trial-{time.time_ns()}", "GROUP_WORLD_SIZE": "1"}
     group: Processes = []

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers.runs import (
     HOSTNAME,
     FakeSlurm,
@@ -23,6 +22,7 @@ from helpers.runs import (
 
 from galaxyhpc.cancel import main
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.events import RecordedState, RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
@@ -126,9 +126,10 @@ def test_a_job_that_ended_by_itself_meanwhile_is_no_error(tmp_path: Path, fake_s
 
 HOLD = """\
 import signal, sys
-from filelock import FileLock
+from pathlib import Path
+from galaxyhpc.runtime.lock import hold
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-with FileLock(sys.argv[1]):
+with hold(Path(sys.argv[1])):
     print("held", flush=True)
     signal.pause()
 """
@@ -174,7 +175,7 @@ def test_no_other_process_gets_a_signal(wrong: str, tmp_path: Path, capsys: pyte
 
 def test_a_running_launch_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = write_sweep_plan(make_run(tmp_path))
-    with FileLock(sweep / ".launch.lock"):
+    with hold(sweep / ".launch.lock"):
         assert main([str(sweep)]) == 0
     assert "a launch of this sweep is running" in capsys.readouterr().out
 

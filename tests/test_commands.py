@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.tiers import slow, slow_unless
 
-import galaxyhpc
+import galaxyhpc.demo
 import jobs.train
 from galaxyhpc.__main__ import VERBS, main
 from galaxyhpc.launch.slurm_executor import make_python_command
@@ -116,6 +117,41 @@ def test_a_run_that_does_not_exist_is_an_error_without_a_traceback(verb: str, sc
     more = ["--failed"] if verb == "retry" else ["out"] if verb == "export" else []
     answer = call(tmp_path, script, verb, "runs/none", *more)
     assert answer.returncode == 2 and "runs/none" in answer.stderr and "Traceback" not in answer.stderr, answer.stderr
+
+
+OUTPUTS = {
+    "predict": ["runs/none", "a.png", "--output"],
+    "export": ["runs/none"],
+    "inspect": ["runs/none", "--output"],
+    "explore": ["demo", "--output"],
+    "demo": ["--n", "100", "--size", "32"],
+    "benchmark": ["--parts", "data", "--out"],
+}
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+def test_what_exists_where_the_user_wants_the_output_is_kept(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / {"predict": "mine.csv", "explore": "mine.html"}.get(verb, "mine")
+    file = output / "mine" if verb in ("export", "inspect") else output
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("dear")
+    command = importlib.import_module(
+        f"galaxyhpc.{verb}" if verb in ("predict", "export", "demo") else f"galaxyhpc.{verb}.__main__"
+    )
+    assert command.main([*OUTPUTS[verb], str(output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.endswith(f"{output}: already exists; expected a new name, or --overwrite") and file.read_text() == "dear"
+    )
+
+
+def test_demo_replaces_generated_galaxies_on_demand_and_others_never(tmp_path: Path) -> None:
+    command = [str(tmp_path / "g.h5"), "--n", "100", "--size", "32"]
+    statuses = [galaxyhpc.demo.main([*command, *more]) for more in ([], ["--seed", "1"], ["--overwrite"])]
+    (tmp_path / "g.h5").write_text("real galaxies")
+    assert [*statuses, galaxyhpc.demo.main([*command, "--overwrite"])] == [0, 2, 0, 2]
 
 
 def test_neither_the_help_nor_the_package_loads_what_is_not_asked_for() -> None:

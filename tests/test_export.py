@@ -197,8 +197,16 @@ def test_formats_are_chosen_and_nothing_is_written_over(
     assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.torchscript.pt"]
     before = sha256(out / "model.torchscript.pt")
     assert main([str(run.path), str(out), "--formats", "torchscript"]) == 2
-    assert "already exists; expected a new directory" in capsys.readouterr().err
+    assert "already exists; expected a new name, or --overwrite" in capsys.readouterr().err
     assert sha256(out / "model.torchscript.pt") == before
+    (out / "mine.txt").write_text("dear")
+    assert main([str(run.path), str(out), "--formats", "torchscript", "--overwrite"]) == 2
+    assert "got mine.txt; expected only files of an earlier export" in capsys.readouterr().err
+    (out / "mine.txt").unlink()
+    (out / "model.pt2").touch()
+    assert main([str(run.path), str(out), "--formats", "torchscript", "--overwrite"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.torchscript.pt"]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,12 @@ pytest tests/test_fsck.py
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import RunLogits
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.runtime.lock import Holder, hold
 from galaxyhpc.storage import checkpoint, files
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -317,3 +320,20 @@ def test_a_checkpoint_removed_while_it_is_checked_is_no_damage(run: RunDir) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "list_checkpoints", lambda run: [gone, *list_checkpoints(run)])
         assert fsck._check_checkpoints(run, None) == ([3, 4], 2, [])
+
+
+def test_unlock_removes_the_locks_of_other_hosts_and_names_a_process_that_runs(
+    run: RunDir, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file system without flock keeps the lock of a process that was killed on another host."""
+    for path in (run.path / ".lock-0", sweep / ".launch.lock"):
+        path.touch()
+        holder = Holder("elsewhere", 1, 1.8e9, uid=os.getuid())
+        path.with_name(f"{path.name}.holder").write_text(json.dumps(asdict(holder)))
+    assert "note: locked by host elsewhere, pid 1, since" in check(sweep, capsys)[1]
+    with hold(run.path / ".lock-1"):
+        assert fsck.main([str(sweep), "--unlock"]) == 1
+    answer = capsys.readouterr()
+    assert answer.out.count("removed the lock of host elsewhere, pid 1") == 2
+    assert f"pid {os.getpid()}, " in answer.err and "running here; stop it first" in answer.err
+    assert fsck.main([str(sweep), "--unlock"]) == 0 and capsys.readouterr().out == ""

@@ -33,7 +33,7 @@ PARTS_FOR_COMMANDS = {"launch", "status"}  # folders of commands whose parts oth
 STEERABLE_IMPORTS = {"galaxyhpc.config.group_names", "galaxyhpc.storage.files", "galaxyhpc.runtime.native"}
 IMPORTS_E2CNN = {"steerable", "benchmark"}
 MOST_FILES = 12
-LIGHT = ("launch", "status", "cancel", "retry")
+LIGHT = ("launch", "status", "cancel", "retry", "doctor")
 
 
 def sources() -> list[Path]:

@@ -376,6 +376,14 @@ def test_a_run_that_is_not_trained_is_refused(run: RunDir, tmp_path: Path, capsy
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_table_of_the_user_is_replaced_only_on_demand(run: RunDir, tmp_path: Path) -> None:
+    source, table = write_hdf5(tmp_path / "a.h5", galaxy_images()), tmp_path / "mycatalogue.csv"
+    table.write_text("dear")
+    command = [str(run.path), str(source), "--output", str(table)]
+    assert main(command) == 2 and table.read_text() == "dear"
+    assert main([*command, "--overwrite"]) == 0 and len(read_table(table)) == len(galaxy_images())
+
+
 def test_no_image_is_written_over(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_hdf5(tmp_path / "a.h5", galaxy_images())
     before = source.read_bytes()

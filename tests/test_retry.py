@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers.runs import (
     FakeSlurm,
     install_fake_slurm,
@@ -20,6 +19,7 @@ from helpers.runs import (
 
 from galaxyhpc.retry import Decision, decide, main
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import hold
 from galaxyhpc.status.run_status import QueueSnapshot, derive_status, read_run_records
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
@@ -114,7 +114,7 @@ def test_a_run_that_would_fail_again_is_retried_only_when_it_is_named(cause: str
 def test_a_run_that_waits_runs_or_is_evaluated_is_never_retried(tmp_path: Path) -> None:
     done, held = make_failed_run(tmp_path, "memory"), make_failed_run(tmp_path, "memory", 1)
     record_event(done, "evaluated")
-    with FileLock(held.path / ".lock-0"):
+    with hold(held.path / ".lock-0"):
         assert [decide_offline(run, is_forced=True).should_retry for run in (done, held)] == [False, False]
 
 
@@ -184,7 +184,7 @@ def test_a_running_launch_and_nothing_to_do_are_reported(tmp_path: Path, capsys:
     sweep = write_sweep_plan(make_run(tmp_path))
     assert main([str(sweep), "--failed"]) == 0
     assert "nothing to retry" in capsys.readouterr().out
-    with FileLock(sweep / ".launch.lock"):
+    with hold(sweep / ".launch.lock"):
         assert main([str(sweep), "--failed"]) == 2
     assert "another launch of this sweep is running; nothing was changed" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

@@ -30,7 +30,7 @@ from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import write_text
+from galaxyhpc.storage.files import OVERWRITE_HELP, OutputExistsError, check_output, write_text
 
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
 CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # 16 for smaller groups
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _print_forecast(options, console)
         cases = _make_cases(options)
         _check_options(options)
-    except (BenchmarkError, BenchmarkFileError, SweepError, OSError) as error:
+        check_output(options.out, options.overwrite)
+    except (BenchmarkError, BenchmarkFileError, OutputExistsError, SweepError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
@@ -153,6 +154,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--predict", type=Path, metavar="SWEEP", help="measure nothing; predict the hours of a sweep from --from")
     add("--from", dest="source", type=Path, metavar="JSON", help=from_help)
     add("--out", type=Path, default=Path("benchmark.json"), metavar="JSON", help="file to write (%(default)s)")
+    add("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parser
 
 

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from galaxyhpc.benchmark.implementations import Case
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.runtime.child_python import die_with_parent
 from galaxyhpc.runtime.malloc import keep_heap
 
 WORLD_SIZE = 2
@@ -64,7 +65,9 @@ def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> 
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         processes = [
-            context.Process(target=_run_worker, args=(case, rank, world_size, directory, budget), daemon=True)
+            context.Process(
+                target=_run_worker, args=(os.getpid(), case, rank, world_size, directory, budget), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in processes:
@@ -79,8 +82,9 @@ def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> 
         return float(json.loads((directory / "seconds.json").read_text()))
 
 
-def _run_worker(case: Case, rank: int, world_size: int, directory: Path, budget: TimingBudget) -> None:
+def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directory: Path, budget: TimingBudget) -> None:
     """Time rounds of steps; rank 0 writes the fastest."""
+    die_with_parent(parent_pid)
     keep_heap()
     torch.set_num_threads(case.num_threads)
     if Path("/sys/class/net/lo").exists():

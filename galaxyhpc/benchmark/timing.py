@@ -7,6 +7,7 @@ the others wait. On a GPU, whose allocator counts memory, all share this process
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from galaxyhpc.benchmark.implementations import Case, TimedNetwork
+from galaxyhpc.runtime.child_python import die_with_parent
 from galaxyhpc.runtime.malloc import keep_heap
 
 PARTS = ("training", "inference")
@@ -74,7 +76,9 @@ class SubprocessRunner:
     def __init__(self, case: Case, implementation: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, child_connection = context.Pipe()
-        self.process = context.Process(target=serve_calls, args=(child_connection, case, implementation), daemon=True)
+        self.process = context.Process(
+            target=serve_calls, args=(os.getpid(), child_connection, case, implementation), daemon=True
+        )
         self.process.start()
         child_connection.close()
         self.is_ready = False
@@ -104,8 +108,9 @@ class SubprocessRunner:
         self.process.join()
 
 
-def serve_calls(connection: Connection, case: Case, implementation: str) -> None:
+def serve_calls(parent_pid: int, connection: Connection, case: Case, implementation: str) -> None:
     """Answer calls until the connection is closed."""
+    die_with_parent(parent_pid)
     keep_heap()  # as the trainer does
     torch.set_num_threads(case.num_threads)
     timed_network = TimedNetwork(case, implementation)

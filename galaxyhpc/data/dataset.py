@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
@@ -33,6 +32,7 @@ from galaxyhpc.data.split_file import (
     read_split_header,
     read_split_table,
 )
+from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.files import fsync, write_text
 
 __all__ = [
@@ -98,7 +98,7 @@ def prepare(config: DataConfig) -> Galaxies:
     if (galaxies := _open_cached(source, config.image_size, cache)) is not None:
         return galaxies
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / ".lock"):
+    with hold(cache / ".lock", timeout=None):
         if config.source == "demo" and not source.exists():
             _write_demo(config, source)
         galaxies = _open_cached(source, config.image_size, cache)  # another process may have been first
@@ -202,7 +202,7 @@ def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.Da
     path = sweep_dir / SPLIT_FILE_NAME
     sweep_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with FileLock(sweep_dir / ".split.lock"):
+        with hold(sweep_dir / ".split.lock", timeout=None):
             if not path.exists():
                 write_text(path, _make_split_file(config, galaxies))
     return _read_split(path, config, galaxies)

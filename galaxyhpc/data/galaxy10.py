@@ -88,7 +88,7 @@ def read_metadata(path: Path) -> FileMetadata:
     ------
     DataError
     """
-    with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
         images = _get_images(path, file)
         count, size = images.shape[:2]
         labels = _validate_labels(path, _read_column(path, file, "ans", count, "iu"))
@@ -109,7 +109,7 @@ def read_optional_column(path: Path, key: str) -> np.ndarray:
     ------
     DataError
     """
-    with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
         return _read_column_or_nan(path, file, key, len(_get_images(path, file)))
 
 
@@ -209,7 +209,7 @@ def _read_slices(path: Path, metadata: FileMetadata) -> Iterator[np.ndarray]:
     buffer = np.empty((min(metadata.slice_size, count), size, size, 3), np.uint8)
     for start in range(0, count, metadata.slice_size):
         n = min(metadata.slice_size, count - start)
-        with _translate_hdf5_errors(path), h5py.File(path, "r", locking="best-effort") as file:
+        with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
             file["images"].read_direct(buffer, np.s_[start : start + n], np.s_[:n])
         yield buffer[:n]
 

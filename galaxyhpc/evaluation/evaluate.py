@@ -120,7 +120,7 @@ def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, res
     test_indices, validation_indices = (torch.tensor(part.row.to_numpy()) for part in (test, validation))
     context = EvalContext(network, dataset, test_indices, validation_indices, survey, config.evaluate.batch_size)
     source = {"weights": sha256(run.best_file), "fingerprint": galaxies.fingerprint}
-    run_logits = results.load(run, **source) or results.RunLogits(
+    run_logits = results.load(run, **source, complain=_warn_of_evaluation) or results.RunLogits(
         rows=test.row.to_numpy(np.int32),
         labels=test.label.to_numpy(np.uint8),
         groups=test.sky_group.to_numpy(np.int32),
@@ -130,6 +130,10 @@ def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, res
         **source,
     )
     return context, run_logits
+
+
+def _warn_of_evaluation(complaint: str) -> None:
+    results.log.warning("%s; evaluating again", complaint)
 
 
 def evaluate(run: RunDir, stop: StopSignal) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ Pair = tuple[str, float]  # a condition and its severity
 CLEAN: Pair = ("clean", 0.0)
 
 log = logging.getLogger(__name__)
+
+Complain = Callable[[str], None]  # receives a line about a file that is ignored
 
 RAW_COLUMNS = ("nll_sum", "brier_sum", "bins")
 SCALED_COLUMNS = ("nll_scaled_sum", "brier_scaled_sum", "bins_scaled")
@@ -85,27 +88,29 @@ def save(run: RunDir, run_logits: RunLogits) -> None:
     write_text(run.results_file, _make_table(run, run_logits).to_csv(index=False))
 
 
-def load(run: RunDir, weights: str | None = None, fingerprint: str | None = None) -> RunLogits | None:
+def load(
+    run: RunDir, weights: str | None = None, fingerprint: str | None = None, complain: Complain = log.warning
+) -> RunLogits | None:
     """Read the results of an earlier evaluation, only pairs on which both files agree; None if there are none.
 
     Results of other weights or of other data than `weights` and `fingerprint`, where given, are ignored.
     """
-    table, stored = read_counts(run), _read_predictions_file(run, "logits")
-    if table is None or stored is None or read_predictions(run) is None:
+    table, stored = read_counts(run, complain), _read_predictions_file(run, "logits", complain)
+    if table is None or stored is None or read_predictions(run, complain) is None:
         return None
     shared_fields, logits = stored
     run_logits = RunLogits(**shared_fields, logits=logits)
     if not _is_same_source(table, run_logits):
-        log.warning("%s: does not match predictions.h5; evaluating again", run.results_file)
+        complain(f"{run.results_file}: does not match predictions.h5")
         return None
     if weights not in (None, run_logits.weights) or fingerprint not in (None, run_logits.fingerprint):
-        log.warning("%s: made with other weights or other galaxies; evaluating again", run.results_file)
+        complain(f"{run.results_file}: made with other weights or other galaxies")
         return None
-    consistent = {pair: logits[pair] for pair in _find_consistent_pairs(run, table, run_logits)}
+    consistent = {pair: logits[pair] for pair in _find_consistent_pairs(run, table, run_logits, complain)}
     return RunLogits(**shared_fields, logits=consistent) if consistent else None
 
 
-def read_counts(run: RunDir) -> pd.DataFrame | None:
+def read_counts(run: RunDir, complain: Complain = log.warning) -> pd.DataFrame | None:
     """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if absent or corrupt.
 
     The temperature and SCALED_COLUMNS are nan where no temperature was fitted yet.
@@ -115,13 +120,13 @@ def read_counts(run: RunDir) -> pd.DataFrame | None:
     try:
         return _read_results_file(run)
     except _READ_ERRORS as error:
-        _log_corrupt(run.results_file, error)
+        complain(_describe_corrupt(run.results_file, error))
         return None
 
 
-def read_predictions(run: RunDir) -> Predictions | None:
+def read_predictions(run: RunDir, complain: Complain = log.warning) -> Predictions | None:
     """Read predictions.h5 without its logits; None if absent or corrupt."""
-    stored = _read_predictions_file(run, "predicted")
+    stored = _read_predictions_file(run, "predicted", complain)
     return None if stored is None else Predictions(**stored[0], predicted=stored[1])
 
 
@@ -142,8 +147,8 @@ def to_counts(table: pd.DataFrame, is_scaled: bool = False) -> Counts:
     )
 
 
-def _log_corrupt(path: Path, error: BaseException) -> None:
-    log.warning("%s: ignored: corrupt: %s", path, " ".join(str(error).split())[:200])
+def _describe_corrupt(path: Path, error: BaseException) -> str:
+    return f"{path}: ignored: corrupt: {' '.join(str(error).split())[:200]}"
 
 
 def _is_same_source(table: pd.DataFrame, run_logits: RunLogits) -> bool:
@@ -151,7 +156,7 @@ def _is_same_source(table: pd.DataFrame, run_logits: RunLogits) -> bool:
     return bool(first["weights"] == run_logits.weights and first["fingerprint"] == run_logits.fingerprint)
 
 
-def _find_consistent_pairs(run: RunDir, table: pd.DataFrame, run_logits: RunLogits) -> list[Pair]:
+def _find_consistent_pairs(run: RunDir, table: pd.DataFrame, run_logits: RunLogits, complain: Complain) -> list[Pair]:
     """Return the pairs whose row in `table` follows from their logits, to the digits written."""
     expected = _make_table(run, run_logits).set_index(["condition", "severity"])
     pairs, stored = [], table.set_index(["condition", "severity"])
@@ -159,7 +164,7 @@ def _find_consistent_pairs(run: RunDir, table: pd.DataFrame, run_logits: RunLogi
         if _has_same_counts(stored.loc[pair], expected.loc[pair]):
             pairs.append(pair)
         else:
-            log.warning("%s: %s %g does not follow from predictions.h5", run.results_file, *pair)
+            complain(f"{run.results_file}: {pair[0]} {pair[1]:g} does not follow from predictions.h5")
     return pairs
 
 
@@ -280,7 +285,9 @@ def _write_predictions(path: Path, run: RunDir, run_logits: RunLogits) -> None:
             file.create_dataset(name, data=array, chunks=array.shape, fletcher32=True)
 
 
-def _read_predictions_file(run: RunDir, array_name: str) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]] | None:
+def _read_predictions_file(
+    run: RunDir, array_name: str, complain: Complain
+) -> tuple[dict[str, Any], dict[Pair, NDArray[Any]]] | None:
     """Read the fields that all pairs share, and one array by pair; None if absent or corrupt."""
     if not run.predictions_file.exists():
         return None
@@ -288,7 +295,7 @@ def _read_predictions_file(run: RunDir, array_name: str) -> tuple[dict[str, Any]
         with h5py.File(run.predictions_file, "r", locking=False) as file:
             return _parse_predictions(file, run, array_name)
     except _READ_ERRORS as error:
-        _log_corrupt(run.predictions_file, error)
+        complain(_describe_corrupt(run.predictions_file, error))
         return None
 
 

@@ -21,7 +21,7 @@ from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, read_metadata
 from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import sanitize, write_text
+from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize, write_text
 
 MAX_DEFAULT_SIZE_PX = 128  # of images without --size: a quarter of the published bytes
 
@@ -58,7 +58,7 @@ def explore(config: DataConfig, output: Path) -> DatasetSummary:
     return summary
 
 
-def _check_output(path: Path) -> None:
+def _check_page_name(path: Path) -> None:
     name = sanitize(str(path))
     if path.suffix.lower() != ".html":  # never overwrite data
         raise DataError(f"--output: got {name}; expected a name that ends in .html")
@@ -79,9 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, metavar="PX", help=size_help)
     cache_help = "directory of converted galaxies (%(default)s)"
     parser.add_argument("--cache", type=Path, default="runs/.cache", metavar="DIR", help=cache_help)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     options = parser.parse_args(arguments)
     try:
-        _check_output(options.output)
+        _check_page_name(options.output)
+        check_output(options.output, options.overwrite)
         summary = explore(make_data_config(options.file, options.size, options.cache), options.output)
     except (ValueError, OSError) as error:
         print(sanitize(str(error)), file=sys.stderr)

@@ -105,7 +105,7 @@ def summarize_dataset(
 def _read_layout(path: Path) -> FileLayout:
     field = read_metadata(path).field_arcsec
     scales = int(np.isfinite(read_optional_column(path, "pxscale")).sum())
-    with h5py.File(path, "r", locking="best-effort") as file:
+    with h5py.File(path, "r", locking=False) as file:
         images, arrays = file["images"], [item for item in file.items() if isinstance(item[1], h5py.Dataset)]
         return FileLayout(
             file_bytes=path.stat().st_size,

@@ -24,7 +24,7 @@ from galaxyhpc.inspect import page
 from galaxyhpc.inspect.features import InspectError
 from galaxyhpc.inspect.inputs import check_same_galaxies, load_context, load_or_compute_features
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import sanitize
+from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import find_runs
 
@@ -106,11 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="galaxyhpc inspect", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN_DIR", help="runs/SWEEP/RUN_ID or runs/SWEEP")
     parser.add_argument("--output", type=Path, metavar="DIR", help="output directory (RUN_DIR/inspect)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--galaxies", nargs="+", type=int, metavar="ROW", help="rows of the data file, for Grad-CAM")
     conditions_help = f"conditions of the features ({' '.join(DEFAULT_CONDITIONS)})"
     parser.add_argument("--conditions", nargs="+", default=DEFAULT_CONDITIONS, metavar="NAME", help=conditions_help)
     options, console = parser.parse_args(arguments), make_console()
     try:
+        if options.output is not None:
+            check_output(options.output, options.overwrite)
         pairs, runs = parse_conditions(options.conditions), find_trained_runs(options.paths, console)
         if len(runs) == 1:
             page_path = inspect_run(runs[0], pairs, options, console)

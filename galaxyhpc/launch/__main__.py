@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from galaxyhpc.config.sweep import SweepError, load_sweep
@@ -23,6 +22,7 @@ from galaxyhpc.launch.dry_run import show_plan
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
 from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems, print_warnings
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(console, directory, checked_sweep, options.max_parallel)
             return 0
         console.print(make_symmetry_table(checked_sweep))
-        with FileLock(_ensure_directory(directory) / ".launch.lock", timeout=0):
+        with hold(_ensure_directory(directory) / LAUNCH_LOCK):
             check_no_orphaned_runs(directory, configs)
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr)
         return 130
-    except Timeout:
-        print(f"{directory}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
+    except BusyError as error:
+        print(f"another launch of this sweep is running; nothing was changed; {error}", file=sys.stderr)
     except PreflightError as error:
         print_problems(error, Console(stderr=True, markup=False, highlight=False))
     except (SweepError, LaunchError, RunDirError, DataError, slurm_executor.SubmissionError) as error:

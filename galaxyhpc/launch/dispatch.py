@@ -11,6 +11,7 @@ from rich.console import Console
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.status.run_status import NO_RECORD, query_status
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
@@ -26,7 +27,6 @@ class LaunchError(ValueError):
 def find_unfinished_runs(directory: Path, configs: Sequence[RunConfig]) -> dict[RunDir, ResourcesConfig]:
     """Return the runs that are neither evaluated nor active, in the order of `configs`, with their resources."""
     from galaxyhpc.evaluation.evaluate import is_evaluated
-    from galaxyhpc.runtime.lock import is_busy
 
     queued = slurm.get_queue() if slurm.is_up() else {}
     if queued is None:  # jobs may be waiting: no answer is not an empty queue
@@ -34,7 +34,7 @@ def find_unfinished_runs(directory: Path, configs: Sequence[RunConfig]) -> dict[
     pending_runs = {}
     for config in configs:
         run = RunDir(directory / config.run_id)
-        if not (is_evaluated(run, config) or is_busy(run) or _is_queued(run, queued)):
+        if not (is_evaluated(run, config) or is_busy(run, queued) or _is_queued(run, queued)):
             pending_runs[run] = run.with_retry_changes(config.resources.resolved)
     return pending_runs
 

@@ -21,7 +21,7 @@ from rich.live import Live
 from submitit.core.utils import environment_variables
 
 from galaxyhpc.config.schema import ResourcesConfig
-from galaxyhpc.runtime.child_python import make_child_environment
+from galaxyhpc.runtime.child_python import make_child_environment, name_parent
 from galaxyhpc.runtime.parallel import count_cores
 from galaxyhpc.status.table import get_max_rows, make_table_from_records
 from galaxyhpc.storage.events import RunState
@@ -104,7 +104,7 @@ def start_job(
     command = f"env {_get_gpu_variables()[0]}={shlex.quote(','.join(gpu_ids))} {shlex.quote(sys.executable)}"
     executor = submitit.LocalExecutor(run.log_dir, python=command)  # submitit's visible_gpus takes numbers only
     executor.update_parameters(timeout_min=resources.time_minutes, tasks_per_node=num_tasks, stderr_to_stdout=True)
-    variables = make_child_environment() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}  # the one that jobs wait for
+    variables = make_child_environment() | name_parent() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}  # the one that jobs wait for
     with _ignore_sigint(), environment_variables(**variables):
         handle = executor.submit(job)
     return RunningJob(run, handle, is_training, count_cpus(resources), gpu_ids)

@@ -18,8 +18,9 @@ from torch import nn
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.models.profile import get_micro_batch_size
+from galaxyhpc.runtime import native
 from galaxyhpc.runtime.distributed import Process
-from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.kernels import cpu, selection
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -122,5 +123,5 @@ def _choose_kernels(network: nn.Module, config: RunConfig, device: torch.device)
 
 def _apply_choice(run: RunDir, network: nn.Module, choice: selection.KernelChoice, device: torch.device) -> None:
     if not selection.apply_choice(network, choice, device):
-        missing = "no Triton" if device.type == "cuda" else "no C++ compiler"
-        log.warning("%s: %s here: all layers are dense, results differ by rounding", get_choice_path(run), missing)
+        missing = "no Triton" if device.type == "cuda" else native.explain_missing(cpu.SOURCE)
+        log.warning("%s: all layers are dense, results differ by rounding: %s", get_choice_path(run), missing)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 from rich.table import Table
 
 from galaxyhpc.analysis import summary, uncertainty
@@ -25,6 +24,7 @@ from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
 from galaxyhpc.report.terminal import make_terminal_table
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks
@@ -81,7 +81,7 @@ def aggregate(sweep_dir: Path, compute_intervals: bool = True) -> Report:
         runs = [RunDir(sweep_dir / run_id) for run_id in plan["run_id"]]
         refuse_symlinks(report_dir, *(run.path for run in runs))
         report_dir.mkdir(exist_ok=True)
-        with FileLock(report_dir / ".lock"):
+        with hold(report_dir / ".lock", timeout=None):
             sweep = label_networks(CollectedSweep(plan, [collect_run(run) for run in runs]))
             return _build_report(sweep_dir, sweep, compute_intervals)
     except (PlanError, RunDirError, AttackError) as error:

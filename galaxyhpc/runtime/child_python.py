@@ -1,15 +1,24 @@
-"""Environment of the Python processes that are started here: they import this package, and nothing of the user's.
+"""Python processes that are started here: they import nothing of the user's directory, and end with their parent.
 
 `python -m` and `python -c` import from the current directory first, where a user may keep a jobs.py or an inspect.py.
+A killed parent cannot stop its children: a worker is killed by the kernel (`die_with_parent`), and a job, which has
+something to save, looks whether the process that started it still exists (`is_parent_gone`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
+import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import galaxyhpc
+
+PARENT_VARIABLE = "GALAXYHPC_PARENT"  # PID:START_TICKS of the process that a job ends with
+PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
 def get_import_root() -> str:
@@ -34,3 +43,41 @@ def format_assignments() -> str:
     root = get_import_root()
     path = f' PYTHONPATH={shlex.quote(root)}"${{PYTHONPATH:+:$PYTHONPATH}}"' if root else ""
     return f"PYTHONSAFEPATH=1{path}"
+
+
+def name_parent() -> dict[str, str]:
+    """Return the environment variable by which jobs recognise this process as their parent."""
+    return {PARENT_VARIABLE: f"{os.getpid()}:{read_start_ticks(os.getpid())}"}
+
+
+def is_parent_gone() -> bool:
+    """Whether a process that was named as the parent of this job has ended; False where none was named."""
+    pid, _, ticks = os.environ.get(PARENT_VARIABLE, "").partition(":")
+    return pid.isdecimal() and ticks.isdecimal() and not is_alive(int(pid), int(ticks))
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Let the kernel kill this process when the thread that started it ends, in whatever way (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it ended before the call
+        os._exit(1)
+
+
+def read_start_ticks(pid: int) -> int:
+    """Return when a process started, in clock ticks since its host did; 0 where that is not known."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def is_alive(pid: int, start_ticks: int) -> bool:
+    """Whether a process exists on this host; `start_ticks`, unless 0, tell it from another one with its pid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return 0 in (start_ticks, ticks := read_start_ticks(pid)) or ticks == start_ticks

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from types import FrameType
 import submitit
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.child_python import PARENT_VARIABLE, is_parent_gone
 from galaxyhpc.runtime.lock import exclusive_lock
 from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.files import sanitize
@@ -31,6 +33,7 @@ from galaxyhpc.storage.run_dir import RunDir
 
 MAX_STARTS_WITHOUT_PROGRESS = 3  # of one job
 REQUEUE_RETRY_SECONDS = (2, 10)  # pauses before asking a busy or restarting Slurm controller again
+PARENT_POLL_SECONDS = 1.0
 MAX_TRACEBACK_CHARS = 4000  # recorded in events.jsonl
 EXIT_INCOMPLETE = 75  # exit status: not finished, start again to resume (EX_TEMPFAIL of sysexits.h)
 
@@ -41,6 +44,7 @@ class StopSignal:
 
     should_requeue: bool = False  # USR2 or the time limit: preempted
     should_exit: bool = False  # TERM or INT: cancelled
+    reason: str = "cancelled"  # of should_exit
     job_id: str = ""  # Slurm's; empty without a time limit
     end_time: float | None = None  # of the time limit, seconds since 1970
 
@@ -74,6 +78,25 @@ def catch_stop_signals() -> Iterator[StopSignal]:
     finally:
         for number, handler in zip(signals, previous_handlers, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def watch_parent(stop: StopSignal) -> Iterator[None]:
+    """Ask the target to stop when the process that started this job is gone: nobody waits for it any more."""
+    has_ended = threading.Event()
+
+    def watch() -> None:
+        while not has_ended.wait(PARENT_POLL_SECONDS):
+            if is_parent_gone():
+                stop.reason, stop.should_exit = "the process that started it was killed", True
+                return
+
+    if PARENT_VARIABLE in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        has_ended.set()
 
 
 class NoProgressError(RuntimeError):
@@ -117,7 +140,7 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
     """
     run, rank_info = RunDir(Path(path)), get_rank_info()
     _remove_stale_results()
-    with catch_stop_signals() as stop, exclusive_lock(run, rank_info):
+    with catch_stop_signals() as stop, watch_parent(stop), exclusive_lock(run, rank_info):
         try:
             check_crash_loop(run, rank_info)
             _read_time_limit(stop, rank_info)
@@ -127,7 +150,7 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
             raise
         gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
         if not is_done and rank_info.rank == 0:
-            run.record("stopped", why="preempted or at its time limit" if stop.should_requeue else "cancelled")
+            run.record("stopped", why="preempted or at its time limit" if stop.should_requeue else stop.reason)
     if not is_done:
         if _should_requeue_after_term(rank_info) if stop.should_exit else stop.should_requeue:
             requeue(rank_info)

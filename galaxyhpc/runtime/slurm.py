@@ -197,3 +197,15 @@ def test_submit(script: str) -> tuple[float | None, str]:
         return None, "; ".join(filter(None, lines)) or f"exit status {answer.returncode}"
     match = re.search(r"to start at (\S+)", answer.stderr)
     return (time.mktime(time.strptime(match[1], "%Y-%m-%dT%H:%M:%S")) if match else None), ""
+
+
+def get_configuration() -> dict[str, str]:
+    """Return the settings of slurm.conf that are in force, by name; empty where Slurm does not answer."""
+    lines = (_query("scontrol", "show", "config") or "").splitlines()
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def does_accounting_answer() -> bool:
+    """Whether sacct reaches the accounting storage."""
+    return _query("sacct", "--noheader", "--allocations", "--starttime=now-1minutes") is not None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.status.logs import quote_last_line
 from galaxyhpc.storage.events import JsonDict, RunState, derive_state, parse_json_lines
 from galaxyhpc.storage.run_dir import RunDir
@@ -265,8 +266,6 @@ def _derive_queued_status(recorded_status: RunStatus, job: slurm.QueuedJob) -> R
 
 def _derive_gone_status(recorded_status: RunStatus, snapshot: QueueSnapshot | None) -> RunStatus:
     """Derive the status of a run that has no job in the queue: as recorded if it may still be running."""
-    from galaxyhpc.runtime.lock import is_busy  # only for runs in doubt: submitit is slow to load
-
     records, started = recorded_status.records, recorded_status.records.get_last_event("started")
     if recorded_status.state not in (RunState.SUBMITTED, RunState.RUNNING, RunState.TRAINED):
         return recorded_status
@@ -282,7 +281,7 @@ def _derive_gone_status(recorded_status: RunStatus, snapshot: QueueSnapshot | No
     is_recent = _get_last_event_time(records) >= snapshot.time - GRACE_SECONDS
     if is_recent and (has_begun or not final_state):
         return recorded_status
-    if not _is_owned_by_user(records.run) or is_busy(records.run):
+    if not _is_owned_by_user(records.run) or is_busy(records.run, snapshot.jobs):
         return recorded_status
     job = f"{'its evaluation' if recorded_status.state == RunState.TRAINED else 'its'} job {records.job_id}"
     reason = f"{job} is no longer in Slurm's queue" + (f" ({final_state})" if final_state else "")

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from helpers.warm_processes import run_python
 
+from galaxyhpc.runtime.lock import is_busy
+from galaxyhpc.storage.checkpoint import list_checkpoints
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
 
@@ -143,6 +145,20 @@ def _wait_for_epochs(
             return runs
         time.sleep(0.05)
     raise TimeoutError
+
+
+@pytest.mark.slow
+def test_the_trainings_of_a_killed_launch_save_and_end_and_the_same_command_resumes(tmp_path: Path) -> None:
+    process = start_launch(tmp_path)
+    runs = [run for run in _wait_for_epochs(tmp_path, process) if run.read_metrics()]
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while any(read_state(run).name == "running" for run in runs) and time.monotonic() < end:
+        time.sleep(0.1)
+    states = {(read_state(run).name, read_state(run).reason) for run in runs}
+    assert states == {("stopped", "the process that started it was killed")}
+    assert not any(is_busy(run) for run in runs) and all(list_checkpoints(run) for run in runs)
 
 
 def test_a_dry_run_shows_points_classes_and_sbatch_files_and_writes_nothing(tmp_path: Path) -> None:

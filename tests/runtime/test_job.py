@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from galaxyhpc.report.build import AggregateError
 from galaxyhpc.runtime import job
+from galaxyhpc.runtime.child_python import PARENT_VARIABLE, is_parent_gone, name_parent, read_start_ticks
 from galaxyhpc.runtime.job import StopSignal, catch_stop_signals, run_job
 from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
@@ -50,6 +52,33 @@ def test_a_signal_sets_a_flag_and_the_target_decides_when_to_stop(number: int, w
         run_job(str(run.path), work)
     assert caught.value.code == job.EXIT_INCOMPLETE
     assert (read_state(run).name, read_state(run).reason) == ("stopped", why)
+
+
+def test_a_job_stops_when_the_process_that_started_it_was_killed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(run: RunDir, stop: StopSignal) -> bool:
+        parent.kill()
+        parent.wait()
+        end = time.monotonic() + 10
+        while not stop.is_requested and time.monotonic() < end:
+            time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(job, "PARENT_POLL_SECONDS", 0.02)
+    with subprocess.Popen(["sleep", "60"]) as parent:
+        monkeypatch.setenv(PARENT_VARIABLE, f"{parent.pid}:{read_start_ticks(parent.pid)}")
+        with pytest.raises(SystemExit):
+            run_job(str(run.path), work)
+    assert (read_state(run).name, read_state(run).reason) == ("stopped", "the process that started it was killed")
+
+
+def test_a_parent_is_not_confused_with_a_later_process_of_the_same_pid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    assert not is_parent_gone()
+    for name, value in name_parent().items():
+        monkeypatch.setenv(name, value)
+    assert not is_parent_gone()
+    monkeypatch.setenv(PARENT_VARIABLE, f"{os.getpid()}:{read_start_ticks(os.getpid()) - 1}")
+    assert is_parent_gone()
 
 
 def test_the_previous_handlers_are_restored() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,38 +23,65 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "galaxyhpc"
 
 
-def load(source: str = "answer.cpp") -> ctypes.CDLL | None:
-    return native.load_library.__wrapped__(source)
-
-
 @pytest.mark.compiler
 def test_a_library_is_built_once_and_again_when_its_source_changes(cache: Path) -> None:
     for value, num_files in ((41, 1), (41, 1), (42, 2)):
         (cache.parents[1] / "answer.cpp").write_text(SOURCE.replace("ANSWER", str(value)))
-        library = load()
-        assert library is not None and library.answer() == value
+        assert native.build_library("answer.cpp").answer() == value
         assert len(list(cache.iterdir())) == num_files
 
 
 @pytest.mark.compiler
 def test_a_damaged_library_is_built_again(cache: Path) -> None:
-    assert load() is not None
+    native.build_library("answer.cpp")
     (file,) = cache.iterdir()
     file.unlink()  # not overwritten: it is mapped into this process
     file.write_bytes(b"x")
-    library = load()
-    assert library is not None and library.answer() == 41
+    assert native.build_library("answer.cpp").answer() == 41
 
 
 @pytest.mark.compiler
-def test_a_source_that_does_not_compile_leaves_nothing_behind(cache: Path) -> None:
-    (cache.parents[1] / "answer.cpp").write_text("no C++")
-    assert load() is None and list(cache.iterdir()) == []
+def test_a_source_that_does_not_compile_leaves_nothing_behind_and_the_compilers_first_error(cache: Path) -> None:
+    (cache.parents[1] / "answer.cpp").write_text('#warning "harmless"\n#include <no_such_header>\n')
+    with pytest.raises(
+        native.NativeError, match=r"fatal error: no_such_header: No such file.*: repair the compiler, or"
+    ):
+        native.build_library("answer.cpp")
+    assert list(cache.iterdir()) == []
 
 
 def test_without_a_compiler_there_is_no_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/c++ -O3")
-    assert native.find_compiler() is None and load() is None and not cache.exists()
+    assert native.find_compiler() is None and not cache.exists()
+    with pytest.raises(
+        native.NativeError, match=r"no C\+\+ compiler \(/nowhere/c\+\+ -O3\): install g\+\+, or set CXX"
+    ):
+        native.build_library("answer.cpp")
+
+
+@pytest.mark.compiler
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_compiler(cache: Path) -> None:
+    cache.parent.write_text("a file")
+    with pytest.raises(
+        native.NativeError, match=r"cache .*galaxyhpc: .*: set XDG_CACHE_HOME to a directory that you may"
+    ):
+        native.build_library("answer.cpp")
+
+
+NOEXEC = """
+mount -t tmpfs -o noexec,size=1m none "$XDG_CACHE_HOME" || exit 75
+exec "$PYTHON" -c 'from galaxyhpc.runtime import native; print(native.explain_missing("data/augment.cpp"))'
+"""
+
+
+@pytest.mark.compiler
+def test_a_cache_mounted_noexec_is_not_blamed_on_the_compiler(tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHON": sys.executable}
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", NOEXEC]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if answer.returncode in (1, 75):
+        pytest.skip(f"no user namespace with mounts here: {answer.stderr}")
+    assert "cannot run what was built there (mounted noexec): set XDG_CACHE_HOME" in answer.stdout
 
 
 def test_the_compiler_is_cxx_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

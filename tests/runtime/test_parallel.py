@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +46,26 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
         os.sched_setaffinity(0, allowed)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # joblib's own limit, as in scikit-learn
     assert parallel.count_cores() == 1
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from galaxyhpc.runtime import parallel
+
+def work(number):
+    print(parallel.os.getpid(), flush=True)
+    time.sleep(60)
+
+parallel.count_cores = lambda: 2
+parallel.parallel_map(work, [1, 2], "sleep")
+"""
+
+
+def test_no_worker_outlives_a_parent_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [Path(f"/proc/{int(process.stdout.readline())}") for _ in range(2)]
+        process.kill()
+        process.stdout.read()  # ends when no worker holds the pipe any more
+    assert not any(worker.exists() and "Z" not in (worker / "stat").read_text().split() for worker in workers)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers.runs import FakeSlurm, make_run, record_event, record_start, record_submission, write_sweep_plan
 
 from galaxyhpc import cancel
+from galaxyhpc.runtime.lock import hold
 from galaxyhpc.status.__main__ import main
 from galaxyhpc.status.run_status import RunStatus, query_status
 from galaxyhpc.storage.files import write_text
@@ -25,7 +25,7 @@ def test_a_run_is_not_lost_without_evidence(tmp_path: Path, answers: FakeSlurm) 
         record_submission(run, "7", "mine")
     young.record("submitted", job="7", executor="slurm", token="mine")
     answers(["7|RUNNING|None|node1|theirs"])
-    with FileLock(held.path / ".lock-0"):
+    with hold(held.path / ".lock-0"):
         states = {status.run: status.state for status in query_status([held, young, strange])[0]}
     assert states == {held: "submitted", young: "submitted", strange: "lost"}
     os.chown(strange.events_file, 12345, -1)

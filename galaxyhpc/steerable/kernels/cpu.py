@@ -138,7 +138,7 @@ class _Plan:
 @cache
 def _make_plan(basis_spec: BasisSpec, dtype: torch.dtype, is_transposed: bool) -> _Plan:
     basis, library = get_harmonic_basis(basis_spec, is_transposed), native.load_library(SOURCE)
-    assert library is not None, "no C++ compiler"
+    assert library is not None, native.explain_missing(SOURCE)
     arrays: list[NDArray[Any]] = []
 
     def keep_array(values: ArrayLike, dtype_name: Any = np.int64) -> int:

@@ -192,4 +192,5 @@ def test_without_a_compiler_there_is_no_library(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler in ("absent", "false"):
         monkeypatch.setenv("CXX", compiler)
-        assert native.load_library.__wrapped__("steerable/kernels/harmonic.cpp") is None
+        with pytest.raises(native.NativeError):
+            native.build_library("steerable/kernels/harmonic.cpp")
