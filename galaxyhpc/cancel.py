@@ -111,7 +111,9 @@ def cancel_jobs(jobs: set[str], other_jobs: set[str]) -> None:
     if not job_ids:
         return
     try:
-        answer = subprocess.run(["scancel", *sorted(job_ids)], capture_output=True, text=True, timeout=120)
+        answer = subprocess.run(
+            ["scancel", *sorted(job_ids)], capture_output=True, text=True, errors="replace", timeout=120
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CancelError(f"scancel: {error}; nothing was recorded; check with status") from error
     errors = [line for line in answer.stderr.splitlines() if not any(text in line for text in HARMLESS_SCANCEL_ERRORS)]

@@ -236,7 +236,7 @@ def _wait_until(run: RunDir, processes: Processes, is_reached: Callable[[], bool
 
 
 def _make_error(run: RunDir, message: str) -> TrialError:
-    log = (run.path / "output.txt").read_text(errors="replace").strip().splitlines()
+    log = (run.path / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return TrialError(f"{run.path}: {message}; the end of output.txt:\n" + "\n".join(log[-15:]))
 
 

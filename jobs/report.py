@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.runtime.process import prepare_process
+
 
 @dataclass(frozen=True)
 class ReportJob:
@@ -13,6 +15,7 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
+        prepare_process()
         from galaxyhpc.report.build import aggregate, print_report
 
         print_report(aggregate(Path(self.path)))

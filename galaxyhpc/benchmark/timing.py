@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from galaxyhpc.benchmark.implementations import Case, TimedNetwork
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 
 PARTS = ("training", "inference")
 IMPORT_TIMEOUT_SECONDS = 120.0

@@ -147,7 +147,7 @@ def _stop_jobs(running_jobs: Sequence[RunningJob]) -> None:
 
 def _get_child_pids(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
 

@@ -26,6 +26,7 @@ import submitit
 
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.lock import exclusive_lock
+from galaxyhpc.runtime.process import prepare_process
 from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
@@ -116,6 +117,7 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
     SystemExit
         The target was asked to stop before it was done.
     """
+    prepare_process()
     run, rank_info = RunDir(Path(path)), get_rank_info()
     _remove_stale_results()
     with catch_stop_signals() as stop, exclusive_lock(run, rank_info):
@@ -213,7 +215,9 @@ def requeue(rank_info: RankInfo) -> None:
     # the TERM of the requeue must not kill scontrol itself; a preempted job may be requeued already
     command = ["scontrol", "requeue", job.job_id]
     for pause in (*REQUEUE_RETRY_SECONDS, None):
-        answer = subprocess.run(command, timeout=60, preexec_fn=_ignore_sigterm, capture_output=True, text=True)
+        answer = subprocess.run(
+            command, timeout=60, preexec_fn=_ignore_sigterm, capture_output=True, text=True, errors="replace"
+        )
         if answer.returncode == 0 or "pending execution" in answer.stderr:
             return
         if pause is None:

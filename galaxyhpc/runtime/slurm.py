@@ -40,7 +40,7 @@ def _ping() -> str:
     if shutil.which("sbatch") is None:
         return ""
     try:
-        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(["scontrol", "ping"], capture_output=True, text=True, errors="replace", timeout=20).stdout
     except subprocess.TimeoutExpired:
         return "scontrol ping: no answer in 20 s: treated as DOWN"
 

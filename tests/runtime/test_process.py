@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, torch
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 if {keep}:
     keep_heap()
 blocks = [torch.ones(1 << 20) for _ in range(20)]  # 4 MiB each
