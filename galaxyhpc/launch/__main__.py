@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import read_leading_comment
@@ -25,6 +24,8 @@ from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetr
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
+
+PROBLEMS_LOG_WIDTH = 10_000  # no line breaks in a log, whose text is searched
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Timeout:
         print(f"{directory}: another launch of this sweep is running; nothing was changed", file=sys.stderr)
     except PreflightError as error:
-        print_problems(error, Console(stderr=True, markup=False, highlight=False))
+        print_problems(error, make_console(stderr=True, log_width=PROBLEMS_LOG_WIDTH))
     except (SweepError, LaunchError, RunDirError, DataError, slurm_executor.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
