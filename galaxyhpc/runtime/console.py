@@ -97,10 +97,10 @@ class ConsoleTable:
         """Give the first column, then the other texts in proportion, what is left of the width."""
         part, room = dict(part), width - sum(part.values()) - GAP * (len(part) - 1)
         for columns in ([0], [column for column in part if column and self._is_text(column)]):
-            wanted = {column: full_widths[column] - part[column] for column in columns}
-            fraction = min(1.0, room / max(sum(wanted.values()), 1))
+            missing = {column: full_widths[column] - part[column] for column in columns}
+            fraction = min(1.0, room / max(sum(missing.values()), 1))
             for column in columns:
-                part[column] += int(fraction * wanted[column])
+                part[column] += int(fraction * missing[column])
             room = width - sum(part.values()) - GAP * (len(part) - 1)
         return part
 

@@ -28,7 +28,7 @@ REFRESH_SECONDS = 3.0
 
 
 def watch(console: Console, runs: Sequence[RunDir], title: str) -> None:
-    """Show the runs until Ctrl-C: a live table on a terminal; elsewhere a line for each change, while somebody reads."""
+    """Show the runs until Ctrl-C: a live table on a terminal; elsewhere each change, while somebody reads."""
     snapshot: QueueSnapshot | None = None
     if not console.is_terminal:
         lines: dict[str, str] = {}
