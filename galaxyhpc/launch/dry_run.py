@@ -43,12 +43,12 @@ class ResourceClass:
 
 def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parallel: int | None) -> None:
     """Print every run, the resource classes of the unfinished ones, and the sbatch file of each training array."""
-    console.print(_make_runs_table(directory, sweep))
+    console.print(make_runs_table(directory, sweep))
     console.print(make_symmetry_table(sweep))
     pending_runs = find_unfinished_runs(directory, sweep.by_cost_descending)
     classes = make_resource_classes(pending_runs, sweep)
     if classes:
-        console.print(_make_classes_table(classes))
+        console.print(make_classes_table(classes))
         for line in _format_notes(classes, sweep, max_parallel):
             console.print(line, soft_wrap=True)
     untrained = {run: resources for run, resources in pending_runs.items() if not run.best_file.exists()}
@@ -60,7 +60,7 @@ def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parall
     print("nothing was submitted")
 
 
-def _make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
+def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
     rows = []
     differences = _format_differences(sweep.configs)
     for config in sweep.configs:
@@ -108,7 +108,7 @@ def _get_remaining(run: RunDir, prediction: RunTimeEstimate) -> RunTimeEstimate:
     )
 
 
-def _make_classes_table(classes: list[ResourceClass]) -> ConsoleTable:
+def make_classes_table(classes: list[ResourceClass]) -> ConsoleTable:
     rows: list[tuple[str, ...]] = []
     for group in classes:
         resources, longest = group.resources, max(run.training_seconds for run in group.predictions)
