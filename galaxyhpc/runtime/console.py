@@ -19,8 +19,11 @@ Part = dict[int, int]  # columns that stand beside each other, with their widths
 
 def make_console(stderr: bool = False, log_width: int = LOG_WIDTH) -> Console:
     """Return a console without markup, since paths and errors contain brackets; a log or a pipe gets a wide one."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns and not (columns.isdecimal() and int(columns)):
+        del os.environ["COLUMNS"]  # 0, of terminals that do not know; rich would show nothing
     console = Console(stderr=stderr, markup=False, highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = log_width
     return console
 

@@ -17,19 +17,31 @@ MAX_TRIM_BYTES, MAX_MMAP_BYTES = 2**31 - 1, 32 << 20  # bytes, the largest that 
 
 
 class Output(io.TextIOWrapper):
-    """Standard output or error whose reader may leave, as `| head` does: the rest is dropped, the command goes on.
+    """Standard output or error that may fail: a reader leaves, as `| head` does, or a disk is full.
 
-    A class, because an error in the middle of a launch could not be told from one of its files.
+    What cannot be written is dropped and the command goes on, as a launch must. A class, because in the middle of a
+    command an error of the output could not be told from one of its files.
     """
 
+    has_failed = False
+
     def write(self, text: str) -> int:
-        with suppress(BrokenPipeError):
+        try:
             return super().write(text)
-        return len(text)
+        except OSError as error:
+            self._report(error)
+            return len(text)
 
     def flush(self) -> None:
-        with suppress(BrokenPipeError):
+        try:
             super().flush()
+        except OSError as error:
+            self._report(error)
+
+    def _report(self, error: OSError) -> None:
+        if self is sys.stdout and not self.has_failed and not isinstance(error, BrokenPipeError):
+            self.has_failed = True
+            print(f"standard output: {error.strerror}; the rest is not shown", file=sys.stderr)
 
 
 def start_command() -> None:

@@ -67,6 +67,14 @@ def test_a_reader_that_leaves_stops_no_work(tmp_path: Path) -> None:
     assert (answer.returncode, answer.stderr) == (3, b"") and (tmp_path / "done").exists()
 
 
+def test_a_full_disk_of_the_log_stops_no_work_and_is_reported_once(tmp_path: Path) -> None:
+    code = "print('x' * 10**6, flush=True); print('y', flush=True); open('done', 'w').write('all')"
+    with open("/dev/full", "wb") as full:
+        answer = run_python(code, stdout=full, cwd=tmp_path)
+    assert answer.stderr == b"standard output: No space left on device; the rest is not shown\n"
+    assert answer.returncode == 0 and (tmp_path / "done").exists()
+
+
 def test_a_closed_output_is_not_taken_by_a_file(tmp_path: Path) -> None:
     code = "import sys; file = open('file', 'w'); print('lost'); sys.stdout.flush(); print(file.fileno(), file=file)"
     command = f'exec {sys.executable} -c "{START}{code}" <&- >&- 2>&-'
