@@ -16,8 +16,12 @@ _API = {
 __all__ = ["__version__", *_API]
 
 # `python -m galaxyhpc.VERB` puts the current directory first: a user's own jobs.py or inspect.py would be imported
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path[0] != dirname(dirname(__file__)):
-    del sys.path[0]
+if sys.argv[:1] == ["-m"]:
+    if not sys.flags.safe_path and sys.path[0] != dirname(dirname(__file__)):
+        del sys.path[0]
+    from galaxyhpc.runtime.process import start_command
+
+    start_command()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import runpy
 import sys
 
 from galaxyhpc import __version__
+from galaxyhpc.runtime.process import start_command
 
 VERBS = {
     "sweeps": {
@@ -38,6 +39,8 @@ VERBS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of a verb, which gets all arguments behind it; 2 if there is no such verb."""
+    if arguments is None:
+        start_command()
     verb, *verb_arguments = (sys.argv[1:] if arguments is None else arguments) or [""]
     names = [name for group in VERBS.values() for name in group]
     if verb in names:

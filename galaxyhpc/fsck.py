@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from galaxyhpc.config.schema import ModelConfig, RunConfig
@@ -34,7 +33,7 @@ from galaxyhpc.evaluation import attack_results, results
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime import lock, slurm
-from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.console import ConsoleTable, make_console
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir
@@ -285,20 +284,20 @@ def _validate_split(path: Path, configs: list[RunConfig]) -> None:
         raise CorruptFileError(f"{num_divided} sky groups are divided among the splits")
 
 
-def make_table(checks: list[FileCheck], title: str) -> Table:
+def make_table(checks: list[FileCheck], title: str) -> ConsoleTable:
     """Return a table with one row per check."""
     num_damaged = sum(bool(check.errors) for check in checks)
-    table = Table(title=f"{title}: {len(checks) - num_damaged} valid, {num_damaged} damaged", title_justify="left")
-    for column in ("run", "checkpoints", "newest", "verdict", "errors"):
-        table.add_column(column, justify="right" if column in ("checkpoints", "newest") else "left")
+    rows = []
     for check in checks:
         verdict = Text("damaged", "red") if check.errors else Text("valid", "green")
         num_valid = f"{len(check.valid_steps)}/{check.num_checkpoints}" if check.num_checkpoints else ""
         messages = Text("\n".join(check.errors)) + Text("\n" if check.errors and check.notes else "")
         messages += Text("\n".join(f"note: {note}" for note in check.notes), "dim")
         name, newest = Text(_sanitize_line(check.name)), str(max(check.valid_steps, default=""))
-        table.add_row(name, num_valid, newest, verdict, messages)
-    return table
+        rows.append((name, num_valid, newest, verdict, messages))
+    title = f"{title}: {len(checks) - num_damaged} valid, {num_damaged} damaged"
+    heads = ("run", "checkpoints", "newest", "verdict", "errors")
+    return ConsoleTable(title, heads, rows, texts=("verdict", "errors"))
 
 
 def check_all(path: Path, console: Console) -> list[FileCheck]:

@@ -31,7 +31,6 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from galaxyhpc.config.schema import RunConfig
@@ -39,7 +38,7 @@ from galaxyhpc.data.dataset import DataError, load_split, prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.runtime.child_python import make_child_environment, name_parent
-from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.console import ConsoleTable, make_console
 from galaxyhpc.runtime.job import EXIT_INCOMPLETE, print_error
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
@@ -236,7 +235,7 @@ def _wait_until(run: RunDir, processes: Processes, is_reached: Callable[[], bool
 
 
 def _make_error(run: RunDir, message: str) -> TrialError:
-    log = (run.path / "output.txt").read_text(errors="replace").strip().splitlines()
+    log = (run.path / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return TrialError(f"{run.path}: {message}; the end of output.txt:\n" + "\n".join(log[-15:]))
 
 
@@ -263,16 +262,15 @@ def _start_processes(run: RunDir, config: RunConfig) -> Iterator[Processes]:
             process.wait()
 
 
-def make_table(results: list[TrialResult], title: str) -> Table:
+def make_table(results: list[TrialResult], title: str) -> ConsoleTable:
     """Return one row per fault."""
-    table = Table(title=title, title_justify="left")
-    for column in ("fault", "fault at step", "resumed at step", "steps lost", "restart seconds", "bit-equal"):
-        table.add_column(column, justify="left" if column in ("fault", "bit-equal") else "right")
+    rows: list[tuple[str | Text, ...]] = []
     for result in results:
         steps = (result.fault_step, result.resumed_step, result.num_lost_steps)
         is_equal = Text("yes", "green") if not result.difference else Text(f"no: {result.difference}", "red")
-        table.add_row(result.fault, *map(str, steps), f"{result.restart_seconds:.1f}", is_equal)
-    return table
+        rows.append((result.fault, *map(str, steps), f"{result.restart_seconds:.1f}", is_equal))
+    heads = ("fault", "fault\nat step", "resumed\nat step", "steps\nlost", "restart\nseconds", "bit-equal")
+    return ConsoleTable(title, heads, rows, texts=("bit-equal",))
 
 
 def main(arguments: list[str] | None = None) -> int:

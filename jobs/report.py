@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galaxyhpc.runtime.job import record_failure
+from galaxyhpc.runtime.process import prepare_process
 from galaxyhpc.runtime.rank import get_rank_info
 from galaxyhpc.storage.sweep_dir import get_report_records
 
@@ -17,6 +18,7 @@ class ReportJob:
     path: str
 
     def __call__(self) -> str:
+        prepare_process()
         records, rank_info = get_report_records(Path(self.path)), get_rank_info()
         records.record("assigned", job=rank_info.job_attempt, nodes=rank_info.node_names)
         try:

@@ -27,6 +27,7 @@ CLUSTER_SCRIPT = TESTS_DIRECTORY / "slurm" / "cluster"
 CHROMIUM = Path("/usr/bin/chromium")
 LONGEST_FILES = ("test_trainer.py", "test_launch.py", "test_hostile_runs.py", "test_build.py", "test_style.py")
 
+os.environ.pop("COLUMNS", None)  # readline, which pytest imports, hands it to the workers; tests print as into a log
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels run without one; asked for when Triton is imported

@@ -35,7 +35,7 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
 def get_processor_name() -> str:
     """Return the CPU's model name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

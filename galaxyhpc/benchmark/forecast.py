@@ -59,7 +59,7 @@ def read_benchmark(path: Path) -> BenchmarkResults:
     BenchmarkFileError, OSError
     """
     try:
-        return parse_benchmark(json.loads(path.read_text()))
+        return parse_benchmark(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"got {type(error).__name__}: {str(error)[:100]}"
         raise BenchmarkFileError(f"{path}: {got}; expected one that `galaxyhpc benchmark` wrote") from None

@@ -252,7 +252,7 @@ class TimedNetwork:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         return read_resident_bytes("VmRSS")
 
     def _get_peak_bytes(self) -> int:
@@ -262,7 +262,7 @@ class TimedNetwork:
 def read_resident_bytes(field: str) -> int:
     """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM), in bytes; 0 without Linux."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)

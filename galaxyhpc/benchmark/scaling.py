@@ -23,7 +23,7 @@ from galaxyhpc.benchmark.implementations import Case
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.child_python import die_with_parent
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 
 WORLD_SIZE = 2
 TIMEOUT_SECONDS = 600.0  # s
@@ -79,7 +79,7 @@ def _measure_step_seconds(case: Case, world_size: int, budget: TimingBudget) -> 
             process.kill()
         if codes != [0] * world_size:
             raise RuntimeError(f"some of {world_size} processes failed: exit statuses {codes}")
-        return float(json.loads((directory / "seconds.json").read_text()))
+        return float(json.loads((directory / "seconds.json").read_text(encoding="utf-8")))
 
 
 def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directory: Path, budget: TimingBudget) -> None:
@@ -111,7 +111,7 @@ def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directo
     fastest = min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
     dist.destroy_process_group()
     if rank == 0:
-        (directory / "seconds.json").write_text(json.dumps(fastest))
+        (directory / "seconds.json").write_text(json.dumps(fastest), encoding="utf-8")
 
 
 def _time_steps(step: Any, num_steps: int, device: torch.device) -> float:

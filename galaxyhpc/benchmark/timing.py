@@ -19,7 +19,7 @@ import torch
 
 from galaxyhpc.benchmark.implementations import Case, TimedNetwork
 from galaxyhpc.runtime.child_python import die_with_parent
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 
 PARTS = ("training", "inference")
 IMPORT_TIMEOUT_SECONDS = 120.0

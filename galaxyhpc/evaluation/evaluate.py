@@ -29,7 +29,7 @@ from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 from galaxyhpc.runtime.rank import get_rank_info
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.files import sha256

@@ -2,3 +2,5 @@
 
 Holds the dataset summary, its figures and examples; reading galaxies lives in `data`.
 """
+
+import galaxyhpc.report.figures.defaults  # before matplotlib  # noqa: F401

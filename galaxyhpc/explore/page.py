@@ -18,6 +18,7 @@ from galaxyhpc.explore.dataset_summary import (
 )
 from galaxyhpc.explore.examples import make_examples_section, make_noise_section, make_opening_section
 from galaxyhpc.report import page
+from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.report.page import Column, Section, Table
 
 MAX_PAIR_IMAGES = 4  # pairs of each kind shown as images
@@ -54,6 +55,7 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
     return lines
 
 
+@use_default_style()
 def render(summary: DatasetSummary) -> str:
     """Return the page as HTML."""
     lead = [". ".join(describe_findings(summary)) + "."]

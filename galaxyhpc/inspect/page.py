@@ -23,6 +23,7 @@ from galaxyhpc.inspect.figures import Panel
 from galaxyhpc.inspect.inputs import InspectContext
 from galaxyhpc.report import page
 from galaxyhpc.report.figures import files
+from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.storage.files import write_text
 
 MAX_GALAXIES = 60  # in one figure
@@ -52,6 +53,7 @@ def disambiguate_labels(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(label=table["label"].where(~table["label"].isin(ambiguous), table["run_id"]))
 
 
+@use_default_style()
 def write_distance_section(table: pd.DataFrame, title: str, output: Path) -> list[page.Section]:
     """Write latent_distance.csv and its figure, for one network or several."""
     if table.empty:  # clean galaxies alone
@@ -74,6 +76,7 @@ def write_distance_section(table: pd.DataFrame, title: str, output: Path) -> lis
     return [page.Section("Latent distance", figures=(page_figure,), tables=(page_table,))]
 
 
+@use_default_style()
 def write_embedding_section(
     context: InspectContext, run_features: RunFeatures, output: Path, console: Console
 ) -> list[page.Section]:
@@ -151,6 +154,7 @@ def make_panels(
     return [None if target is None else next(panels) for target in targets], heat[0].shape[-1]
 
 
+@use_default_style()
 def write_gradcam_section(
     context: InspectContext, run_features: RunFeatures, indices: Sequence[int] | None, output: Path
 ) -> list[page.Section]:

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import read_leading_comment
 from galaxyhpc.data import DataError
@@ -25,6 +23,8 @@ from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
+
+PROBLEMS_LOG_WIDTH = 10_000  # no line breaks in a log, whose text is searched
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BusyError as error:
         print(f"another launch of this sweep is running; nothing was changed; {error}", file=sys.stderr)
     except PreflightError as error:
-        print_problems(error, Console(stderr=True, markup=False, highlight=False))
+        print_problems(error, make_console(stderr=True, log_width=PROBLEMS_LOG_WIDTH))
     except (SweepError, LaunchError, RunDirError, DataError, slurm_executor.SubmissionError) as error:
         print(error, file=sys.stderr)
     except OSError as error:

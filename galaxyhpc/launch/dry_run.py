@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from galaxyhpc.analysis.run_cost import RunTimeEstimate, compute_makespan, estimate_run_time
-from galaxyhpc.config.schema import ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import find_unfinished_runs
 from galaxyhpc.launch.preflight import CheckedSweep, describe_resources, make_symmetry_table
 from galaxyhpc.models.profile import estimate_training_bytes
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.console import ConsoleTable
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
@@ -43,12 +43,12 @@ class ResourceClass:
 
 def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parallel: int | None) -> None:
     """Print every run, the resource classes of the unfinished ones, and the sbatch file of each training array."""
-    console.print(_make_runs_table(directory, sweep))
+    console.print(make_runs_table(directory, sweep))
     console.print(make_symmetry_table(sweep))
     pending_runs = find_unfinished_runs(directory, sweep.by_cost_descending)
     classes = make_resource_classes(pending_runs, sweep)
     if classes:
-        console.print(_make_classes_table(classes))
+        console.print(make_classes_table(classes))
         for line in _format_notes(classes, sweep, max_parallel):
             console.print(line, soft_wrap=True)
     untrained = {run: resources for run, resources in pending_runs.items() if not run.best_file.exists()}
@@ -60,18 +60,32 @@ def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parall
     print("nothing was submitted")
 
 
-def _make_runs_table(directory: Path, sweep: CheckedSweep) -> Table:
-    table = Table(title=f"{directory.name}: {len(sweep.configs)} runs in {directory}", title_justify="left")
-    for column in ("run", "width", "image", "parameters", "multiply-adds", "memory", "predicted", "state"):
-        table.add_column(column, justify="left" if column in ("run", "width", "state") else "right")
+def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
+    rows = []
+    differences = _format_differences(sweep.configs)
     for config in sweep.configs:
         network = sweep.networks[config.run_id]
         size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
         memory = f"{estimate_training_bytes(network, config) / 1e9:.1f} GB"
         hours = _format_duration(_predict_run(config, sweep).training_seconds)
         state = read_state(RunDir(directory / config.run_id)).name
-        table.add_row(config.run_id, config.model.width, f"{config.data.image_size} px", *size, memory, hours, state)
-    return table
+        image = f"{config.data.image_size} px"
+        differs = differences[config.run_id]
+        rows.append((config.run_id, config.model.width, image, *size, memory, hours, state, differs))
+    title = f"{directory.name}: {len(sweep.configs)} runs in {directory}"
+    heads = (*("run", "width", "image", "parameters", "multiply-adds", "memory", "predicted", "state"), "differs in")
+    return ConsoleTable(title, heads, rows, texts=("width", "state", "differs in"), optional=("differs in",))
+
+
+def _format_differences(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """Return for each run the settings that are not the same in all runs; resources have a table of their own."""
+    settings = {config.run_id: flatten(config.model_dump(exclude={"resources"})) for config in configs}
+    names = list(dict.fromkeys(name for values in settings.values() for name in values))
+    differing = [name for name in names if len({values.get(name) for values in settings.values()}) > 1]
+    return {
+        run_id: ", ".join(f"{name}={values[name]}" for name in differing if name in values)
+        for run_id, values in settings.items()
+    }
 
 
 def _predict_run(config: RunConfig, sweep: CheckedSweep) -> RunTimeEstimate:
@@ -94,26 +108,27 @@ def _get_remaining(run: RunDir, prediction: RunTimeEstimate) -> RunTimeEstimate:
     )
 
 
-def _make_classes_table(classes: list[ResourceClass]) -> Table:
-    table = Table(title="resource classes", title_justify="left", show_footer=True)
-    for column in ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs per task", "longest run", "hours"):
-        table.add_column(column, justify="right")
+def make_classes_table(classes: list[ResourceClass]) -> ConsoleTable:
+    rows: list[tuple[str, ...]] = []
     for group in classes:
         resources, longest = group.resources, max(run.training_seconds for run in group.predictions)
-        table.add_row(
-            str(len(group.runs)),
-            _format_time_limit(resources.time_minutes),
-            "default" if resources.memory_gb is None else f"{resources.memory_gb:g} GB",
-            str(resources.nodes * resources.gpus_per_node),
-            str(resources.num_tasks),
-            str(resources.cpus_per_task),
-            _format_duration(longest),
-            f"{_format_number(group.device_hours)} {group.unit}-h",
+        rows.append(
+            (
+                str(len(group.runs)),
+                _format_time_limit(resources.time_minutes),
+                "default" if resources.memory_gb is None else f"{resources.memory_gb:g} GB",
+                str(resources.nodes * resources.gpus_per_node),
+                str(resources.num_tasks),
+                str(resources.cpus_per_task),
+                _format_duration(longest),
+                f"{_format_number(group.device_hours)} {group.unit}-h",
+            )
         )
     totals = {unit: sum(group.device_hours for group in classes if group.unit == unit) for unit in ("GPU", "CPU")}
-    table.columns[0].footer = str(sum(len(group.runs) for group in classes))
-    table.columns[-1].footer = ", ".join(f"{_format_number(hours)} {unit}-h" for unit, hours in totals.items() if hours)
-    return table
+    num_runs = str(sum(len(group.runs) for group in classes))
+    hours_text = ", ".join(f"{_format_number(hours)} {unit}-h" for unit, hours in totals.items() if hours)
+    heads = ("runs", "time limit", "memory", "GPUs", "tasks", "CPUs per\ntask", "longest\nrun", "hours")
+    return ConsoleTable("resource classes", heads, rows, totals=(num_runs, *[""] * 6, hours_text))
 
 
 def _format_time_limit(minutes: int) -> str:

@@ -104,7 +104,8 @@ def start_job(
     command = f"env {_get_gpu_variables()[0]}={shlex.quote(','.join(gpu_ids))} {shlex.quote(sys.executable)}"
     executor = submitit.LocalExecutor(run.log_dir, python=command)  # submitit's visible_gpus takes numbers only
     executor.update_parameters(timeout_min=resources.time_minutes, tasks_per_node=num_tasks, stderr_to_stdout=True)
-    variables = make_child_environment() | name_parent() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}  # the one that jobs wait for
+    # jobs wait for USR2, whatever submitit was told to send
+    variables = make_child_environment() | name_parent() | {"SUBMITIT_PREEMPT_SIGNAL": "USR2"}
     with _ignore_sigint(), environment_variables(**variables):
         handle = executor.submit(job)
     return RunningJob(run, handle, is_training, count_cpus(resources), gpu_ids)
@@ -163,7 +164,7 @@ def _stop_jobs(running_jobs: Sequence[RunningJob]) -> None:
 
 def _get_child_pids(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
 

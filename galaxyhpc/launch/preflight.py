@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from rich.console import Console
-from rich.table import Table
 
 from galaxyhpc.analysis.run_cost import CostModels, fit_cost_models, read_timing_records, resolve_resources
 from galaxyhpc.config.conditions import list_severity_pairs
@@ -32,6 +31,7 @@ from galaxyhpc.launch.smoke_test import ANGLES_DEG, TINY_IMAGE_SIZE_PX, Symmetry
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.console import ConsoleTable
 from galaxyhpc.storage.run_dir import RunDir
 
 MAX_CHECKPOINTS = 3  # two, and one that is being written
@@ -93,16 +93,11 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
 
 
 def print_problems(error: PreflightError, console: Console) -> None:
-    """Print all problems as one table, without line breaks in a log, so that its text can be searched."""
-    if not console.is_terminal:
-        console.width = 10_000
+    """Print all problems as one table."""
     title = f"problems: {len(error.problems)}; nothing was submitted or written"
-    table = Table(title=title, title_justify="left")
-    for head in ("where", "problem", "expected, or what to do"):
-        table.add_column(head, overflow="fold")
-    for problem in error.problems:
-        table.add_row(problem.location, problem.message, problem.advice)
-    console.print(table)
+    heads = ("where", "problem", "expected, or what to do")
+    rows = [(problem.location, problem.message, problem.advice) for problem in error.problems]
+    console.print(ConsoleTable(title, heads, rows, texts=heads))
 
 
 def print_warnings(sweep: CheckedSweep, console: Console) -> None:
@@ -111,22 +106,19 @@ def print_warnings(sweep: CheckedSweep, console: Console) -> None:
         console.print(f"warning: {warning}", soft_wrap=True)
 
 
-def make_symmetry_table(sweep: CheckedSweep) -> Table:
+def make_symmetry_table(sweep: CheckedSweep) -> ConsoleTable:
     """Return the table of every network's symmetry errors."""
     size = f"{TINY_IMAGE_SIZE_PX} px"
     title = f"change of a tiny, untrained network's output when an image of {size} is rotated or reflected, in %"
-    table = Table(title=title, title_justify="left")
-    table.add_column("network")
-    heads = ("90° rotations, reflections", *(f"{angle:g}°" for angle in ANGLES_DEG))
-    for head in heads:
-        table.add_column(head, justify="right")
+    heads = ("network", "90° rotations,\nreflections", *(f"{angle:g}°" for angle in ANGLES_DEG))
+    rows = []
     for model in dict.fromkeys(tiny_config(config.model) for config in sweep.configs):
         errors = sweep.symmetry_errors[model]
         exact = "not invariant" if errors.exact_error is None else f"{100 * errors.exact_error:.1g}"
         name = f"{model.group_label} {model.name}".strip() + (", flattening head" if model.head == "flatten" else "")
         name += f", base width {model.base_width}" if model.base_width else ""
-        table.add_row(name, exact, *(f"{100 * errors.error_by_angle[angle]:.0f}" for angle in ANGLES_DEG))
-    return table
+        rows.append((name, exact, *(f"{100 * errors.error_by_angle[angle]:.0f}" for angle in ANGLES_DEG)))
+    return ConsoleTable(title, heads, rows)
 
 
 def _check_networks(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from rich.table import Table
 
 from galaxyhpc.analysis import summary, uncertainty
 from galaxyhpc.analysis.attack_success import AttackError
@@ -23,7 +22,7 @@ from galaxyhpc.analysis.sweep_tables import (
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
 from galaxyhpc.report.terminal import make_terminal_table
-from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.console import ConsoleTable, make_console
 from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
@@ -53,7 +52,7 @@ class Report:
     tables: Tables
     results: pd.DataFrame  # one row per run, condition and severity
     notes: tuple[str, ...]  # warnings that every reader must see
-    console_table: Table
+    console_table: ConsoleTable
 
     @property
     def summary(self) -> pd.DataFrame:

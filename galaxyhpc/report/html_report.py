@@ -13,11 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as MatplotlibFigure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,10 +28,14 @@ from galaxyhpc.data.dataset import Galaxies, open_converted
 from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.report import html_tables, page
 from galaxyhpc.report.figures import FIGURES, files, get_caption
+from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.report.page import Column, PageFigure, Section, Table, Thumbnail
 from galaxyhpc.report.run_pages import RunDetails, make_run_pages, read_details
 from galaxyhpc.runtime.parallel import parallel_map
 from galaxyhpc.storage.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
 
 MAX_GALAXY_IMAGES = 400  # on the page, about 3 kB each
 THUMBNAIL_SIZE_PX = 96
@@ -72,9 +75,7 @@ def write_report(
     rows = select_galaxies(run_details, tables.hardest) if galaxies else []
     images = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
     conditions = [name for name in tables.summary["condition"].unique() if name not in ("clean", ROTATION_MEAN[0])]
-    # without galaxies or conditions, the contact sheet of an earlier report is removed
-    contact_sheet = _draw_contact_sheet(galaxies, rows[:3], conditions, info.title) if rows and conditions else None
-    pngs["contact_sheet"] = _save_figure(directory / "contact_sheet", contact_sheet)
+    pngs["contact_sheet"] = _write_contact_sheet(directory, galaxies, rows[:3], conditions, info.title)
     drawn = {name: png for name, png in pngs.items() if png is not None}
     write_html(directory / "report.html", tables, info, run_details, drawn, images, notes)
 
@@ -259,18 +260,21 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+@use_default_style()
 def _draw_figure(tables: Tables, info: ReportInfo, directory: Path, name: str) -> bytes | None:
     """Draw one of `FIGURES` and write it."""
     return _save_figure(directory / name, FIGURES[name](tables, info))
 
 
-def _draw_contact_sheet(
-    galaxies: Galaxies | None, rows: list[int], conditions: list[str], title: str
-) -> MatplotlibFigure | None:
-    """Draw a few of the galaxies under every planned condition."""
+@use_default_style()
+def _write_contact_sheet(
+    directory: Path, galaxies: Galaxies | None, rows: list[int], conditions: list[str], title: str
+) -> bytes | None:
+    """Draw a few of the galaxies under every planned condition; without any, remove that of an earlier report."""
     from galaxyhpc.report.figures.contact_sheet import draw_dataset_contact_sheet  # imports torch: only with galaxies
 
-    return draw_dataset_contact_sheet(galaxies, rows, title, conditions) if galaxies else None
+    figure = draw_dataset_contact_sheet(galaxies, rows, title, conditions) if galaxies and rows and conditions else None
+    return _save_figure(directory / "contact_sheet", figure)
 
 
 def _save_figure(path: Path, figure: MatplotlibFigure | None) -> bytes | None:

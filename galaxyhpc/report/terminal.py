@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from galaxyhpc.analysis.statistics import overlaps_best
 from galaxyhpc.config.conditions import ROTATION_MEAN
+from galaxyhpc.runtime.console import ConsoleTable
 
 NOISE_SEVERITIES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
 COLUMN_HEADINGS = (
-    *("parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),
+    *("network", "parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),
     *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5", "mean corruption\nerror, CNN = 1"),
 )
 
@@ -31,22 +30,19 @@ SummaryCell = dict[str, Any]  # a row of the summary; is_bold; has_other_seeds: 
 NetworkCells = dict[tuple[str, float], SummaryCell]  # of one network, by condition and severity
 
 
-def make_terminal_table(title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]) -> Table:
+def make_terminal_table(
+    title: str, networks: pd.DataFrame, summary: pd.DataFrame, notes: Sequence[str]
+) -> ConsoleTable:
     """Lay out the tables `networks` and `summary` of `tables.Tables`, with notes below."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("network", min_width=12)
-    for head in COLUMN_HEADINGS:
-        table.add_column(head, justify="right")
     cells = _make_cells(networks, summary)
     order: list[tuple[float, int, dict[Any, Any]]] = []
     for network in networks.to_dict("records"):
         clean = cells[network["label"]].get(("clean", 0.0), {"accuracy_mean": math.nan})["accuracy_mean"]
         order.append((-clean if math.isfinite(clean) else 1.0, len(order), network))
-    for _, _, network in sorted(order, key=lambda entry: entry[:2]):
-        table.add_row(*_make_row(network, cells[network["label"]]))
+    ordered = (network for _, _, network in sorted(order, key=lambda entry: entry[:2]))
+    rows = [_make_row(network, cells[network["label"]]) for network in ordered]
     marks = _explain_marks(networks, [cell for network_cells in cells.values() for cell in network_cells.values()])
-    table.caption = Text("\n".join([*marks, *notes]), style="not italic")
-    return table
+    return ConsoleTable(title, COLUMN_HEADINGS, rows, notes="\n".join([*marks, *notes]))
 
 
 def _make_cells(networks: pd.DataFrame, summary: pd.DataFrame) -> dict[str, NetworkCells]:

@@ -108,7 +108,7 @@ def _connect_store(rank_info: RankInfo, address_file: Path) -> TCPStore:
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         try:
-            address = json.loads(address_file.read_text())
+            address = json.loads(address_file.read_text(encoding="utf-8"))
             store = TCPStore(
                 address["host"],
                 address["port"],

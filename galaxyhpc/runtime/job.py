@@ -27,6 +27,7 @@ import submitit
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.child_python import PARENT_VARIABLE, is_parent_gone
 from galaxyhpc.runtime.lock import exclusive_lock
+from galaxyhpc.runtime.process import prepare_process
 from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
@@ -138,6 +139,7 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
     SystemExit
         The target was asked to stop before it was done.
     """
+    prepare_process()
     run, rank_info = RunDir(Path(path)), get_rank_info()
     _remove_stale_results()
     with catch_stop_signals() as stop, watch_parent(stop), exclusive_lock(run, rank_info):

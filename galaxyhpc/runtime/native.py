@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch  # loads the OpenMP that the library shares  # noqa: F401
 
+from galaxyhpc.storage.caches import find_cache_home
 from galaxyhpc.storage.files import atomic_write, sanitize
 
 CXX_FLAGS = (
@@ -72,7 +73,7 @@ def build_library(source: str) -> ctypes.CDLL:
     """
     command = _get_compiler()
     source_file = files("galaxyhpc").joinpath(source)
-    recipe = "\0".join((source_file.read_text(), *command, *CXX_FLAGS, describe_cpu()))
+    recipe = "\0".join((source_file.read_text(encoding="utf-8"), *command, *CXX_FLAGS, describe_cpu()))
     path = get_cache_directory() / f"{Path(source).stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.so"
     with suppress(OSError):  # absent, or damaged
         return ctypes.CDLL(str(path))
@@ -136,12 +137,12 @@ def _find_error(messages: bytes) -> str:
 def describe_cpu() -> str:
     """Describe what `-march=native` means: machines of several kinds may share a home directory."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].split("\n")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].split("\n")
         return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
     except OSError:
         return platform.processor()
 
 
 def get_cache_directory() -> Path:
-    """Return the directory of built libraries and bases: galaxyhpc in $XDG_CACHE_HOME, else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "galaxyhpc"
+    """Return the directory of built libraries and bases."""
+    return find_cache_home() / "galaxyhpc"

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.process import has_reader
 from galaxyhpc.status import history
 from galaxyhpc.status.alarms import find_alarms
 from galaxyhpc.status.run_status import QueueSnapshot, RunStatus, query_status
@@ -27,14 +28,15 @@ REFRESH_SECONDS = 3.0
 
 
 def watch(console: Console, runs: Sequence[RunDir], title: str) -> None:
-    """Show the runs until Ctrl-C: a live table on a terminal, a line for each change elsewhere."""
+    """Show the runs until Ctrl-C: a live table on a terminal; elsewhere each change, while somebody reads."""
     snapshot: QueueSnapshot | None = None
     if not console.is_terminal:
         lines: dict[str, str] = {}
-        while True:
+        while has_reader():
             statuses, snapshot = query_status(runs, snapshot)
             lines = _print_changes(statuses, lines)
             time.sleep(REFRESH_SECONDS)
+        return
     with Live(console=console, auto_refresh=False) as live:
         while True:
             start = time.monotonic()

@@ -9,9 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.text import Text
 
+from galaxyhpc.runtime.console import ConsoleTable
 from galaxyhpc.status import history
 from galaxyhpc.status.alarms import find_alarms, get_epoch_seconds
 from galaxyhpc.status.run_status import (
@@ -39,20 +40,19 @@ ENDED_STATES = (RunState.FAILED, RunState.LOST, RunState.STOPPED)
 # shown first if not all runs fit
 URGENT_STATES = (*ENDED_STATES, RunState.RUNNING, RunState.EVALUATING, RunState.STARTING, RunState.WAITING)
 COLUMNS = ("run", "state", "epochs", "best", "left", "note")
-RIGHT_ALIGNED = ("epochs", "best", "left")
 MAX_RUNS_PER_REASON = 3  # named below a reason; the rest are counted
 MAX_REASONS = 12
 SLURM_SILENT_NOTE = "Slurm does not answer: read from the run directories alone."
 
 
-def make_table_from_records(runs: Sequence[RunDir], title: str, max_rows: int | None = None) -> RenderableType:
+def make_table_from_records(runs: Sequence[RunDir], title: str, max_rows: int | None = None) -> ConsoleTable:
     """Return the table of runs by their own records, without querying Slurm."""
     return make_table([derive_status(read_run_records(run), None) for run in runs], None, title, max_rows)
 
 
 def make_table(
     statuses: Sequence[RunStatus], snapshot: QueueSnapshot | None, title: str, max_rows: int | None = None
-) -> RenderableType:
+) -> ConsoleTable:
     """Return at most `max_rows` rows, one per run: state, epochs, best validation accuracy, time left.
 
     Reasons and alarms are listed below, once for all runs that share them.
@@ -64,28 +64,24 @@ def make_table(
     notes = [f"and {num_hidden} more runs; status without --watch shows all"] if num_hidden else []
     notes += [SLURM_SILENT_NOTE] if snapshot is not None and snapshot.jobs is None else []
     notes += _format_reasons(statuses, alarms) + _format_report_problem(statuses, snapshot)
-    return Group(f"{title}: {counts}", *_format_rows(urgent, alarms), Text("\n".join(["", *notes])))
+    return ConsoleTable(
+        f"{title}: {counts}",
+        COLUMNS,
+        _make_rows(urgent, alarms),
+        texts=("state", "note"),
+        optional=("left", "note", "best", "epochs"),  # alarms and reasons are in the notes, too
+        notes="\n".join(notes),
+    )
 
 
-def _format_rows(statuses: Sequence[RunStatus], alarms_by_run: dict[RunDir, list[str]]) -> list[Text]:
-    """Format the runs in columns, the last one cut at the terminal's width. rich's Table takes a second for 1,000."""
-    rows = [COLUMNS]
+def _make_rows(statuses: Sequence[RunStatus], alarms_by_run: dict[RunDir, list[str]]) -> list[tuple[Text | str, ...]]:
+    rows: list[tuple[Text | str, ...]] = []
     for status in statuses:
-        note = ", ".join(text.partition(":")[0] for text in alarms_by_run.get(status.run, ())) or status.note
-        rows.append((status.run.run_id, status.state, *_format_progress(status), note))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    starts = [sum(widths[:n]) + 2 * n for n in range(len(widths))]
-    lines = []
-    for index, row in enumerate(rows):
-        cells = [
-            text.rjust(width) if name in RIGHT_ALIGNED else text.ljust(width)
-            for name, text, width in zip(COLUMNS, row, widths, strict=True)
-        ]
-        line = Text("  ".join(cells).rstrip(), "" if index else "bold", no_wrap=True, overflow="ellipsis")
-        line.stylize(STATE_COLOURS.get(row[1], ""), starts[1], starts[2])
-        line.stylize("red" if index and statuses[index - 1].run in alarms_by_run else "", starts[-1])
-        lines.append(line)
-    return lines
+        alarms = alarms_by_run.get(status.run, [])
+        note = ", ".join(text.partition(":")[0] for text in alarms) or status.note
+        state = Text(status.state, STATE_COLOURS.get(status.state, ""))
+        rows.append((status.run.run_id, state, *_format_progress(status), Text(note, "red" if alarms else "")))
+    return rows
 
 
 def _select_most_urgent(

@@ -75,7 +75,7 @@ def _write_checkpoint(directory: Path, state: dict[str, Any], metadata: dict[str
     fsync(directory / "state.pt")
     digest = hashlib.sha256(content).hexdigest()
     manifest = {"sha256": digest, "bytes": len(content), **metadata, "torch": torch.__version__}
-    (directory / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+    (directory / "MANIFEST.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     fsync(directory / "MANIFEST.json")
     fsync(directory)
 
@@ -100,7 +100,7 @@ def verify(path: Path, run_id: str) -> dict[str, Any]:
         Naming the first mismatch.
     """
     try:
-        manifest: dict[str, Any] = json.loads((path / "MANIFEST.json").read_text())
+        manifest: dict[str, Any] = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
         expected_run_id, expected_size, digest = manifest["run_id"], manifest["bytes"], manifest["sha256"]
         size = (path / "state.pt").stat().st_size
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

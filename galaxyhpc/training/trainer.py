@@ -34,7 +34,7 @@ from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process, process_group
 from galaxyhpc.runtime.job import StopSignal
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 from galaxyhpc.runtime.rng import make_key
 from galaxyhpc.steerable.batch_norm import enable_sync_batchnorm
 from galaxyhpc.steerable.layers import accumulate_filter_gradients

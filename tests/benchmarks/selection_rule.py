@@ -22,7 +22,7 @@ from rich.progress import track
 from galaxyhpc.benchmark.__main__ import CPU_BATCH_SIZES
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.runtime.malloc import keep_heap
+from galaxyhpc.runtime.process import keep_heap
 from galaxyhpc.steerable.kernels import cpu_timing, selection
 
 CPU = torch.device("cpu")

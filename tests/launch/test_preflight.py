@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from helpers.data_files import write_file, write_images_with_missing_filter
 from helpers.tiers import slow
-from rich.console import Console
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
 from galaxyhpc.launch import preflight, smoke_test
-from galaxyhpc.launch.__main__ import main
+from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
 from galaxyhpc.models import profile
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
+from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -91,9 +91,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.M
 
 def test_problems_are_one_table_that_a_log_does_not_wrap() -> None:
     long = "/a/long/path" * 30
-    text = io.StringIO()
     error = preflight.PreflightError([preflight.Problem(long, "got [this]", "do that")])
-    preflight.print_problems(error, Console(file=text, markup=False, highlight=False))
+    console = make_console(log_width=PROBLEMS_LOG_WIDTH)
+    console.file = text = io.StringIO()
+    preflight.print_problems(error, console)
     assert all(word in text.getvalue() for word in (long, "got [this]", "do that", "nothing was submitted or written"))
 
 

@@ -97,10 +97,9 @@ def printed(report: Report) -> str:
 
 def bold(report: Report, column: int) -> dict[str, bool]:
     """Whether the number at the head of a column is bold, by network."""
-    cells = zip(report.console_table.columns[0].cells, report.console_table.columns[column].cells, strict=True)
     return {
-        str(label): any("bold" in str(span.style) for span in cell.spans)  # type: ignore[union-attr]
-        for label, cell in cells
+        str(row[0]): any("bold" in str(span.style) for span in row[column].spans)  # type: ignore[union-attr]
+        for row in report.console_table.rows
     }
 
 
@@ -305,8 +304,8 @@ def test_the_best_is_bold_only_with_all_whose_intervals_overlap_its_own(sweep: P
 
 
 def test_the_best_on_clean_galaxies_is_the_first_row(sweep: Path, finished: list[RunDir]) -> None:
-    rows = aggregate(sweep, compute_intervals=False).console_table.columns[0].cells
-    assert [str(label) for label in rows] == ["D4 steerable_cnn", "C1 steerable_cnn"]
+    rows = aggregate(sweep, compute_intervals=False).console_table.rows
+    assert [str(row[0]) for row in rows] == ["D4 steerable_cnn", "C1 steerable_cnn"]
 
 
 @pytest.mark.parametrize("generated", [True, False])

@@ -23,7 +23,7 @@ def test_networks_are_sorted_by_clean_accuracy() -> None:
     tables = make_tables(["CNN", "C4", "D4"])
     clean = tables.summary[tables.summary["condition"] == "clean"].sort_values("accuracy_mean", ascending=False)
     table = make_terminal_table("title", tables.networks, tables.summary, [])
-    assert [str(cell) for cell in table.columns[0].cells] == clean["label"].tolist()
+    assert [str(row[0]) for row in table.rows] == clean["label"].tolist()
 
 
 def test_missing_seeds_are_marked_and_explained() -> None:

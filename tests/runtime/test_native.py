@@ -87,9 +87,3 @@ def test_a_cache_mounted_noexec_is_not_blamed_on_the_compiler(tmp_path: Path) ->
 def test_the_compiler_is_cxx_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "sh -c 'a b'")
     assert native.find_compiler() == ["sh", "-c", "a b"]
-
-
-def test_the_cache_is_in_the_home_directory_without_xdg_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/x")
-    assert native.get_cache_directory() == Path("/home/x/.cache/galaxyhpc")

@@ -177,7 +177,7 @@ def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
     record_event(runs[2], "failed", why="OutOfMemoryError: " + "CUDA out of memory " * 20, cause="memory")
     lines = printed(runs, width).splitlines()
     assert all(len(line) <= width for line in lines)
-    header, first, _, last = lines[1:5]
+    header, _, first, _, last = lines[2:7]
     assert header.split() == ["run", "state", "epochs", "best", "left", "note"]
     assert first.split()[1:4] == ["running", "12/20", f"{max(make_learning_curve(12)):.3f}"] and re.search(
         r"7:59:\d\d|8:00:00", first

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import galaxyhpc.report.figures.defaults  # before matplotlib  # noqa: F401
+
+# isort: split
 from matplotlib.figure import Figure
 
 from galaxyhpc.analysis.tables import ReportInfo, Tables

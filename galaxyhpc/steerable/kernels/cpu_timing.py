@@ -254,7 +254,7 @@ def _read_rates(path: Any) -> Rates | None:
     """Read a file; None where it is absent or damaged."""
     expected = {_make_rates_key(kernel, is_training) for kernel in OPERATION_COUNTERS for is_training in (True, False)}
     try:
-        rates: Rates = json.loads(path.read_text())
+        rates: Rates = json.loads(path.read_text(encoding="utf-8"))
         numbers = [number for values in rates.values() for number in values]
         is_valid = expected == set(rates) and all(type(number) is float and number >= 0 for number in numbers)
         return rates if is_valid else None
