@@ -102,13 +102,15 @@ def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path, monkeypatch
 
 def test_a_file_that_another_process_has_locked_is_no_damaged_one(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.h5")
+    code = "import sys; from pathlib import Path; from galaxyhpc.data.galaxy10 import check_file\n"
+    command = [sys.executable, "-c", code + "check_file(Path(sys.argv[1]))", str(path)]
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        message = explain(path)
-        assert "locked" in message and "download" not in message and "HDF5_USE_FILE_LOCKING=FALSE" in message
-        code = "import sys; from pathlib import Path; from galaxyhpc.data.galaxy10 import check_file\n"
-        command = [sys.executable, "-c", code + "check_file(Path(sys.argv[1]))", str(path)]
-        subprocess.run(command, env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"}, check=True)  # as advised
+        locking, unlocked = ({**os.environ, "HDF5_USE_FILE_LOCKING": value} for value in ("TRUE", "FALSE"))
+        message = subprocess.run(command, env=locking, capture_output=True, text=True).stderr.splitlines()[-1]
+        assert "another process has locked" in message and "download" not in message
+        assert "HDF5_USE_FILE_LOCKING=FALSE" in message
+        subprocess.run(command, env=unlocked, check=True)  # as advised
 
 
 def test_a_file_whose_writer_was_killed_needs_h5clear(tmp_path: Path) -> None:
