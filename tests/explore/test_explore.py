@@ -175,6 +175,7 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
 
 WRONG = {
     "no such file": (["missing.h5"], "missing.h5: no such file"),
+    "no such user": (["~nosuch/x.h5"], "FILE.h5: got '~nosuch/x.h5'; Could not determine home directory."),
     "not HDF5": (["text.h5"], "not an HDF5 file"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),
