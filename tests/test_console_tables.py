@@ -34,7 +34,9 @@ from galaxyhpc.report.terminal import make_terminal_table
 from galaxyhpc.runtime.console import ConsoleTable
 from galaxyhpc.status.table import make_table_from_records
 from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.sweep_dir import find_runs
 
+ROOT = Path(__file__).parents[1]
 WIDTHS = (40, 60, 80, 100, 132)
 LONG_TEXT = "checkpoints/step_00000840/state.pt: got a SHA-256 that MANIFEST.json does not hold; launch the sweep again"
 
@@ -173,6 +175,10 @@ def test_the_dry_run_names_the_settings_that_differ_where_there_is_room(tmp_path
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_terminal_and_columns_set_the_width(width: int, tmp_path: Path) -> None:
     make_status_table(tmp_path)
+    for run in find_runs(tmp_path / "s"):
+        record_event(
+            run, "failed", why="RuntimeError: x", cause="error"
+        )  # the time left would change between two calls
     command = [sys.executable, "-m", "galaxyhpc.status", str(tmp_path / "s")]
     environment = {**os.environ, "COLUMNS": str(width), "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
     piped = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
@@ -184,3 +190,8 @@ def test_a_terminal_and_columns_set_the_width(width: int, tmp_path: Path) -> Non
     shown = re.sub(rb"\x1b\[[0-9;]*m", b"", os.read(main_end, 1 << 16)).replace(b"\r", b"")
     os.close(main_end)
     assert shown == piped and b"12/20" in piped and max(map(len, piped.decode().splitlines())) <= width
+
+
+def test_no_module_prints_a_table_of_richs_which_would_cut_it() -> None:
+    folders = (ROOT / "galaxyhpc", ROOT / "jobs")
+    assert not [path for folder in folders for path in folder.rglob("*.py") if "rich.table" in path.read_text("utf-8")]

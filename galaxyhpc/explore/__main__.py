@@ -22,6 +22,7 @@ from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize, write_text
+from galaxyhpc.storage.sweep_dir import resolve_path
 
 MAX_DEFAULT_SIZE_PX = 128  # of images without --size: a quarter of the published bytes
 
@@ -31,13 +32,13 @@ def make_data_config(file: str, image_size: int | None, cache: Path) -> DataConf
 
     Raises
     ------
-    DataError
+    DataError, RunDirError
     """
     if image_size is not None and not SIZE_RANGE_PX[0] <= image_size <= SIZE_RANGE_PX[1]:
         raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
-    file_size = DemoConfig().size if file == "demo" else read_metadata(Path(file).expanduser()).size
+    file_size = DemoConfig().size if file == "demo" else read_metadata(resolve_path(file, "FILE.h5")).size
     size = image_size or min(file_size, MAX_DEFAULT_SIZE_PX)
-    return DataConfig(source=file, cache=str(cache.expanduser().absolute()), image_size=size)
+    return DataConfig(source=file, cache=str(resolve_path(cache, "--cache")), image_size=size)
 
 
 def explore(config: DataConfig, output: Path) -> DatasetSummary:

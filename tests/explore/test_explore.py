@@ -183,6 +183,7 @@ def test_images_that_show_no_galaxy_are_counted_with_their_rows(tmp_path: Path) 
 
 WRONG = {
     "no such file": (["missing.h5"], "missing.h5: got no such file"),
+    "no such user": (["~nosuch/x.h5"], "FILE.h5: got '~nosuch/x.h5'; Could not determine home directory."),
     "not HDF5": (["text.h5"], "got text (no galaxies)"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),

@@ -86,7 +86,7 @@ def test_any_option_of_sbatch_and_srun_is_handed_on() -> None:
     changes = {"reservation=night", "licenses=sky:1", "mail-user=me@here", "exclusive", "wckey=w", "nice=-5"}
     assert set(get_options(resources)) - set(get_options(ResourcesConfig())) == changes
     text = slurm_executor.make_sbatch_script(Path("/runs/one"), resources, num_runs=1, max_parallel=None)
-    assert " --kill-on-bad-exit=1 --cpu-bind=cores sh " in text
+    assert " --kill-on-bad-exit=1 --export=ALL --cpu-bind=cores sh " in text
 
 
 def test_gpus_are_asked_for_once_of_the_type_in_gres_and_as_many_as_a_job_uses() -> None:
