@@ -168,6 +168,14 @@ def test_setup_lines_that_succeed_or_only_ask_leave_no_trace_in_the_job(tmp_path
     assert run_setup(tmp_path).stdout == "srun\n"
 
 
+@pytest.mark.parametrize("commands", [(), ("x=1",)])
+def test_a_job_that_gets_no_environment_has_a_path_to_hand_to_srun(commands: tuple[str, ...], tmp_path: Path) -> None:
+    script = tmp_path / "slurm_script"
+    script.write_text("\n".join([*slurm_executor.make_setup_lines(commands), "exec env"]))
+    answer = subprocess.run(["/bin/bash", script], env={}, capture_output=True, text=True, check=True)
+    assert any(line.startswith("PATH=") and "/bin" in line for line in answer.stdout.splitlines())
+
+
 def test_a_submission_hides_what_would_override_its_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
