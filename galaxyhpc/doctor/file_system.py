@@ -49,7 +49,7 @@ def _find_mount(path: Path) -> tuple[str, set[str]]:
     """Return the type of the file system of a directory, and its mount options; the longest mount point counts."""
     best, kind, options = -1, "unknown type", set[str]()
     try:
-        mounts = Path("/proc/mounts").read_text(errors="replace").splitlines()
+        mounts = Path("/proc/mounts").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return kind, options
     for line in mounts:
@@ -69,7 +69,7 @@ def _check_writes(folder: Path, place: str) -> Finding:
     if not _has_fsync(folder):
         remedy = "works; after a power cut of the file server the newest checkpoint may be missing"
         return Finding("warning", "runs", f"{place}: no fsync of directories", remedy)
-    if (folder / "file").read_text() != "new":
+    if (folder / "file").read_text(encoding="utf-8") != "new":
         return Finding("fails", "runs", f"{place}: a renamed file has the old content", "choose another with --runs")
     return Finding("ok", "runs", f"{place}: write, fsync and rename take {1000 * seconds:.0f} ms")
 
@@ -106,7 +106,7 @@ def _check_flock(folder: Path, options: set[str]) -> Finding:
 def _check_clock(folder: Path) -> Finding:
     """Compare the clock of this machine with that of the file server, which dates files."""
     before = time.time()
-    (folder / "clock").write_text("x")
+    (folder / "clock").write_text("x", encoding="utf-8")
     modified, after = (folder / "clock").stat().st_mtime, time.time()
     skew = max(before - modified, modified - after, 0.0)
     if skew > MAX_SKEW_SECONDS:

@@ -83,7 +83,7 @@ def check_launch(runs_dir: Path, profile: Path | None) -> Iterator[Finding]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.yaml"
-        path.write_text(SWEEP)
+        path.write_text(SWEEP, encoding="utf-8")
         try:
             sweep = load_sweep(path, [], profile)
         except SweepError as error:

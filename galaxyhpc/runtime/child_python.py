@@ -1,7 +1,7 @@
 """Python processes that are started here: they import nothing of the user's directory, and end with their parent.
 
 `python -m` and `python -c` import from the current directory first, where a user may keep a jobs.py or an inspect.py.
-A killed parent cannot stop its children: a worker is killed by the kernel (`die_with_parent`), and a job, which has
+A killed parent cannot stop its children: a worker ends by itself (`die_with_parent`), and a job, which has
 something to save, looks whether the process that started it still exists (`is_parent_gone`).
 """
 
@@ -13,7 +13,10 @@ import shlex
 import signal
 import sys
 from contextlib import suppress
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import galaxyhpc
 
@@ -57,11 +60,18 @@ def is_parent_gone() -> bool:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Let the kernel kill this process when the thread that started it ends, in whatever way (Linux)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before the call
-        os._exit(1)
+    """End this process of `multiprocessing` when the one that asked for it ends, in whatever way."""
+    if os.getppid() == parent_pid:
+        with suppress(OSError, AttributeError):  # not Linux
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it has ended, or a fork server is the parent
+        Thread(target=_exit_after, args=(parent_process(),), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess | None) -> None:
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def read_start_ticks(pid: int) -> int:

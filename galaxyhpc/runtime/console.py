@@ -54,11 +54,11 @@ class ConsoleTable:
         for part in parts:
             line = Text(rule * (sum(part.values()) + GAP * (len(part) - 1)))
             heads, *rows = [self._format_row(console, row, part) for row in self._all_rows]
-            num_totals = 1 if self.totals else 0
+            body, totals = (rows[:-1], [[line], rows[-1]]) if self.totals else (rows, [])
             yield Text()
             for text in heads:
                 text.stylize("bold")
-            for group in (heads, [line], *rows[: len(rows) - num_totals], *([[line], rows[-1]] * num_totals)):
+            for group in (heads, [line], *body, *totals):
                 yield from group
         if left_out:
             yield Text(f"left out for lack of room: {', '.join(left_out)}")

@@ -89,7 +89,7 @@ def try_compiler() -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         source_file = Path(folder) / "try.cpp"
-        source_file.write_text('#include <cmath>\n#include <omp.h>\nextern "C" int answer() { return 42; }\n')
+        source_file.write_text('#include <cmath>\n#include <omp.h>\nextern "C" int answer() { return 42; }\n', "utf-8")
         path = get_cache_directory() / f"try-{os.getpid()}.so"
         try:
             _build(_get_compiler(), source_file, path)

@@ -54,7 +54,7 @@ from pathlib import Path
 from galaxyhpc.runtime import parallel
 
 def work(number):
-    print(parallel.os.getpid(), flush=True)
+    print(f"{parallel.os.getpid()}\n", end="", flush=True)  # in one piece
     time.sleep(60)
 
 parallel.count_cores = lambda: 2
