@@ -30,7 +30,7 @@ def find_calls_that_leave_the_encoding_to_the_locale(path: Path) -> Iterator[str
         is_undecided = (
             is_file and "encoding" not in given and not texts & {"rb", "wb", "ab", "r+b", "utf-8", "utf-8-sig"}
         )
-        if is_undecided or ("text" in given and "errors" not in given):  # of a child process
+        if (is_file and not is_decided) or ("text" in given and "errors" not in given):  # of a child process
             yield f"{path.relative_to(PROJECT)}:{call.lineno}: {ast.unparse(call)[:80]}"
 
 

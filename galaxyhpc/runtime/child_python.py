@@ -1,27 +1,23 @@
 """Python processes that are started here: they import nothing of the user's directory, and end with their parent.
 
 `python -m` and `python -c` import from the current directory first, where a user may keep a jobs.py or an inspect.py.
-A killed parent cannot stop its children: a worker ends by itself (`die_with_parent`), and a job, which has
-something to save, looks whether the process that started it still exists (`is_parent_gone`).
+A killed parent cannot stop its children: a worker ends at once (`die_with_parent`), and a job, which has something to
+save, looks whether the process that started it still exists (`is_parent_gone`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
-import signal
 import sys
-from contextlib import suppress
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
+import threading
+import time
 from pathlib import Path
-from threading import Thread
 
 import galaxyhpc
 
 PARENT_VARIABLE = "GALAXYHPC_PARENT"  # PID:START_TICKS of the process that a job ends with
-PR_SET_PDEATHSIG = 1  # of sys/prctl.h
+POLL_SECONDS = 1.0
 
 
 def get_import_root() -> str:
@@ -60,26 +56,32 @@ def is_parent_gone() -> bool:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """End this process of `multiprocessing` when the one that asked for it ends, in whatever way."""
-    if os.getppid() == parent_pid:
-        with suppress(OSError, AttributeError):  # not Linux
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it has ended, or a fork server is the parent
-        Thread(target=_exit_after, args=(parent_process(),), daemon=True).start()
+    """Let a thread end this process soon after the one that started it, which may have been killed.
 
+    The kernel's own signal (PR_SET_PDEATHSIG) would come from the fork server, where there is one.
+    """
+    start_ticks = read_start_ticks(parent_pid)
 
-def _exit_after(parent: BaseProcess | None) -> None:
-    if parent is not None:
-        parent.join()
-    os._exit(1)
+    def watch() -> None:
+        while is_alive(parent_pid, start_ticks):
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_start_ticks(pid: int) -> int:
     """Return when a process started, in clock ticks since its host did; 0 where that is not known."""
+    return _read_state(pid)[1]
+
+
+def _read_state(pid: int) -> tuple[str, int]:
+    """Return the state of a process, Z if it has ended, and when it started; '' and 0 where that is not known."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[19])
     except (OSError, ValueError, IndexError):
-        return 0
+        return "", 0
 
 
 def is_alive(pid: int, start_ticks: int) -> bool:
@@ -90,4 +92,5 @@ def is_alive(pid: int, start_ticks: int) -> bool:
         return False
     except (OSError, OverflowError):  # of another user
         return True
-    return 0 in (start_ticks, ticks := read_start_ticks(pid)) or ticks == start_ticks
+    state, ticks = _read_state(pid)
+    return state != "Z" and (0 in (start_ticks, ticks) or ticks == start_ticks)
