@@ -27,9 +27,7 @@ def find_calls_that_leave_the_encoding_to_the_locale(path: Path) -> Iterator[str
         texts = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
         opens_text = name in ("open", "fdopen") and not ast.unparse(call.func).startswith(("os.", "Image.", "fits."))
         is_file = opens_text or name == "read_text" or (name == "write_text" and isinstance(call.func, ast.Attribute))
-        is_undecided = (
-            is_file and "encoding" not in given and not texts & {"rb", "wb", "ab", "r+b", "utf-8", "utf-8-sig"}
-        )
+        is_decided = "encoding" in given or texts & {"rb", "wb", "ab", "r+b", "utf-8", "utf-8-sig"}
         if (is_file and not is_decided) or ("text" in given and "errors" not in given):  # of a child process
             yield f"{path.relative_to(PROJECT)}:{call.lineno}: {ast.unparse(call)[:80]}"
 
