@@ -15,7 +15,6 @@ from galaxyhpc.storage.run_dir import read_state
 
 SWEEP = """\
   evaluate.conditions: [clean]
-  resources.tasks_per_node: 1
 seeds: 2
 blocks: [points: [{model.architecture: cnn, train.epochs: 1}]]
 """
