@@ -165,6 +165,13 @@ def test_columns_without_room_follow_below_beside_the_names() -> None:
     assert lines == ["", "run        first", "a run  1 111 111", "", "run       second", "a run  2 222 222"]
 
 
+def test_a_table_without_rows_has_its_heads_and_totals_stand_below_a_line() -> None:
+    lines = render(ConsoleTable("none", ("run", "hours"), []), 40).splitlines()
+    assert lines == ["none", "", "run  hours", "─" * 10]
+    lines = render(ConsoleTable("", ("runs", "hours"), [("2", "1"), ("3", "4")], totals=("5", "5")), 40).splitlines()
+    assert [line.split() for line in lines[3:]] == [["2", "1"], ["3", "4"], ["─" * 11], ["5", "5"]]
+
+
 def test_the_dry_run_names_the_settings_that_differ_where_there_is_room(tmp_path: Path) -> None:
     table, *_ = make_launch_tables(tmp_path)
     text = render(table, 170)

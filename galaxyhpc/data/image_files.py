@@ -137,7 +137,7 @@ def _read_hdf5(path: Path) -> Iterator[GalaxyImage | ImageError]:
     for start in range(0, num_images, slice_size):
         stop = min(start + slice_size, num_images)
         try:
-            with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
+            with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
                 images: NDArray[Any] = file["images"][start:stop]
         except ImageError as error:  # a damaged chunk
             yield from [error] * (stop - start)
@@ -152,7 +152,7 @@ def _count_hdf5(path: Path) -> int:
 
 def _get_hdf5_layout(path: Path) -> tuple[int, int]:
     """Return the number of images in an HDF5 file and the number to read at once."""
-    with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking="best-effort") as file:
+    with _translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
             got = describe_missing_array(file, "images")

@@ -52,13 +52,13 @@ class ConsoleTable:
         if self.title:
             yield _make_text(self.title)
         for part in parts:
-            line = Text(rule * (sum(part.values()) + GAP * (len(part) - 1)))
-            heads, *rows = [self._format_row(console, row, part) for row in self._all_rows]
-            body, totals = (rows[:-1], [[line], rows[-1]]) if self.totals else (rows, [])
-            yield Text()
+            line = [Text(rule * (sum(part.values()) + GAP * (len(part) - 1)))]
+            heads, *groups = [self._format_row(console, row, part) for row in self._all_rows]
             for text in heads:
                 text.stylize("bold")
-            for group in (heads, [line], *body, *totals):
+            if self.totals:
+                groups.insert(-1, line)
+            for group in ([Text()], heads, line, *groups):
                 yield from group
         if left_out:
             yield Text(f"left out for lack of room: {', '.join(left_out)}")
