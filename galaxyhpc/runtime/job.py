@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -151,11 +152,12 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
             record_failure(run, rank_info, error)
             raise
         gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
+        reason = "preempted or at its time limit" if stop.should_requeue else stop.reason
         if not is_done and rank_info.rank == 0:
-            run.record("stopped", why="preempted or at its time limit" if stop.should_requeue else stop.reason)
+            run.record("stopped", why=reason)
     if not is_done:
         if _should_requeue_after_term(rank_info) if stop.should_exit else stop.should_requeue:
-            requeue(rank_info)
+            _try_requeue(run, rank_info, reason)
         # any other exit status than 0 makes srun kill rank 0, which may still be requesting the requeue
         raise SystemExit(0 if rank_info.rank and "SUBMITIT_EXECUTOR" in os.environ else EXIT_INCOMPLETE)
     return "done"
@@ -244,6 +246,17 @@ def requeue(rank_info: RankInfo) -> None:
         if pause is None:
             raise RuntimeError(f"{' '.join(command)}: {answer.stderr.strip()}")
         time.sleep(pause)
+
+
+def _try_requeue(run: RunDir, rank_info: RankInfo, reason: str) -> None:
+    """Requeue this job; record why that is not possible, as in a container without Slurm's commands."""
+    try:
+        requeue(rank_info)
+    except FileNotFoundError as error:
+        cause = f"{error.filename} is not found in the job: add it to PATH in resources.setup"
+        run.record("stopped", why=f"{reason}, and not requeued: {cause}")
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        run.record("stopped", why=f"{reason}, and not requeued: {error}")
 
 
 def _ignore_sigterm() -> None:

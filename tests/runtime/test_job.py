@@ -169,6 +169,35 @@ def test_a_controller_that_is_busy_is_asked_again_and_one_that_requeued_by_itsel
         job.requeue(RankInfo())
 
 
+@pytest.mark.parametrize(
+    ("scontrol", "cause"),
+    [
+        (None, "scontrol is not found in the job: add it to PATH in resources.setup"),
+        ("echo 'Access denied' >&2; exit 1", "scontrol requeue 7: Access denied"),
+    ],
+)
+def test_a_job_that_cannot_be_requeued_says_so_in_the_records_of_its_run(
+    scontrol: str | None,
+    cause: str,
+    run: RunDir,
+    fake_slurm: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job, "REQUEUE_RETRY_SECONDS", ())
+    fake_slurm(squeue="exit 1", **({"scontrol": scontrol} if scontrol else {}))
+    if scontrol is None:
+        monkeypatch.setenv("PATH", os.environ["PATH"].split(os.pathsep)[0])  # as in a container
+
+    def work(run: RunDir, stop: StopSignal) -> bool:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return False
+
+    with pytest.raises(SystemExit) as stopped:
+        run_job(str(run.path), work)
+    assert stopped.value.code == job.EXIT_INCOMPLETE
+    assert read_state(run).reason == f"preempted or at its time limit, and not requeued: {cause}"
+
+
 def test_a_job_that_is_started_again_and_again_without_progress_is_ended_and_a_new_one_is_not(
     run: RunDir, fake_slurm: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
