@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 BLOCK_FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
@@ -58,7 +58,7 @@ class StudyCNN(nn.Module):
         self.blocks = nn.Sequential()
         for number, (convolution, num_fields) in enumerate(zip(convolutions, fields, strict=True), start=1):
             layers = [convolution, FieldBatchNorm(num_fields, group_order), nn.ReLU(inplace=True)]
-            self.blocks.append(nn.Sequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
+            self.blocks.append(FusedSequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
         self.group_pool = GroupPooling(group_order)
         self.average = nn.AdaptiveAvgPool2d(1) if head == "pool" else nn.Identity()
         self.mlp = build_mlp(fields[-1] * (1 if head == "pool" else last_side**2), num_classes)

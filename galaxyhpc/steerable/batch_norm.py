@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from galaxyhpc.steerable.layers import AntialiasedPool
+
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class FieldBatchNorm(nn.Module):
     """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
@@ -69,6 +73,39 @@ class FieldBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.fields}, size={self.size}, sync={self.sync}"
+
+
+class FusedSequential(nn.Sequential):
+    """A sequence of layers in which a batch norm takes along the ReLU and the pool that follow it, see `normalise`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if not isinstance(layer, FieldBatchNorm):
+                x = layer(x)
+                continue
+            has_relu = bool(layers) and isinstance(layers[0], nn.ReLU)
+            pool = layers[1] if has_relu and len(layers) > 1 and isinstance(layers[1], AntialiasedPool) else None
+            del layers[: has_relu + (pool is not None)]
+            x = normalise(x, layer, has_relu, pool)
+        return x
+
+
+def normalise(x: Tensor, norm: FieldBatchNorm, has_relu: bool = True, pool: AntialiasedPool | None = None) -> Tensor:
+    """(N, fields x size, H, W) -> the same shape, or that of the pool; one pass over the map in training on a GPU."""
+    if norm.training and _is_fusable(x):
+        from galaxyhpc.steerable import fused_norm  # Triton is not everywhere
+
+        return fused_norm.normalise(x, norm, has_relu, pool)
+    x = norm(x)
+    if has_relu:
+        x = F.relu(x, inplace=True)
+    return x if pool is None else pool(x)
+
+
+def _is_fusable(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in FUSED_DTYPES and not torch.compiler.is_compiling()
 
 
 class _Normalise(torch.autograd.Function):

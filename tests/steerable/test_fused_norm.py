@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from galaxyhpc.config.schema import ModelConfig
+from galaxyhpc.models.build_model import build_model
+from galaxyhpc.steerable import batch_norm
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import AntialiasedPool
 
@@ -53,6 +56,65 @@ def test_one_pass_gives_what_the_layers_give(
         y = torch.relu(y) if has_relu else y
         return y if pool is None else pool(y)
 
-    actual = step(lambda maps: fused_norm.normalise_fused(maps, fused, has_relu, pool), fused, x, upstream)
+    actual = step(lambda maps: fused_norm.normalise(maps, fused, has_relu, pool), fused, x, upstream)
     for name, expected in step(run_layers, layers, x, upstream).items():
         assert (actual[name] - expected).abs().max() < 1e-5 * expected.abs().max().clamp_min(1), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_maps_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """Against the layers in float32 on the same rounded maps: what differs is the rounding of the results."""
+    fused, layers, pool = make_norm(3, 4), make_norm(3, 4), AntialiasedPool().to(DEVICE)
+    x = (3 + torch.randn(2, 12, 33, 33, device=DEVICE)).to(dtype).contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn(2, 12, 33, 33, device=DEVICE).to(dtype)
+    actual = step(lambda maps: fused_norm.normalise(maps, fused, True, pool), fused, x, upstream)
+    expected = step(lambda maps: pool(torch.relu(layers(maps))), layers, x.float(), upstream.float())
+    eps = torch.finfo(dtype).eps
+    for name, value in expected.items():
+        tolerance = eps if name in ("x", "y") else 1e-4
+        assert (actual[name].float() - value).abs().max() < tolerance * value.abs().max(), name
+
+
+def test_a_process_without_images_has_an_empty_map_and_gradients_of_zero() -> None:
+    norm = make_norm(2, 4)
+    x = torch.zeros(0, 8, 9, 9, device=DEVICE, requires_grad=True)
+    y = fused_norm.normalise(x, norm, True, AntialiasedPool().to(DEVICE))
+    y.sum().backward()
+    assert y.shape == (0, 8, 5, 5) and x.grad is not None and x.grad.shape == x.shape
+    assert norm.weight.grad is not None and not norm.weight.grad.any()
+
+
+def test_two_steps_have_the_same_bits() -> None:
+    x = torch.randn(2, 8, 17, 17, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    upstream, pool = torch.randn_like(x), AntialiasedPool().to(DEVICE)
+    steps = []
+    for _ in range(2):
+        norm = make_norm(2, 4)
+        steps.append(step(lambda maps, norm=norm: fused_norm.normalise(maps, norm, True, pool), norm, x, upstream))
+    assert all(torch.equal(value, steps[1][name]) for name, value in steps[0].items())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"group": "C4", "scale": 0.1},
+        {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2, "blocks": [1, 1, 1, 1]},
+        {"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1, "scale": 0.3},
+    ],
+    ids=lambda model: model.get("architecture", "steerable_cnn"),
+)
+def test_a_network_with_fused_norms_has_the_gradients_of_its_layers(
+    model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = build_model(ModelConfig.model_validate(model), 33).to(DEVICE).train()
+    images = torch.rand(2, 3, 33, 33, device=DEVICE)
+    gradients = []
+    for is_fusable in (False, True):
+        monkeypatch.setattr(batch_norm, "_is_fusable", lambda x, is_fusable=is_fusable: is_fusable and x.dim() == 4)
+        torch.manual_seed(1)  # of the dropout
+        network.zero_grad()
+        network(images).square().sum().backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in network.parameters() if value.grad is not None]))
+    difference = (gradients[0] - gradients[1]).norm()
+    assert 0 < difference < 1e-4 * gradients[0].norm()

@@ -23,27 +23,25 @@ def load_factor(factors, row: tl.constexpr, channel, C):
 def sum_moments(x, moments, pixels, C, BP: tl.constexpr, BC: tl.constexpr, TILES: tl.constexpr):
     """Write (programs, 2, C): the mean of a program's pixels, and the sum of squared deviations from it.
 
-    Moments of tiles are merged (Chan, Golub and LeVeque 1983, eq. 1.5): no difference of nearly equal sums.
+    Every place of a tile has its own moments (Welford 1962), merged at the end: no difference of nearly equal sums.
     """
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    count = 0.0
-    mean = tl.zeros((BC,), tl.float32)
-    squares = tl.zeros((BC,), tl.float32)
+    first = tl.program_id(0).to(tl.int64) * TILES * BP + tl.arange(0, BP)
+    mean = tl.zeros((BP, BC), tl.float32)
+    squares = tl.zeros((BP, BC), tl.float32)
     for tile in range(TILES):
-        pixel = (tl.program_id(0).to(tl.int64) * TILES + tile) * BP + tl.arange(0, BP)
+        pixel = first + tile * BP
         mask = (pixel < pixels)[:, None] & (channel < C)[None, :]
         value = tl.load(x + pixel[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        num_added = tl.sum((pixel < pixels).to(tl.float32), 0)
-        total = tl.maximum(count + num_added, 1.0)
-        tile_mean = tl.sum(value, 0) / tl.maximum(num_added, 1.0)
-        deviation = tl.where(mask, value - tile_mean[None, :], 0.0)
-        difference = tile_mean - mean
-        squares += tl.sum(deviation * deviation, 0) + difference * difference * (count * num_added / total)
-        mean += difference * (num_added / total)
-        count += num_added
+        difference = tl.where(mask, value - mean, 0.0)
+        mean += difference * (1.0 / (tile + 1))
+        squares += difference * tl.where(mask, value - mean, 0.0)
+    counts = tl.minimum(tl.maximum((pixels - first + BP - 1) // BP, 0), TILES).to(tl.float32)[:, None]
+    total_mean = tl.sum(counts * mean, 0) / tl.maximum(tl.sum(counts, 0), 1.0)
+    deviation = mean - total_mean[None, :]
     offsets = moments + tl.program_id(0) * 2 * C + channel
-    tl.store(offsets, mean, mask=channel < C)
-    tl.store(offsets + C, squares, mask=channel < C)
+    tl.store(offsets, total_mean, mask=channel < C)
+    tl.store(offsets + C, tl.sum(squares + counts * deviation * deviation, 0), mask=channel < C)
 
 
 @triton.jit
@@ -64,7 +62,7 @@ def normalise(
     else:
         image, down, right = pixel // (H_POOLED * W_POOLED), pixel // W_POOLED % H_POOLED, pixel % W_POOLED
         result = tl.zeros((BP, BC), tl.float32)
-        for tap_y in tl.static_range(2 * RADIUS + 1):
+        for tap_y in range(2 * RADIUS + 1):  # unrolled, it would load 25 tiles at once and fill the registers
             for tap_x in tl.static_range(2 * RADIUS + 1):
                 source_y, source_x = 2 * down + tap_y - RADIUS, 2 * right + tap_x - RADIUS
                 is_valid = (source_y >= 0) & (source_y < H) & (source_x >= 0) & (source_x < W)
@@ -96,7 +94,7 @@ def load_gradient(
             (right - RADIUS + 1) // 2,
         )  # of the pooled pixels that read this one
         result = tl.zeros((BP, BC), tl.float32)
-        for step_y in tl.static_range(RADIUS + 1):
+        for step_y in range(RADIUS + 1):
             for step_x in tl.static_range(RADIUS + 1):
                 pooled_y, pooled_x = first_y + step_y, first_x + step_x
                 tap_y, tap_x = down - 2 * pooled_y + RADIUS, right - 2 * pooled_x + RADIUS
@@ -118,21 +116,21 @@ def sum_gradients(
     x, gradient, factors, sums, kernel, pixels, H, W, H_POOLED, W_POOLED, C,
     HAS_RELU: tl.constexpr, RADIUS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write (programs, 2, C): sums of the gradient, and of its products with (x - mean) / std; factors end in both."""
+    """Write (programs, 2, C): sums of the gradient, and of its products with x - mean, factors' third row."""
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    mean, inverse_std = load_factor(factors, 2, channel, C), load_factor(factors, 3, channel, C)
-    first = tl.zeros((BC,), tl.float32)
-    second = tl.zeros((BC,), tl.float32)
+    mean = load_factor(factors, 2, channel, C)
+    first = tl.zeros((BP, BC), tl.float32)
+    second = tl.zeros((BP, BC), tl.float32)
     for tile in range(TILES):
         pixel = (tl.program_id(0).to(tl.int64) * TILES + tile) * BP + tl.arange(0, BP)
         value, part = load_gradient(
             x, gradient, factors, kernel, pixel, channel, pixels, H, W, H_POOLED, W_POOLED, C, HAS_RELU, RADIUS, BP, BC
         )
-        first += tl.sum(part, 0)
-        second += tl.sum(part * (value - mean) * inverse_std, 0)
+        first += part
+        second += part * (value - mean)
     offsets = sums + tl.program_id(0) * 2 * C + channel
-    tl.store(offsets, first, mask=channel < C)
-    tl.store(offsets + C, second, mask=channel < C)
+    tl.store(offsets, tl.sum(first, 0), mask=channel < C)
+    tl.store(offsets + C, tl.sum(second, 0), mask=channel < C)
 
 
 @triton.jit
