@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.warm_processes import start_python
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
@@ -118,3 +120,34 @@ def test_a_network_with_fused_norms_has_the_gradients_of_its_layers(
         gradients.append(torch.cat([value.grad.flatten() for value in network.parameters() if value.grad is not None]))
     difference = (gradients[0] - gradients[1]).norm()
     assert 0 < difference < 1e-4 * gradients[0].norm()
+
+
+RANK_STEP = """
+import sys, torch, torch.distributed as dist
+from galaxyhpc.steerable import fused_norm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+folder, rank, shares = sys.argv[1], int(sys.argv[2]), [slice(0, 3), slice(3, 3), slice(3, 4)]
+dist.init_process_group("gloo", store=dist.FileStore(folder + "/store", 3), rank=rank, world_size=3)
+x, upstream = (tensor[shares[rank]] for tensor in torch.load(folder + "/step.pt"))
+norm = FieldBatchNorm(2, 4)
+norm.sync = True
+x.requires_grad_()
+y = fused_norm.normalise(x, norm, True, None)
+y.backward(upstream)
+torch.save([y.detach(), x.grad, norm.running_var, norm.weight.grad, norm.bias.grad], f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_processes_share_the_statistics_of_all_images_even_where_one_has_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    step_file = [torch.randn(4, 8, 9, 9), torch.randn(4, 8, 9, 9)]
+    torch.save(step_file, tmp_path / "step.pt")
+    processes = [start_python("-c", RANK_STEP, str(tmp_path), str(rank)) for rank in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    y, grad_x, variance, *gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(3)), strict=True)
+    alone = step(lambda maps: torch.relu(norm(maps)), norm := FieldBatchNorm(2, 4), *step_file)
+    actual = {"y": torch.cat(y), "x": torch.cat(grad_x), "variance": variance[1]}
+    actual |= {name: sum(values) for name, values in zip(("weight", "bias"), gradients, strict=True)}
+    for name, value in actual.items():
+        assert (value - alone[name]).abs().max() < 1e-5 * alone[name].abs().max(), name
