@@ -269,8 +269,9 @@ def _apply_blur(values: Tensor, kernel: Tensor, maps: IrrepMaps, small_grid: Gri
     """Go from the grid of `maps` to a smaller one, or back."""
     pixels = maps.batch_size * (maps.grid if is_backward else small_grid).size
     blurred = values.new_empty(maps.field.num_planes * pixels * maps.fields)
-    kernels.blur[(len(maps.field.table), triton.cdiv(pixels * maps.fields, 4 * TILE_COLUMNS))](
-        values, blurred, kernel, maps.field.table, maps.pixels, *maps.grid,
+    rows = len(maps.field.table)
+    kernels.blur[(rows * triton.cdiv(pixels * maps.fields, 4 * TILE_COLUMNS),)](
+        values, blurred, kernel, maps.field.table, rows, maps.pixels, *maps.grid,
         maps.batch_size * small_grid.size, *small_grid,
         F=maps.fields, KERNEL_SIZE=kernel.shape[-1], COLS=4 * TILE_COLUMNS, IS_BACKWARD=is_backward,
     )  # fmt: skip

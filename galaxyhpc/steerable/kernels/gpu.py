@@ -208,8 +208,8 @@ class Grid(NamedTuple):
         z = x_hat.new_empty(len(plan.basis.terms) * count * fields)
         parts, slots, m, k = plan.constants.shape
         columns = max(16, min(TILE_COLUMNS, MAX_LOADED_BYTES // (k * x_hat.element_size())))
-        kernels.compute_z[(slots, triton.cdiv(count * fields, columns * TILES_PER_PROGRAM))](
-            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table,
+        kernels.compute_z[(slots * triton.cdiv(count * fields, columns * TILES_PER_PROGRAM),)](
+            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table, slots,
             pixels, begin, count, self.width, F=fields, SIZE=plan.basis.kernel_size, MP=m, KP=k, COLS=columns,
             SPLIT=(parts - 1) * slots * m * k, TILES=TILES_PER_PROGRAM,
         )  # fmt: skip
