@@ -26,6 +26,7 @@ from galaxyhpc.steerable.kernels.gpu import (
     gather_weights,
     get_constexprs,
     get_plan,
+    multiply_in_float32,
     reshape_weights,
     scatter_gradients,
     split_into_chunks,
@@ -164,7 +165,7 @@ class _Convolution(torch.autograd.Function):
             for n, z_batch in enumerate(z):
                 _multiply_into(z_batch, weights[n], outputs[n], chunk, maps.pixels)
                 x_chunk = inputs[n].unflatten(1, (-1, maps.pixels))[:, :, chunk].flatten(1, 2)
-                totals[n] += torch.bmm(z_batch.mT, x_chunk)
+                totals[n] += multiply_in_float32(z_batch.mT, x_chunk)
         grad_weight = scatter_gradients(plan, totals, (maps.fields, weight_3d.shape[1])).transpose(0, 1)
         return grad_x_hat, grad_weight.reshape(weight.shape), None, None
 

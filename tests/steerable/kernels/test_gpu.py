@@ -131,3 +131,15 @@ def test_launches_on_maps_that_fill_a_gpu_stay_within_the_limits_of_its_grids(mo
         fused_blocks._apply_blur(x_hat, torch.ones(5, 5), maps, gpu.Grid(67, 67), False)
         assert all(max(*kernel.grid[1:], 1, 1) <= 65_535 for kernel in recorded)
         assert max(kernel.grid[0] for kernel in recorded) > 65_535
+
+
+def test_gradients_of_weights_are_not_rounded_before_they_are_summed_over_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "CHUNK_BYTES", 1)  # an image is a chunk
+    dense, x = make_layer("C4", "regular", 3, 1, 1)
+    x, dtype = x.detach()[:1].expand(24, -1, -1, -1).half(), torch.float16
+    upstream = torch.randn(24, 16, 6, 7, dtype=torch.float64, device=DEVICE).half()
+    (expected,) = torch.autograd.grad((dense(x.double()) * upstream).sum(), dense.weight)
+    _, actual = gpu.backward(upstream, x, dense.weight.detach().float(), dense.basis_spec, 1, 1, needs_input_grad=False)
+    assert (actual - expected).abs().max() < 0.5 * torch.finfo(dtype).eps * expected.abs().max()
