@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
-from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv, get_compute_dtype
 
 BLOCK_FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
 POOLED_BLOCKS = (2, 4, 7, 9, 11)  # blocks, counted from 1, that are followed by a pool of stride 2
@@ -68,12 +68,14 @@ class StudyCNN(nn.Module):
         return self.classify(self._forward_blocks(self.front(images)))
 
     def _forward_blocks(self, x: Tensor) -> Tensor:
-        if not (self.training and x.is_cuda) or torch.compiler.is_compiling():
-            feature_map: Tensor = self.blocks(x)
-            return feature_map
-        from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
+        # the kernels of fused blocks need more registers in float32 than there are
+        is_half = get_compute_dtype(x).itemsize == 2
+        if self.training and x.is_cuda and is_half and not torch.compiler.is_compiling():
+            from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
 
-        return fused_blocks.run_blocks(self.blocks, x)
+            return fused_blocks.run_blocks(self.blocks, x)
+        feature_map: Tensor = self.blocks(x)
+        return feature_map
 
     def classify(self, feature_map: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""
