@@ -1,0 +1,162 @@
+"""Checks of the kernels: they compile for all groups, and compute what the layers compute in float64."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from campaign import Campaign
+from networks import (
+    autocast,
+    make_harmonic,
+    make_images,
+    make_network,
+    run_step,
+    set_backend_flags,
+    use_gpu_kernels_on_cpu,
+)
+from schedule import COMPILED_GROUPS
+from torch import Tensor, nn
+
+from galaxyhpc.steerable import fused_blocks, groups
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
+from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
+
+COMPILE_BATCH_SIZE = 16
+NUM_SMOKE_IMAGES = 4
+
+Outcome = dict[str, Tensor]  # output, gradients and running statistics by name
+
+
+def compile_kernels(campaign: Campaign) -> None:
+    """Compile the kernels of all groups, a process each; Triton keeps them on the disk for all later steps."""
+    context = multiprocessing.get_context("spawn")
+    names = [group for group in COMPILED_GROUPS if group in campaign.scale.networks]
+    processes = {name: context.Process(target=compile_network_kernels, args=(campaign, name)) for name in names}
+    for process in processes.values():
+        process.start()
+    for name, process in processes.items():
+        process.join()
+        if process.exitcode != 0:
+            campaign.record(network=name, failed=f"its process ended with status {process.exitcode}")
+
+
+def compile_network_kernels(campaign: Campaign, name: str) -> None:
+    """Take a step with irreps from block to block, and a dense one, whose norms are fused."""
+    if not campaign.is_cuda:
+        use_gpu_kernels_on_cpu()
+    set_backend_flags(campaign.precision)
+    network = make_network(campaign, name)
+    images, labels = make_images(campaign, COMPILE_BATCH_SIZE if campaign.is_cuda else campaign.scale.micro_batch)
+    for kernels, should_be in (("dense", False), ("harmonic", True)):
+        start = time.time()
+        num_harmonic = make_harmonic(network, lambda _, should_be=should_be: should_be)
+        run_step(network, images, labels, campaign.precision)
+        campaign.synchronize()
+        seconds = round(time.time() - start, 1)
+        campaign.record(network=name, kernels=kernels, harmonic_layers=num_harmonic, seconds=seconds)
+
+
+def compare_with_float64(campaign: Campaign) -> None:
+    """Compare outputs, gradients and statistics of all kernels with those of the layers in float64, on two blocks."""
+    precisions = ("float32", "tf32", "bfloat16") if campaign.is_cuda else ("float32",)
+    for group in campaign.scale.smoke_groups:
+        blocks = _make_blocks(campaign, group)
+        x = _make_smoke_input(campaign, group)
+        upstream, expected = _compute_reference(blocks, x)
+        for precision in precisions:
+            for kernels in _list_kernels(campaign, precision):
+                try:
+                    _compare(campaign, group, blocks, x, upstream, expected, precision, kernels)
+                except Exception as error:  # of a compiler, say: other kernels are compared nevertheless
+                    campaign.record_failure(error, group=group, precision=precision, kernels=kernels)
+
+
+def _list_kernels(campaign: Campaign, precision: str) -> list[str]:
+    """Return the kernels that a training in this precision may use."""
+    # in float32 on a GPU, blocks that stay in irreps would need more registers than there are
+    return ["dense", "operator", *(["irreps"] if precision == campaign.precision else [])]
+
+
+def _make_blocks(campaign: Campaign, group: str) -> nn.Sequential:
+    """Return blocks as in the study's network, a pool after the first."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential()
+    for in_fields, out_fields in pairwise(campaign.scale.smoke_fields):
+        norm = FieldBatchNorm(out_fields, groups.group_order(group))
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        pools = [] if len(blocks) else [AntialiasedPool()]
+        blocks.append(FusedSequential(SteerableConv(group, in_fields, out_fields, padding=1), norm, nn.ReLU(), *pools))
+    return blocks.to(campaign.device).train()
+
+
+def _make_smoke_input(campaign: Campaign, group: str) -> Tensor:
+    side, fields = campaign.scale.smoke_side, campaign.scale.smoke_fields[0]
+    return torch.randn(NUM_SMOKE_IMAGES, fields * groups.group_order(group), side, side).to(campaign.device)
+
+
+def _compute_reference(blocks: nn.Sequential, x: Tensor) -> tuple[Tensor, Outcome]:
+    """Return a gradient of the output, and the outcome of the layers in float64."""
+    reference = copy.deepcopy(blocks).double()
+    for layer in selection.get_steerable_layers(reference).values():
+        layer.basis = layer.basis.double()
+    with torch.no_grad():
+        upstream = torch.randn_like(copy.deepcopy(reference)(x.double()))
+    return upstream, _run_blocks(reference, reference, x.double(), upstream, "float64")
+
+
+def _compare(
+    campaign: Campaign,
+    group: str,
+    blocks: nn.Sequential,
+    x: Tensor,
+    upstream: Tensor,
+    expected: Outcome,
+    precision: str,
+    kernels: str,
+) -> None:
+    """Record the relative errors of one kernel, and whether it gives the same bits twice."""
+    set_backend_flags(precision)
+    start = time.time()
+    outcomes = []
+    for _ in range(2):
+        copied = copy.deepcopy(blocks)
+        make_harmonic(copied, lambda _: kernels != "dense")
+        run = copied if kernels != "irreps" else lambda maps, copied=copied: fused_blocks.run_blocks(copied, maps)
+        outcomes.append(_run_blocks(copied, run, x, upstream, precision))
+    errors = {
+        name: float((outcomes[0][name].double() - value).norm() / value.norm()) for name, value in expected.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    has_same_bits = all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
+    campaign.record(
+        group=group,
+        precision=precision,
+        kernels=kernels,
+        output_error=errors["output"],
+        input_gradient_error=errors["x"],
+        worst_error=errors[worst],
+        worst=worst,
+        has_same_bits=has_same_bits,
+        seconds=round(time.time() - start, 1),
+    )
+
+
+def _run_blocks(
+    blocks: nn.Sequential, run: Callable[[Tensor], Tensor], x: Tensor, upstream: Tensor, precision: str
+) -> Outcome:
+    """Return the output, the gradients and the running statistics of a step."""
+    x = x.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with autocast(x.device, precision):
+        output = run(x)
+    output.backward(upstream.to(output.dtype))
+    outcome = {name: value.grad for name, value in blocks.named_parameters() if value.grad is not None}
+    outcome |= {name: value for name, value in blocks.named_buffers() if "running" in name}
+    assert x.grad is not None
+    return outcome | {"output": output.detach(), "x": x.grad}
