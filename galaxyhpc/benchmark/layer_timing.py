@@ -19,16 +19,12 @@ from torch import Tensor, nn
 from galaxyhpc.benchmark.device_timer import measure_calls
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels.selection import BatchShape, trace_layer_inputs
 from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 if TYPE_CHECKING:
     from galaxyhpc.steerable import fused_blocks
 
-# The study's layers at 255 px: fields of the input, fields of the output, side in px
-STUDY_LAYERS = (
-    *((12, 24, 129), (24, 48, 65), (48, 48, 65), (48, 48, 33)),
-    *((48, 96, 33), (96, 96, 17), (96, 112, 9), (112, 192, 9)),
-)
 # Maps read and written: moments 1, output 2, sums of the gradient 2, gradient 3
 NORM_PASSES = 8.0
 NORM_POOL_PASSES = 5.75  # a pooled map is a quarter: 1, 1.25, 1.25, 2.25
@@ -49,6 +45,17 @@ class LayerCase(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.group} {self.in_fields}->{self.out_fields} @{self.side}"
+
+
+def list_layers(network: nn.Module, batch_shape: BatchShape) -> list[LayerCase]:
+    """Return the layers of a network that can stay in irreps, each shape once."""
+    layer_inputs = trace_layer_inputs(network, batch_shape).values()
+    cases = [
+        LayerCase(layer.basis_spec[0], *layer.fields, layer.input_size[0], batch_shape.batch_size)
+        for layer in layer_inputs
+        if layer.basis_spec[1:4] == (3, "regular", "regular") and (layer.stride, layer.padding) == (1, 1)
+    ]
+    return list(dict.fromkeys(cases))
 
 
 def time_layer(case: LayerCase, device: torch.device, dtype: torch.dtype, round_seconds: float) -> JsonDict:

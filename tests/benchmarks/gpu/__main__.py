@@ -13,6 +13,7 @@ OUT/table.txt a table at the end. The exit status is 0 if no step failed, else 1
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -37,6 +38,7 @@ def main() -> int:
     settings = Settings(options.out, time.time() + options.seconds, options.tiny, options.sample)
     if options.run:
         return run_steps(settings, options.steps)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the sessions of steps end, too
     options.out.mkdir(parents=True, exist_ok=True)
     num_before = len(read_results(options.out))
     run_side_by_side(settings, [step for step in CHECKS if step in options.steps])

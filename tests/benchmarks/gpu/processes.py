@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,25 +39,34 @@ class Settings(NamedTuple):
         return (CHECKS | TIMINGS)[step].limit_seconds * (schedule.TINY_LIMIT_FACTOR if self.is_tiny else 1)
 
 
-def start_steps(settings: Settings, steps: Sequence[str]) -> Process:
-    """Start a process that runs steps one after the other, in a new session."""
+@contextmanager
+def open_session(settings: Settings, steps: Sequence[str]) -> Iterator[Process]:
+    """Start a process that runs steps one after the other, in a new session; kill what is left of it in the end."""
     command = [sys.executable, str(Path(__file__).parent), "--run", "--steps", ",".join(steps)]
     command += ["--out", str(settings.out_dir), "--seconds", str(settings.deadline - time.time())]
     command += ["--tiny"] if settings.is_tiny else []
     command += ["--sample", str(settings.sample)] if settings.sample else []
-    return subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        kill_session(process)
 
 
 def run_side_by_side(settings: Settings, steps: Sequence[str]) -> None:
     """Run steps at the same time, a process each; kill those that exceed their limit."""
     start = time.time()
-    deadlines = {step: min(settings.deadline, start + settings.get_limit(step)) for step in steps}
-    processes = {step: start_steps(settings._replace(deadline=deadlines[step]), [step]) for step in steps}
-    for step, process in processes.items():
-        end = min(settings.deadline, deadlines[step] + schedule.GRACE_SECONDS)
-        status = _wait_until(process, end)
-        if status != 0:
-            record(settings.out_dir, step, failed=_describe_end(status))
+    with ExitStack() as stack:
+        processes: dict[str, tuple[Process, float]] = {}
+        for step in steps:
+            deadline = min(settings.deadline, start + settings.get_limit(step))
+            process = stack.enter_context(open_session(settings._replace(deadline=deadline), [step]))
+            processes[step] = (process, min(settings.deadline, deadline + schedule.GRACE_SECONDS))
+        for step, (process, end) in processes.items():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(1.0, end - time.time()))
+            _record_end(settings, step, process.poll())
+            kill_session(process)  # now, while others still run
 
 
 def run_one_by_one(settings: Settings, steps: Sequence[str]) -> None:
@@ -65,38 +74,34 @@ def run_one_by_one(settings: Settings, steps: Sequence[str]) -> None:
     remaining = list(steps)
     while remaining and time.time() < settings.deadline - MIN_SECONDS:
         num_before = len(list_started_steps(settings.out_dir))
-        process = start_steps(settings, remaining)
-        step, status = _watch(settings, process, remaining[0], num_before)
+        with open_session(settings, remaining) as process:
+            step, status = _watch(settings, process, remaining[0], num_before)
+        _record_end(settings, step, status)
         if status == 0:
             return
-        if status != EXIT_DEVICE_LOST:
-            record(settings.out_dir, step, failed=_describe_end(status))
         remaining = remaining[remaining.index(step) + 1 :]
 
 
 def _watch(settings: Settings, process: Process, step: str, num_before: int) -> tuple[str, int | None]:
     """Wait for a process of several steps; return its last step, and its status, None if a step took too long."""
     step_start = time.time()
-    while process.poll() is None:
+    while (status := process.poll()) is None:
         started = list_started_steps(settings.out_dir)[num_before:]
         if started and started[-1] != step:
             step, step_start = started[-1], time.time()
         if time.time() > min(step_start + settings.get_limit(step) + schedule.GRACE_SECONDS, settings.deadline):
             break
         time.sleep(POLL_SECONDS)
-    status = process.poll()
     started = list_started_steps(settings.out_dir)[num_before:]
-    kill_session(process)
     return started[-1] if started else step, status
 
 
-def _wait_until(process: Process, end: float) -> int | None:
-    """Return the exit status of a process, or None where it was killed at `end`."""
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(max(1.0, end - time.time()))
-    status = process.poll()
-    kill_session(process)
-    return status
+def _record_end(settings: Settings, step: str, status: int | None) -> None:
+    """Record how a process ended, unless it did so itself."""
+    if status is None:
+        record(settings.out_dir, step, failed="exceeded its limit and was killed")
+    elif status not in (0, EXIT_DEVICE_LOST):
+        record(settings.out_dir, step, failed=f"its process ended with status {status}")
 
 
 def kill_session(process: Process) -> None:
@@ -107,7 +112,3 @@ def kill_session(process: Process) -> None:
             if session == process.pid:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
     process.wait()
-
-
-def _describe_end(status: int | None) -> str:
-    return "exceeded its limit and was killed" if status is None else f"its process ended with status {status}"

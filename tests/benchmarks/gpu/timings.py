@@ -22,7 +22,7 @@ from galaxyhpc.benchmark import data_pipeline
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.implementations import make_dense_limit
-from galaxyhpc.benchmark.layer_timing import STUDY_LAYERS, LayerCase, time_layer
+from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
 from galaxyhpc.benchmark.step_profile import profile_step
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.steerable.kernels import selection
@@ -140,9 +140,9 @@ def time_layers(campaign: Campaign) -> None:
 def _list_layer_cases(campaign: Campaign) -> list[LayerCase]:
     if campaign.is_tiny:
         return [LayerCase("C4", 2, 3, 9, 2)]
-    sizes = {"D16": STUDY_LAYERS, "C4": STUDY_LAYERS[:2]} | dict.fromkeys(("D8", "C16", "D4"), STUDY_LAYERS[::2])
-    batch_size = campaign.scale.micro_batch
-    return [LayerCase(group, *layer, batch_size) for group, layers in sizes.items() for layer in layers]
+    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
+    cases = {name: list_layers(make_network(campaign, name), batch_shape) for name in ("D16", "C4", "D8", "C16", "D4")}
+    return [case for name, layers in cases.items() for case in (layers if name == "D16" else layers[::2])]
 
 
 def profile_steps(campaign: Campaign) -> None:
