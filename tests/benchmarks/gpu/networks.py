@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
-from galaxyhpc.steerable import batch_norm, fused_blocks
-from galaxyhpc.steerable.kernels import operator, selection
+from galaxyhpc.steerable import batch_norm, fused_blocks, fused_norm
+from galaxyhpc.steerable.kernels import gpu, operator, selection
 
 NUM_CLASSES = 10
 
@@ -30,6 +30,15 @@ def use_gpu_kernels_on_cpu() -> None:
     StudyCNN._forward_blocks = forward_blocks  # type: ignore[method-assign]
     batch_norm._is_fusable = is_fusable
     operator.KERNEL_MODULES["cpu"] = "gpu"
+    _enlarge_tiles()
+
+
+def _enlarge_tiles() -> None:
+    """Let few programs do the work: the interpreter's time is that of their statements."""
+    gpu.TILE_COLUMNS = fused_blocks.TILE_COLUMNS = 4096
+    gpu.MAX_LOADED_BYTES = 1 << 22
+    fused_blocks.TILE_PIXELS = fused_norm.TILE_PIXELS = 1024
+    gpu.TILES_PER_PROGRAM = fused_blocks.TILES_PER_PROGRAM = fused_norm.TILES_PER_PROGRAM = 1
 
 
 def set_backend_flags(precision: str, is_deterministic: bool = True) -> None:

@@ -21,6 +21,7 @@ from schedule import CHECKS, TIMINGS
 
 EXIT_DEVICE_LOST = 3  # the steps that are left need a new process
 MIN_SECONDS = 10.0  # for which a process is worth starting
+START_SECONDS = 60.0  # until the first step of a process begins
 POLL_SECONDS = 0.2
 
 Process = subprocess.Popen[bytes]
@@ -84,14 +85,12 @@ def run_one_by_one(settings: Settings, steps: Sequence[str]) -> None:
 
 def _watch(settings: Settings, process: Process, step: str, num_before: int) -> tuple[str, int | None]:
     """Wait for a process of several steps; return its last step, and its status, None if a step took too long."""
-    step_start = time.time()
-    while (status := process.poll()) is None:
-        started = list_started_steps(settings.out_dir)[num_before:]
-        if started and started[-1] != step:
-            step, step_start = started[-1], time.time()
-        if time.time() > min(step_start + settings.get_limit(step) + schedule.GRACE_SECONDS, settings.deadline):
-            break
+    num_started, end = 0, time.time() + START_SECONDS
+    while (status := process.poll()) is None and time.time() < min(end, settings.deadline):
         time.sleep(POLL_SECONDS)
+        started = list_started_steps(settings.out_dir)[num_before:]
+        if len(started) > num_started:
+            num_started, end = len(started), time.time() + settings.get_limit(started[-1]) + schedule.GRACE_SECONDS
     started = list_started_steps(settings.out_dir)[num_before:]
     return started[-1] if started else step, status
 
