@@ -30,7 +30,9 @@ def profile_step(step: Callable[[], object], device: torch.device) -> JsonDict:
         "wall_ms": round(wall_ms, 2),
         "busy_ms": round(sum(milliseconds for _, _, milliseconds in kernels), 2),
         "num_launches": sum(count for _, count, _ in kernels),
-        "kernels": [[name[:80], count, round(milliseconds, 3)] for name, count, milliseconds in kernels[:NUM_KERNELS]],
+        "longest_kernels": [
+            [name[:80], count, round(milliseconds, 3)] for name, count, milliseconds in kernels[:NUM_KERNELS]
+        ],
     }
 
 
