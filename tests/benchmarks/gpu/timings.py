@@ -17,7 +17,6 @@ from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
 
-from galaxyhpc.benchmark import data_pipeline
 from galaxyhpc.benchmark.device_timer import measure_seconds
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.benchmark.environment import describe_environment
@@ -234,6 +233,8 @@ def _measure_inference(campaign: Campaign, network: nn.Module, batch_size: int, 
 
 def time_data(campaign: Campaign) -> None:
     """Time a batch from bytes to augmented images, beside torchvision's transforms, and as a fraction of the steps."""
+    from galaxyhpc.benchmark import data_pipeline  # with its packages, which other steps do without
+
     scale = campaign.scale
     budget = TimingBudget(2, scale.round_seconds)
     results = data_pipeline.measure_pipeline(scale.image_size, scale.batch_size, campaign.device.type, budget)

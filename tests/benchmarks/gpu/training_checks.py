@@ -26,7 +26,6 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from galaxyhpc import verify_resume
 from galaxyhpc.config.schema import (
     DataConfig,
     DemoConfig,
@@ -93,6 +92,8 @@ def _train_copy(network: nn.Module, images: Tensor, labels: Tensor, precision: s
 
 def kill_and_resume(campaign: Campaign) -> None:
     """Train, kill -9, resume: whether the bits are those of the uninterrupted training."""
+    from galaxyhpc import verify_resume  # with its packages, which other steps do without
+
     for group, convolution in (("D8", "harmonic"), ("C4", "dense"))[campaign.is_tiny :]:
         if campaign.seconds_left < 30:
             return
