@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,11 @@ from table import format_results
 if TYPE_CHECKING:
     from campaign import Campaign
 
+# What some steps import: with neither internet nor an installation, each has to be brought along
+PACKAGES = (
+    *("torch", "triton", "numpy", "pydantic", "e2cnn", "scipy", "sympy"),  # of all steps
+    *("h5py", "pandas", "rich", "submitit", "filelock", "astropy"),  # of data, resume and prediction
+)
 MIN_STEP_SECONDS = 5.0  # for which a step is worth starting
 
 
@@ -41,6 +47,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the sessions of steps end, too
     options.out.mkdir(parents=True, exist_ok=True)
     num_before = len(read_results(options.out))
+    record(options.out, "campaign", missing_packages=[name for name in PACKAGES if find_spec(name) is None])
     run_side_by_side(settings, [step for step in CHECKS if step in options.steps])
     run_one_by_one(settings, [step for step in TIMINGS if step in options.steps])
     lines = list(format_results(read_results(options.out)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from campaign import Campaign
@@ -19,6 +21,7 @@ from networks import (
     set_backend_flags,
     use_gpu_kernels_on_cpu,
 )
+from results import JsonDict
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
 
@@ -62,17 +65,26 @@ def compile_network_kernels(campaign: Campaign, name: str) -> None:
         campaign.record(network=name, kernels=kernels, harmonic_layers=num_harmonic, seconds=seconds)
 
 
+class SmokeCase(NamedTuple):
+    """Two blocks of a group, an input, a gradient of the output, and the outcome in float64."""
+
+    group: str
+    blocks: nn.Sequential
+    x: Tensor
+    upstream: Tensor
+    expected: Outcome
+
+
 def compare_with_float64(campaign: Campaign) -> None:
     """Compare outputs, gradients and statistics of all kernels with those of the layers in float64, on two blocks."""
     precisions = ("float32", "tf32", "bfloat16") if campaign.is_cuda else ("float32",)
     for group in campaign.scale.smoke_groups:
-        blocks = _make_blocks(campaign, group)
-        x = _make_smoke_input(campaign, group)
-        upstream, expected = _compute_reference(blocks, x)
+        case = _make_smoke_case(campaign, group)
         for precision in precisions:
             for kernels in _list_kernels(campaign, precision):
                 try:
-                    _compare(campaign, group, blocks, x, upstream, expected, precision, kernels)
+                    result = _compare(case, precision, kernels)
+                    campaign.record(group=group, precision=precision, kernels=kernels, **result)
                 except Exception as error:  # of a compiler, say: other kernels are compared nevertheless
                     campaign.record_failure(error, group=group, precision=precision, kernels=kernels)
 
@@ -83,69 +95,50 @@ def _list_kernels(campaign: Campaign, precision: str) -> list[str]:
     return ["dense", "operator", *(["irreps"] if precision == campaign.precision else [])]
 
 
-def _make_blocks(campaign: Campaign, group: str) -> nn.Sequential:
-    """Return blocks as in the study's network, a pool after the first."""
+def _make_smoke_case(campaign: Campaign, group: str) -> SmokeCase:
     torch.manual_seed(0)
-    blocks = nn.Sequential()
-    for in_fields, out_fields in pairwise(campaign.scale.smoke_fields):
-        norm = FieldBatchNorm(out_fields, groups.group_order(group))
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
-        pools = [] if len(blocks) else [AntialiasedPool()]
-        blocks.append(FusedSequential(SteerableConv(group, in_fields, out_fields, padding=1), norm, nn.ReLU(), *pools))
-    return blocks.to(campaign.device).train()
-
-
-def _make_smoke_input(campaign: Campaign, group: str) -> Tensor:
-    side, fields = campaign.scale.smoke_side, campaign.scale.smoke_fields[0]
-    return torch.randn(NUM_SMOKE_IMAGES, fields * groups.group_order(group), side, side).to(campaign.device)
-
-
-def _compute_reference(blocks: nn.Sequential, x: Tensor) -> tuple[Tensor, Outcome]:
-    """Return a gradient of the output, and the outcome of the layers in float64."""
+    scale = campaign.scale
+    blocks = _make_blocks(group, scale.smoke_fields).to(campaign.device).train()
+    num_channels = scale.smoke_fields[0] * groups.group_order(group)
+    x = torch.randn(NUM_SMOKE_IMAGES, num_channels, scale.smoke_side, scale.smoke_side).to(campaign.device)
     reference = copy.deepcopy(blocks).double()
     for layer in selection.get_steerable_layers(reference).values():
         layer.basis = layer.basis.double()
     with torch.no_grad():
         upstream = torch.randn_like(copy.deepcopy(reference)(x.double()))
-    return upstream, _run_blocks(reference, reference, x.double(), upstream, "float64")
+    return SmokeCase(group, blocks, x, upstream, _run_blocks(reference, reference, x.double(), upstream, "float64"))
 
 
-def _compare(
-    campaign: Campaign,
-    group: str,
-    blocks: nn.Sequential,
-    x: Tensor,
-    upstream: Tensor,
-    expected: Outcome,
-    precision: str,
-    kernels: str,
-) -> None:
-    """Record the relative errors of one kernel, and whether it gives the same bits twice."""
+def _make_blocks(group: str, fields: Sequence[int]) -> nn.Sequential:
+    """Return blocks as in the study's network, a pool after the first."""
+    blocks = nn.Sequential()
+    for in_fields, out_fields in pairwise(fields):
+        norm = FieldBatchNorm(out_fields, groups.group_order(group))
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        pools = [] if len(blocks) else [AntialiasedPool()]
+        blocks.append(FusedSequential(SteerableConv(group, in_fields, out_fields, padding=1), norm, nn.ReLU(), *pools))
+    return blocks
+
+
+def _compare(case: SmokeCase, precision: str, kernels: str) -> JsonDict:
+    """Return the relative errors of one kernel, and whether it gives the same bits twice."""
     set_backend_flags(precision)
     start = time.time()
-    outcomes = []
-    for _ in range(2):
-        copied = copy.deepcopy(blocks)
-        make_harmonic(copied, lambda _: kernels != "dense")
-        run = copied if kernels != "irreps" else lambda maps, copied=copied: fused_blocks.run_blocks(copied, maps)
-        outcomes.append(_run_blocks(copied, run, x, upstream, precision))
-    errors = {
-        name: float((outcomes[0][name].double() - value).norm() / value.norm()) for name, value in expected.items()
-    }
+    first, second = (_run_kernels(case, precision, kernels) for _ in range(2))
+    errors = {name: float((first[name].double() - x).norm() / x.norm()) for name, x in case.expected.items()}
     worst = max(errors, key=lambda name: errors[name])
-    has_same_bits = all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
-    campaign.record(
-        group=group,
-        precision=precision,
-        kernels=kernels,
-        output_error=errors["output"],
-        input_gradient_error=errors["x"],
-        worst_error=errors[worst],
-        worst=worst,
-        has_same_bits=has_same_bits,
-        seconds=round(time.time() - start, 1),
-    )
+    result: JsonDict = {"output_error": errors["output"], "input_gradient_error": errors["x"]}
+    result |= {"worst_error": errors[worst], "worst": worst}
+    result["has_same_bits"] = all(torch.equal(value, second[name]) for name, value in first.items())
+    return result | {"seconds": round(time.time() - start, 1)}
+
+
+def _run_kernels(case: SmokeCase, precision: str, kernels: str) -> Outcome:
+    blocks = copy.deepcopy(case.blocks)
+    make_harmonic(blocks, lambda _: kernels != "dense")
+    run = partial(fused_blocks.run_blocks, blocks) if kernels == "irreps" else blocks
+    return _run_blocks(blocks, run, case.x, case.upstream, precision)
 
 
 def _run_blocks(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from campaign import Campaign
@@ -29,32 +29,39 @@ from galaxyhpc.steerable.kernels import selection
 PREDICTION_SCRIPT = Path(__file__).parents[1] / "prediction.py"
 CACHE_BYTES = 12 << 20  # that stay in the L2 cache
 
+Result = TypeVar("Result")
+
 
 def measure_ceilings(campaign: Campaign) -> None:
     """Measure what no version can exceed: matrix products, copies, launches."""
     import triton
 
     environment = describe_environment(campaign.device.type, torch.get_num_threads())
-    campaign.record(**environment, triton=triton.__version__, processors=os.cpu_count())
-    size, num_bytes = (256, 1 << 20) if campaign.is_tiny else (8192, 1 << 30)
+    campaign.record(**environment, triton=triton.__version__)
     for precision in ("bfloat16", "tf32", "float32")[0 if campaign.is_cuda else 2 :]:
-        set_backend_flags(precision)
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        factor = torch.randn(size, size, device=campaign.device, dtype=dtype)
-        times = campaign.measure(lambda factor=factor: factor @ factor, max_calls=10)
-        campaign.record(precision=precision, tflops=round(2 * size**3 / times["ms"] / 1e9, 1))
-    source = torch.zeros(num_bytes, dtype=torch.uint8, device=campaign.device)
+        campaign.record(precision=precision, tflops=_measure_product(campaign, precision))
+    number = torch.zeros(8, device=campaign.device)
+    launches_ms = campaign.measure(lambda: [number.add_(1) for _ in range(200)])["ms"]
+    campaign.record(**_measure_copies(campaign), launch_us=round(1000 * launches_ms / 200, 2))
+
+
+def _measure_product(campaign: Campaign, precision: str) -> float:
+    """Return the rate of a product of large matrices, 10^12 operations per second."""
+    set_backend_flags(precision)
+    size, dtype = 256 if campaign.is_tiny else 8192, torch.bfloat16 if precision == "bfloat16" else torch.float32
+    factor = torch.randn(size, size, device=campaign.device, dtype=dtype)
+    return round(2 * size**3 / campaign.measure(lambda: factor @ factor, max_calls=10)["ms"] / 1e9, 3)
+
+
+def _measure_copies(campaign: Campaign) -> JsonDict:
+    """Return the rates of a copy in memory and of one in the cache, 10^12 bytes read and written per second."""
+    source = torch.zeros(1 << 20 if campaign.is_tiny else 1 << 30, dtype=torch.uint8, device=campaign.device)
     target = torch.empty_like(source)
     copy_ms = campaign.measure(lambda: target.copy_(source))["ms"]
     small_source, small_target = source[:CACHE_BYTES], target[:CACHE_BYTES]
     cached_ms = campaign.measure(lambda: [small_target.copy_(small_source) for _ in range(50)])["ms"] / 50
-    number = torch.zeros(8, device=campaign.device)
-    launch_us = campaign.measure(lambda: [number.add_(1) for _ in range(200)])["ms"] * 1000 / 200
-    campaign.record(
-        copy_tbs=round(2 * num_bytes / copy_ms / 1e9, 2),
-        cached_copy_tbs=round(2 * len(small_source) / cached_ms / 1e9, 2),
-        launch_us=round(launch_us, 2),
-    )
+    rates = (2 * len(source) / copy_ms / 1e9, 2 * len(small_source) / cached_ms / 1e9)
+    return dict(zip(("copy_tbs", "cached_copy_tbs"), (round(rate, 3) for rate in rates), strict=True))
 
 
 def time_training_steps(campaign: Campaign) -> None:
@@ -179,7 +186,7 @@ def time_compiled_steps(campaign: Campaign) -> None:
 
 def try_selection(campaign: Campaign) -> None:
     """Run the trial by which a training selects its kernels, here for its numbers, then in a process of its own."""
-    device, dtype = campaign.device, torch.bfloat16 if campaign.is_cuda else torch.float32
+    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
     batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
     for name in ("C4",) if campaign.is_tiny else ("D16", "D8"):
         if campaign.seconds_left < 10:
@@ -187,21 +194,25 @@ def try_selection(campaign: Campaign) -> None:
         campaign.free_memory()
         set_backend_flags(campaign.precision)
         network = make_network(campaign, name)
-        make_harmonic(network)
-        layers = selection.get_steerable_layers(network)
-        choice = {layer_name: layer.harmonic for layer_name, layer in layers.items()}
-        if campaign.is_cuda:
-            choice = _choose_by_roofline(campaign, network)
-        start = time.time()
-        trial = selection.run_trial(network, choice, batch_shape, device, dtype)
-        trial_seconds = round(time.time() - start, 1)
-        campaign.record(
-            network=name, **trial._asdict(), harmonic_layers=sum(choice.values()), trial_seconds=trial_seconds
-        )
-        start = time.time()
-        selected = selection.validate_on_device(network, choice, batch_shape, device, dtype)
-        seconds = round(time.time() - start, 1)
-        campaign.record(network=name, selected_layers=sum(selected.values()), process_seconds=seconds)
+        choice = _choose_by_roofline(campaign, network) if campaign.is_cuda else _choose_harmonic(network)
+        arguments = (network, choice, batch_shape, campaign.device, dtype)
+        trial, trial_seconds = _time_once(lambda arguments=arguments: selection.run_trial(*arguments))
+        selected, seconds = _time_once(lambda arguments=arguments: selection.validate_on_device(*arguments))
+        result: JsonDict = {"harmonic_layers": sum(choice.values()), "selected_layers": sum(selected.values())}
+        result |= {"trial_seconds": trial_seconds, "trial_process_seconds": seconds}
+        campaign.record(network=name, **trial._asdict(), **result)
+
+
+def _choose_harmonic(network: nn.Module) -> selection.KernelChoice:
+    make_harmonic(network)
+    return {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
+
+
+def _time_once(function: Callable[[], Result]) -> tuple[Result, float]:
+    """Return the result of a function, and the seconds that it took."""
+    start = time.time()
+    result = function()
+    return result, round(time.time() - start, 1)
 
 
 def time_inference(campaign: Campaign) -> None:
