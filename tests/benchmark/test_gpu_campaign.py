@@ -19,7 +19,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-CAMPAIGN = Path(__file__).parents[1] / "benchmarks" / "gpu"
+PROJECT = Path(__file__).parents[2]
+CAMPAIGN = PROJECT / "tests" / "benchmarks" / "gpu"
 STEPS = (
     *("warm", "smoke", "bits", "resume", "pair"),
     *("ceilings", "steps", "layers", "profile", "compiled", "selection", "inference", "data", "e2cnn", "prediction"),
@@ -62,12 +63,9 @@ abort_later, finish_first = abort, finish
 
 
 def start(directory: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(directory), "--out", str(out), "--tiny", *options]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        env=environment | {"PYTHONPATH": os.pathsep.join([str(CAMPAIGN.parents[2]), os.environ.get("PYTHONPATH", "")])},
-    )
+    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(directory), "--out", str(out), *options]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path})
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -98,7 +96,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_the_whole_campaign_runs_on_a_cpu(tmp_path: Path) -> None:
-    process = start(CAMPAIGN, tmp_path, "--seconds", str(LIMIT_SECONDS))
+    process = start(CAMPAIGN, tmp_path, "--tiny", "--seconds", str(LIMIT_SECONDS))
     assert process.wait(LIMIT_SECONDS) == 0
     results = read(tmp_path)
     assert list_steps(results, "start") == list_steps(results, "end") == set(STEPS)
@@ -116,7 +114,7 @@ def test_the_whole_campaign_runs_on_a_cpu(tmp_path: Path) -> None:
 def test_a_step_that_crashes_fails_or_hangs_ends_alone(faulty_campaign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     steps = "abort,finish,finish_first,abort_later,fail,hang,finish_last"
-    assert start(faulty_campaign, out, "--steps", steps, "--seconds", "300").wait(300) == 1
+    assert start(faulty_campaign, out, "--tiny", "--steps", steps, "--seconds", "300").wait(300) == 1
     results = read(out)
     failures = {line["step"]: line["failed"] for line in results if "failed" in line}
     assert failures == {
@@ -133,7 +131,7 @@ def test_a_step_that_crashes_fails_or_hangs_ends_alone(faulty_campaign: Path, tm
 @pytest.mark.slow
 def test_a_campaign_that_is_terminated_leaves_no_process(faulty_campaign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(faulty_campaign, out, "--steps", "hang_long", "--seconds", "300")
+    process = start(faulty_campaign, out, "--tiny", "--steps", "hang_long", "--seconds", "300")
     end = time.monotonic() + 120
     pids: list[int] = []
     while len(pids) < 2 and time.monotonic() < end:
@@ -142,6 +140,14 @@ def test_a_campaign_that_is_terminated_leaves_no_process(faulty_campaign: Path, 
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert len(pids) == 2 and not any(map(is_running, pids))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
+    assert start(CAMPAIGN, tmp_path, "--steps", "ceilings").wait(120) == 1
+    failures = [line["failed"] for line in read(tmp_path) if "failed" in line]
+    assert failures == ["torch sees no GPU; expected one, or --tiny"]
 
 
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:

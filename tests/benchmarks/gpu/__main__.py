@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu --out OUT --seconds 470 --sample sample.h5         # all steps
     python tests/benchmarks/gpu --out OUT --steps compiled,e2cnn                   # some
-    TRITON_INTERPRET=1 python tests/benchmarks/gpu --out OUT --tiny                # on a CPU, to see that it runs
+    python tests/benchmarks/gpu --out OUT --tiny                                   # on a CPU, to see that it runs
 
 First, side by side, what is right or wrong: kernels are compiled, outputs, gradients and bits compared, a training is
 killed and resumed, two processes share the GPU. Then, one after the other, what is timed. A step that fails, hangs or
@@ -67,9 +67,12 @@ def run_steps(settings: Settings, steps: list[str]) -> int:
         start = time.time()
         deadline = min(settings.deadline, start + settings.get_limit(step))
         campaign = Campaign(settings.out_dir, step, deadline, settings.is_tiny, settings.sample)
-        if not campaign.is_cuda:
+        if settings.is_tiny:
             use_gpu_kernels_on_cpu()
         record(settings.out_dir, step, event="start")
+        if not (campaign.is_cuda or settings.is_tiny):
+            record(settings.out_dir, step, failed="torch sees no GPU; expected one, or --tiny")
+            return 0
         if not run_step(campaign):
             return EXIT_DEVICE_LOST
         record(settings.out_dir, step, event="end", seconds=round(time.time() - start, 1))

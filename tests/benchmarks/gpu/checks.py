@@ -51,7 +51,7 @@ def compile_kernels(campaign: Campaign) -> None:
 
 def compile_network_kernels(campaign: Campaign, name: str) -> None:
     """Take a step with irreps from block to block, and a dense one, whose norms are fused."""
-    if not campaign.is_cuda:
+    if campaign.is_tiny:
         use_gpu_kernels_on_cpu()
     set_backend_flags(campaign.precision)
     network = make_network(campaign, name)

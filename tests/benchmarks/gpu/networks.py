@@ -9,6 +9,7 @@ import torch
 from campaign import Campaign
 from torch import Tensor, nn
 
+from galaxyhpc.benchmark.implementations import make_dense_limit
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -66,6 +67,11 @@ def make_model(campaign: Campaign, settings: dict[str, Any], image_size: int) ->
     torch.manual_seed(0)
     network = build_model(ModelConfig.model_validate(settings), image_size, NUM_CLASSES)
     return network.to(campaign.device).train()
+
+
+def make_limit(network: nn.Module) -> nn.Module:
+    """Return the dense limit of a network, its filters in the layout of its maps."""
+    return make_dense_limit(network).to(memory_format=torch.channels_last)
 
 
 def make_harmonic(network: nn.Module, should_be: Callable[[str], bool] = lambda name: True) -> int:

@@ -47,7 +47,8 @@ def open_session(settings: Settings, steps: Sequence[str]) -> Iterator[Process]:
     command += ["--out", str(settings.out_dir), "--seconds", str(settings.deadline - time.time())]
     command += ["--tiny"] if settings.is_tiny else []
     command += ["--sample", str(settings.sample)] if settings.sample else []
-    process = subprocess.Popen(command, start_new_session=True)
+    environment = os.environ | ({"TRITON_INTERPRET": "1"} if settings.is_tiny else {})
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         yield process
     finally:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from campaign import Campaign
-from networks import autocast, make_harmonic, make_images, make_network, run_step, set_backend_flags
+from networks import autocast, make_harmonic, make_images, make_limit, make_network, run_step, set_backend_flags
 from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from galaxyhpc.benchmark.device_timer import measure_seconds
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.benchmark.environment import describe_environment
-from galaxyhpc.benchmark.implementations import make_dense_limit
 from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
 from galaxyhpc.benchmark.step_profile import profile_step
 from galaxyhpc.benchmark.timing import TimingBudget
@@ -92,7 +91,7 @@ def _time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict
     num_harmonic = make_harmonic(network, lambda _: kernels == "harmonic")
     if kernels == "auto":
         num_harmonic = _apply_roofline(campaign, network)
-    network = make_dense_limit(network) if kernels == "dense" else network
+    network = make_limit(network) if kernels == "dense" else network
     result = {"kernels": kernels, "harmonic_layers": num_harmonic}
     yield result | _measure_step(campaign, network, campaign.scale.batch_size)
     if kernels == "auto":
@@ -140,7 +139,7 @@ def time_layers(campaign: Campaign) -> None:
             return
         campaign.free_memory()
         try:
-            campaign.record(**time_layer(case, campaign.device, dtype, campaign.scale.round_seconds / 4))
+            campaign.record(**time_layer(case, campaign.device, dtype, campaign.scale.round_seconds / 6))
         except Exception as error:
             campaign.record_failure(error, layer=case.name)
 
@@ -174,7 +173,7 @@ def time_compiled_steps(campaign: Campaign) -> None:
             return
         torch.compiler.reset()
         set_backend_flags(campaign.precision, is_deterministic=False)
-        limit = make_dense_limit(make_network(campaign, name))
+        limit = make_limit(make_network(campaign, name))
         network = torch.compile(limit, fullgraph=True, backend="inductor" if campaign.is_cuda else "aot_eager")
         try:
             campaign.record(

@@ -136,7 +136,7 @@ def compare_two_processes(campaign: Campaign) -> None:
 
 def _run_rank(rank: int, campaign: Campaign, folder: str) -> None:
     """Compare by kernels and precision, in one of the two processes."""
-    if not campaign.is_cuda:
+    if campaign.is_tiny:
         use_gpu_kernels_on_cpu()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
