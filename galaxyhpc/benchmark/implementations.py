@@ -27,9 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc.benchmark.device_timer import measure_seconds
+from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
-from galaxyhpc.benchmark.step_profile import profile_step
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -183,11 +182,11 @@ class TimedNetwork:
         return select_kernels(self.network, self.case, training)
 
     def profile(self) -> dict[str, Any]:
-        """Return a profile of a step, see `step_profile`."""
+        """Return a profile of a step, see `profile_call`."""
         network, images = self.variants[0]
         network.train()
         self._select_kernels(training=True)
-        return profile_step(lambda: self._train_step(network, images), torch.device(self.case.device))
+        return profile_call(lambda: self._train_step(network, images), torch.device(self.case.device))
 
     def release(self) -> None:
         """Free the memory of an implementation that failed."""

@@ -17,11 +17,10 @@ from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
 
-from galaxyhpc.benchmark.device_timer import measure_seconds
+from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
-from galaxyhpc.benchmark.step_profile import profile_step
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.steerable.kernels import selection
 
@@ -163,7 +162,7 @@ def profile_steps(campaign: Campaign) -> None:
         network = make_network(campaign, name)
         make_harmonic(network, lambda _, kernels=kernels: kernels == "harmonic")
         step = _bind_step(network, *make_images(campaign, campaign.scale.micro_batch), campaign.precision)
-        campaign.record(network=name, kernels=kernels, **profile_step(step, campaign.device))
+        campaign.record(network=name, kernels=kernels, **profile_call(step, campaign.device))
 
 
 def time_compiled_steps(campaign: Campaign) -> None:
