@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -77,16 +77,17 @@ class SmokeCase(NamedTuple):
 
 def compare_with_float64(campaign: Campaign) -> None:
     """Compare outputs, gradients and statistics of all kernels with those of the layers in float64, on two blocks."""
-    precisions = ("float32", "tf32", "bfloat16") if campaign.is_cuda else ("float32",)
-    for group in campaign.scale.smoke_groups:
-        case = _make_smoke_case(campaign, group)
-        for precision in precisions:
-            for kernels in _list_kernels(campaign, precision):
-                try:
-                    result = _compare(case, precision, kernels)
-                    campaign.record(group=group, precision=precision, kernels=kernels, **result)
-                except Exception as error:  # of a compiler, say: other kernels are compared nevertheless
-                    campaign.record_failure(error, group=group, precision=precision, kernels=kernels)
+    cases = [_make_smoke_case(campaign, group) for group in campaign.scale.smoke_groups]
+    # float32 last: its kernels take long to compile
+    for precision in ("bfloat16", "float32", "tf32") if campaign.is_cuda else ("float32",):
+        for case, kernels in product(cases, _list_kernels(campaign, precision)):
+            if campaign.seconds_left < 3:
+                return
+            values = {"group": case.group, "precision": precision, "kernels": kernels}
+            try:
+                campaign.record(**values, **_compare(case, precision, kernels))
+            except Exception as error:  # of a compiler, say: other kernels are compared nevertheless
+                campaign.record_failure(error, **values)
 
 
 def _list_kernels(campaign: Campaign, precision: str) -> list[str]:
