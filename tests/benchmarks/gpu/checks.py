@@ -127,12 +127,17 @@ def _compare(case: SmokeCase, precision: str, kernels: str) -> JsonDict:
     set_backend_flags(precision)
     start = time.time()
     first, second = (_run_kernels(case, precision, kernels) for _ in range(2))
-    errors = {name: float((first[name].double() - x).norm() / x.norm()) for name, x in case.expected.items()}
+    errors = {name: _compute_error(first[name], value) for name, value in case.expected.items()}
     worst = max(errors, key=lambda name: errors[name])
     result: JsonDict = {"output_error": errors["output"], "input_gradient_error": errors["x"]}
     result |= {"worst_error": errors[worst], "worst": worst}
     result["has_same_bits"] = all(torch.equal(value, second[name]) for name, value in first.items())
     return result | {"seconds": round(time.time() - start, 1)}
+
+
+def _compute_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the relative error, in three digits."""
+    return float(f"{float((actual.double() - expected).norm() / expected.norm()):.3g}")
 
 
 def _run_kernels(case: SmokeCase, precision: str, kernels: str) -> Outcome:
