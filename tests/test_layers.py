@@ -30,7 +30,12 @@ FOLDERS = (
 )
 LIBRARY = {folder for row in FOLDERS for folder in row}
 PARTS_FOR_COMMANDS = {"launch", "status"}  # folders of commands whose parts other commands use
-STEERABLE_IMPORTS = {"galaxyhpc.config.group_names", "galaxyhpc.storage.files", "galaxyhpc.runtime.native"}
+STEERABLE_IMPORTS = {
+    "galaxyhpc.config.group_names",
+    "galaxyhpc.storage.files",
+    "galaxyhpc.runtime.native",
+    "galaxyhpc.runtime.child_python",
+}
 IMPORTS_E2CNN = {"steerable", "benchmark"}
 MOST_FILES = 12
 LIGHT = ("launch", "status", "cancel", "retry", "doctor")

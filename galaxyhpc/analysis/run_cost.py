@@ -24,7 +24,7 @@ from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import find_runs, read_plan
 
 CORE_MACS_PER_SECOND = 1.2e10  # multiply-adds per second
-GPU_MACS_PER_SECOND = {"float32": 1e13, "bfloat16": 2e13}
+GPU_MACS_PER_SECOND = {"float32": 1e13, "tf32": 1.5e13, "bfloat16": 2e13}
 CORE_SECONDS_PER_IMAGE, GPU_SECONDS_PER_PASS = 1e-3, 20e-3  # fixed overhead
 THREAD_SCALING_EXPONENT = 0.8  # n threads are as fast as n**exponent cores
 FORWARD_PASSES_PER_TRAINING_IMAGE = 3  # cost of training on an image

@@ -2,6 +2,7 @@
 
     galaxyhpc benchmark --out here.json
     galaxyhpc benchmark --device cuda --size 255 --batch 32 --groups D16,D8 --implementations dense,ours
+    galaxyhpc benchmark --device cuda --size 255 --groups D16 --parts layers,profile --kernels harmonic --seconds 300
     galaxyhpc benchmark --predict sweeps/all_groups.yaml --from benchmark.json
 
 The file is rewritten after every measurement: an interrupted benchmark leaves the results so far.
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +27,24 @@ from rich.progress import Progress
 from galaxyhpc.benchmark import data_pipeline, forecast, scaling, tables
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.forecast import BenchmarkFileError
-from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, Case
-from galaxyhpc.benchmark.timing import PARTS, TimingBudget, compare_implementations
+from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, NUM_CLASSES, Case
+from galaxyhpc.benchmark.layer_timing import list_layers, time_layer
+from galaxyhpc.benchmark.timing import NETWORK_PARTS, PARTS, TimingBudget, compare_implementations
 from galaxyhpc.config.group_names import check_group_name
 from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
+from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.console import make_console
+from galaxyhpc.steerable.kernels.selection import BatchShape
 from galaxyhpc.storage.files import OVERWRITE_HELP, OutputExistsError, check_output, write_text
 
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
 CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # 16 for smaller groups
 GPU_BATCH_SIZE = 32
-ALL_PARTS = (*PARTS, "data", "scaling")
+ALL_PARTS = (*NETWORK_PARTS, "layers", "data", "scaling")
+DEFAULT_PARTS = (*PARTS, "data", "scaling")
+KERNELS = ("auto", "dense", "harmonic")
 SMALLEST_NETWORKS = ("C1", "cnn")
 TIMING_BUDGETS = {"cpu": TimingBudget(3, 0.5), "cuda": TimingBudget(4, 0.5)}
 
@@ -74,12 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: JsonDict, progress: Progress) -> None:
     """Measure the requested parts; write the results after every measurement."""
-    budget, other_parts = TIMING_BUDGETS[options.device], [part for part in options.parts if part not in PARTS]
-    parts = [part for part in PARTS if part in options.parts]
+    budget = replace(TIMING_BUDGETS[options.device], deadline=time.monotonic() + options.seconds)
+    other_parts = [part for part in options.parts if part not in NETWORK_PARTS]
+    parts = [part for part in NETWORK_PARTS if part in options.parts]
     items = len(options.implementations) + len(parts) + 1
     task = progress.add_task("", total=items * len(cases) * bool(parts) + len(other_parts))
 
-    def add_results(**new_results: JsonDict) -> None:
+    def add_results(**new_results: Any) -> None:
         results.update(new_results)
         write_text(options.out, json.dumps(results, indent=1) + "\n")
         progress.advance(task)
@@ -87,15 +97,36 @@ def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: 
     def make_callback(name: str) -> Callable[[JsonDict], None]:
         return lambda network: add_results(networks=results["networks"] | {name: network})
 
+    def is_skipped(name: str) -> bool:
+        """Whether there is no time left for this; it is noted."""
+        if budget.is_spent:
+            add_results(skipped=[*results.get("skipped", []), name])
+        return budget.is_spent
+
     for number, case in enumerate(cases if parts else ()):
+        if is_skipped(case.name):
+            continue
         progress.update(task, description=case.name, completed=number * items)
         compare_implementations(case, options.implementations, parts, budget, make_callback(case.name))
-    if "data" in other_parts:
+    if "layers" in other_parts:
+        for case in cases:
+            progress.update(task, description=f"layers of {case.name}")
+            if case.model.group and not is_skipped(f"layers of {case.name}"):
+                add_results(layers=[*results.get("layers", []), *_measure_layers(case, budget)])
+    if "data" in other_parts and not is_skipped("data"):
         progress.update(task, description="data")
         add_results(data=_measure_data(options, results["networks"], budget))
-    if "scaling" in other_parts:
+    if "scaling" in other_parts and not is_skipped("scaling"):
         progress.update(task, description="scaling")
         add_results(scaling=scaling.measure_scaling(_make_case(options, "C4"), budget))
+
+
+def _measure_layers(case: Case, budget: TimingBudget) -> list[JsonDict]:
+    """Time the layers of a network, one after the other."""
+    network = build_model(case.model, case.image_size, NUM_CLASSES)
+    device, dtype = torch.device(case.device), getattr(torch, case.precision)
+    layers = list_layers(network, BatchShape(case.batch_size, case.image_size))
+    return [time_layer(layer, device, dtype, budget.round_seconds / 4) for layer in layers]
 
 
 def _measure_data(options: argparse.Namespace, networks: dict[str, JsonDict], budget: TimingBudget) -> JsonDict:
@@ -130,6 +161,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     implementations_help = f"compare only these of {','.join(IMPLEMENTATIONS)} (all)"
+    parts_help = f"measure only these of {','.join(ALL_PARTS)} (all but profile and, on a GPU only, layers)"
     from_help = "with --predict: the file of an earlier benchmark that measured the training of `ours`"
     add(
         "--device",
@@ -148,7 +180,9 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, metavar="N", help="images per batch (4 to 16 on a CPU, by group; 32 on a GPU)")
     add("--scale", type=float, default=1.0, help="factor of the study's fields (%(default)s)")
     add("--implementations", type=_parse_list, default=list(IMPLEMENTATIONS), help=implementations_help)
-    add("--parts", type=_parse_list, default=list(ALL_PARTS), help=f"measure only these of {','.join(ALL_PARTS)} (all)")
+    add("--parts", type=_parse_list, default=list(DEFAULT_PARTS), help=parts_help)
+    add("--kernels", choices=KERNELS, default="auto", help="kernels of all layers of `ours` (%(default)s)")
+    add("--seconds", type=float, default=math.inf, help="begin no measurement after this time (no limit)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (%(default)s)")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile for dense (on a GPU)")
     add("--predict", type=Path, metavar="SWEEP", help="measure nothing; predict the hours of a sweep from --from")
@@ -174,6 +208,8 @@ def _check_options(options: argparse.Namespace) -> None:
         setattr(options, option, [value for value in allowed if value in values])
     if options.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("--device: got cuda, but torch sees no GPU; expected cpu")
+    if options.device == "cpu" and "layers" in options.parts:
+        raise BenchmarkError("--parts: got layers on a CPU, whose kernels are chosen by measured rates; expected a GPU")
     if options.threads < 1:
         raise BenchmarkError(f"--threads: got {options.threads}; expected 1 or more")
     if not options.out.absolute().parent.is_dir():
@@ -202,7 +238,7 @@ def _make_case(options: argparse.Namespace, name: str) -> Case:
     on_gpu = options.device == "cuda"
     should_compile = on_gpu if options.compile is None else options.compile
     batch_size = options.batch or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZES.get(name, 16))
-    return Case(model, options.size, batch_size, options.device, should_compile, options.threads)
+    return Case(model, options.size, batch_size, options.device, should_compile, options.threads, options.kernels)
 
 
 def _make_header(options: argparse.Namespace) -> JsonDict:

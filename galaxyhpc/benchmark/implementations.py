@@ -4,9 +4,10 @@
     dense: the dense limit; filters are parameters, nothing is expanded
     ours:  the network as the trainer runs it
 
-On a GPU dense and ours are channels-last and in bfloat16, and only dense is compiled and lets cuDNN search its
-algorithms: the trainer is eager and needs deterministic ones. On a CPU all are float32 and eager, and dense uses the
-faster of two layouts. A step is forward and backward of cross-entropy, without the optimizer.
+On a GPU dense and ours are channels-last, train in bfloat16 and evaluate in float32. Only dense is compiled and lets
+cuDNN search its algorithms: the trainer is eager and needs deterministic ones. Only e2cnn has torch's default, TF32 in
+convolutions. On a CPU all are float32 and eager, and dense uses the faster of two layouts. A step is forward and
+backward of cross-entropy, without the optimizer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
@@ -49,6 +51,7 @@ class Case:
     device: str  # cpu or cuda
     should_compile: bool  # dense, by torch.compile
     num_threads: int
+    kernels: str = "auto"  # of ours, or dense or harmonic, as resources.convolution
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class Case:
 
     @property
     def precision(self) -> str:
-        """The precision of dense and ours."""
+        """The precision of dense and ours in training."""
         return "bfloat16" if self.device == "cuda" else "float32"
 
 
@@ -85,9 +88,13 @@ def make_dense_limit(network: nn.Module) -> nn.Module:
 
 
 def select_kernels(network: nn.Module, case: Case, training: bool) -> int:
-    """Let every layer use its faster kernel; return the number of layers without a dense filter."""
+    """Let every layer use its faster kernel, or the one asked for; return the number of harmonic layers."""
     device, batch_shape = torch.device(case.device), selection.BatchShape(case.batch_size, case.image_size)
-    choice = selection.choose_kernels(network, batch_shape, device, getattr(torch, case.precision), training)
+    dtype = getattr(torch, case.precision) if training else torch.float32
+    if case.kernels == "auto":
+        choice = selection.choose_kernels(network, batch_shape, device, dtype, training)
+    else:
+        choice = dict.fromkeys(selection.get_steerable_layers(network), case.kernels == "harmonic")
     selection.apply_choice(network, choice, device)
     return sum(choice.values())
 
@@ -174,6 +181,13 @@ class TimedNetwork:
         self.selected_for_training = training
         return select_kernels(self.network, self.case, training)
 
+    def profile(self) -> dict[str, Any]:
+        """Return a profile of a step, see `profile_call`."""
+        network, images = self.variants[0]
+        network.train()
+        self._select_kernels(training=True)
+        return profile_call(lambda: self._train_step(network, images), torch.device(self.case.device))
+
     def release(self) -> None:
         """Free the memory of an implementation that failed."""
         self.variants, self.network = [], None
@@ -183,7 +197,7 @@ class TimedNetwork:
 
     def _build_network(self) -> nn.Module:
         torch.manual_seed(0)
-        torch.backends.cudnn.benchmark = False
+        self._set_backend_flags()
         network = build_model(self.case.model, self.case.image_size, NUM_CLASSES)
         if self.implementation == "dense":
             network = make_dense_limit(network)
@@ -208,11 +222,16 @@ class TimedNetwork:
         return network, self.images.contiguous(memory_format=layout)
 
     def _compute_logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        torch.backends.cudnn.benchmark = self.implementation == "dense"
-        torch.backends.cudnn.deterministic = self.implementation == "ours"
-        with torch.autocast(self.case.device, torch.bfloat16, enabled=self.is_cuda and self.implementation != "e2cnn"):
+        is_half = network.training and self.implementation != "e2cnn" and self.case.precision == "bfloat16"
+        with torch.autocast(self.case.device, torch.bfloat16, enabled=is_half):
             logits: Tensor = network(images)
         return logits.float()
+
+    def _set_backend_flags(self) -> None:
+        """Set torch's flags as the trainer does for ours, and as an implementation is fastest for the others."""
+        torch.backends.cudnn.benchmark = self.implementation == "dense"
+        torch.backends.cudnn.deterministic = self.implementation == "ours"
+        torch.backends.cudnn.allow_tf32 = self.implementation == "e2cnn"
 
     def _train_step(self, network: nn.Module, images: Tensor) -> None:
         network.zero_grad()
@@ -231,16 +250,7 @@ class TimedNetwork:
         return self._measure_seconds(lambda: [step(network, images) for _ in range(num_steps)]) / num_steps
 
     def _measure_seconds(self, function: Callable[[], object]) -> float:
-        if self.is_cuda:
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            events[0].record()
-            function()
-            events[1].record()
-            torch.cuda.synchronize()
-            return float(events[0].elapsed_time(events[1])) / 1000
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+        return measure_seconds(function, torch.device(self.case.device))
 
     def _synchronize(self) -> None:
         if self.is_cuda:

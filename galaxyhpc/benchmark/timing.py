@@ -1,13 +1,15 @@
 """Timing of several implementations of one network, in alternating rounds on one machine.
 
-On a CPU every implementation has its own process, so that its peak memory and start-up are its own; while one computes,
-the others wait. On a GPU, whose allocator counts memory, all share this process.
+Every implementation has its own process: peak memory and start-up are its own, and an error on a GPU, after which that
+process cannot use it, leaves the others alone. While one computes, the others wait.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from galaxyhpc.runtime.child_python import die_with_parent
 from galaxyhpc.runtime.process import keep_heap
 
 PARTS = ("training", "inference")
+NETWORK_PARTS = (*PARTS, "profile")
 IMPORT_TIMEOUT_SECONDS = 120.0
 JsonDict = dict[str, Any]
 
@@ -32,10 +35,15 @@ class ImplementationError(RuntimeError):
 
 @dataclass(frozen=True)
 class TimingBudget:
-    """Number of rounds and their minimum duration."""
+    """Number of rounds, their minimum duration, and the end of all measurements."""
 
     num_rounds: int
     round_seconds: float
+    deadline: float = math.inf  # s, as time.monotonic(); no round but the first of each begins later
+
+    @property
+    def is_spent(self) -> bool:
+        return time.monotonic() > self.deadline
 
 
 def call_method(timed_network: TimedNetwork, method: str, *arguments: float) -> Any:
@@ -54,31 +62,14 @@ def call_method(timed_network: TimedNetwork, method: str, *arguments: float) -> 
     raise ImplementationError(message)
 
 
-class InProcessRunner:
-    """An implementation in this process."""
-
-    def __init__(self, case: Case, implementation: str) -> None:
-        self.timed_network = TimedNetwork(case, implementation)
-
-    def wait_until_ready(self) -> None:
-        """Return at once."""
-
-    def call(self, method: str, *arguments: float) -> Any:
-        return call_method(self.timed_network, method, *arguments)
-
-    def close(self) -> None:
-        self.timed_network.release()
-
-
 class SubprocessRunner:
     """An implementation in its own process."""
 
     def __init__(self, case: Case, implementation: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, child_connection = context.Pipe()
-        self.process = context.Process(
-            target=serve_calls, args=(os.getpid(), child_connection, case, implementation), daemon=True
-        )
+        # not a daemon, which could not have the child that tries the kernels of a GPU; it ends with the connection
+        self.process = context.Process(target=serve_calls, args=(os.getpid(), child_connection, case, implementation))
         self.process.start()
         child_connection.close()
         self.is_ready = False
@@ -126,21 +117,15 @@ def serve_calls(parent_pid: int, connection: Connection, case: Case, implementat
             connection.send(error)
 
 
-Runners = dict[str, InProcessRunner | SubprocessRunner]
+Runners = dict[str, SubprocessRunner]
 
 
 @contextmanager
 def _open_runners(case: Case, implementations: Sequence[str]) -> Iterator[Runners]:
-    if case.device == "cuda" and case.should_compile:
-        torch._dynamo.reset()  # it recompiles a function a few times only
     runners: Runners = {}
     try:
         for implementation in implementations:
-            runners[implementation] = (
-                InProcessRunner(case, implementation)
-                if case.device == "cuda"
-                else SubprocessRunner(case, implementation)
-            )
+            runners[implementation] = SubprocessRunner(case, implementation)
         for runner in runners.values():
             runner.wait_until_ready()
         yield runners
@@ -159,15 +144,23 @@ def compare_implementations(
     """Measure all implementations of one network; `on_result` gets the results so far after every measurement."""
     results: dict[str, JsonDict] = {implementation: {} for implementation in implementations}
     network: JsonDict = {"model": case.model.model_dump(mode="json"), "size": case.image_size, "batch": case.batch_size}
-    network |= {"precision": case.precision, "compiled": case.should_compile, "ratios": {}, "implementations": results}
+    network |= {"precision": case.precision, "compiled": case.should_compile, "kernels": case.kernels}
+    network |= {"ratios": {}, "implementations": results}
+    timed_parts = [part for part in parts if part in PARTS]
     with _open_runners(case, implementations) as runners:
         for implementation, runner in runners.items():
             with _record_failure(results[implementation]):
                 results[implementation] |= runner.call("start")
             on_result(network)
-        for part in parts:
+        for part in timed_parts:
             _time_part(runners, results, part, budget, case.batch_size)
-            network["ratios"] = compute_ratios(results, parts)
+            network["ratios"] = compute_ratios(results, timed_parts)
+            on_result(network)
+        if "profile" in parts:
+            for implementation, runner in runners.items():
+                if "failed" not in results[implementation]:
+                    with _record_failure(results[implementation]):
+                        results[implementation]["profile"] = runner.call("profile")
             on_result(network)
         if "training" in parts and "failed" not in results.get("ours", {"failed": ""}):
             with _record_failure(results["ours"]):
@@ -181,7 +174,9 @@ def _time_part(
 ) -> None:
     """Time one part of all implementations that have not failed, in alternating rounds."""
     times: dict[str, list[float]] = {implementation: [] for implementation in runners}
-    for _ in range(budget.num_rounds):
+    for round_number in range(budget.num_rounds):
+        if round_number and budget.is_spent:
+            break
         for implementation, runner in runners.items():
             if "failed" not in results[implementation]:
                 with _record_failure(results[implementation]):

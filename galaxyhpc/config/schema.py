@@ -191,7 +191,7 @@ class TrainConfig(BaseConfig):
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     early_stopping: PositiveInt | None = None  # epochs without a better validation accuracy
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"  # tf32: of a GPU's products; elsewhere float32
     sync_batchnorm: bool = False
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
 from galaxyhpc.steerable.layers import CircularMask, GroupPooling, SteerableConv
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -50,10 +50,10 @@ class ResidualBlock(nn.Module):
         layers: list[nn.Module] = []
         for (size, step), (num_in, num_out) in zip(sizes, pairwise(counts), strict=True):
             layers += [*_make_conv_bn(group, num_in, num_out, size, step), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = FusedSequential(*layers[:-1])
         has_same_shape = stride == 1 and in_fields == outputs
         self.shortcut = (
-            nn.Identity() if has_same_shape else nn.Sequential(*_make_conv_bn(group, in_fields, outputs, 1, stride))
+            nn.Identity() if has_same_shape else FusedSequential(*_make_conv_bn(group, in_fields, outputs, 1, stride))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class E2ResNet(nn.Module):
         order = groups.group_order(group)
         self.front = CircularMask(image_size)
         stem = SteerableConv(group, 3, fields[0], 7, kind="trivial", stride=2, padding=3)
-        self.stem = nn.Sequential(stem, FieldBatchNorm(fields[0], order), nn.ReLU(inplace=True))
+        self.stem = FusedSequential(stem, FieldBatchNorm(fields[0], order), nn.ReLU(inplace=True))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.Sequential()
         inputs = fields[0]

@@ -29,12 +29,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, normalise
 from galaxyhpc.steerable.layers import CircularMask, Restriction, SteerableConv
 
 FREQUENCY_CUTOFF = 3.0  # angular frequencies per px of radius
@@ -67,8 +66,8 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs x |G|, H, W) -> (N, outputs x d, ceil(H / stride), ceil(W / stride))."""
-        active = F.relu(self.norm1(x))
-        residual: Tensor = self.conv2(self.dropout(F.relu(self.norm2(self.conv1(active)))))
+        active = normalise(x, self.norm1)
+        residual: Tensor = self.conv2(self.dropout(normalise(self.conv1(active), self.norm2)))
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -112,7 +111,7 @@ class E2WRN(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> the last map (N, fields, s, s), which rotates with the image."""
-        return F.relu(self.norm(self.stages(self.stem(self.front(images)))))
+        return normalise(self.stages(self.stem(self.front(images))), self.norm)
 
 
 def scale_fields(config: ModelConfig, factor: float) -> tuple[int, ...]:

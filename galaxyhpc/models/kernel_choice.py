@@ -1,4 +1,7 @@
-"""The kernel choice of a run: the layers without a dense filter, chosen at the start and stored beside the weights.
+"""How a run's network computes: the precision of float32 products, and the layers without a dense filter.
+
+A GPU's products of float32 are TF32 (10 bits of mantissa) only in a training with `train.precision: tf32`; trainings in
+other precisions, evaluations and all uses of trained weights have full float32.
 
 The kernels agree to rounding, so that a run that changed them would not resume bit-for-bit. `paths.json` holds
 the choice for training and for inference, layer by layer; all processes, later starts and readers of the weights follow
@@ -44,6 +47,7 @@ def select_and_save(run: RunDir, network: nn.Module, config: RunConfig, process:
     """Apply the run's stored choice to the network, or choose and save at its start; rank 0 decides for all."""
     names = list(selection.get_steerable_layers(network))
     training_choice: selection.KernelChoice = {}
+    _set_tf32(config.train.precision == "tf32")
     if not names:
         return
     if process.is_main:
@@ -64,7 +68,14 @@ def load_selection(run: RunDir, network: nn.Module, device: torch.device) -> Non
     KernelChoiceError, OSError
     """
     names = list(selection.get_steerable_layers(network))
+    _set_tf32(False)
     _apply_choice(run, network, _get_phase_choice(run, read_choice(run), "inference", names), device)
+
+
+def _set_tf32(is_allowed: bool) -> None:
+    """Decide for matrix products and convolutions alike; torch's defaults allow it in convolutions only."""
+    torch.backends.cuda.matmul.allow_tf32 = is_allowed
+    torch.backends.cudnn.allow_tf32 = is_allowed
 
 
 def read_choice(run: RunDir) -> dict[str, selection.KernelChoice] | None:

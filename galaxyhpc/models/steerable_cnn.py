@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm
-from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv, get_compute_dtype
 
 BLOCK_FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
 POOLED_BLOCKS = (2, 4, 7, 9, 11)  # blocks, counted from 1, that are followed by a pool of stride 2
@@ -58,7 +58,7 @@ class StudyCNN(nn.Module):
         self.blocks = nn.Sequential()
         for number, (convolution, num_fields) in enumerate(zip(convolutions, fields, strict=True), start=1):
             layers = [convolution, FieldBatchNorm(num_fields, group_order), nn.ReLU(inplace=True)]
-            self.blocks.append(nn.Sequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
+            self.blocks.append(FusedSequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
         self.group_pool = GroupPooling(group_order)
         self.average = nn.AdaptiveAvgPool2d(1) if head == "pool" else nn.Identity()
         self.mlp = build_mlp(fields[-1] * (1 if head == "pool" else last_side**2), num_classes)
@@ -68,12 +68,14 @@ class StudyCNN(nn.Module):
         return self.classify(self._forward_blocks(self.front(images)))
 
     def _forward_blocks(self, x: Tensor) -> Tensor:
-        if not (self.training and x.is_cuda) or torch.compiler.is_compiling():
-            feature_map: Tensor = self.blocks(x)
-            return feature_map
-        from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
+        # the kernels of fused blocks need more registers in float32 than there are
+        is_half = get_compute_dtype(x).itemsize == 2
+        if self.training and x.is_cuda and is_half and not torch.compiler.is_compiling():
+            from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
 
-        return fused_blocks.run_blocks(self.blocks, x)
+            return fused_blocks.run_blocks(self.blocks, x)
+        feature_map: Tensor = self.blocks(x)
+        return feature_map
 
     def classify(self, feature_map: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.files import write_text
@@ -78,9 +78,9 @@ def process_group(run: RunDir) -> Iterator[Process]:
         torch.cuda.set_device(device)
     if rank_info.num_nodes == 1 and Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name of a laptop may not resolve
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     address_file = run.path / f".meeting-{rank_info.job_attempt.replace('/', '_')}.json"
     store = _host_store(rank_info, address_file) if rank_info.rank == 0 else _connect_store(rank_info, address_file)
+    backend = _choose_backend(store, rank_info, _get_gpu_id(device)) if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size)
     try:
         process = Process(rank_info, device)
@@ -91,6 +91,17 @@ def process_group(run: RunDir) -> Iterator[Process]:
     finally:
         time.sleep(GLOO_RELEASE_SECONDS)
         dist.destroy_process_group()
+
+
+def _get_gpu_id(device: torch.device) -> str:
+    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _choose_backend(store: Store, rank_info: RankInfo, gpu_id: str) -> str:
+    """Return NCCL for the GPUs' tensors, unless two processes share a GPU, which it refuses: then gloo."""
+    store.set(f"gpu {rank_info.rank}", gpu_id)
+    gpu_ids = {store.get(f"gpu {rank}") for rank in range(rank_info.world_size)}
+    return "cpu:gloo,cuda:nccl" if len(gpu_ids) == rank_info.world_size else "gloo"
 
 
 def _host_store(rank_info: RankInfo, address_file: Path) -> TCPStore:

@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from galaxyhpc.steerable.layers import AntialiasedPool
+
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class FieldBatchNorm(nn.Module):
     """Batch normalisation with one mean, variance, scale and shift per field of `size` channels.
@@ -35,11 +39,15 @@ class FieldBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(fields))
         self.register_buffer("running_var", torch.ones(fields))
 
+    @property
+    def is_synchronised(self) -> bool:
+        """Whether the statistics are those of several processes."""
+        return self.sync and get_world_size() > 1
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, fields x size, ...) -> the same shape, in the same memory format."""
-        should_sync = self.sync and get_world_size() > 1
-        if self.training and (should_sync or self.size > 1):
-            return self._normalise_fields(x, should_sync)
+        if self.training and (self.is_synchronised or self.size > 1):
+            return self._normalise_fields(x, self.is_synchronised)
         per_field = (self.running_mean, self.running_var, self.weight, self.bias)
         mean, variance, weight, bias = per_field if self.size == 1 else _repeat_per_channel(self.size, *per_field)
         return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
@@ -50,16 +58,54 @@ class FieldBatchNorm(nn.Module):
             count: int | Tensor = x.numel() // self.fields
             total = None
             if should_sync:
-                mean, variance, total = _all_reduce_moments(mean, variance, x.numel() // self.fields)
+                mean, variance, total = all_reduce_moments(mean, variance, x.numel() // self.fields)
                 count = total
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
+        self.update_statistics(mean, variance, count)
         moments = (mean, variance, total, self.eps)
         y: Tensor = _Normalise.apply(x, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
         return y
 
+    @torch.no_grad()
+    def update_statistics(self, mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
+        """Move the running statistics towards those of a batch, (fields,) each, of `count` values per field."""
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
+
     def extra_repr(self) -> str:
         return f"{self.fields}, size={self.size}, sync={self.sync}"
+
+
+class FusedSequential(nn.Sequential):
+    """A sequence of layers in which a batch norm takes along the ReLU and the pool that follow it, see `normalise`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if not isinstance(layer, FieldBatchNorm):
+                x = layer(x)
+                continue
+            has_relu = bool(layers) and isinstance(layers[0], nn.ReLU)
+            pool = layers[1] if has_relu and len(layers) > 1 and isinstance(layers[1], AntialiasedPool) else None
+            del layers[: has_relu + (pool is not None)]
+            x = normalise(x, layer, has_relu, pool)
+        return x
+
+
+def normalise(x: Tensor, norm: FieldBatchNorm, has_relu: bool = True, pool: AntialiasedPool | None = None) -> Tensor:
+    """(N, fields x size, H, W) -> the same shape, or that of the pool; one pass over the map in training on a GPU."""
+    if norm.training and _is_fusable(x):
+        from galaxyhpc.steerable import fused_norm  # Triton is not everywhere
+
+        return fused_norm.normalise(x, norm, has_relu, pool)
+    x = norm(x)
+    if has_relu:
+        x = F.relu(x, inplace=True)
+    return x if pool is None else pool(x)
+
+
+def _is_fusable(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in FUSED_DTYPES and not torch.compiler.is_compiling()
 
 
 class _Normalise(torch.autograd.Function):
@@ -90,10 +136,7 @@ class _Normalise(torch.autograd.Function):
         inverse_std = (variance + ctx.eps).rsqrt()
         sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
         grad_bias, grad_weight = sums  # of this process: the trainer adds those of all processes
-        if total is not None:
-            sums = sums.clone()
-            dist.all_reduce(sums)
-        first, second = sums / (x.numel() // fields if total is None else total)
+        first, second = sums / (x.numel() // fields) if total is None else all_reduce_sums(sums) / total
         # d/dx = scale * (gradient - first - (x - mean) * inverse_std * second), as gradient * scale + x * slope + shift
         scale = weight * inverse_std
         slope = -scale * inverse_std * second
@@ -139,7 +182,7 @@ def _compute_channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def _all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and number of values over all processes from those of this process.
 
     In float64, where the difference of two sums loses nothing that float32 held.
@@ -150,6 +193,13 @@ def _all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Ten
     total, first, second = sums
     mean = first / total
     return mean.to(dtype), (second / total - mean.square()).clamp_min(0.0).to(dtype), total.to(dtype)
+
+
+def all_reduce_sums(sums: Tensor) -> Tensor:
+    """Return the sums over all processes."""
+    total = sums.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def _sum_gradients(gradient: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:

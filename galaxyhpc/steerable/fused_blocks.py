@@ -26,13 +26,14 @@ from galaxyhpc.steerable.kernels.gpu import (
     gather_weights,
     get_constexprs,
     get_plan,
+    multiply_in_float32,
     reshape_weights,
     scatter_gradients,
     split_into_chunks,
     split_irrep_batches,
 )
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec
-from galaxyhpc.steerable.layers import SteerableConv, get_compute_dtype
+from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv, get_compute_dtype
 
 TILES_PER_PROGRAM = 8  # of a program that sums moments or gradients
 TILE_PIXELS = 64  # of a tile that holds all fields
@@ -76,20 +77,35 @@ def run_blocks(layers: nn.Sequential, x: Tensor) -> Tensor:
             maps = block(_to_field_tensor(maps))
             continue
         if isinstance(maps, Tensor):
-            maps = _to_irrep_maps(maps.to(get_compute_dtype(maps)), convolution)
-        y: Tensor = _Convolution.apply(maps.values, convolution.weight, convolution.basis_spec, maps)  # type: ignore[no-untyped-call]
-        field = get_plan(convolution.basis_spec, False, y, (maps.fields, norm.fields)).outputs
-        maps = IrrepMaps(y, maps.batch_size, maps.grid, field, norm.fields)
-        values = _Normalisation.apply(y, norm.weight, norm.bias, norm, maps.without_values)  # type: ignore[no-untyped-call]
-        maps = replace(maps, values=values)
+            maps = to_irrep_maps(maps.to(get_compute_dtype(maps)), convolution)
+        maps = normalise(convolve(maps, convolution), norm)
         for pool in pools:
-            grid = Grid(*((side - 1) // 2 + 2 for side in maps.grid))
-            values = _Blur.apply(maps.values, pool.kernel, maps.without_values, grid)  # type: ignore[no-untyped-call]
-            maps = replace(maps, values=values, grid=grid)
+            maps = blur(maps, pool)
     return _to_field_tensor(maps)
 
 
-def _to_irrep_maps(x: Tensor, convolution: SteerableConv) -> IrrepMaps:
+def convolve(maps: IrrepMaps, convolution: SteerableConv) -> IrrepMaps:
+    """Apply a convolution, x' -> y'."""
+    y: Tensor = _Convolution.apply(maps.values, convolution.weight, convolution.basis_spec, maps)  # type: ignore[no-untyped-call]
+    field = get_plan(convolution.basis_spec, False, y, (maps.fields, convolution.out_fields)).outputs
+    return IrrepMaps(y, maps.batch_size, maps.grid, field, convolution.out_fields)
+
+
+def normalise(maps: IrrepMaps, norm: FieldBatchNorm) -> IrrepMaps:
+    """Apply a batch norm in training and a ReLU, y' -> x'."""
+    values = _Normalisation.apply(maps.values, norm.weight, norm.bias, norm, maps.without_values)  # type: ignore[no-untyped-call]
+    return replace(maps, values=values)
+
+
+def blur(maps: IrrepMaps, pool: AntialiasedPool) -> IrrepMaps:
+    """Apply an anti-aliased pool, x' -> x' on a smaller grid."""
+    grid = Grid(*((side - 1) // 2 + 2 for side in maps.grid))
+    values = _Blur.apply(maps.values, pool.kernel, maps.without_values, grid)  # type: ignore[no-untyped-call]
+    return replace(maps, values=values, grid=grid)
+
+
+def to_irrep_maps(x: Tensor, convolution: SteerableConv) -> IrrepMaps:
+    """Change channels-last maps of fields to the basis of irreps, for a convolution."""
     fields = (convolution.in_fields, convolution.out_fields)
     field = get_plan(convolution.basis_spec, False, x, fields).inputs
     maps = IrrepMaps(x, len(x), Grid(x.shape[2] + 2, x.shape[3] + 2), field, fields[0])
@@ -164,7 +180,7 @@ class _Convolution(torch.autograd.Function):
             for n, z_batch in enumerate(z):
                 _multiply_into(z_batch, weights[n], outputs[n], chunk, maps.pixels)
                 x_chunk = inputs[n].unflatten(1, (-1, maps.pixels))[:, :, chunk].flatten(1, 2)
-                totals[n] += torch.bmm(z_batch.mT, x_chunk)
+                totals[n] += multiply_in_float32(z_batch.mT, x_chunk)
         grad_weight = scatter_gradients(plan, totals, (maps.fields, weight_3d.shape[1])).transpose(0, 1)
         return grad_x_hat, grad_weight.reshape(weight.shape), None, None
 
@@ -269,8 +285,9 @@ def _apply_blur(values: Tensor, kernel: Tensor, maps: IrrepMaps, small_grid: Gri
     """Go from the grid of `maps` to a smaller one, or back."""
     pixels = maps.batch_size * (maps.grid if is_backward else small_grid).size
     blurred = values.new_empty(maps.field.num_planes * pixels * maps.fields)
-    kernels.blur[(len(maps.field.table), triton.cdiv(pixels * maps.fields, 4 * TILE_COLUMNS))](
-        values, blurred, kernel, maps.field.table, maps.pixels, *maps.grid,
+    rows = len(maps.field.table)
+    kernels.blur[(rows * triton.cdiv(pixels * maps.fields, 4 * TILE_COLUMNS),)](
+        values, blurred, kernel, maps.field.table, rows, maps.pixels, *maps.grid,
         maps.batch_size * small_grid.size, *small_grid,
         F=maps.fields, KERNEL_SIZE=kernel.shape[-1], COLS=4 * TILE_COLUMNS, IS_BACKWARD=is_backward,
     )  # fmt: skip

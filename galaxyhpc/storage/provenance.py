@@ -16,7 +16,7 @@ PACKAGES = ("torch", "e2cnn", "numpy", "h5py", "pandas", "submitit")
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Describe the running code and machine; commit and uncommitted are None where git does not tell."""
+    """Describe the running code and machine; what git or an installation does not tell is None."""
     is_checkout = _run_git("ls-files", "--error-unmatch", __file__) is not None  # not a copy inside another repository
     changes = _run_git("diff-index", "--patch", "--binary", "HEAD") if is_checkout else None
     return {
@@ -24,12 +24,19 @@ def collect_provenance() -> dict[str, Any]:
         "uncommitted": hashlib.sha256(changes.encode()).hexdigest() if changes else None,  # of the difference
         "versions": {
             "galaxyhpc": __version__,
-            **{name: metadata.version(name) for name in PACKAGES},
+            **{name: _find_version(name) for name in PACKAGES},
             "python": platform.python_version(),
         },
         "host": platform.node(),
         "machine": platform.platform(),
     }
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # not every command needs every package
 
 
 def _run_git(*arguments: str) -> str | None:

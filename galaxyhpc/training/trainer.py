@@ -141,7 +141,9 @@ def _warm_up_ddp(training: Training) -> None:
         return
     buffers = [buffer.clone() for buffer in training.network.buffers()]
     size = training.config.data.image_size
-    training.model(torch.zeros(2, 3, size, size, device=training.process.device)).sum().backward()
+    with _autocast(training):
+        logits = training.model(torch.zeros(2, 3, size, size, device=training.process.device))
+    logits.float().sum().backward()
     for buffer, saved in zip(training.network.buffers(), buffers, strict=True):
         buffer.copy_(saved)
     training.optimizer.zero_grad()
@@ -209,11 +211,16 @@ def _compute_loss(training: Training, indices: Tensor) -> tuple[Tensor, Tensor]:
     maps = draw_epoch_maps(len(dataset.images), config.seed, training.progress.epoch, config.augment, device)
     images, labels = dataset.get_uint8_batch(indices)
     images = resample(images, maps[indices.to(device)])
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+    with _autocast(training):
         logits = training.model(images)
     logits, smoothing = logits.float(), config.train.label_smoothing
     loss = cross_entropy(logits, labels, training.class_weights, reduction="sum", label_smoothing=smoothing)
     return loss, (logits.argmax(1) == labels).sum()
+
+
+def _autocast(training: Training) -> torch.autocast:
+    is_half = training.config.train.precision == "bfloat16"
+    return torch.autocast(training.process.device.type, torch.bfloat16, enabled=is_half)
 
 
 def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> None:
@@ -298,7 +305,10 @@ def _record_start(run: RunDir, training: Training) -> None:
     """Write provenance.json and the event `started`."""
     if not training.process.is_main:
         return
-    provenance = collect_provenance() | {"pretrained_sha256": getattr(training.network, "pretrained_sha256", None)}
+    provenance = collect_provenance() | {
+        "pretrained_sha256": getattr(training.network, "pretrained_sha256", None),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
     write_text(run.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
     rank_info = training.process.rank_info
     run.record(

@@ -17,16 +17,18 @@ from galaxyhpc.benchmark import __main__ as command
 from galaxyhpc.benchmark import forecast, timing
 from galaxyhpc.benchmark.__main__ import main
 from galaxyhpc.benchmark.implementations import Case, DenseConv, TimedNetwork, make_dense_limit
+from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
 from galaxyhpc.benchmark.timing import (
     ImplementationError,
-    InProcessRunner,
     SubprocessRunner,
     TimingBudget,
+    call_method,
     compare_implementations,
 )
 from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.steerable.kernels.selection import BatchShape
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]
 SHORT = TimingBudget(2, 0.01)
@@ -43,6 +45,22 @@ def benchmark_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         assert main([*TINY, "--groups", "C2", "--out", str(out)]) == 0
     results: dict[str, Any] = json.loads(out.read_text())
     return results
+
+
+class InProcessRunner:
+    """An implementation in this process."""
+
+    def __init__(self, case: Case, implementation: str) -> None:
+        self.timed_network = TimedNetwork(case, implementation)
+
+    def wait_until_ready(self) -> None:
+        """Return at once."""
+
+    def call(self, method: str, *arguments: float) -> Any:
+        return call_method(self.timed_network, method, *arguments)
+
+    def close(self) -> None:
+        self.timed_network.release()
 
 
 @pytest.fixture
@@ -106,6 +124,7 @@ def test_two_processes_are_compared_with_one(benchmark_results: dict[str, Any]) 
         (["--scale", "0"], "--scale: got 0"),
         (["--implementations", "e2cnn,fast"], "--implementations: got fast; expected some of e2cnn, dense, ours"),
         (["--parts", "training,lunch"], "--parts: got lunch"),
+        (["--parts", "layers"], "--parts: got layers on a CPU"),
         (["--threads", "0"], "--threads: got 0"),
         (["--out", "no/such/place.json"], "--out: no directory no/such"),
         (["--predict", "sweeps/all_groups.yaml"], "--predict: got no --from"),
@@ -173,6 +192,52 @@ def test_an_interrupted_benchmark_leaves_the_results_so_far(
     arguments = ["--groups", "C1,C2", "--implementations", "ours", "--parts", "training", "--out", str(out)]
     assert main([*TINY, *arguments]) == 130
     assert set(json.loads(out.read_text())["networks"]) == {"C1"}
+
+
+def test_without_time_what_is_not_begun_is_noted(in_one_process: None, tmp_path: Path) -> None:
+    out = tmp_path / "part.json"
+    arguments = ["--groups", "C1,C2", "--parts", "training,data", "--seconds", "0", "--out", str(out)]
+    assert main([*TINY, *arguments]) == 0
+    results = json.loads(out.read_text())
+    assert results["networks"] == {} and results["skipped"] == ["C1", "C2", "data"]
+
+
+def test_a_spent_budget_leaves_one_round(in_one_process: None) -> None:
+    spent = replace(SHORT, num_rounds=3, deadline=0.0)
+    network = compare_implementations(CASE, ["ours"], ["training"], spent, lambda results: None)
+    assert network["implementations"]["ours"]["training"]["rounds"] == 1
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(("kernels", "num_layers"), [("dense", 0), ("harmonic", 11)])
+def test_kernels_can_be_forced(kernels: str, num_layers: int, in_one_process: None) -> None:
+    case = replace(CASE, kernels=kernels)
+    network = compare_implementations(case, ["ours"], [], SHORT, lambda results: None)
+    assert network["kernels"] == kernels and network["implementations"]["ours"]["harmonic_layers"] == num_layers
+
+
+def test_a_profile_lists_what_a_step_spends_its_time_on(in_one_process: None) -> None:
+    network = compare_implementations(CASE, ["dense"], ["profile"], SHORT, lambda results: None)
+    profile = network["implementations"]["dense"]["profile"]
+    kernels = profile["longest_kernels"]
+    assert profile["wall_ms"] > 0 and profile["busy_ms"] > 0 and profile["num_launches"] >= len(kernels) > 0
+    assert [milliseconds for *_, milliseconds in kernels] == sorted((k[2] for k in kernels), reverse=True)
+
+
+def test_the_layers_of_a_network_are_listed_once() -> None:
+    network = build_model(ModelConfig(group="D4", scale=0.5), 65)
+    cases = list_layers(network, BatchShape(2, 65))
+    assert cases[0] == LayerCase("D4", 6, 12, 33, 2) and cases[0].name == "D4 6->12 @33"
+    assert len(cases) == len(set(cases)) == 8  # of 10 between regular fields
+
+
+def test_every_part_of_a_layer_has_a_time() -> None:
+    """In Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times = time_layer(LayerCase("C4", 2, 3, 7, 2), device, torch.float32, 0.0)
+    parts = ("dense", "harmonic", "z", "product", "harmonic_norm", "harmonic_blur", "fused_norm", "torch_norm")
+    assert all(times[f"{part}_ms"] > 0 for part in (*parts, "fused_norm_pool", "torch_norm_pool"))
 
 
 def make_results(case: Case, training: float, inference: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig
+from galaxyhpc.config.schema import ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
@@ -112,3 +112,19 @@ def test_the_file_names_every_layer(tmp_path: Path, process: Process) -> None:
     choose_layers(run, process, "dense")
     choice = json.loads(kernel_choice.get_choice_path(run).read_text())
     assert list(choice) == ["training", "inference"] and len(choice["training"]) == 11
+
+
+@pytest.mark.parametrize(("precision", "is_tf32"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_products_are_tf32_only_in_a_training_that_asks_for_it(
+    precision: str, is_tf32: bool, tmp_path: Path, process: Process
+) -> None:
+    config = settings("dense").model_copy(update={"train": TrainConfig(precision=precision)})
+    run, network = RunDir(tmp_path), build_model(config.model, 33)
+    torch.save({"model": network.state_dict()}, run.best_file)
+    for is_allowed, prepare in (
+        (is_tf32, lambda: kernel_choice.select_and_save(run, network, config, process)),
+        (False, lambda: load_network(run, config, CPU)),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not is_allowed
+        prepare()
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == is_allowed

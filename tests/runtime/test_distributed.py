@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+import torch.distributed as dist
 from helpers.warm_processes import WarmProcess, start_python
+
+from galaxyhpc.runtime.distributed import _choose_backend
+from galaxyhpc.runtime.rank import RankInfo
 
 CODE = """
 import sys
@@ -46,3 +52,11 @@ def test_the_address_of_a_killed_start_is_replaced(tmp_path: Path) -> None:
     address_file = tmp_path / ".meeting-a.0.json"
     address_file.write_text(json.dumps({"host": "127.0.0.1", "port": 9}))  # where nobody listens
     assert read_outputs([start(tmp_path, "a", rank, 2) for rank in (1, 0)]) == ["1 2 2.0 1.0", "0 2 2.0 1.0"]
+
+
+@pytest.mark.parametrize(("gpu_ids", "backend"), [("ab", "cpu:gloo,cuda:nccl"), ("aa", "gloo")])
+def test_processes_that_share_a_gpu_do_without_nccl(gpu_ids: str, backend: str) -> None:
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as ranks:
+        chosen = ranks.map(lambda rank: _choose_backend(store, RankInfo(rank, 2), gpu_ids[rank]), range(2))
+    assert list(chosen) == [backend] * 2

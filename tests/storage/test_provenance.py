@@ -48,3 +48,9 @@ def test_the_users_git_variables_and_settings_do_not_change_commit_and_differenc
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "/bin/true")
     after = provenance.collect_provenance()
     assert (after["commit"], after["uncommitted"]) == (before["commit"], before["uncommitted"])
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package"))
+    versions = provenance.collect_provenance()["versions"]
+    assert versions["torch"] and versions["no-such-package"] is None

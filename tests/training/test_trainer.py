@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,10 +29,15 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.build_model import build_model
+from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.job import catch_stop_signals
+from galaxyhpc.runtime.rank import RankInfo
+from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir, read_state
+from galaxyhpc.training import trainer
 from galaxyhpc.training.optimizer import compute_learning_rate
 from galaxyhpc.training.trainer import train
 
@@ -369,3 +375,23 @@ def test_a_signal_during_a_step_counts_at_the_next_one(
     with catch_stop_signals() as stop:
         assert not train(run, stop)
     assert last_state(run)["progress"]["step"] == 2
+
+
+def test_the_pass_that_warms_up_ddp_has_the_precision_of_the_training() -> None:
+    """In another one a GPU would compile every kernel twice, and convolutions would run in a type of no later use."""
+    network = build_model(ModelConfig(group="C1", scale=0.1), 33)
+    half, small = TrainConfig(precision="bfloat16"), DataConfig(image_size=33)
+    config = RunConfig(model=ModelConfig(group="C1"), data=small, train=half)
+    training = SimpleNamespace(
+        config=config,
+        process=Process(RankInfo(world_size=2), torch.device("cpu")),
+        model=network,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters()),
+    )
+    dtypes = set()
+    for layer in network.modules():
+        if isinstance(layer, SteerableConv):
+            layer.register_forward_hook(lambda layer, inputs, output: dtypes.add(output.dtype))
+    trainer._warm_up_ddp(training)  # type: ignore[arg-type]
+    assert dtypes == {torch.bfloat16}

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from galaxyhpc.runtime import native
 from galaxyhpc.runtime.native import get_cache_directory
@@ -208,6 +207,8 @@ def time_layers(layers: list[TimedLayer], min_seconds: float) -> list[float]:
 
 def fit_rates(counts: NDArray[np.float64], times: NDArray[np.float64]) -> tuple[list[float], float]:
     """Fit non-negative rates with the least relative errors to counts (n, k) and times (n,); return both."""
+    from scipy.optimize import nnls  # slow to import, and only once per machine needed
+
     relative = counts / times[:, None]
     scale = relative.max(0)
     scale[scale == 0] = 1.0

@@ -31,6 +31,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, Irrep
 CHUNK_BYTES = 1 << 30  # of z
 TILE_COLUMNS = 256  # pixels x fields of a tile
 TILES_PER_PROGRAM = 4  # of `compute_z`: while one tile is computed, the next are loaded
+_HAS_FLOAT32_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads()  # torch >= 2.8
 MAX_LOADED_BYTES = 1 << 15  # of a tile's neighbours: several tiles fit in shared memory
 
 # component of a field's irreps -> planes before its group of copies, copies in the group, its index in the group
@@ -208,8 +209,8 @@ class Grid(NamedTuple):
         z = x_hat.new_empty(len(plan.basis.terms) * count * fields)
         parts, slots, m, k = plan.constants.shape
         columns = max(16, min(TILE_COLUMNS, MAX_LOADED_BYTES // (k * x_hat.element_size())))
-        kernels.compute_z[(slots, triton.cdiv(count * fields, columns * TILES_PER_PROGRAM))](
-            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table,
+        kernels.compute_z[(slots * triton.cdiv(count * fields, columns * TILES_PER_PROGRAM),)](
+            x_hat, z, plan.constants, plan.slot_table, plan.source_table, plan.target_table, slots,
             pixels, begin, count, self.width, F=fields, SIZE=plan.basis.kernel_size, MP=m, KP=k, COLS=columns,
             SPLIT=(parts - 1) * slots * m * k, TILES=TILES_PER_PROGRAM,
         )  # fmt: skip
@@ -233,6 +234,13 @@ def _multiply(plan: Plan, z: Sequence[Tensor], weights: Sequence[Tensor]) -> Ten
     for maps, matrix, out in zip(z, weights, _view_as_matrices(y_hat, shapes), strict=True):
         torch.bmm(maps, matrix, out=out)
     return y_hat
+
+
+def multiply_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """Return a batch of products, of half precision in float32: rounded, their sum over chunks would lose digits."""
+    if a.dtype.itemsize > 2 or (a.is_cuda and not _HAS_FLOAT32_PRODUCTS):
+        return torch.bmm(a, b)
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.bmm(a.float(), b.float())
 
 
 def split_irrep_batches(plan: Plan, y_hat: Tensor, pixels: int) -> list[Tensor]:
@@ -321,7 +329,7 @@ def backward(
             grid.irreps_to_field(_multiply(plan, z, weights), grad_x[begin:end], plan.outputs, padding, 1)
         x_hat = split_irrep_batches(plan, grid.field_to_irreps(x[begin:end], plan.outputs, padding, 1), pixels)
         for total, maps, x_hat_matrices in zip(totals, z, x_hat, strict=True):
-            total += torch.bmm(maps.mT, x_hat_matrices)
+            total += multiply_in_float32(maps.mT, x_hat_matrices)
     grad_weight = scatter_gradients(plan, totals, (len(weight_3d), weight_3d.shape[1])).transpose(0, 1)
     return grad_x, grad_weight.reshape(weight.shape)
 

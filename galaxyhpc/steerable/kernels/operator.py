@@ -16,10 +16,10 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 
 # by type of device; imported on use, because Triton is not everywhere
 KERNEL_MODULES = {"cpu": "cpu", "cuda": "gpu"}
-FULL_DTYPES, HALF_DTYPES = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
-SUPPORTED = frozenset(
-    [*(("cpu", dtype) for dtype in FULL_DTYPES), *(("cuda", dtype) for dtype in FULL_DTYPES + HALF_DTYPES)]
-)
+SUPPORTED = {
+    *(("cpu", dtype) for dtype in (torch.float32, torch.float64)),
+    *(("cuda", dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+}
 
 _SCHEMA_ARGS = "str group, int size, str kind, str out_kind, float? cutoff, int stride, int padding"
 

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from galaxyhpc.runtime.child_python import die_with_parent
 from galaxyhpc.steerable.kernels import cpu_timing, gpu_roofline, operator
 from galaxyhpc.steerable.layers import SteerableConv
 
@@ -42,6 +46,14 @@ class BatchShape(NamedTuple):
     batch_size: int
     image_size: int  # px
     num_micro_batches: int = 1
+
+
+class Trial(NamedTuple):
+    """A training step by a choice of kernels, beside one that is all dense."""
+
+    gradient_cosine: float  # of the gradients of all weights
+    dense_seconds: float
+    seconds: float
 
 
 def get_steerable_layers(network: nn.Module) -> dict[str, SteerableConv]:
@@ -83,22 +95,50 @@ def validate_on_device(
 ) -> KernelChoice:
     """Return the choice if its training step is faster than a dense one and agrees with it; else all dense.
 
-    The work of a GPU, its driver and its kernel compiler cannot be tested elsewhere.
+    The work of a GPU, its driver and its kernel compiler cannot be tested elsewhere. The trial is a process of its own:
+    after an illegal access to memory a GPU is lost to the process that made it.
     """
     dense = dict.fromkeys(choice, False)
     if not any(choice.values()):
         return dense
-    images = torch.rand(batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size, device=device)
+    twin = copy.deepcopy(network).cpu()  # a trial that ends early would take shared memory of the GPU along
+    backends = torch.backends
+    settings = (os.getpid(), backends.cuda.matmul.allow_tf32, backends.cudnn.deterministic, torch.get_num_threads())
     try:
-        expected, dense_seconds = _run_trial_step(network, dense, images, dtype)
-        gradient, seconds = _run_trial_step(network, choice, images, dtype)
-    except Exception as error:  # from a compiler, a driver, lack of memory: dense remains
+        with ProcessPoolExecutor(1, get_context("spawn"), _start_trial, settings) as child:
+            trial = child.submit(run_trial, twin, choice, batch_shape, device, dtype).result()
+    except Exception as error:  # from a compiler, a driver, lack of memory, or the end of the process: dense remains
         log.warning("all layers are dense: a harmonic training step failed: %s", str(error).split("\n")[0])
         return dense
-    cosine = float(functional.cosine_similarity(expected, gradient, dim=0))
-    if not cosine > MIN_GRADIENT_COSINE:
-        log.warning("all layers are dense: the harmonic gradient differs from the dense one, cosine %.3f", cosine)
-    return choice if cosine > MIN_GRADIENT_COSINE and seconds < dense_seconds else dense
+    return choice if is_better(trial) else dense
+
+
+def is_better(trial: Trial) -> bool:
+    """Whether the choice is faster than all dense, and right."""
+    if not trial.gradient_cosine > MIN_GRADIENT_COSINE:
+        text = "all layers are dense: the harmonic gradient differs from the dense one, cosine %.3f"
+        log.warning(text, trial.gradient_cosine)
+        return False
+    return trial.seconds < trial.dense_seconds
+
+
+def _start_trial(parent_pid: int, allow_tf32: bool, deterministic: bool, num_threads: int) -> None:
+    """Give the process of a trial the settings of the one that waits for it, and its end."""
+    die_with_parent(parent_pid)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
+    torch.backends.cudnn.deterministic = deterministic
+    torch.set_num_threads(num_threads)
+
+
+def run_trial(
+    network: nn.Module, choice: KernelChoice, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype
+) -> Trial:
+    """Take training steps on random images by the choice and all dense, and compare them."""
+    network = network.to(device)
+    images = torch.rand(batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size, device=device)
+    expected, dense_seconds = _run_trial_step(network, dict.fromkeys(choice, False), images, dtype)
+    gradient, seconds = _run_trial_step(network, choice, images, dtype)
+    return Trial(float(functional.cosine_similarity(expected, gradient, dim=0)), dense_seconds, seconds)
 
 
 def _run_trial_step(

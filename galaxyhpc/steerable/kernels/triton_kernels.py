@@ -26,10 +26,17 @@ def matmul_constants(constants, values, LOW_OFFSET: tl.constexpr, M: tl.constexp
 
 
 @triton.jit
-def compute_offsets(table, row, pixel, field, pixels, F: tl.constexpr):
-    """Return the memory offsets of values (components, pixels x fields)."""
+def load_place(table, row, pixels):
+    """Return a component's first pixel among all planes, and the copies between its pixels; int64, as all offsets."""
     planes_before, copies, copy = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
-    return ((planes_before * pixels + copy)[:, None] + pixel[None, :] * copies[:, None]) * F + field[None, :]
+    return planes_before.to(tl.int64) * pixels + copy, copies
+
+
+@triton.jit
+def compute_offsets(table, row, pixel, field, pixels, F: tl.constexpr):
+    """Return the memory offsets of values (components, pixels x fields), int64."""
+    start, copies = load_place(table, row, pixels)
+    return (start[:, None] + pixel.to(tl.int64)[None, :] * copies[:, None]) * F + field[None, :]
 
 
 @triton.jit
@@ -45,7 +52,7 @@ def field_to_irreps(
     down, right = grid_index // grid_width - origin, grid_index % grid_width - origin
     is_inside = (down >= 0) & (right >= 0) & (down % stride == 0) & (right % stride == 0) & (n < pixels * F)
     is_inside = is_inside & (down < height * stride) & (right < width * stride)
-    source = ((image * height + down // stride) * width + right // stride) * F + n % F
+    source = ((image * height + down // stride) * width + right // stride).to(tl.int64) * F + n % F
     mask = is_inside[:, None] & (d < D)[None, :]
     values = tl.load(x + source[:, None] * D + d[None, :], mask=mask, other=0.0)
     x_hat_values = matmul_constants(matrix, tl.trans(values), SPLIT, RP, DP, 0)
@@ -73,17 +80,19 @@ def irreps_to_field(
     values = tl.load(y_hat + offsets, mask=(r < R)[:, None] & is_inside[None, :], other=0.0)
     y_values = tl.trans(matmul_constants(matrix, values, SPLIT, DP, RP, 0))
     mask = is_inside[:, None] & (d < D)[None, :]
-    tl.store(y + n[:, None] * D + d[None, :], y_values.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + n.to(tl.int64)[:, None] * D + d[None, :], y_values.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def compute_z(
-    x_hat, z, constants, slot_table, source_table, target_table, pixels, begin, count, grid_width,
+    x_hat, z, constants, slot_table, source_table, target_table, slots, pixels, begin, count, grid_width,
     F: tl.constexpr, SIZE: tl.constexpr, MP: tl.constexpr, KP: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
     """Compute the maps of z that come from one irrep of x', for TILES tiles; z holds `count` pixels from `begin`."""
-    slot, m, k = tl.program_id(0), tl.arange(0, MP), tl.arange(0, KP)  # neighbouring programs share cache lines
+    # neighbouring programs share cache lines; one axis, since the others end at 65,535 programs
+    slot, first_tile = tl.program_id(0) % slots, tl.program_id(0) // slots * TILES
+    m, k = tl.arange(0, MP), tl.arange(0, KP)
     first_row, num_rows, num_maps = (
         tl.load(slot_table + 3 * slot),
         tl.load(slot_table + 3 * slot + 1),
@@ -93,16 +102,12 @@ def compute_z(
     neighbour_offset = (tap // SIZE - SIZE // 2) * grid_width + tap % SIZE - SIZE // 2 + begin
     is_used = row < num_rows
     row = first_row + tl.minimum(row, num_rows - 1)
-    planes_before, copies, copy = (
-        tl.load(source_table + 3 * row),
-        tl.load(source_table + 3 * row + 1),
-        tl.load(source_table + 3 * row + 2),
-    )
-    start = (planes_before * pixels + copy + neighbour_offset * copies) * F
+    start, copies = load_place(source_table, row, pixels)
+    start = (start + neighbour_offset * copies) * F
     for tile in tl.range(TILES):
-        n = (tl.program_id(1) * TILES + tile) * COLS + tl.arange(0, COLS)
+        n = (first_tile + tile) * COLS + tl.arange(0, COLS)
         source_columns = n[None, :] + neighbour_offset[:, None] * F
-        offsets = start[:, None] + (n // F)[None, :] * (copies * F)[:, None] + (n % F)[None, :]
+        offsets = start[:, None] + (n // F).to(tl.int64)[None, :] * (copies * F)[:, None] + (n % F)[None, :]
         values = tl.load(
             x_hat + offsets, mask=is_used[:, None] & (source_columns >= 0) & (source_columns < pixels * F), other=0.0
         )
@@ -134,9 +139,8 @@ def sum_moments(
         pixel = (tl.program_id(0) * TILES + tile) * BP + tl.arange(0, BP)
         mask = is_interior(pixel, pixels, grid_height, grid_width)[:, None] & (field < F)[None, :]
         for row in range(R):
-            planes_before, copies = tl.load(table + 3 * row), tl.load(table + 3 * row + 1)
-            start = (planes_before * pixels + tl.load(table + 3 * row + 2)) * F
-            offsets = start + pixel[:, None] * (copies * F) + field[None, :]
+            start, copies = load_place(table, row, pixels)
+            offsets = start * F + pixel.to(tl.int64)[:, None] * (copies * F) + field[None, :]
             value = tl.load(y_hat + offsets, mask=mask, other=0.0).to(tl.float32)
             first += tl.sum(value, 0) * tl.load(weights + row)
             second += tl.sum(value * value, 0)
@@ -263,21 +267,22 @@ def normalise_backward(
 
 @triton.jit
 def blur(
-    source, target, kernel, table, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
+    source, target, kernel, table, rows, pixels, grid_height, grid_width, out_pixels, out_height, out_width,
     F: tl.constexpr, KERNEL_SIZE: tl.constexpr, COLS: tl.constexpr, IS_BACKWARD: tl.constexpr,
 ):  # fmt: skip
     """Sum the weighted neighbours of every second pixel within the border; IS_BACKWARD: the transpose.
 
     Source and target lie on the larger grid and on the one described by `out_...`, or the other way round.
     """
-    row, n = tl.program_id(0), tl.program_id(1) * COLS + tl.arange(0, COLS)
+    row, n = tl.program_id(0) % rows, tl.program_id(0) // rows * COLS + tl.arange(0, COLS)
     pixel, field = n // F, n % F
-    planes_before, copies, copy = tl.load(table + 3 * row), tl.load(table + 3 * row + 1), tl.load(table + 3 * row + 2)
     height, width = (grid_height, grid_width) if IS_BACKWARD else (out_height, out_width)
     total, other = (pixels, out_pixels) if IS_BACKWARD else (out_pixels, pixels)
     image, grid_index = pixel // (height * width), pixel % (height * width)
     down, right = grid_index // width - 1, grid_index % width - 1
     is_inside = is_interior(pixel, total, height, width)
+    source_start, copies = load_place(table, row, other)
+    target_start, copies = load_place(table, row, total)
     weighted_sum = tl.zeros((COLS,), tl.float32)
     for tap in range(KERNEL_SIZE * KERNEL_SIZE):
         y, x = tap // KERNEL_SIZE - KERNEL_SIZE // 2, tap % KERNEL_SIZE - KERNEL_SIZE // 2
@@ -300,8 +305,8 @@ def blur(
             )
             source_pixel = (image * grid_height + source_down + 1) * grid_width + source_right + 1
         value = tl.load(
-            source + (planes_before * other + copy + source_pixel * copies) * F + field, mask=is_valid, other=0.0
+            source + (source_start + source_pixel.to(tl.int64) * copies) * F + field, mask=is_valid, other=0.0
         )
         weighted_sum += value.to(tl.float32) * tl.load(kernel + tap)
-    offsets = (planes_before * total + copy + pixel * copies) * F + field
+    offsets = (target_start + pixel.to(tl.int64) * copies) * F + field
     tl.store(target + offsets, weighted_sum.to(target.dtype.element_ty), mask=pixel < total)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from helpers.tiers import slow
@@ -12,7 +14,11 @@ from galaxyhpc.steerable.kernels.harmonic import get_harmonic_basis
 from galaxyhpc.steerable.layers import SteerableConv
 
 pytest.importorskip("triton")
-from galaxyhpc.steerable.kernels import gpu
+import triton
+import triton.language as tl
+
+from galaxyhpc.steerable import fused_blocks
+from galaxyhpc.steerable.kernels import gpu, triton_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -77,3 +83,60 @@ def test_in_fewer_digits_it_is_as_exact_as_its_maps(dtype: torch.dtype) -> None:
 def test_the_filters_that_bring_gradients_back_have_blocks_of_the_same_weights(group: str) -> None:
     recipe = (group, 3, "regular", "regular", None)
     assert get_harmonic_basis(recipe, True).num_weights == get_harmonic_basis(recipe).num_weights
+
+
+@triton.jit
+def _write_offsets(table, pixel, offsets, pixels, fields: tl.constexpr):  # type: ignore[no-untyped-def]
+    index = tl.arange(0, 2)
+    values = triton_kernels.compute_offsets(table, index, tl.load(pixel + index), index, pixels, fields)
+    tl.store(offsets + 2 * index[:, None] + index[None, :], values)
+
+
+@pytest.mark.parametrize("num_images", [162, 163], ids=["below 2^31", "above 2^31"])
+def test_offsets_in_memory_do_not_wrap_around(num_images: int) -> None:
+    """The last component of D16's second block at 255 px, whose maps of 163 images have more than 2^31 values."""
+    pixels, fields, copies = num_images * 131**2, 24, 2
+    table = torch.tensor([[0, copies, 0], [30, copies, 1]], dtype=torch.int32, device=DEVICE)
+    last = torch.tensor([0, pixels - 1], dtype=torch.int32, device=DEVICE)
+    offsets = torch.empty(2, 2, dtype=torch.int64, device=DEVICE)
+    _write_offsets[(1,)](table, last, offsets, pixels, fields=fields)
+    assert offsets.tolist() == [
+        [(before * pixels + copy + pixel * copies) * fields + field for field, pixel in enumerate((0, pixels - 1))]
+        for before, copies, copy in table.tolist()
+    ]
+    assert (int(offsets.max()) >= 2**31) == (num_images == 163)
+
+
+class _RecordedKernel:
+    """Stands in for a kernel: remembers how many programs a launch would have had."""
+
+    grid: tuple[int, ...] = ()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        self.grid = grid
+        return lambda *arguments, **constants: None
+
+
+def test_launches_on_maps_that_fill_a_gpu_stay_within_the_limits_of_its_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first axis may have more than 65,535 programs; the maps are of D16 and C1, 400 images of 255 px."""
+    recorded = [_RecordedKernel(), _RecordedKernel()]
+    for name, kernel in zip(("compute_z", "blur"), recorded, strict=True):
+        monkeypatch.setattr(triton_kernels, name, kernel)
+    for group in ("C1", "D16"):
+        plan = gpu.get_plan((group, 3, "regular", "regular", None), False, torch.empty(0, device="meta"), (24, 24))
+        pixels, grid = 400 * 131**2, gpu.Grid(131, 131)
+        x_hat = torch.empty(plan.inputs.num_planes * pixels * 24, device="meta")
+        grid.compute_z(plan, x_hat, pixels)
+        maps = fused_blocks.IrrepMaps(x_hat, 400, grid, plan.inputs, 24)
+        fused_blocks._apply_blur(x_hat, torch.ones(5, 5), maps, gpu.Grid(67, 67), False)
+        assert all(max(*kernel.grid[1:], 1, 1) <= 65_535 for kernel in recorded)
+        assert max(kernel.grid[0] for kernel in recorded) > 65_535
+
+
+def test_gradients_of_weights_are_not_rounded_before_they_are_summed_over_chunks() -> None:
+    dense, x = make_layer("C4", "regular", 3, 1, 1)
+    upstream = torch.randn(3, 16, 6, 7, device=DEVICE).half()
+    weight = dense.weight.detach().float()
+    _, gradient = gpu.backward(upstream, x.detach().half(), weight, dense.basis_spec, 1, 1, needs_input_grad=False)
+    is_rounded = gradient == gradient.half().float()
+    assert is_rounded.float().mean() < 0.1

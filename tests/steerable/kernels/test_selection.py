@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.networks import AbortingNetwork, RaisingNetwork
 from torch import nn
 
 from galaxyhpc.config.schema import ModelConfig
@@ -113,42 +115,44 @@ def test_a_network_without_steerable_layers_has_no_choice() -> None:
     )
 
 
-def test_a_trial_keeps_what_agrees_and_is_faster_and_leaves_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("trial", "is_better", "warning"),
+    [
+        (selection.Trial(0.99, 2.0, 1.0), True, ""),
+        (selection.Trial(0.99, 2.0, 3.0), False, ""),
+        (selection.Trial(0.5, 2.0, 1.0), False, "gradient differs from the dense one, cosine 0.500"),
+        (selection.Trial(math.nan, 2.0, 1.0), False, "gradient differs"),
+    ],
+)
+def test_a_choice_is_kept_if_it_is_faster_and_right(
+    trial: selection.Trial, is_better: bool, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert selection.is_better(trial) == is_better
+    assert warning in caplog.text and bool(warning) == bool(caplog.text)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_trial_compares_gradients_and_leaves_the_network_alone(
+    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     choice = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
-    arguments = (network, choice, selection.BatchShape(4, 33), CPU, torch.float32)
-    step_seconds = {False: 2.0, True: 1.0}
-    run_trial_step = selection._run_trial_step
-    monkeypatch.setattr(
-        selection,
-        "_run_trial_step",
-        lambda net, trial, *rest: (
-            run_trial_step(net, trial, *rest)[0],
-            step_seconds[any(trial.values())],
-        ),
-    )
-    assert selection.validate_on_device(*arguments) == choice
-    step_seconds[True] = 3.0
-    assert not any(selection.validate_on_device(*arguments).values())
+    if is_broken:
+        wrong = lambda gradient, x, weight, *rest: (torch.randn_like(x), torch.randn_like(weight))  # noqa: E731
+        monkeypatch.setattr(cpu, "backward", wrong)
+    trial = selection.run_trial(network, choice, selection.BatchShape(4, 33), CPU, torch.float32)
+    assert trial.seconds > 0 and trial.dense_seconds > 0
+    assert (trial.gradient_cosine < 0.9) if is_broken else (trial.gradient_cosine > 0.9999)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
 
-@pytest.mark.compiler
-@pytest.mark.parametrize("broken", ["wrong", "fails"])
-def test_a_trial_that_is_wrong_or_fails_leaves_all_dense(
-    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("network", "reason"), [(RaisingNetwork(), "no kernel image"), (AbortingNetwork(), "process")])
+def test_a_trial_that_fails_or_takes_its_process_along_leaves_all_dense(
+    network: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def kernel(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *rest: object) -> object:
-        if broken == "fails":
-            raise RuntimeError("no kernel image")
-        return torch.randn_like(x), torch.randn_like(weight)
-
-    network = build_model(ModelConfig(group="C4", scale=0.1), 33)
-    monkeypatch.setattr(cpu, "backward", kernel)
-    choice = dict.fromkeys(selection.get_steerable_layers(network), True)
-    assert not any(
-        selection.validate_on_device(network, choice, selection.BatchShape(3, 33), CPU, torch.float32).values()
-    )
-    assert ("no kernel image" if broken == "fails" else "gradient differs") in caplog.text
+    arguments = (network, {"layer": True}, selection.BatchShape(3, 33), CPU, torch.float32)
+    assert selection.validate_on_device(*arguments) == {"layer": False}
+    assert "all layers are dense: a harmonic training step failed" in caplog.text and reason in caplog.text

@@ -1,0 +1,58 @@
+"""Steps of the campaign in their order, with the time that each may take, and the size of what is measured."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GRACE_SECONDS = 20.0  # that a step may exceed its limit before it is killed
+TINY_LIMIT_FACTOR = 8  # Triton's interpreter is slow
+COMPILED_GROUPS = ("D16", "D8", "C16", "D4", "C8", "C4")  # whose kernels are compiled beforehand
+
+
+class Step(NamedTuple):
+    """A function of a module in this directory, and its limit."""
+
+    function: str  # module.function
+    limit_seconds: float
+
+
+CHECKS = {  # right or wrong: side by side, nothing is timed
+    "warm": Step("checks.compile_kernels", 90),
+    "smoke": Step("checks.compare_with_float64", 90),
+    "bits": Step("training_checks.compare_bits", 60),
+    "resume": Step("training_checks.kill_and_resume", 110),
+    "pair": Step("training_checks.compare_two_processes", 60),
+}
+TIMINGS = {  # one after the other, alone on the machine, the most valuable first
+    "ceilings": Step("timings.measure_ceilings", 15),
+    "steps": Step("timings.time_training_steps", 150),
+    "layers": Step("timings.time_layers", 45),
+    "profile": Step("timings.profile_steps", 25),
+    "compiled": Step("timings.time_compiled_steps", 80),
+    "selection": Step("timings.try_selection", 40),
+    "inference": Step("timings.time_inference", 30),
+    "data": Step("timings.time_data", 15),
+    "e2cnn": Step("timings.time_e2cnn", 50),
+    "prediction": Step("timings.compare_prediction", 70),
+}
+
+
+class Scale(NamedTuple):
+    """The size of networks and batches."""
+
+    image_size: int  # px
+    batch_size: int
+    micro_batch: int  # images of a pass, as in sweeps/all_groups.yaml
+    field_factor: float  # of the study's fields
+    networks: tuple[str, ...]  # groups and cnn
+    smoke_groups: tuple[str, ...]
+    smoke_fields: tuple[int, ...]  # of the blocks that are compared with float64
+    smoke_side: int  # px
+    round_seconds: float
+
+
+FULL = Scale(
+    *(255, 128, 32, 1.0, (*COMPILED_GROUPS, "D2", "C2", "C1", "cnn")),
+    *(("C4", "D4", "D8", "D16"), (12, 24, 48), 17, 0.6),
+)
+TINY = Scale(33, 4, 2, 0.03, ("C4", "cnn"), ("C4",), (2, 3, 2), 9, 0.0)

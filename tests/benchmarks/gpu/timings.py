@@ -1,0 +1,295 @@
+"""Times of the GPU: its limits, training steps, layers and their kernels, evaluation, data, and what is predicted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from campaign import Campaign
+from networks import autocast, make_harmonic, make_images, make_limit, make_network, run_step, set_backend_flags
+from results import JsonDict, read_results
+from schedule import COMPILED_GROUPS
+from torch import Tensor, nn
+
+from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
+from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
+from galaxyhpc.benchmark.environment import describe_environment
+from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
+from galaxyhpc.benchmark.timing import TimingBudget
+from galaxyhpc.steerable.kernels import selection
+
+PREDICTION_SCRIPT = Path(__file__).parents[1] / "prediction.py"
+CACHE_BYTES = 12 << 20  # that stay in the L2 cache
+
+Result = TypeVar("Result")
+
+
+def measure_ceilings(campaign: Campaign) -> None:
+    """Measure what no version can exceed: matrix products, copies, launches."""
+    import triton
+
+    environment = describe_environment(campaign.device.type, torch.get_num_threads())
+    campaign.record(**environment, triton=triton.__version__)
+    for precision in ("bfloat16", "tf32", "float32")[0 if campaign.is_cuda else 2 :]:
+        campaign.record(precision=precision, tflops=_measure_product(campaign, precision))
+    number = torch.zeros(8, device=campaign.device)
+    launches_ms = campaign.measure(lambda: [number.add_(1) for _ in range(200)])["ms"]
+    campaign.record(**_measure_copies(campaign), launch_us=round(1000 * launches_ms / 200, 2))
+
+
+def _measure_product(campaign: Campaign, precision: str) -> float:
+    """Return the rate of a product of large matrices, 10^12 operations per second."""
+    set_backend_flags(precision)
+    size, dtype = 256 if campaign.is_tiny else 8192, torch.bfloat16 if precision == "bfloat16" else torch.float32
+    factor = torch.randn(size, size, device=campaign.device, dtype=dtype)
+    return round(2 * size**3 / campaign.measure(lambda: factor @ factor, max_calls=10)["ms"] / 1e9, 3)
+
+
+def _measure_copies(campaign: Campaign) -> JsonDict:
+    """Return the rates of a copy in memory and of one in the cache, 10^12 bytes read and written per second."""
+    source = torch.zeros(1 << 20 if campaign.is_tiny else 1 << 30, dtype=torch.uint8, device=campaign.device)
+    target = torch.empty_like(source)
+    copy_ms = campaign.measure(lambda: target.copy_(source))["ms"]
+    small_source, small_target = source[:CACHE_BYTES], target[:CACHE_BYTES]
+    cached_ms = campaign.measure(lambda: [small_target.copy_(small_source) for _ in range(50)])["ms"] / 50
+    rates = (2 * len(source) / copy_ms / 1e9, 2 * len(small_source) / cached_ms / 1e9)
+    return dict(zip(("copy_tbs", "cached_copy_tbs"), (round(rate, 3) for rate in rates), strict=True))
+
+
+def time_training_steps(campaign: Campaign) -> None:
+    """Time steps of whole networks: the dense limit, all layers harmonic, and as the trainer would choose."""
+    for name, kernels in _list_step_cases(campaign):
+        if campaign.seconds_left < 8:
+            return
+        start = time.time()
+        try:
+            for result in _time_step(campaign, name, kernels):
+                campaign.record(network=name, **result, seconds=round(time.time() - start, 1))
+        except Exception as error:  # of memory, or of a compiler
+            campaign.record_failure(error, network=name, kernels=kernels)
+
+
+def _list_step_cases(campaign: Campaign) -> Iterator[tuple[str, str]]:
+    for name in campaign.scale.networks:
+        yield name, "dense"
+        if name in COMPILED_GROUPS:
+            yield name, "harmonic"
+        yield name, "auto"
+
+
+def _time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict]:
+    """Yield the times of a large batch; of the trainer's choice also of a micro-batch, where launches may dominate."""
+    set_backend_flags(campaign.precision, is_deterministic=kernels != "dense")
+    network = make_network(campaign, name)
+    num_harmonic = make_harmonic(network, lambda _: kernels == "harmonic")
+    if kernels == "auto":
+        num_harmonic = _apply_roofline(campaign, network)
+    network = make_limit(network) if kernels == "dense" else network
+    result = {"kernels": kernels, "harmonic_layers": num_harmonic}
+    yield result | _measure_step(campaign, network, campaign.scale.batch_size)
+    if kernels == "auto":
+        times = _measure_step(campaign, network, campaign.scale.micro_batch)
+        yield result | {"kernels": "auto, micro-batch"} | times
+
+
+def _measure_step(campaign: Campaign, network: nn.Module, batch_size: int) -> JsonDict:
+    """Time a training step after its first call, with fewer images where memory runs out."""
+
+    def measure(batch_size: int) -> JsonDict:
+        step = _bind_step(network, *make_images(campaign, batch_size), campaign.precision)
+        first_seconds = measure_seconds(step, campaign.device)  # with what is compiled
+        return {"first_seconds": round(first_seconds, 2), **campaign.measure(step, max_calls=6, num_warmup_calls=1)}
+
+    campaign.free_memory()
+    return campaign.measure_batch(batch_size, measure)
+
+
+def _bind_step(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+    return lambda: run_step(network, images, labels, precision)
+
+
+def _apply_roofline(campaign: Campaign, network: nn.Module) -> int:
+    """Choose layers as at the start of a training, without its trial; return the number of harmonic ones."""
+    choice = _choose_by_roofline(campaign, network) if campaign.is_cuda else {}
+    selection.apply_choice(network, choice, campaign.device)
+    return sum(choice.values())
+
+
+def _choose_by_roofline(campaign: Campaign, network: nn.Module) -> selection.KernelChoice:
+    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
+    return {
+        name: selection.is_faster_on_gpu(layer_input, campaign.device, torch.bfloat16)
+        for name, layer_input in selection.trace_layer_inputs(network, batch_shape).items()
+    }
+
+
+def time_layers(campaign: Campaign) -> None:
+    """Time single layers: cuDNN and our kernels, batch norm fused and by torch's own layers."""
+    set_backend_flags(campaign.precision)
+    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
+    for case in _list_layer_cases(campaign):
+        if campaign.seconds_left < 4:
+            return
+        campaign.free_memory()
+        try:
+            campaign.record(**time_layer(case, campaign.device, dtype, campaign.scale.round_seconds / 6))
+        except Exception as error:
+            campaign.record_failure(error, layer=case.name)
+
+
+def _list_layer_cases(campaign: Campaign) -> list[LayerCase]:
+    if campaign.is_tiny:
+        return [LayerCase("C4", 2, 3, 9, 2)]
+    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
+    cases = {name: list_layers(make_network(campaign, name), batch_shape) for name in ("D16", "C4", "D8", "C16", "D4")}
+    return [case for name, layers in cases.items() for case in (layers if name == "D16" else layers[::2])]
+
+
+def profile_steps(campaign: Campaign) -> None:
+    """Profile steps: the kernels that take the time, and how busy the GPU is."""
+    cases = [("D16", "harmonic"), ("C4", "dense"), ("cnn", "dense")]
+    for name, kernels in [("C4", "harmonic")] if campaign.is_tiny else cases:
+        if campaign.seconds_left < 5:
+            return
+        campaign.free_memory()
+        set_backend_flags(campaign.precision)
+        network = make_network(campaign, name)
+        make_harmonic(network, lambda _, kernels=kernels: kernels == "harmonic")
+        step = _bind_step(network, *make_images(campaign, campaign.scale.micro_batch), campaign.precision)
+        campaign.record(network=name, kernels=kernels, **profile_call(step, campaign.device))
+
+
+def time_compiled_steps(campaign: Campaign) -> None:
+    """Time the dense limit as torch.compile makes it."""
+    for name in ("C4",) if campaign.is_tiny else ("D16", "C4", "D8"):
+        if campaign.seconds_left < 25:
+            return
+        torch.compiler.reset()
+        set_backend_flags(campaign.precision, is_deterministic=False)
+        limit = make_limit(make_network(campaign, name))
+        network = torch.compile(limit, fullgraph=True, backend="inductor" if campaign.is_cuda else "aot_eager")
+        try:
+            campaign.record(
+                network=name, kernels="compiled", **_measure_step(campaign, network, campaign.scale.batch_size)
+            )
+        except Exception as error:
+            campaign.record_failure(error, network=name, kernels="compiled")
+
+
+def try_selection(campaign: Campaign) -> None:
+    """Run the trial by which a training selects its kernels, here for its numbers, then in a process of its own."""
+    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
+    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
+    for name in ("C4",) if campaign.is_tiny else ("D16", "D8"):
+        if campaign.seconds_left < 10:
+            return
+        campaign.free_memory()
+        set_backend_flags(campaign.precision)
+        network = make_network(campaign, name)
+        choice = _choose_by_roofline(campaign, network) if campaign.is_cuda else _choose_harmonic(network)
+        arguments = (network, choice, batch_shape, campaign.device, dtype)
+        trial, trial_seconds = _time_once(lambda arguments=arguments: selection.run_trial(*arguments))
+        selected, seconds = _time_once(lambda arguments=arguments: selection.validate_on_device(*arguments))
+        result: JsonDict = {"harmonic_layers": sum(choice.values()), "selected_layers": sum(selected.values())}
+        result |= {"trial_seconds": trial_seconds, "trial_process_seconds": seconds}
+        campaign.record(network=name, **trial._asdict(), **result)
+
+
+def _choose_harmonic(network: nn.Module) -> selection.KernelChoice:
+    make_harmonic(network)
+    return {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
+
+
+def _time_once(function: Callable[[], Result]) -> tuple[Result, float]:
+    """Return the result of a function, and the seconds that it took."""
+    start = time.time()
+    result = function()
+    return result, round(time.time() - start, 1)
+
+
+def time_inference(campaign: Campaign) -> None:
+    """Time what an evaluation computes, in its own full float32, and what TF32 and bfloat16 would give."""
+    batch_size = 2 if campaign.is_tiny else 256
+    precisions = ("float32", "tf32", "bfloat16") if campaign.is_cuda else ("float32",)
+    for name in ("C4", "cnn") if campaign.is_tiny else ("D16", "D8", "D4", "C4", "C1", "cnn"):
+        network = make_network(campaign, name).eval()
+        for precision in precisions:
+            if campaign.seconds_left < 3:
+                return
+            if name == "D16" and precision == "float32":
+                continue  # seconds for a batch
+            set_backend_flags(precision)
+            result = _measure_inference(campaign, network, batch_size, precision)
+            rate = round(1000 * result["batch"] / result["ms"])
+            campaign.record(network=name, precision=precision, images_per_second=rate, **result)
+
+
+def _measure_inference(campaign: Campaign, network: nn.Module, batch_size: int, precision: str) -> JsonDict:
+    def measure(batch_size: int) -> JsonDict:
+        images, _ = make_images(campaign, batch_size)
+        with torch.inference_mode(), autocast(campaign.device, precision):
+            return campaign.measure(lambda: network(images), max_calls=6)
+
+    campaign.free_memory()
+    return campaign.measure_batch(batch_size, measure)
+
+
+def time_data(campaign: Campaign) -> None:
+    """Time a batch from bytes to augmented images, beside torchvision's transforms, and as a fraction of the steps."""
+    from galaxyhpc.benchmark import data_pipeline  # with its packages, which other steps do without
+
+    scale = campaign.scale
+    budget = TimingBudget(2, scale.round_seconds)
+    results = data_pipeline.measure_pipeline(scale.image_size, scale.batch_size, campaign.device.type, budget)
+    milliseconds = 1000 * results["ours"]["seconds"]
+    fractions = {
+        line["network"]: round(milliseconds / scale.batch_size / (line["ms"] / line["batch"]), 4)
+        for line in read_results(campaign.out_dir, "steps")
+        if line.get("kernels") == "auto" and "ms" in line
+    }
+    campaign.record(ms=round(milliseconds, 3), ratios=results["ratios"], fraction_of_step=fractions)
+
+
+def time_e2cnn(campaign: Campaign) -> None:
+    """Time e2cnn's own modules in float32, with torch's own flags, as the study ran them."""
+    for name in ("C4",) if campaign.is_tiny else ("D16", "D8", "C4"):
+        if campaign.seconds_left < 8:
+            return
+        set_backend_flags("float32", is_deterministic=False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
+        try:
+            start = time.time()
+            network = E2cnnModel(make_network(campaign, name), campaign.scale.image_size)
+            network = network.to(campaign.device).train()
+            build_seconds = round(time.time() - start, 1)
+            times = _measure_e2cnn_step(campaign, network)
+            campaign.record(network=name, kernels="e2cnn", build_seconds=build_seconds, **times)
+        except Exception as error:
+            campaign.record_failure(error, network=name, kernels="e2cnn")
+
+
+def _measure_e2cnn_step(campaign: Campaign, network: nn.Module) -> JsonDict:
+    """Time a step on contiguous images, as in the study."""
+
+    def measure(batch_size: int) -> JsonDict:
+        images, labels = make_images(campaign, batch_size)
+        return campaign.measure(_bind_step(network, images.contiguous(), labels, "float32"), max_calls=5)
+
+    campaign.free_memory()
+    return campaign.measure_batch(campaign.scale.micro_batch, measure)
+
+
+def compare_prediction(campaign: Campaign) -> None:
+    """Predict the time of an epoch from a benchmark, then train it."""
+    out = campaign.out_dir / "prediction.json"
+    options = ["--device", "cuda", "--size", "255", "--group", "C4"] if campaign.is_cuda else ["--scale", "0.1"]
+    command = [sys.executable, str(PREDICTION_SCRIPT), str(out), *options]
+    subprocess.run(command, check=True, timeout=max(10.0, campaign.seconds_left))
+    results = json.loads(out.read_text())
+    campaign.record(**{key: results[key] for key in ("predicted_epoch_s", "measured_epoch_s", "predicted_to_measured")})

@@ -1,0 +1,166 @@
+"""Checks of training: the same bits twice, the same bits after a resume, two processes like one."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from campaign import Campaign
+from networks import (
+    flatten_gradients,
+    make_harmonic,
+    make_images,
+    make_model,
+    make_network,
+    run_step,
+    set_backend_flags,
+    use_gpu_kernels_on_cpu,
+)
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from galaxyhpc.config.schema import (
+    DataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
+from galaxyhpc.steerable.batch_norm import enable_sync_batchnorm
+
+NUM_STEPS = 2  # whose bits are compared
+NETWORKS: dict[str, dict[str, Any]] = {  # `harmonic`: with layers that stay in irreps
+    "D8 harmonic": {"group": "D8"},
+    "C4 dense": {"group": "C4", "scale": 0.5},
+    "cnn": {"architecture": "cnn", "scale": 0.5},
+    "e2wrn10-2": {"architecture": "e2wrn", "group": "D4", "depth": 10, "widen": 2, "restriction": ["D4", "D1"]},
+    "e2resnet18": {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 8},
+    "resnet18": {"architecture": "resnet18"},
+    "densenet121": {"architecture": "densenet121"},
+}
+TINY_NETWORKS = {"C4 harmonic": {"group": "C4", "scale": 0.03}, "cnn": {"architecture": "cnn", "scale": 0.03}}
+
+
+def compare_bits(campaign: Campaign) -> None:
+    """Take the same steps twice: the networks that give the same bits, and what torch calls not deterministic."""
+    set_backend_flags(campaign.precision)
+    for name, settings in (TINY_NETWORKS if campaign.is_tiny else NETWORKS).items():
+        if campaign.seconds_left < 3:
+            return
+        try:
+            has_same_bits, messages = _take_steps_twice(campaign, name, settings)
+            campaign.record(network=name, has_same_bits=has_same_bits, warnings=messages)
+        except Exception as error:  # torchvision may be missing
+            campaign.record_failure(error, network=name)
+
+
+def _take_steps_twice(campaign: Campaign, name: str, settings: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Return whether the weights have the same bits, and torch's warnings."""
+    image_size, batch_size = (33, 2) if campaign.is_tiny else (65, 16)
+    network = make_model(campaign, settings, image_size)
+    if "harmonic" in name:
+        make_harmonic(network)
+    images, labels = make_images(campaign, batch_size, image_size)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        first, second = (_train_copy(network, images, labels, campaign.precision) for _ in range(2))
+        torch.use_deterministic_algorithms(False)
+    messages = {str(warning.message)[:120] for warning in caught if "determinis" in str(warning.message)}
+    return torch.equal(first, second), sorted(messages)
+
+
+def _train_copy(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Tensor:
+    """Return all weights and buffers of a copy after some steps."""
+    network = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    for number in range(NUM_STEPS):
+        torch.manual_seed(number)  # of dropout
+        run_step(network, images, labels, precision)
+        optimizer.step()
+    return torch.cat([value.detach().flatten().double() for value in network.state_dict().values()])
+
+
+def kill_and_resume(campaign: Campaign) -> None:
+    """Train, kill -9, resume: whether the bits are those of the uninterrupted training."""
+    from galaxyhpc import verify_resume  # with its packages, which other steps do without
+
+    for group, convolution in (("D8", "harmonic"), ("C4", "dense"))[campaign.is_tiny :]:
+        if campaign.seconds_left < 30:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.time()
+            config = _make_run_config(campaign, group, convolution, folder)
+            for result in verify_resume.run_trials(config, Path(folder) / "runs", faults=("KILL",)):
+                campaign.record(
+                    group=group,
+                    convolution=convolution,
+                    fault=result.fault,
+                    fault_step=result.fault_step,
+                    resumed_step=result.resumed_step,
+                    has_same_bits=not result.difference,
+                    difference=result.difference,
+                    seconds=round(time.time() - start, 1),
+                )
+
+
+def _make_run_config(campaign: Campaign, group: str, convolution: str, folder: str) -> RunConfig:
+    """Return the settings of a short run, on real galaxies where there are some."""
+    sample = campaign.sample
+    source: dict[str, Any] = (
+        {"source": str(sample.resolve())} if sample else {"demo": DemoConfig(galaxies=200, size=32)}
+    )
+    return RunConfig(
+        model=ModelConfig(group=group, scale=0.03 if campaign.is_tiny else 1.0),
+        data=DataConfig(image_size=33 if campaign.is_tiny else 65, cache=folder, **source),
+        train=TrainConfig(epochs=2, batch_size=16, precision=campaign.precision),
+        evaluate=EvaluateConfig(conditions=("clean",)),
+        resources=ResourcesConfig(cpus_per_task=2, gpus_per_node=int(campaign.is_cuda), convolution=convolution),
+    )
+
+
+def compare_two_processes(campaign: Campaign) -> None:
+    """Compute gradients in two processes that share the GPU, over gloo as NCCL refuses to; compare with one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_run_rank, (campaign, folder), nprocs=2)
+
+
+def _run_rank(rank: int, campaign: Campaign, folder: str) -> None:
+    """Compare by kernels and precision, in one of the two processes."""
+    if campaign.is_tiny:
+        use_gpu_kernels_on_cpu()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    cases = [("dense", "float32"), ("harmonic", "float32"), ("harmonic", "bfloat16")]
+    for kernels, precision in cases[: 3 if campaign.is_cuda else 2]:
+        set_backend_flags(precision)
+        error = _compare_gradients(rank, campaign, kernels, precision)
+        if rank == 0:
+            campaign.record(processes=2, backend="gloo", kernels=kernels, precision=precision, gradient_error=error)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _compare_gradients(rank: int, campaign: Campaign, kernels: str, precision: str) -> float:
+    """Return the relative error of the gradients of two processes, each with half of a batch."""
+    image_size, batch_size = (33, 4) if campaign.is_tiny else (65, 16)
+    network = make_network(campaign, "C4" if campaign.is_tiny else "D4", image_size=image_size)
+    make_harmonic(network, lambda _: kernels == "harmonic")
+    single = copy.deepcopy(network)
+    torch.manual_seed(7)  # the same images in both
+    images, labels = make_images(campaign, batch_size, image_size)
+    run_step(single, images, labels, precision)
+    enable_sync_batchnorm(network)
+    model = DistributedDataParallel(network, [campaign.device] if campaign.is_cuda else None, broadcast_buffers=False)
+    run_step(model, images[rank::2].contiguous(memory_format=torch.channels_last), labels[rank::2], precision)
+    actual, expected = flatten_gradients(network), flatten_gradients(single)
+    return float((actual - expected).norm() / expected.norm())
