@@ -107,7 +107,7 @@ def hostile(workspace: Path) -> dict[str, str]:
     ("verb", "arguments", "outputs"),
     [
         ("aggregate", ["runs/measured"], ["runs/measured/report"]),
-        ("explore", ["Gäläxien.h5", "--output", "explore.html"], ["explore.html"]),
+        ("explore", ["Gäläxien.h5", "--output", "explore.html", "--overwrite"], ["explore.html"]),
         ("inspect", ["runs/trained/run", "--conditions", "rotation"], ["runs/trained/run/inspect"]),
     ],
 )
@@ -152,14 +152,19 @@ COMMANDS = [
     ("status", ["runs/measured"]),
     ("launch", ["tiny.yaml", "--dry-run", "--executor", "local"]),
     ("aggregate", ["runs/measured", "--no-intervals"]),
-    ("explore", ["Gäläxien.h5", "--output", "Gäläxien.html"]),
-    ("predict", ["runs/trained/run", "Gäläxien.h5"]),
+    ("explore", ["Gäläxien.h5", "--output", "Gäläxien.html", "--overwrite"]),
+    ("predict", ["runs/trained/run", "Gäläxien.h5", "--overwrite"]),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", NO_UTF8, ids=["ascii", "latin-1", "C"])
-@pytest.mark.parametrize(("verb", "arguments"), COMMANDS, ids=[verb for verb, _ in COMMANDS])
+@pytest.mark.parametrize(
+    ("verb", "arguments", "variables"),
+    [
+        *((*command, NO_UTF8[0]) for command in COMMANDS),
+        *((*COMMANDS[number], variables) for number in (1, 3) for variables in NO_UTF8[1:]),
+    ],
+)
 def test_an_output_without_utf8_stops_no_command(
     verb: str, arguments: list[str], variables: dict[str, str], workspace: Path
 ) -> None:
@@ -171,8 +176,13 @@ def test_an_output_without_utf8_stops_no_command(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a process of another user")
-@pytest.mark.parametrize("home", [None, "/nonexistent", "/proc", "relative"])
-@pytest.mark.parametrize(("verb", "arguments"), COMMANDS, ids=[verb for verb, _ in COMMANDS])
+@pytest.mark.parametrize(
+    ("verb", "arguments", "home"),
+    [
+        *((*command, None) for command in COMMANDS),
+        *((*COMMANDS[1], home) for home in ("/nonexistent", "/proc", "relative")),
+    ],
+)
 def test_a_user_without_a_home_starts_every_command(
     verb: str, arguments: list[str], home: str | None, workspace: Path
 ) -> None:

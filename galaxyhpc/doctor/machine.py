@@ -114,11 +114,14 @@ def check_compiler() -> Finding:
 def check_cache() -> Finding:
     """Write to the cache of libraries, filter bases and speeds."""
     from galaxyhpc.runtime.native import get_cache_directory
+    from galaxyhpc.storage.caches import has_private_cache
 
     directory = get_cache_directory()
-    if problem := _try_to_write(directory):
-        remedy = "set XDG_CACHE_HOME to a directory that you may write; without, each process computes it again"
-        return Finding("warning", "cache", f"{directory}: {problem}", remedy)
+    problem = _try_to_write(directory)
+    if problem or has_private_cache():
+        remedy = "set XDG_CACHE_HOME to a directory that you may write; without, each machine computes it again"
+        text = f"{directory}: {problem or 'instead of one of yours, which cannot be written'}"
+        return Finding("warning", "cache", text, remedy)
     return Finding("ok", "cache", f"{directory}: writable")
 
 

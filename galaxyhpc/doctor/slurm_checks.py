@@ -40,8 +40,9 @@ def check_slurm(runs_dir: Path, profile: Path | None) -> Iterator[Finding]:
 
 def _check_settings(settings: dict[str, str]) -> Iterator[Finding]:
     max_size = slurm.get_max_array_size()
-    if max_size < 1:
-        yield Finding("fails", "Slurm arrays", "MaxArraySize is 0", "ask the administrator to allow job arrays")
+    if max_size == 1:
+        text = "MaxArraySize allows no arrays: every run is a job of its own"
+        yield Finding("warning", "Slurm arrays", text, "ask the administrator to allow job arrays")
     else:
         yield Finding("ok", "Slurm arrays", f"MaxArraySize {max_size}: larger sweeps are split into several arrays")
     requeue = "by default" if settings.get("JobRequeue", "1") == "1" else "not by default; a launch asks for it"

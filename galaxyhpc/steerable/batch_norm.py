@@ -76,13 +76,14 @@ class FieldBatchNorm(nn.Module):
 
 
 class FusedSequential(nn.Sequential):
-    """A sequence of layers in which a batch norm takes along the ReLU and the pool that follow it, see `normalise`."""
+    """A sequence of layers; in training on a GPU a batch norm takes along the ReLU and the pool that follow it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        should_fuse = self.training and _is_fusable(x)  # otherwise module by module, with their hooks
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if not isinstance(layer, FieldBatchNorm):
+            if not (should_fuse and isinstance(layer, FieldBatchNorm)):
                 x = layer(x)
                 continue
             has_relu = bool(layers) and isinstance(layers[0], nn.ReLU)

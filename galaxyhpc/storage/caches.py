@@ -21,12 +21,18 @@ LIBRARY_CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "NUMBA_CACHE_DIR": "numba",
 }
+PRIVATE_PREFIX = "galaxyhpc-user-"
 USER_NAME_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where getpass.getuser looks before passwd
 
 
 def find_cache_home() -> Path:
     """Return the directory that holds the caches of all programs; writing into it may still fail."""
     return _choose_cache_home(os.environ.get("XDG_CACHE_HOME", ""), find_home())
+
+
+def has_private_cache() -> bool:
+    """Whether caches lie in a private temporary directory, because the user's own cannot be written."""
+    return find_cache_home().name.startswith(PRIVATE_PREFIX)
 
 
 def find_home() -> Path | None:
@@ -63,12 +69,12 @@ def _can_hold_files(directory: Path) -> bool:
 def _find_private_directory() -> Path:
     """Return a directory that only this user can write: libraries are loaded from it."""
     try:
-        path = Path(tempfile.gettempdir()) / f"galaxyhpc-{os.getuid()}"
+        path = Path(tempfile.gettempdir()) / f"{PRIVATE_PREFIX}{os.getuid()}"
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
         status = path.lstat()
         is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-        return path if is_ours else Path(tempfile.mkdtemp(prefix="galaxyhpc-"))
+        return path if is_ours else Path(tempfile.mkdtemp(prefix=PRIVATE_PREFIX))
     except OSError:
         return Path(os.devnull)  # nothing can be written below it
 

@@ -113,7 +113,13 @@ def test_a_directory_that_cannot_be_written_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "name", "verdict", "text"),
     [
-        ("MaxArraySize            = 1001", "MaxArraySize            = 0", "Slurm arrays", "fails", "allow job arrays"),
+        (
+            "MaxArraySize            = 1001",
+            "MaxArraySize            = 0",
+            "Slurm arrays",
+            "warning",
+            "allow job arrays",
+        ),
         (",preempt_send_user_signal", "", "Slurm preemption", "warning", "preempt_send_user_signal (22.05)"),
         ("preempt/partition_prio", "preempt/none", "Slurm preemption", "ok", ""),
         ("accounting_storage/slurmdbd", "accounting_storage/none", "Slurm accounting", "warning", "name the runs"),

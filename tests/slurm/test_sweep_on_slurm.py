@@ -117,7 +117,7 @@ def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(p
     job = next(event["job"] for event in run.read_events() if event["event"] == "submitted")
     ours.wait(lambda: bool(run.read_metrics()), "an epoch")
     output = ours.call(sys.executable, "-m", "jobs.train", run.path, status=2)
-    assert f"another process works on this run (job {job}.0" in output
+    assert f"another process works on this run (job {job}, host " in output
     parameters = slurm_executor.make_submitit_parameters("again", ResourcesConfig(tasks_per_node=2), None)
     # a job that waits for the run
     slurm_executor.Submission(run.sweep_dir).submit_array("train", [TrainJob(str(run.path))], parameters)

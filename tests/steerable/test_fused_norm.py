@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiers import slow
 from helpers.warm_processes import start_python
 from torch import Tensor, nn
 
@@ -43,7 +44,8 @@ def step(run: Callable[[Tensor], Tensor], norm: FieldBatchNorm, x: Tensor, upstr
 @pytest.mark.parametrize("has_relu", [True, False], ids=["ReLU", "no ReLU"])
 @pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "not pooled"])
 @pytest.mark.parametrize(
-    ("fields", "size", "shape"), [(3, 4, (2, 9, 9)), (5, 8, (3, 6, 7)), (4, 1, (1, 33, 33)), (2, 32, (1, 5, 5))]
+    ("fields", "size", "shape"),
+    [(3, 4, (2, 9, 9)), slow(5, 8, (3, 6, 7)), slow(4, 1, (1, 33, 33)), slow(2, 32, (1, 5, 5))],
 )
 def test_one_pass_gives_what_the_layers_give(
     fields: int, size: int, shape: tuple[int, int, int], pooled: bool, has_relu: bool
@@ -100,8 +102,8 @@ def test_two_steps_have_the_same_bits() -> None:
     "model",
     [
         {"group": "C4", "scale": 0.1},
-        {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2, "blocks": [1, 1, 1, 1]},
-        {"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1, "scale": 0.3},
+        slow({"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2, "blocks": [1, 1, 1, 1]}),
+        slow({"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1, "scale": 0.3}),
     ],
     ids=lambda model: model.get("architecture", "steerable_cnn"),
 )

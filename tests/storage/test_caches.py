@@ -45,7 +45,7 @@ def test_without_a_home_that_can_be_written_it_is_a_private_temporary_directory(
 def test_a_directory_that_others_may_have_made_is_not_used(temporary: Path, tmp_path: Path) -> None:
     """Libraries are loaded from it."""
     os.environ["HOME"] = "/nonexistent"
-    expected = temporary / f"galaxyhpc-{os.getuid()}"
+    expected = temporary / f"galaxyhpc-user-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir()
     expected.symlink_to(tmp_path / "elsewhere")
     assert find_cache_home() != expected and not find_cache_home().is_symlink()
