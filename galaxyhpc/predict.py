@@ -49,11 +49,11 @@ class Galaxy:
 class BadImagesError(ValueError):
     """Images that cannot be classified, a line each."""
 
-    def __init__(self, errors: Sequence[str], total: int) -> None:
+    def __init__(self, errors: Sequence[str], total: int, note: str = "") -> None:
         lines = list(dict.fromkeys(errors))
         more = [f"... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
-        hint = [f"{len(errors)} of {total} are bad; --skip-bad classifies the others"] if len(errors) < total else []
-        super().__init__("\n".join([*lines[:MAX_LISTED], *more, *hint]))
+        hint = [f"{len(errors)} of {total} are bad; --skip-bad classifies the others{note}"]
+        super().__init__("\n".join([*lines[:MAX_LISTED], *more, *(hint if len(errors) < total else [])]))
 
 
 def check_headers(paths: Iterable[Path]) -> dict[Path, int | image_files.ImageError]:
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         counts = check_headers(image_files.find_files(options.files))
         errors = [str(count) for count in counts.values() if isinstance(count, image_files.ImageError)]
         if errors and (not options.skip_bad or len(errors) == len(counts)):
-            raise BadImagesError(errors, len(counts))
+            raise BadImagesError(errors, len(counts), "; damage to their pixels is found then")
         classifier = trained_model.load(options.run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         galaxies = track(
             read_galaxies(counts, classifier.image_size),
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    lines = [f"{options.output}: {totals['classified']} galaxies; files read: {len(counts) - len(errors)}"]
+    lines = [f"{options.output}: {totals['classified']} galaxies; files: {len(counts)}"]
     if totals["noted"]:
         lines.append(f"images blank or with an empty band: {totals['noted']}; their classes mean nothing: column note")
     if totals["bad"]:

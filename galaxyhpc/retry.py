@@ -150,7 +150,7 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-parallel", type=int, metavar="N", help="maximum number of concurrent jobs of a stage")
     options = parser.parse_args(arguments)
     if options.failed == bool(options.patterns) and not (options.path / "config.json").is_file():
-        parser.error("expected --failed or run ids, not both")
+        parser.error(f"got {'both' if options.failed else 'neither'}; expected --failed or run ids")
     if options.max_parallel is not None and options.max_parallel < 1:
         parser.error(f"--max-parallel: got {options.max_parallel}; expected an integer >= 1")
     return options

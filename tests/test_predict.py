@@ -125,7 +125,7 @@ def test_a_run_of_generated_galaxies_says_so_in_every_row(
         (run.run_id, "GENERATED galaxies")
     }
     output = capsys.readouterr().out
-    assert "10 galaxies; files read: 1" in output and "GENERATED" in output and "RAW" not in output
+    assert "10 galaxies; files: 1" in output and "GENERATED" in output and "RAW" not in output
 
 
 def test_without_a_temperature_the_probabilities_are_called_raw(

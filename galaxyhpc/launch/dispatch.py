@@ -189,9 +189,9 @@ def _dispatch_locally(
         console.print("stopped; rerun the same command to resume")
         return 130
     failed = [run for run in pending_runs if read_state(run).name != RunState.EVALUATED]
-    for run in failed:
-        text = f"{run.run_id}: {read_state(run).name} {read_state(run).reason}; log: {run.log_dir}"
-        console.print(text, soft_wrap=True)
+    for status in query_status(failed)[0]:  # which tells a killed process from a running one
+        text = ": ".join(filter(None, (status.run.run_id, status.state, status.reason)))
+        console.print(f"{text}; log: {status.run.log_dir}", soft_wrap=True)
     return 1 if failed else 0
 
 

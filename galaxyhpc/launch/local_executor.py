@@ -183,6 +183,6 @@ def _live_view(runs: list[RunDir], console: Console, title: str) -> Iterator[Cal
             state = read_state(run)
             if names[run] != state.name:
                 names[run] = state.name
-                console.print(f"{run.run_id}: {state.name} {state.reason}".strip(), soft_wrap=True)
+                console.print(f"{run.run_id}: {': '.join(filter(None, (state.name, state.reason)))}", soft_wrap=True)
 
     yield print_changes

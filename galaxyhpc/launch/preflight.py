@@ -57,7 +57,7 @@ class CheckedSweep:
     symmetry_errors: dict[ModelConfig, SymmetryErrors]  # by the settings of the tiny network
     costs: CostModels
     start_times: dict[ResourcesConfig, float] = field(default_factory=dict)  # expected by Slurm, in s since 1970
-    warnings: list[Problem] = field(default_factory=list)  # reasons why jobs may wait long
+    warnings: list[Problem] = field(default_factory=list)  # GPUs without a process, jobs that wait
 
     @property
     def by_cost_descending(self) -> list[RunConfig]:
@@ -84,7 +84,7 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     num_bytes = estimate_bytes(configs, networks, num_galaxies, directory)
     problems += _check_writable(num_bytes) + _check_disk_space(num_bytes)
     starts: dict[ResourcesConfig, float] = {}
-    warnings: list[Problem] = []
+    warnings = _find_idle_gpus(configs)
     if executor in ("slurm", "auto") and slurm.is_up():
         starts = _get_start_times(configs, directory, problems, warnings)
     if problems:
@@ -101,9 +101,21 @@ def print_problems(error: PreflightError, console: Console) -> None:
 
 
 def print_warnings(sweep: CheckedSweep, console: Console) -> None:
-    """Print why jobs may wait long, one line each."""
+    """Print what may not be meant, one line each."""
     for warning in sweep.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
+
+
+def _find_idle_gpus(configs: Sequence[RunConfig]) -> list[Problem]:
+    """Return resources with more GPUs than processes, of which each uses one."""
+    pairs = {(config.resources.resolved.gpus_per_node, config.resources.tasks_per_node) for config in configs}
+    return [
+        Problem(
+            "resources", f"got {gpus} GPUs and {tasks} tasks per node", f"set tasks_per_node: {gpus} to use them all"
+        )
+        for gpus, tasks in sorted(pairs)
+        if gpus > tasks
+    ]
 
 
 def make_symmetry_table(sweep: CheckedSweep) -> ConsoleTable:

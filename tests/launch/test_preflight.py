@@ -18,7 +18,7 @@ from helpers.data_files import write_file, write_images_with_missing_filter
 from helpers.tiers import slow
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
-from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
 from galaxyhpc.data import dataset
 from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
@@ -283,3 +283,11 @@ def test_a_split_that_cannot_be_read_refuses_the_launch_in_a_line(
     assert main(["tiny.yaml", "--executor", "local"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "split.csv" in line
+
+
+def test_gpus_without_a_process_are_a_warning(tmp_path: Path) -> None:
+    resources = [{}, {"gpus_per_node": 2}, {"gpus_per_node": 2, "tasks_per_node": 2}]
+    config = run("C1", tmp_path)
+    runs = [config.model_copy(update={"resources": ResourcesConfig(**given)}) for given in resources]
+    (warning,) = preflight._find_idle_gpus(runs)
+    assert str(warning) == "resources: got 2 GPUs and 1 tasks per node; set tasks_per_node: 2 to use them all"
