@@ -23,12 +23,12 @@ def test_the_project_is_clean(check: str) -> None:
 def find_calls_that_leave_the_encoding_to_the_locale(path: Path) -> Iterator[str]:
     for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        given = {keyword.arg for keyword in call.keywords}
+        keywords = {keyword.arg for keyword in call.keywords}
         texts = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
         opens_text = name in ("open", "fdopen") and not ast.unparse(call.func).startswith(("os.", "Image.", "fits."))
         is_file = opens_text or name == "read_text" or (name == "write_text" and isinstance(call.func, ast.Attribute))
-        is_decided = "encoding" in given or texts & {"rb", "wb", "ab", "r+b", "utf-8", "utf-8-sig"}
-        if (is_file and not is_decided) or ("text" in given and "errors" not in given):  # of a child process
+        is_decided = "encoding" in keywords or texts & {"rb", "wb", "ab", "r+b", "utf-8", "utf-8-sig"}
+        if (is_file and not is_decided) or ("text" in keywords and "errors" not in keywords):  # of a child process
             yield f"{path.relative_to(PROJECT)}:{call.lineno}: {ast.unparse(call)[:80]}"
 
 

@@ -20,6 +20,7 @@ COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
+    """Return the data settings of a sweep, each once."""
     return list(dict.fromkeys(config.data for config in configs))
 
 

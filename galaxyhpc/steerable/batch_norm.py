@@ -66,7 +66,7 @@ class FieldBatchNorm(nn.Module):
         return y
 
     @torch.no_grad()
-    def update_statistics(self, mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
+    def update_statistics(self, mean: Tensor, variance: Tensor, count: float | Tensor) -> None:
         """Move the running statistics towards those of a batch, (fields,) each, of `count` values per field."""
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import triton
 from torch import Tensor, nn
 
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm, get_world_size
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm, all_reduce_sums
 from galaxyhpc.steerable.kernels import triton_kernels as kernels
 from galaxyhpc.steerable.kernels.gpu import (
     TILE_COLUMNS,
@@ -218,8 +217,7 @@ class _Normalisation(torch.autograd.Function):
         first, second, count = _all_reduce_sums(norm, partial_sums.double().sum(0), local_count)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0.0)
-        norm.running_mean.lerp_(mean.float(), norm.momentum)
-        norm.running_var.lerp_((variance * count / (count - 1)).float(), norm.momentum)
+        norm.update_statistics(mean, variance, count)
         rstd = (variance + norm.eps).rsqrt()
         scale = weight.double() * rstd
         factors = torch.stack([scale, bias.double() - mean * scale]).float()
@@ -259,9 +257,8 @@ class _Normalisation(torch.autograd.Function):
 
 def _all_reduce_sums(norm: FieldBatchNorm, sums: Tensor, count: float) -> tuple[Tensor, Tensor, float]:
     """Return two sums (fields,) float64 and the number of values, of all processes if the norm is synchronised."""
-    if norm.sync and get_world_size() > 1:
-        packed = torch.cat([sums.flatten(), sums.new_tensor([count])])
-        dist.all_reduce(packed)
+    if norm.is_synchronised:
+        packed = all_reduce_sums(torch.cat([sums.flatten(), sums.new_tensor([count])]))
         sums, count = packed[:-1].view_as(sums), float(packed[-1])
     return sums[0], sums[1], count
 

@@ -288,6 +288,6 @@ def test_a_split_that_cannot_be_read_refuses_the_launch_in_a_line(
 def test_gpus_without_a_process_are_a_warning(tmp_path: Path) -> None:
     resources = [{}, {"gpus_per_node": 2}, {"gpus_per_node": 2, "tasks_per_node": 2}]
     config = run("C1", tmp_path)
-    runs = [config.model_copy(update={"resources": ResourcesConfig(**given)}) for given in resources]
+    runs = [config.model_copy(update={"resources": ResourcesConfig(**settings)}) for settings in resources]
     (warning,) = preflight._find_idle_gpus(runs)
     assert str(warning) == "resources: got 2 GPUs and 1 tasks per node; set tasks_per_node: 2 to use them all"
