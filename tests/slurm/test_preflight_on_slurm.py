@@ -73,7 +73,8 @@ def test_what_sbatch_queues_although_no_node_starts_jobs_is_a_warning_and_what_i
     tmp_path: Path,
 ) -> None:
     runs = [run(0, tmp_path), run(1, tmp_path, partition="low"), run(2, tmp_path, partition="low", gpus_per_node=4)]
-    warnings = [str(warning) for warning in preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").warnings]
+    warnings = list(map(str, preflight.check_sweep(runs, tmp_path / "my sweep", "slurm").warnings))
+    warnings = [warning for warning in warnings if warning.startswith("sbatch for ")]
     nodes = "the jobs wait: no jobs start on node1 (drained), node2 (drained), node3 (drained), node4 (drained)"
     refusal = "allocation failure: Requested node configuration is not available"
     assert warnings[0] == f"sbatch for 1 runs, defaults: {refusal}; {nodes}"
