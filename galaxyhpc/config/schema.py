@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, describe_expected, is_condition
 from galaxyhpc.config.group_names import check_group_name, is_subgroup
 from galaxyhpc.config.image_size import find_nearest_image_sizes, is_exact_image_size
@@ -79,6 +80,8 @@ class DataConfig(BaseConfig):
     """Source and size of the images, and the division into training, validation and test galaxies."""
 
     source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
+    # names by label; empty: those of the source, which a launch fills in where they are not Galaxy10's
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     cache: str = ""  # directory of converted images; empty: .cache beside the sweeps
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
@@ -89,11 +92,21 @@ class DataConfig(BaseConfig):
     conflicting_duplicates: Literal["drop", "keep"] = "drop"
     demo: DemoConfig = DemoConfig()
 
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_class_names(names) if names else names
+
     @model_validator(mode="after")
     def _check_training_fraction(self) -> DataConfig:
         if self.validation_fraction + self.test_fraction > 0.9:
             raise ValueError("validation_fraction + test_fraction must be at most 0.9")
         return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the galaxies, in the order of their labels."""
+        return self.classes or GALAXY10_CLASSES
 
 
 class ModelConfig(BaseConfig):
@@ -328,7 +341,9 @@ class RunConfig(BaseConfig):
     def get_identity(self) -> dict[str, Any]:
         """Return all settings that decide the weights, and no others."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
-        del parts["data"]["cache"]
+        del parts["data"]["cache"], parts["data"]["classes"]
+        if self.data.class_names != GALAXY10_CLASSES:
+            parts["data"]["classes"] = self.data.class_names
         if isinstance(self.model.pretrained, str):
             parts["model"]["pretrained"] = "file"  # its path decides nothing
         if parts["data"]["source"] == "demo":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
 from galaxyhpc.data.galaxy10 import CLASSES, check_file, check_pixels, convert, read_metadata
@@ -63,7 +64,8 @@ class Galaxies:
     """N galaxies at one image size S."""
 
     images: np.ndarray  # (N, 3, S, S) uint8, memory-mapped, read only
-    labels: np.ndarray  # (N,) int64, index into CLASSES
+    labels: np.ndarray  # (N,) int64, index into classes
+    classes: tuple[str, ...]  # names of the classes that the source has
     ra: np.ndarray  # (N,) float64, degrees in [0, 360]
     dec: np.ndarray  # (N,) float64, degrees in [-90, 90]
     digests: np.ndarray  # (N,) hexadecimal SHA-256 of each image's published pixels
@@ -157,7 +159,7 @@ def _open_cached(source: Path, image_size: int, cache: Path) -> Galaxies | None:
             return None
         images = np.load(directory / "images.npy", mmap_mode="r")
         with np.load(directory / "columns.npz") as columns:
-            galaxies = Galaxies(images, **columns, **metadata)
+            galaxies = Galaxies(images, classes=tuple(metadata.pop("classes")), **columns, **metadata)
         return galaxies if _is_consistent(galaxies, image_size) else None
     except _READ_ERRORS:
         return None
@@ -169,7 +171,7 @@ def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
     return bool(
         galaxies.images.dtype == np.uint8
         and galaxies.images.shape == (n, 3, image_size, image_size)
-        and galaxies.labels.max() < len(CLASSES)
+        and galaxies.labels.max() < len(galaxies.classes)
         and n == len(galaxies.ra) == len(galaxies.dec) == len(galaxies.digests)
         and math.isfinite(galaxies.mean)
         and math.isfinite(galaxies.pixel_scale_arcsec)
@@ -249,7 +251,9 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
     if empty := find_empty_class(table):
         label, split = empty
         reason = explain_empty_class(config, table, digests, label)
-        raise DataError(f"{config.source}: class {label} ({CLASSES[label]}): got no galaxy for {split}, since {reason}")
+        raise DataError(
+            f"{config.source}: class {label} ({config.class_names[label]}): got no galaxy for {split}, since {reason}"
+        )
 
 
 def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
@@ -269,6 +273,16 @@ def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
     table = make_split_table(config, labels, ra, dec, digests)
     check_divisible(config, table, digests)
     return table
+
+
+def read_class_names(config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the classes that a source has, without its pixels.
+
+    Raises
+    ------
+    DataError
+    """
+    return GALAXY10_CLASSES if config.source == "demo" else read_metadata(get_source_path(config)).classes
 
 
 def _read_columns(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

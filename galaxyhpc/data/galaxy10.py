@@ -20,15 +20,12 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data import DataError
 from galaxyhpc.data.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.storage.files import fsync, write_text
 
-CLASSES: tuple[str, ...] = (
-    *("Disturbed", "Merging", "Round Smooth", "In-between Round Smooth", "Cigar Shaped Smooth"),
-    *("Barred Spiral", "Unbarred Tight Spiral", "Unbarred Loose Spiral"),
-    *("Edge-on without Bulge", "Edge-on with Bulge"),
-)
+CLASSES = GALAXY10_CLASSES
 FILE_TYPE = "an HDF5 file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
 MIN_GALAXIES = 100
@@ -44,7 +41,8 @@ RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
 class FileMetadata:
     """Columns and properties of a file beside its pixels, validated."""
 
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, index into classes
+    classes: tuple[str, ...]
     ra: np.ndarray  # (N,) float64
     dec: np.ndarray  # (N,) float64
     size: int  # px, as published
@@ -99,7 +97,7 @@ def read_metadata(path: Path) -> FileMetadata:
         scales = scales[scales > 0]
         field_arcsec = float(np.median(scales)) * size if len(scales) else FIELD_ARCSEC
         slice_size = compute_slice_size(path, images)
-        return FileMetadata(labels, ra, dec, size, slice_size, field_arcsec, "generated_by" in file.attrs)
+        return FileMetadata(labels, CLASSES, ra, dec, size, slice_size, field_arcsec, "generated_by" in file.attrs)
 
 
 def read_optional_column(path: Path, key: str) -> np.ndarray:
@@ -228,6 +226,7 @@ def convert(path: Path, size: int, directory: Path) -> None:
     for name in (names := ("images.npy", "columns.npz")):
         fsync(directory / name)
     metadata = {
+        "classes": source.classes,
         "fingerprint": _compute_fingerprint(source, digests),
         "mean": mean,
         "pixel_scale_arcsec": source.field_arcsec / size,

@@ -17,6 +17,7 @@ from galaxyhpc.data import DataError
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, check_no_orphaned_runs, dispatch, find_unfinished_runs
 from galaxyhpc.launch.dry_run import show_plan
+from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
 from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems, print_warnings
 from galaxyhpc.runtime.console import make_console
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = make_console()
     try:
         sweep = load_sweep(options.sweep, options.set, options.profile)
-        configs = [with_absolute_paths(config, options.runs) for config in sweep.runs]
+        configs = fill_in_class_names([with_absolute_paths(config, options.runs) for config in sweep.runs])
         directory = resolve_sweep_dir(options.runs, sweep.name)
         refuse_symlinks(*(directory / config.run_id for config in configs))
         checked_sweep = check_sweep(configs, directory, options.executor)

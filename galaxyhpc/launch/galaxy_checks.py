@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.launch.problem import Problem
 
@@ -33,6 +34,25 @@ def check_common_split(configs: Sequence[RunConfig]) -> list[Problem]:
         for name, values in values_by_name.items()
         if len(values) > 1
     ]
+
+
+def fill_in_class_names(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Return the runs with the names of their source's classes where the sweep gives none.
+
+    They are part of a run's identity, and the size of its network. A source that cannot be read stays as it is: the
+    checks of all runs report it.
+    """
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.dataset import read_class_names
+
+    filled_in = {}
+    for data in get_distinct_data(configs):
+        try:
+            names = data.classes or read_class_names(data)
+        except DataError:
+            names = ()
+        filled_in[data] = data.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
+    return [config.model_copy(update={"data": filled_in[config.data]}) for config in configs]
 
 
 def divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> dict[DataConfig, pd.DataFrame]:
