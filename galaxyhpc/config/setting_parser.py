@@ -161,6 +161,8 @@ def _describe_unknown(key: str) -> str:
         return "unknown setting; seeds are given by `seeds` at the top of the sweep"
     if key.startswith(f"{_OPTIONS}."):
         return "unknown setting; expected the name of one option of sbatch after sbatch."
+    if key == "resources.resources":
+        return "unknown setting; a profile holds the settings of resources themselves, without this level"
     section, _, name = key.rpartition(".")
     while section and section not in _SECTIONS:
         section, _, name = section.rpartition(".")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from galaxyhpc.doctor import Finding
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.console import format_count
 
 # the smallest run; what the profile asks for is added by `load_sweep`
 SWEEP = """
@@ -78,6 +79,7 @@ def _check_accounting(settings: dict[str, str]) -> Finding:
 def check_launch(runs_dir: Path, profile: Path | None) -> Iterator[Finding]:
     """Yield what a launch of the smallest run with these resources says before it submits."""
     from galaxyhpc.config.sweep import SweepError, load_sweep
+    from galaxyhpc.launch.local_executor import detect_machine
     from galaxyhpc.launch.plan import with_absolute_paths
     from galaxyhpc.launch.preflight import PreflightError, check_sweep
     from galaxyhpc.storage.sweep_dir import resolve_sweep_dir
@@ -100,6 +102,11 @@ def check_launch(runs_dir: Path, profile: Path | None) -> Iterator[Finding]:
     text = f"a run {f'with {profile} ' if profile else ''}passes all checks"
     for start in checked.start_times.values():
         text += f"; sbatch would start it at {time.strftime('%Y-%m-%d %H:%M', time.localtime(start))}"
+    num_gpus = max(config.resources.resolved.gpus_per_node for config in checked.configs)
+    if not slurm.is_up() and num_gpus > (num_here := len(detect_machine(None).gpu_ids)):
+        text += f", but got {format_count(num_here, 'GPU')} here of {num_gpus} that the profile asks for, and no Slurm"
+        yield Finding("warning", "launch", text, "runs use what is here; run this where jobs are submitted")
+        return
     yield Finding("ok", "launch", text)
 
 

@@ -20,7 +20,7 @@ from galaxyhpc.launch.dry_run import show_plan
 from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
 from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems, print_warnings
-from galaxyhpc.runtime.console import make_console
+from galaxyhpc.runtime.console import format_count, make_console
 from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             write_plan(text, directory, configs, networks)
             pending_runs = find_unfinished_runs(directory, checked_sweep.by_cost_descending)
             num_busy = len(configs) - len(pending_runs)
-            console.print(f"{directory}: {len(configs)} runs, {num_busy} complete or active", soft_wrap=True)
+            console.print(
+                f"{directory}: {format_count(len(configs), 'run')}, {num_busy} complete or active", soft_wrap=True
+            )
             return dispatch(console, directory, pending_runs, options.executor, options.max_parallel, options.canary)
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr)

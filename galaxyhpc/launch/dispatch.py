@@ -11,6 +11,7 @@ from rich.console import Console
 from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
+from galaxyhpc.runtime.console import format_count
 from galaxyhpc.runtime.lock import is_busy
 from galaxyhpc.status.run_status import NO_RECORD, query_status
 from galaxyhpc.storage.events import RunState
@@ -141,7 +142,8 @@ def _dispatch_to_slurm(
         )
         for stage, jobs in ids.items():
             if jobs:
-                console.print(f"{stage}: {len(jobs)} jobs submitted as {', '.join(slurm_executor.get_array_ids(jobs))}")
+                arrays = ", ".join(slurm_executor.get_array_ids(jobs))
+                console.print(f"{stage}: {format_count(len(jobs), 'job')} submitted as {arrays}")
     elif all(read_state(run).name == RunState.EVALUATED for run in find_runs(directory)):
         _write_report(directory)
         return 0

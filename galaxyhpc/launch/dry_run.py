@@ -16,7 +16,7 @@ from galaxyhpc.launch.dispatch import find_unfinished_runs
 from galaxyhpc.launch.preflight import CheckedSweep, describe_resources, make_symmetry_table
 from galaxyhpc.models.profile import estimate_training_bytes
 from galaxyhpc.runtime import slurm
-from galaxyhpc.runtime.console import ConsoleTable
+from galaxyhpc.runtime.console import ConsoleTable, format_count
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
 
@@ -54,7 +54,7 @@ def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parall
     untrained = {run: resources for run, resources in pending_runs.items() if not run.best_file.exists()}
     groups = slurm_executor.group_by_resources(untrained)
     for number, part in enumerate(slurm_executor.make_arrays(groups, max_parallel, slurm.get_max_array_size()), 1):
-        head = f"array {number}: {len(part.runs)} runs, {describe_resources(part.resources)}"
+        head = f"array {number}: {format_count(len(part.runs), 'run')}, {describe_resources(part.resources)}"
         text = slurm_executor.make_sbatch_script(directory, part.resources, len(part.runs), part.max_parallel)
         print(f"\n{head}\n\n{text}")  # not wrapped, as rich would
     print("nothing was submitted")
@@ -72,7 +72,7 @@ def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
         image = f"{config.data.image_size} px"
         differs = differences[config.run_id]
         rows.append((config.run_id, config.model.width, image, *size, memory, hours, state, differs))
-    title = f"{directory.name}: {len(sweep.configs)} runs in {directory}"
+    title = f"{directory.name}: {format_count(len(sweep.configs), 'run')} in {directory}"
     heads = (*("run", "width", "image", "parameters", "multiply-adds", "memory", "predicted", "state"), "differs in")
     return ConsoleTable(title, heads, rows, texts=("width", "state", "differs in"), optional=("differs in",))
 
@@ -140,7 +140,7 @@ def _format_duration(seconds: float) -> str:
 
 
 def _format_number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "< 0.001"
 
 
 def _format_notes(classes: list[ResourceClass], sweep: CheckedSweep, max_parallel: int | None) -> Iterable[str]:
@@ -154,6 +154,10 @@ def _format_notes(classes: list[ResourceClass], sweep: CheckedSweep, max_paralle
     seconds = [prediction.training_seconds + prediction.evaluation_seconds for prediction in predictions]
     end = max(starts, default=time.time()) + compute_makespan(seconds, max_parallel)
     end_text = time.strftime("%A %Y-%m-%d %H:%M", time.localtime(end))
-    concurrency = "all runs at once" if max_parallel is None else f"{max_parallel} runs at a time, the longest first"
+    concurrency = (
+        "all runs at once"
+        if max_parallel is None
+        else f"{format_count(max_parallel, 'run')} at a time, the longest first"
+    )
     start_text = "the start that sbatch --test-only expects" if starts else "now"
     yield f"expected end: {end_text}, assuming {concurrency}, starting {start_text}"

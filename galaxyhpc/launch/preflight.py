@@ -31,7 +31,7 @@ from galaxyhpc.launch.smoke_test import ANGLES_DEG, TINY_IMAGE_SIZE_PX, Symmetry
 from galaxyhpc.models import profile
 from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.runtime import slurm
-from galaxyhpc.runtime.console import ConsoleTable
+from galaxyhpc.runtime.console import ConsoleTable, format_count
 from galaxyhpc.storage.run_dir import RunDir
 
 MAX_CHECKPOINTS = 3  # two, and one that is being written
@@ -258,7 +258,7 @@ def _get_start_times(
         script = slurm_executor.make_sbatch_script(directory, resources, min(len(members), max_size), None)
         answer = ask_slurm(script, resources)
         if answer.refusal:
-            location = f"sbatch for {len(members)} runs, {describe_resources(resources)}"
+            location = f"sbatch for {format_count(len(members), 'run')}, {describe_resources(resources)}"
             (warnings if answer.can_wait else problems).append(Problem(location, answer.refusal, answer.advice))
         elif answer.start is not None:
             starts[resources] = answer.start

@@ -28,6 +28,11 @@ def make_console(stderr: bool = False, log_width: int = LOG_WIDTH) -> Console:
     return console
 
 
+def format_count(number: int, noun: str) -> str:
+    """Format `1 run`, `2 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True, eq=False)
 class ConsoleTable:
     """A table that fits the console: no number is cut or folded, and no text is cut.

@@ -24,7 +24,7 @@ ADVICE_BY_STATE = {
     RunState.WAITING: "wait, or ask Slurm: scontrol show job {job}",
     RunState.STARTING: "wait: its process has not reached its first step",
     RunState.RUNNING: "wait; --logs shows its output",
-    RunState.STOPPED: "launch the sweep again, or retry it: it resumes",
+    RunState.STOPPED: "launch the sweep again, or retry it by name: it resumes",
     RunState.LOST: "launch the sweep again, or retry it: it resumes from its last checkpoint",
     RunState.TRAINED: "launch the sweep again if no evaluation is submitted",
     RunState.EVALUATING: "wait",

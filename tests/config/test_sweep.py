@@ -420,6 +420,8 @@ def test_files_that_cannot_be_read_are_errors(tmp_path: Path, write: Write) -> N
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"name: x\n# \xe9t\xe9\n")
     assert load_errors(latin) == ["latin.yaml:2: got byte 0xe9; expected UTF-8 text"]
+    (error,) = load_errors(write(C4), profile=write("resources: {nodes: 2}", "q.yaml"))
+    assert error.endswith("a profile holds the settings of resources themselves, without this level")
     assert load_errors(write(C4), profile=tmp_path / "p.yaml") == ["p.yaml: cannot be read: No such file or directory"]
     assert load_errors(Path("/dev/zero"))[0].startswith("zero: got more than 20,000,000 bytes")
 

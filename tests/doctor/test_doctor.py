@@ -75,10 +75,19 @@ def test_a_run_that_slurm_refuses_fails_in_slurms_words(
     (tmp_path / "p.yaml").write_text("partition: gpu\n")
     assert main(["--runs", str(tmp_path), "--profile", str(tmp_path / "p.yaml")]) == 1
     text = " ".join(capsys.readouterr().out.split())
-    assert "fails launch sbatch for 1 runs, partition gpu: invalid partition specified: gpu -> change resources" in text
+    assert "fails launch sbatch for 1 run, partition gpu: invalid partition specified: gpu -> change resources" in text
     (tmp_path / "p.yaml").write_text("partitoin: gpu\n")
     (finding,) = slurm_checks.check_launch(tmp_path, tmp_path / "p.yaml")
     assert finding.verdict == "fails" and "partitoin" in finding.text
+
+
+def test_gpus_that_a_profile_asks_for_and_this_machine_lacks_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_checks.slurm, "is_up", lambda: False)
+    (tmp_path / "p.yaml").write_text("gpus_per_node: 8\ntasks_per_node: 8\n")
+    (finding,) = slurm_checks.check_launch(tmp_path, tmp_path / "p.yaml")
+    assert finding.verdict == "warning" and "of 8 that the profile asks for, and no Slurm" in finding.text
 
 
 def test_a_broken_torch_is_a_line_like_others(tmp_path: Path) -> None:

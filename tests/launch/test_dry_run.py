@@ -62,7 +62,7 @@ def test_the_biggest_class_comes_first_in_the_table_and_in_the_queue(
     first, second = dry_run.make_resource_classes(pending_runs, checked)
     assert (len(first.runs), len(second.runs)) == (1, 2) and first.device_hours > second.device_hours
     text = shown(sweep, checked, 2, capsys)
-    assert text.index("array 1: 1 runs") < text.index("array 2: 2 runs")
+    assert text.index("array 1: 1 run") < text.index("array 2: 2 runs")
     assert "2 runs at a time, the longest first" in text
 
 

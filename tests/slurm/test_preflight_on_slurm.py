@@ -40,7 +40,7 @@ def test_each_class_is_refused_in_slurms_own_words_all_at_once(tmp_path: Path) -
     messages = {problem.location: problem.message for problem in caught.value.problems}
     assert len(messages) == 3 and not (tmp_path / "my sweep").exists()
     assert "nvalid partition" in messages["sbatch for 2 runs, partition nowhere"]
-    assert "not available" in messages["sbatch for 1 runs, memory_gb 9000.0"]
+    assert "not available" in messages["sbatch for 1 run, memory_gb 9000.0"]
 
 
 def test_the_expected_start_of_each_class_is_slurms_and_nothing_is_submitted(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_what_sbatch_queues_although_no_node_starts_jobs_is_a_warning_and_what_i
     warnings = [warning for warning in warnings if warning.startswith("sbatch for ")]
     nodes = "the jobs wait: no jobs start on node1 (drained), node2 (drained), node3 (drained), node4 (drained)"
     refusal = "allocation failure: Requested node configuration is not available"
-    assert warnings[0] == f"sbatch for 1 runs, defaults: {refusal}; {nodes}"
+    assert warnings[0] == f"sbatch for 1 run, defaults: {refusal}; {nodes}"
     assert len(warnings) == 3 and all(nodes in warning for warning in warnings)
     impossible: list[dict[str, object]] = [{"memory_gb": 9000.0}, {"gpus_per_node": 9}, {"cpus_per_task": 99}]
     impossible += [{"partition": "nowhere"}, {"constraint": "nope"}, {"sbatch": {"licenses": "nothing:1"}}]
@@ -126,9 +126,9 @@ def test_jobs_wait_for_drained_nodes_with_all_options_and_start_when_the_nodes_r
         "--set",
         "resources.tasks_per_node=1",
     )
-    assert "warning: sbatch for 1 runs" in ours.launch("tiny", "--dry-run", *options)
+    assert "warning: sbatch for 1 run" in ours.launch("tiny", "--dry-run", *options)
     output = ours.launch("tiny", *options)
-    assert "warning: sbatch for 1 runs" in output and "report: 1 jobs submitted" in output
+    assert "warning: sbatch for 1 run" in output and "report: 1 job submitted" in output
     jobs = {name: control("show", "job", job) for job, _, name in queue(ours.path)}
     assert {state for _, state, _ in queue(ours.path)} == {"PENDING"}
     assert [jobs[f"tiny-{stage}"].count(" Nice=77") for stage in ("train", "evaluate", "report")] == [1, 1, 0]
