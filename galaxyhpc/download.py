@@ -292,7 +292,10 @@ def _describe(url: str, error: Exception) -> str:
     if isinstance(error, DownloadError):
         return str(error)
     problem = "no answer in time" if isinstance(error, requests.Timeout) else type(error).__name__
-    text = sanitize(" ".join(str(error).split()))[:200].replace("; ", ", ")
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__  # the system's error, which those of the libraries wrap
+    text = sanitize(" ".join(str(cause).split()))[:200].replace("; ", ", ")
     return f"{sanitize(url)}: got {problem} ({text}); expected the file: run the command again, it goes on where it was"
 
 
