@@ -26,6 +26,7 @@ VERBS = {
     },
     "data": {
         "explore": "write a page about a file of galaxies",
+        "download": "download and verify the published galaxies; jobs never download",
         "demo": "write a file of generated galaxies",
     },
     "checks": {

@@ -38,9 +38,17 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121")  # torchvision's
+BASELINES = ("resnet18", "resnet50", "wide_resnet50_2", "densenet121", "squeezenet1_1")  # torchvision's
 Architecture = Literal[
-    "steerable_cnn", "cnn", "e2wrn", "e2resnet", "resnet18", "resnet50", "wide_resnet50_2", "densenet121"
+    "steerable_cnn",
+    "cnn",
+    "e2wrn",
+    "e2resnet",
+    "resnet18",
+    "resnet50",
+    "wide_resnet50_2",
+    "densenet121",
+    "squeezenet1_1",
 ]
 _WIDTH_OPTIONS = ("width", "scale")
 ARCHITECTURE_OPTIONS: dict[str, tuple[str, ...]] = {  # the options that each architecture takes
@@ -192,7 +200,7 @@ class TrainConfig(BaseConfig):
     batch_size: PositiveInt = 128  # GLOBAL: all processes together
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # pretrained body; none: a tenth
+    body_learning_rate: Annotated[float, Field(ge=0.0)] | None = None  # pretrained body; 0: frozen; none: a tenth
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     momentum: Fraction = 0.9  # sgd only
     schedule: Literal["constant", "multistep", "cosine"] = "multistep"

@@ -106,7 +106,8 @@ class SettingParser:
         if len(self.errors.errors) == num_errors:
             for error in _collect_errors(_nest_settings({key: entry}, _PLACEHOLDER_MODEL)):
                 path = ".".join(map(str, error["loc"]))
-                if f"{path}.".startswith(f"{key}.") or f" {key} " in f" {error['msg']} ":
+                is_named = key != "data.image_size" and f" {key} " in f" {error['msg']} "  # sizes depend on the network
+                if f"{path}.".startswith(f"{key}.") or is_named:
                     self.errors.add(*_format_error(error, {key: entry}, entry.location))
         return replace(entry, is_valid=len(self.errors.errors) == num_errors)
 

@@ -73,8 +73,8 @@ def _translate_hdf5_errors(path: Path) -> Iterator[None]:
             raise FileNotFoundError
         yield
     except (OSError, RuntimeError, KeyError) as error:
-        is_set = os.environ.get("GALAXY10_H5") or os.path.exists(path)
-        hint = "" if is_set else ", or `demo`; the included sweeps read GALAXY10_H5"
+        hint = "" if os.path.lexists(path) else ", which `galaxyhpc download galaxy10` fetches, or `demo`"
+        hint += "" if os.environ.get("GALAXY10_H5") or not hint else "; the included sweeps read GALAXY10_H5"
         message = explain_read_error(path, error, FILE_TYPE + hint)
         raise DataError(f"{path}: {message}") from error
 

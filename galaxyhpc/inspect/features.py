@@ -99,7 +99,7 @@ def find_probed_layers(network: nn.Module) -> ProbedLayers:
         return ProbedLayers(network.norm, True, None, last_linear)
     if hasattr(network, "layer4"):
         return ProbedLayers(network.get_submodule("layer4"), False, None, last_linear)
-    if hasattr(network, "features"):  # DenseNet
+    if hasattr(network, "features"):  # DenseNet and SqueezeNet, whose map a second ReLU leaves as it is
         return ProbedLayers(network.get_submodule("features"), True, None, last_linear)
     raise TypeError(f"{type(network).__name__}: no case in find_probed_layers")
 

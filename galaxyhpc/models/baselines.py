@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,18 @@ class BaselineError(ValueError):
     """torchvision or the pretrained weights cannot be used."""
 
 
+class Pretrained(NamedTuple):
+    """Where the initial weights of a pretrained network come from."""
+
+    file: str
+    sha256: str  # of the file
+    num_tensors: int  # taken from the file: those of all layers but the last
+    random: tuple[str, ...]  # the names of the last layer's
+
+    def __str__(self) -> str:
+        return f"{self.num_tensors} tensors of {self.file} (SHA-256 {self.sha256}), {', '.join(self.random)} at random"
+
+
 class Baseline(nn.Module):
     """A network of torchvision after the normalisation that its weights were trained with.
 
@@ -35,11 +47,12 @@ class Baseline(nn.Module):
     mean: Tensor  # (3, 1, 1)
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float], pretrained_sha256: str | None) -> None:
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float], pretrained: Pretrained | None) -> None:
         super().__init__()
         self.front: nn.Module = nn.Identity()
         self.network = network
-        self.pretrained_sha256 = pretrained_sha256  # of the file of its weights; None for random weights
+        self.pretrained = pretrained  # None for random weights
+        self.is_body_frozen = False
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -50,8 +63,22 @@ class Baseline(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer, whose initial weights are always random."""
+        """The last layer, whose initial weights are always random, with the dropout and average before it if any."""
         return self.network.get_submodule(_get_head_name(self.network))
+
+    def freeze_body(self) -> None:
+        """Keep weights and batch statistics of all layers but the last, also in training, where they act as in use."""
+        self.is_body_frozen = True
+        self.network.requires_grad_(False)
+        self.head.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Baseline:
+        super().train(mode)
+        if self.is_body_frozen:
+            self.network.eval()
+            self.head.train(mode)
+        return self
 
 
 def build_baseline(config: ModelConfig, num_classes: int) -> Baseline:
@@ -66,11 +93,17 @@ def build_baseline(config: ModelConfig, num_classes: int) -> Baseline:
     weights_path = _get_weights_path(config.pretrained, weights) if config.pretrained else None
     pretrained_sha256 = None if weights_path is None else _verify_sha256(weights_path, weights)
     network = models.get_model(config.architecture, weights=None, num_classes=num_classes)
+    if config.architecture == "squeezenet1_1":
+        _replace_squeezenet_head(network)
     if weights_path is not None and torch.get_default_device().type != "meta":
         _load_weights(network, weights_path, config.architecture)
     _replace_batchnorm(network)
+    pretrained = None
+    if weights_path is not None and pretrained_sha256 is not None:
+        body, head = _split_weights(network.state_dict(), _get_head_name(network))
+        pretrained = Pretrained(str(weights_path), pretrained_sha256, len(body), tuple(head))
     normalisation = weights.DEFAULT.transforms()
-    return Baseline(network, normalisation.mean, normalisation.std, pretrained_sha256)
+    return Baseline(network, normalisation.mean, normalisation.std, pretrained)
 
 
 def _import_torchvision_models() -> Any:
@@ -135,7 +168,7 @@ def _get_weights_filename(weights: Any) -> str:
 
 def _load_weights(network: nn.Module, file: Path, architecture: str) -> None:
     """Load the weights of a file into all layers but the last."""
-    expected = f"expected a state dict of torchvision's {architecture}, its last layer for any classes"
+    expected = f"expected a state dict of torchvision's {architecture}, its last layer absent or for any classes"
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file may raise anything
@@ -143,27 +176,53 @@ def _load_weights(network: nn.Module, file: Path, architecture: str) -> None:
         raise BaselineError(f"{file}: got no weights ({message}); {expected}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BaselineError(f"{file}: got no state dict; {expected}")
-    head = _get_head_name(network)
-    loaded, own = _select_body_weights(state, head), _select_body_weights(network.state_dict(), head)
-    for name in [*own, *loaded]:
-        got, needed = (tuple(weights[name].shape) if name in weights else None for weights in (loaded, own))
+    head_name = _get_head_name(network)
+    own, _ = _split_weights(network.state_dict(), head_name)
+    loaded, _ = _split_weights(_rename_weights(state, own), head_name)
+    for name in [*loaded, *own]:
+        got, needed = (_describe_shape(weights.get(name)) for weights in (loaded, own))
         if got != needed:
-            raise BaselineError(f"{file}: got {name} of shape {got}, where {architecture} has {needed}; {expected}")
+            raise BaselineError(f"{file}: {name}: got {got}; expected {needed}: {expected.removeprefix('expected ')}")
     network.load_state_dict(loaded, strict=False)
 
 
-def _select_body_weights(state: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
-    """Leave out the last layer and counts of batches; DenseNet's file of 2017 has norm.1 instead of norm1."""
+def _rename_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of a file as the network does.
+
+    DenseNet's file of 2017 has norm.1 instead of norm1, and files of `features` alone have names without it.
+    """
     renamed = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", name): value for name, value in state.items()}
-    head = (f"{head_name}.weight", f"{head_name}.bias")
-    return {
-        name: value for name, value in renamed.items() if name not in head and not name.endswith("_batches_tracked")
-    }
+    return {f"features.{name}" if f"features.{name}" in own else name: value for name, value in renamed.items()}
+
+
+def _split_weights(state: Mapping[str, Tensor], head_name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of the body and of the last layer, without counts of batches."""
+    weights = {name: value for name, value in state.items() if not name.endswith("_batches_tracked")}
+    head = {name: value for name, value in weights.items() if name.startswith(f"{head_name}.")}
+    return {name: value for name, value in weights.items() if name not in head}, head
+
+
+def _describe_shape(weight: Tensor | None) -> str:
+    return "no such tensor" if weight is None else f"shape {tuple(weight.shape)}"
 
 
 def _get_head_name(network: nn.Module) -> str:
     *_, (name, _) = network.named_children()
     return name
+
+
+def _replace_squeezenet_head(network: nn.Module) -> None:
+    """Let the last layer of SqueezeNet take the average of the last map, and return logits of either sign.
+
+    torchvision's is a convolution of 1 px before the average, with a ReLU between them: without the ReLU the same
+    function of the same weights. With it the gradient of a class ends where its map is negative everywhere, which
+    happens to new random weights on a body that does not move.
+    """
+    dropout, convolution = network.get_submodule("classifier.0"), network.get_submodule("classifier.1")
+    weight = convolution.get_parameter("weight").flatten(1)
+    linear = nn.Linear(weight.shape[1], len(weight))
+    linear.weight, linear.bias = nn.Parameter(weight.detach()), convolution.get_parameter("bias")
+    network.add_module("classifier", nn.Sequential(dropout, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
 
 
 def _replace_batchnorm(network: nn.Module) -> None:

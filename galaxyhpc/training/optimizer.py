@@ -33,7 +33,7 @@ def _make_param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, 
     protects (Kumar et al. 2022, arXiv:2202.10054). A tenth of the last layer's rate is what Chen et al. (2017,
     arXiv:1606.00915, section 4) and Carion et al. (2020, arXiv:2005.12872, section 4) use.
     """
-    pretrained = next((m for m in model.modules() if isinstance(m, Baseline) and m.pretrained_sha256), None)
+    pretrained = next((m for m in model.modules() if isinstance(m, Baseline) and m.pretrained), None)
     if pretrained is None:
         return [{"params": list(model.parameters())}]
     rate = config.body_learning_rate

@@ -31,6 +31,7 @@ from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import epoch_batches, load_device_dataset, shard_batch
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.models import kernel_choice
+from galaxyhpc.models.baselines import Baseline, Pretrained
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process, process_group
 from galaxyhpc.runtime.job import StopSignal
@@ -75,6 +76,8 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
         resume(run, training, bar.console)
         _record_start(run, training)
         progress = training.progress
+        if (pretrained := _get_pretrained(training)) is not None and progress.step == 0:
+            bar.console.print(f"initial weights: {pretrained}", soft_wrap=True)
         task = bar.add_task(run.run_id, total=training.total_steps, completed=progress.step)
         while progress.epoch < config.train.epochs and not _should_stop_early(progress, config.train):
             start_time = time.monotonic() if progress.batch == 0 else None  # an epoch that is resumed is not timed
@@ -112,6 +115,8 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     dataset = load_device_dataset(galaxies, process.device)
     torch.manual_seed(make_key("weights", config.seed) % 2**63)
     network = build_model(config.model, config.data.image_size).to(process.device)
+    if isinstance(network, Baseline) and config.train.body_learning_rate == 0:
+        network.freeze_body()
     kernel_choice.select_and_save(run, network, config, process)
     if config.train.sync_batchnorm:
         enable_sync_batchnorm(network)
@@ -305,8 +310,9 @@ def _record_start(run: RunDir, training: Training) -> None:
     """Write provenance.json and the event `started`."""
     if not training.process.is_main:
         return
+    pretrained = _get_pretrained(training)
     provenance = collect_provenance() | {
-        "pretrained_sha256": getattr(training.network, "pretrained_sha256", None),
+        "pretrained": None if pretrained is None else pretrained._asdict(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
     }
     write_text(run.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
@@ -320,6 +326,11 @@ def _record_start(run: RunDir, training: Training) -> None:
         pid=os.getpid(),
         nodes=rank_info.node_names,
     )
+
+
+def _get_pretrained(training: Training) -> Pretrained | None:
+    network = training.network
+    return network.pretrained if isinstance(network, Baseline) else None
 
 
 def save_best(run: RunDir, training: Training) -> None:

@@ -35,6 +35,13 @@ def test_a_preset_stands_for_its_settings(tmp_path: Path) -> None:
     assert (named.model_tag, named.model.invariance_group) == ("D8D4D1-e2wrn16-8", "D1")
 
 
+def test_a_network_that_takes_any_image_size_gets_it(tmp_path: Path) -> None:
+    text = "base: {data.image_size: 224}\nblocks: [{grid: {model.architecture: [resnet18, squeezenet1_1]}}]\n"
+    assert [run.data.image_size for run in load_runs(tmp_path, text)] == [224, 224]
+    (line,) = load_errors(tmp_path, text.replace("squeezenet1_1", "cnn"))
+    assert "got 224; not exact under quarter turns for cnn" in line and "sweep.yaml:1" in line
+
+
 def test_what_is_written_beside_or_above_a_preset_wins(tmp_path: Path) -> None:
     text = "base: {model: {preset: D8, scale: 0.5}}\nblocks: [{grid: {model.group: [C4, D8]}}]\n"
     assert [run.model.group for run in load_runs(tmp_path, text)] == ["C4", "D8"]

@@ -201,6 +201,7 @@ def test_the_resolved_yaml_loads_to_the_same_runs_and_text(write: Write, monkeyp
     [
         ("quickstart", "cnn C1 C4 D4", 2),
         ("real_sample", "cnn C1 C4 D4", 2),
+        ("pretrained_squeezenet", "cnn cnn cnn", 3),
         ("all_groups", "cnn C1 C2 C4 C8 C16 D1 D2 D4 D8 D16", 5),
     ],
 )
@@ -208,6 +209,7 @@ def test_the_included_sweeps_have_their_networks(
     name: str, tags: str, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GALAXY10_H5", "/somewhere/galaxies.h5")
+    monkeypatch.setenv("SQUEEZENET_WEIGHTS", "/somewhere/weights.pth")
     sweep = load_sweep(SWEEPS / f"{name}.yaml")
     assert sweep.name == name
     assert [run.model.group or "cnn" for run in sweep.runs] == [tag for tag in tags.split() for _ in range(seeds)]

@@ -92,6 +92,7 @@ def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path, monkeypatch
     assert "no such file" in explain(tmp_path / "absent.h5") and "GALAXY10_H5" in explain(tmp_path / "absent.h5")
     monkeypatch.setenv("GALAXY10_H5", str(tmp_path / "absent.h5"))  # as advised, without the file
     assert "no such file" in explain(tmp_path / "absent.h5") and "GALAXY10_H5" not in explain(tmp_path / "absent.h5")
+    assert "`galaxyhpc download galaxy10`" in explain(tmp_path / "absent.h5")
     (tmp_path / "folder.h5").mkdir()
     assert "got a directory" in explain(tmp_path / "folder.h5")
     (tmp_path / "link.h5").symlink_to("elsewhere.h5")

@@ -16,9 +16,14 @@ import pytest
 import torch
 import torchvision
 from pydantic import ValidationError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
+from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.inspect import features
 from galaxyhpc.inspect.gradcam import compute_heat_maps
@@ -35,7 +40,8 @@ from galaxyhpc.training.trainer import train
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 DOWNLOADS = "https://download.pytorch.org/models"
-HEAD = {"resnet18": "fc", "densenet121": "classifier"}
+REAL, WEIGHTS = os.environ.get("GALAXY10_H5", ""), os.environ.get("SQUEEZENET_WEIGHTS", "")
+HEAD = {"resnet18": "fc", "densenet121": "classifier", "squeezenet1_1": "classifier"}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +113,7 @@ def test_the_parameters_are_those_published_with_ten_classes_in_place_of_a_thous
         theirs = torchvision.models.get_model(architecture, weights=None, num_classes=10)
     assert count_parameters(ours) == sum(weight.numel() for weight in theirs.parameters())
     imagenet = torchvision.models.get_model_weights(architecture).DEFAULT.meta["num_params"]
-    assert count_parameters(ours) == imagenet - 990 * (ours.head.in_features + 1)
+    assert count_parameters(ours) == imagenet - 990 * (features.find_probed_layers(ours).last_linear.in_features + 1)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
 
 
@@ -133,7 +139,7 @@ def test_a_file_and_a_torch_home_give_the_logits_of_the_original(
     home.mkdir(parents=True)
     (home / name).write_bytes(file.read_bytes())
     ours = build_baseline(settings(pretrained=True), 10)
-    assert ours.pretrained_sha256 == digest(file)
+    assert ours.pretrained == (str(home / name), digest(file), 100, ("fc.weight", "fc.bias"))
     assert_begun_from(ours, "resnet18", state)
 
 
@@ -194,16 +200,53 @@ def test_a_file_of_something_else_is_refused_in_one_line(file: Path, tmp_path: P
     without = {name: value for name, value in state.items() if name != "bn1.weight"}
     wrong = {
         "no state dict": {"epoch": 3, "state_dict": state},
-        r"conv1\.weight of shape \(1, 1\), where": {**state, "conv1.weight": torch.zeros(1, 1)},
-        r"bn1\.weight of shape None, where resnet18 has \(64,\)": without,
-        r"extra of shape \(2,\), where resnet18 has None": {**state, "extra": torch.zeros(2)},
+        r"shape \(1, 1\); expected shape \(64, 3, 7, 7\)": {**state, "conv1.weight": torch.zeros(1, 1)},
+        r"no such tensor; expected shape \(64,\)": without,
+        r"shape \(2,\); expected no such tensor": {**state, "extra": torch.zeros(2)},
         "no weights": SimpleNamespace(state=state),
     }
-    for message, content in wrong.items():
+    names = ["", "conv1.weight: ", "bn1.weight: ", "extra: ", ""]
+    for name, (message, content) in zip(names, wrong.items(), strict=True):
         torch.save(content, path)
-        with pytest.raises(BaselineError, match=f"^{path}: got {message}.*; expected a state dict") as caught:
+        with pytest.raises(BaselineError, match=f"^{path}: {name}got {message}.*[;:] .*a state dict") as caught:
             build_baseline(settings(pretrained=str(path)), 10)
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*TorchScript")
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"conv1.weight": Touch()}, tmp_path / "pickle.pth")
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pth"))
+    for name in ("pickle.pth", "script.pth"):
+        with pytest.raises(BaselineError, match=rf"^\S+{name}: got no weights \(.*; expected a state dict") as caught:
+            build_baseline(settings(pretrained=str(tmp_path / name)), 10)
+        assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "harm").exists()
+
+
+def test_squeezenet_is_read_with_its_last_layer_without_it_and_without_the_names_of_its_parts(tmp_path: Path) -> None:
+    state = original("squeezenet1_1").state_dict()
+    body = {name: value for name, value in state.items() if name.startswith("features.")}
+    bare = {name.removeprefix("features."): value for name, value in body.items()}
+    for number, content in enumerate((state, body, bare)):
+        torch.save(content, tmp_path / f"{number}.pth")
+        ours = build_baseline(settings("squeezenet1_1", str(tmp_path / f"{number}.pth")), 10)
+        assert ours.pretrained is not None and ours.pretrained.num_tensors == 50
+        assert_begun_from(ours, "squeezenet1_1", state)
+
+
+def test_without_the_relu_before_its_average_squeezenets_last_layer_computes_what_torchvisions_does() -> None:
+    ours, theirs = build_baseline(settings("squeezenet1_1"), 10).eval(), original("squeezenet1_1")
+    theirs.classifier[1] = nn.Conv2d(512, 10, 1)
+    theirs.classifier[2] = nn.Identity()
+    state = {name.replace("classifier.3", "classifier.1"): value for name, value in ours.network.state_dict().items()}
+    theirs.load_state_dict({name: value.view_as(theirs.state_dict()[name]) for name, value in state.items()})
+    images = torch.rand(2, 3, 65, 65)
+    torch.testing.assert_close(ours(images), theirs((images - MEAN) / STD))
 
 
 def test_on_the_meta_device_the_file_is_looked_for_and_nothing_is_loaded(
@@ -305,12 +348,28 @@ def test_a_rate_for_the_body_is_refused_where_nothing_is_pretrained() -> None:
     assert slow.get_identity()["train"]["body_learning_rate"] == 1e-4 and slow.run_id != plain.run_id
 
 
-def make_run(sweep: Path, file: Path) -> RunDir:
+@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1"])
+def test_a_frozen_body_keeps_every_bit_also_of_its_statistics_and_its_last_layer_learns(architecture: str) -> None:
+    network, images = build_baseline(settings(architecture), 10), torch.rand(8, 3, 33, 33)
+    network.freeze_body()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    first = network.train()(images)
+    torch.nn.functional.cross_entropy(first, torch.arange(8)).backward()
+    optimizer.step()
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"network.{HEAD[architecture]}.{name}" for name, _ in network.head.named_parameters()}
+    if architecture == "squeezenet1_1":
+        assert not torch.equal(network(images), network(images))  # the dropout of the last layer is of its training
+        assert torch.equal(network.eval()(images), network(images))
+
+
+def make_run(sweep: Path, file: Path, **changes: float) -> RunDir:
     """Write the directory of a run of two steps, the first of which warms up."""
     config = RunConfig(
         data=DataConfig(cache=str(file.parent), image_size=33, demo=DemoConfig(galaxies=100, size=32)),
         model=settings(pretrained=str(file)),
-        train=TrainConfig(epochs=1, batch_size=30, schedule="cosine", warmup=0.5, weight_decay=0.0),
+        train=TrainConfig(epochs=1, batch_size=30, schedule="cosine", warmup=0.5, weight_decay=0.0, **changes),
     )
     run = RunDir(sweep / config.run_id)
     write_text(run.config_file, config.model_dump_json())
@@ -352,13 +411,43 @@ def test_a_finished_run_knows_the_weights_it_began_from_and_needs_them_no_more(t
     config = tuned.load_config()
     moved = config.model_copy(update={"model": settings(pretrained="/nowhere.pth")})
     assert moved.run_id == config.run_id
-    assert json.loads((tuned.path / "provenance.json").read_text())["pretrained_sha256"] == digest(file)
+    assert json.loads((tuned.path / "provenance.json").read_text())["pretrained"]["sha256"] == digest(file)
     network = load_network(tuned, moved, torch.device("cpu"))
     best = torch.load(tuned.best_file, weights_only=True)["model"]
     assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "densenet121"])
+@pytest.mark.slow
+def test_a_run_with_a_rate_of_zero_keeps_its_body_and_tells_where_it_comes_from(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, file, body_learning_rate=0.0)
+    assert not train(run, StopSignal(), max_steps=1)
+    assert train(run, StopSignal())  # after a resume, too
+    best, initial = torch.load(run.best_file, weights_only=True)["model"], torch.load(file, weights_only=True)
+    body = {name.removeprefix("network."): value for name, value in best.items() if ".fc." not in name}
+    assert len(body) == 100 and all(torch.equal(value, initial[name]) for name, value in body.items())
+    line = f"initial weights: 100 tensors of {file} (SHA-256 {digest(file)}), fc.weight, fc.bias at random"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL and WEIGHTS), reason="GALAXY10_H5 and SQUEEZENET_WEIGHTS do not name real files")
+def test_features_from_imagenet_tell_real_galaxies_apart_better_than_random_ones(tmp_path: Path) -> None:
+    """A linear layer on frozen features, by galaxies that it was not trained on, in five folds."""
+    galaxies, _ = open_dataset(DataConfig(source=REAL, cache=str(tmp_path), image_size=129), tmp_path / "runs")
+    images, accuracies = torch.tensor(galaxies.images) / 255, []
+    for pretrained in (WEIGHTS, False):
+        network = build_baseline(settings("squeezenet1_1", pretrained), 10).eval()
+        with torch.inference_mode():
+            batches = [features.compute_activations(network, batch).penultimate for batch in images.split(64)]
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        accuracies.append(cross_val_score(probe, torch.cat(batches).numpy(), galaxies.labels, cv=folds).mean())
+    assert accuracies[0] > accuracies[1] + 0.06 and accuracies[0] > 0.34  # 0.39 and 0.28
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "densenet121", "squeezenet1_1"])
 def test_their_features_and_last_map_are_found(architecture: str) -> None:
     """An average and one linear layer: the heat of a class is the linear layer's weights times the map."""
     ours, images, classes = (
@@ -369,8 +458,8 @@ def test_their_features_and_last_map_are_found(architecture: str) -> None:
     feature_maps: list[Tensor] = []
     with torch.no_grad():
         activations = features.compute_activations(ours, images)
-        torch.testing.assert_close(ours.head(activations.penultimate), ours(images))
         layers = features.find_probed_layers(ours)
+        torch.testing.assert_close(layers.last_linear(activations.penultimate), ours(images))
         layers.last_map.register_forward_hook(lambda layer, inputs, output: feature_maps.append(output.relu()))
         ours(images)
     torch.testing.assert_close(feature_maps[0].mean((2, 3)), activations.pooled)

@@ -31,6 +31,7 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"group": "D4", "scale": 0.05},
     {"architecture": "cnn", "scale": 0.05},
     {"architecture": "resnet18"},
+    {"architecture": "squeezenet1_1"},
     {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2},
     {"architecture": "e2wrn", "group": "D4", "depth": 10, "widen": 1},
 ]
