@@ -65,7 +65,8 @@ class StepGraph:
             self.inputs = buffers
         except RuntimeError as error:
             self.capture = None
-            log.warning("training steps run without a CUDA graph, with the same result: %s", _find_cause(error))
+            level = logging.INFO if isinstance(error, CaptureError) else logging.WARNING
+            log.log(level, "training steps run without a CUDA graph, with the same result: %s", _find_cause(error))
 
 
 def prepare_capture(process: Process) -> Capture | None:

@@ -247,6 +247,7 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
         if start_time is not None:
             cost = {"seconds": round(time.monotonic() - start_time, 3), "images": int(progress.seen)}
             hardware = {"world": process.world_size, "device": process.device_name}
+            hardware |= {"graph": training.graph.replay is not None}
             run.record("epoch", epoch=progress.epoch, step=progress.step, **cost, **hardware)
     progress.begin_next_epoch()
 

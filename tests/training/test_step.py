@@ -31,6 +31,7 @@ from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.training.cuda_graph import NUM_EAGER_STEPS, StepGraph
+from galaxyhpc.training.determinism import warn_of_failed_allocations
 from galaxyhpc.training.optimizer import make_optimizer
 from galaxyhpc.training.state import Training
 from galaxyhpc.training.step import launch_step
@@ -201,3 +202,15 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_says_so_once(
     (message,) = [record.getMessage() for record in caplog.records if "CUDA graph" in record.getMessage()]
     cause = "RuntimeError: operation not permitted when stream is capturing"
     assert message == f"training steps run without a CUDA graph, with the same result: {cause}"
+
+
+def test_an_allocation_of_gpu_memory_that_failed_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = {"num_ooms": 2}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: counts)
+    monkeypatch.setattr(torch.cuda, "reset_accumulated_memory_stats", lambda device: counts.clear())
+    for _ in range(2):
+        warn_of_failed_allocations(torch.device("cuda"))
+    (message,) = caplog.messages
+    assert message.startswith("2 allocations of GPU memory failed") and "resources.micro_batch" in message

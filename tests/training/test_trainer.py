@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.device import capture_on_cpu
 from helpers.tiers import slow
 from helpers.warm_processes import WarmProcess, start_python
 
@@ -28,6 +29,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from galaxyhpc.data import augment
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
@@ -333,6 +335,28 @@ def test_a_loss_that_is_not_finite_in_an_epochs_last_step_leaves_no_metrics_and_
     with catch_stop_signals() as stop, pytest.raises(trainer.TrainingError, match=r"is nan in epoch 0, step 1$"):
         train(run, stop)
     assert not checkpoint.list_checkpoints(run) and not run.metrics_file.exists()
+
+
+def test_a_run_with_replayed_steps_that_was_stopped_has_the_bits_of_an_unbroken_one_with_eager_steps(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # learning rates and numbers of steps are on the host here, so they have to be constant
+    options = {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.9, "convolution": "dense", "epochs": 2}
+    unbroken, stopped = (make_run(tmp_path / name, cache, cnn=True, **options) for name in ("unbroken", "stopped"))
+    monkeypatch.setattr(augment, "_can_use_cpp", lambda images, maps: False)  # not an operation of torch
+    with catch_stop_signals() as stop:
+        assert train(unbroken, stop)
+        monkeypatch.setattr(trainer, "prepare_capture", lambda process: capture_on_cpu)
+        assert not train(stopped, stop, max_steps=4)
+        assert train(stopped, stop)
+    assert_same_end(stopped, unbroken)
+    epochs = [
+        [event["graph"] for event in run.read_events() if event["event"] == "epoch"] for run in (unbroken, stopped)
+    ]
+    assert epochs == [[False, False], [True]]  # an epoch that is resumed is not timed
+    provenance = json.loads((stopped.path / "provenance.json").read_text())
+    assert provenance["determinism"]["cudnn_deterministic"] and not provenance["determinism"]["bfloat16_sums"]
+    assert provenance["determinism"]["cublas_workspaces"] == ":4096:8"
 
 
 def test_every_training_option_makes_a_step(tmp_path: Path, cache: Path) -> None:
