@@ -10,23 +10,40 @@ weights. Computing them anew (`torch.optim.swa_utils.update_bn`) would be exact 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from itertools import chain
 
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import nn
 
 
-def make_ema(network: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return an average of the network, a copy of it before the first step; None if `decay` is None."""
-    if decay is None:
-        return None
+class Ema:
+    """The average of a network, a copy of it at first, and the weight of the next step in it.
 
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # channel indices, num_batches_tracked: 3 must not become 2.99
-            for average, value in zip(averages, values, strict=True):
+    The weight is a tensor on the network's device, where a captured step reads it; torch's `AveragedModel` would read
+    its own count of steps on the host, and wait for the device.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module, self.decay = copy.deepcopy(network).requires_grad_(False), decay
+        self.weight = torch.ones((), device=next(network.parameters()).device)
+
+    def set_weight(self, step: int) -> None:
+        """Set the weight of a step in the average, from `step`, the number of steps before it."""
+        self.weight.fill_(1 - min(self.decay, step / (step + 1)))
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network by the weight; whole numbers are copied: 3 must not become 2.99."""
+        averages = chain(self.module.parameters(), self.module.buffers())
+        values = chain(network.parameters(), network.buffers())
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, self.weight.to(average.dtype))
+            else:
                 average.copy_(value)
-            return
-        steps = int(count)
-        get_ema_multi_avg_fn(min(decay, steps / (steps + 1)))(averages, values, count)
 
-    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+def make_ema(network: nn.Module, decay: float | None) -> Ema | None:
+    """Return an average of the network; None if `decay` is None."""
+    return None if decay is None else Ema(network, decay)

@@ -18,12 +18,25 @@ from galaxyhpc.models.baselines import Baseline
 BODY_LEARNING_RATE_FACTOR = 0.1  # of the learning rate, for the body of a pretrained network
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; `set_learning_rate` sets its learning rates before every step."""
-    groups, rate, decay = _make_param_groups(model, config), config.learning_rate, config.weight_decay
+def make_optimizer(model: nn.Module, config: TrainConfig, on_device: bool = False) -> torch.optim.Optimizer:
+    """Build the optimizer; `set_learning_rate` sets its learning rates before every step.
+
+    With `on_device` its learning rates and numbers of steps lie on the model's device, a GPU, so that a step reads
+    nothing from the host.
+    """
+    groups, decay = _make_param_groups(model, config), config.weight_decay
+    device = next(model.parameters()).device
+    for group in groups if on_device else ():
+        group["lr"] = torch.tensor(group["lr"], device=device)
+    fused = on_device or None  # other kernels read a tensor's learning rate on the host
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, rate, weight_decay=decay)
-    return torch.optim.SGD(groups, rate, config.momentum, weight_decay=decay)
+        return torch.optim.AdamW(groups, config.learning_rate, weight_decay=decay, fused=fused, capturable=on_device)
+    return torch.optim.SGD(groups, config.learning_rate, config.momentum, weight_decay=decay, fused=fused)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Load the moments and numbers of steps; settings follow from the config and the device, not from a checkpoint."""
+    optimizer.load_state_dict(state_dict | {"param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _make_param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -35,21 +48,25 @@ def _make_param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, 
     """
     pretrained = next((m for m in model.modules() if isinstance(m, Baseline) and m.pretrained), None)
     if pretrained is None:
-        return [{"params": list(model.parameters())}]
+        return [{"params": list(model.parameters()), "lr": config.learning_rate}]
     rate = config.body_learning_rate
     factor = BODY_LEARNING_RATE_FACTOR if rate is None else rate / config.learning_rate
     head = set(pretrained.head.parameters())
     body = [weight for weight in model.parameters() if weight not in head]
     return [
         {"params": body, "lr": factor * config.learning_rate, "share": factor},  # `share` is in checkpoints
-        {"params": list(pretrained.head.parameters())},
+        {"params": list(pretrained.head.parameters()), "lr": config.learning_rate},
     ]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Set the learning rate of every parameter group, times the factor of the group."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("share", 1.0)
+        rate = learning_rate * group.get("share", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # a captured step reads this tensor
+        else:
+            group["lr"] = rate
 
 
 def compute_class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:

@@ -7,16 +7,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.loader import DeviceDataset, steps_per_epoch
 from galaxyhpc.runtime.distributed import Process
+from galaxyhpc.training.cuda_graph import StepGraph
+from galaxyhpc.training.ema import Ema
 
 MIN_NOTICE_SECONDS = 10.0  # for what has not been timed yet
 
@@ -37,14 +37,17 @@ class Progress:
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)  # one record per finished epoch
 
-    def add_step(self, loss_sum: float, num_correct: float, batch_size: int, index_sums: Sequence[float]) -> None:
+    def add_step(self, batch_size: int, index_sums: Sequence[float]) -> None:
         """Count a step with a global batch; `index_sums`, of its indices and their squares, identify its galaxies."""
         self.step += 1
         self.batch += 1
-        self.loss_sum += loss_sum
-        self.correct += num_correct
         self.seen += batch_size
         self.samples = hashlib.sha256(f"{self.samples}{index_sums}".encode()).hexdigest()[:16]
+
+    def add_result(self, loss_sum: float, num_correct: float) -> None:
+        """Add what a step computed, which is known later than the step is counted."""
+        self.loss_sum += loss_sum
+        self.correct += num_correct
 
     def begin_next_epoch(self) -> None:
         """Move to the first batch of the next epoch."""
@@ -81,32 +84,50 @@ class Timer:
         self.max_sync_gap_seconds, self.last_sync_time = max(self.max_sync_gap_seconds, now - self.last_sync_time), now
 
 
+class StepResult(NamedTuple):
+    """What a step computes, while it may still be computed."""
+
+    epoch: int
+    step: int  # number of steps before it
+    sums: Tensor  # (2,) float64, on the host: loss and correct classifications of this process
+    is_ready: torch.cuda.Event | None  # of a GPU
+
+    def read(self) -> tuple[float, float]:
+        """Wait for the sums, and return them."""
+        if self.is_ready is not None:
+            self.is_ready.synchronize()
+        loss_sum, num_correct = self.sums.tolist()
+        return loss_sum, num_correct
+
+
 @dataclass
 class Training:
     """All that a training step uses or changes."""
 
     config: RunConfig
     process: Process
-    model: DistributedDataParallel
+    network: nn.Module
+    model: nn.Module  # the network, in DistributedDataParallel where there are several processes
     optimizer: torch.optim.Optimizer
     dataset: DeviceDataset
     indices: dict[str, Tensor]  # of the splits train and validation
     class_weights: Tensor | None
-    ema: AveragedModel | None = None
+    ema: Ema | None = None
+    graph: StepGraph = field(default_factory=StepGraph)
+    pending: StepResult | None = None  # of the last step
     progress: Progress = field(default_factory=Progress)
     best_state_dict: dict[str, Tensor] = field(default_factory=dict)
     timer: Timer = field(default_factory=Timer)
 
     @property
+    def batch_size(self) -> int:
+        """Number of galaxies of a global batch: an incomplete last one is dropped."""
+        return min(self.config.train.batch_size, len(self.indices["train"]))
+
+    @property
     def total_steps(self) -> int:
         """Number of steps of the whole run."""
         return steps_per_epoch(len(self.indices["train"]), self.config.train.batch_size) * self.config.train.epochs
-
-    @property
-    def network(self) -> nn.Module:
-        """The network inside DistributedDataParallel."""
-        module: nn.Module = self.model.module
-        return module
 
     @property
     def eval_model(self) -> nn.Module:

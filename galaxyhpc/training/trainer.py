@@ -1,10 +1,11 @@
 """The training of one run, resumable at every step.
 
-    step:  global batch -> this process's part -> micro-batches: augment, forward, backward -> all-reduce -> optimizer
+    step:  global batch -> this process's part -> device (`step`) -> what next? -> loss of the step before
     epoch: shuffled indices -> global batches -> steps -> validation -> best so far? -> metrics.jsonl -> checkpoint
 
 A checkpoint holds weights, optimizer and sums. Order and augmentation are functions of (seed, epoch, index), so a run
-resumes bit-for-bit. All processes take each decision from the same reduced numbers; rank 0 alone writes.
+resumes bit-for-bit. All processes take each decision from the same reduced numbers; rank 0 alone writes. A step's
+loss is read after the next step was launched, so that a GPU need not wait for the host; before a checkpoint, at once.
 """
 
 from __future__ import annotations
@@ -14,19 +15,16 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.config.schema import RunConfig, TrainConfig
-from galaxyhpc.data.augment import draw_epoch_maps, resample
 from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import epoch_batches, load_device_dataset, shard_batch
 from galaxyhpc.data.split import select_training_indices
@@ -38,19 +36,33 @@ from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.process import keep_heap
 from galaxyhpc.runtime.rng import make_key
 from galaxyhpc.steerable.batch_norm import enable_sync_batchnorm
-from galaxyhpc.steerable.layers import accumulate_filter_gradients
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.provenance import collect_provenance
 from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.training.cuda_graph import StepGraph, prepare_capture
+from galaxyhpc.training.determinism import describe_determinism, make_deterministic, warn_of_failed_allocations
 from galaxyhpc.training.ema import make_ema
-from galaxyhpc.training.optimizer import compute_class_weights, compute_learning_rate, make_optimizer, set_learning_rate
-from galaxyhpc.training.state import Progress, Training
+from galaxyhpc.training.optimizer import (
+    compute_class_weights,
+    compute_learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+)
+from galaxyhpc.training.state import Progress, StepResult, Training
+from galaxyhpc.training.step import autocast, launch_step
 from galaxyhpc.training.validation import validate
 
 
 class TrainingError(RuntimeError):
     """The training cannot continue, and a retry would not help."""
+
+
+class Decision(NamedTuple):
+    """What follows a step, the same in every process."""
+
+    should_stop: bool
+    should_save: bool
 
 
 def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
@@ -70,7 +82,7 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
     checkpoint.check_config_unchanged(run, config)
     keep_heap()
     torch.set_num_threads(config.resources.cpus_per_task)
-    torch.backends.cudnn.deterministic = True
+    make_deterministic()
     with process_group(run) as process, _make_progress_bar(process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
@@ -83,11 +95,12 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
             start_time = time.monotonic() if progress.batch == 0 else None  # an epoch that is resumed is not timed
             batches = epoch_batches(training.indices["train"], config.seed, progress.epoch, config.train.batch_size)
             for batch in batches[progress.batch :]:
-                should_stop = train_step(training, batch, stop) or progress.step >= max_steps
+                decision = train_step(training, batch, stop)
+                should_stop = decision.should_stop or progress.step >= max_steps
                 bar.update(task, completed=progress.step)
                 if progress.batch == len(batches):
                     break  # saved after validation instead: a step has one checkpoint only
-                if should_stop or training.timer.seconds_since_save > 60 * config.resources.checkpoint_minutes:
+                if should_stop or decision.should_save:
                     save_checkpoint(run, training)
                 if should_stop:
                     return False
@@ -102,6 +115,7 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
 
 def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     """Load the dataset and build model and optimizer, in their state before the first step."""
+    graph = StepGraph(prepare_capture(process))
     galaxies, split = open_dataset(config.data, run.sweep_dir)
     indices = {
         "train": torch.tensor(select_training_indices(split, config.data)),
@@ -120,11 +134,11 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
     kernel_choice.select_and_save(run, network, config, process)
     if config.train.sync_batchnorm:
         enable_sync_batchnorm(network)
-    model = _wrap_ddp(network, process.device)
+    model = network if process.world_size == 1 else _wrap_ddp(network, process.device)
     class_weights = compute_class_weights(dataset.labels[indices["train"]], config.train)
-    optimizer = make_optimizer(model, config.train)
+    optimizer = make_optimizer(model, config.train, on_device=process.device.type == "cuda")
     ema = make_ema(network, config.train.ema_decay)
-    training = Training(config, process, model, optimizer, dataset, indices, class_weights, ema)
+    training = Training(config, process, network, model, optimizer, dataset, indices, class_weights, ema, graph)
     _warm_up_ddp(training)
     return training
 
@@ -146,7 +160,7 @@ def _warm_up_ddp(training: Training) -> None:
         return
     buffers = [buffer.clone() for buffer in training.network.buffers()]
     size = training.config.data.image_size
-    with _autocast(training):
+    with autocast(training):
         logits = training.model(torch.zeros(2, 3, size, size, device=training.process.device))
     logits.float().sum().backward()
     for buffer, saved in zip(training.network.buffers(), buffers, strict=True):
@@ -154,78 +168,53 @@ def _warm_up_ddp(training: Training) -> None:
     training.optimizer.zero_grad()
 
 
-def train_step(training: Training, batch: Tensor, stop: StopSignal) -> bool:
-    """Take one optimizer step with a global batch of indices; return whether to stop, the same in every process.
+def train_step(training: Training, batch: Tensor, stop: StopSignal) -> Decision:
+    """Launch an optimizer step with a global batch of indices, and agree with all processes on what follows it.
 
     A signal that arrives after the processes have agreed counts at the next step.
+
+    Raises
+    ------
+    TrainingError
+        The loss of the step before is not finite.
     """
-    config, process, progress = training.config, training.process, training.progress
-    set_learning_rate(training.optimizer, compute_learning_rate(progress.step, training.total_steps, config.train))
-    training.model.train()
-    torch.manual_seed(make_key("dropout", config.seed, progress.step, process.rank) % 2**63)  # the same after a resume
-    training.optimizer.zero_grad()
+    process, progress, previous = training.process, training.progress, training.pending
     local_batch = shard_batch(batch, process.rank, process.world_size)
-    sums = _compute_gradients(training, local_batch, len(batch))
-    stop_flags = [float(stop.is_time_limit_near(training.timer.notice_seconds)), float(stop.should_exit)]
+    training.pending = launch_step(training, local_batch)
+    is_save_due = training.timer.seconds_since_save > 60 * training.config.resources.checkpoint_minutes
+    flags = [stop.is_time_limit_near(training.timer.notice_seconds), stop.should_exit, is_save_due]
     index_sums = [float(local_batch.sum()), float((local_batch**2).sum())]
-    totals = process.all_reduce_sum([*sums.tolist(), *stop_flags, *index_sums])
-    loss_sum, num_correct, num_requeue, num_exit, *index_sums = totals
+    num_requeue, num_exit, num_save, *index_sums = process.all_reduce_sum([*map(float, flags), *index_sums])
     training.timer.record_sync()
-    if not math.isfinite(loss_sum):
-        raise TrainingError(f"the loss is {loss_sum} in epoch {progress.epoch}, step {progress.step}")
-    if config.train.clip_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
-    training.optimizer.step()
-    if training.ema is not None:
-        training.ema.update_parameters(training.network)
-    progress.add_step(loss_sum, num_correct, len(batch), index_sums)
+    progress.add_step(len(batch), index_sums)
+    _add_result(training, previous)
     if num_requeue > 0:
         stop.should_requeue = True  # not `|=`, which would lose a signal that arrives meanwhile
     if num_exit > 0:
         stop.should_exit = True
-    return num_requeue + num_exit > 0
+    return Decision(num_requeue + num_exit > 0, num_save > 0)
 
 
-def _compute_gradients(training: Training, local_batch: Tensor, global_batch_size: int) -> Tensor:
-    """Compute the gradients of the global batch's mean loss, in one pass for each micro-batch of this process's part.
+def settle(training: Training) -> None:
+    """Wait for the last step, and add its loss; all processes do so at the same time.
 
-    Returns the (2,) sums of the loss and of correct classifications over `local_batch`, on the device.
+    Raises
+    ------
+    TrainingError
+        The loss is not finite.
     """
-    process, micro_batch = training.process, training.config.resources.micro_batch
-    largest_part = math.ceil(global_batch_size / process.world_size)  # all processes make as many passes as its owner
-    micro_batches = local_batch.tensor_split(math.ceil(largest_part / (micro_batch or largest_part)))
-    sums = torch.zeros(2, device=process.device, dtype=torch.float64)  # read once per step: a GPU need not wait
-    for number, indices in enumerate(micro_batches, 1):
-        with nullcontext() if number == len(micro_batches) else _accumulate_gradients(training):
-            loss, num_correct = _compute_loss(training, indices)
-            (loss * process.world_size / global_batch_size).backward()  # DDP divides by the number of processes
-        sums += torch.stack([loss.detach(), num_correct])
-    return sums
+    pending, training.pending = training.pending, None
+    _add_result(training, pending)
 
 
-@contextmanager
-def _accumulate_gradients(training: Training) -> Iterator[None]:
-    """Postpone to the last pass of a step what needs doing once: gradients of filters, and the all-reduce of DDP."""
-    with accumulate_filter_gradients(training.network), training.model.no_sync():
-        yield
-
-
-def _compute_loss(training: Training, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss summed over these galaxies and the number classified correctly, both on the device."""
-    config, device, dataset = training.config, training.process.device, training.dataset
-    maps = draw_epoch_maps(len(dataset.images), config.seed, training.progress.epoch, config.augment, device)
-    images, labels = dataset.get_uint8_batch(indices)
-    images = resample(images, maps[indices.to(device)])
-    with _autocast(training):
-        logits = training.model(images)
-    logits, smoothing = logits.float(), config.train.label_smoothing
-    loss = cross_entropy(logits, labels, training.class_weights, reduction="sum", label_smoothing=smoothing)
-    return loss, (logits.argmax(1) == labels).sum()
-
-
-def _autocast(training: Training) -> torch.autocast:
-    is_half = training.config.train.precision == "bfloat16"
-    return torch.autocast(training.process.device.type, torch.bfloat16, enabled=is_half)
+def _add_result(training: Training, result: StepResult | None) -> None:
+    """Add the loss and the correct classifications of a step over all processes."""
+    if result is None:
+        return
+    loss_sum, num_correct = training.process.all_reduce_sum(result.read())
+    if not math.isfinite(loss_sum):
+        raise TrainingError(f"the loss is {loss_sum} in epoch {result.epoch}, step {result.step}")
+    training.progress.add_result(loss_sum, num_correct)
 
 
 def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> None:
@@ -233,6 +222,8 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
 
     The time since `start_time` (of `time.monotonic`) is recorded, unless that is None.
     """
+    settle(training)
+    warn_of_failed_allocations(training.process.device)
     progress, process = training.progress, training.process
     batch_size = training.config.evaluate.batch_size
     loss, accuracy = validate(
@@ -261,6 +252,7 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
         if start_time is not None:
             cost = {"seconds": round(time.monotonic() - start_time, 3), "images": int(progress.seen)}
             hardware = {"world": process.world_size, "device": process.device_name}
+            hardware |= {"graph": training.graph.replay is not None}
             run.record("epoch", epoch=progress.epoch, step=progress.step, **cost, **hardware)
     progress.begin_next_epoch()
 
@@ -273,6 +265,7 @@ def _should_stop_early(progress: Progress, config: TrainConfig) -> bool:
 def save_checkpoint(run: RunDir, training: Training) -> None:
     """Save the state after the current step."""
     start_time = time.monotonic()
+    settle(training)  # the weights of a loss that is not finite are not saved
     if training.process.is_main:
         state = {
             "model": training.network.state_dict(),
@@ -281,7 +274,7 @@ def save_checkpoint(run: RunDir, training: Training) -> None:
             "best": training.best_state_dict,
         }
         if training.ema is not None:
-            state["average"] = training.ema.state_dict()
+            state["average"] = training.ema.module.state_dict()
         identity = training.config.get_identity()
         checkpoint.save(run, training.progress.step, training.process.world_size, state, identity)
     training.timer.record_save(start_time)
@@ -297,10 +290,10 @@ def resume(run: RunDir, training: Training, console: Console) -> None:
     state = checkpoint.load_latest(run)
     if state is not None:
         training.network.load_state_dict(state["model"])
-        training.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(training.optimizer, state["optimizer"])
         training.progress, training.best_state_dict = Progress(**state["progress"]), state["best"]
         if training.ema is not None:
-            training.ema.load_state_dict(state["average"])
+            training.ema.module.load_state_dict(state["average"])
     step, world_size = training.progress.step, process.world_size
     if process.all_reduce_sum([step, step**2]) != [world_size * step, world_size * step**2]:
         raise TrainingError(f"rank {process.rank} resumes at step {step}, another rank elsewhere; restart the job")
@@ -314,6 +307,7 @@ def _record_start(run: RunDir, training: Training) -> None:
     provenance = collect_provenance() | {
         "pretrained": None if pretrained is None else pretrained._asdict(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "determinism": describe_determinism(),
     }
     write_text(run.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
     rank_info = training.process.rank_info

@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 PROJECT = Path(__file__).parents[2]
 CAMPAIGN = PROJECT / "tests" / "benchmarks" / "gpu"
 # the others (bits, resume, pair, steps, profile, compiled, prediction) take minutes in the interpreter
-STEPS = ("warm", "smoke", "ceilings", "layers", "selection", "inference", "data", "e2cnn")
+STEPS = ("warm", "smoke", "ceilings", "graphs", "layers", "selection", "inference", "data", "e2cnn")
 LIMIT_SECONDS = 1800.0
 
 FAULTY_SCHEDULE = """

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.device import capture_on_cpu
 from helpers.tiers import slow
 from helpers.warm_processes import WarmProcess, start_python
 
@@ -28,6 +29,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from galaxyhpc.data import augment
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
@@ -39,6 +41,7 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from galaxyhpc.training import trainer
 from galaxyhpc.training.optimizer import compute_learning_rate
+from galaxyhpc.training.state import Progress
 from galaxyhpc.training.trainer import train
 
 EPOCHS, STEPS = 3, 3 * 5  # 210 training galaxies in batches of 40
@@ -313,12 +316,47 @@ def test_a_retry_with_half_the_micro_batch_keeps_the_global_batch_and_its_galaxi
     assert whole.read_metrics()[0]["samples"] == halved.read_metrics()[0]["samples"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, cache: Path) -> None:
-    run = make_run(tmp_path, cache, learning_rate=1e30, optimizer="sgd", schedule="constant")
-    assert wait(start(run)) == {1}
+@pytest.mark.parametrize("processes", [1, slow(2)])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(processes: int, tmp_path: Path, cache: Path) -> None:
+    options = {"learning_rate": 1e30, "optimizer": "sgd", "schedule": "constant", "checkpoint_minutes": 0.0}
+    run = make_run(tmp_path, cache, cnn=True, **options)
+    assert wait(start(run, processes)) == {1}
     state = read_state(run)
     assert state.name == "failed"
-    assert state.reason.startswith("TrainingError: the loss is ") and "in epoch 0, step " in state.reason
+    assert state.reason.startswith("TrainingError: the loss is nan in epoch 0, step 1")  # the first is step 0
+    assert last_state(run)["progress"]["step"] == 1  # the step whose loss was finite
+    assert all(value.isfinite().all() for value in last_state(run)["model"].values())
+
+
+def test_a_loss_that_is_not_finite_in_an_epochs_last_step_leaves_no_metrics_and_no_checkpoint(
+    tmp_path: Path, cache: Path
+) -> None:
+    run = make_run(tmp_path, cache, cnn=True, learning_rate=1e30, optimizer="sgd", schedule="constant", batch_size=100)
+    with catch_stop_signals() as stop, pytest.raises(trainer.TrainingError, match=r"is nan in epoch 0, step 1$"):
+        train(run, stop)
+    assert not checkpoint.list_checkpoints(run) and not run.metrics_file.exists()
+
+
+def test_a_run_with_replayed_steps_that_was_stopped_has_the_bits_of_an_unbroken_one_with_eager_steps(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # learning rates and numbers of steps are on the host here, so they have to be constant
+    options = {"optimizer": "sgd", "schedule": "constant", "ema_decay": 0.9, "convolution": "dense", "epochs": 2}
+    unbroken, stopped = (make_run(tmp_path / name, cache, cnn=True, **options) for name in ("unbroken", "stopped"))
+    monkeypatch.setattr(augment, "_can_use_cpp", lambda images, maps: False)  # not an operation of torch
+    with catch_stop_signals() as stop:
+        assert train(unbroken, stop)
+        monkeypatch.setattr(trainer, "prepare_capture", lambda process: capture_on_cpu)
+        assert not train(stopped, stop, max_steps=4)
+        assert train(stopped, stop)
+    assert_same_end(stopped, unbroken)
+    epochs = [
+        [event["graph"] for event in run.read_events() if event["event"] == "epoch"] for run in (unbroken, stopped)
+    ]
+    assert epochs == [[False, False], [True]]  # an epoch that is resumed is not timed
+    provenance = json.loads((stopped.path / "provenance.json").read_text())
+    assert provenance["determinism"]["cudnn_deterministic"] and not provenance["determinism"]["bfloat16_sums"]
+    assert provenance["determinism"]["cublas_workspaces"] == ":4096:8"
 
 
 def test_every_training_option_makes_a_step(tmp_path: Path, cache: Path) -> None:
@@ -359,19 +397,18 @@ def test_warm_up_rises_to_the_full_learning_rate() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_signal_during_a_step_counts_at_the_next_one(
+def test_a_signal_after_the_processes_agreed_counts_at_the_next_step(
     number: int, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, cache, cnn=True, optimizer="sgd")
-    step = torch.optim.SGD.step
+    run = make_run(tmp_path, cache, cnn=True)
+    add_step = Progress.add_step
 
-    def interrupted(self: torch.optim.SGD) -> None:
-        step(self)
-        if not (run.path / "sent").exists():
-            (run.path / "sent").touch()
-            os.kill(os.getpid(), number)  # after the processes agreed to go on
+    def interrupted(self: Progress, *arguments: object) -> None:
+        add_step(self, *arguments)
+        if self.step == 1:
+            os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", interrupted)
+    monkeypatch.setattr(Progress, "add_step", interrupted)
     with catch_stop_signals() as stop:
         assert not train(run, stop)
     assert last_state(run)["progress"]["step"] == 2

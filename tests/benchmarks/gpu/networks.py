@@ -47,6 +47,7 @@ def set_backend_flags(precision: str, is_deterministic: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.deterministic = is_deterministic
     torch.backends.cudnn.benchmark = not is_deterministic
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = not is_deterministic
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

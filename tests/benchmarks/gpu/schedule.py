@@ -26,6 +26,7 @@ CHECKS = {  # right or wrong: side by side, nothing is timed
 TIMINGS = {  # one after the other, alone on the machine, the most valuable first
     "ceilings": Step("timings.measure_ceilings", 15),
     "steps": Step("timings.time_training_steps", 150),
+    "graphs": Step("training_steps.compare_graphs", 40),
     "layers": Step("timings.time_layers", 45),
     "profile": Step("timings.profile_steps", 25),
     "compiled": Step("timings.time_compiled_steps", 80),

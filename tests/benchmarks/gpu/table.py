@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from results import JsonDict
 from schedule import CHECKS, TIMINGS
 
-LISTED_STEPS = ("smoke", "bits", "resume", "pair", "ceilings", "selection", "inference", "prediction")
+LISTED_STEPS = ("smoke", "bits", "resume", "pair", "graphs", "ceilings", "selection", "inference", "prediction")
 HIDDEN_KEYS = ("time", "seconds", "min_ms", "max_ms")
 MAX_CHARACTERS = 230  # of a line
-REFERENCES = ("dense", "compiled", "e2cnn")  # to which a step is compared
+REFERENCES = ("dense", "compiled", "e2cnn", "eager")  # to which a step is compared
 
 
 def format_results(results: Sequence[JsonDict]) -> Iterator[str]:

@@ -23,8 +23,10 @@ from networks import (
     set_backend_flags,
     use_gpu_kernels_on_cpu,
 )
-from torch import Tensor, nn
+from results import JsonDict
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from training_steps import flatten_state, make_training, prepare_device, take_steps
 
 from galaxyhpc.config.schema import (
     DataConfig,
@@ -36,8 +38,10 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.steerable.batch_norm import enable_sync_batchnorm
+from galaxyhpc.training.cuda_graph import StepGraph
 
 NUM_STEPS = 2  # whose bits are compared
+MEMORY_FACTOR = 1.02  # of what steps need with all memory: some workspaces of cuDNN find no room
 NETWORKS: dict[str, dict[str, Any]] = {  # `harmonic`: with layers that stay in irreps
     "D8 harmonic": {"group": "D8"},
     "C4 dense": {"group": "C4", "scale": 0.5},
@@ -51,43 +55,57 @@ TINY_NETWORKS = {"C4 harmonic": {"group": "C4", "scale": 0.03}, "cnn": {"archite
 
 
 def compare_bits(campaign: Campaign) -> None:
-    """Take the same steps twice: the networks that give the same bits, and what torch calls not deterministic."""
+    """Take the trainer's steps twice: whether the bits are the same, and what torch calls not deterministic."""
     set_backend_flags(campaign.precision)
+    prepare_device(campaign)
     for name, settings in (TINY_NETWORKS if campaign.is_tiny else NETWORKS).items():
-        if campaign.seconds_left < 3:
-            return
-        try:
-            has_same_bits, messages = _take_steps_twice(campaign, name, settings)
-            campaign.record(network=name, has_same_bits=has_same_bits, warnings=messages)
-        except Exception as error:  # torchvision may be missing
-            campaign.record_failure(error, network=name)
+        for has_little_memory in (False, True)[: 1 + campaign.is_cuda]:
+            if campaign.seconds_left < 3:
+                return
+            try:
+                result = _compare_trainings(campaign, name, settings, has_little_memory)
+                campaign.record(network=name, has_little_memory=has_little_memory, **result)
+            except Exception as error:  # torchvision may be missing
+                campaign.record_failure(error, network=name, has_little_memory=has_little_memory)
 
 
-def _take_steps_twice(campaign: Campaign, name: str, settings: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Return whether the weights have the same bits, and torch's warnings."""
-    image_size, batch_size = (33, 2) if campaign.is_tiny else (65, 16)
-    network = make_model(campaign, settings, image_size)
+def _compare_trainings(campaign: Campaign, name: str, settings: dict[str, Any], has_little_memory: bool) -> JsonDict:
+    """Take steps twice, the second time perhaps with hardly more memory than the first time needed."""
+    campaign.free_memory()
+    first = _take_steps(campaign, name, settings)
+    if has_little_memory:
+        limit = MEMORY_FACTOR * torch.cuda.max_memory_allocated()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        second = _take_steps(campaign, name, settings)
+    finally:
+        if has_little_memory:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    result: JsonDict = {"has_same_bits": torch.equal(first, second)}
+    if has_little_memory:
+        return result | {"failed_allocations": torch.cuda.memory_stats()["num_ooms"]}
+    return result | {"warnings": _list_warnings(campaign, name, settings)}
+
+
+def _take_steps(campaign: Campaign, name: str, settings: dict[str, Any]) -> Tensor:
+    """Return weights, buffers and the optimizer's state after some steps, on the host."""
+    shape = (2, 33) if campaign.is_tiny else (16, 65)
+    network = make_model(campaign, settings, shape[1])
     if "harmonic" in name:
         make_harmonic(network)
-    images, labels = make_images(campaign, batch_size, image_size)
+    training = make_training(campaign, network, settings, shape, StepGraph())
+    take_steps(training, NUM_STEPS)
+    return flatten_state(training).cpu()
+
+
+def _list_warnings(campaign: Campaign, name: str, settings: dict[str, Any]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        first, second = (_train_copy(network, images, labels, campaign.precision) for _ in range(2))
+        _take_steps(campaign, name, settings)
         torch.use_deterministic_algorithms(False)
-    messages = {str(warning.message)[:120] for warning in caught if "determinis" in str(warning.message)}
-    return torch.equal(first, second), sorted(messages)
-
-
-def _train_copy(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Tensor:
-    """Return all weights and buffers of a copy after some steps."""
-    network = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    for number in range(NUM_STEPS):
-        torch.manual_seed(number)  # of dropout
-        run_step(network, images, labels, precision)
-        optimizer.step()
-    return torch.cat([value.detach().flatten().double() for value in network.state_dict().values()])
+    return sorted({str(warning.message)[:120] for warning in caught if "determinis" in str(warning.message)})
 
 
 def kill_and_resume(campaign: Campaign) -> None:
