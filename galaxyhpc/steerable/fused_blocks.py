@@ -7,30 +7,19 @@ x' and y' are written, and z in chunks. For 3x3 convolutions with regular fields
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, all_reduce_sums
+from galaxyhpc.steerable.kernels import gpu
 from galaxyhpc.steerable.kernels import triton_kernels as kernels
-from galaxyhpc.steerable.kernels.gpu import (
-    TILE_COLUMNS,
-    FieldLayout,
-    Grid,
-    Plan,
-    gather_weights,
-    get_constexprs,
-    get_plan,
-    multiply_in_float32,
-    reshape_weights,
-    scatter_gradients,
-    split_into_chunks,
-    split_irrep_batches,
-)
+from galaxyhpc.steerable.kernels.gpu import TILE_COLUMNS, Grid, get_constexprs, get_plan
+from galaxyhpc.steerable.kernels.gpu_plan import FieldLayout
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec
 from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv, get_compute_dtype
 
@@ -46,7 +35,8 @@ class IrrepMaps:
     batch_size: int
     grid: Grid
     field: FieldLayout
-    fields: int
+    fields: int  # in memory
+    used_fields: int  # the others, the last ones, are zero
 
     @property
     def pixels(self) -> int:
@@ -86,13 +76,14 @@ def run_blocks(layers: nn.Sequential, x: Tensor) -> Tensor:
 def convolve(maps: IrrepMaps, convolution: SteerableConv) -> IrrepMaps:
     """Apply a convolution, x' -> y'."""
     y: Tensor = _Convolution.apply(maps.values, convolution.weight, convolution.basis_spec, maps)  # type: ignore[no-untyped-call]
-    field = get_plan(convolution.basis_spec, False, y, (maps.fields, convolution.out_fields)).outputs
-    return IrrepMaps(y, maps.batch_size, maps.grid, field, convolution.out_fields)
+    field, fields = get_plan(convolution.basis_spec, False, y).outputs, convolution.out_fields
+    return IrrepMaps(y, maps.batch_size, maps.grid, field, field.pad_fields(fields), fields)
 
 
 def normalise(maps: IrrepMaps, norm: FieldBatchNorm) -> IrrepMaps:
     """Apply a batch norm in training and a ReLU, y' -> x'."""
-    values = _Normalisation.apply(maps.values, norm.weight, norm.bias, norm, maps.without_values)  # type: ignore[no-untyped-call]
+    weight, bias = (pad(factor, (0, maps.fields - maps.used_fields)) for factor in (norm.weight, norm.bias))
+    values = _Normalisation.apply(maps.values, weight, bias, norm, maps.without_values)  # type: ignore[no-untyped-call]
     return replace(maps, values=values)
 
 
@@ -105,9 +96,8 @@ def blur(maps: IrrepMaps, pool: AntialiasedPool) -> IrrepMaps:
 
 def to_irrep_maps(x: Tensor, convolution: SteerableConv) -> IrrepMaps:
     """Change channels-last maps of fields to the basis of irreps, for a convolution."""
-    fields = (convolution.in_fields, convolution.out_fields)
-    field = get_plan(convolution.basis_spec, False, x, fields).inputs
-    maps = IrrepMaps(x, len(x), Grid(x.shape[2] + 2, x.shape[3] + 2), field, fields[0])
+    field, fields = get_plan(convolution.basis_spec, False, x).inputs, convolution.in_fields
+    maps = IrrepMaps(x, len(x), Grid(x.shape[2] + 2, x.shape[3] + 2), field, field.pad_fields(fields), fields)
     return replace(maps, values=_FieldToIrreps.apply(x, maps.without_values))  # type: ignore[no-untyped-call]
 
 
@@ -123,7 +113,7 @@ def _field_to_irreps(x: Tensor, maps: IrrepMaps) -> Tensor:
 
 
 def _irreps_to_field(values: Tensor, maps: IrrepMaps) -> Tensor:
-    shape = (maps.batch_size, maps.fields * maps.field.channels, maps.grid.height - 2, maps.grid.width - 2)
+    shape = (maps.batch_size, maps.used_fields * maps.field.channels, maps.grid.height - 2, maps.grid.width - 2)
     y = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=torch.channels_last)
     maps.grid.irreps_to_field(values, y, maps.field, 1, 1)
     return y
@@ -158,46 +148,18 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x_hat: Tensor, weight: Tensor, basis_spec: BasisSpec, maps: IrrepMaps) -> Tensor:
         ctx.save_for_backward(x_hat, weight)
         ctx.basis_spec, ctx.maps = basis_spec, maps.without_values
-        weight_3d = reshape_weights(weight, basis_spec, maps.fields, x_hat.dtype)
-        plan = get_plan(basis_spec, False, x_hat, (maps.fields, len(weight_3d)))
-        y_hat = x_hat.new_empty(plan.outputs.num_planes * maps.pixels * len(weight_3d))
-        weights, outputs = gather_weights(plan, weight_3d), split_irrep_batches(plan, y_hat, maps.pixels)
-        for chunk, z in _compute_z_chunks(plan, x_hat, maps, maps.fields):
-            for z_batch, matrix, out in zip(z, weights, outputs, strict=True):
-                _multiply_into(z_batch, matrix, out, chunk, maps.pixels)
-        return y_hat
+        weight_3d = gpu.reshape_weights(weight, basis_spec, maps.used_fields)
+        return gpu.convolve(get_plan(basis_spec, False, x_hat), x_hat, weight_3d, maps.grid)
 
     @staticmethod
-    def backward(ctx: Any, grad_y_hat: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_y_hat: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (x_hat, weight), maps = ctx.saved_tensors, ctx.maps
-        weight_3d = reshape_weights(weight, ctx.basis_spec, maps.fields, x_hat.dtype).transpose(0, 1)
-        plan = get_plan(ctx.basis_spec, True, x_hat, (weight_3d.shape[1], maps.fields))
-        grad_x_hat, weights = torch.empty_like(x_hat), gather_weights(plan, weight_3d)
-        outputs, inputs = (split_irrep_batches(plan, values, maps.pixels) for values in (grad_x_hat, x_hat))
-        totals = [torch.zeros_like(matrix, dtype=weight.dtype) for matrix in weights]
-        for chunk, z in _compute_z_chunks(plan, grad_y_hat, maps, weight_3d.shape[1]):
-            for n, z_batch in enumerate(z):
-                _multiply_into(z_batch, weights[n], outputs[n], chunk, maps.pixels)
-                x_chunk = inputs[n].unflatten(1, (-1, maps.pixels))[:, :, chunk].flatten(1, 2)
-                totals[n] += multiply_in_float32(z_batch.mT, x_chunk)
-        grad_weight = scatter_gradients(plan, totals, (maps.fields, weight_3d.shape[1])).transpose(0, 1)
+        weight_3d = gpu.reshape_weights(weight, ctx.basis_spec, maps.used_fields)
+        plan = get_plan(ctx.basis_spec, True, x_hat)
+        grad_x_hat, grad_weight = gpu.convolve_backward(
+            plan, grad_y_hat, x_hat, weight_3d, maps.grid, ctx.needs_input_grad[0]
+        )
         return grad_x_hat, grad_weight.reshape(weight.shape), None, None
-
-
-def _compute_z_chunks(plan: Plan, x_hat: Tensor, maps: IrrepMaps, fields: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    for begin, end in split_into_chunks(maps.pixels, plan.count_z_bytes(x_hat, fields)):
-        yield slice(begin, end), maps.grid.compute_z(plan, x_hat, maps.pixels, begin, end - begin)
-
-
-def _multiply_into(z: Tensor, weight: Tensor, out: Tensor, chunk: slice, pixels: int) -> None:
-    """Multiply z of a chunk of pixels by the weights, into their places in `out`."""
-    if chunk.stop - chunk.start == pixels:
-        torch.bmm(z, weight, out=out)
-        return
-    components = out.shape[1] // pixels
-    by_component = z.unflatten(1, (components, -1)).flatten(0, 1)
-    target = out.unflatten(1, (components, pixels)).flatten(0, 1)[:, chunk]
-    torch.bmm(by_component, weight.repeat_interleave(components, 0), out=target)
 
 
 class _Normalisation(torch.autograd.Function):
@@ -205,7 +167,7 @@ class _Normalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_hat: Tensor, weight: Tensor, bias: Tensor, norm: FieldBatchNorm, maps: IrrepMaps) -> Tensor:
-        field, constexprs = maps.field, get_constexprs(maps.field, maps.fields)
+        field, constexprs = maps.field, get_constexprs(maps.field) | {"F": maps.fields}
         num_programs = triton.cdiv(maps.pixels, TILE_PIXELS * TILES_PER_PROGRAM)
         partial_sums = torch.empty(num_programs, 2, maps.fields, device=y_hat.device)
         channel_sums = field.to_field.double().sum((0, 1)).float()  # of each component over all channels
@@ -217,7 +179,7 @@ class _Normalisation(torch.autograd.Function):
         first, second, count = _all_reduce_sums(norm, partial_sums.double().sum(0), local_count)
         mean = first / count
         variance = (second / count - mean.square()).clamp_min(0.0)
-        norm.update_statistics(mean, variance, count)
+        norm.update_statistics(mean[: maps.used_fields], variance[: maps.used_fields], count)
         rstd = (variance + norm.eps).rsqrt()
         scale = weight.double() * rstd
         factors = torch.stack([scale, bias.double() - mean * scale]).float()
@@ -234,7 +196,7 @@ class _Normalisation(torch.autograd.Function):
     def backward(ctx: Any, grad_x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         y_hat, factors, mean, rstd, scale = ctx.saved_tensors
         maps = ctx.maps
-        field, constexprs = maps.field, get_constexprs(maps.field, maps.fields)
+        field, constexprs = maps.field, get_constexprs(maps.field) | {"F": maps.fields}
         tile_fields = 16 if maps.fields % 32 else 32
         num_programs = triton.cdiv(maps.pixels, TILE_COLUMNS // tile_fields * TILES_PER_PROGRAM)
         partial_sums = torch.empty(num_programs, 2, maps.fields, device=y_hat.device)
