@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 CHUNK_BYTES = 1 << 30  # of z
 TILE_COLUMNS = 256  # pixels x fields of a tile
 TILES_PER_PROGRAM = 8  # of `compute_z`: while one tile is computed, the next are loaded
-MAX_LOADED_BYTES = 1 << 15  # of a tile's neighbours: several tiles fit in shared memory
+MAX_LOADED_BYTES = 1 << 14  # of a tile's neighbours: more spill registers
 _HAS_FLOAT32_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads()  # torch >= 2.8
 
 
