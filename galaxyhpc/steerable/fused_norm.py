@@ -27,10 +27,10 @@ from galaxyhpc.steerable.kernels import norm_kernels as kernels
 from galaxyhpc.steerable.kernels.gpu import FieldLayout, Grid
 from galaxyhpc.steerable.layers import AntialiasedPool
 
-# at 8 warps a thread holds 8 values of a tile, or 16 that share the matrices of a basis: more would fill its registers
+# a thread holds 16 bytes of a tile, or 32 in irreps, whose matrices take as many: more would fill its registers
 NUM_WARPS = 8
-TILE_VALUES = 2048
-IRREPS_TILE_BYTES = 8192
+TILE_BYTES = 32 * NUM_WARPS * 16
+IRREPS_TILE_BYTES = 2 * TILE_BYTES
 TILES_PER_PROGRAM = 16  # of a program that sums
 
 
@@ -114,18 +114,18 @@ class _Pass:
 
     def launch_moments(self, x: Tensor) -> Tensor:
         """Return (programs, 3, components x columns) float32: pixels, means and sums of squared deviations."""
-        components, tile = self.layout.num_components, {"BP": TILE_VALUES // 32, "BF": 32, "TILES": TILES_PER_PROGRAM}
+        components, tile = self.layout.num_components, _make_tile(TILE_BYTES // x.element_size(), 32)
         num_programs = triton.cdiv(self.layout.pixels, tile["BP"] * TILES_PER_PROGRAM)
         moments = torch.empty(num_programs, 3, components * self.layout.columns, device=x.device)
-        self._launch(kernels.sum_moments, num_programs * components, (x, moments), tile)
+        self._launch(kernels.sum_moments, num_programs * components, (x, moments), tile | {"TILES": TILES_PER_PROGRAM})
         return moments
 
     def _get_tile(self, x: Tensor) -> dict[str, int]:
-        """Return the pixels of a tile and its columns."""
-        columns = 16 if self.layout.field is not None and self.layout.columns % 32 else 32
         field = self.layout.field
-        num_values = TILE_VALUES if field is None else IRREPS_TILE_BYTES // x.element_size() // field.to_field.shape[1]
-        return {"BP": max(num_values // columns, 1), "BF": columns}
+        if field is None:
+            return _make_tile(TILE_BYTES // x.element_size(), 32)
+        num_rows = max(field.to_field.shape[1:])
+        return _make_tile(IRREPS_TILE_BYTES // x.element_size() // num_rows, 16 if self.layout.columns % 32 else 32)
 
     def _launch(self, function: Any, num_programs: int, tensors: tuple[Tensor, ...], tile: dict[str, int]) -> None:
         if not num_programs:
@@ -138,9 +138,14 @@ class _Pass:
             sides = {"R": len(field.table), "RP": rows, "DP": channels, "SPLIT": (parts - 1) * rows * channels}
         function[(num_programs * triton.cdiv(columns, tile["BF"]),)](
             *tensors, self.kernel, *matrices, layout.batch_size, *layout.grid, *self.pooled.grid, columns,
-            ALIGN=math.gcd(columns, 16), HAS_RELU=self.has_relu, RADIUS=-1 if self.kernel is None else len(self.kernel) // 2,
-            num_warps=NUM_WARPS, **sides, **tile,
+            ALIGN=math.gcd(columns, 16), HAS_RELU=self.has_relu, num_warps=NUM_WARPS, **sides, **tile,
+            RADIUS=-1 if self.kernel is None else len(self.kernel) // 2,
         )  # fmt: skip
+
+
+def _make_tile(num_values: int, columns: int) -> dict[str, int]:
+    """Return the pixels and columns of a tile."""
+    return {"BP": max(num_values // columns, 1), "BF": columns}
 
 
 def normalise(x: Tensor, norm: FieldBatchNorm, has_relu: bool, pool: AntialiasedPool | None) -> Tensor:

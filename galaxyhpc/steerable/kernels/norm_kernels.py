@@ -168,26 +168,27 @@ def load_gradient(
     HAS_RELU: tl.constexpr, RADIUS: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Return x, and the gradient that reaches x * scale + shift through pool and ReLU, both float32."""
-    offsets, mask = locate(table, pixel, column, images * H * W, is_inside, F, R, RP, ALIGN)
-    value = change_basis(tl.load(x + offsets, mask=mask, other=0.0), to_field, R, DP, RP, SPLIT)
     if RADIUS < 0:
+        offsets, mask = locate(table, pixel, column, images * H * W, is_inside, F, R, RP, ALIGN)
         result = tl.load(gradient + offsets, mask=mask, other=0.0)
     else:
         image, down, right = split_pixel(pixel, H, W, R)
         # of the pooled pixels that read this one
         first_y, first_x = (down - RADIUS + 1) // 2, (right - RADIUS + 1) // 2
         result = tl.zeros((RP if R else BP, BP * BF if R else BF), tl.float32)
-        for step_y in range(RADIUS + 1):
-            for step_x in range(RADIUS + 1):
+        pixels = images * H_POOLED * W_POOLED
+        for step_y in range(tl.minimum(RADIUS + 1, H + RADIUS)):  # a constant end would unroll it, and fill registers
+            for step_x in tl.static_range(RADIUS + 1):
                 down_2, right_2 = first_y + step_y, first_x + step_x
                 source, is_valid = join_pixel(image, down_2, right_2, H_POOLED, W_POOLED, R)
                 tap_y, tap_x = down - 2 * down_2 + RADIUS, right - 2 * right_2 + RADIUS
-                is_valid = is_valid & (tap_y >= 0) & (tap_y <= 2 * RADIUS) & (tap_x >= 0) & (tap_x <= 2 * RADIUS)
+                is_valid = is_inside & is_valid & (tap_y >= 0) & (tap_x >= 0)
                 weight = tl.load(kernel + tap_y * (2 * RADIUS + 1) + tap_x, mask=is_valid, other=0.0)
-                pixels = images * H_POOLED * W_POOLED
-                offsets, mask = locate(table, source, column, pixels, is_inside & is_valid, F, R, RP, ALIGN)
+                offsets, mask = locate(table, source, column, pixels, is_valid, F, R, RP, ALIGN)
                 result += tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32) * weight
     result = change_basis(result.to(gradient.dtype.element_ty) if R else result, to_field, R, DP, RP, SPLIT)
+    offsets, mask = locate(table, pixel, column, images * H * W, is_inside, F, R, RP, ALIGN)
+    value = change_basis(tl.load(x + offsets, mask=mask, other=0.0), to_field, R, DP, RP, SPLIT)
     if HAS_RELU:
         scale, shift = load_factor(factors, 0, column, F), load_factor(factors, 1, column, F)
         result = tl.where(value * scale + shift > 0, result, 0.0)
@@ -202,30 +203,30 @@ def sum_gradients(
 ):  # fmt: skip
     """Write (programs, 2, F): sums of the gradient, and of its products with x - mean, the third of the factors."""
     chunk, column_tile = tl.program_id(0) // tl.cdiv(F, BF), tl.program_id(0) % tl.cdiv(F, BF)
-    first = tl.zeros((DP if R else BP, BP * BF if R else BF), tl.float32)
-    second = tl.zeros((DP if R else BP, BP * BF if R else BF), tl.float32)
-    for tile in range(TILES):
+    first = tl.zeros((BP, BF), tl.float32)
+    second = tl.zeros((BP, BF), tl.float32)
+    for tile in tl.range(TILES, disable_licm=True):  # factors in registers would leave none
         pixel, column = make_tile((chunk * TILES + tile) * tl.cdiv(F, BF) + column_tile, F, R, BP, BF)
         is_inside = find_inside(pixel, images, H, W, R)
         value, part = load_gradient(
             x, gradient, factors, kernel, table, to_field, pixel, column, is_inside, images, H, W, H_POOLED, W_POOLED,
             F, R, RP, DP, SPLIT, ALIGN, HAS_RELU, RADIUS, BP, BF,
         )  # fmt: skip
-        first += part
-        second += part * (value - load_factor(factors, 2, column, F))
+        first += sum_field(part, R, BP, BF)
+        second += sum_field(part * (value - load_factor(factors, 2, column, F)), R, BP, BF)
     column = column_tile * BF + tl.arange(0, BF)
     offsets = sums + chunk * 2 * F + column
-    tl.store(offsets, sum_pixels(first, R, BP, BF), mask=column < F)
-    tl.store(offsets + F, sum_pixels(second, R, BP, BF), mask=column < F)
+    tl.store(offsets, tl.sum(first, 0), mask=column < F)
+    tl.store(offsets + F, tl.sum(second, 0), mask=column < F)
 
 
 @triton.jit
-def sum_pixels(values, R: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr):
-    """Sum a tile of a map's channels to one value per column."""
+def sum_field(values, R: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr):
+    """Sum over the channels of a column: (BP, BF)."""
     if R:
-        return tl.sum(tl.reshape(tl.sum(values, 0), (BP, BF)), 0)
+        return tl.reshape(tl.sum(values, 0), (BP, BF))
     else:
-        return tl.sum(values, 0)
+        return values
 
 
 @triton.jit
