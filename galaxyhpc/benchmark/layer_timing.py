@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -137,16 +138,19 @@ def _time_forward_parts(layer: SteerableConv, maps: fused_blocks.IrrepMaps, time
 
 
 def _time_harmonic_norms(maps: fused_blocks.IrrepMaps, time_call: Timer) -> JsonDict:
-    """Time batch norm and ReLU, and the anti-aliased pool, in the basis of irreps."""
+    """Time batch norm and ReLU, without and with an anti-aliased pool, in the basis of irreps."""
     from galaxyhpc.steerable import fused_blocks
 
     norm = FieldBatchNorm(maps.used_fields, maps.field.channels).to(maps.values.device).train()
     pool = AntialiasedPool().to(maps.values.device)
-    norm_ms = _time_backward(lambda: fused_blocks.normalise(maps, norm).values, (maps.values,), time_call)
-    blur_ms = _time_backward(lambda: fused_blocks.blur(maps, pool).values, (maps.values,), time_call)
     map_bytes = maps.values.numel() * maps.values.element_size()
-    rate = _divide(NORM_PASSES * map_bytes, norm_ms)
-    return {"harmonic_norm_ms": norm_ms, "harmonic_blur_ms": blur_ms, "harmonic_norm_tbs": rate}
+    results: JsonDict = {}
+    for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
+        function = partial(fused_blocks.normalise, maps, norm, layer)
+        milliseconds = _time_backward(lambda function=function: function().values, (maps.values,), time_call)
+        rate = _divide(passes * map_bytes, milliseconds)
+        results |= {f"harmonic_{suffix}_ms": milliseconds, f"harmonic_{suffix}_tbs": rate}
+    return results
 
 
 def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_call: Timer) -> JsonDict:
