@@ -47,9 +47,9 @@ class Grid(NamedTuple):
         pixels, fields = len(x) * self.size, x.shape[1] // field.channels
         padded_fields = field.pad_fields(fields)
         x_hat = x.new_empty(field.num_planes * pixels * padded_fields)
-        kernels.field_to_irreps[(triton.cdiv(pixels * padded_fields, TILE_COLUMNS),)](
+        kernels.field_to_irreps[(_count_tiles(pixels * padded_fields),)](
             x, x_hat, field.to_irreps, field.table, pixels, *self, *x.shape[2:], origin, step,
-            F=fields, PADDED_F=padded_fields, COLS=TILE_COLUMNS, **get_constexprs(field),
+            F=fields, PADDED_F=padded_fields, COLS=TILE_COLUMNS, **_get_constexprs(field),
         )  # fmt: skip
         return x_hat
 
@@ -57,9 +57,9 @@ class Grid(NamedTuple):
         """Irreps -> channels-last maps, written to y."""
         pixels, fields = len(y) * y.shape[2] * y.shape[3], y.shape[1] // field.channels
         padded_fields = field.pad_fields(fields)
-        kernels.irreps_to_field[(triton.cdiv(pixels * padded_fields, TILE_COLUMNS),)](
+        kernels.irreps_to_field[(_count_tiles(pixels * padded_fields),)](
             y_hat, y, field.to_field, field.table, len(y) * self.size, *self, *y.shape[2:], origin, step, len(y),
-            F=fields, PADDED_F=padded_fields, COLS=TILE_COLUMNS, **get_constexprs(field),
+            F=fields, PADDED_F=padded_fields, COLS=TILE_COLUMNS, **_get_constexprs(field),
         )  # fmt: skip
 
     def compute_z(self, plan: Plan, x_hat: Tensor, fields: int, begin: int, end: int) -> list[Tensor]:
@@ -86,7 +86,14 @@ class Grid(NamedTuple):
         return _view_as_matrices(z, shapes)
 
 
-def get_constexprs(field: FieldLayout) -> dict[str, int]:
+def _count_tiles(columns: int) -> int:
+    """Return the tiles of a component of all fields and pixels, whose numbers are 32-bit; offsets in memory are not."""
+    if columns > (1 << 31) - TILE_COLUMNS:
+        raise ValueError(f"harmonic convolution: got {columns} pixels x fields; expected < 2^31: use a smaller batch")
+    return -(-columns // TILE_COLUMNS)
+
+
+def _get_constexprs(field: FieldLayout) -> dict[str, int]:
     """Return the compile-time constants of the kernels that change between a field and its irreps."""
     parts, rows, channels = field.to_irreps.shape
     sides = {"D": field.channels, "R": len(field.table), "DP": channels, "RP": rows}

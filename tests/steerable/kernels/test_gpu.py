@@ -183,6 +183,13 @@ def test_launches_on_maps_that_fill_a_gpu_stay_within_the_limits_of_its_grids(mo
         assert max(kernel.grid[0] for kernel in recorded) > 65_535
 
 
+def test_maps_whose_columns_have_no_32_bit_number_are_refused() -> None:
+    plan = gpu.get_plan(("C1", 3, "regular", "regular", None), False, torch.empty(0, device="meta"))
+    x = torch.empty(512, 64, 255, 255, device="meta")
+    with pytest.raises(ValueError, match="got 2164293632 pixels x fields"):
+        gpu.Grid(257, 257).field_to_irreps(x, plan.inputs, 1, 1)
+
+
 def test_gradients_of_weights_are_not_rounded_before_they_are_summed_over_chunks() -> None:
     dense, x = make_layer("C4", "regular", 3, 1, 1)
     upstream = torch.randn(3, 16, 6, 7, device=DEVICE).half()
