@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -124,30 +125,35 @@ def _time_forward_parts(layer: SteerableConv, maps: fused_blocks.IrrepMaps, time
     """Time z of a chunk of pixels, and its product with the weights."""
     from galaxyhpc.steerable.kernels import gpu
 
-    values, fields = maps.values.detach(), layer.in_fields
-    plan = gpu.get_plan(layer.basis_spec, False, values, (fields, layer.out_fields))
-    _, pixels = next(gpu.split_into_chunks(maps.pixels, plan.count_z_bytes(values, fields)))
-    weights = gpu.reshape_weights(layer.weight.detach(), layer.basis_spec, fields, values.dtype)
-    matrices = gpu.gather_weights(plan, weights)
-    z_ms = time_call(lambda: maps.grid.compute_z(plan, values, maps.pixels, 0, pixels))
-    z = maps.grid.compute_z(plan, values, maps.pixels, 0, pixels)
+    values, plan = maps.values.detach(), gpu.get_plan(layer.basis_spec, False, maps.values)
+    _, pixels = next(gpu.split_into_chunks(plan, values, maps.fields))
+    weights = gpu.reshape_weights(layer.weight.detach(), layer.basis_spec, layer.in_fields)
+    matrices = plan.gather_weights(weights.to(values.dtype))
+    z_ms = time_call(lambda: maps.grid.compute_z(plan, values, maps.fields, 0, pixels))
+    z = maps.grid.compute_z(plan, values, maps.fields, 0, pixels)
     product_ms = time_call(lambda: [torch.bmm(a, b) for a, b in zip(z, matrices, strict=True)])
-    z_bytes = pixels * plan.count_z_bytes(values, fields)
+    z_bytes = pixels * plan.count_z_bytes(values, maps.fields)
     rates = {"z_tbs": _divide(z_bytes, z_ms), "product_tbs": _divide(z_bytes, product_ms)}
     return {"z_ms": z_ms, "product_ms": product_ms, "chunk_fraction": round(pixels / maps.pixels, 3)} | rates
 
 
 def _time_harmonic_norms(maps: fused_blocks.IrrepMaps, time_call: Timer) -> JsonDict:
-    """Time batch norm and ReLU, and the anti-aliased pool, in the basis of irreps."""
+    """Time batch norm and ReLU, without and with an anti-aliased pool, in the basis of irreps."""
     from galaxyhpc.steerable import fused_blocks
 
-    norm = FieldBatchNorm(maps.fields, maps.field.channels).to(maps.values.device).train()
+    norm = FieldBatchNorm(maps.used_fields, maps.field.channels).to(maps.values.device).train()
     pool = AntialiasedPool().to(maps.values.device)
-    norm_ms = _time_backward(lambda: fused_blocks.normalise(maps, norm).values, (maps.values,), time_call)
-    blur_ms = _time_backward(lambda: fused_blocks.blur(maps, pool).values, (maps.values,), time_call)
     map_bytes = maps.values.numel() * maps.values.element_size()
-    rate = _divide(NORM_PASSES * map_bytes, norm_ms)
-    return {"harmonic_norm_ms": norm_ms, "harmonic_blur_ms": blur_ms, "harmonic_norm_tbs": rate}
+    results: JsonDict = {}
+
+    def apply(layer: AntialiasedPool | None) -> Tensor:
+        return fused_blocks.normalise(maps, norm, layer).values
+
+    for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
+        milliseconds = _time_backward(partial(apply, layer), (maps.values,), time_call)
+        rate = _divide(passes * map_bytes, milliseconds)
+        results |= {f"harmonic_{suffix}_ms": milliseconds, f"harmonic_{suffix}_tbs": rate}
+    return results
 
 
 def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_call: Timer) -> JsonDict:

@@ -17,19 +17,25 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from galaxyhpc.steerable import fused_blocks
-from galaxyhpc.steerable.kernels import gpu, triton_kernels
+from galaxyhpc.steerable import fused_norm
+from galaxyhpc.steerable.kernels import gpu, norm_kernels, triton_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_layer(
-    group: str, kind: groups.FieldKind, size: int, stride: int, padding: int
+    group: str,
+    kind: groups.FieldKind,
+    size: int,
+    stride: int,
+    padding: int,
+    fields: tuple[int, int] = (3, 4),
+    num_images: int = 3,
 ) -> tuple[SteerableConv, Tensor]:
     """Return a dense layer in float64 and maps that it takes."""
-    dense = SteerableConv(group, 3, 4, size, kind=kind, stride=stride, padding=padding).double().to(DEVICE)
+    dense = SteerableConv(group, *fields, size, kind=kind, stride=stride, padding=padding).double().to(DEVICE)
     dense.basis = dense.basis.double()
-    shape = (3, 3 * dense.basis.shape[2], 6, 7)
+    shape = (num_images, fields[0] * dense.basis.shape[2], 6, 7)
     return dense, torch.randn(shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
 
 
@@ -68,8 +74,52 @@ def test_the_kernels_give_the_maps_and_gradients_of_the_dense_filter(
 
 def test_a_batch_in_many_chunks_gives_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, x = make_layer("D4", "regular", 3, 1, 1)
-    monkeypatch.setattr(gpu, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(gpu, "CHUNK_BYTES", 100_000)  # 65 or 86 pixels of 216
     assert max(compute_errors(dense, x, torch.float64)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "stride", "dtype"),
+    [
+        ("C1", (12, 24), 1, torch.float16),
+        slow("C16", (12, 24), 1, torch.float16),
+        slow("C16", (24, 12), 2, torch.float32),
+        slow("D8", (24, 12), 1, torch.float16),
+        ("D16", (12, 5), 1, torch.float16),
+        slow("D16", (12, 24), 2, torch.float32),
+        slow("D16", (24, 12), 1, torch.float32),
+    ],
+)
+def test_fields_of_any_number_are_as_exact_in_one_image(
+    group: str, fields: tuple[int, int], stride: int, dtype: torch.dtype
+) -> None:
+    dense, x = make_layer(group, "regular", 3, stride, 1, fields, num_images=1)
+    assert max(compute_errors(dense, x, dtype)) < 4 * torch.finfo(dtype).eps
+
+
+def test_a_batch_without_images_has_no_gradient() -> None:
+    dense, x = make_layer("C4", "regular", 3, 1, 1, num_images=0)
+    weight = dense.weight.detach().float()
+    y = gpu.forward(x.detach().float(), weight, dense.basis_spec, 1, 1)
+    _, by_weight = gpu.backward(y, x.detach().float(), weight, dense.basis_spec, 1, 1, needs_input_grad=True)
+    assert y.shape == (0, 16, 6, 7) and not by_weight.any()
+
+
+@pytest.mark.parametrize(
+    ("group", "dtype", "fields", "in_memory"),
+    [
+        ("D16", torch.bfloat16, 12, 12),  # two copies of most irreps: 48 bytes at a pixel
+        ("C16", torch.bfloat16, 12, 16),
+        ("C16", torch.float32, 12, 12),
+        ("D8", torch.bfloat16, 67, 68),
+        ("C4", torch.bfloat16, 67, 72),
+    ],
+)
+def test_fields_are_padded_to_whole_accesses_of_16_bytes(
+    group: str, dtype: torch.dtype, fields: int, in_memory: int
+) -> None:
+    plan = gpu.get_plan((group, 3, "regular", "regular", None), False, torch.empty(0, dtype=dtype))
+    assert plan.inputs.pad_fields(fields) == plan.outputs.pad_fields(fields) == in_memory
 
 
 # Triton's interpreter multiplies bfloat16 as if it were integers; float16 takes the same way through the kernels
@@ -120,17 +170,24 @@ class _RecordedKernel:
 def test_launches_on_maps_that_fill_a_gpu_stay_within_the_limits_of_its_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first axis may have more than 65,535 programs; the maps are of D16 and C1, 400 images of 255 px."""
     recorded = [_RecordedKernel(), _RecordedKernel()]
-    for name, kernel in zip(("compute_z", "blur"), recorded, strict=True):
-        monkeypatch.setattr(triton_kernels, name, kernel)
+    monkeypatch.setattr(triton_kernels, "compute_z", recorded[0])
+    monkeypatch.setattr(norm_kernels, "normalise", recorded[1])
     for group in ("C1", "D16"):
-        plan = gpu.get_plan((group, 3, "regular", "regular", None), False, torch.empty(0, device="meta"), (24, 24))
+        plan = gpu.get_plan((group, 3, "regular", "regular", None), False, torch.empty(0, device="meta"))
         pixels, grid = 400 * 131**2, gpu.Grid(131, 131)
         x_hat = torch.empty(plan.inputs.num_planes * pixels * 24, device="meta")
-        grid.compute_z(plan, x_hat, pixels)
-        maps = fused_blocks.IrrepMaps(x_hat, 400, grid, plan.inputs, 24)
-        fused_blocks._apply_blur(x_hat, torch.ones(5, 5), maps, gpu.Grid(67, 67), False)
+        grid.compute_z(plan, x_hat, 24, 0, pixels)
+        layout = fused_norm.MapLayout(400, grid, 24, plan.inputs.channels, plan.inputs)
+        fused_norm._Pass(layout, True, None).launch(norm_kernels.normalise, layout, x_hat)
         assert all(max(*kernel.grid[1:], 1, 1) <= 65_535 for kernel in recorded)
         assert max(kernel.grid[0] for kernel in recorded) > 65_535
+
+
+def test_maps_whose_columns_have_no_32_bit_number_are_refused() -> None:
+    plan = gpu.get_plan(("C1", 3, "regular", "regular", None), False, torch.empty(0, device="meta"))
+    x = torch.empty(512, 64, 255, 255, device="meta")
+    with pytest.raises(ValueError, match="got 2164293632 pixels x fields"):
+        gpu.Grid(257, 257).field_to_irreps(x, plan.inputs, 1, 1)
 
 
 def test_gradients_of_weights_are_not_rounded_before_they_are_summed_over_chunks() -> None:
