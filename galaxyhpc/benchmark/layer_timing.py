@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from galaxyhpc.benchmark.device_timer import measure_calls
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels.gpu_roofline import PASSES
 from galaxyhpc.steerable.kernels.selection import BatchShape, trace_layer_inputs
 from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 if TYPE_CHECKING:
     from galaxyhpc.steerable import fused_blocks
-
-# Maps read and written: moments 1, output 2, sums of the gradient 2, gradient 3
-NORM_PASSES = 8.0
-NORM_POOL_PASSES = 5.75  # a pooled map is a quarter: 1, 1.25, 1.25, 2.25
 
 JsonDict = dict[str, Any]
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
@@ -146,7 +143,7 @@ def _time_harmonic_norms(maps: fused_blocks.IrrepMaps, time_call: Timer) -> Json
     norm_ms = _time_backward(lambda: fused_blocks.normalise(maps, norm).values, (maps.values,), time_call)
     blur_ms = _time_backward(lambda: fused_blocks.blur(maps, pool).values, (maps.values,), time_call)
     map_bytes = maps.values.numel() * maps.values.element_size()
-    rate = _divide(NORM_PASSES * map_bytes, norm_ms)
+    rate = _divide(PASSES["norm in irreps", True].y * map_bytes, norm_ms)
     return {"harmonic_norm_ms": norm_ms, "harmonic_blur_ms": blur_ms, "harmonic_norm_tbs": rate}
 
 
@@ -160,7 +157,8 @@ def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_
     map_bytes = x.numel() * x.element_size()
     inputs = (x, norm.weight, norm.bias)
     results: JsonDict = {}
-    for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
+    for suffix, layer in (("norm", None), ("norm_pool", pool)):
+        passes = PASSES[suffix.replace("_", ", "), True].y
         functions = {
             f"fused_{suffix}": lambda layer=layer: fused_norm.normalise(x, norm, True, layer),
             f"torch_{suffix}": lambda layer=layer: _apply_layers(x, norm, layer),

@@ -2,7 +2,8 @@
 
 Batch norm and ReLU transform each tile to the field and back on the chip; a field's mean is its trivial component, its
 mean square that of all its components (Parseval); the blur of an anti-aliased pool acts on each channel alone. So only
-x' and y' are written, and z in chunks. For 3x3 convolutions with regular fields, padding 1 and stride 1, in training.
+x' and y' are written, and z in chunks. For 3x3 convolutions with regular fields, padding 1 and stride 1; in training,
+and in evaluation without gradients.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import triton
 from torch import Tensor, nn
 
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, all_reduce_sums
+from galaxyhpc.steerable.blocks import can_stay_in_irreps
 from galaxyhpc.steerable.kernels import triton_kernels as kernels
 from galaxyhpc.steerable.kernels.gpu import (
     TILE_COLUMNS,
@@ -36,6 +38,7 @@ from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv, get_compu
 
 TILES_PER_PROGRAM = 8  # of a program that sums moments or gradients
 TILE_PIXELS = 64  # of a tile that holds all fields
+FLOAT32_TILE_VALUES = 2048  # whose products, without tensor cores, take less than the registers
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,8 @@ class IrrepMaps:
 
 
 def is_fusable(layer: nn.Module) -> bool:
-    """Whether a convolution can go from irreps to irreps."""
-    if not isinstance(layer, SteerableConv) or not layer.harmonic:
-        return False
-    _, size, kind, out_kind, _ = layer.basis_spec
-    return (size, kind, out_kind, layer.stride, layer.padding) == (3, "regular", "regular", 1, 1)
+    """Whether a convolution goes from irreps to irreps."""
+    return can_stay_in_irreps(layer) and bool(layer.harmonic)
 
 
 def run_blocks(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -91,7 +91,11 @@ def convolve(maps: IrrepMaps, convolution: SteerableConv) -> IrrepMaps:
 
 
 def normalise(maps: IrrepMaps, norm: FieldBatchNorm) -> IrrepMaps:
-    """Apply a batch norm in training and a ReLU, y' -> x'."""
+    """Apply a batch norm and a ReLU, y' -> x'."""
+    if not norm.training:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        factors = torch.stack([scale, norm.bias - norm.running_mean * scale]).float()
+        return replace(maps, values=_scale_and_rectify(maps.values, factors, maps))
     values = _Normalisation.apply(maps.values, norm.weight, norm.bias, norm, maps.without_values)  # type: ignore[no-untyped-call]
     return replace(maps, values=values)
 
@@ -205,7 +209,7 @@ class _Normalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_hat: Tensor, weight: Tensor, bias: Tensor, norm: FieldBatchNorm, maps: IrrepMaps) -> Tensor:
-        field, constexprs = maps.field, get_constexprs(maps.field, maps.fields)
+        field = maps.field
         num_programs = triton.cdiv(maps.pixels, TILE_PIXELS * TILES_PER_PROGRAM)
         partial_sums = torch.empty(num_programs, 2, maps.fields, device=y_hat.device)
         channel_sums = field.to_field.double().sum((0, 1)).float()  # of each component over all channels
@@ -221,11 +225,7 @@ class _Normalisation(torch.autograd.Function):
         rstd = (variance + norm.eps).rsqrt()
         scale = weight.double() * rstd
         factors = torch.stack([scale, bias.double() - mean * scale]).float()
-        x_hat = torch.empty_like(y_hat)
-        kernels.normalise[(triton.cdiv(maps.pixels * maps.fields, TILE_COLUMNS),)](
-            y_hat, x_hat, field.to_field, field.to_irreps, field.table, factors, maps.pixels, *maps.grid,
-            COLS=TILE_COLUMNS, **constexprs,
-        )  # fmt: skip
+        x_hat = _scale_and_rectify(y_hat, factors, maps)
         ctx.save_for_backward(y_hat, factors, mean, rstd, scale)
         ctx.norm, ctx.maps, ctx.local_count = norm, maps.without_values, local_count
         return x_hat
@@ -261,6 +261,17 @@ def _all_reduce_sums(norm: FieldBatchNorm, sums: Tensor, count: float) -> tuple[
         packed = all_reduce_sums(torch.cat([sums.flatten(), sums.new_tensor([count])]))
         sums, count = packed[:-1].view_as(sums), float(packed[-1])
     return sums[0], sums[1], count
+
+
+def _scale_and_rectify(y_hat: Tensor, factors: Tensor, maps: IrrepMaps) -> Tensor:
+    """Apply scale and shift (2, fields) and a ReLU to the field, y' -> x'."""
+    constexprs, x_hat = get_constexprs(maps.field, maps.fields), torch.empty_like(y_hat)
+    columns = TILE_COLUMNS if y_hat.dtype.itemsize == 2 else max(16, FLOAT32_TILE_VALUES // constexprs["DP"])
+    kernels.normalise[(triton.cdiv(maps.pixels * maps.fields, columns),)](
+        y_hat, x_hat, maps.field.to_field, maps.field.to_irreps, maps.field.table, factors, maps.pixels, *maps.grid,
+        COLS=columns, **constexprs,
+    )  # fmt: skip
+    return x_hat
 
 
 class _Blur(torch.autograd.Function):
