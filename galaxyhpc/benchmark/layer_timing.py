@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 if TYPE_CHECKING:
     from galaxyhpc.steerable import fused_blocks
+
+NORM_PASSES, NORM_POOL_PASSES = PASSES["norm", True].y, PASSES["norm, pool", True].y
 
 JsonDict = dict[str, Any]
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call
@@ -135,16 +138,19 @@ def _time_forward_parts(layer: SteerableConv, maps: fused_blocks.IrrepMaps, time
 
 
 def _time_harmonic_norms(maps: fused_blocks.IrrepMaps, time_call: Timer) -> JsonDict:
-    """Time batch norm and ReLU, and the anti-aliased pool, in the basis of irreps."""
+    """Time batch norm and ReLU, without and with an anti-aliased pool, in the basis of irreps."""
     from galaxyhpc.steerable import fused_blocks
 
     norm = FieldBatchNorm(maps.fields, maps.field.channels).to(maps.values.device).train()
     pool = AntialiasedPool().to(maps.values.device)
-    norm_ms = _time_backward(lambda: fused_blocks.normalise(maps, norm).values, (maps.values,), time_call)
-    blur_ms = _time_backward(lambda: fused_blocks.blur(maps, pool).values, (maps.values,), time_call)
     map_bytes = maps.values.numel() * maps.values.element_size()
-    rate = _divide(PASSES["norm in irreps", True].y * map_bytes, norm_ms)
-    return {"harmonic_norm_ms": norm_ms, "harmonic_blur_ms": blur_ms, "harmonic_norm_tbs": rate}
+    results: JsonDict = {}
+    for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
+        function = partial(fused_blocks.normalise, maps, norm, layer)
+        milliseconds = _time_backward(lambda function=function: function().values, (maps.values,), time_call)
+        rate = _divide(passes * map_bytes, milliseconds)
+        results |= {f"harmonic_{suffix}_ms": milliseconds, f"harmonic_{suffix}_tbs": rate}
+    return results
 
 
 def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_call: Timer) -> JsonDict:
@@ -157,8 +163,7 @@ def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_
     map_bytes = x.numel() * x.element_size()
     inputs = (x, norm.weight, norm.bias)
     results: JsonDict = {}
-    for suffix, layer in (("norm", None), ("norm_pool", pool)):
-        passes = PASSES[suffix.replace("_", ", "), True].y
+    for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
         functions = {
             f"fused_{suffix}": lambda layer=layer: fused_norm.normalise(x, norm, True, layer),
             f"torch_{suffix}": lambda layer=layer: _apply_layers(x, norm, layer),

@@ -137,15 +137,24 @@ class _Normalise(torch.autograd.Function):
         inverse_std = (variance + ctx.eps).rsqrt()
         sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
         grad_bias, grad_weight = sums  # of this process: the trainer adds those of all processes
-        first, second = sums / (x.numel() // fields) if total is None else all_reduce_sums(sums) / total
-        # d/dx = scale * (gradient - first - (x - mean) * inverse_std * second), as gradient * scale + x * slope + shift
+        means = sums / (x.numel() // fields) if total is None else all_reduce_sums(sums) / total
         scale = weight * inverse_std
-        slope = -scale * inverse_std * second
-        shift = -scale * first - mean * slope
+        slope, shift = compute_gradient_factors(means, mean, inverse_std, scale)
         shape = (1, -1, *[1] * (x.dim() - 2))
         scale, slope, shift = (values.view(shape) for values in _repeat_per_channel(size, scale, slope, shift))
         grad_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
         return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
+
+
+def compute_gradient_factors(means: Tensor, mean: Tensor, inverse_std: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and offset per field of d/dx = gradient * scale + x * slope + offset.
+
+    That is scale * (gradient - first - (x - mean) * inverse_std * second), where first and second are the means of the
+    gradient and of its products with the normalised x.
+    """
+    first, second = means
+    slope = -scale * inverse_std * second
+    return slope, -scale * first - mean * slope
 
 
 def enable_sync_batchnorm(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from galaxyhpc.benchmark.timing import (
 from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.steerable.kernels import gpu_roofline
 from galaxyhpc.steerable.kernels.selection import BatchShape
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]
@@ -216,6 +217,16 @@ def test_kernels_can_be_forced(kernels: str, num_layers: int, in_one_process: No
     assert network["kernels"] == kernels and network["implementations"]["ours"]["harmonic_layers"] == num_layers
 
 
+def test_estimates_of_a_gpu_are_those_of_the_kernels_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    ceilings = gpu_roofline.Ceilings(1e12, 1e12, 1e12)
+    monkeypatch.setattr(gpu_roofline, "get_ceilings", lambda device, dtype: ceilings)
+    network = TimedNetwork(replace(CASE, kernels="dense"), "ours")
+    network.start()
+    estimates = network.estimate()
+    assert set(estimates) == {"training"}
+    assert estimates["training"]["seconds"] == estimates["training"]["dense_seconds"] > 0
+
+
 def test_a_profile_lists_what_a_step_spends_its_time_on(in_one_process: None) -> None:
     network = compare_implementations(CASE, ["dense"], ["profile"], SHORT, lambda results: None)
     profile = network["implementations"]["dense"]["profile"]
@@ -236,7 +247,7 @@ def test_every_part_of_a_layer_has_a_time() -> None:
     pytest.importorskip("triton")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times = time_layer(LayerCase("C4", 2, 3, 7, 2), device, torch.float32, 0.0)
-    parts = ("dense", "harmonic", "z", "product", "harmonic_norm", "harmonic_blur", "fused_norm", "torch_norm")
+    parts = ("dense", "harmonic", "z", "product", "harmonic_norm", "harmonic_norm_pool", "fused_norm", "torch_norm")
     assert all(times[f"{part}_ms"] > 0 for part in (*parts, "fused_norm_pool", "torch_norm_pool"))
 
 

@@ -55,9 +55,9 @@ PASSES = {
     ("harmonic", False): Passes(x=1, y=1, z=2),
     ("harmonic", True): Passes(x=3, y=2, z=2, grad_z=3),
     ("norm in irreps", False): Passes(y=2),
-    ("norm in irreps, pool", False): Passes(y=3.25),
+    ("norm in irreps, pool", False): Passes(y=1.25),
     ("norm in irreps", True): Passes(y=8),
-    ("norm in irreps, pool", True): Passes(y=10.5),
+    ("norm in irreps, pool", True): Passes(y=5.75),
     ("change of layout", False): Passes(x=2),
     ("change of layout", True): Passes(x=4),
     ("operator", False): Passes(x=2, y=2),  # a harmonic layer from field to field changes the layout of all its maps

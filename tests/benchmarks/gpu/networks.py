@@ -39,11 +39,10 @@ def use_gpu_kernels_on_cpu() -> None:
 
 def _enlarge_tiles() -> None:
     """Let few programs do the work: the interpreter's time is that of their statements."""
-    gpu.TILE_COLUMNS = fused_blocks.TILE_COLUMNS = 1024
+    gpu.TILE_COLUMNS = 4096
     gpu.MAX_LOADED_BYTES = 1 << 22
-    fused_blocks.FLOAT32_TILE_VALUES = 1 << 14
-    fused_blocks.TILE_PIXELS = fused_norm.TILE_PIXELS = 1024
-    gpu.TILES_PER_PROGRAM = fused_blocks.TILES_PER_PROGRAM = fused_norm.TILES_PER_PROGRAM = 1
+    fused_norm.TILE_BYTES = fused_norm.IRREPS_TILE_BYTES = 1 << 19
+    gpu.TILES_PER_PROGRAM = fused_norm.TILES_PER_PROGRAM = 1
 
 
 def set_backend_flags(precision: str, is_deterministic: bool = True) -> None:

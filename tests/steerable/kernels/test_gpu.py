@@ -17,8 +17,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from galaxyhpc.steerable import fused_blocks
-from galaxyhpc.steerable.kernels import gpu, triton_kernels
+from galaxyhpc.steerable import fused_norm
+from galaxyhpc.steerable.kernels import gpu, norm_kernels, triton_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -120,15 +120,15 @@ class _RecordedKernel:
 def test_launches_on_maps_that_fill_a_gpu_stay_within_the_limits_of_its_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first axis may have more than 65,535 programs; the maps are of D16 and C1, 400 images of 255 px."""
     recorded = [_RecordedKernel(), _RecordedKernel()]
-    for name, kernel in zip(("compute_z", "blur"), recorded, strict=True):
-        monkeypatch.setattr(triton_kernels, name, kernel)
+    monkeypatch.setattr(triton_kernels, "compute_z", recorded[0])
+    monkeypatch.setattr(norm_kernels, "normalise", recorded[1])
     for group in ("C1", "D16"):
         plan = gpu.get_plan((group, 3, "regular", "regular", None), False, torch.empty(0, device="meta"), (24, 24))
         pixels, grid = 400 * 131**2, gpu.Grid(131, 131)
         x_hat = torch.empty(plan.inputs.num_planes * pixels * 24, device="meta")
         grid.compute_z(plan, x_hat, pixels)
-        maps = fused_blocks.IrrepMaps(x_hat, 400, grid, plan.inputs, 24)
-        fused_blocks._apply_blur(x_hat, torch.ones(5, 5), maps, gpu.Grid(67, 67), False)
+        layout = fused_norm.MapLayout(400, grid, 24, plan.inputs.channels, plan.inputs)
+        fused_norm._Pass(layout, True, None).launch(norm_kernels.normalise, layout, x_hat)
         assert all(max(*kernel.grid[1:], 1, 1) <= 65_535 for kernel in recorded)
         assert max(kernel.grid[0] for kernel in recorded) > 65_535
 
