@@ -64,6 +64,9 @@ PASSES = {
     ("operator", True): Passes(x=6, y=4),  # that of x again in the backward pass
 }
 
+# in inference, by whether a pool follows: changes between a pixel's irreps and its field; a pooled pixel has 25 sources
+BASIS_CHANGES = {False: 2.0, True: 6.5}
+
 
 class Ceilings(NamedTuple):
     """What a card does at most in a second."""
@@ -101,6 +104,9 @@ class CostModel(NamedTuple):
         if self.dtype.itemsize > 2:  # these products have no tensor cores
             seconds += constants / (PRODUCT_EFFICIENCY * self.ceilings.full_product)
         if block.can_stay_in_irreps:
+            if self.dtype.itemsize > 2:
+                changes = BASIS_CHANGES[block.has_pool] * count_basis_flops(block.layer_input)
+                seconds += changes / (PRODUCT_EFFICIENCY * self.ceilings.full_product)
             return seconds + self._normalise("norm in irreps", block)
         return seconds + self._move("operator", block) + self._normalise("norm", block)
 
@@ -194,6 +200,11 @@ def count_harmonic_flops(layer_input: LayerInput, is_training: bool) -> tuple[fl
         matrix = math.prod(max(16, 1 << (side - 1).bit_length()) for side in sides)
         constants += 2.0 * input_pixels * fields * len(slots) * matrix
     return products, constants
+
+
+def count_basis_flops(layer_input: LayerInput) -> float:
+    """Count operations of a change of basis of the output."""
+    return 2.0 * layer_input.num_elements[1] * get_field_sizes(get_harmonic_basis(layer_input.basis_spec))[1]
 
 
 def get_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
