@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from galaxyhpc.steerable.batch_norm import (
     FieldBatchNorm,
@@ -40,7 +41,7 @@ class MapLayout:
 
     batch_size: int
     grid: Grid  # sides in px, with the border
-    columns: int  # channels, or fields in irreps
+    columns: int  # channels; in irreps fields, and perhaps others that are zero
     field_size: int  # channels of a field
     field: FieldLayout | None = None  # in irreps
 
@@ -75,16 +76,17 @@ class MapLayout:
             return x.new_ones(self.field_size, 1, dtype=torch.float64)
         return self.field.to_field.double().sum((0, 1))[: self.num_components, None]
 
-    def group_by_field(self, values: Tensor) -> Tensor:
+    def group_by_field(self, values: Tensor, fields: int) -> Tensor:
         """(..., values of all components) -> (..., components, fields)."""
         if self.field is None:
-            return values.unflatten(-1, (-1, self.field_size)).transpose(-1, -2)
-        return values.unflatten(-1, (-1, self.columns))
+            return values.view(*values.shape[:-1], fields, self.field_size).transpose(-1, -2)
+        return values.view(*values.shape[:-1], values.shape[-1] // self.columns, self.columns)[..., :fields]
 
     def repeat_per_column(self, *per_field: Tensor) -> Tensor:
-        """(fields,) each -> (number, columns) float32."""
-        repeats = self.columns // len(per_field[0])
-        return torch.stack(per_field).float().repeat_interleave(repeats, 1)
+        """(fields,) each -> (number, columns) float32; zeros for columns that belong to no field."""
+        repeats = self.field_size if self.field is None else 1
+        columns = torch.stack(per_field).float().repeat_interleave(repeats, 1)
+        return pad(columns, (0, self.columns - columns.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class _Pass:
         if not num_programs:
             return  # a process without an image in this batch
         layout, field, columns = self.layout, self.layout.field, self.layout.columns
-        matrices, sides = (None, None, None), {"R": 0, "RP": 0, "DP": 0, "SPLIT": 0}
+        matrices: tuple[Tensor | None, ...] = (None, None, None)
+        sides = {"R": 0, "RP": 0, "DP": 0, "SPLIT": 0}
         if field is not None:
             parts, rows, channels = field.to_irreps.shape
             matrices = (field.table, field.to_field, field.to_irreps)
@@ -175,7 +178,7 @@ def normalise_map(
 def _compute_field_moments(x: Tensor, step: _Pass, norm: FieldBatchNorm) -> tuple[Tensor, Tensor, int | Tensor]:
     """Return mean and variance of every field, (fields,) float64, and the number of values, over all processes."""
     layout, constant = step.layout, step.layout.make_constant_field(x)
-    moments = layout.group_by_field(step.launch_moments(x).double())
+    moments = layout.group_by_field(step.launch_moments(x).double(), norm.fields)
     pixels, means, squares = moments.unbind(1)  # (programs, components, fields) each
     count = layout.batch_size * math.prod(side - layout.border for side in layout.grid) * layout.field_size
     mean = (constant * pixels * means).sum((0, 1)) / max(count, 1)
@@ -219,7 +222,7 @@ class _Normalise(torch.autograd.Function):
         if gradient.dim() == 4:
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         partial_sums = step.launch_sums(kernels.sum_gradients, 2, x, gradient, factors)
-        local_sums = partial_sums.double().sum(0).unflatten(1, (len(mean), -1)).sum(2)
+        local_sums = step.layout.group_by_field(partial_sums.double().sum(0), len(mean)).sum(1)
         local_sums[1] *= inverse_std
         grad_bias, grad_weight = local_sums.float()  # of this process: the trainer adds those of all processes
         sums = all_reduce_sums(local_sums) if ctx.is_synchronised else local_sums

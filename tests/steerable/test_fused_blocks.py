@@ -17,8 +17,15 @@ from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 pytest.importorskip("triton")
-from galaxyhpc.steerable import fused_blocks
+from galaxyhpc.steerable import fused_blocks, fused_norm
 from galaxyhpc.steerable.kernels import gpu
+
+
+@pytest.fixture(autouse=True)
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let programs sum over few tiles: most tiles of small maps are empty, and the interpreter takes its time."""
+    monkeypatch.setattr(fused_norm, "TILES_PER_PROGRAM", 2)
+
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,6 +81,46 @@ def test_fused_blocks_give_what_the_layers_give(
         make_blocks(group, fields, pooled),
         torch.randn(2, fields[0] * groups.group_order(group), side, side, device=DEVICE),
     )
+
+
+@pytest.mark.parametrize("pooled", [0, -1], ids=["pooled", "not pooled"])
+@pytest.mark.parametrize(
+    ("group", "fields", "num_images", "sides"),
+    [
+        ("C1", 3, 1, (7, 6)),
+        ("C4", 12, 2, (5, 4)),
+        slow("D1", 3, 2, (1, 2)),
+        slow("D8", 17, 1, (9, 7)),
+        slow("D16", 33, 2, (6, 5)),
+    ],
+)
+def test_a_norm_in_irreps_is_the_norm_of_the_field(
+    group: str, fields: int, num_images: int, sides: tuple[int, int], pooled: int
+) -> None:
+    layers = make_blocks(group, (fields, fields), pooled)[0]
+    convolution, norm, _, *pools = layers
+    reference = copy.deepcopy(layers[1:])
+    x = 2 + torch.randn(num_images, fields * groups.group_order(group), *sides, device=DEVICE)
+    with torch.no_grad():
+        upstream = torch.randn_like(copy.deepcopy(reference)(x))
+
+    def run(x: Tensor) -> Tensor:
+        maps = fused_blocks.to_irrep_maps(x, convolution)
+        return fused_blocks._to_field_tensor(fused_blocks.normalise(maps, norm, *pools))
+
+    expected = step(reference, reference, x, upstream)
+    actual = step(nn.Sequential(norm), run, x, upstream)
+    for value, reference_value in zip(actual.values(), expected.values(), strict=True):
+        assert (value - reference_value).abs().max() < 1e-5 * reference_value.abs().max().clamp_min(1)
+
+
+def test_a_process_without_images_has_an_empty_map_in_irreps_and_gradients_of_zero() -> None:
+    convolution, norm, _, pool = make_blocks("C4", (2, 2), 0)[0]
+    x = torch.zeros(0, 8, 9, 9, device=DEVICE, requires_grad=True)
+    y = fused_blocks._to_field_tensor(fused_blocks.normalise(fused_blocks.to_irrep_maps(x, convolution), norm, pool))
+    y.sum().backward()
+    assert y.shape == (0, 8, 5, 5) and x.grad is not None and x.grad.shape == x.shape
+    assert norm.weight.grad is not None and not norm.weight.grad.any()
 
 
 def test_a_dense_block_may_stand_between_fused_ones() -> None:

@@ -24,6 +24,12 @@ from galaxyhpc.steerable import fused_norm
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(autouse=True)
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let programs sum over few tiles: most tiles of small maps are empty, and the interpreter takes its time."""
+    monkeypatch.setattr(fused_norm, "TILES_PER_PROGRAM", 2)
+
+
 def make_norm(fields: int, size: int) -> FieldBatchNorm:
     torch.manual_seed(0)
     norm = FieldBatchNorm(fields, size)
