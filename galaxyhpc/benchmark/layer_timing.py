@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -144,10 +145,12 @@ def _time_harmonic_norms(maps: fused_blocks.IrrepMaps, time_call: Timer) -> Json
     pool = AntialiasedPool().to(maps.values.device)
     map_bytes = maps.values.numel() * maps.values.element_size()
     results: JsonDict = {}
+
+    def apply(layer: AntialiasedPool | None) -> Tensor:
+        return fused_blocks.normalise(maps, norm, layer).values
+
     for suffix, layer, passes in (("norm", None, NORM_PASSES), ("norm_pool", pool, NORM_POOL_PASSES)):
-        milliseconds = _time_backward(
-            lambda layer=layer: fused_blocks.normalise(maps, norm, layer).values, (maps.values,), time_call
-        )
+        milliseconds = _time_backward(partial(apply, layer), (maps.values,), time_call)
         rate = _divide(passes * map_bytes, milliseconds)
         results |= {f"harmonic_{suffix}_ms": milliseconds, f"harmonic_{suffix}_tbs": rate}
     return results

@@ -21,8 +21,8 @@ pytest.importorskip("triton")
 
 PROJECT = Path(__file__).parents[2]
 CAMPAIGN = PROJECT / "tests" / "benchmarks" / "gpu"
-# the others (warm, bits, resume, pair, steps, profile, compiled, prediction) take long in the interpreter
-STEPS = ("smoke", "ceilings", "layers", "selection", "inference", "data", "e2cnn")
+# the others (warm, layers, bits, resume, pair, steps, profile, compiled, prediction) take long in the interpreter
+STEPS = ("smoke", "ceilings", "selection", "inference", "data", "e2cnn")
 LIMIT_SECONDS = 1800.0
 
 FAULTY_SCHEDULE = """
