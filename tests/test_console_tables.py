@@ -93,7 +93,8 @@ def make_benchmark_tables(directory: Path) -> list[ConsoleTable]:
     times = {"seconds": 0.123, "images_per_second": 12_345.0}
     measured = {"training": times, "inference": times, "peak_bytes": 9.9e9, "startup_seconds": 123.0}
     ratios = {"training_seconds": {"e2cnn_to_ours": 12.34, "compiled_to_ours": 1.23}}
-    implementations = {"ours": measured, "e2cnn": {"failed": "RuntimeError: " + LONG_TEXT}}
+    estimated = {"training": {"seconds": 0.123, "dense_seconds": 12.3}}
+    implementations = {"ours": measured | {"estimated": estimated}, "e2cnn": {"failed": "RuntimeError: " + LONG_TEXT}}
     network = {"batch": 128, "ratios": ratios, "implementations": implementations}
     data = {"batch": 128, "size": 256, "ratios": {"torchvision_to_ours": 12.3}, "ours": times, "torchvision": times}
     scaling = {"network": "C4", "size": 65, "efficiency": 0.97, "batch_per_process": 64, "threads": 8}

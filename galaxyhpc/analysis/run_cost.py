@@ -1,8 +1,9 @@
 """Estimate the time and resources of a run: a rough prior from multiply-adds, refitted to the records of earlier runs.
 
 The prior's constants are those of one CPU core (measured: 10 to 14 G multiply-adds/s on an AMD EPYC in float32) and of
-one data-centre GPU (NOT measured: a tenth to a fifth of the peak of an A100 or H100). They may be wrong by several
-times; after a few epochs on the same kind of device, recorded times replace them.
+one data-centre GPU (NOT measured: half of what `gpu_roofline` estimates for a small network on an H100, which may be
+ten times less than for a large one). They may be wrong by several times; after a few epochs on the same kind of device,
+recorded times replace them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import find_runs, read_plan
 
 CORE_MACS_PER_SECOND = 1.2e10  # multiply-adds per second
-GPU_MACS_PER_SECOND = {"float32": 1e13, "tf32": 1.5e13, "bfloat16": 2e13}
+GPU_MACS_PER_SECOND = {"float32": 1e13, "tf32": 5e13, "bfloat16": 1e14}  # validation and evaluation: float32
 CORE_SECONDS_PER_IMAGE, GPU_SECONDS_PER_PASS = 1e-3, 20e-3  # fixed overhead
 THREAD_SCALING_EXPONENT = 0.8  # n threads are as fast as n**exponent cores
 FORWARD_PASSES_PER_TRAINING_IMAGE = 3  # cost of training on an image
@@ -101,14 +102,23 @@ def _uses_gpu(config: RunConfig) -> bool:
 def estimate_prior_seconds(multiply_adds: int, config: RunConfig, uses_gpu: bool) -> float:
     """Return the prior's s per training image and process, including validation."""
     validated_per_trained = config.data.validation_fraction / get_training_fraction(config)
-    passes = FORWARD_PASSES_PER_TRAINING_IMAGE + validated_per_trained
+    validation = validated_per_trained * estimate_forward_seconds(multiply_adds, config, uses_gpu)
     if uses_gpu:
-        fixed = GPU_SECONDS_PER_PASS * (
-            1 / get_micro_batch_size(config) + validated_per_trained / config.evaluate.batch_size
-        )
-        return fixed + passes * multiply_adds / GPU_MACS_PER_SECOND[config.train.precision]
-    speed = CORE_MACS_PER_SECOND * float(config.resources.cpus_per_task**THREAD_SCALING_EXPONENT)
-    return CORE_SECONDS_PER_IMAGE + passes * multiply_adds / speed
+        computation = FORWARD_PASSES_PER_TRAINING_IMAGE * multiply_adds / GPU_MACS_PER_SECOND[config.train.precision]
+        return GPU_SECONDS_PER_PASS / get_micro_batch_size(config) + computation + validation
+    computation = FORWARD_PASSES_PER_TRAINING_IMAGE * multiply_adds / _estimate_cpu_speed(config)
+    return CORE_SECONDS_PER_IMAGE + computation + validation
+
+
+def estimate_forward_seconds(multiply_adds: int, config: RunConfig, uses_gpu: bool) -> float:
+    """Return the prior's s per image of a validation or an evaluation, in float32."""
+    if uses_gpu:
+        return GPU_SECONDS_PER_PASS / config.evaluate.batch_size + multiply_adds / GPU_MACS_PER_SECOND["float32"]
+    return multiply_adds / _estimate_cpu_speed(config)
+
+
+def _estimate_cpu_speed(config: RunConfig) -> float:
+    return CORE_MACS_PER_SECOND * float(config.resources.cpus_per_task**THREAD_SCALING_EXPONENT)
 
 
 def get_training_fraction(config: RunConfig) -> float:
@@ -189,14 +199,14 @@ def estimate_run_time(
         network.multiply_adds, config, _uses_gpu(config)
     )
     num_trained = cost_models.num_galaxies * get_training_fraction(config) * config.train.epochs
-    passes = FORWARD_PASSES_PER_TRAINING_IMAGE + data.validation_fraction / get_training_fraction(config)
+    forward = model.slope * estimate_forward_seconds(network.multiply_adds, config, _uses_gpu(config))
     num_pairs = len(list_severity_pairs(config.evaluate.conditions))
     num_evaluated = cost_models.num_galaxies * data.test_fraction * num_pairs
     training = num_trained * per_image / (num_tasks or config.resources.num_tasks)
     corruption = CORE_CORRUPTION_SECONDS_PER_PIXEL * data.image_size**2
     if _uses_gpu(config):
         corruption = GPU_CORRUPTION_SECONDS_PER_IMAGE
-    return RunTimeEstimate(training, num_evaluated * (per_image / passes + corruption))
+    return RunTimeEstimate(training, num_evaluated * (forward + corruption))
 
 
 def resolve_resources(

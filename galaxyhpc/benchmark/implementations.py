@@ -63,6 +63,10 @@ class Case:
         """The precision of dense and ours in training."""
         return "bfloat16" if self.device == "cuda" else "float32"
 
+    @property
+    def batch_shape(self) -> selection.BatchShape:
+        return selection.BatchShape(self.batch_size, self.image_size)
+
 
 class DenseConv(nn.Module):
     """A convolution whose parameter is the expanded filter of a steerable layer."""
@@ -87,16 +91,17 @@ def make_dense_limit(network: nn.Module) -> nn.Module:
     return copied
 
 
-def select_kernels(network: nn.Module, case: Case, training: bool) -> int:
-    """Let every layer use its faster kernel, or the one asked for; return the number of harmonic layers."""
-    device, batch_shape = torch.device(case.device), selection.BatchShape(case.batch_size, case.image_size)
-    dtype = getattr(torch, case.precision) if training else torch.float32
+def select_kernels(network: nn.Module, case: Case, training: bool) -> selection.KernelChoice:
+    """Choose the faster kernel of every layer, or the one asked for."""
     if case.kernels == "auto":
-        choice = selection.choose_kernels(network, batch_shape, device, dtype, training)
-    else:
-        choice = dict.fromkeys(selection.get_steerable_layers(network), case.kernels == "harmonic")
-    selection.apply_choice(network, choice, device)
-    return sum(choice.values())
+        device, dtype = torch.device(case.device), _get_dtype(case, training)
+        return selection.choose_kernels(network, case.batch_shape, device, dtype, training)
+    return dict.fromkeys(selection.get_steerable_layers(network), case.kernels == "harmonic")
+
+
+def _get_dtype(case: Case, training: bool) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, case.precision) if training else torch.float32
+    return dtype
 
 
 @cache
@@ -116,7 +121,7 @@ class TimedNetwork:
         self.labels = torch.randint(NUM_CLASSES, (case.batch_size,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
         self.network: nn.Module | None = None  # only of ours, whose layers have a choice
-        self.selected_for_training: bool | None = None  # for training or for inference
+        self.choices: dict[bool, selection.KernelChoice] = {}  # for training and for inference
 
     def _prepare(self) -> float:
         """Import modules and sample or read the filter bases; return the seconds, which count for no implementation."""
@@ -175,11 +180,32 @@ class TimedNetwork:
         self._train_step(network, images)
         return self._time_round(lambda *_: optimizer.step(), network, images, round_seconds)
 
+    def estimate(self) -> dict[str, dict[str, float]]:
+        """Return the seconds of a step and of an inference on a GPU, by which the kernels of ours are chosen."""
+        assert self.network is not None
+        estimates = {}
+        for training, choice in self.choices.items():
+            arguments = (
+                self.case.batch_shape,
+                torch.device(self.case.device),
+                _get_dtype(self.case, training),
+                training,
+            )
+            dense = dict.fromkeys(choice, False)
+            estimates["training" if training else "inference"] = {
+                "seconds": selection.estimate_seconds(self.network, choice, *arguments),
+                "dense_seconds": selection.estimate_seconds(self.network, dense, *arguments),
+            }
+        return estimates
+
     def _select_kernels(self, training: bool) -> int:
-        if self.network is None or self.selected_for_training == training:
+        """Apply the choice, which is made once; return the number of harmonic layers."""
+        if self.network is None:
             return 0
-        self.selected_for_training = training
-        return select_kernels(self.network, self.case, training)
+        if training not in self.choices:
+            self.choices[training] = select_kernels(self.network, self.case, training)
+        selection.apply_choice(self.network, self.choices[training], torch.device(self.case.device))
+        return sum(self.choices[training].values())
 
     def profile(self) -> dict[str, Any]:
         """Return a profile of a step, see `profile_call`."""

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from galaxyhpc.benchmark.device_timer import measure_calls
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels.gpu_roofline import PASSES
 from galaxyhpc.steerable.kernels.selection import BatchShape, trace_layer_inputs
 from galaxyhpc.steerable.layers import AntialiasedPool, SteerableConv
 
 if TYPE_CHECKING:
     from galaxyhpc.steerable import fused_blocks
 
-# Maps read and written: moments 1, output 2, sums of the gradient 2, gradient 3
-NORM_PASSES = 8.0
-NORM_POOL_PASSES = 5.75  # a pooled map is a quarter: 1, 1.25, 1.25, 2.25
+NORM_PASSES, NORM_POOL_PASSES = PASSES["norm", True].y, PASSES["norm, pool", True].y
 
 JsonDict = dict[str, Any]
 Timer = Callable[[Callable[[], object]], float]  # milliseconds of a call

@@ -52,6 +52,19 @@ def make_network_tables(networks: dict[str, JsonDict]) -> Iterator[ConsoleTable]
     heads = ("network", "implementation", "batch", *headers, *(["failed"] if has_failed else []))
     rows = [row[: len(heads)] for row in measured]
     yield ConsoleTable("measured, the fastest round", heads, rows, texts=("implementation", "failed"))
+    if estimated := list(_list_estimates(networks)):
+        heads = ("network", "of", "ours\nestimated", "ours\nmeasured", "dense\nestimated", "dense\nmeasured")
+        yield ConsoleTable("milliseconds of a batch, by which kernels are chosen", heads, estimated, texts=("of",))
+
+
+def _list_estimates(networks: dict[str, JsonDict]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of estimates beside what was measured."""
+    for name, network in networks.items():
+        implementations = network["implementations"]
+        for part, estimate in implementations.get("ours", {}).get("estimated", {}).items():
+            ours, dense = (implementations.get(key, {}).get(part, {}).get("seconds") for key in ("ours", "dense"))
+            seconds = (estimate["seconds"], ours, estimate["dense_seconds"], dense)
+            yield name, part, *(_format_number(None if value is None else 1000 * value) for value in seconds)
 
 
 def make_data_table(data: JsonDict) -> ConsoleTable:

@@ -156,6 +156,9 @@ def compare_implementations(
             _time_part(runners, results, part, budget, case.batch_size)
             network["ratios"] = compute_ratios(results, timed_parts)
             on_result(network)
+        if case.device == "cuda" and "failed" not in results.get("ours", {"failed": ""}):
+            with _record_failure(results["ours"]):
+                results["ours"]["estimated"] = runners["ours"].call("estimate")
         if "profile" in parts:
             for implementation, runner in runners.items():
                 if "failed" not in results[implementation]:

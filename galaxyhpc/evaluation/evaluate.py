@@ -168,9 +168,10 @@ def evaluate(run: RunDir, stop: StopSignal) -> bool:
             run, context.network, context.dataset, run_logits, config.evaluate, should_stop_attack
         ):
             return False
-    run.record("evaluated", measured=len(missing), kept=len(run_logits.logits) - len(missing))
-    num_conditions = len(get_conditions(config))
-    console.print(f"{run.run_id}: evaluated {len(missing)} of {num_conditions} conditions", highlight=False)
+    kernels, num_kept = kernel_choice.describe_kernels(context.network), len(run_logits.logits) - len(missing)
+    run.record("evaluated", measured=len(missing), kept=num_kept, kernels=kernels)
+    text = f"evaluated {len(missing)} of {len(get_conditions(config))} conditions"
+    console.print(", ".join(filter(None, (f"{run.run_id}: {text}", kernels))), highlight=False)
     return True
 
 

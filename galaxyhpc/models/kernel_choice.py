@@ -72,6 +72,12 @@ def load_selection(run: RunDir, network: nn.Module, device: torch.device) -> Non
     _apply_choice(run, network, _get_phase_choice(run, read_choice(run), "inference", names), device)
 
 
+def describe_kernels(network: nn.Module) -> str:
+    """Describe how many of a network's steerable layers are harmonic; "" where it has none."""
+    layers = selection.get_steerable_layers(network).values()
+    return f"{sum(layer.harmonic for layer in layers)} of {len(layers)} layers harmonic" if layers else ""
+
+
 def _set_tf32(is_allowed: bool) -> None:
     """Decide for matrix products and convolutions alike; torch's defaults allow it in convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
@@ -126,10 +132,11 @@ def _choose_kernels(network: nn.Module, config: RunConfig, device: torch.device)
     training = selection.BatchShape(micro_batch, size, num_micro_batches)
     inference = selection.BatchShape(config.evaluate.batch_size, size)
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    return {
-        "training": selection.choose_kernels(network, training, device, dtype, is_training=True),
-        "inference": selection.choose_kernels(network, inference, device, torch.float32, is_training=False),
-    }
+    choice = {"training": selection.choose_kernels(network, training, device, dtype, is_training=True)}
+    _set_tf32(False)  # as in every evaluation
+    choice["inference"] = selection.choose_kernels(network, inference, device, torch.float32, is_training=False)
+    _set_tf32(config.train.precision == "tf32")
+    return choice
 
 
 def _apply_choice(run: RunDir, network: nn.Module, choice: selection.KernelChoice, device: torch.device) -> None:

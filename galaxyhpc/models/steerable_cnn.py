@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, FusedSequential
-from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv, get_compute_dtype
+from galaxyhpc.steerable.blocks import BlockSequence
+from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
 BLOCK_FIELDS = (12, 24, 48, 48, 48, 48, 96, 96, 96, 112, 192)
 POOLED_BLOCKS = (2, 4, 7, 9, 11)  # blocks, counted from 1, that are followed by a pool of stride 2
@@ -55,7 +55,7 @@ class StudyCNN(nn.Module):
             make_convolution("regular", in_fields, out_fields, 1, 1) for in_fields, out_fields in pairwise(fields)
         ]
         self.front = CircularMask(image_size)
-        self.blocks = nn.Sequential()
+        self.blocks = BlockSequence()
         for number, (convolution, num_fields) in enumerate(zip(convolutions, fields, strict=True), start=1):
             layers = [convolution, FieldBatchNorm(num_fields, group_order), nn.ReLU(inplace=True)]
             self.blocks.append(FusedSequential(*layers, *([AntialiasedPool()] if number in POOLED_BLOCKS else [])))
@@ -65,17 +65,7 @@ class StudyCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, classes)."""
-        return self.classify(self._forward_blocks(self.front(images)))
-
-    def _forward_blocks(self, x: Tensor) -> Tensor:
-        # the kernels of fused blocks need more registers in float32 than there are
-        is_half = get_compute_dtype(x).itemsize == 2
-        if self.training and x.is_cuda and is_half and not torch.compiler.is_compiling():
-            from galaxyhpc.steerable import fused_blocks  # Triton is not everywhere
-
-            return fused_blocks.run_blocks(self.blocks, x)
-        feature_map: Tensor = self.blocks(x)
-        return feature_map
+        return self.classify(self.blocks(self.front(images)))
 
     def classify(self, feature_map: Tensor) -> Tensor:
         """(N, fields x |G|, s, s), the last map -> logits (N, classes)."""

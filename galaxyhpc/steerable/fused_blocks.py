@@ -1,7 +1,8 @@
 """Blocks of a network on a GPU that stay in irreps from one convolution to the next: x' -> y' -> x', never a field.
 
 Batch norm, ReLU and anti-aliased pool transform each tile to the field and back on the chip (`fused_norm`). So only x'
-and y' are written, and z in chunks. For 3x3 convolutions with regular fields, padding 1 and stride 1, in training.
+and y' are written, and z in chunks. For 3x3 convolutions with regular fields, padding 1 and stride 1; in training, and
+in evaluation without gradients.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.blocks import can_stay_in_irreps
 from galaxyhpc.steerable.fused_norm import MapLayout, normalise_map
 from galaxyhpc.steerable.kernels import gpu
 from galaxyhpc.steerable.kernels.gpu import Grid, get_plan
@@ -43,11 +45,8 @@ class IrrepMaps:
 
 
 def is_fusable(layer: nn.Module) -> bool:
-    """Whether a convolution can go from irreps to irreps."""
-    if not isinstance(layer, SteerableConv) or not layer.harmonic:
-        return False
-    _, size, kind, out_kind, _ = layer.basis_spec
-    return (size, kind, out_kind, layer.stride, layer.padding) == (3, "regular", "regular", 1, 1)
+    """Whether a convolution goes from irreps to irreps."""
+    return can_stay_in_irreps(layer) and bool(layer.harmonic)
 
 
 def run_blocks(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def convolve(maps: IrrepMaps, convolution: SteerableConv) -> IrrepMaps:
 
 
 def normalise(maps: IrrepMaps, norm: FieldBatchNorm, pool: AntialiasedPool | None = None) -> IrrepMaps:
-    """Apply a batch norm in training, a ReLU and, perhaps, an anti-aliased pool, y' -> x'."""
+    """Apply a batch norm, a ReLU and, perhaps, an anti-aliased pool, y' -> x'."""
     layout = MapLayout(maps.batch_size, maps.grid, maps.fields, norm.size, maps.field)
     values = normalise_map(maps.values, layout, norm, True, pool)
     return replace(maps, values=values, grid=maps.grid if pool is None else layout.pool().grid)

@@ -161,8 +161,14 @@ def normalise(x: Tensor, norm: FieldBatchNorm, has_relu: bool, pool: Antialiased
 def normalise_map(
     x: Tensor, layout: MapLayout, norm: FieldBatchNorm, has_relu: bool, pool: AntialiasedPool | None
 ) -> Tensor:
-    """Apply a batch norm in training, ReLU and pool to a map of any layout, whose border may be undefined."""
+    """Apply a batch norm, ReLU and pool to a map of any layout, whose border may be undefined.
+
+    In evaluation there is no gradient.
+    """
     step = _Pass(layout, has_relu, None if pool is None else pool.kernel)
+    if not norm.training:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return _scale_and_shift(x, norm.running_mean, scale, norm.bias, step)[0]
     mean, variance, count = _compute_field_moments(x.detach(), step, norm)
     norm.update_statistics(mean, variance, count)
     moments = (mean, (variance + norm.eps).rsqrt(), count)
@@ -181,6 +187,14 @@ def _compute_field_moments(x: Tensor, step: _Pass, norm: FieldBatchNorm) -> tupl
     return all_reduce_moments(mean, variance, count) if norm.is_synchronised else (mean, variance, count)
 
 
+def _scale_and_shift(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, step: _Pass) -> tuple[Tensor, Tensor]:
+    """Return (x - mean) * scale + bias with ReLU and pool, and its factors: scale, shift and mean by columns."""
+    factors = step.layout.repeat_per_column(scale, bias.to(scale.dtype) - mean * scale, mean.to(scale.dtype))
+    y = step.pooled.make_map(x)
+    step.launch(kernels.normalise, step.pooled, x, y, factors)
+    return y, factors
+
+
 class _Normalise(torch.autograd.Function):
     """Normalise by moments per field, of `count` values over all processes; then ReLU and pool if asked for."""
 
@@ -197,11 +211,9 @@ class _Normalise(torch.autograd.Function):
         step: _Pass,
     ) -> Tensor:
         scale = weight.double() * inverse_std
-        factors = step.layout.repeat_per_column(scale, bias.double() - mean * scale, mean)
+        y, factors = _scale_and_shift(x, mean, scale, bias, step)
         ctx.save_for_backward(x, factors, mean, inverse_std, scale)
         ctx.count, ctx.is_synchronised, ctx.step = count, is_synchronised, step
-        y = step.pooled.make_map(x)
-        step.launch(kernels.normalise, step.pooled, x, y, factors)
         return y
 
     @staticmethod

@@ -28,6 +28,7 @@ from galaxyhpc.benchmark.timing import (
 from galaxyhpc.config.conditions import list_severity_pairs
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.steerable.kernels import gpu_roofline
 from galaxyhpc.steerable.kernels.selection import BatchShape
 
 TINY = ["--device", "cpu", "--size", "33", "--scale", "0.05", "--batch", "4", "--threads", "1"]
@@ -214,6 +215,16 @@ def test_kernels_can_be_forced(kernels: str, num_layers: int, in_one_process: No
     case = replace(CASE, kernels=kernels)
     network = compare_implementations(case, ["ours"], [], SHORT, lambda results: None)
     assert network["kernels"] == kernels and network["implementations"]["ours"]["harmonic_layers"] == num_layers
+
+
+def test_estimates_of_a_gpu_are_those_of_the_kernels_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    ceilings = gpu_roofline.Ceilings(1e12, 1e12, 1e12)
+    monkeypatch.setattr(gpu_roofline, "get_ceilings", lambda device, dtype: ceilings)
+    network = TimedNetwork(replace(CASE, kernels="dense"), "ours")
+    network.start()
+    estimates = network.estimate()
+    assert set(estimates) == {"training"}
+    assert estimates["training"]["seconds"] == estimates["training"]["dense_seconds"] > 0
 
 
 def test_a_profile_lists_what_a_step_spends_its_time_on(in_one_process: None) -> None:

@@ -21,6 +21,7 @@ from galaxyhpc.evaluation.calibration import fit_temperature
 from galaxyhpc.evaluation.corruptions import DrawFn, Survey
 from galaxyhpc.evaluation.evaluate import NotTrainedError, evaluate, get_conditions, is_evaluated, load_network
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.models.kernel_choice import describe_kernels
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir, read_state
@@ -74,6 +75,8 @@ def test_every_condition_and_severity_is_measured_on_the_test_galaxies(tmp_path:
     logits = run_logits.logits["clean", 0.0]
     assert table.correct[0] == (logits.argmax(1) == run_logits.labels).sum()
     assert read_state(run).name == "evaluated" and is_evaluated(run, run.load_config())
+    network = load_network(run, run.load_config(), torch.device("cpu"))
+    assert run.read_events()[-1]["kernels"] == describe_kernels(network)
 
 
 def test_the_temperature_is_that_of_the_validation_galaxies(tmp_path: Path, cache: Path) -> None:

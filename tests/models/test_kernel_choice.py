@@ -128,3 +128,18 @@ def test_products_are_tf32_only_in_a_training_that_asks_for_it(
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not is_allowed
         prepare()
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == is_allowed
+
+
+def test_inference_is_chosen_in_full_float32(tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen_with: list[bool] = []
+
+    def choose(network: torch.nn.Module, *arguments: object, is_training: bool) -> selection.KernelChoice:
+        chosen_with.append(torch.backends.cuda.matmul.allow_tf32)
+        return dict.fromkeys(selection.get_steerable_layers(network), not is_training)
+
+    monkeypatch.setattr(selection, "choose_kernels", choose)
+    config = settings("auto").model_copy(update={"train": TrainConfig(precision="tf32")})
+    network = build_model(config.model, 33)
+    kernel_choice.select_and_save(RunDir(tmp_path), network, config, process)
+    assert chosen_with == [True, False] and torch.backends.cudnn.allow_tf32
+    assert kernel_choice.describe_kernels(network) == "0 of 11 layers harmonic"

@@ -11,9 +11,11 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ RIDGE_WEIGHT = 0.01  # splits a time between counts that grow together, which pr
 VECTOR_LANES = 16  # float32 values of a vector
 CACHED_VALUES = 1 << 20  # values of a filter that fit in a cache, about
 
+Json = TypeVar("Json", bound=dict[str, Any])
 Rates = dict[str, list[float]]  # "dense training" and so on -> seconds per unit of each count
 
 
@@ -237,27 +240,34 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 @cache
 def get_machine_rates(device: torch.device, dtype: torch.dtype, num_threads: int) -> Rates:
-    """Return the rates of this machine, measured where they are not on the disk."""
-    is_cpu = device.type == "cpu"
-    name = native.describe_cpu() if is_cpu else torch.cuda.get_device_name(device)
-    key = [FORMAT_VERSION, torch.__version__, name, num_threads if is_cpu else 0, str(dtype), make_calibration_inputs()]
-    path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-    rates = _read_rates(path)
-    if rates is None:
-        rates = measure_rates(device, dtype)
-        rates = _read_rates(path) or rates  # another run was quicker: two runs that start together choose alike
-        with suppress(OSError):
-            write_text(path, json.dumps(rates))
-    return rates
+    """Return the rates of this CPU, measured where they are not on the disk."""
+    key = [FORMAT_VERSION, torch.__version__, native.describe_cpu(), num_threads, str(dtype), make_calibration_inputs()]
+    return load_or_measure(key, lambda: measure_rates(device, dtype), _are_rates)
 
 
-def _read_rates(path: Any) -> Rates | None:
-    """Read a file; None where it is absent or damaged."""
+def _are_rates(rates: Rates) -> bool:
+    """Whether a file holds rates."""
     expected = {_make_rates_key(kernel, is_training) for kernel in OPERATION_COUNTERS for is_training in (True, False)}
+    numbers = [number for values in rates.values() for number in values]
+    return expected == set(rates) and all(type(number) is float and number >= 0 for number in numbers)
+
+
+def load_or_measure(key: list[Any], measure: Callable[[], Json], is_valid: Callable[[Json], bool]) -> Json:
+    """Return what was measured once for a key, a machine's name and versions; measured where no file is valid."""
+    path = get_cache_directory() / f"rates-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    values = _read_values(path, is_valid)
+    if values is None:
+        values = measure()
+        values = _read_values(path, is_valid) or values  # another run was quicker: two that start together choose alike
+        with suppress(OSError):
+            write_text(path, json.dumps(values))
+    return values
+
+
+def _read_values(path: Path, is_valid: Callable[[Json], bool]) -> Json | None:
+    """Read a file; None where it is absent or damaged."""
     try:
-        rates: Rates = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [number for values in rates.values() for number in values]
-        is_valid = expected == set(rates) and all(type(number) is float and number >= 0 for number in numbers)
-        return rates if is_valid else None
+        values: Json = json.loads(path.read_text(encoding="utf-8"))
+        return values if is_valid(values) else None
     except (OSError, ValueError, AttributeError, TypeError):
         return None

@@ -1,5 +1,8 @@
 """Kernel choice: a layer is harmonic where it is faster so, by `cpu_timing` or, on a GPU, `gpu_roofline`.
 
+On a GPU a block is chosen with its batch norm, ReLU and pool, and with the changes of layout that the choice brings;
+then the whole network is tried.
+
 On a CPU the rule "a layer that sees the image is dense, every other one harmonic" would need no rates. It is not used:
 layers of few fields are often faster dense. Seconds of a network's layers by the rule, relative to the choice here,
 lowest and highest of nine groups (C1 to D16) and 33, 65 and 129 px (tests/benchmarks/selection_rule.json):
@@ -16,6 +19,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
@@ -24,16 +28,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from galaxyhpc.runtime.child_python import die_with_parent
+from galaxyhpc.steerable.blocks import BlockSequence, can_stay_in_irreps, has_block_kernels
 from galaxyhpc.steerable.kernels import cpu_timing, gpu_roofline, operator
 from galaxyhpc.steerable.layers import SteerableConv
 
 MAX_CPU_TIME_RATIO = 0.97  # harmonic to dense: a layer that is about as fast stays dense
-MAX_GPU_TIME_RATIO = 0.9  # lower, because the roofline is rougher than measured rates
-MIN_GRADIENT_COSINE = 0.9  # of two gradients in bfloat16
+MAX_ERRORS = {2: 0.45, 4: 0.05}  # bytes of a number -> of gradients or logits, relative to the dense ones
 NUM_TRIAL_STEPS = 3  # the first compiles kernels
+MAX_TRIAL_IMAGES = 32  # without gradients
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +53,9 @@ class BatchShape(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A training step by a choice of kernels, beside one that is all dense."""
+    """A training step, or an evaluation of a batch, by a choice of kernels, beside one that is all dense."""
 
-    gradient_cosine: float  # of the gradients of all weights
+    error: float  # of the gradients of all weights, or of the logits, relative to the dense ones
     dense_seconds: float
     seconds: float
 
@@ -68,13 +72,11 @@ def choose_kernels(
     layers = get_steerable_layers(network)
     if not layers or not operator.is_available(device.type, dtype):
         return dict.fromkeys(layers, False)
-    if device.type == "cuda" and not is_training:
-        return dict.fromkeys(layers, False)  # evaluation, in float32, is dense
-    layer_inputs = trace_layer_inputs(network, batch_shape)
     if device.type == "cuda":
-        choice = {name: is_faster_on_gpu(layer, device, dtype) for name, layer in layer_inputs.items()}
-        return dict.fromkeys(layers, False) | validate_on_device(network, choice, batch_shape, device, dtype)
+        choice = choose_by_ceilings(network, batch_shape, device, dtype, is_training)
+        return validate_on_device(network, choice, batch_shape, device, dtype, is_training)
     rates = cpu_timing.get_machine_rates(device, dtype, torch.get_num_threads())
+    layer_inputs = trace_layer_inputs(network, batch_shape)
     return {name: is_faster_on_cpu(layer, rates, is_training) for name, layer in layer_inputs.items()}
 
 
@@ -84,16 +86,58 @@ def is_faster_on_cpu(layer_input: cpu_timing.LayerInput, rates: cpu_timing.Rates
     return harmonic < MAX_CPU_TIME_RATIO * cpu_timing.estimate_seconds(layer_input, rates, "dense", is_training)
 
 
-def is_faster_on_gpu(layer_input: cpu_timing.LayerInput, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a layer is clearly faster without its dense filter in training on a GPU."""
-    dense, harmonic = gpu_roofline.estimate_seconds(layer_input, device, dtype)
-    return harmonic < MAX_GPU_TIME_RATIO * dense
+def choose_by_ceilings(
+    network: nn.Module, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype, is_training: bool
+) -> KernelChoice:
+    """Choose by the estimates for a GPU alone."""
+    model = gpu_roofline.CostModel(gpu_roofline.get_ceilings(device, dtype), dtype, is_training)
+    choice = dict.fromkeys(get_steerable_layers(network), False)
+    for blocks in trace_block_chains(network, batch_shape, dtype, is_training):
+        choice |= zip(blocks, model.choose(list(blocks.values())), strict=True)
+    return choice
+
+
+def estimate_seconds(
+    network: nn.Module,
+    choice: KernelChoice,
+    batch_shape: BatchShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_training: bool,
+) -> float:
+    """Estimate the time that a batch takes in the blocks of a network on a GPU by a choice of kernels, s."""
+    model = gpu_roofline.CostModel(gpu_roofline.get_ceilings(device, dtype), dtype, is_training)
+    chains = trace_block_chains(network, batch_shape, dtype, is_training)
+    return sum(model.estimate_chain(list(blocks.values()), [choice[name] for name in blocks]) for blocks in chains)
+
+
+def trace_block_chains(
+    network: nn.Module, batch_shape: BatchShape, dtype: torch.dtype, is_training: bool
+) -> list[dict[str, gpu_roofline.Block]]:
+    """Return the blocks of a network, by their convolutions, in chains that may stay in irreps; others alone."""
+    layer_inputs, layers = trace_layer_inputs(network, batch_shape), get_steerable_layers(network)
+    names = {layer: name for name, layer in layers.items()}
+    has_kernels, chains = has_block_kernels(dtype, is_training), []
+    for sequence in (module for module in network.modules() if isinstance(module, BlockSequence)):
+        blocks = {}
+        for convolution, _, _, *pools in (list(block.children()) for block in sequence.children()):
+            fits = has_kernels and can_stay_in_irreps(convolution)
+            if isinstance(convolution, SteerableConv):
+                name = names.pop(convolution)
+                blocks[name] = gpu_roofline.Block(layer_inputs[name], True, bool(pools), fits)
+        chains.append(blocks)
+    return chains + [{name: gpu_roofline.Block(layer_inputs[name])} for name in names.values()]
 
 
 def validate_on_device(
-    network: nn.Module, choice: KernelChoice, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype
+    network: nn.Module,
+    choice: KernelChoice,
+    batch_shape: BatchShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_training: bool = True,
 ) -> KernelChoice:
-    """Return the choice if its training step is faster than a dense one and agrees with it; else all dense.
+    """Return the choice if the network is faster by it than all dense and agrees with that; else all dense.
 
     The work of a GPU, its driver and its kernel compiler cannot be tested elsewhere. The trial is a process of its own:
     after an illegal access to memory a GPU is lost to the process that made it.
@@ -106,18 +150,17 @@ def validate_on_device(
     settings = (os.getpid(), backends.cuda.matmul.allow_tf32, backends.cudnn.deterministic, torch.get_num_threads())
     try:
         with ProcessPoolExecutor(1, get_context("spawn"), _start_trial, settings) as child:
-            trial = child.submit(run_trial, twin, choice, batch_shape, device, dtype).result()
+            trial = child.submit(run_trial, twin, choice, batch_shape, device, dtype, is_training).result()
     except Exception as error:  # from a compiler, a driver, lack of memory, or the end of the process: dense remains
-        log.warning("all layers are dense: a harmonic training step failed: %s", str(error).split("\n")[0])
+        log.warning("all layers are dense: a trial of harmonic ones failed: %s", str(error).split("\n")[0])
         return dense
-    return choice if is_better(trial) else dense
+    return choice if is_better(trial, dtype) else dense
 
 
-def is_better(trial: Trial) -> bool:
+def is_better(trial: Trial, dtype: torch.dtype) -> bool:
     """Whether the choice is faster than all dense, and right."""
-    if not trial.gradient_cosine > MIN_GRADIENT_COSINE:
-        text = "all layers are dense: the harmonic gradient differs from the dense one, cosine %.3f"
-        log.warning(text, trial.gradient_cosine)
+    if not trial.error < MAX_ERRORS[dtype.itemsize]:
+        log.warning("all layers are dense: harmonic ones differ from them by %.3f, relative", trial.error)
         return False
     return trial.seconds < trial.dense_seconds
 
@@ -131,32 +174,62 @@ def _start_trial(parent_pid: int, allow_tf32: bool, deterministic: bool, num_thr
 
 
 def run_trial(
-    network: nn.Module, choice: KernelChoice, batch_shape: BatchShape, device: torch.device, dtype: torch.dtype
+    network: nn.Module,
+    choice: KernelChoice,
+    batch_shape: BatchShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    is_training: bool,
 ) -> Trial:
-    """Take training steps on random images by the choice and all dense, and compare them."""
-    network = network.to(device)
-    images = torch.rand(batch_shape.batch_size, 3, batch_shape.image_size, batch_shape.image_size, device=device)
-    expected, dense_seconds = _run_trial_step(network, dict.fromkeys(choice, False), images, dtype)
-    gradient, seconds = _run_trial_step(network, choice, images, dtype)
-    return Trial(float(functional.cosine_similarity(expected, gradient, dim=0)), dense_seconds, seconds)
+    """Compute random images by the choice and all dense, with gradients in training, and compare both."""
+    network, size = network.to(device), batch_shape.image_size
+    batch_size = batch_shape.batch_size if is_training else min(batch_shape.batch_size, MAX_TRIAL_IMAGES)
+    images = torch.rand(batch_size, 3, size, size, device=device)
+    run = _run_training_trial if is_training else _run_inference_trial
+    expected, dense_seconds = run(network, dict.fromkeys(choice, False), images, dtype)
+    actual, seconds = run(network, choice, images, dtype)
+    return Trial(float((actual - expected).norm() / expected.norm()), dense_seconds, seconds)
 
 
-def _run_trial_step(
+def _run_training_trial(
     network: nn.Module, choice: KernelChoice, images: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, float]:
     """Return the gradient of all weights, float32, and the seconds of a step; leave the network as it is."""
     twin = copy.deepcopy(network).train()
     apply_choice(twin, choice, images.device)
-    step_seconds = []
-    for _ in range(NUM_TRIAL_STEPS):
+
+    def compute_gradient() -> Tensor:
         twin.zero_grad()
-        start = cpu_timing.get_synchronized_time(images.device)
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits = twin(images)
-        logits.float().square().mean().backward()
-        step_seconds.append(cpu_timing.get_synchronized_time(images.device) - start)
-    gradients = [value.grad.flatten().float() for value in twin.parameters() if value.grad is not None]
-    return torch.cat(gradients), min(step_seconds)
+        _compute_logits(twin, images, dtype).square().mean().backward()
+        return torch.cat([value.grad.flatten().float() for value in twin.parameters() if value.grad is not None])
+
+    return _time_trial(compute_gradient, images.device)
+
+
+def _run_inference_trial(
+    network: nn.Module, choice: KernelChoice, images: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, float]:
+    """Return the logits, float32, and the seconds of the batch; leave the network as it is."""
+    twin = copy.deepcopy(network).eval()
+    apply_choice(twin, choice, images.device)
+    with torch.inference_mode():
+        return _time_trial(lambda: _compute_logits(twin, images, dtype), images.device)
+
+
+def _compute_logits(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        logits: Tensor = network(images)
+    return logits.float()
+
+
+def _time_trial(function: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """Return the result of the last call, and the seconds of the fastest."""
+    seconds = []
+    for _ in range(NUM_TRIAL_STEPS):
+        start = cpu_timing.get_synchronized_time(device)
+        result = function()
+        seconds.append(cpu_timing.get_synchronized_time(device) - start)
+    return result, min(seconds)
 
 
 def apply_choice(network: nn.Module, choice: KernelChoice, device: torch.device) -> bool:

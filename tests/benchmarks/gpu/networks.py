@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from galaxyhpc.benchmark.implementations import make_dense_limit
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.models.steerable_cnn import StudyCNN
 from galaxyhpc.steerable import batch_norm, fused_blocks, fused_norm
+from galaxyhpc.steerable.blocks import BlockSequence
 from galaxyhpc.steerable.kernels import gpu, operator, selection
 
 NUM_CLASSES = 10
@@ -22,15 +22,18 @@ NUM_CLASSES = 10
 def use_gpu_kernels_on_cpu() -> None:
     """Let networks take on a CPU, in Triton's interpreter, the way that they take on a GPU in half precision."""
 
-    def forward_blocks(self: StudyCNN, x: Tensor) -> Tensor:
-        return fused_blocks.run_blocks(self.blocks, x) if self.training else self.blocks(x)
+    def should_fuse(self: BlockSequence, x: Tensor) -> bool:
+        is_harmonic = any(layer.harmonic for layer in selection.get_steerable_layers(self).values())
+        return is_harmonic and (self.training or not torch.is_grad_enabled())
 
     def is_fusable(x: Tensor) -> bool:
         return x.dim() == 4 and x.dtype in batch_norm.FUSED_DTYPES and not torch.compiler.is_compiling()
 
-    StudyCNN._forward_blocks = forward_blocks  # type: ignore[method-assign]
+    BlockSequence._should_fuse = should_fuse  # type: ignore[method-assign]
     batch_norm._is_fusable = is_fusable
     operator.KERNEL_MODULES["cpu"] = "gpu"
+    gpu.is_available = lambda: True  # type: ignore[assignment]
+    selection.NUM_TRIAL_STEPS = 1
     _enlarge_tiles()
 
 
@@ -82,6 +85,27 @@ def make_harmonic(network: nn.Module, should_be: Callable[[str], bool] = lambda 
         layer.harmonic = True  # asked for by is_fusable
         layer.harmonic = fused_blocks.is_fusable(layer) and should_be(name)
     return sum(layer.harmonic for layer in layers.values())
+
+
+def choose_kernels(
+    campaign: Campaign, network: nn.Module, kernels: str, batch_size: int, precision: str, is_training: bool
+) -> tuple[int, float]:
+    """Apply a choice, `dense`, `harmonic` or `auto`; return the number of harmonic layers and the estimate, ms.
+
+    `auto` is what a training or an evaluation chooses before its trial. Without a GPU there is no estimate, and
+    `auto` is harmonic.
+    """
+    num_harmonic = make_harmonic(network, lambda _: kernels != "dense")
+    choice = {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
+    if not campaign.is_cuda:
+        return num_harmonic, 0.0
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    arguments = (selection.BatchShape(batch_size, campaign.scale.image_size), campaign.device, dtype, is_training)
+    if kernels == "auto":
+        choice = selection.choose_by_ceilings(network, *arguments)
+        selection.apply_choice(network, choice, campaign.device)
+    seconds = selection.estimate_seconds(network, choice, *arguments)
+    return sum(choice.values()), round(1000 * seconds, 2)
 
 
 def make_images(campaign: Campaign, batch_size: int, image_size: int | None = None) -> tuple[Tensor, Tensor]:

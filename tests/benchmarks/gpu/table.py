@@ -41,13 +41,17 @@ def format_training_steps(results: Sequence[JsonDict]) -> Iterator[str]:
     steps = {(line["network"], line["kernels"]): line for line in results if {"network", "kernels", "ms"} <= set(line)}
     if steps:
         yield _format_cells(
-            "network", "kernels", "harmonic", "batch", "ms", "images/s", "GB", *map("vs {}".format, REFERENCES)
+            "network",
+            "kernels",
+            *("harmonic", "batch", "est. ms", "ms", "images/s", "GB"),
+            *map("vs {}".format, REFERENCES),
         )
     for (network, kernels), step in steps.items():
         speed = _compute_speed(step)
         references = [steps.get((network, name)) for name in REFERENCES]
         ratios = ["" if reference is None else f"{speed / _compute_speed(reference):.2f}" for reference in references]
-        numbers = (step["batch"], f"{step['ms']:.2f}", f"{speed:.0f}", f"{step['peak_gb']:.2f}")
+        estimated = f"{step['estimated_ms']:.2f}" if step.get("estimated_ms") else ""
+        numbers = (step["batch"], estimated, f"{step['ms']:.2f}", f"{speed:.0f}", f"{step['peak_gb']:.2f}")
         yield _format_cells(network, kernels, step.get("harmonic_layers", ""), *numbers, *ratios)
 
 

@@ -12,7 +12,16 @@ from typing import TypeVar
 
 import torch
 from campaign import Campaign
-from networks import autocast, make_harmonic, make_images, make_limit, make_network, run_step, set_backend_flags
+from networks import (
+    autocast,
+    choose_kernels,
+    make_harmonic,
+    make_images,
+    make_limit,
+    make_network,
+    run_step,
+    set_backend_flags,
+)
 from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
@@ -86,16 +95,14 @@ def _list_step_cases(campaign: Campaign) -> Iterator[tuple[str, str]]:
 def _time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict]:
     """Yield the times of a large batch; of the trainer's choice also of a micro-batch, where launches may dominate."""
     set_backend_flags(campaign.precision, is_deterministic=kernels != "dense")
-    network = make_network(campaign, name)
-    num_harmonic = make_harmonic(network, lambda _: kernels == "harmonic")
-    if kernels == "auto":
-        num_harmonic = _apply_roofline(campaign, network)
-    network = make_limit(network) if kernels == "dense" else network
-    result = {"kernels": kernels, "harmonic_layers": num_harmonic}
-    yield result | _measure_step(campaign, network, campaign.scale.batch_size)
-    if kernels == "auto":
-        times = _measure_step(campaign, network, campaign.scale.micro_batch)
-        yield result | {"kernels": "auto, micro-batch"} | times
+    for batch_size in (campaign.scale.batch_size, campaign.scale.micro_batch)[: 2 if kernels == "auto" else 1]:
+        network = make_network(campaign, name)
+        num_harmonic, estimated_ms = choose_kernels(campaign, network, kernels, batch_size, campaign.precision, True)
+        network = make_limit(network) if kernels == "dense" else network
+        result = _measure_step(campaign, network, batch_size)
+        label = kernels if batch_size == campaign.scale.batch_size else f"{kernels}, micro-batch"
+        estimated_ms *= result["batch"] / batch_size
+        yield {"kernels": label, "harmonic_layers": num_harmonic, "estimated_ms": estimated_ms, **result}
 
 
 def _measure_step(campaign: Campaign, network: nn.Module, batch_size: int) -> JsonDict:
@@ -112,21 +119,6 @@ def _measure_step(campaign: Campaign, network: nn.Module, batch_size: int) -> Js
 
 def _bind_step(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
     return lambda: run_step(network, images, labels, precision)
-
-
-def _apply_roofline(campaign: Campaign, network: nn.Module) -> int:
-    """Choose layers as at the start of a training, without its trial; return the number of harmonic ones."""
-    choice = _choose_by_roofline(campaign, network) if campaign.is_cuda else {}
-    selection.apply_choice(network, choice, campaign.device)
-    return sum(choice.values())
-
-
-def _choose_by_roofline(campaign: Campaign, network: nn.Module) -> selection.KernelChoice:
-    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
-    return {
-        name: selection.is_faster_on_gpu(layer_input, campaign.device, torch.bfloat16)
-        for name, layer_input in selection.trace_layer_inputs(network, batch_shape).items()
-    }
 
 
 def time_layers(campaign: Campaign) -> None:
@@ -183,27 +175,27 @@ def time_compiled_steps(campaign: Campaign) -> None:
 
 
 def try_selection(campaign: Campaign) -> None:
-    """Run the trial by which a training selects its kernels, here for its numbers, then in a process of its own."""
-    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
-    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
-    for name in ("C4",) if campaign.is_tiny else ("D16", "D8"):
+    """Run the trials by which kernels are selected, here for their numbers, and one in a process of its own."""
+    cases = [("D8", True), ("D8", False), ("D16", True), ("D16", False), ("C16", True), ("D4", True), ("D4", False)]
+    for number, (name, is_training) in enumerate([("C4", False)] if campaign.is_tiny else cases):
         if campaign.seconds_left < 10:
             return
         campaign.free_memory()
-        set_backend_flags(campaign.precision)
-        network = make_network(campaign, name)
-        choice = _choose_by_roofline(campaign, network) if campaign.is_cuda else _choose_harmonic(network)
-        arguments = (network, choice, batch_shape, campaign.device, dtype)
-        trial, trial_seconds = _time_once(lambda arguments=arguments: selection.run_trial(*arguments))
-        selected, seconds = _time_once(lambda arguments=arguments: selection.validate_on_device(*arguments))
-        result: JsonDict = {"harmonic_layers": sum(choice.values()), "selected_layers": sum(selected.values())}
-        result |= {"trial_seconds": trial_seconds, "trial_process_seconds": seconds}
-        campaign.record(network=name, **trial._asdict(), **result)
-
-
-def _choose_harmonic(network: nn.Module) -> selection.KernelChoice:
-    make_harmonic(network)
-    return {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
+        precision = campaign.precision if is_training else "float32"
+        set_backend_flags(precision)
+        network, batch_size = make_network(campaign, name), campaign.scale.micro_batch
+        num_harmonic, _ = choose_kernels(campaign, network, "auto", batch_size, precision, is_training)
+        choice = {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        batch_shape = selection.BatchShape(batch_size, campaign.scale.image_size)
+        arguments = (network, choice, batch_shape, campaign.device, dtype, is_training)
+        trial, seconds = _time_once(lambda arguments=arguments: selection.run_trial(*arguments))
+        result = {"harmonic_layers": num_harmonic, "is_better": selection.is_better(trial, dtype)}
+        result["trial_seconds"] = seconds
+        if not number:
+            selected, seconds = _time_once(lambda arguments=arguments: selection.validate_on_device(*arguments))
+            result |= {"selected_layers": sum(selected.values()), "trial_process_seconds": seconds}
+        campaign.record(network=name, is_training=is_training, **trial._asdict(), **result)
 
 
 def _time_once(function: Callable[[], Result]) -> tuple[Result, float]:
@@ -214,20 +206,23 @@ def _time_once(function: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def time_inference(campaign: Campaign) -> None:
-    """Time what an evaluation computes, in its own full float32, and what TF32 and bfloat16 would give."""
-    batch_size = 2 if campaign.is_tiny else 256
-    precisions = ("float32", "tf32", "bfloat16") if campaign.is_cuda else ("float32",)
-    for name in ("C4", "cnn") if campaign.is_tiny else ("D16", "D8", "D4", "C4", "C1", "cnn"):
+    """Time what an evaluation computes in full float32, by its choice and dense, and dense in other precisions."""
+    batch_size, names = 64, ("D16", "D8", "D4", "C8", "C16", "C4", "C1", "cnn")
+    cases = [(name, kernels, "float32") for name in names for kernels in ("auto", "dense")]
+    cases += [(name, "dense", precision) for name in ("D16", "C4") for precision in ("tf32", "bfloat16")]
+    if campaign.is_tiny:
+        batch_size, cases = 2, [("C4", "dense", "float32"), ("cnn", "dense", "float32")]
+    for name, kernels, precision in cases:
+        if campaign.seconds_left < 5:
+            return
+        set_backend_flags(precision)
         network = make_network(campaign, name).eval()
-        for precision in precisions:
-            if campaign.seconds_left < 3:
-                return
-            if name == "D16" and precision == "float32":
-                continue  # seconds for a batch
-            set_backend_flags(precision)
-            result = _measure_inference(campaign, network, batch_size, precision)
-            rate = round(1000 * result["batch"] / result["ms"])
-            campaign.record(network=name, precision=precision, images_per_second=rate, **result)
+        num_harmonic, estimated_ms = choose_kernels(campaign, network, kernels, batch_size, precision, False)
+        result = _measure_inference(campaign, network, batch_size, precision)
+        rate = round(1000 * result["batch"] / result["ms"])
+        values = {"precision": precision, "inference_kernels": kernels, "harmonic_layers": num_harmonic}
+        values |= {"images_per_second": rate, "estimated_ms": estimated_ms * result["batch"] / batch_size}
+        campaign.record(network=name, **values, **result)
 
 
 def _measure_inference(campaign: Campaign, network: nn.Module, batch_size: int, precision: str) -> JsonDict:

@@ -118,33 +118,37 @@ def test_a_network_without_steerable_layers_has_no_choice() -> None:
 @pytest.mark.parametrize(
     ("trial", "is_better", "warning"),
     [
-        (selection.Trial(0.99, 2.0, 1.0), True, ""),
-        (selection.Trial(0.99, 2.0, 3.0), False, ""),
-        (selection.Trial(0.5, 2.0, 1.0), False, "gradient differs from the dense one, cosine 0.500"),
-        (selection.Trial(math.nan, 2.0, 1.0), False, "gradient differs"),
+        (selection.Trial(0.04, 2.0, 1.0), True, ""),
+        (selection.Trial(0.04, 2.0, 2.1), False, ""),
+        (selection.Trial(0.06, 2.0, 1.0), False, "harmonic ones differ from them by 0.060"),
+        (selection.Trial(math.nan, 2.0, 1.0), False, "differ from them by nan"),
     ],
 )
 def test_a_choice_is_kept_if_it_is_faster_and_right(
     trial: selection.Trial, is_better: bool, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert selection.is_better(trial) == is_better
+    assert selection.is_better(trial, torch.float32) == is_better
     assert warning in caplog.text and bool(warning) == bool(caplog.text)
 
 
 @pytest.mark.compiler
+@pytest.mark.parametrize("is_training", [False, True])
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_a_trial_compares_gradients_and_leaves_the_network_alone(
-    is_broken: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_compares_gradients_or_logits_and_leaves_the_network_alone(
+    is_broken: bool, is_training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     choice = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
-    if is_broken:
+    if is_broken and is_training:
         wrong = lambda gradient, x, weight, *rest: (torch.randn_like(x), torch.randn_like(weight))  # noqa: E731
         monkeypatch.setattr(cpu, "backward", wrong)
-    trial = selection.run_trial(network, choice, selection.BatchShape(4, 33), CPU, torch.float32)
+    elif is_broken:
+        forward = cpu.forward
+        monkeypatch.setattr(cpu, "forward", lambda *arguments: 1.5 * forward(*arguments))
+    trial = selection.run_trial(network, choice, selection.BatchShape(4, 33), CPU, torch.float32, is_training)
     assert trial.seconds > 0 and trial.dense_seconds > 0
-    assert (trial.gradient_cosine < 0.9) if is_broken else (trial.gradient_cosine > 0.9999)
+    assert (trial.error > 0.05) if is_broken else (trial.error < 0.01)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer.harmonic for layer in selection.get_steerable_layers(network).values())
 
@@ -155,4 +159,4 @@ def test_a_trial_that_fails_or_takes_its_process_along_leaves_all_dense(
 ) -> None:
     arguments = (network, {"layer": True}, selection.BatchShape(3, 33), CPU, torch.float32)
     assert selection.validate_on_device(*arguments) == {"layer": False}
-    assert "all layers are dense: a harmonic training step failed" in caplog.text and reason in caplog.text
+    assert "all layers are dense: a trial of harmonic ones failed" in caplog.text and reason in caplog.text
