@@ -23,7 +23,7 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import CLASSES, check_file, check_pixels, convert, read_metadata
+from galaxyhpc.data.galaxy10 import check_file, check_pixels, convert, read_metadata
 from galaxyhpc.data.split import explain_empty_class, find_empty_class, make_split_table
 from galaxyhpc.data.split_file import (
     DROPPED,
@@ -37,7 +37,6 @@ from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.files import fsync, write_text
 
 __all__ = [
-    "CLASSES",
     "DataError",
     "Galaxies",
     "check_divisible",

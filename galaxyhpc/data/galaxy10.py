@@ -25,7 +25,6 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.storage.files import fsync, write_text
 
-CLASSES = GALAXY10_CLASSES
 FILE_TYPE = "an HDF5 file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
 MIN_GALAXIES = 100

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
-COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
+COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes"}
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
