@@ -170,6 +170,7 @@ def test_a_runs_page_opens_by_its_link_with_curves_images_and_numbers(tab: Any) 
         "0.1 of the exposure time",
         "50.0",
         "70.0",
+        "70.0",
         "1.000",
         "–",
     ]
@@ -369,3 +370,14 @@ def test_a_table_of_very_many_rows_says_how_many_it_leaves_out(monkeypatch: pyte
     many = page.Table("t", "c", pd.DataFrame({"x": range(5)}), (page.Column("x", "x", "number"),), "x.csv")
     html = page.render_page("t", [page.Section("s", tables=(many,))], generated=False)
     assert "The first 3 of 5 rows" in html and '"numbers":[[0.0,1.0,2.0]]' in html
+
+
+def test_a_run_of_many_classes_lists_its_most_frequent_errors_instead_of_a_matrix() -> None:
+    confusion = 5 * np.eye(300, dtype=np.int64)
+    confusion[np.arange(299), np.arange(1, 300)] = np.arange(299)
+    details = replace(make_details("a-s0"), confusion=confusion)
+    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["C4"], "seed": [0], "reason": [""]})
+    names = [f"class {n}" for n in range(300)]
+    pages = run_pages.make_run_pages(runs, pd.DataFrame(), [details], {}, names)
+    assert pages["shared"]["classes"] == names
+    assert pages["run-data-a-s0"]["confusion"] == [[n, n + 1, n] for n in range(298, 198, -1)]
