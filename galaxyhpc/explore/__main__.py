@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import get_source_path, prepare
+from galaxyhpc.data.dataset import get_source_path, prepare, read_class_names
 from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, read_metadata
 from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
@@ -38,7 +38,8 @@ def make_data_config(file: str, image_size: int | None, cache: Path) -> DataConf
         raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
     file_size = DemoConfig().size if file == "demo" else read_metadata(resolve_path(file, "FILE.h5")).size
     size = image_size or min(file_size, MAX_DEFAULT_SIZE_PX)
-    return DataConfig(source=file, cache=str(resolve_path(cache, "--cache")), image_size=size)
+    config = DataConfig(source=file, cache=str(resolve_path(cache, "--cache")), image_size=size)
+    return config.model_copy(update={"classes": read_class_names(config)})
 
 
 def explore(config: DataConfig, output: Path) -> DatasetSummary:

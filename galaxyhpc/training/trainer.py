@@ -128,14 +128,14 @@ def set_up(run: RunDir, config: RunConfig, process: Process) -> Training:
         )
     dataset = load_device_dataset(galaxies, process.device)
     torch.manual_seed(make_key("weights", config.seed) % 2**63)
-    network = build_model(config.model, config.data.image_size).to(process.device)
+    network = build_model(config.model, config.data.image_size, len(config.data.class_names)).to(process.device)
     if isinstance(network, Baseline) and config.train.body_learning_rate == 0:
         network.freeze_body()
     kernel_choice.select_and_save(run, network, config, process)
     if config.train.sync_batchnorm:
         enable_sync_batchnorm(network)
     model = network if process.world_size == 1 else _wrap_ddp(network, process.device)
-    class_weights = compute_class_weights(dataset.labels[indices["train"]], config.train)
+    class_weights = compute_class_weights(dataset.labels[indices["train"]], config)
     optimizer = make_optimizer(model, config.train, on_device=process.device.type == "cuda")
     ema = make_ema(network, config.train.ema_decay)
     training = Training(config, process, network, model, optimizer, dataset, indices, class_weights, ema, graph)

@@ -291,3 +291,25 @@ def test_gpus_without_a_process_are_a_warning(tmp_path: Path) -> None:
     runs = [config.model_copy(update={"resources": ResourcesConfig(**settings)}) for settings in resources]
     (warning,) = preflight._find_idle_gpus(runs)
     assert str(warning) == "resources: got 2 GPUs and 1 tasks per node; set tasks_per_node: 2 to use them all"
+
+
+def test_runs_with_other_classes_are_no_sweep(tmp_path: Path) -> None:
+    runs = [run("C2", tmp_path), run("C2", tmp_path, classes=("E", "Sp"))]
+    lines = problems(runs, tmp_path / "sweep")
+    assert lines[0].startswith("data.classes: got (") and "expected one value per sweep" in lines[0]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 1000])
+def test_a_network_of_any_number_of_classes_passes_its_trial(num_classes: int) -> None:
+    model = ModelConfig(group="C2", scale=0.1)
+    assert smoke_test.check_tiny_model(model, TrainConfig(), num_classes)[1] == ""
+    network = build_model(model, 33, num_classes)
+    assert profile.profile_network(model, 33, num_classes).parameters == count_parameters(network)
+
+
+def test_a_class_that_no_split_can_share_is_told_by_its_name(tmp_path: Path) -> None:
+    labels, dec = np.arange(120) % 2, np.linspace(-20, 60, 120)
+    labels[:6], dec[:6] = 2, 10.0  # six galaxies at one place are one sky group
+    file = write_file(tmp_path / "a.h5", classes=["E", "Sp", "Ring & co"], ans=labels, dec=dec, ra=np.full(120, 5.0))
+    lines = problems([run("C2", tmp_path, source=str(file), classes=("E", "Sp", "Ring & co"))], tmp_path / "sweep")
+    assert "class 2 (Ring & co): got no galaxy for " in "\n".join(lines)

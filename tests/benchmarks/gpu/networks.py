@@ -10,13 +10,14 @@ from campaign import Campaign
 from torch import Tensor, nn
 
 from galaxyhpc.benchmark.implementations import make_dense_limit
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable import batch_norm, fused_blocks, fused_norm
 from galaxyhpc.steerable.blocks import BlockSequence
 from galaxyhpc.steerable.kernels import gpu, operator, selection
 
-NUM_CLASSES = 10
+NUM_CLASSES = len(GALAXY10_CLASSES)
 
 
 def use_gpu_kernels_on_cpu() -> None:
