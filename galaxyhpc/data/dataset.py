@@ -97,8 +97,23 @@ def prepare(config: DataConfig) -> Galaxies:
     if not cache.is_absolute():
         raise DataError(f"data.cache: got {config.cache!r}; expected an absolute path")
     source = get_source_path(config)
-    if (galaxies := _open_cached(source, config.image_size, cache)) is not None:
-        return galaxies
+    galaxies = _open_cached(source, config.image_size, cache) or _convert_once(config, source, cache)
+    _check_classes(config, galaxies.classes)
+    return galaxies
+
+
+def _check_classes(config: DataConfig, names: tuple[str, ...]) -> None:
+    """Refuse a source whose classes are not those of the run: its network has their number of outputs."""
+    if names != (expected := config.class_names):
+        label = next((i for i, pair in enumerate(zip(names, expected, strict=False)) if pair[0] != pair[1]), None)
+        difference = "" if label is None else f", such as class {label}: {names[label]!r}, not {expected[label]!r}"
+        raise DataError(
+            f"{config.source}: got {len(names)} classes; expected the {len(expected)} of data.classes{difference}: "
+            "restore the file, or launch it as another sweep without data.classes"
+        )
+
+
+def _convert_once(config: DataConfig, source: Path, cache: Path) -> Galaxies:
     cache.mkdir(parents=True, exist_ok=True)
     with hold(cache / ".lock", timeout=None):
         if config.source == "demo" and not source.exists():
@@ -265,7 +280,9 @@ def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
     ------
     DataError
     """
-    if (galaxies := open_converted(config)) is not None:
+    galaxies = open_converted(config)
+    _check_classes(config, read_class_names(config) if galaxies is None else galaxies.classes)
+    if galaxies is not None:
         labels, ra, dec, digests = galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests
     else:
         labels, ra, dec = _read_columns(config)

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
 from galaxyhpc.data import DataError
 from galaxyhpc.data.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.storage.files import fsync, write_text
@@ -89,7 +89,8 @@ def read_metadata(path: Path) -> FileMetadata:
     with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
         images = _get_images(path, file)
         count, size = images.shape[:2]
-        labels = _validate_labels(path, _read_column(path, file, "ans", count, "iu"))
+        classes = _read_class_names(path, file)
+        labels = _validate_labels(path, _read_column(path, file, "ans", count, "iu"), classes)
         ra = _validate_range(path, "ra", _read_column(path, file, "ra", count, "f"), 0.0, 360.0)
         dec = _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
         _check_positions_differ(path, ra, dec)
@@ -97,7 +98,7 @@ def read_metadata(path: Path) -> FileMetadata:
         scales = scales[scales > 0]
         field_arcsec = float(np.median(scales)) * size if len(scales) else FIELD_ARCSEC
         slice_size = compute_slice_size(path, images)
-        return FileMetadata(labels, CLASSES, ra, dec, size, slice_size, field_arcsec, "generated_by" in file.attrs)
+        return FileMetadata(labels, classes, ra, dec, size, slice_size, field_arcsec, "generated_by" in file.attrs)
 
 
 def read_optional_column(path: Path, key: str) -> np.ndarray:
@@ -157,14 +158,26 @@ def _read_column_or_nan(path: Path, file: h5py.File, key: str, num_images: int) 
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _validate_labels(path: Path, labels: np.ndarray) -> np.ndarray:
-    bad = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
+def _read_class_names(path: Path, file: h5py.File) -> tuple[str, ...]:
+    """Return the root attribute `classes`, an array of UTF-8 texts in the order of the labels; else Galaxy10's."""
+    if "classes" not in file.attrs:
+        return GALAXY10_CLASSES
+    names = np.atleast_1d(file.attrs["classes"]).tolist()
+    try:
+        return check_class_names([name.decode() if isinstance(name, bytes) else name for name in names])
+    except (AttributeError, ValueError) as error:  # numbers have no `strip`
+        reason = error if isinstance(error, ValueError) else f"got {names[0]!r}; expected an array of texts"
+        raise DataError(f"{path}: attribute classes: {reason}") from error
+
+
+def _validate_labels(path: Path, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(bad):
-        raise _make_error(path, "ans", f"label {labels[bad[0]]} in row {bad[0]}", f"0 to {len(CLASSES) - 1}")
+        raise _make_error(path, "ans", f"label {labels[bad[0]]} in row {bad[0]}", f"0 to {len(classes) - 1}")
     labels = labels.astype(np.int64)
-    counts = np.bincount(labels, minlength=len(CLASSES))
+    counts = np.bincount(labels, minlength=len(classes))
     if counts[least := int(counts.argmin())] < MIN_GALAXIES_PER_CLASS:
-        got = f"{counts[least]} galaxies of class {least} ({CLASSES[least]})"
+        got = f"{counts[least]} galaxies of class {least} ({classes[least]})"
         raise _make_error(path, "ans", got, f"{MIN_GALAXIES_PER_CLASS} or more of every class, one for each split")
     return labels
 
@@ -273,6 +286,8 @@ def _compute_fingerprint(metadata: FileMetadata, digests: np.ndarray) -> str:
     digest = hashlib.sha256(f"{len(digests)} galaxies of {metadata.size} px".encode())
     digest.update(digests.tobytes() + metadata.labels.astype("<i8").tobytes())
     digest.update(metadata.ra.astype("<f8").tobytes() + metadata.dec.astype("<f8").tobytes())
+    if metadata.classes != GALAXY10_CLASSES:
+        digest.update(json.dumps(metadata.classes).encode())
     return digest.hexdigest()
 
 

@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 from helpers.data_files import write_file
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data.dataset import DataError, check_file, load_split, prepare
+from galaxyhpc.data.dataset import DataError, check_file, divide_before_conversion, load_split, prepare
 
 REAL = os.environ.get("GALAXY10_H5", "")
 PREPARE = """
@@ -92,6 +93,31 @@ def test_the_fingerprint_is_of_the_content_not_of_the_file(tmp_path):
     for changes in ({"images": images}, {"ans": labels}, {"ra": ra}, {"dec": -first.dec}):
         other = prepare(settings(tmp_path, write_file(tmp_path / "c.h5", **changes)))
         assert other.fingerprint != first.fingerprint, changes.keys()
+
+
+def test_names_of_classes_are_part_of_the_fingerprint_unless_they_are_those_of_galaxy10(tmp_path):
+    first = prepare(settings(tmp_path, write_file(tmp_path / "a.h5")))
+    named = prepare(settings(tmp_path, write_file(tmp_path / "b.h5", classes=GALAXY10_CLASSES)))
+    assert named.fingerprint == first.fingerprint
+    classes = GALAXY10_CLASSES[::-1]
+    other = prepare(settings(tmp_path, write_file(tmp_path / "c.h5", classes=classes), classes=classes))
+    assert other.classes == classes and other.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((), "got 3 classes; expected the 10 of data.classes, such as class 0: 'E', not 'Disturbed'"),
+        (("E", "S0"), "got 3 classes; expected the 2 of data.classes:"),
+        (("E", "Sp", "S0"), "got 3 classes; expected the 3 of data.classes, such as class 1: 'S0', not 'Sp'"),
+    ],
+)
+def test_galaxies_of_other_classes_than_those_of_the_run_are_refused(tmp_path, classes, message):
+    config = settings(tmp_path, write_file(tmp_path / "a.h5", classes=["E", "S0", "Sp"]), classes=classes)
+    for read in (divide_before_conversion, prepare, prepare):  # the last opens what is converted
+        with pytest.raises(DataError) as error:
+            read(config)
+        assert str(error.value).startswith(f"{config.source}: {message}")
 
 
 def test_a_converted_file_is_opened_and_not_converted_again(tmp_path, capfd):

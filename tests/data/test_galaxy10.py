@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers.data_files import write_file
 
-from galaxyhpc.data.galaxy10 import CLASSES, DataError, check_file, check_pixels, read_metadata
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.data.galaxy10 import DataError, check_file, check_pixels, read_metadata
 
 N, ROWS = 120, np.arange(120)
 LABELS = ROWS % 10
@@ -89,5 +90,32 @@ def test_pixels_of_which_the_end_was_never_written_are_refused_from_one_slice(tm
         check_pixels(path, read_metadata(path))
 
 
-def test_there_are_ten_classes():
-    assert len(CLASSES) == 10 == len(set(CLASSES))
+@pytest.mark.parametrize("classes", [["E", "S0, lenticular", "Spirale à bras <&%_>"], [str(k) for k in range(1000)]])
+def test_a_file_names_its_classes(tmp_path, classes):
+    path = write_file(tmp_path / "a.h5", n=3 * len(classes) + 100, side=16, classes=classes)
+    assert read_metadata(path).classes == tuple(classes)
+
+
+def test_a_file_that_names_no_classes_has_those_of_galaxy10(tmp_path):
+    assert read_metadata(write_file(tmp_path / "a.h5")).classes == GALAXY10_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (np.array([b"E", b"S0"]), ""),
+        (["E"], "attribute classes: got 1 classes; expected 2 to 1000"),
+        (["E", "E"], "attribute classes: got class name 'E' twice"),
+        (np.array([b"E", b"S\xff"]), "attribute classes: 'utf-8' codec"),
+        (np.arange(3), "attribute classes: got 0; expected an array of texts"),
+        ([["E", "S0"], ["Sa", "Sb"]], "attribute classes: got ['E', 'S0']; expected an array of texts"),
+        (["E", "S0", "Sa"], "ans: got 0 galaxies of class 2 (Sa); expected 3 or more"),
+    ],
+)
+def test_names_of_classes_are_an_array_of_texts_one_for_each_label(tmp_path, classes, message):
+    path = write_file(tmp_path / "a.h5", classes=classes, ans=np.arange(120) % 2)
+    if not message:
+        return check_file(path)
+    with pytest.raises(DataError) as error:
+        check_file(path)
+    assert message in str(error.value)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 
-def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **changes: object) -> Path:
-    """Write a small file laid out as published; `changes` replace arrays, None leaves one out."""
+def write_file(
+    path: Path, n: int = 120, side: int = 32, seed: int = 0, classes: Sequence[object] = (), **changes: object
+) -> Path:
+    """Write a small file laid out as published, with other classes if given.
+
+    `changes` replace arrays, None leaves one out.
+    """
     rng = np.random.default_rng(seed)
     arrays: dict[str, object] = {
         "images": rng.integers(0, 256, (n, side, side, 3), np.uint8),
-        "ans": np.sort(np.arange(n, dtype=np.uint8) % 10),
+        "ans": np.sort(np.arange(n) % (len(classes) or 10)).astype(np.uint8 if len(classes) < 256 else np.uint16),
         "ra": rng.uniform(0, 360, n),
         "dec": rng.uniform(-30, 80, n),
         "redshift": np.full(n, np.nan),
@@ -26,6 +32,8 @@ def write_file(path: Path, n: int = 120, side: int = 32, seed: int = 0, **change
                 is_default = key == "images" and "images" not in changes
                 options = {"chunks": (16, 8, 8, 1), "compression": "gzip"} if is_default else {}
                 file.create_dataset(key, data=array, **options)
+        if len(classes):
+            file.attrs["classes"] = classes
     return path
 
 
