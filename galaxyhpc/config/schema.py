@@ -76,12 +76,33 @@ class DemoConfig(BaseConfig):
     seed: Seed = 0
 
 
+class ColumnsConfig(BaseConfig):
+    """Names of the columns of a catalogue. By default they are found by common names; empty: not used."""
+
+    file: str | None = None  # the image of a galaxy: the name of its file or, in parquet, the image itself
+    label: str | None = None
+    id: str | None = None
+    ra: str | None = None  # degrees
+    dec: str | None = None  # degrees
+    group: str | None = None  # galaxies of one group stay in one split
+    split: str | None = None  # train, validation, test
+    redshift: str | None = None
+
+
 class DataConfig(BaseConfig):
     """Source and size of the images, and the division into training, validation and test galaxies."""
 
-    source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
-    # names by label; empty: those of the source, which a launch fills in where they are not Galaxy10's
+    # demo, or a path: an HDF5 file laid out as Galaxy10_DECals.h5; a catalogue (CSV, ECSV, FITS, parquet) of image
+    # files; a directory with a subdirectory of images per class; parquet with images inside, or a directory of those
+    source: Annotated[str, Field(min_length=1)] = "demo"
+    # names in the order of their labels, which galaxies of other classes are left out for; empty: those of the source,
+    # which a launch fills in where they are not Galaxy10's
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    columns: ColumnsConfig = ColumnsConfig()
+    images: str = ""  # directory that a catalogue's image files are relative to; empty: that of the catalogue
+    crop: Literal["none", "center"] = "none"  # center: of images that are not square, which are refused otherwise
+    # side of an image on the sky, for the conditions in arcsec; none: what the source says
+    field_arcsec: Annotated[float, Field(gt=0.0, le=36000.0)] | None = None
     cache: str = ""  # directory of converted images; empty: .cache beside the sweeps
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
@@ -91,6 +112,14 @@ class DataConfig(BaseConfig):
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
     conflicting_duplicates: Literal["drop", "keep"] = "drop"
     demo: DemoConfig = DemoConfig()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _make_texts(cls, names: Any) -> Any:
+        """Take the classes 0 and 1 for what they are called in a catalogue."""
+        if not isinstance(names, list | tuple):
+            return names
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
 
     @field_validator("classes")
     @classmethod
@@ -341,7 +370,10 @@ class RunConfig(BaseConfig):
     def get_identity(self) -> dict[str, Any]:
         """Return all settings that decide the weights, and no others."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
-        del parts["data"]["cache"], parts["data"]["classes"]
+        for name in ("cache", "classes", "columns", "images", "field_arcsec"):
+            del parts["data"][name]
+        if self.data.crop == "none":
+            del parts["data"]["crop"]
         if self.data.class_names != GALAXY10_CLASSES:
             parts["data"]["classes"] = self.data.class_names
         if isinstance(self.model.pretrained, str):

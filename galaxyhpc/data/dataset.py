@@ -23,7 +23,10 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import CLASSES, check_file, check_pixels, convert, read_metadata
+from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.data.sources.conversion import convert
+from galaxyhpc.data.sources.open_source import describe_state, open_source
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import explain_empty_class, find_empty_class, make_split_table
 from galaxyhpc.data.split_file import (
     DROPPED,
@@ -41,7 +44,6 @@ __all__ = [
     "DataError",
     "Galaxies",
     "check_divisible",
-    "check_file",
     "divide_before_conversion",
     "format_split_settings",
     "load_split",
@@ -73,6 +75,18 @@ class Galaxies:
     mean: float  # of all published pixels, DN in [0, 255]
     pixel_scale_arcsec: float  # arcsec/px at S
     generated: bool  # demo galaxies, not real ones
+    published_sizes: tuple[int, ...] = ()  # px, the sides of the images in the source
+    num_left_out: int = 0  # galaxies of the source of other classes than data.classes
+    ids: np.ndarray | None = None  # (N,) str, names of the galaxies in the source
+    given_splits: np.ndarray | None = None  # (N,) str, the source's own division
+    groups: np.ndarray | None = None  # (N,) int64, galaxies of one group stay in one split
+    redshift: np.ndarray | None = None  # (N,) float64, NaN where not measured
+
+    @property
+    def columns(self) -> Columns:
+        """All that is known beside the pixels."""
+        optional = (self.ids, self.given_splits, self.groups, self.redshift)
+        return Columns(self.labels, self.ra, self.dec, *optional)
 
 
 def open_dataset(config: DataConfig, sweep_dir: Path) -> tuple[Galaxies, pd.DataFrame]:
@@ -96,8 +110,7 @@ def prepare(config: DataConfig) -> Galaxies:
     cache = Path(config.cache)
     if not cache.is_absolute():
         raise DataError(f"data.cache: got {config.cache!r}; expected an absolute path")
-    source = get_source_path(config)
-    galaxies = _open_cached(source, config.image_size, cache) or _convert_once(config, source, cache)
+    galaxies = open_converted(config) or _convert_once(config)
     _check_classes(config, galaxies.classes)
     return galaxies
 
@@ -113,18 +126,32 @@ def _check_classes(config: DataConfig, names: tuple[str, ...]) -> None:
         )
 
 
-def _convert_once(config: DataConfig, source: Path, cache: Path) -> Galaxies:
+def _convert_once(config: DataConfig) -> Galaxies:
+    cache, source = Path(config.cache), get_source_path(config)
     cache.mkdir(parents=True, exist_ok=True)
     with hold(cache / ".lock", timeout=None):
         if config.source == "demo" and not source.exists():
             _write_demo(config, source)
-        galaxies = _open_cached(source, config.image_size, cache)  # another process may have been first
-        return galaxies if galaxies is not None else _convert_and_open(source, config.image_size, cache)
+        return open_converted(config) or _convert_and_open(config)  # another process may have been first
 
 
 def open_converted(config: DataConfig) -> Galaxies | None:
-    """Open the galaxies if they are converted already."""
-    return _open_cached(get_source_path(config), config.image_size, Path(config.cache))
+    """Open the galaxies if they are converted already, whole."""
+    source, image_size = get_source_path(config), config.image_size
+    if not os.path.exists(source):  # False, too, where permission is missing
+        return None
+    try:
+        directory = _get_cache_directory(config)
+        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        if any((directory / name).stat().st_size != length for name, length in metadata.pop("bytes").items()):
+            return None
+        images = np.load(directory / "images.npy", mmap_mode="r")
+        metadata |= {name: tuple(metadata[name]) for name in ("classes", "published_sizes")}
+        with np.load(directory / "columns.npz") as columns:
+            galaxies = Galaxies(images, **columns, **metadata)
+        return galaxies if _is_consistent(galaxies, image_size) else None
+    except _READ_ERRORS:
+        return None
 
 
 def get_source_path(config: DataConfig) -> Path:
@@ -156,28 +183,11 @@ def _temporary_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _get_cache_directory(source: Path, image_size: int, cache: Path) -> Path:
-    """Return the directory of a converted file; another file, or the same one rewritten, has another name."""
-    status = source.stat()
-    key = f"{CACHE_FORMAT_VERSION} {source.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return cache / f"{source.stem}-{image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _open_cached(source: Path, image_size: int, cache: Path) -> Galaxies | None:
-    """Open the converted form of `source`; return None if it is absent or damaged."""
-    if not os.path.isfile(source):  # False, too, where permission is missing
-        return None
-    directory = _get_cache_directory(source, image_size, cache)
-    try:
-        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-        if any((directory / name).stat().st_size != length for name, length in metadata.pop("bytes").items()):
-            return None
-        images = np.load(directory / "images.npy", mmap_mode="r")
-        with np.load(directory / "columns.npz") as columns:
-            galaxies = Galaxies(images, classes=tuple(metadata.pop("classes")), **columns, **metadata)
-        return galaxies if _is_consistent(galaxies, image_size) else None
-    except _READ_ERRORS:
-        return None
+def _get_cache_directory(config: DataConfig) -> Path:
+    """Return the directory of converted galaxies; another source, or the same one rewritten, has another name."""
+    source = get_source_path(config)
+    key = f"{CACHE_FORMAT_VERSION} {source.resolve()} {describe_state(source, config)}"
+    return Path(config.cache) / f"{source.stem}-{config.image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
@@ -189,21 +199,21 @@ def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
         and galaxies.labels.max() < len(galaxies.classes)
         and n == len(galaxies.ra) == len(galaxies.dec) == len(galaxies.digests)
         and math.isfinite(galaxies.mean)
-        and math.isfinite(galaxies.pixel_scale_arcsec)
+        and all(len(values) == n for values in galaxies.columns.as_dict().values())
     )
 
 
-def _convert_and_open(source: Path, image_size: int, cache: Path) -> Galaxies:
-    check_file(source)
-    directory = _get_cache_directory(source, image_size, cache)
+def _convert_and_open(config: DataConfig) -> Galaxies:
+    source = open_source(get_source_path(config), config)
+    directory = _get_cache_directory(config)
     with _temporary_directory(directory) as temporary:
-        convert(source, image_size, temporary)
-        if _get_cache_directory(source, image_size, cache) != directory:
-            raise DataError(f"{source}: changed during the conversion; rerun when the file is complete")
+        convert(source, config.image_size, temporary)
+        if _get_cache_directory(config) != directory:
+            raise DataError(f"{source.path}: changed during the conversion; rerun when the file is complete")
         shutil.rmtree(directory, ignore_errors=True)  # a damaged one
         os.replace(temporary, directory)
-        fsync(cache)
-    if (galaxies := _open_cached(source, image_size, cache)) is None:
+        fsync(directory.parent)
+    if (galaxies := open_converted(config)) is None:
         raise DataError(f"{directory}: cannot be read back after it was written")
     return galaxies
 
@@ -281,35 +291,50 @@ def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
     DataError
     """
     galaxies = open_converted(config)
-    _check_classes(config, read_class_names(config) if galaxies is None else galaxies.classes)
     if galaxies is not None:
+        _check_classes(config, galaxies.classes)
         labels, ra, dec, digests = galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests
     else:
-        labels, ra, dec = _read_columns(config)
-        digests = np.arange(len(labels))
+        columns = _check_images_and_read_columns(config)
+        labels, ra, dec, digests = columns.labels, columns.ra, columns.dec, np.arange(len(columns.labels))
     table = make_split_table(config, labels, ra, dec, digests)
     check_divisible(config, table, digests)
     return table
 
 
-def read_class_names(config: DataConfig) -> tuple[str, ...]:
-    """Return the names of the classes that a source has, without its pixels.
+def _check_images_and_read_columns(config: DataConfig) -> Columns:
+    if config.source == "demo":
+        return read_columns(config)
+    source = open_source(get_source_path(config), config)
+    _check_classes(config, source.classes)
+    source.check_images()
+    return source.columns
+
+
+def fill_in_classes(config: DataConfig) -> DataConfig:
+    """Return the settings with the names of the classes that the source has; empty where they are Galaxy10's.
 
     Raises
     ------
     DataError
     """
-    return GALAXY10_CLASSES if config.source == "demo" else read_metadata(get_source_path(config)).classes
+    if config.source == "demo":
+        return config
+    names = open_source(get_source_path(config), config).classes
+    return config.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
 
 
-def _read_columns(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_columns(config: DataConfig) -> Columns:
+    """Return what a source tells beside its pixels.
+
+    Raises
+    ------
+    DataError
+    """
     if config.source == "demo":
         catalogue = simulate.make_catalogue(config.demo.galaxies, config.demo.seed)
-        return catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec
-    path = get_source_path(config)
-    metadata = read_metadata(path)
-    check_pixels(path, metadata)
-    return metadata.labels, metadata.ra, metadata.dec
+        return Columns(catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec)
+    return open_source(get_source_path(config), config).columns
 
 
 def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:

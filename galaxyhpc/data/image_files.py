@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -36,6 +36,10 @@ ReadImages = Callable[[Path], Iterator["GalaxyImage | ImageError"]]
 EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")  # of Pillow
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F")
+PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")  # of Pillow
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
+IMAGE_ENDINGS = (*PICTURE_ENDINGS, *FITS_ENDINGS)  # of files with one image
 HDF5_TYPE = "an HDF5 file with images (N, S, S, 3)"
 EXPECTED_COLOURS = "red, green and blue, 8 bits each"
 EXPECTED_FITS = (
@@ -199,9 +203,60 @@ def _open_picture(path: Path) -> Iterator[Image]:
         if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the lower 8 bits
             got = "colours of 16 bits, of which the file does not say which value is white"
             raise _make_error(path, got, f"{EXPECTED_COLOURS}: scale white to 255")
-        if (num_frames := getattr(image, "n_frames", 1)) > 1:
-            raise _make_error(path, f"{num_frames} images in one file", "one")
+        _check_single(path, image)
         yield image
+
+
+def read_image(file: Path | BinaryIO, name: str, crop: str) -> UInt8Array:
+    """Return an image of a source as (S, S, 3) uint8; `crop` is that of `DataConfig`, `name` for messages.
+
+    Grey images have three equal bands. Of 16 bits the upper 8 count.
+
+    Raises
+    ------
+    ImageError
+    """
+    from PIL import Image
+
+    path = Path(name)
+    if isinstance(file, Path) and path.name.lower().endswith(FITS_ENDINGS):
+        return next(_read_fits(file)).pixels
+    with _translate_read_errors(path, "an image"), Image.open(file, formats=PICTURE_FORMATS) as image:
+        _check_single(path, image)
+        return np.asarray(_crop_to_square(path, _to_rgb_picture(path, image), crop))
+
+
+def _to_rgb_picture(path: Path, image: Image) -> Image:
+    """Return a picture of 8 bits in RGB as a viewer shows it."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I"):
+        values = np.asarray(image)
+        if values.max() > 65535 or values.min() < 0:
+            raise _make_error(path, f"values from {values.min()} to {values.max()}", "8 or 16 bits")
+        from PIL import Image
+
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        grey.info |= {key: value for key, value in image.info.items() if key == "exif"}
+        image = grey
+    if image.mode not in (*COLOUR_MODES, "1", "L", "LA", "La"):
+        raise _make_error(path, f"an image of mode {image.mode}", "grey or RGB, 8 or 16 bits")
+    return _to_shown_colours(image)
+
+
+def _crop_to_square(path: Path, image: Image, crop: str) -> Image:
+    width, height = image.size
+    side = min(width, height)
+    if width != height and crop == "center":
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif width != height:
+        raise _make_error(path, f"{height} x {width} px", f"{EXPECTED_SQUARE}; data.crop=center cuts out the middle")
+    _check_shape(path, *image.size)
+    return image
+
+
+def _check_single(path: Path, image: Image) -> None:
+    if (num_frames := getattr(image, "n_frames", 1)) > 1:
+        raise _make_error(path, f"{num_frames} images in one file", "one")
 
 
 def _count_picture(path: Path) -> int:
@@ -219,9 +274,12 @@ def _to_shown_colours(image: Image) -> Image:
     """Return a picture as a viewer shows it: turned as its camera says, on black, and in sRGB."""
     from PIL import Image, ImageCms, ImageOps
 
-    profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image).convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    profile = image.info.get("icc_profile") if image.mode in COLOUR_MODES else None
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    image = image.convert("RGB")
     if profile is None:
         return image
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -280,5 +338,5 @@ def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> GalaxyImage:
 READERS: dict[str, tuple[CountImages, ReadImages]] = {
     **dict.fromkeys((".h5", ".hdf5"), (_count_hdf5, _read_hdf5)),
     **dict.fromkeys((".png", ".jpg", ".jpeg"), (_count_picture, _read_picture)),
-    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), (_count_fits, _read_fits)),
+    **dict.fromkeys(FITS_ENDINGS, (_count_fits, _read_fits)),
 }

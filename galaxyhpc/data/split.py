@@ -84,13 +84,19 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
 
 
 def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: float) -> np.ndarray:
-    """Return the (M, 2) pairs of rows, the lower one first, whose positions (degrees) are that near on the sky."""
+    """Return the (M, 2) pairs of rows, the lower one first, whose positions (degrees) are that near on the sky.
+
+    Unknown positions (NaN) are near none.
+    """
     from astropy import units  # here: every job imports this module, few make a split
     from astropy.coordinates import SkyCoord
 
-    positions = SkyCoord(ra, dec, unit="deg")
+    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if len(known) < 2:  # search_around_sky takes no fewer
+        return np.empty((0, 2), np.int64)
+    positions = SkyCoord(ra[known], dec[known], unit="deg")
     first, second, _, _ = positions.search_around_sky(positions, max_separation_arcsec * units.arcsec)
-    return np.asarray(np.stack([first, second], axis=1)[first < second])
+    return np.asarray(known[np.stack([first, second], axis=1)[first < second]])
 
 
 def find_identical_images(digests: np.ndarray) -> np.ndarray:

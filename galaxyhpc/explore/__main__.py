@@ -16,8 +16,9 @@ from rich.progress import Progress
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import get_source_path, prepare
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, read_metadata
+from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
+from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX
+from galaxyhpc.data.sources.open_source import open_source
 from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
@@ -36,9 +37,14 @@ def make_data_config(file: str, image_size: int | None, cache: Path) -> DataConf
     """
     if image_size is not None and not SIZE_RANGE_PX[0] <= image_size <= SIZE_RANGE_PX[1]:
         raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
-    file_size = DemoConfig().size if file == "demo" else read_metadata(resolve_path(file, "FILE.h5")).size
-    size = image_size or min(file_size, MAX_DEFAULT_SIZE_PX)
-    return DataConfig(source=file, cache=str(resolve_path(cache, "--cache")), image_size=size)
+    config = DataConfig(source=file, cache=str(resolve_path(cache, "--cache")))
+    if file == "demo":
+        size = DemoConfig().size
+    else:
+        config = config.model_copy(update={"source": str(resolve_path(file, "SOURCE"))})
+        size = open_source(Path(config.source), config).size or MAX_DEFAULT_SIZE_PX
+    size = image_size or min(size, MAX_DEFAULT_SIZE_PX)
+    return fill_in_classes(config.model_copy(update={"image_size": size}))
 
 
 def explore(config: DataConfig, output: Path) -> DatasetSummary:

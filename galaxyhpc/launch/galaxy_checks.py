@@ -6,10 +6,10 @@ From the columns of the file, or its converted form, and one slice of its pixels
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.launch.problem import Problem
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
-COMMON_DATA_SETTINGS |= {"conflicting_duplicates"}
+COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes", "columns", "images", "crop"}
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
@@ -43,15 +43,14 @@ def fill_in_class_names(configs: Sequence[RunConfig]) -> list[RunConfig]:
     checks of all runs report it.
     """
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import read_class_names
+    from galaxyhpc.data.dataset import fill_in_classes
 
-    filled_in = {}
-    for data in get_distinct_data(configs):
-        try:
-            names = data.classes or read_class_names(data)
-        except DataError:
-            names = ()
-        filled_in[data] = data.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
+    filled_in: dict[DataConfig, DataConfig] = {}
+    for members in _group_by_common_settings(get_distinct_data(configs)):
+        names = members[0].classes
+        with suppress(DataError):
+            names = fill_in_classes(members[0]).classes
+        filled_in |= {data: data.model_copy(update={"classes": names}) for data in members}
     return [config.model_copy(update={"data": filled_in[config.data]}) for config in configs]
 
 
@@ -120,7 +119,7 @@ def _has_different_columns(path: Path, data: DataConfig) -> bool:
     import numpy as np
 
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.galaxy10 import read_metadata
+    from galaxyhpc.data.dataset import read_columns
     from galaxyhpc.data.split_file import read_split_table
 
     try:
@@ -129,7 +128,7 @@ def _has_different_columns(path: Path, data: DataConfig) -> bool:
         return True
     if data.source == "demo":
         return len(table) != data.demo.galaxies
-    columns = read_metadata(Path(data.source))
+    columns = read_columns(data)
     new = np.stack([columns.labels, columns.ra, columns.dec])
     old = table[["label", "ra", "dec"]].to_numpy().T
-    return old.shape != new.shape or not np.allclose(old, new, rtol=0, atol=1e-9)
+    return old.shape != new.shape or not np.allclose(old, new, rtol=0, atol=1e-9, equal_nan=True)

@@ -29,7 +29,8 @@ def with_absolute_paths(config: RunConfig, runs_directory: Path) -> RunConfig:
     cache = str(
         resolve_path(data.cache, "data.cache") if data.cache else resolve_path(runs_directory, "--runs") / ".cache"
     )
-    data, model = data.model_copy(update={"source": source, "cache": cache}), config.model
+    images = str(resolve_path(data.images, "data.images")) if data.images else ""
+    data, model = data.model_copy(update={"source": source, "images": images, "cache": cache}), config.model
     if isinstance(model.pretrained, str):
         model = model.model_copy(update={"pretrained": str(resolve_path(model.pretrained, "model.pretrained"))})
     return config.model_copy(update={"data": data, "model": model})
