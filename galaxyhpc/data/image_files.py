@@ -39,6 +39,7 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F")
 PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")  # of Pillow
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
+PICTURE_TYPE = "a PNG, JPEG, TIFF or WebP image"
 IMAGE_ENDINGS = (*PICTURE_ENDINGS, *FITS_ENDINGS)  # of files with one image
 HDF5_TYPE = "an HDF5 file with images (N, S, S, 3)"
 EXPECTED_COLOURS = "red, green and blue, 8 bits each"
@@ -221,9 +222,45 @@ def read_image(file: Path | BinaryIO, name: str, crop: str) -> UInt8Array:
     path = Path(name)
     if isinstance(file, Path) and path.name.lower().endswith(FITS_ENDINGS):
         return next(_read_fits(file)).pixels
-    with _translate_read_errors(path, "an image"), Image.open(file, formats=PICTURE_FORMATS) as image:
+    with _translate_image_errors(file, path), Image.open(file, formats=PICTURE_FORMATS) as image:
         _check_single(path, image)
         return np.asarray(_crop_to_square(path, _to_rgb_picture(path, image), crop))
+
+
+@contextmanager
+def _translate_image_errors(file: Path | BinaryIO, path: Path) -> Iterator[None]:
+    if isinstance(file, Path):
+        with _translate_read_errors(path, PICTURE_TYPE):
+            yield
+        return
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # damaged bytes may raise anything
+        got = "nothing" if not file.seek(0, os.SEEK_END) else f"{file.tell()} bytes that are none, or damaged"
+        raise _make_error(path, got, PICTURE_TYPE) from error
+
+
+def convert_pixels(values: NDArray[Any], name: str, crop: str) -> UInt8Array:
+    """Return an array of pixels as (S, S, 3) uint8: of (S, S), (S, S, 1), (S, S, 3) or (3, S, S), in 0 to 255.
+
+    Raises
+    ------
+    ImageError
+    """
+    from PIL import Image
+
+    path, kind = Path(name), f"{values.dtype.name} {values.shape}"
+    if values.ndim == 2:
+        values = values[..., None]
+    elif values.ndim == 3 and values.shape[0] == 3 != values.shape[2]:
+        values = values.transpose(1, 2, 0)
+    is_image = values.ndim == 3 and values.shape[2] in (1, 3) and values.size and values.dtype.kind in "iu"
+    if not is_image or values.min() < 0 or values.max() > 255:
+        raise _make_error(path, f"an array {kind}", "whole numbers from 0 to 255 in (S, S), (S, S, 3) or (3, S, S)")
+    image = Image.fromarray(np.broadcast_to(values, (*values.shape[:2], 3)).astype(np.uint8))
+    return np.asarray(_crop_to_square(path, image, crop))
 
 
 def _to_rgb_picture(path: Path, image: Image) -> Image:

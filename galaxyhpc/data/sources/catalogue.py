@@ -38,10 +38,12 @@ def open_catalogue(path: Path, config: DataConfig) -> Source:
     """
     table = tables.read_table(path)
     columns = tables.find_columns(path, [str(name) for name in table.columns], config.columns)
-    return make_catalogue_source(path, table, columns, config)
+    return make_catalogue_source(path, table, columns, config, partial(tables.locate_row, path))
 
 
-def make_catalogue_source(path: Path, table: pd.DataFrame, columns: dict[str, str], config: DataConfig) -> Source:
+def make_catalogue_source(
+    path: Path, table: pd.DataFrame, columns: dict[str, str], config: DataConfig, locate: Locate
+) -> Source:
     """Return the source of a table whose column `file` names image files.
 
     Raises
@@ -52,7 +54,6 @@ def make_catalogue_source(path: Path, table: pd.DataFrame, columns: dict[str, st
         listed = ", ".join(map(str, table.columns))
         expected = "one with the name of each image file: name it in data.columns.file"
         raise make_error(path, "columns", listed, expected)
-    locate = partial(tables.locate_row, path)
     kept, classes, parsed = parse_columns(path, table, columns, config, locate)
     names = tables.to_texts(table[columns["file"]])
     for row in kept[names[kept] == ""]:
@@ -61,12 +62,12 @@ def make_catalogue_source(path: Path, table: pd.DataFrame, columns: dict[str, st
     files = [root / name for name in names[kept].tolist()]
     if parsed.ids is None:
         parsed = Columns(**parsed.as_dict() | {"ids": names[kept]})
-    place = partial(_describe_place, path, kept)
-    return _make_image_source(path, "catalogue of image files", classes, parsed, files, config, place, len(names))
 
+    def describe_place(index: int) -> str:
+        return f" ({path.name}, {locate(int(kept[index]))})"
 
-def _describe_place(path: Path, kept: np.ndarray, index: int) -> str:
-    return f" ({tables.locate_row(path, int(kept[index]))} of {path.name})"
+    kind = "catalogue of image files"
+    return _make_image_source(path, kind, classes, parsed, files, config, describe_place, len(names))
 
 
 def parse_columns(

@@ -8,8 +8,9 @@ from pathlib import Path
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.galaxy10 import open_hdf5
 from galaxyhpc.data.sources.catalogue import open_catalogue, open_folder
+from galaxyhpc.data.sources.parquet import find_shards, open_parquet
 from galaxyhpc.data.sources.source import Source
-from galaxyhpc.data.sources.tables import ASTROPY_FORMATS, CSV_ENDINGS, has_ending
+from galaxyhpc.data.sources.tables import ASTROPY_FORMATS, CSV_ENDINGS, PARQUET_ENDINGS, has_ending
 
 
 def open_source(path: Path, config: DataConfig) -> Source:
@@ -19,6 +20,8 @@ def open_source(path: Path, config: DataConfig) -> Source:
     ------
     DataError
     """
+    if has_ending(path, PARQUET_ENDINGS) or (path.is_dir() and find_shards(path)):
+        return open_parquet(path, config)
     if path.is_dir():
         return open_folder(path, config)
     if has_ending(path, (*CSV_ENDINGS, *ASTROPY_FORMATS)):
@@ -41,5 +44,6 @@ def describe_state(path: Path, config: DataConfig) -> str:
     status = path.stat()
     if not path.is_dir():
         return f"{status.st_size} {status.st_mtime_ns} {settings}"
-    states = [(root, os.stat(root).st_mtime_ns) for root, _, _ in sorted(os.walk(path))]
+    directories = [Path(root) for root, _, _ in sorted(os.walk(path))]
+    states = [(str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in (*directories, *find_shards(path))]
     return f"{states} {settings}"

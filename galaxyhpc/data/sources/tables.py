@@ -61,6 +61,9 @@ def translate_table_errors(path: Path, file_type: str = "a table") -> Iterator[N
         yield
     except DataError:
         raise
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        message = " ".join(str(error).split()).replace("; ", ", ")
+        raise DataError(sanitize(f"{path}: got {message}; expected {file_type}")) from error
     except Exception as error:  # a damaged file may raise anything
         raise DataError(sanitize(f"{path}: {explain_read_error(path, error, file_type)}")) from error
 
