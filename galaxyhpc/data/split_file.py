@@ -23,6 +23,8 @@ COLUMN_TYPES = {
     "ra": "float64",
     "dec": "float64",
     "sky_group": "int64",
+    "fold": "int64",
+    "half": "int64",
     "split": "str",
 }
 
@@ -63,7 +65,7 @@ def read_split_labels(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_split_table(path: Path) -> pd.DataFrame:
-    """Return the table: row, label, ra, dec (degrees), sky_group, and split (one of SPLITS, or dropped).
+    """Return the table: row, label, ra, dec (degrees), sky_group, fold, half, split (one of SPLITS, or dropped).
 
     Raises
     ------

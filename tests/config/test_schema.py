@@ -22,6 +22,7 @@ CHANGED_VALUES: dict[str, Any] = {
     "data.validation_fraction": 0.2,
     "data.test_fraction": 0.3,
     "data.split_seed": 1,
+    "data.fold": 1,
     "data.label_fraction": 0.5,
     "data.link_arcsec": 0.0,
     "data.conflicting_duplicates": "keep",

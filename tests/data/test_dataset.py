@@ -241,7 +241,7 @@ def test_a_sweep_is_divided_once_and_read_back_alike(tmp_path):
     again = load_split(other_size, prepare(other_size), tmp_path / "sweep")
     pd.testing.assert_frame_equal(first, again)
     assert (tmp_path / "sweep/split.csv").read_bytes() == written
-    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "split"]
+    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "fold", "half", "split"]
     assert np.allclose(first[["ra", "dec"]].T, [galaxies.ra, galaxies.dec], rtol=0, atol=1e-12)
     assert set(first["split"]) == {"train", "validation", "test"}
 
