@@ -14,6 +14,7 @@ from galaxyhpc.analysis.collect import CollectedSweep
 from galaxyhpc.analysis.tables import ReportInfo, Tables
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import parse_question
+from galaxyhpc.data.canonical_split import NUM_FOLDS
 from galaxyhpc.evaluation.attack_results import AttackResults
 
 NO_INTERVALS_NOTE = "No intervals were computed, so nothing is bold, compared or drawn."
@@ -37,10 +38,14 @@ def make_count_tables(sweep: CollectedSweep, metrics_table: pd.DataFrame, seed_s
 
 def make_attack_table(sweep: CollectedSweep) -> pd.DataFrame:
     """Compute success rates of the complete one-pixel attacks; see `tables.Tables.attack`."""
-    attacks: dict[str, list[AttackResults]] = {}
-    for label, _, run in sweep.iterate_labelled():
+    folds: dict[tuple[str, int], list[AttackResults]] = {}
+    for label, seed, run in sweep.iterate_labelled():
         if run.attack is not None:
-            attacks.setdefault(label, []).append(run.attack)
+            folds.setdefault((label, seed), []).append(run.attack)
+    attacks: dict[str, list[AttackResults]] = {label: [] for label, _ in folds}
+    for (label, _), parts in folds.items():
+        if len(parts) == sweep.plan["fold"].nunique():  # one attack on the galaxies of all folds
+            attacks[label].append(replace(parts[0], table=pd.concat([part.table for part in parts])))
     budgets = [attack.spec.budget for network_attacks in attacks.values() for attack in network_attacks]
     if not budgets:
         return pd.DataFrame()
@@ -77,6 +82,17 @@ def list_flaws(sweep: CollectedSweep) -> list[str]:
     if any(config.conflicting_duplicates == "keep" for config in data):
         flaws.append("FLAW: galaxies that occur twice under different labels were kept.")
     return flaws
+
+
+def describe_folds(sweep: CollectedSweep) -> list[str]:
+    """Say which folds of a cross-validation the numbers are from, and what a seed is; nothing for a single fold."""
+    folds = sorted(set(sweep.plan["fold"]))
+    if len(folds) == 1:
+        return []
+    return [
+        f"Cross-validation: folds {', '.join(map(str, folds))} of {NUM_FOLDS} are the test set in turn. Each fold of a "
+        "seed counts as a seed in means, spreads and numbers of seeds; intervals and tests pool the folds of a seed."
+    ]
 
 
 def make_report_info(sweep_dir: Path, sweep: CollectedSweep, metrics_table: pd.DataFrame) -> ReportInfo:

@@ -51,7 +51,7 @@ class Tables:
     attack: pd.DataFrame = field(default_factory=pd.DataFrame)
     # run_id, label, seed, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy
     training: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # run_id, label, seed, reason (empty if complete), accuracy (clean galaxies), parameters
+    # run_id, label, seed, fold, reason (empty if complete), accuracy (clean galaxies), parameters
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
     # row (in the data file), truth, predicted (most frequent wrong class), fraction_wrong (of complete runs)
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)

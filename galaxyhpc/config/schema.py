@@ -107,10 +107,12 @@ class DataConfig(BaseConfig):
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
     test_fraction: OpenFraction = 0.2
+    fold: Annotated[int, Field(ge=0, le=4)] = 0  # of five: the test set; fold 0 is that of a run without folds
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # fraction of the training galaxies that is used
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
-    conflicting_duplicates: Literal["drop", "keep"] = "drop"
+    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split
+    conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
 
     @field_validator("classes", mode="before")
@@ -136,6 +138,18 @@ class DataConfig(BaseConfig):
     def class_names(self) -> tuple[str, ...]:
         """The classes of the galaxies, in the order of their labels."""
         return self.classes or GALAXY10_CLASSES
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the galaxies are divided into five folds of which one is the test set, half of one for validation."""
+        return (self.validation_fraction, self.test_fraction) == (0.1, 0.2)
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> DataConfig:
+        if self.fold and not self.has_folds:
+            fractions = f"{self.validation_fraction:g} and {self.test_fraction:g}"
+            raise ValueError(f"fold needs validation_fraction 0.1 and test_fraction 0.2 (one of five); got {fractions}")
+        return self
 
 
 class ModelConfig(BaseConfig):

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,17 @@ from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
 from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.data.given_split import describe_division, describe_dropped, divide
 from galaxyhpc.data.sources.conversion import convert
 from galaxyhpc.data.sources.open_source import describe_state, open_source
 from galaxyhpc.data.sources.source import Columns
-from galaxyhpc.data.split import explain_empty_class, find_empty_class, make_split_table
+from galaxyhpc.data.split import (
+    SPLIT_SETTINGS,
+    describe_origin,
+    explain_empty_class,
+    find_empty_class,
+    select_fold,
+)
 from galaxyhpc.data.split_file import (
     DROPPED,
     SPLIT_FILE_NAME,
@@ -53,7 +60,6 @@ __all__ = [
 ]
 
 CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
-SPLIT_SETTINGS = {"validation_fraction", "test_fraction", "split_seed", "link_arcsec", "conflicting_duplicates"}
 MAX_DROPPED_FRACTION = 0.1  # of galaxies with conflicting labels; 118 of the 17,736 published have them
 _READ_ERRORS = (  # what numpy and json raise for damaged files
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError),
@@ -219,7 +225,7 @@ def _convert_and_open(config: DataConfig) -> Galaxies:
 
 
 def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.DataFrame:
-    """Return the split of a sweep (row, label, ra, dec, sky_group, split) from split.csv, made by the first caller.
+    """Return the split of a run (see `make_split_table`) from its sweep's split.csv, made by the first caller.
 
     Raises
     ------
@@ -232,28 +238,35 @@ def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.Da
         with hold(sweep_dir / ".split.lock", timeout=None):
             if not path.exists():
                 write_text(path, _make_split_file(config, galaxies))
-    return _read_split(path, config, galaxies)
+    table = select_fold(config, _read_split(path, config, galaxies))
+    if config.fold:  # another fold than the one that the file was made for
+        check_divisible(config, table, galaxies.digests)
+    return table
 
 
 def format_split_settings(config: DataConfig) -> str:
     """Return the settings that decide a split as JSON, as the header of split.csv holds them."""
-    return json.dumps(config.model_dump(mode="json", include=SPLIT_SETTINGS))
+    return json.dumps(config.model_dump(mode="json", include=set(SPLIT_SETTINGS)))
 
 
 def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
-    table = make_split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
-    check_divisible(config, table, galaxies.digests)
+    columns = galaxies.columns
+    table = divide(config, columns, galaxies.digests)
+    check_divisible(config, select_fold(config, table), galaxies.digests)
     counts = table["split"].value_counts()
     group_sizes = table["sky_group"].value_counts()
     header = [
         f"fingerprint: {galaxies.fingerprint}",
         f"source: {config.source}",
         f"settings: {format_split_settings(config)}",
+        f"origin: {describe_origin(config, table, galaxies.digests)}",
+        f"divided: {describe_division(columns)}",
         "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, DROPPED)),
-        f"dropped: {counts.get(DROPPED, 0)} with the pixels or the position (within 1 arcsec) of one of "
-        f"another label (conflicting_duplicates: {config.conflicting_duplicates})",
+        f"dropped: {describe_dropped(config, columns, table)}",
         f"sky groups: {len(group_sizes)}, the largest of {group_sizes.max()}; a group is never divided",
     ]
+    if (table["fold"] >= 0).any():
+        header.append("folds: the test set of data.fold=k is fold k, its validation set half 0 of fold (k + 1) % 5")
     if galaxies.generated:
         header.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
     return format_split_file(header, table)
@@ -281,25 +294,27 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
         )
 
 
-def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
-    """Return the division that a job will make, and check it; one slice of the pixels is read, as a trial.
+def divide_before_conversion(configs: Sequence[DataConfig]) -> dict[DataConfig, pd.DataFrame]:
+    """Return the divisions that jobs will make of the same galaxies, and check them; one slice of the pixels is read.
 
-    Until a file is converted, no two images are known to be the same.
+    Until a file is converted, no two images are known to be the same. The settings may differ in fold and image size.
 
     Raises
     ------
     DataError
     """
-    galaxies = open_converted(config)
-    if galaxies is not None:
-        _check_classes(config, galaxies.classes)
-        labels, ra, dec, digests = galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests
+    first = configs[0]
+    if (galaxies := open_converted(first)) is not None:
+        _check_classes(first, galaxies.classes)
+        columns, digests = galaxies.columns, galaxies.digests
     else:
-        columns = _check_images_and_read_columns(config)
-        labels, ra, dec, digests = columns.labels, columns.ra, columns.dec, np.arange(len(columns.labels))
-    table = make_split_table(config, labels, ra, dec, digests)
-    check_divisible(config, table, digests)
-    return table
+        columns = _check_images_and_read_columns(first)
+        digests = np.arange(len(columns.labels))
+    table = divide(first, columns, digests)
+    divisions = {config: select_fold(config, table) for config in configs}
+    for config, division in divisions.items():
+        check_divisible(config, division, digests)
+    return divisions
 
 
 def _check_images_and_read_columns(config: DataConfig) -> Columns:

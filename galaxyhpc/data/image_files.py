@@ -22,8 +22,13 @@ from numpy.typing import NDArray
 
 from galaxyhpc.data import DataError
 from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
-from galaxyhpc.data.read_errors import describe_missing_array, explain_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.simulate import stretch
+from galaxyhpc.data.sources.read_errors import (
+    describe_missing_array,
+    explain_array,
+    explain_read_error,
+    find_missing_parts,
+)
 from galaxyhpc.storage.files import sanitize
 
 if TYPE_CHECKING:

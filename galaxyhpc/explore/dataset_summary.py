@@ -17,12 +17,12 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import Galaxies, check_divisible
 from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
     SPLITS,
     find_close_pairs,
     find_identical_images,
-    make_split_table,
 )
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
@@ -96,7 +96,7 @@ def summarize_dataset(
         redshift=np.full(len(galaxies.labels), np.nan) if galaxies.redshift is None else galaxies.redshift,
         photometry=measure_photometry(galaxies.images, on_progress),
         pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec),
-        split=make_split_table(config, galaxies.labels, *sky),
+        split=divide(config, galaxies.columns, galaxies.digests),
         config=config,
     )
 

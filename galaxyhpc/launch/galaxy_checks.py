@@ -57,7 +57,7 @@ def fill_in_class_names(configs: Sequence[RunConfig]) -> list[RunConfig]:
 def divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> dict[DataConfig, pd.DataFrame]:
     """Return the division of the galaxies by settings; add a problem where a job could not read or divide them.
 
-    A file that several image sizes are made from is read once.
+    A file that serves several image sizes or folds is read once.
     """
     from galaxyhpc.data import DataError
     from galaxyhpc.data.dataset import divide_before_conversion
@@ -66,7 +66,7 @@ def divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> di
     for members in _group_by_common_settings(get_distinct_data(configs)):
         source = members[0].source
         try:
-            tables |= dict.fromkeys(members, divide_before_conversion(members[0]))
+            tables |= divide_before_conversion(members)
         except DataError as error:
             message, _, advice = str(error).removeprefix(f"{source}: ").partition("; ")
             problems.append(Problem(f"data.source: {source}", message, advice))

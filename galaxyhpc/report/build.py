@@ -14,6 +14,7 @@ from galaxyhpc.analysis.collect import CollectedSweep, PlanError, collect_run, l
 from galaxyhpc.analysis.sweep_tables import (
     NO_INTERVALS_NOTE,
     add_prediction_tables,
+    describe_folds,
     list_flaws,
     list_unplanned_runs,
     make_count_tables,
@@ -30,7 +31,7 @@ from galaxyhpc.storage.sweep_dir import refuse_symlinks
 
 RESULTS_COLUMNS = [
     *("run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"),
-    *("n", "correct", *summary.ALL_METRICS, "data", "head", "scale", "image_size", "settings"),
+    *("n", "correct", *summary.ALL_METRICS, "data", "head", "scale", "image_size", "settings", "fold"),
 ]
 SUMMARY_COLUMNS = [
     *("arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"),
@@ -98,7 +99,7 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
     if compute_intervals:
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
     info = make_report_info(sweep_dir, sweep, metrics_table)
-    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *predictions.notes)
+    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *describe_folds(sweep), *predictions.notes)
     title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")
     footer = [*_describe_progress(tables.runs), *notes]
     console_table = make_terminal_table(title, tables.networks, tables.summary, footer)

@@ -207,6 +207,7 @@ def _make_runs_section(tables: Tables) -> Section:
         Column("run", "run_id", "run"),
         Column("network", "label"),
         Column("seed", "seed", "number"),
+        *([Column("fold", "fold", "number")] if frame["fold"].nunique() > 1 else []),
         Column("clean accuracy (%)", "accuracy", "number", scale=100, digits=1),
         Column("parameters", "parameters", "number"),
         Column("state", "state"),

@@ -34,6 +34,7 @@ CHANGED_VALUES: dict[str, Any] = {
     "data.images": "/images",
     "data.crop": "center",
     "data.field_arcsec": 40.0,
+    "data.fold": 1,
     "data.label_fraction": 0.5,
     "data.link_arcsec": 0.0,
     "data.conflicting_duplicates": "keep",

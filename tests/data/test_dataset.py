@@ -115,7 +115,7 @@ def test_names_of_classes_are_part_of_the_fingerprint_unless_they_are_those_of_g
 )
 def test_galaxies_of_other_classes_than_those_of_the_run_are_refused(tmp_path, classes, message):
     config = settings(tmp_path, write_file(tmp_path / "a.h5", classes=["E", "S0", "Sp"]), classes=classes)
-    for read in (divide_before_conversion, prepare, prepare):  # the last opens what is converted
+    for read in (lambda config: divide_before_conversion([config]), prepare, prepare):  # the last opens the converted
         with pytest.raises(DataError) as error:
             read(config)
         assert str(error.value).startswith(f"{config.source}: {message}")
@@ -270,7 +270,7 @@ def test_a_sweep_is_divided_once_and_read_back_alike(tmp_path):
     again = load_split(other_size, prepare(other_size), tmp_path / "sweep")
     pd.testing.assert_frame_equal(first, again)
     assert (tmp_path / "sweep/split.csv").read_bytes() == written
-    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "split"]
+    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "fold", "half", "split"]
     assert np.allclose(first[["ra", "dec"]].T, [galaxies.ra, galaxies.dec], rtol=0, atol=1e-12)
     assert set(first["split"]) == {"train", "validation", "test"}
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import ColumnsConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.read_errors import explain_read_error
+from galaxyhpc.data.sources.read_errors import explain_read_error
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.storage.files import sanitize
 
