@@ -23,7 +23,7 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import CLASSES
+from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC
 from galaxyhpc.data.given_split import describe_division, describe_dropped, divide
 from galaxyhpc.data.sources.conversion import convert
 from galaxyhpc.data.sources.open_source import describe_state, open_source
@@ -337,6 +337,16 @@ def fill_in_classes(config: DataConfig) -> DataConfig:
         return config
     names = open_source(get_source_path(config), config).classes
     return config.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
+
+
+def read_field_arcsec(config: DataConfig) -> float:
+    """Return the side of an image on the sky, in arcsec; NaN where it is unknown.
+
+    Raises
+    ------
+    DataError
+    """
+    return FIELD_ARCSEC if config.source == "demo" else open_source(get_source_path(config), config).field_arcsec
 
 
 def read_columns(config: DataConfig) -> Columns:

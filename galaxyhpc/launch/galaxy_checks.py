@@ -5,11 +5,13 @@ From the columns of the file, or its converted form, and one slice of its pixels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galaxyhpc.config.conditions import needs_pixel_scale
 from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.launch.problem import Problem
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
-COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes", "columns", "images", "crop"}
+COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes", "columns", "images", "crop", "field_arcsec"}
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
@@ -78,6 +80,20 @@ def _group_by_common_settings(settings: Sequence[DataConfig]) -> list[list[DataC
     for data in settings:
         groups.setdefault(data.model_dump_json(include=COMMON_DATA_SETTINGS), []).append(data)
     return list(groups.values())
+
+
+def check_pixel_scale(configs: Sequence[RunConfig]) -> Iterator[Problem]:
+    """Yield a problem if conditions in arcsec are asked for of images whose size on the sky is unknown."""
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.dataset import read_field_arcsec
+
+    names = {name: None for config in configs for name in config.evaluate.conditions if needs_pixel_scale(name)}
+    for members in _group_by_common_settings(get_distinct_data(configs)) if names else ():
+        with suppress(DataError):  # another check reports it
+            if math.isnan(read_field_arcsec(members[0])):
+                message = f"got {', '.join(names)}, which need the pixel scale that {members[0].source} does not say"
+                advice = "expected data.field_arcsec=SIDE_OF_AN_IMAGE, or evaluate.conditions without them"
+                yield Problem("evaluate.conditions", message, advice)
 
 
 def check_training_galaxies(configs: Sequence[RunConfig], tables: dict[DataConfig, pd.DataFrame]) -> Iterator[Problem]:

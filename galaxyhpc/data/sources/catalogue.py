@@ -58,8 +58,8 @@ def make_catalogue_source(
     names = tables.to_texts(table[columns["file"]])
     for row in kept[names[kept] == ""]:
         raise make_error(path, columns["file"], f"nothing in {locate(int(row))}", "the name of an image file")
-    root = Path(config.images).expanduser() if config.images else path.parent
-    files = [root / name for name in names[kept].tolist()]
+    root = os.path.expanduser(config.images) if config.images else str(path.parent)
+    files = [os.path.join(root, name) for name in names[kept].tolist()]  # a Path each would take seconds
     if parsed.ids is None:
         parsed = Columns(**parsed.as_dict() | {"ids": names[kept]})
 
@@ -137,7 +137,7 @@ def open_folder(path: Path, config: DataConfig) -> Source:
         splits = parse_splits(path, "subdirectories", names, lambda i: str(files[kept[i]]))
     ids = np.array([str(files[row].relative_to(path)) for row in kept])
     columns = Columns(labels[kept], unknown, unknown, ids=ids, given_splits=splits)
-    used = [files[row] for row in kept]
+    used = [str(files[row]) for row in kept]
     return _make_image_source(path, "folder per class", classes, columns, used, config, lambda i: "", len(files))
 
 
@@ -156,14 +156,14 @@ def _make_image_source(
     kind: str,
     classes: tuple[str, ...],
     columns: Columns,
-    files: list[Path],
+    files: list[str],
     config: DataConfig,
     describe_place: Locate,
     num_rows: int,
 ) -> Source:
     def read(index: int) -> np.ndarray:
         try:
-            return read_image(files[index], str(files[index]), config.crop)
+            return read_image(Path(files[index]), files[index], config.crop)
         except ImageError as error:
             raise DataError(f"{error}{describe_place(index)}") from error
 
@@ -200,18 +200,18 @@ def check_not_blank(path: Path, images: list[np.ndarray]) -> None:
         raise make_error(path, "images", got, "galaxies")
 
 
-def _check_files_exist(path: Path, files: list[Path], describe_place: Locate) -> None:
+def _check_files_exist(path: Path, files: list[str], describe_place: Locate) -> None:
     """Compare the names with those in their directories: looking up each file takes minutes on a shared file system."""
-    indices_by_directory: dict[Path, list[int]] = defaultdict(list)
+    indices_by_directory: dict[str, list[int]] = defaultdict(list)
     for index, file in enumerate(files):
-        indices_by_directory[file.parent].append(index)
+        indices_by_directory[os.path.dirname(file)].append(index)
     absent: list[int] = []
     for directory, indices in indices_by_directory.items():
         try:
             names = set(os.listdir(directory))
         except OSError:
             names = set()
-        absent += [index for index in indices if files[index].name not in names]
+        absent += [index for index in indices if os.path.basename(files[index]) not in names]
     if absent:
         listed = ", ".join(f"{files[index]}{describe_place(index)}" for index in sorted(absent)[:MAX_LISTED])
         got = f"{len(absent)} of {len(files)} that do not exist, such as {listed}"
