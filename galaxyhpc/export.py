@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC, resize
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.data.galaxy10 import FIELD_ARCSEC, resize
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.evaluate import NotTrainedError
@@ -44,7 +45,7 @@ GENERATED_WARNING = "GENERATED galaxies: do not rely on its predictions for real
 LOGIT_TOLERANCE = 1e-5  # absolute, or relative to the largest logit where that is above 1
 MAX_ONNX_BYTES = 2_000_000_000  # of weights in one ONNX file; larger ones are written beside it, to model.onnx.data
 
-LogitsFunction = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, 10)
+LogitsFunction = Callable[[Tensor], Tensor]  # (N, 3, S, S) -> (N, K)
 
 
 class ExportInputError(ValueError):
@@ -153,8 +154,8 @@ EXPORTED_FILES = {*(file_format.filename for file_format in FORMATS.values()), "
 
 
 def make_examples(image_size: int) -> Tensor:
-    """Return a generated galaxy of every class, (10, 3, size, size) in [0, 1]."""
-    images = np.stack([render_image(label, [0, label], 128) for label in range(len(CLASSES))])
+    """Return a generated galaxy of each of Galaxy10's classes, (10, 3, size, size) in [0, 1]."""
+    images = np.stack([render_image(label, [0, label], 128) for label in range(len(GALAXY10_CLASSES))])
     return torch.from_numpy(resize(images, image_size)).float() / 255.0
 
 
@@ -249,7 +250,7 @@ def _suppress_warnings() -> Iterator[None]:
 
 def describe_export(classifier: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
     """Return the contents of model.json."""
-    size, model = classifier.image_size, classifier.config.model
+    size, model, names = classifier.image_size, classifier.config.model, classifier.config.data.class_names
     provenance = collect_provenance()
     return {
         "run_id": classifier.run.run_id,
@@ -258,10 +259,10 @@ def describe_export(classifier: Classifier, folder: Path, differences: dict[str,
         "trained_on": GENERATED_WARNING if classifier.generated else "real galaxies",
         "generated": classifier.generated,
         "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {FIELD_ARCSEC:.1f} arcsec of sky",
-        "output": "logits: (N, 10) float32; probabilities are softmax(logits / temperature)",
+        "output": f"logits: (N, {len(names)}) float32; probabilities are softmax(logits / temperature)",
         "image_size": size,
         "temperature": classifier.temperature,  # null: the run was not evaluated; probabilities are not calibrated
-        "classes": dict(enumerate(CLASSES)),
+        "classes": dict(enumerate(names)),
         "weights": classifier.weights,
         "commit": provenance["commit"],
         "versions": provenance["versions"],

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
+from galaxyhpc.config.class_names import MAX_CLASSES
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import divide_by_fold
@@ -76,7 +77,7 @@ def check_run(run: RunDir) -> FileCheck:
     if problem := _diagnose_best(run, config, "trained" in recorded):
         errors.append(f"best.pt: {problem}; {_describe_recovery(run, steps)}")
     errors += _diagnose_results(run, "evaluated" in recorded)
-    if problem := _diagnose_attack(run):
+    if problem := _diagnose_attack(run, config):
         errors.append(f"attack.csv: {problem}; {RELAUNCH} attacks again")
     notes = [*torn_events, *torn_metrics, *(_try_check(_list_leftovers, run)[0] or [])]
     return FileCheck(run.run_id, num_checkpoints, tuple(steps), tuple(errors), tuple(notes))
@@ -150,10 +151,10 @@ def _check_checkpoint(path: Path, run: RunDir, config: RunConfig | None) -> int:
 
 
 @cache
-def _get_state_shapes(model: ModelConfig, image_size: int) -> dict[str, tuple[int, ...]]:
+def _get_state_shapes(model: ModelConfig, image_size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes in a network's state_dict; nothing is computed, and each network is built once."""
     with torch.device("meta"):
-        network = build_model(model.without_pretrained, image_size)
+        network = build_model(model.without_pretrained, image_size, num_classes)
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
@@ -161,7 +162,7 @@ def _check_weight_shapes(weights: dict[str, Any], config: RunConfig | None) -> N
     """Refuse weights that do not fit the configured network, where the configuration can be read."""
     if config is None:
         return
-    expected = _get_state_shapes(config.model, config.data.image_size)
+    expected = _get_state_shapes(config.model, config.data.image_size, len(config.data.class_names))
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     for name in [*expected, *shapes]:
         if shapes.get(name) != expected.get(name):
@@ -201,19 +202,19 @@ def _diagnose_results(run: RunDir, is_evaluated: bool) -> list[str]:
     return [f"{problem}; {RELAUNCH} evaluates again" for problem in problems]
 
 
-def _diagnose_attack(run: RunDir) -> str:
+def _diagnose_attack(run: RunDir, config: RunConfig | None) -> str:
     path = attack_results.get_attack_file(run)
     if not os.path.lexists(path):
         return ""
-    attack, problem = _try_check(_read_attack, run)
+    attack, problem = _try_check(_read_attack, run, config)
     if attack and run.best_file.is_file() and attack.spec.weights != sha256(run.best_file):
         return "made with other weights than best.pt"
     return problem
 
 
-def _read_attack(run: RunDir) -> attack_results.AttackResults:
+def _read_attack(run: RunDir, config: RunConfig | None) -> attack_results.AttackResults:
     _check_regular_file(attack_results.get_attack_file(run), MAX_JSON_LINES_BYTES)
-    return attack_results.parse(run)
+    return attack_results.parse(run, len(config.data.class_names) if config else MAX_CLASSES)
 
 
 def _find_inconsistencies(run: RunDir) -> list[str]:

@@ -2,9 +2,10 @@
 
 Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS with g, r, z or R, G, B planes.
 Images are square, of any size, and should look like the training images: about 67 arcsec of sky with the galaxy in the
-middle. Writes one CSV row per galaxy; the column `note` marks images without a galaxy: blank, or with an empty band.
-The headers of all files are checked first. Exit status 2: nothing was written; each bad image has its line of the
-reason. Exit status 1: --skip-bad left out images, and the column `error` says why.
+middle. Writes one CSV row per galaxy, with the probability of each class in a column `p_NAME`; the column `note` marks
+images without a galaxy: blank, or with an empty band. The headers of all files are checked first. Exit status 2:
+nothing was written; each bad image has its line of the reason. Exit status 1: --skip-bad left out images, and the
+column `error` says why.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from galaxyhpc.data import image_files
-from galaxyhpc.data.galaxy10 import CLASSES, resize
+from galaxyhpc.data.galaxy10 import resize
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError
@@ -81,17 +82,22 @@ def read_galaxies(counts: dict[Path, int | image_files.ImageError], image_size: 
 
 @torch.inference_mode()
 def classify(classifier: Classifier, images: Sequence[image_files.UInt8Array]) -> NDArray[np.float64]:
-    """Return the (n, 10) probabilities of (3, S, S) images, not calibrated if the run has no temperature."""
+    """Return the (n, K) probabilities of (3, S, S) images, not calibrated if the run has no temperature."""
     device = next(classifier.network.parameters()).device
     pixels = torch.from_numpy(np.stack(images)).to(device).float() / 255.0
     return softmax(classifier.network(pixels).float().cpu().numpy(), classifier.temperature or 1.0)
 
 
 def get_columns(classifier: Classifier) -> list[str]:
-    """Return the names of the columns: probabilities that are not calibrated are called raw."""
-    raw = "" if classifier.temperature else "raw_"
-    names = [f"{raw}p_{name.replace(' ', '_')}" for name in CLASSES]
-    return ["source", "index", "class", "name", f"{raw}probability", *names, "run_id", "trained_on", "note", "error"]
+    """Return the names of the columns: probabilities that are not calibrated are called raw.
+
+    `p_` and the name of the class, with _ for spaces unless two classes would have one column.
+    """
+    raw, names = "" if classifier.temperature else "raw_", classifier.config.data.class_names
+    with_underscores = [name.replace(" ", "_") for name in names]
+    endings = with_underscores if len(set(with_underscores)) == len(names) else names
+    columns = [f"{raw}p_{ending}" for ending in endings]
+    return ["source", "index", "class", "name", f"{raw}probability", *columns, "run_id", "trained_on", "note", "error"]
 
 
 def write_predictions(
@@ -124,11 +130,12 @@ def _make_rows(classifier: Classifier, batch: Sequence[Galaxy], origin: list[str
     images = [galaxy.image for galaxy in batch if galaxy.image is not None]
     probabilities = iter(classify(classifier, images)) if images else iter(())
     for galaxy in batch:
-        numbers = [""] * (3 + len(CLASSES))
+        names = classifier.config.data.class_names
+        numbers = [""] * (3 + len(names))
         if galaxy.image is not None:
             values: NDArray[np.float64] = next(probabilities)
             label = int(values.argmax())
-            numbers = [str(label), CLASSES[label], *(f"{value:.6f}" for value in (values[label], *values))]
+            numbers = [str(label), names[label], *(f"{value:.6f}" for value in (values[label], *values))]
         yield [
             galaxy.source,
             galaxy.index,

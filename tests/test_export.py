@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation.trained_model import load
 from galaxyhpc.export import FORMATS, LogitsMismatchError, convert_to_torch, export, export_program, main, make_examples
 from galaxyhpc.models import kernel_choice
@@ -116,7 +116,7 @@ def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, 
     assert {path.name for path in exported.iterdir()} == {*description["files"], "model.json"}
     for name, file in description["files"].items():
         assert file["sha256"] == sha256(exported / name) and file["largest_difference"] <= 1e-5
-    assert list(description["classes"].values()) == list(CLASSES) and description["image_size"] == SIZE
+    assert list(description["classes"].values()) == list(GALAXY10_CLASSES) and description["image_size"] == SIZE
     assert description["weights"] == sha256(run.best_file) and description["run_id"] == run.run_id
     assert description["generated"] and "GENERATED" in description["trained_on"] and description["temperature"] is None
     assert (description["architecture"], description["group"]) == ("steerable_cnn", "D4")

@@ -18,9 +18,9 @@ from helpers.data_files import write_images_with_missing_filter
 from numpy.typing import NDArray
 from PIL import Image
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data import image_files
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.calibration import softmax
@@ -91,7 +91,10 @@ def test_galaxies_of_the_evaluation_get_the_probabilities_of_the_evaluation(run:
     np.testing.assert_allclose(read_probabilities(tmp_path / "out.csv")[measured.rows], expected, atol=1e-5)
     for row in rows:
         best = int(row["class"])
-        assert row["name"] == CLASSES[best] and row["probability"] == row[f"p_{CLASSES[best].replace(' ', '_')}"]
+        assert (
+            row["name"] == GALAXY10_CLASSES[best]
+            and row["probability"] == row[f"p_{GALAXY10_CLASSES[best].replace(' ', '_')}"]
+        )
     assert [int(row["index"]) for row in rows] == list(range(150))
 
 

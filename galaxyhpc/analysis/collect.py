@@ -116,6 +116,10 @@ def collect_run(run: RunDir) -> RunResults:
     if counts is None:
         return RunResults(run, config, planned_pairs, reason=_describe_state(run))
     measured_pairs = list(zip(counts["condition"].tolist(), counts["severity"].tolist(), strict=True))
+    num_classes = len(config.data.class_names)
+    if counts["confusion"].iloc[0].shape[0] != num_classes:
+        got = f"its results are of {counts['confusion'].iloc[0].shape[0]} classes; expected {num_classes}"
+        return RunResults(run, config, planned_pairs, reason=got)
     planned = set(planned_pairs)
     if not planned.issuperset(measured_pairs):
         counts = counts[[pair in planned for pair in measured_pairs]]
@@ -125,6 +129,21 @@ def collect_run(run: RunDir) -> RunResults:
         missing = ", ".join(filter(None, (missing, "the one-pixel attack")))
     reason = f"partly evaluated, without {missing}{_describe_incomplete_state(run)}" if missing else ""
     return RunResults(run, config, planned_pairs, counts if len(counts) else None, reason, attack)
+
+
+def get_class_names(sweep: CollectedSweep) -> tuple[str, ...]:
+    """Return the names of the classes, the same of all runs; none if no run can be read.
+
+    Raises
+    ------
+    PlanError
+        if the classes of two runs differ: their results cannot be averaged or compared
+    """
+    runs_by_names = {run.config.data.class_names: run.run.run_id for run in reversed(sweep.runs) if run.config}
+    if len(runs_by_names) > 1:
+        texts = [f"{run_id} has {len(names)}: {names[0]}, ..." for names, run_id in runs_by_names.items()]
+        raise PlanError(f"plan.csv: got runs with other classes: {'; '.join(texts[:2])}; expected the same of all runs")
+    return next(iter(runs_by_names), ())
 
 
 def _list_missing_conditions(planned_pairs: tuple[Pair, ...], measured_pairs: set[Pair]) -> str:

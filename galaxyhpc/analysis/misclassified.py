@@ -16,8 +16,8 @@ class Misclassification:
     """A test galaxy that a run misclassifies when clean."""
 
     row: int  # in the data file
-    truth: int  # class, 0 to 9
-    predicted: int  # class, 0 to 9
+    truth: int  # label of the class
+    predicted: int  # label of the class
     error_fraction: float  # of all conditions under which the prediction is wrong
 
 

@@ -5,7 +5,7 @@ Means are over runs, never over networks; missing values are nan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from galaxyhpc.analysis.collect import FLATTEN_HEAD_FLAW, NETWORK_COLUMNS, Colle
 from galaxyhpc.analysis.statistics import is_pareto_optimal
 from galaxyhpc.config import conditions
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import (
     METRICS,
@@ -31,6 +30,7 @@ from galaxyhpc.evaluation.results import Pair
 CLASS_METRICS = ["precision", "recall", "f1", "support"]
 COST_COLUMNS = ("parameters", "multiply_adds")
 TEMPERATURE_SCALED_METRICS = ["nll", "brier", "ece"]  # those that a temperature changes
+MAX_CELLS = 2**25  # of confusion matrices in memory
 ALL_METRICS = [*METRICS, *(f"{name}_scaled" for name in TEMPERATURE_SCALED_METRICS)]
 
 
@@ -56,13 +56,23 @@ def make_metrics_table(sweep: CollectedSweep) -> pd.DataFrame:
     if len(sources) > 1:
         texts = [f"{f[:12]} ({run_id})" for f, run_id in zip(sources["fingerprint"], sources["run_id"], strict=True)]
         raise PlanError(f"plan.csv: got runs on different galaxies: {', '.join(texts)}; expected one data file")
-    scaled = compute_metrics(results.to_counts(table, is_scaled=True))
+    scaled = _compute_metrics(table, is_scaled=True)
     table = table.assign(
-        **compute_metrics(results.to_counts(table)),
+        **_compute_metrics(table),
         **{f"{name}_scaled": scaled[name] for name in TEMPERATURE_SCALED_METRICS},
     )
     table = add_physical_units(table.merge(sweep.plan.drop(columns="data"), on="run_id"))
     return table.assign(data=np.where(table["generated"], "demo", table["fingerprint"].str[:12]))
+
+
+def _compute_metrics(table: pd.DataFrame, is_scaled: bool = False) -> dict[str, NDArray[np.float64]]:
+    """Compute METRICS of each row, of so many rows at a time that their confusions fit in memory."""
+    num_rows = max(1, MAX_CELLS // table["confusion"].iloc[0].shape[0] ** 2)
+    parts = [
+        compute_metrics(results.to_counts(table[start : start + num_rows], is_scaled))
+        for start in range(0, len(table), num_rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
 
 def add_physical_units(table: pd.DataFrame) -> pd.DataFrame:
@@ -153,19 +163,27 @@ def find_reference_networks(networks: pd.DataFrame) -> dict[str, str]:
     return references
 
 
-def make_class_table(metrics_table: pd.DataFrame) -> pd.DataFrame:
+def make_class_table(metrics_table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
     """Average precision, recall and F1 of each class on clean galaxies over seeds; see `tables.Tables.per_class`."""
     clean = metrics_table[metrics_table["condition"] == "clean"]
-    per_run = _make_long_table(clean["label"], {"class": len(CLASSES)}, compute_per_class(results.to_counts(clean)))
+    per_run = _make_long_table(clean["label"], {"class": len(class_names)}, compute_per_class(results.to_counts(clean)))
     # pandas leaves out nan: a class that one seed never predicts has no precision there
     means = per_run.groupby(["label", "class"], sort=False)[CLASS_METRICS].mean().reset_index()
-    return means.assign(name=np.array(CLASSES)[means["class"]])[["label", "class", "name", *CLASS_METRICS]]
+    return means.assign(name=np.array(class_names, dtype=object)[means["class"]])[
+        ["label", "class", "name", *CLASS_METRICS]
+    ]
 
 
 def make_confusion_table(metrics_table: pd.DataFrame) -> pd.DataFrame:
-    """Sum confusion matrices on clean galaxies over seeds: label, truth, predicted, count."""
+    """Sum confusion matrices on clean galaxies over seeds; see `tables.Tables.confusion`."""
     labels, counts = _pool_seeds(metrics_table)
-    return _make_long_table(labels, {"truth": len(CLASSES), "predicted": len(CLASSES)}, {"count": counts.confusion})
+    num_classes = counts.confusion.shape[-1]
+    if num_classes <= results.MAX_DENSE_CLASSES:
+        axes = {"truth": num_classes, "predicted": num_classes}
+        return _make_long_table(labels, axes, {"count": counts.confusion})
+    network, truth, predicted = np.nonzero(counts.confusion)
+    columns = {"label": labels[network], "truth": truth, "predicted": predicted}
+    return pd.DataFrame(columns | {"count": counts.confusion[network, truth, predicted]})
 
 
 def make_reliability_table(metrics_table: pd.DataFrame) -> pd.DataFrame:
@@ -212,6 +230,7 @@ def learning_curves(sweep: CollectedSweep) -> pd.DataFrame:
 
 def make_run_table(sweep: CollectedSweep, metrics_table: pd.DataFrame) -> pd.DataFrame:
     """Make a table of one row per planned run; see `tables.Tables.runs`."""
-    clean = metrics_table[metrics_table["condition"] == "clean"].set_index("run_id")["accuracy"]
+    clean = metrics_table[metrics_table["condition"] == "clean"].set_index("run_id")
     runs = sweep.plan[["run_id", "label", "seed", "fold", "parameters"]]
-    return runs.assign(reason=[run.reason for run in sweep.runs], accuracy=runs["run_id"].map(clean))
+    scores = {name: runs["run_id"].map(clean[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+    return runs.assign(reason=[run.reason for run in sweep.runs], **scores)

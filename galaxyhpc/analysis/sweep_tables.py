@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +24,14 @@ DEFAULT_LINK_ARCSEC = DataConfig().link_arcsec  # frames nearer than this show t
 MAX_LISTED_RUNS = 5
 
 
-def make_count_tables(sweep: CollectedSweep, metrics_table: pd.DataFrame, seed_summary: pd.DataFrame) -> Tables:
+def make_count_tables(
+    sweep: CollectedSweep, metrics_table: pd.DataFrame, seed_summary: pd.DataFrame, class_names: Sequence[str]
+) -> Tables:
     """Make all tables that need no predictions, except for the intervals in `seed_summary`."""
     return Tables(
         summary=seed_summary,
         networks=summary.make_network_table(sweep, seed_summary),
-        per_class=summary.make_class_table(metrics_table),
+        per_class=summary.make_class_table(metrics_table, class_names),
         confusion=summary.make_confusion_table(metrics_table),
         reliability=summary.make_reliability_table(metrics_table),
         runs=summary.make_run_table(sweep, metrics_table),
@@ -95,19 +98,33 @@ def describe_folds(sweep: CollectedSweep) -> list[str]:
     ]
 
 
-def make_report_info(sweep_dir: Path, sweep: CollectedSweep, metrics_table: pd.DataFrame) -> ReportInfo:
+def make_report_info(
+    sweep_dir: Path, sweep: CollectedSweep, metrics_table: pd.DataFrame, class_names: tuple[str, ...]
+) -> ReportInfo:
     """Describe a sweep: its title and question, what its networks share, its galaxies."""
     path, shared = sweep_dir / "sweep.yaml", sweep.shared_settings
     question = parse_question(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
     title = sweep_dir.resolve().name + (f": {shared}" if shared else "")
     if metrics_table.empty:
-        return ReportInfo(title, bool((sweep.plan["data"] == "demo").any()), np.nan, question, "", 0, shared)
+        return ReportInfo(
+            title, bool((sweep.plan["data"] == "demo").any()), np.nan, question, "", 0, shared, class_names
+        )
     first = metrics_table.iloc[0]
-    chance = first["confusion"].sum(axis=1).max() / first["n"]
+    class_counts = first["confusion"].sum(axis=1)
     sizes = sorted(set(metrics_table["n"]))
     title += f"; {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} test galaxies"
     generated = bool(metrics_table["generated"].any())
-    return ReportInfo(title, generated, float(chance), question, first["fingerprint"], int(sizes[0]), shared)
+    return ReportInfo(
+        title,
+        generated,
+        float(class_counts.max() / first["n"]),
+        question,
+        first["fingerprint"],
+        int(sizes[0]),
+        shared,
+        class_names,
+        class_names[int(class_counts.argmax())],
+    )
 
 
 def list_unplanned_runs(sweep_dir: Path, sweep: CollectedSweep) -> list[str]:

@@ -6,6 +6,7 @@ data has no rows, and may have no columns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,15 @@ class ReportInfo:
     fingerprint: str = ""  # of the data file; empty before any measurement
     num_test_galaxies: int = 0  # 0 before any measurement
     shared_settings: str = ""  # what all networks share
+    class_names: tuple[str, ...] = ()  # in the order of the labels; empty if no run can be read
+    majority_class: str = ""  # the most frequent among the test galaxies; empty before any measurement
+
+    def describe_chance(self) -> str:
+        """Say what a network has to beat; nothing before any measurement."""
+        if not math.isfinite(self.chance_accuracy):
+            return ""
+        name = f", {self.majority_class}" if self.majority_class else ""
+        return f"Always predicting the most frequent class{name}: {100 * self.chance_accuracy:.1f} %."
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +49,7 @@ class Tables:
     networks: pd.DataFrame
     # label, class, name, precision, recall, f1, recall_low, recall_high, support (clean galaxies)
     per_class: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # label, truth, predicted, count (clean galaxies, summed over seeds)
+    # label, truth, predicted, count (clean, summed over seeds); of many classes, no zeros
     confusion: pd.DataFrame = field(default_factory=pd.DataFrame)
     # label, scaled, bin, galaxies, accuracy, confidence (clean galaxies, seeds pooled)
     reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -51,7 +61,7 @@ class Tables:
     attack: pd.DataFrame = field(default_factory=pd.DataFrame)
     # run_id, label, seed, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy
     training: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # run_id, label, seed, fold, reason (empty if complete), accuracy (clean galaxies), parameters
+    # run_id, label, seed, fold, reason (empty if complete), parameters; accuracy, balanced_accuracy, macro_f1 (clean)
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
     # row (in the data file), truth, predicted (most frequent wrong class), fraction_wrong (of complete runs)
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)

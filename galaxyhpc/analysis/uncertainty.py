@@ -30,7 +30,7 @@ from galaxyhpc.analysis.statistics import (
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import consistency
-from galaxyhpc.evaluation.results import CLEAN, Pair, Predictions
+from galaxyhpc.evaluation.results import CLEAN, Labels, Pair, Predictions
 from galaxyhpc.runtime.parallel import parallel_map
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -45,12 +45,12 @@ class NetworkPredictions:
     """Predictions of one network for n test galaxies, and the statistics of its accuracy."""
 
     rows: NDArray[np.int32]  # (n,) of the test galaxies in the data file
-    labels: NDArray[np.uint8]  # (n,) truth
+    labels: Labels  # (n,) truth
     groups: NDArray[np.int32]  # (n,) sky group
     mean_accuracies: dict[Pair, float]  # mean over seeds
     bootstrap_samples: dict[Pair, Floats]  # (num_samples,) of the same
     consistency: dict[Pair, float]  # with the prediction on clean galaxies, mean over seeds
-    clean_predictions: dict[int, NDArray[np.uint8]]  # training seed -> (n,) predictions on clean galaxies
+    clean_predictions: dict[int, Labels]  # training seed -> (n,) predictions on clean galaxies
     recall_intervals: pd.DataFrame  # class, recall_low, recall_high on clean galaxies; empty without predictions
 
     def is_correct(self, seed: int) -> NDArray[np.bool_]:
@@ -291,9 +291,7 @@ def compute_corruption_errors(
     )
 
 
-def _compute_recall_intervals(
-    predictions: Predictions, clean_predictions: Mapping[int, NDArray[np.uint8]]
-) -> pd.DataFrame:
+def _compute_recall_intervals(predictions: Predictions, clean_predictions: Mapping[int, Labels]) -> pd.DataFrame:
     """Bootstrap the recall of each class on clean galaxies: class, recall_low, recall_high."""
     classes = np.unique(predictions.labels)
     is_class = predictions.labels == classes[:, None]
@@ -331,10 +329,11 @@ def find_hardest_galaxies(networks: Iterable[NetworkPredictions], max_galaxies: 
         return pd.DataFrame(columns=columns)
     rows, truth = measured_networks[0].rows, measured_networks[0].labels.astype(np.int64)
     galaxies = np.arange(len(truth))
-    num_predicted = np.zeros((len(truth), 10), np.int64)
-    for network in measured_networks:
-        for predicted in network.clean_predictions.values():
-            num_predicted[galaxies, predicted] += 1
+    clean_predictions = [p for network in measured_networks for p in network.clean_predictions.values()]
+    num_classes = 1 + max(int(classes.max()) for classes in (truth, *clean_predictions))
+    num_predicted = np.zeros((len(truth), num_classes), np.int32)
+    for predicted in clean_predictions:
+        num_predicted[galaxies, predicted] += 1
     fraction_wrong = 1 - num_predicted[galaxies, truth] / num_predicted.sum(axis=1)
     num_predicted[galaxies, truth] = -1
     hardest = np.argsort(-fraction_wrong, kind="stable")[:max_galaxies]

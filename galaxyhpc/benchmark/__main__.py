@@ -27,13 +27,14 @@ from rich.progress import Progress
 from galaxyhpc.benchmark import data_pipeline, forecast, scaling, tables
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.forecast import BenchmarkFileError
-from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, NUM_CLASSES, Case
+from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, Case
 from galaxyhpc.benchmark.layer_timing import list_layers, time_layer
 from galaxyhpc.benchmark.timing import NETWORK_PARTS, PARTS, TimingBudget, compare_implementations
 from galaxyhpc.config.group_names import check_group_name
 from galaxyhpc.config.image_size import is_exact_image_size
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.config.sweep import SweepError, load_sweep
+from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.steerable.kernels.selection import BatchShape
@@ -123,7 +124,7 @@ def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: 
 
 def _measure_layers(case: Case, budget: TimingBudget) -> list[JsonDict]:
     """Time the layers of a network, one after the other."""
-    network = build_model(case.model, case.image_size, NUM_CLASSES)
+    network = build_model(case.model, case.image_size)
     device, dtype = torch.device(case.device), getattr(torch, case.precision)
     layers = list_layers(network, BatchShape(case.batch_size, case.image_size))
     return [time_layer(layer, device, dtype, budget.round_seconds / 4) for layer in layers]
@@ -150,7 +151,7 @@ def _print_forecast(options: argparse.Namespace, console: Console) -> int:
     if not options.source.is_file():
         raise BenchmarkError(f"--from: {options.source}: no such file; expected one that `galaxyhpc benchmark` wrote")
     benchmark, sweep = forecast.read_benchmark(options.source), load_sweep(options.predict)
-    forecasts = forecast.forecast_runs(sweep.runs, benchmark)
+    forecasts = forecast.forecast_runs(fill_in_class_names(sweep.runs), benchmark)
     console.print(tables.make_sweep_table(sweep.name, forecasts, benchmark.device_name))
     return 0
 

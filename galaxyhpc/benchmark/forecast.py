@@ -103,7 +103,7 @@ def _make_record(model: ModelConfig, network: JsonDict, times: NetworkTimes, mac
         times.training_seconds + times.optimizer_seconds / network["batch"] + validation_ratio * times.inference_seconds
     )
     uses_gpu = machine["device"] == "cuda"
-    num_multiply_adds = _get_network_profile(model, network["size"]).multiply_adds
+    num_multiply_adds = _get_network_profile(model, network["size"], len(config.data.class_names)).multiply_adds
     return TimingRecord(
         machine["name"] if uses_gpu else "cpu",
         run_cost.estimate_prior_seconds(num_multiply_adds, config, uses_gpu),
@@ -116,8 +116,8 @@ def _make_resources(device: str, num_threads: int) -> ResourcesConfig:
 
 
 @cache
-def _get_network_profile(model: ModelConfig, image_size: int) -> NetworkProfile:
-    return profile.profile_network(model, image_size)
+def _get_network_profile(model: ModelConfig, image_size: int, num_classes: int) -> NetworkProfile:
+    return profile.profile_network(model, image_size, num_classes)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _forecast_run(config: RunConfig, benchmark: BenchmarkResults) -> RunForecast
         return RunForecast(config, True, _predict_from_times(config, times, benchmark.device == "cuda"))
     fit = run_cost.fit_cost_model(benchmark.records)
     models = CostModels(fit, fit, count_galaxies(config))
-    network = _get_network_profile(config.model, config.data.image_size)
+    network = _get_network_profile(config.model, config.data.image_size, len(config.data.class_names))
     return RunForecast(config, False, run_cost.estimate_run_time(config, network, models))
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN
@@ -38,7 +39,6 @@ from galaxyhpc.steerable.layers import SteerableConv
 
 IMPLEMENTATIONS = ("e2cnn", "dense", "ours")
 MAX_STEPS = 50  # in a round
-NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class TimedNetwork:
         self.case, self.implementation = case, implementation
         self.is_cuda = case.device == "cuda"
         self.images = torch.rand(case.batch_size, 3, case.image_size, case.image_size, device=case.device)
-        self.labels = torch.randint(NUM_CLASSES, (case.batch_size,), device=case.device)
+        self.labels = torch.randint(len(GALAXY10_CLASSES), (case.batch_size,), device=case.device)
         self.variants: list[tuple[nn.Module, Tensor]] = []
         self.network: nn.Module | None = None  # only of ours, whose layers have a choice
         self.selected_for_training: bool | None = None  # for training or for inference
@@ -123,7 +123,7 @@ class TimedNetwork:
         start = time.perf_counter()
         importlib.import_module("torch._dynamo")  # as every optimizer does
         with torch.device("meta"):
-            build_model(self.case.model, self.case.image_size, NUM_CLASSES)
+            build_model(self.case.model, self.case.image_size)
         if self.implementation == "e2cnn" and self.case.model.group:
             groups.make_gspace(self.case.model.group)  # imports e2cnn_compat
             importlib.import_module("e2cnn.nn")
@@ -198,7 +198,7 @@ class TimedNetwork:
     def _build_network(self) -> nn.Module:
         torch.manual_seed(0)
         self._set_backend_flags()
-        network = build_model(self.case.model, self.case.image_size, NUM_CLASSES)
+        network = build_model(self.case.model, self.case.image_size)
         if self.implementation == "dense":
             network = make_dense_limit(network)
         if self.implementation == "e2cnn" and self.case.model.group:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from galaxyhpc.benchmark.implementations import Case
 from galaxyhpc.benchmark.timing import TimingBudget
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.child_python import die_with_parent
 from galaxyhpc.runtime.process import keep_heap
@@ -96,7 +97,7 @@ def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directo
     network = build_model(case.model, case.image_size).to(device)
     model = DistributedDataParallel(network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
     images = torch.rand(case.batch_size, 3, case.image_size, case.image_size, device=device)
-    labels = torch.randint(10, (case.batch_size,), device=device)
+    labels = torch.randint(len(GALAXY10_CLASSES), (case.batch_size,), device=device)
 
     def step() -> None:
         model.zero_grad()

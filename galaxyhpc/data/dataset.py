@@ -23,7 +23,7 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import CLASSES, FIELD_ARCSEC
+from galaxyhpc.data.galaxy10 import FIELD_ARCSEC
 from galaxyhpc.data.given_split import describe_division, describe_dropped, divide
 from galaxyhpc.data.sources.conversion import convert
 from galaxyhpc.data.sources.open_source import describe_state, open_source
@@ -47,7 +47,6 @@ from galaxyhpc.runtime.lock import hold
 from galaxyhpc.storage.files import fsync, write_text
 
 __all__ = [
-    "CLASSES",
     "DataError",
     "Galaxies",
     "check_divisible",

@@ -30,7 +30,6 @@ from galaxyhpc.data.sources.source import (
     make_error,
 )
 
-CLASSES = GALAXY10_CLASSES
 FILE_TYPE = "an HDF5 file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
 MIN_GALAXIES = 100

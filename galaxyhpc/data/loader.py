@@ -68,10 +68,10 @@ def shard_batch(batch: Tensor, rank: int, world_size: int) -> Tensor:
 
 @torch.inference_mode()
 def predict(network: nn.Module, dataset: DeviceDataset, indices: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return (n, 10) float32 logits and (n,) int64 labels, without augmentation."""
+    """Return (n, K) float32 logits and (n,) int64 labels, without augmentation."""
     network.eval()
-    logits, labels = [torch.empty(0, 10, device=dataset.device)], [dataset.labels[:0]]
-    for batch in indices.split(batch_size):
+    logits, labels = [], []
+    for batch in indices.split(batch_size):  # of no indices, one empty batch
         images, batch_labels = dataset.get_batch(batch)
         logits.append(network(images).float())
         labels.append(batch_labels)

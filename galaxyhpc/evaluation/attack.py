@@ -44,8 +44,8 @@ MIN_IMPROVEMENT_NATS = 1e-6  # of a child over its parent: smaller gains may dep
 MIN_LOGIT_MARGIN = 1e-4  # of a wrong class's logit over the true one's: smaller margins may depend on the kernels
 GALAXIES_PER_CHUNK = 64  # galaxies that evolve together, after which the table is saved
 
-LogitsFn = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, 10)
-QueryFn = Callable[[Tensor, Tensor], Tensor]  # indices of images (N,) and pixels (N, 5) -> logits (N, 10)
+LogitsFn = Callable[[Tensor], Tensor]  # (N, 3, S, S) in [0, 1] -> (N, K)
+QueryFn = Callable[[Tensor, Tensor], Tensor]  # indices of images (N,) and pixels (N, 5) -> logits (N, K)
 ShouldStopFn = Callable[[], bool]
 QueryCallback = Callable[[int], bool]  # takes the number of queries made or saved; returns False on a signal
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.config.class_names import MAX_CLASSES
 from galaxyhpc.config.schema import AttackConfig
-from galaxyhpc.evaluation.metrics import NUM_CLASSES
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -96,7 +96,7 @@ def read_finished_attack(run: RunDir, settings: AttackConfig, weights: str) -> A
     return results if settings.model_dump().items() <= asdict(results.spec).items() else None
 
 
-def parse(run: RunDir) -> AttackResults:
+def parse(run: RunDir, num_classes: int = MAX_CLASSES) -> AttackResults:
     """Read attack.csv and validate each row.
 
     Raises
@@ -113,8 +113,8 @@ def parse(run: RunDir) -> AttackResults:
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"got columns {', '.join(map(str, table.columns))}; expected {', '.join(COLUMNS)}")
     is_valid = (
-        table["label"].between(0, NUM_CLASSES - 1)
-        & table["predicted"].between(0, NUM_CLASSES - 1)
+        table["label"].between(0, num_classes - 1)
+        & table["predicted"].between(0, num_classes - 1)
         & table["queries"].between(1, spec.budget)
         & (table[["x", "y"]] >= 0).all(axis=1)
         & table[["r", "g", "b"]].isin(range(256)).all(axis=1)

@@ -20,7 +20,7 @@ TEMPERATURE_BOUNDS = (0.01, 100.0)  # reached if every galaxy is classified corr
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> float:
-    """Fit the temperature of (n, 10) logits of galaxies with `labels` in 0..9, within TEMPERATURE_BOUNDS.
+    """Fit the temperature of (n, K) logits of galaxies with `labels` in 0..K-1, within TEMPERATURE_BOUNDS.
 
     The negative log-likelihood is convex in 1 / temperature and has one minimum.
 

@@ -64,7 +64,7 @@ def load_network(run: RunDir, config: RunConfig, device: torch.device) -> nn.Mod
     """
     if not run.best_file.exists():
         raise NotTrainedError(f"{run.path}: training is not finished: no best.pt")
-    network = build_model(config.model.without_pretrained, config.data.image_size)
+    network = build_model(config.model.without_pretrained, config.data.image_size, len(config.data.class_names))
     try:
         network.load_state_dict(torch.load(run.best_file, map_location="cpu", weights_only=True)["model"])
     except Exception as error:  # a foreign file may raise anything
@@ -87,7 +87,7 @@ def should_stop(stop: StopSignal) -> bool:
 
 @torch.inference_mode()
 def compute_logits(context: EvalContext, pair: tuple[str, float], stop: StopSignal) -> NDArray[np.float32] | None:
-    """Compute the (n, 10) logits of the test galaxies under one condition and severity; None on a signal."""
+    """Compute the (n, K) logits of the test galaxies under one condition and severity; None on a signal."""
     batches = []
     for indices in context.indices.split(context.batch_size):
         if should_stop(stop):
@@ -122,7 +122,7 @@ def prepare_evaluation(run: RunDir, config: RunConfig) -> tuple[EvalContext, res
     source = {"weights": sha256(run.best_file), "fingerprint": galaxies.fingerprint}
     run_logits = results.load(run, **source, complain=_warn_of_evaluation) or results.RunLogits(
         rows=test.row.to_numpy(np.int32),
-        labels=test.label.to_numpy(np.uint8),
+        labels=test.label.to_numpy(results.get_label_dtype(len(config.data.class_names))),
         groups=test.sky_group.to_numpy(np.int32),
         logits={},
         generated=galaxies.generated,

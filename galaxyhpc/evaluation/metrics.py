@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-NUM_CLASSES = 10
 NUM_BINS = 15  # of the confidence, equally wide
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece")  # of `compute_metrics`
 
@@ -33,7 +32,7 @@ class Counts:
     correct: Integers  # (...)
     nll_sum: Floats  # (...), of -ln p(truth)
     brier_sum: Floats  # (...), of sum over classes of (p - truth)^2, so 0 to 2 per galaxy
-    confusion: Integers  # (..., 10, 10), rows are the truth, columns the prediction
+    confusion: Integers  # (..., K, K) for K classes, rows are the truth, columns the prediction
     bins: Floats  # (..., 15, 3): galaxies, correct ones, sum of confidences; bin b holds [b/15, (b+1)/15)
 
     def __add__(self, other: Counts) -> Counts:
@@ -43,9 +42,12 @@ class Counts:
 def compute_counts(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], temperature: float = 1.0
 ) -> Counts:
-    """Count the predictions from (n, 10) logits, divided by the temperature, of galaxies with `labels` in 0..9."""
-    if logits.shape != (len(labels), NUM_CLASSES):
-        raise MetricsError(f"logits: got shape {logits.shape}; expected {(len(labels), NUM_CLASSES)}")
+    """Count the predictions from (n, K) logits, divided by the temperature, of galaxies with `labels` in 0..K-1."""
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise MetricsError(f"logits: got shape {logits.shape}; expected ({len(labels)}, classes)")
+    num_classes = logits.shape[1]
+    if len(labels) and labels.max() >= num_classes:
+        raise MetricsError(f"logits: got {num_classes} classes; expected more than label {labels.max()}")
     if not np.isfinite(logits).all():
         num_bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise MetricsError(f"logits: got non-finite values for {num_bad} of {len(labels)} galaxies; expected none")
@@ -54,13 +56,13 @@ def compute_counts(
     is_correct, confidence = predicted == truth, p.max(axis=1)
     bin_indices = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     bin_weights = (np.ones(len(truth)), is_correct, confidence)
-    pair_counts = np.bincount(truth * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
+    pair_counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     return Counts(
         n=np.asarray(len(truth)),
         correct=np.asarray(is_correct.sum()),
         nll_sum=np.asarray(-log_p[np.arange(len(truth)), truth].sum()),
-        brier_sum=np.asarray(((p - np.eye(NUM_CLASSES)[truth]) ** 2).sum()),
-        confusion=pair_counts.reshape(NUM_CLASSES, NUM_CLASSES),
+        brier_sum=np.asarray(((p - np.eye(num_classes)[truth]) ** 2).sum()),
+        confusion=pair_counts.reshape(num_classes, num_classes),
         bins=np.stack([np.bincount(bin_indices, weights, NUM_BINS) for weights in bin_weights], axis=1),
     )
 
@@ -93,7 +95,7 @@ def _compute_mean_ratio(numerators: Integers, denominators: Integers) -> Floats:
 
 
 def compute_per_class(counts: Counts) -> dict[str, Floats]:
-    """Compute precision, recall, f1 and support (galaxies) of each class, each of shape (..., 10).
+    """Compute precision, recall, f1 and support (galaxies) of each class, each of shape (..., K).
 
     As scikit-learn does with zero_division=nan: precision is nan where the class was never predicted, recall where
     none of it occur, f1 where neither does.

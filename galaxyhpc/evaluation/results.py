@@ -4,11 +4,13 @@ results.csv is computed from predictions.h5 and written last: the conditions it 
 hashes of the weights and of the data; each is used only as far as it agrees with the other. A corrupt file is treated
 as absent, which costs a new evaluation and nothing else.
 
-    results.csv     one row per (condition, severity); confusion is 10 x 10 integers, row by row, rows are the
-                    truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces;
-                    temperature and SCALED_COLUMNS, of logits divided by it, are empty until it is fitted
-    predictions.h5  rows (n,), labels (n,), groups (n,), condition (K,), severity (K,), logits (K, n, 10) and
-                    predicted (K, n), which a bootstrap over 1,000 runs reads instead of the logits; all with
+    results.csv     one row per (condition, severity); confusion is K x K integers for K classes, row by row, rows are
+                    the truth; bins is 15 x (galaxies, correct, sum of confidences); both separated by spaces;
+                    temperature and SCALED_COLUMNS, of logits divided by it, are empty until it is fitted. Of more
+                    than MAX_DENSE_CLASSES classes, confusion is `truth:predicted:galaxies` of the cells that are not 0
+                    and of the last cell.
+    predictions.h5  rows (n,), labels (n,), groups (n,), condition (C,), severity (C,), logits (C, n, K) and
+                    predicted (C, n), which a bootstrap over 1,000 runs reads instead of the logits; all with
                     checksums; and the attribute temperature, once it is fitted
 """
 
@@ -25,17 +27,20 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
-from galaxyhpc.evaluation.metrics import NUM_BINS, NUM_CLASSES, Counts, compute_counts
+from galaxyhpc.evaluation.metrics import NUM_BINS, Counts, compute_counts
 from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 SCHEMA = 1
+MAX_DENSE_CLASSES = 32  # of which every cell of the confusion is stored: 1,000 classes have a million
 Pair = tuple[str, float]  # a condition and its severity
 CLEAN: Pair = ("clean", 0.0)
 
 log = logging.getLogger(__name__)
 
+Labels = NDArray[np.uint8 | np.uint16]
 Complain = Callable[[str], None]  # receives a line about a file that is ignored
 
 RAW_COLUMNS = ("nll_sum", "brier_sum", "bins")
@@ -55,9 +60,9 @@ class RunLogits:
     """Logits of a run for its n test galaxies under each condition."""
 
     rows: NDArray[np.int32]  # (n,) row of the galaxy in the data file
-    labels: NDArray[np.uint8]  # (n,) truth, 0 to 9
+    labels: Labels  # (n,) truth, 0 to K - 1
     groups: NDArray[np.int32]  # (n,) sky group; frames of one group overlap
-    logits: dict[Pair, NDArray[np.float32]]  # (n, 10) each
+    logits: dict[Pair, NDArray[np.float32]]  # (n, K) each
     weights: str  # SHA-256 of best.pt
     fingerprint: str  # of the data
     generated: bool  # demo galaxies
@@ -69,9 +74,9 @@ class Predictions:
     """Predicted classes of a run for its n test galaxies under each condition; the other fields as in RunLogits."""
 
     rows: NDArray[np.int32]
-    labels: NDArray[np.uint8]
+    labels: Labels
     groups: NDArray[np.int32]
-    predicted: dict[Pair, NDArray[np.uint8]]  # (n,) each
+    predicted: dict[Pair, Labels]  # (n,) each
     weights: str
     fingerprint: str
     generated: bool
@@ -111,9 +116,10 @@ def load(
 
 
 def read_counts(run: RunDir, complain: Complain = log.warning) -> pd.DataFrame | None:
-    """Read results.csv alone, with confusion as (10, 10) and bins as (15, 3) arrays; None if absent or corrupt.
+    """Read results.csv alone, with confusion as (K, K) and bins as (15, 3) arrays; None if absent or corrupt.
 
-    The temperature and SCALED_COLUMNS are nan where no temperature was fitted yet.
+    Confusions of more than MAX_DENSE_CLASSES classes are sparse: see `to_dense`. The temperature and
+    SCALED_COLUMNS are nan where no temperature was fitted yet.
     """
     if not run.results_file.exists():
         return None
@@ -136,15 +142,30 @@ def to_counts(table: pd.DataFrame, is_scaled: bool = False) -> Counts:
     If `is_scaled`, of the logits divided by the temperature: another nll, brier and ece, nan without a temperature.
     """
     nll_sum, brier_sum, bins = SCALED_COLUMNS if is_scaled else RAW_COLUMNS
-    confusion = np.concatenate([np.empty((0, NUM_CLASSES), np.int64), *table["confusion"]])
     return Counts(
         n=table["n"].to_numpy(),
         correct=table["correct"].to_numpy(),
         nll_sum=table[nll_sum].to_numpy(),
         brier_sum=table[brier_sum].to_numpy(),
-        confusion=confusion.reshape(-1, NUM_CLASSES, NUM_CLASSES),
+        confusion=_stack_confusions(table["confusion"]),
         bins=np.concatenate([np.empty((0, 3)), *table[bins]]).reshape(-1, NUM_BINS, 3),
     )
+
+
+def to_dense(confusion: NDArray[np.int64] | coo_array) -> NDArray[np.int64]:
+    """Return the (K, K) counts of a row of `read_counts`."""
+    counts: NDArray[np.int64] = confusion if isinstance(confusion, np.ndarray) else confusion.toarray()
+    return counts
+
+
+def _stack_confusions(confusions: pd.Series[Any]) -> NDArray[np.int64]:
+    """Return (rows, K, K) counts; without rows, of no classes."""
+    return np.stack([to_dense(confusion) for confusion in confusions]) if len(confusions) else np.empty((0, 0, 0), int)
+
+
+def get_label_dtype(num_classes: int) -> type[np.unsignedinteger[Any]]:
+    """Return the type of stored labels and predictions: one byte for up to 256 classes."""
+    return np.uint8 if num_classes <= 256 else np.uint16
 
 
 def _describe_corrupt(path: Path, error: BaseException) -> str:
@@ -170,9 +191,11 @@ def _find_consistent_pairs(run: RunDir, table: pd.DataFrame, run_logits: RunLogi
 
 def _has_same_counts(stored_row: pd.Series[Any], expected_row: pd.Series[Any]) -> bool:
     """Whether two rows hold the same counts; scaled ones too, if both have a temperature."""
-    numbers, arrays = ["n", "correct", "nll_sum", "brier_sum"], ["confusion", "bins"]
+    numbers, arrays = ["n", "correct", "nll_sum", "brier_sum"], ["bins"]
     if not pd.isna([stored_row["temperature"], expected_row["temperature"]]).any():
         numbers, arrays = [*numbers, "temperature", *SCALED_COLUMNS[:2]], [*arrays, SCALED_COLUMNS[2]]
+    if _format_confusion(to_dense(stored_row["confusion"])) != expected_row["confusion"]:
+        return False
     return np.allclose(stored_row[numbers].to_numpy(float), expected_row[numbers].to_numpy(float), rtol=1e-9) and all(
         np.allclose(stored_row[name].ravel(), _parse_numbers([expected_row[name]])[0], rtol=1e-9) for name in arrays
     )
@@ -184,7 +207,7 @@ def _make_table(run: RunDir, run_logits: RunLogits) -> pd.DataFrame:
     for (condition, severity), logits in run_logits.logits.items():
         counts = compute_counts(logits, run_logits.labels)
         row = {"run_id": run.run_id, "condition": condition, "severity": float(severity)}
-        row |= {"n": int(counts.n), "correct": int(counts.correct), "confusion": _format_numbers(counts.confusion)}
+        row |= {"n": int(counts.n), "correct": int(counts.correct), "confusion": _format_confusion(counts.confusion)}
         row |= _format_sums(counts, RAW_COLUMNS)
         if run_logits.temperature is not None:
             row |= _format_sums(compute_counts(logits, run_logits.labels, run_logits.temperature), SCALED_COLUMNS)
@@ -196,6 +219,40 @@ def _make_table(run: RunDir, run_logits: RunLogits) -> pd.DataFrame:
 
 def _format_sums(counts: Counts, columns: tuple[str, str, str]) -> dict[str, str]:
     return dict(zip(columns, map(_format_numbers, (counts.nll_sum, counts.brier_sum, counts.bins)), strict=True))
+
+
+def _format_confusion(confusion: NDArray[np.int64]) -> str:
+    """Write a (K, K) confusion as results.csv holds it."""
+    if len(confusion) <= MAX_DENSE_CLASSES:
+        return _format_numbers(confusion)
+    is_written = confusion > 0
+    is_written[-1, -1] = True  # which tells the number of classes
+    cells = zip(*np.nonzero(is_written), confusion[is_written], strict=True)
+    return " ".join(f"{truth}:{predicted}:{count}" for truth, predicted, count in cells)
+
+
+def _parse_confusions(texts: tuple[str, ...]) -> list[NDArray[np.int64]] | list[coo_array]:
+    """Return each text's (K, K) counts.
+
+    Raises
+    ------
+    ValueError
+        If they are not of one number of classes, or a count is negative or stands twice.
+    """
+    if ":" not in texts[0]:
+        numbers = _parse_numbers(texts, np.int64)
+        num_classes = math.isqrt(numbers.shape[1])
+        if (numbers < 0).any():
+            raise ValueError("negative counts")
+        return list(numbers.reshape(-1, num_classes, num_classes))
+    cells = [np.array(text.replace(":", " ").split(), np.int64).reshape(-1, 3).T for text in texts]
+    (num_classes,) = {int(truth[-1]) + 1 for truth, _, _ in cells}
+    for truth, predicted, count in cells:
+        indices = truth * num_classes + predicted
+        if (predicted >= num_classes).any() or (count < 0).any() or (np.diff(indices) <= 0).any() or indices[0] < 0:
+            raise ValueError("cells out of order")
+    shape = (num_classes, num_classes)
+    return [coo_array((count, (truth, predicted)), shape) for truth, predicted, count in cells]
 
 
 def _format_numbers(numbers: NDArray[Any]) -> str:
@@ -221,12 +278,13 @@ def _read_results_file(run: RunDir) -> pd.DataFrame:
 def _parse_columns(columns: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     """Convert columns of text to numbers and arrays, and check that these are consistent."""
     n, correct = (np.array(columns[name], dtype=np.int64) for name in ("n", "correct"))
-    confusion = _parse_numbers(columns["confusion"], np.int64).reshape(-1, NUM_CLASSES, NUM_CLASSES)
-    is_consistent = (confusion.sum((1, 2)) == n) & (np.trace(confusion, axis1=1, axis2=2) == correct)
-    if not is_consistent.all() or not ((confusion >= 0) & (confusion <= n[:, None, None])).all():
+    confusions = _parse_confusions(columns["confusion"])
+    if [confusion.sum() for confusion in confusions] != n.tolist():
+        raise ValueError("inconsistent counts")
+    if [confusion.diagonal().sum() for confusion in confusions] != correct.tolist():
         raise ValueError("inconsistent counts")
     generated = [{"True": True, "False": False}[text] for text in columns["generated"]]
-    parsed = {"n": n, "correct": correct, "confusion": list(confusion), "generated": generated}
+    parsed = {"n": n, "correct": correct, "confusion": confusions, "generated": generated}
     parsed["severity"] = np.array(columns["severity"], dtype=np.float64)
     return parsed | _parse_sums(columns, RAW_COLUMNS, n, correct) | _parse_scaled(columns, n, correct)
 
@@ -267,14 +325,15 @@ def _parse_numbers(texts: Any, dtype: type = np.float64) -> NDArray[Any]:
 
 def _write_predictions(path: Path, run: RunDir, run_logits: RunLogits) -> None:
     logits = np.stack(list(run_logits.logits.values())).astype(np.float32)
+    dtype = get_label_dtype(logits.shape[-1])
     arrays = {
         "rows": run_logits.rows.astype(np.int32),
-        "labels": run_logits.labels.astype(np.uint8),
+        "labels": run_logits.labels.astype(dtype),
         "groups": run_logits.groups.astype(np.int32),
         "condition": np.array([name for name, _ in run_logits.logits], dtype="S"),
         "severity": np.array([severity for _, severity in run_logits.logits], dtype=np.float64),
         "logits": logits,
-        "predicted": logits.argmax(-1).astype(np.uint8),
+        "predicted": logits.argmax(-1).astype(dtype),
     }
     with h5py.File(path, "w", libver="v110", locking=False) as file:  # v110 has checksums of metadata too
         file.attrs.update(schema=SCHEMA, run_id=run.run_id, weights=run_logits.weights)
@@ -311,8 +370,11 @@ def _parse_predictions(
     values, n = _read_array(file[array_name]), len(fields["rows"])
     shapes = {*(fields[name].shape for name in ("rows", "labels", "groups")), values[0].shape[:1]}
     has_shape = shapes == {(n,)} and values.ndim == {"logits": 3, "predicted": 2}[array_name]
-    if not has_shape or fields["labels"].max() >= NUM_CLASSES:
-        raise ValueError(f"arrays of {values.shape} for {n} galaxies")
+    num_classes = file["logits"].shape[-1]
+    if not has_shape or fields["labels"].max() >= num_classes:
+        raise ValueError(f"arrays of {values.shape} for {n} galaxies of {num_classes} classes")
+    if array_name == "predicted" and values.max() >= num_classes:
+        raise ValueError(f"predicted: got class {values.max()} of {num_classes}")
     return fields, dict(zip(zip(names.tolist(), severities.tolist(), strict=True), values, strict=True))
 
 

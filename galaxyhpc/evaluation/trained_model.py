@@ -19,7 +19,10 @@ from galaxyhpc.storage.sweep_dir import find_runs
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with its best weights, in evaluation mode: (N, 3, S, S) in [0, 1] -> logits (N, 10)."""
+    """A network with its best weights, in evaluation mode: (N, 3, S, S) in [0, 1] -> logits (N, K).
+
+    K is the number of `config.data.class_names`.
+    """
 
     run: RunDir
     config: RunConfig

@@ -5,7 +5,7 @@ Pixels are read from the converted, memory-mapped images in slices, so that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import pandas as pd
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import Galaxies, check_divisible
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
@@ -58,8 +57,17 @@ class DatasetSummary:
 
     @property
     def class_counts(self) -> np.ndarray:
-        """Number of galaxies of each class, (10,)."""
-        return np.bincount(self.galaxies.labels, minlength=len(CLASSES))
+        """Number of galaxies of each class, (K,)."""
+        return np.bincount(self.galaxies.labels, minlength=len(self.class_names))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the labels."""
+        return self.galaxies.classes
+
+    def select_largest_classes(self, max_classes: int) -> list[int]:
+        """Return the labels of the classes with the most galaxies, in their order."""
+        return sorted(np.argsort(-self.class_counts, kind="stable")[:max_classes].tolist())
 
     @property
     def duplicates(self) -> pd.DataFrame:
@@ -192,16 +200,16 @@ def compute_separation_arcsec(ra: np.ndarray, dec: np.ndarray, first: np.ndarray
     return np.asarray(3600 * np.degrees(angular_separation(ra[first], dec[first], ra[second], dec[second])))
 
 
-def count_by_split(split: pd.DataFrame) -> pd.DataFrame:
+def count_by_split(split: pd.DataFrame, num_classes: int) -> pd.DataFrame:
     """Count the galaxies of each class (row) in each split and dropped from it (columns)."""
     names = [*SPLITS, "dropped"]
-    return pd.crosstab(split["label"], split["split"]).reindex(index=range(len(CLASSES)), columns=names, fill_value=0)
+    return pd.crosstab(split["label"], split["split"]).reindex(index=range(num_classes), columns=names, fill_value=0)
 
 
-def compute_class_percentiles(values: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+def compute_class_percentiles(values: np.ndarray, labels: np.ndarray, num_classes: int) -> pd.DataFrame:
     """Return, per class, the number of known and missing values, and the 16th, 50th and 84th percentiles."""
     rows = []
-    for label in range(len(CLASSES)):
+    for label in range(num_classes):
         class_values = values[labels == label]
         known = class_values[np.isfinite(class_values)]
         percentiles = np.percentile(known, [16, 50, 84]) if len(known) else np.full(3, np.nan)
@@ -209,10 +217,10 @@ def compute_class_percentiles(values: np.ndarray, labels: np.ndarray) -> pd.Data
     return pd.DataFrame(rows, columns=["known", "missing", "low", "median", "high"])
 
 
-def select_examples(labels: np.ndarray, num_per_class: int) -> dict[int, list[int]]:
-    """Select up to `num_per_class` rows of every class, evenly spaced and so always the same."""
+def select_examples(labels: np.ndarray, classes: Sequence[int], num_per_class: int) -> dict[int, list[int]]:
+    """Select up to `num_per_class` rows of each of these classes, evenly spaced and so always the same."""
     examples = {}
-    for label in range(len(CLASSES)):
+    for label in classes:
         rows = np.flatnonzero(labels == label)
         positions = np.unique(np.linspace(0, len(rows) - 1, num_per_class).round().astype(int))
         examples[label] = rows[positions].tolist()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import DatasetSummary, select_examples
 from galaxyhpc.report.page import Section
 
 EXAMPLES_PER_CLASS = 8  # of each class
-NOISE_EXAMPLE_CLASSES = (3, 7)  # classes shown under noise: in-between smooth, unbarred loose spiral
+MAX_EXAMPLE_CLASSES = 20  # the largest ones
+MAX_OPENING_CLASSES = 10
 OPENING_RADII_PX = (1, 2, 4)
 STUDY_RADIUS_FRACTION = 4 / 256  # of the side: the disk of the opening in Pandya et al. (2023)
 NOISE_CONDITIONS = ("pedestal_noise", "shot_noise", "sky_noise")
@@ -18,12 +18,15 @@ NOISE_CONDITIONS = ("pedestal_noise", "shot_noise", "sky_noise")
 
 def make_examples_section(summary: DatasetSummary) -> Section:
     """Show some galaxies of every class."""
-    examples, images = select_examples(summary.galaxies.labels, EXAMPLES_PER_CLASS), summary.galaxies.images
-    images_by_class = {CLASSES[label]: [(str(row), images[row]) for row in rows] for label, rows in examples.items()}
+    classes, images = summary.select_largest_classes(MAX_EXAMPLE_CLASSES), summary.galaxies.images
+    examples = select_examples(summary.galaxies.labels, classes, EXAMPLES_PER_CLASS)
+    names = summary.class_names
+    images_by_class = {names[label]: [(str(row), images[row]) for row in rows] for label, rows in examples.items()}
     figure = figures.make_page_figure(
         f"{EXAMPLES_PER_CLASS} galaxies of each class",
-        "Evenly spaced in the rows of each class. Above each image its row in the file, from 0.",
-        f"Ten lines of up to {EXAMPLES_PER_CLASS} images of galaxies, one line per class: {', '.join(CLASSES)}.",
+        f"Evenly spaced in the rows of each class. Above each image its row in the file, from 0."
+        f"{figures.describe_left_out(classes, names)}",
+        f"Lines of up to {EXAMPLES_PER_CLASS} images of galaxies, one line per class: {', '.join(images_by_class)}.",
         figures.draw_image_rows(images_by_class, summary.galaxies.generated),
         dpi=110,
     )
@@ -37,7 +40,9 @@ def make_opening_section(summary: DatasetSummary) -> Section:
     from galaxyhpc.models.opening import Opening
 
     galaxies, size = summary.galaxies, summary.galaxies.images.shape[-1]
-    rows = [_find_median_snr_galaxy(summary, label) for label in range(len(CLASSES))]
+    classes = summary.select_largest_classes(MAX_OPENING_CLASSES)
+    rows = [_find_median_snr_galaxy(summary, label) for label in classes]
+    names = [summary.class_names[label] for label in classes]
     pixels = torch.from_numpy(galaxies.images[rows]).float()
     images_by_opening = {"clean": list(zip(map(str, rows), galaxies.images[rows], strict=True))}
     for radius in OPENING_RADII_PX:
@@ -45,9 +50,10 @@ def make_opening_section(summary: DatasetSummary) -> Section:
         images_by_opening[f"disk, {radius} px"] = [("", image) for image in opened]
     figure = figures.make_page_figure(
         "A galaxy of each class after openings",
-        "Galaxies of median signal-to-noise in their classes, 0 to 9 from the left, each with its row in the file; "
-        "opened with a disk of the radius on the left, each colour separately.",
-        f"Ten galaxies, clean and after openings with disks of {', '.join(map(str, OPENING_RADII_PX))} px.",
+        "Galaxies of median signal-to-noise in their classes, each with its row in the file; opened with a disk of the "
+        f"radius on the left, each colour separately. From the left: {', '.join(names)}."
+        f"{figures.describe_left_out(classes, summary.class_names)}",
+        f"{len(rows)} galaxies, clean and after openings with disks of {', '.join(map(str, OPENING_RADII_PX))} px.",
         figures.draw_image_rows(images_by_opening, galaxies.generated),
         dpi=110,
     )
@@ -60,14 +66,17 @@ def make_opening_section(summary: DatasetSummary) -> Section:
 
 
 def make_noise_section(summary: DatasetSummary) -> Section:
-    """Show a faint and a bright class of galaxy under the noise conditions of the evaluation."""
+    """Show the classes of the lowest and the highest signal-to-noise under the noise conditions of the evaluation."""
     from galaxyhpc.report.figures.contact_sheet import draw_dataset_contact_sheet
 
-    rows = [_find_median_snr_galaxy(summary, label) for label in NOISE_EXAMPLE_CLASSES]
-    names = " and ".join(f"{CLASSES[label]}, row {row}" for label, row in zip(NOISE_EXAMPLE_CLASSES, rows, strict=True))
+    snr = summary.photometry["snr"].groupby(summary.galaxies.labels).median().fillna(-np.inf)
+    classes = [int(snr.index[int(position)]) for position in (snr.argmin(), snr.argmax())]
+    rows = [_find_median_snr_galaxy(summary, label) for label in classes]
+    names = " and ".join(f"{summary.class_names[c]}, row {row}" for c, row in zip(classes, rows, strict=True))
     figure = figures.make_page_figure(
         "Under noise",
-        f"{names}: of median signal-to-noise in their classes. Networks are evaluated on the same pixels.",
+        f"{names}: of median signal-to-noise in the classes where it is lowest and highest. Networks are evaluated on "
+        "the same pixels.",
         f"Two galaxies ({names}), clean and under {', '.join(NOISE_CONDITIONS)}, each from mild to severe.",
         draw_dataset_contact_sheet(summary.galaxies, rows, "Under noise", NOISE_CONDITIONS),
         dpi=110,

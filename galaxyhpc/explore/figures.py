@@ -17,9 +17,8 @@ from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.report import page
-from galaxyhpc.report.figures.style import PALETTE, style_axes
+from galaxyhpc.report.figures.style import PALETTE, format_class_name, style_axes
 
 WARNING_COLOUR = "#B00020"
 TILE_INCHES = 1.2  # side of an image
@@ -36,28 +35,41 @@ def _make_figure(width_inches: float, height_inches: float, generated: bool) -> 
     return figure
 
 
-def draw_class_counts(counts: np.ndarray, generated: bool) -> Figure:
-    """Draw (10,) counts of galaxies per class as labelled bars."""
-    figure = _make_figure(7.5, 3.6, generated)
+def describe_left_out(shown: Sequence[int], class_names: Sequence[str]) -> str:
+    """Say which classes a figure shows, if it does not show all."""
+    if len(shown) == len(class_names):
+        return ""
+    return f" Shown: the {len(shown)} largest of {len(class_names):,} classes."
+
+
+def _draw_class_axis(axes: Axes, class_names: Sequence[str]) -> None:
+    """Write the names of bars from the top."""
+    axes.set_yticks(range(len(class_names)), [format_class_name(name) for name in class_names])
+    axes.set_ylim(len(class_names) - 0.5, -0.5)
+
+
+def draw_class_counts(counts: np.ndarray, class_names: Sequence[str], generated: bool) -> Figure:
+    """Draw (K,) counts of galaxies per class as labelled bars."""
+    figure = _make_figure(7.5, 0.8 + 0.28 * len(counts), generated)
     axes = figure.subplots()
-    bars = axes.barh(CLASSES, counts, color=DARK)
+    bars = axes.barh(range(len(counts)), counts, color=DARK)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=9)
-    axes.invert_yaxis()
+    _draw_class_axis(axes, class_names)
     axes.set(xlabel="galaxies", xlim=(0, 1.1 * counts.max()))
     style_axes(axes, "")
     return figure
 
 
-def draw_split_fractions(counts: pd.DataFrame, generated: bool) -> Figure:
-    """Draw the fraction of each class in each split, in per cent; `counts` is that of `count_by_split`."""
-    figure = _make_figure(7.5, 3.9, generated)
+def draw_split_fractions(counts: pd.DataFrame, class_names: Sequence[str], generated: bool) -> Figure:
+    """Draw the fraction of each class in each split, in per cent; `counts` has rows of `count_by_split`."""
+    figure = _make_figure(7.5, 1.1 + 0.28 * len(counts), generated)
     axes = figure.subplots()
     percent = 100 * counts.div(counts.sum(axis=1), axis=0)
     left = np.zeros(len(percent))
     for name in percent:
-        axes.barh(CLASSES, percent[name], left=left, color=SPLIT_STYLES[str(name)][0], label=name)
+        axes.barh(range(len(percent)), percent[name], left=left, color=SPLIT_STYLES[str(name)][0], label=name)
         left += percent[name].to_numpy()
-    axes.invert_yaxis()
+    _draw_class_axis(axes, class_names)
     axes.set(xlabel="per cent of the class", xlim=(0, 100))
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     style_axes(axes, "")
@@ -110,20 +122,27 @@ def _compute_galactic_equator() -> tuple[np.ndarray, np.ndarray]:
     return x[order], y[order]
 
 
-def draw_violins(values: np.ndarray, labels: np.ndarray, ylabel: str, generated: bool, log: bool = False) -> Figure:
-    """Draw the distribution of (N,) values in each class: violins, with the median and the central 68 %.
+def draw_violins(
+    values: np.ndarray, labels: np.ndarray, names: Mapping[int, str], ylabel: str, generated: bool, log: bool = False
+) -> Figure:
+    """Draw the distribution of (N,) values in each class, as violins with the median and the central 68 %.
+
+    `names` holds the names of the classes by their labels.
 
     Values that are not finite (if `log`, not positive) are left out; a class with fewer than two different values
     gets points instead.
     """
-    figure = _make_figure(9.0, 4.6, generated)
+    figure = _make_figure(max(9.0, 1.0 + 0.3 * len(names)), 4.6, generated)
     axes = figure.subplots()
     is_shown = np.isfinite(values) & ((values > 0) if log else True)
-    for label in range(len(CLASSES)):
+    for position, label in enumerate(names):
         class_values = values[(labels == label) & is_shown]
-        _draw_violin(axes, np.log10(class_values) if log else class_values, label)
-    axes.set_xticks(range(len(CLASSES)), [name.replace(" ", "\n") for name in CLASSES], fontsize=8)
-    axes.set(ylabel=ylabel, xlim=(-0.6, len(CLASSES) - 0.4))
+        _draw_violin(axes, np.log10(class_values) if log else class_values, position)
+    texts = [format_class_name(name) for name in names.values()]
+    if is_wide := len(texts) <= 10 and max(len(word) for text in texts for word in text.split()) <= 12:
+        texts = [text.replace(" ", "\n") for text in texts]
+    axes.set_xticks(range(len(names)), texts, fontsize=8, rotation=0 if is_wide else 90)
+    axes.set(ylabel=ylabel, xlim=(-0.6, len(names) - 0.4))
     if log:
         axes.yaxis.set_major_locator(FixedLocator(np.log10(LOG_TICKS).tolist()))
         axes.yaxis.set_major_formatter(lambda power, _: f"{10**power:.3g}")
@@ -152,7 +171,7 @@ def draw_image_rows(images_by_row: Mapping[str, Sequence[tuple[str, np.ndarray]]
     size_inches = (left + column_width * num_columns, row_height * len(images_by_row))
     figure, axes = _make_tile_axes(size_inches, generated)
     for row, (label, images) in enumerate(images_by_row.items(), 1):
-        text = textwrap.fill(label, 11, break_on_hyphens=False)
+        text = textwrap.fill(format_class_name(label, 40), 11, break_on_hyphens=False)
         axes.text(left - 0.1, row_height * row - TILE_INCHES / 2, text, ha="right", va="center", fontsize=10)
         for column, (title, image) in enumerate(images):
             _draw_tile(axes, image, title, left + column_width * column, row_height * row - TILE_INCHES)
@@ -167,7 +186,13 @@ def draw_pairs(images: np.ndarray, names: Sequence[str], generated: bool) -> Fig
     figure, axes = _make_tile_axes((columns[-1] + TILE_INCHES, row_height * num_rows), generated)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         row, column = divmod(number, len(columns))
-        _draw_tile(axes, image, textwrap.fill(name, 18), columns[column], row_height * (row + 1) - TILE_INCHES)
+        _draw_tile(
+            axes,
+            image,
+            textwrap.fill(format_class_name(name, 36), 18),
+            columns[column],
+            row_height * (row + 1) - TILE_INCHES,
+        )
     return figure
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import (
@@ -22,6 +23,7 @@ from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.report.page import Column, Section, Table
 
 MAX_PAIR_IMAGES = 4  # pairs of each kind shown as images
+MAX_SHOWN_CLASSES = 40  # in a figure; tables list all
 MAX_LISTED = 8  # images named by their row
 VIOLIN_CAPTION = "The width is the density of each class, the bar its central 68 %, the dot its median."
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -36,12 +38,12 @@ def format_title(summary: DatasetSummary) -> str:
 def describe_findings(summary: DatasetSummary) -> list[str]:
     """Return the facts to know before training on these galaxies, one line each."""
     counts, pairs = summary.class_counts, _format_count(len(summary.duplicates), "pair")
+    names = summary.class_names
     rarest, commonest = int(counts.argmin()), int(counts.argmax())
     conflicts, known = int(summary.pairs["conflict"].sum()), int(np.isfinite(summary.redshift).sum())
     dropped = _format_count(int((summary.split["split"] == "dropped").sum()), "galaxy", "galaxies")
     lines = [
-        f"From {counts[rarest]:,} ({CLASSES[rarest]}) to {counts[commonest]:,} ({CLASSES[commonest]}) galaxies "
-        "per class",
+        f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class",
         f"{pairs} of duplicates, {conflicts:,} of them with conflicting labels ({dropped} dropped from the split); "
         f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
         f"Redshift known for {known:,} of {len(summary.redshift):,} galaxies",
@@ -75,9 +77,9 @@ def _format_bytes(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
-def _add_class_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Prepend the columns class and name to a frame of ten rows."""
-    return pd.DataFrame({"class": range(len(CLASSES)), "name": CLASSES}).join(frame.reset_index(drop=True))
+def _add_class_names(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Prepend the columns class and name to a frame of one row per class."""
+    return pd.DataFrame({"class": range(len(names)), "name": names}).join(frame.reset_index(drop=True))
 
 
 CLASS_COLUMNS = (Column("class", "name"), Column("label", "class", "number"))
@@ -142,14 +144,17 @@ def _list_layout_facts(summary: DatasetSummary) -> tuple[tuple[str, str], ...]:
 
 
 def _make_classes_section(summary: DatasetSummary) -> Section:
-    counts = summary.class_counts
-    frame = _add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}))
-    commonest = f"{CLASSES[int(counts.argmax())]}, {100 * counts.max() / counts.sum():.1f} %"
+    counts, names = summary.class_counts, summary.class_names
+    frame = _add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}), names)
+    shown = summary.select_largest_classes(MAX_SHOWN_CLASSES)
+    shown_names = [names[label] for label in shown]
+    commonest = f"{names[int(counts.argmax())]}, {100 * counts.max() / counts.sum():.1f} %"
     figure = figures.make_page_figure(
         "Galaxies of each class",
-        f"The fraction of the commonest class ({commonest}) is the chance level of the accuracy.",
-        "Bars of galaxies per class: " + "; ".join(f"{n} {c:,}" for n, c in zip(CLASSES, counts, strict=True)) + ".",
-        figures.draw_class_counts(counts, summary.galaxies.generated),
+        f"The fraction of the commonest class ({commonest}) is the chance level of the accuracy."
+        f"{figures.describe_left_out(shown, names)}",
+        f"Bars of galaxies per class: {'; '.join(f'{names[label]} {counts[label]:,}' for label in shown)}.",
+        figures.draw_class_counts(counts[shown], shown_names, summary.galaxies.generated),
     )
     columns = (
         *CLASS_COLUMNS,
@@ -177,7 +182,9 @@ def _make_sky_section(summary: DatasetSummary) -> Section:
     return Section("Sky", paragraphs=(paragraph,), figures=(figure,))
 
 
-def _make_percentile_table(title: str, caption: str, frame: pd.DataFrame, digits: int) -> Table:
+def _make_percentile_table(
+    title: str, caption: str, frame: pd.DataFrame, class_names: Sequence[str], digits: int
+) -> Table:
     """Return a table of `compute_class_percentiles`: counts, then the median with the central 68 %."""
     columns = (
         *CLASS_COLUMNS,
@@ -187,7 +194,12 @@ def _make_percentile_table(title: str, caption: str, frame: pd.DataFrame, digits
         Column("16 %", "low", "number", digits=digits),
         Column("84 %", "high", "number", digits=digits),
     )
-    return Table(title, caption, _add_class_names(frame), columns)
+    return Table(title, caption, _add_class_names(frame, class_names), columns)
+
+
+def _get_shown_names(summary: DatasetSummary) -> dict[int, str]:
+    """Return the names of the classes that figures show, by label."""
+    return {label: summary.class_names[label] for label in summary.select_largest_classes(MAX_SHOWN_CLASSES)}
 
 
 def make_redshift_section(summary: DatasetSummary) -> Section:
@@ -196,16 +208,16 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
     if not known:
         reason = "The source has no redshifts."
         return Section("Redshift", paragraphs=(reason,))
-    missing = len(labels) - known
+    missing, names = len(labels) - known, _get_shown_names(summary)
     figure = figures.make_page_figure(
         "Redshift by class",
-        f"{VIOLIN_CAPTION} Redshift is known for {known:,} galaxies; {missing:,} without one (NaN) are left out.",
+        f"{VIOLIN_CAPTION}{figures.describe_left_out(list(names), summary.class_names)} Redshift is known for "
+        f"{known:,} galaxies; {missing:,} without one (NaN) are left out.",
         "Violins of redshift for each class; medians and percentiles are in the table below.",
-        figures.draw_violins(summary.redshift, labels, "redshift", summary.galaxies.generated),
+        figures.draw_violins(summary.redshift, labels, names, "redshift", summary.galaxies.generated),
     )
-    table = _make_percentile_table(
-        "Redshift", "missing: NaN in the file.", compute_class_percentiles(summary.redshift, labels), 3
-    )
+    percentiles = compute_class_percentiles(summary.redshift, labels, len(summary.class_names))
+    table = _make_percentile_table("Redshift", "missing: NaN in the file.", percentiles, summary.class_names, digits=3)
     return Section("Redshift", figures=(figure,), tables=(table,))
 
 
@@ -236,12 +248,15 @@ def _make_violins(
     """Return the figure and the table of a column of the photometry, by class."""
     galaxies, values = summary.galaxies, summary.photometry[column].to_numpy()
     num_hidden = int((values <= 0).sum()) if log else 0
-    caption = VIOLIN_CAPTION + " The axis is logarithmic." * log
+    names = _get_shown_names(summary)
+    caption = (
+        VIOLIN_CAPTION + figures.describe_left_out(list(names), summary.class_names) + " The axis is logarithmic." * log
+    )
     caption += f" {num_hidden:,} at or below 0 are not shown." * (num_hidden > 0)
     alt = f"Violins: {title.lower()}; numbers in the table below."
-    figure = figures.draw_violins(values, galaxies.labels, ylabel, galaxies.generated, log)
-    percentiles = compute_class_percentiles(values, galaxies.labels)
-    table = _make_percentile_table(title, f"{ylabel}.", percentiles, digits=1)
+    figure = figures.draw_violins(values, galaxies.labels, names, ylabel, galaxies.generated, log)
+    percentiles = compute_class_percentiles(values, galaxies.labels, len(summary.class_names))
+    table = _make_percentile_table(title, f"{ylabel}.", percentiles, summary.class_names, digits=1)
     return figures.make_page_figure(title, caption, alt, figure), table
 
 
@@ -279,7 +294,7 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
         return None
     shown, labels = pairs[:MAX_PAIR_IMAGES], summary.galaxies.labels
     rows = shown[["first", "second"]].to_numpy().ravel()
-    names = [f"{row}: {CLASSES[labels[row]]}" for row in rows]
+    names = [f"{row}: {summary.class_names[labels[row]]}" for row in rows]
     figure = figures.draw_pairs(summary.galaxies.images[rows], names, summary.galaxies.generated)
     descriptions = "; ".join(
         f'{pair.first} and {pair.second}, {pair.arcsec:.2f}"{", conflicting labels" if pair.conflict else ""}'
@@ -291,7 +306,7 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
 
 def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
     labels, split = summary.galaxies.labels, summary.split["split"].to_numpy()
-    names = np.array(CLASSES, dtype=object)
+    names = np.array(summary.class_names, dtype=object)
     first, second = summary.pairs["first"].to_numpy(), summary.pairs["second"].to_numpy()
     frame = summary.pairs.assign(
         first_class=names[labels[first]], second_class=names[labels[second]], split=split[first]
@@ -315,7 +330,9 @@ def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
 
 def _make_split_section(summary: DatasetSummary) -> Section:
     split, config = summary.split, summary.config
-    counts, totals, sizes = count_by_split(split), split["split"].value_counts(), split["sky_group"].value_counts()
+    counts = count_by_split(split, len(summary.class_names))
+    totals, sizes = split["split"].value_counts(), split["sky_group"].value_counts()
+    shown = _get_shown_names(summary)
     fractions = f"{config.validation_fraction:.0%} validation, {config.test_fraction:.0%} test"
     dropped = _format_count(int(totals.get("dropped", 0)), "galaxy", "galaxies")
     paragraphs = (
@@ -332,11 +349,11 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     )
     figure = figures.make_page_figure(
         "Split of each class",
-        "In per cent of the class.",
+        f"In per cent of the class.{figures.describe_left_out(list(shown), summary.class_names)}",
         "Stacked bars: the fraction of each class in each split; numbers in the table below.",
-        figures.draw_split_fractions(counts, summary.galaxies.generated),
+        figures.draw_split_fractions(counts.loc[list(shown)], list(shown.values()), summary.galaxies.generated),
     )
-    frame = _add_class_names(counts).assign(total=counts.sum(axis=1).to_numpy())
+    frame = _add_class_names(counts, summary.class_names).assign(total=counts.sum(axis=1).to_numpy())
     table = Table(
         "Galaxies by class and split", "", frame, (*CLASS_COLUMNS, *_make_count_columns(*SPLITS, "dropped", "total"))
     )

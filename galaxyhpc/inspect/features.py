@@ -70,7 +70,7 @@ class RunFeatures:
     """Features of a run's n test galaxies under each condition, clean first."""
 
     rows: NDArray[np.int64]  # (n,) row of the galaxy in the data file
-    labels: NDArray[np.int64]  # (n,) truth, 0 to 9
+    labels: NDArray[np.int64]  # (n,) truth
     groups: NDArray[np.int64]  # (n,) sky group
     activations: dict[Pair, Activations]
     run_id: str

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from galaxyhpc.analysis.tables import ReportInfo
 from galaxyhpc.config import conditions
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.inspect.gradcam import GradCamTarget
 from galaxyhpc.report.figures.style import (
     LineStyle,
     PanelGrid,
     assign_styles,
     estimate_width_inches,
+    format_class_name,
     make_figure,
     style_axes,
     wrap_text,
 )
 
-COLOURS = [colormaps["tab10"](number) for number in range(len(CLASSES))]
+COLOURS = [colormaps["tab10"](number) for number in range(10)]
 MARKERS = "osD^v<>PX*"  # in addition to the colours: ten colours alone are hard to distinguish
+MAX_COLOURED_CLASSES = 20  # that a legend names
 MAX_COLUMNS = 4  # panels in a row
 METHOD_NOTES = {
     "isomap": "Isomap preserves geodesic distances between galaxies.",
@@ -50,23 +51,31 @@ class Panel:
     split: str  # train, validation, test or dropped
 
 
-def make_about(title: str, generated: bool) -> ReportInfo:
+def make_about(title: str, generated: bool, class_names: tuple[str, ...] = ()) -> ReportInfo:
     """Return the title and notices of all figures of a run."""
-    return ReportInfo(title, generated, math.nan)
+    return ReportInfo(title, generated, math.nan, class_names=class_names)
 
 
 def draw_embedding(
     about: ReportInfo, embeddings: Mapping[str, NDArray[np.float64]], labels: NDArray[np.int64], note: str
 ) -> Figure:
-    """Draw each method's (n, 2) embedding, coloured by class."""
+    """Draw each method's (n, 2) embedding, coloured by class: the largest ones, if there are many; others are grey."""
+    present, sizes = np.unique(labels, return_counts=True)
+    coloured = np.sort(present[np.argsort(-sizes, kind="stable")][:MAX_COLOURED_CLASSES])
+    is_other = ~np.isin(labels, coloured)
     notes = [note, *(METHOD_NOTES[method] for method in embeddings)]
     grid = PanelGrid(1, len(embeddings), 4.6, 4.6, left=0.25, right=2.9, bottom=0.15, top=0.3)
     figure, panels = make_figure(about, "Test galaxies in feature space", notes, grid)
     for axes, (method, coordinates) in zip(panels, embeddings.items(), strict=True):
-        for label in np.unique(labels):
+        if is_other.any():
+            name = f"{len(present) - len(coloured)} other classes ({is_other.sum()})"
+            x, y = coordinates[is_other].T
+            axes.scatter(x, y, s=10, color="0.8", linewidths=0, label=name)
+        for rank, label in enumerate(coloured.tolist()):
+            number = label if len(about.class_names) <= MAX_COLOURED_CLASSES else rank
             x, y = coordinates[labels == label].T
-            name = f"{CLASSES[label]} ({len(x)})"
-            style = {"marker": MARKERS[label], "color": COLOURS[label]}
+            name = f"{format_class_name(about.class_names[label])} ({len(x)})"
+            style: dict[str, Any] = {"marker": MARKERS[(number + number // 10) % 10], "color": COLOURS[number % 10]}
             axes.scatter(x, y, s=26, alpha=0.85, linewidths=0.3, edgecolors="white", label=name, **style)
         axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
         axes.set_title(method, fontsize=10)
@@ -139,7 +148,7 @@ def draw_grad_cam(about: ReportInfo, panels: Sequence[Panel | None], note: str) 
     figure, all_axes = make_figure(about, "Grad-CAM heat maps", [note], grid)
     for number, panel in enumerate(panels):
         if panel is not None:
-            _draw_panel(all_axes[3 * number : 3 * number + 3], panel)
+            _draw_panel(all_axes[3 * number : 3 * number + 3], panel, about.class_names)
     for number, axes in enumerate(all_axes):
         axes.set_axis_off()
         if number % 6 >= 3:  # a gap between the two columns of galaxies
@@ -148,15 +157,15 @@ def draw_grad_cam(about: ReportInfo, panels: Sequence[Panel | None], note: str) 
     return figure
 
 
-def _draw_panel(panel_axes: Sequence[Axes], panel: Panel) -> None:
+def _draw_panel(panel_axes: Sequence[Axes], panel: Panel, class_names: Sequence[str]) -> None:
     target = panel.target
     is_correct = target.predicted == target.truth
     verdict, colour = ("correct", "#00694B") if is_correct else ("WRONG", "#B5400A")
     split = "" if panel.split == "test" else f" ({panel.split})"
     titles = (
         f"row {target.row}{split}: {verdict}, {target.confidence:.0%}",
-        f"true: {CLASSES[target.truth]}",
-        f"{'second' if is_correct else 'predicted'}: {CLASSES[target.other_class]}",
+        f"true: {format_class_name(class_names[target.truth])}",
+        f"{'second' if is_correct else 'predicted'}: {format_class_name(class_names[target.other_class])}",
     )
     for axes, title, heat in zip(panel_axes, titles, (None, panel.truth_heat, panel.other_heat), strict=True):
         axes.imshow(panel.image, interpolation="nearest")

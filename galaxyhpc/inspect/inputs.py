@@ -39,6 +39,11 @@ class InspectContext:
         """Name of the network in figures, as in the report."""
         return f"{self.classifier.config.model.group_label} {self.classifier.config.model.name}".strip()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.classifier.config.data.class_names
+
 
 def load_context(run: RunDir, device: torch.device) -> InspectContext:
     """Load a trained run and its galaxies.

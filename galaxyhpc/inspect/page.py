@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import track
 
 from galaxyhpc.analysis.tables import ReportInfo
-from galaxyhpc.data.dataset import CLASSES
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect import embedding, features, figures, gradcam
@@ -29,7 +28,7 @@ from galaxyhpc.storage.files import write_text
 MAX_GALAXIES = 60  # in one figure
 FIGURE_DPI = 130.0  # per inch
 SELECTION_NOTE = (
-    "The most confident correct prediction (left) and the most confident wrong one (right) of each class, if any."
+    "The most confident correct prediction (left) and the most confident wrong one (right) of each class, if any"
 )
 DISTANCE_NOTE = (
     "Distance between the features of a galaxy under a condition and of the clean one, in units of the median distance "
@@ -87,7 +86,7 @@ def write_embedding_section(
     embeddings = {method: embedding.METHODS[method](clean) for method in steps}
     if "UMAP" not in methods:
         console.print(embedding.UMAP_MISSING_MESSAGE)
-    write_table(output / "embedding.csv", make_coordinate_table(run_features, embeddings))
+    write_table(output / "embedding.csv", make_coordinate_table(run_features, embeddings, context.class_names))
     note = f"Penultimate features, {clean.shape[1]} numbers for each of {len(clean)} clean test galaxies."
     figure = figures.draw_embedding(make_about(context), embeddings, run_features.labels, note)
     caption = f"{note} {' '.join(figures.METHOD_NOTES[method] for method in embeddings)}"
@@ -96,13 +95,15 @@ def write_embedding_section(
     return [page.Section("Embedding", figures=(page_figure,))]
 
 
-def make_coordinate_table(run_features: RunFeatures, embeddings: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+def make_coordinate_table(
+    run_features: RunFeatures, embeddings: Mapping[str, NDArray[np.float64]], class_names: Sequence[str]
+) -> pd.DataFrame:
     """Return a table of galaxies with each method's (n, 2) embedding as columns such as tsne_1 and tsne_2."""
     table = pd.DataFrame(
         {
             "row": run_features.rows,
             "class": run_features.labels,
-            "name": [CLASSES[label] for label in run_features.labels],
+            "name": [class_names[label] for label in run_features.labels],
         }
     )
     table = table.assign(predicted=run_features.activations[CLEAN].logits.argmax(1), generated=run_features.generated)
@@ -117,9 +118,10 @@ def select_galaxies(
 ) -> list[gradcam.GradCamTarget | None]:
     """Return the Grad-CAM targets of these rows, or of each class's most confident correct and wrong predictions."""
     if indices is None:
-        return gradcam.select_most_confident(
+        targets = gradcam.select_most_confident(
             run_features.rows, run_features.labels, softmax(run_features.activations[CLEAN].logits)
         )
+        return targets[:MAX_GALAXIES]
     with torch.inference_mode():
         images, labels = context.dataset.get_batch(torch.tensor(indices))
         probabilities = softmax(context.classifier.network(images).float().cpu().numpy())
@@ -160,8 +162,10 @@ def write_gradcam_section(
 ) -> list[page.Section]:
     """Write gradcam.png, heat maps of the true class and of the predicted or second one, and return its section."""
     panels, side = make_panels(context, select_galaxies(context, run_features, indices))
+    num_left_out = len(np.unique(run_features.labels)) - MAX_GALAXIES // 2
+    selection = SELECTION_NOTE + (f"; {num_left_out} classes are left out." if num_left_out > 0 else ".")
     note = (
-        f"{'The galaxies of --galaxies.' if indices else SELECTION_NOTE} Heat maps, each normalized to its maximum: of "
+        f"{'The galaxies of --galaxies.' if indices else selection} Heat maps, each normalized to its maximum: of "
         "the true class, and of the predicted class or, if that is correct, of the second most probable one. The last "
         f"convolutional map has {side} x {side} pixels: finer detail is interpolation. Confidence: softmax."
     )
@@ -173,7 +177,7 @@ def write_gradcam_section(
 
 def make_about(context: InspectContext) -> ReportInfo:
     """Return the title and notices of all figures of a run."""
-    return figures.make_about(context.classifier.run.run_id, context.generated)
+    return figures.make_about(context.classifier.run.run_id, context.generated, context.class_names)
 
 
 def save_figure(figure: Figure, path: Path, formats: Sequence[str] = files.FORMATS) -> tuple[bytes, tuple[str, ...]]:

@@ -147,14 +147,16 @@ def _check_networks(
         symmetry_errors: dict[ModelConfig, SymmetryErrors] = {}
         checked_keys: set[object] = set()
         for config in {(run.model, run.data.image_size, _get_step_settings(run)): run for run in configs}.values():
-            model, size = config.model, config.data.image_size
+            model, size, num_classes = config.model, config.data.image_size, len(config.data.class_names)
             check_key, message = (smoke_test.tiny_config(model), _get_step_settings(config)), ""
             try:
                 if (model, size) not in profiles:
                     profiles[model, size] = NetworkProfile(0, 0)
-                    profiles[model, size] = profile.profile_network(model, size)
+                    profiles[model, size] = profile.profile_network(model, size, num_classes)
                 if check_key not in checked_keys:
-                    symmetry_errors[check_key[0]], message = smoke_test.check_tiny_model(model, config.train)
+                    symmetry_errors[check_key[0]], message = smoke_test.check_tiny_model(
+                        model, config.train, num_classes
+                    )
                 checked_keys.add(check_key)
             except (ValueError, RuntimeError, MemoryError) as error:
                 message = f"cannot be built: {error}"

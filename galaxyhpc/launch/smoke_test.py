@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import ModelConfig, TrainConfig
 
 INVARIANCE_TOLERANCE = 1e-4  # relative change of an invariant network's logits under exact symmetries of its group
@@ -26,7 +27,9 @@ def tiny_config(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update=TINY_SETTINGS)
 
 
-def check_tiny_model(model: ModelConfig, train: TrainConfig) -> tuple[SymmetryErrors, str]:
+def check_tiny_model(
+    model: ModelConfig, train: TrainConfig, num_classes: int = len(GALAXY10_CLASSES)
+) -> tuple[SymmetryErrors, str]:
     """Return the symmetry errors of a tiny network, and a message if the check fails, else ''."""
     import torch
 
@@ -35,7 +38,8 @@ def check_tiny_model(model: ModelConfig, train: TrainConfig) -> tuple[SymmetryEr
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, group = build_model(tiny_config(model), TINY_IMAGE_SIZE_PX), model.invariance_group
+        network = build_model(tiny_config(model), TINY_IMAGE_SIZE_PX, num_classes)
+        group = model.invariance_group
         exact_error = None if group is None else invariance_error(network, group, TINY_IMAGE_SIZE_PX)
         errors = SymmetryErrors(exact_error, measure_rotation_sensitivity(network, ANGLES_DEG, TINY_IMAGE_SIZE_PX))
         if exact_error is not None and exact_error > INVARIANCE_TOLERANCE:
@@ -52,9 +56,10 @@ def _check_training_step(network: Any, train: TrainConfig) -> str:
     from galaxyhpc.training.optimizer import make_optimizer
 
     optimizer = make_optimizer(network.train(), train)
-    images, labels = torch.rand(4, 3, TINY_IMAGE_SIZE_PX, TINY_IMAGE_SIZE_PX), torch.arange(4)
+    images = torch.rand(4, 3, TINY_IMAGE_SIZE_PX, TINY_IMAGE_SIZE_PX)
     with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bfloat16"):
         logits = network(images)
+    labels = torch.arange(4) % logits.shape[1]
     loss = cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
     loss.backward()
     unused = [name for name, value in network.named_parameters() if value.grad is None]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import BASELINES, ModelConfig
 from galaxyhpc.models import e2resnet, e2wrn, steerable_cnn
 from galaxyhpc.models.cnn import build_cnn
@@ -51,7 +52,7 @@ FAMILIES = {
 WIDTH_TOLERANCE = 0.01  # relative difference of equal costs
 
 
-def build_model(config: ModelConfig, image_size: int, num_classes: int = 10) -> nn.Module:
+def build_model(config: ModelConfig, image_size: int, num_classes: int = len(GALAXY10_CLASSES)) -> nn.Module:
     """Build the network for images of `image_size` px with new random weights."""
     network = _build_architecture(config, _compute_fields(config, image_size, num_classes), image_size, num_classes)
     if config.opening:

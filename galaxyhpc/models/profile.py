@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 
 META_BATCH_SIZE = 1009  # on the meta device: no layer has as many channels, so tensors of this length are maps
@@ -52,7 +53,7 @@ def estimate_training_bytes(profile: NetworkProfile, config: RunConfig) -> float
     return PROCESS_BYTES + parameters + filter_values + value_bytes * values
 
 
-def profile_network(model: ModelConfig, image_size: int) -> NetworkProfile:
+def profile_network(model: ModelConfig, image_size: int, num_classes: int = len(GALAXY10_CLASSES)) -> NetworkProfile:
     """Build a network on the meta device and count.
 
     Raises
@@ -64,7 +65,7 @@ def profile_network(model: ModelConfig, image_size: int) -> NetworkProfile:
     from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 
     with torch.device("meta"):
-        network = build_model(model, image_size)
+        network = build_model(model, image_size, num_classes)
     saved: dict[int, tuple[int, bool]] = {}  # storage -> (number of values, whether of images)
     own_storages = {value.untyped_storage()._cdata for value in (*network.parameters(), *network.buffers())}
 

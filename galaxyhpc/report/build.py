@@ -10,7 +10,14 @@ import pandas as pd
 
 from galaxyhpc.analysis import summary, uncertainty
 from galaxyhpc.analysis.attack_success import AttackError
-from galaxyhpc.analysis.collect import CollectedSweep, PlanError, collect_run, label_networks, make_plan_table
+from galaxyhpc.analysis.collect import (
+    CollectedSweep,
+    PlanError,
+    collect_run,
+    get_class_names,
+    label_networks,
+    make_plan_table,
+)
 from galaxyhpc.analysis.sweep_tables import (
     NO_INTERVALS_NOTE,
     add_prediction_tables,
@@ -90,18 +97,19 @@ def aggregate(sweep_dir: Path, compute_intervals: bool = True) -> Report:
 
 def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: bool) -> Report:
     """Make all tables, then write all files."""
+    class_names = get_class_names(sweep)
     metrics_table = summary.make_metrics_table(sweep)
     predictions = uncertainty.SweepPredictions({}, {}, [NO_INTERVALS_NOTE])
     if compute_intervals:
         predictions = uncertainty.load_predictions(sweep)
     seed_summary = uncertainty.add_intervals(summary.summarise_seeds(sweep, metrics_table), predictions.networks)
-    tables = make_count_tables(sweep, metrics_table, seed_summary)
+    tables = make_count_tables(sweep, metrics_table, seed_summary, class_names)
     if compute_intervals:
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
-    info = make_report_info(sweep_dir, sweep, metrics_table)
+    info = make_report_info(sweep_dir, sweep, metrics_table, class_names)
     notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *describe_folds(sweep), *predictions.notes)
     title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")
-    footer = [*_describe_progress(tables.runs), *notes]
+    footer = [*filter(None, [info.describe_chance()]), *_describe_progress(tables.runs), *notes]
     console_table = make_terminal_table(title, tables.networks, tables.summary, footer)
     tables = replace(tables, summary=tables.summary[SUMMARY_COLUMNS])
     report = Report(sweep_dir / "report", tables, metrics_table[RESULTS_COLUMNS], notes, console_table)

@@ -25,7 +25,6 @@ from galaxyhpc.analysis.misclassified import Misclassification
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
 from galaxyhpc.data.dataset import Galaxies, open_converted
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.report import html_tables, page
 from galaxyhpc.report.figures import FIGURES, files, get_caption
 from galaxyhpc.report.figures.defaults import use_default_style
@@ -129,14 +128,14 @@ def write_html(
         Section("Calibration"),
         html_tables.make_attack_section(tables),
         Section("Training"),
-        _make_hardest_section(tables, jpegs),
+        _make_hardest_section(tables, jpegs, info.class_names),
         Section("Other figures"),
         _make_runs_section(tables),
         _make_provenance_section(run_details, info),
     ]
     sections = [section for section in (_add_figures(section, figures) for section in sections) if not section.is_empty]
     lead = [paragraph for paragraph in info.question.split("\n\n") if paragraph]
-    data = make_run_pages(tables.runs, tables.training, run_details, jpegs)
+    data = make_run_pages(tables.runs, tables.training, run_details, jpegs, info.class_names)
     write_text(path, page.render_page(info.title, sections, info.generated, lead, data, ["report.js"]))
 
 
@@ -152,6 +151,7 @@ def _make_overview_section(tables: Tables, info: ReportInfo, notes: Sequence[str
         ("networks", f"{len(networks)}{shared}"),
         ("galaxies", f"{info.num_test_galaxies:,} test galaxies, {source}" if is_measured else "no measurements yet"),
     ]
+    facts += [("classes", f"{len(info.class_names)}. {info.describe_chance()}")] if info.class_names else []
     facts += [("best on clean galaxies", best)] if (best := html_tables.describe_best_network(tables)) else []
     columns = (Column("run", "run_id", "run"), Column("network", "label"), Column("reason", "reason"))
     table = Table("Missing runs", "Planned runs that no number here includes.", missing, columns, "missing.csv")
@@ -180,22 +180,22 @@ def _format_list(names: Sequence[str], max_names: int = 12) -> str:
     return ", ".join(names[:max_names]) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
 
 
-def _make_hardest_section(tables: Tables, jpegs: Mapping[int, bytes]) -> Section:
+def _make_hardest_section(tables: Tables, jpegs: Mapping[int, bytes], class_names: Sequence[str]) -> Section:
     """Show the galaxies that most runs misclassify."""
     title = "Hardest galaxies"
     if tables.hardest.empty:
         return Section(title)
     galaxies = tables.hardest.head(MAX_HARDEST_GALAXIES).to_dict("records")
-    thumbnails = tuple(_make_thumbnail(g, jpegs[int(g["row"])]) for g in galaxies if g["row"] in jpegs)
+    thumbnails = tuple(_make_thumbnail(g, jpegs[int(g["row"])], class_names) for g in galaxies if g["row"] in jpegs)
     paragraph = (
         "Clean test galaxies that most complete runs misclassify. Where most runs agree, the label may be wrong: it "
-        "comes from votes of volunteers."
+        "often comes from votes of volunteers."
     )
     return Section(title, (paragraph,), thumbnails=thumbnails)
 
 
-def _make_thumbnail(galaxy: Mapping[Any, Any], jpeg: bytes) -> Thumbnail:
-    truth, predicted = CLASSES[int(galaxy["truth"])], CLASSES[int(galaxy["predicted"])]
+def _make_thumbnail(galaxy: Mapping[Any, Any], jpeg: bytes, class_names: Sequence[str]) -> Thumbnail:
+    truth, predicted = class_names[int(galaxy["truth"])], class_names[int(galaxy["predicted"])]
     percent = f"{100 * galaxy['fraction_wrong']:.0f} % of runs"
     return Thumbnail(truth, f"mostly predicted as {predicted}; wrong in {percent} (row {galaxy['row']})", jpeg)
 
@@ -209,6 +209,8 @@ def _make_runs_section(tables: Tables) -> Section:
         Column("seed", "seed", "number"),
         *([Column("fold", "fold", "number")] if frame["fold"].nunique() > 1 else []),
         Column("clean accuracy (%)", "accuracy", "number", scale=100, digits=1),
+        Column("balanced accuracy (%)", "balanced_accuracy", "number", scale=100, digits=1),
+        Column("macro F1 (%)", "macro_f1", "number", scale=100, digits=1),
         Column("parameters", "parameters", "number"),
         Column("state", "state"),
     )

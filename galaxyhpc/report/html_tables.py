@@ -33,8 +33,13 @@ NETWORK_COLUMN = Column("network", "network")
 INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and sky groups."
 BOLD_NOTE = "Bold: the best, and all whose intervals overlap its interval."
 SCALED_NOTE = "Scaled: after temperature scaling on the validation galaxies."
+MAX_CONFUSED_PAIRS = 100  # of each network
+BALANCED_NOTE = "Balanced accuracy: mean recall of the classes; macro F1: mean F1 of the classes."
+BALANCED_COLUMNS = (
+    _make_percent_column("balanced accuracy", "balanced_accuracy"),
+    _make_percent_column("macro F1", "macro_f1"),
+)
 SCORE_COLUMNS = (
-    *(_make_percent_column("balanced accuracy", "balanced_accuracy"), _make_percent_column("macro F1", "macro_f1")),
     *(_make_number_column("NLL", "nll", 3), _make_number_column("NLL, scaled", "nll_scaled", 3)),
     *(_make_number_column("Brier score", "brier", 3), _make_number_column("Brier score, scaled", "brier_scaled", 3)),
     *(_make_percent_column("ECE", "ece"), _make_percent_column("ECE, scaled", "ece_scaled")),
@@ -59,6 +64,7 @@ def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
     columns = (
         NETWORK_COLUMN,
         _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "is_best"),
+        *BALANCED_COLUMNS,
         _make_interval_column("all angles", *rotated, "rotated_is_best"),
         Column("mean corruption error", ("mce", "mce_low", "mce_high"), "interval", 1, 2),
         _make_number_column("parameters", "parameters"),
@@ -70,7 +76,8 @@ def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
         Column("Pareto optimal in multiply-adds", "pareto_multiply_adds"),
     )
     caption = (
-        f"Accuracy on clean test galaxies, and on rotated ones over all angles. {INTERVAL_NOTE} {BOLD_NOTE} Mean "
+        f"Accuracy on clean test galaxies, and on rotated ones over all angles. {INTERVAL_NOTE} {BOLD_NOTE} "
+        f"{BALANCED_NOTE} Mean "
         "corruption error: errors under all conditions relative to the conventional CNN (1); lower is better. Pareto "
         "optimal: no network that is at least as accurate has fewer."
     )
@@ -118,11 +125,12 @@ def _make_condition_tables(tables: Tables) -> tuple[Table, ...]:
         _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "is_best"),
         _make_percent_column("spread over seeds", "accuracy_std"),
         _make_percent_column("consistency with clean", "consistency"),
+        *BALANCED_COLUMNS,
         *SCORE_COLUMNS,
     )
     caption = (
-        f"{INTERVAL_NOTE} {BOLD_NOTE} {SCALED_NOTE} Consistency: fraction of galaxies with the same prediction "
-        "as when clean, right or wrong. rotation_mean is over all angles."
+        f"{INTERVAL_NOTE} {BOLD_NOTE} {BALANCED_NOTE} {SCALED_NOTE} Consistency: fraction of galaxies "
+        "with the same prediction as when clean, right or wrong. rotation_mean is over all angles."
     )
     return _make_tables("Every condition and severity", caption, frame, columns, "summary.csv")
 
@@ -175,7 +183,32 @@ def make_classes_section(tables: Tables) -> Section:
     )
     caption = f"Clean test galaxies, means over seeds. {INTERVAL_NOTE}"
     frame = _add_network_names(tables, tables.per_class)
-    return Section("Classes", tables=_make_tables("Each class", caption, frame, columns, "per_class.csv"))
+    each_class = _make_tables("Each class", caption, frame, columns, "per_class.csv")
+    return Section("Classes", tables=(*each_class, *_make_confused_pairs_table(tables)))
+
+
+def _make_confused_pairs_table(tables: Tables) -> tuple[Table, ...]:
+    """List the most frequent errors of each network, by their true and predicted classes."""
+    if tables.confusion.empty or tables.per_class.empty:
+        return ()
+    totals = tables.confusion.groupby(["label", "truth"], sort=False)["count"].transform("sum")
+    frame = tables.confusion.assign(percent=100 * tables.confusion["count"] / totals)
+    frame = frame[(frame["truth"] != frame["predicted"]) & (frame["count"] > 0)]
+    frame = frame.sort_values("count", ascending=False, kind="stable").groupby("label").head(MAX_CONFUSED_PAIRS)
+    names = tables.per_class.drop_duplicates("class").set_index("class")["name"]
+    frame = frame.assign(truth=frame["truth"].map(names), predicted=frame["predicted"].map(names))
+    columns = (
+        NETWORK_COLUMN,
+        Column("class", "truth"),
+        Column("predicted as", "predicted"),
+        _make_number_column("galaxies", "count"),
+        _make_number_column("of the class (%)", "percent", 1),
+    )
+    caption = (
+        f"Clean test galaxies, all seeds pooled: the most frequent errors, at most {MAX_CONFUSED_PAIRS} pairs of "
+        "classes of each network."
+    )
+    return _make_tables("Most confused classes", caption, _add_network_names(tables, frame), columns, "confusion.csv")
 
 
 def make_attack_section(tables: Tables) -> Section:

@@ -65,6 +65,7 @@ def format_main_table(tables: Tables, info: ReportInfo) -> str:
         "Seeds": lambda row: f"{row['seeds_done']}/{row['seeds_planned']}",
         r"Clean (\%)": lambda row: _format_interval(cells["clean"][row["label"]], row["label"] in bold["clean"]),
         r"Rotated (\%)": lambda row: _format_interval(cells["rotated"][row["label"]], row["label"] in bold["rotated"]),
+        r"Balanced (\%)": lambda row: _format_percent(row.get("balanced_accuracy", math.nan)),
         r"Macro $F_1$ (\%)": lambda row: _format_percent(row.get("macro_f1", math.nan)),
         r"ECE (\%)": lambda row: _format_percent(row.get("ece", math.nan)),
         r"ECE scaled (\%)": lambda row: _format_percent(row.get("ece_scaled", math.nan)),
@@ -74,6 +75,7 @@ def format_main_table(tables: Tables, info: ReportInfo) -> str:
     body = {heading: texts for heading, texts in body.items() if set(texts) != {MISSING_VALUE}}
     rows = list(zip(_format_names(networks), *body.values(), strict=True))
     notes = ["In brackets: 95 % intervals over seeds and sky groups. Rotated: mean over all angles.", note]
+    notes += ["Balanced: mean recall of the classes."] if r"Balanced (\%)" in body else []
     notes += ["mCE: mean corruption error, relative to the CNN (1)."] if "mCE" in body else []
     notes += _explain_marks(networks, any(bold.values()))
     caption = _format_caption("Accuracy on test galaxies", info, notes)
@@ -148,7 +150,7 @@ def _select_best(networks: pd.DataFrame, max_networks: int) -> tuple[pd.DataFram
 
 
 def _select_condition(summary: pd.DataFrame, condition: str) -> pd.DataFrame:
-    numbers = ["accuracy_mean", "ci_low", "ci_high", "macro_f1", "ece", "ece_scaled"]
+    numbers = ["accuracy_mean", "ci_low", "ci_high", "balanced_accuracy", "macro_f1", "ece", "ece_scaled"]
     return summary.loc[summary["condition"] == condition, ["label", *(n for n in numbers if n in summary)]]
 
 
@@ -226,9 +228,7 @@ def _explain_marks(networks: pd.DataFrame, has_bold: bool) -> list[str]:
 
 
 def _format_caption(heading: str, info: ReportInfo, notes: Sequence[str]) -> str:
-    sentences = [f"{heading}. {info.title}.", *notes]
-    if np.isfinite(info.chance_accuracy):
-        sentences.append(f"Always predicting the most frequent class: {100 * info.chance_accuracy:.1f} %.")
+    sentences = [f"{heading}. {info.title}.", *notes, info.describe_chance()]
     sentences += [f"{GENERATED_NOTICE}: this says nothing about real ones."] if info.generated else []
     text = escape(" ".join(sentence for sentence in sentences if sentence)).replace("DAGGER", r"$^\dagger$")
     return re.sub(r" \\%", r"\\,\\%", text)

@@ -119,20 +119,28 @@ function makeMetricsSection(metrics) {
   return makeSection("Measurements", "On the test galaxies.", makeDataTable("Measurements", {
     condition: textColumn(pairColumn(0)), severity: numberColumn(pairColumn(1), null), "physical severity": textColumn(pairColumn(2)),
     "accuracy (%)": metricColumn(0, 100, 1), "balanced accuracy (%)": metricColumn(1, 100, 1),
-    NLL: metricColumn(2, 1, 3), "ECE (%)": metricColumn(3, 100, 1) }));
+    "macro F1 (%)": metricColumn(2, 100, 1), NLL: metricColumn(3, 1, 3), "ECE (%)": metricColumn(4, 100, 1) }));
 }
 
 function makeConfusionSection(counts) {
   if (!counts?.length) return [];
-  const names = shared.classes.map((name, number) => `${number} ${name}`);
-  const rows = names.map((name, truth) => [name, ...counts.slice(10 * truth, 10 * truth + 10).map(String)]);
+  if (Array.isArray(counts[0])) return makeConfusedPairsSection(counts);
+  const names = shared.classes.map((name, number) => `${number} ${name}`), count = names.length;
+  const rows = names.map((name, truth) => [name, ...counts.slice(count * truth, count * (truth + 1)).map(String)]);
   const figure = makePlainTable("Confusion matrix", ["truth", ...names.map((_, number) => String(number))], rows, true);
   figure.classList.add("confusion");
   figure.querySelectorAll("tbody tr").forEach((row, truth) => {
-    const sum = counts.slice(10 * truth, 10 * truth + 10).reduce((a, b) => a + b, 0) || 1;
-    row.querySelectorAll("td").forEach((cell, predicted) => cell.style.setProperty("--share", `${(45 * counts[10 * truth + predicted]) / sum}%`));
+    const sum = counts.slice(count * truth, count * (truth + 1)).reduce((a, b) => a + b, 0) || 1;
+    row.querySelectorAll("td").forEach((cell, predicted) => cell.style.setProperty("--share", `${(45 * counts[count * truth + predicted]) / sum}%`));
   });
   return makeSection("Confusion matrix", "Clean test galaxies: rows are the truth, columns the predicted class by its number; darker is a larger fraction of the row.", figure);
+}
+
+// Of more classes than a matrix shows.
+function makeConfusedPairsSection(pairs) {
+  const nameColumn = (index) => textColumn(pairs.map((pair) => shared.classes[pair[index]]));
+  return makeSection("Most confused classes", `Clean test galaxies: the ${pairs.length} most frequent errors of ${shared.classes.length} classes.`, makeDataTable("Most confused classes", {
+    truth: nameColumn(0), predicted: nameColumn(1), galaxies: numberColumn(pairs.map((pair) => pair[2]), 0) }));
 }
 
 function makeMisclassifiedSection(galaxies) {

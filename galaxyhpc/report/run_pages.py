@@ -18,23 +18,28 @@ from numpy.typing import NDArray
 from galaxyhpc.analysis.misclassified import Misclassification
 from galaxyhpc.config.conditions import describe_severity, get_severities, is_condition
 from galaxyhpc.config.schema import flatten
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.evaluation.metrics import METRICS
-from galaxyhpc.evaluation.results import Pair
+from galaxyhpc.evaluation.results import Pair, to_dense
 from galaxyhpc.report.page import make_data_uri, round_for_json
 from galaxyhpc.storage.events import describe_events
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 
 JSON_PRECISION = 1e-4
-PAGE_METRICS = ("accuracy", "balanced_accuracy", "nll", "ece")
+MAX_MATRIX_CLASSES = 40  # a run with more has a list of pairs instead of the matrix
+MAX_CONFUSED_PAIRS = 100  # in that list
+PAGE_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
 MAX_EVENTS = 60  # of a run's history
 MAX_TRACEBACK_LINES = 25
 CURVE_COLUMNS = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
 
 
 def make_run_pages(
-    runs: pd.DataFrame, training: pd.DataFrame, run_details: Sequence[RunDetails], jpegs: Mapping[int, bytes]
+    runs: pd.DataFrame,
+    training: pd.DataFrame,
+    run_details: Sequence[RunDetails],
+    jpegs: Mapping[int, bytes],
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """Return JSON by the id of its script element: `shared`, and `run-data-RUN_ID` for each run.
 
@@ -43,6 +48,7 @@ def make_run_pages(
     runs, training : of `Tables`
     run_details : in any order
     jpegs : images by row of the data file
+    class_names : in the order of the labels
     """
     details = {run.run_id: run for run in run_details}
     settings = _find_shared_entries(run.settings for run in run_details)
@@ -51,7 +57,7 @@ def make_run_pages(
     curves = _collect_curves(training)
     shared = {
         "runs": runs["run_id"].tolist(),
-        "classes": CLASSES,
+        "classes": list(class_names),
         "unit": JSON_PRECISION,
         "pairs": [[name, severity, format_physical_severity(name, severity)] for name, severity in pairs],
         "settings": settings,
@@ -116,9 +122,19 @@ def _pack_run(
         "provenance": {key: value for key, value in details.provenance.items() if key not in provenance},
         "events": [[event.time_utc, event.text, *filter(None, [event.traceback])] for event in details.events],
         "metrics": [[values[n] for n in indices] for values in metrics] if index else [],
-        "confusion": [] if details.confusion is None else np.asarray(details.confusion).ravel().tolist(),
+        "confusion": [] if details.confusion is None else _pack_confusion(details.confusion),
         "misclassified": [[g.row, g.truth, g.predicted, g.error_fraction] for g in details.misclassified],
     }
+
+
+def _pack_confusion(confusion: NDArray[np.int64]) -> list[Any]:
+    """Return a confusion matrix row by row, or [truth, predicted, galaxies] of the most confused pairs."""
+    if len(confusion) <= MAX_MATRIX_CLASSES:
+        return list(confusion.ravel().tolist())
+    errors = confusion * ~np.eye(len(confusion), dtype=bool)
+    truth, predicted = np.nonzero(errors)
+    order = np.argsort(-errors[truth, predicted], kind="stable")[:MAX_CONFUSED_PAIRS]
+    return list(np.stack([truth, predicted, errors[truth, predicted]], axis=1)[order].tolist())
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,7 @@ class RunDetails:
     provenance: dict[str, str]
     events: tuple[HistoryEvent, ...]
     metrics_table: pd.DataFrame  # condition, severity, METRICS
-    confusion: NDArray[np.int64] | None  # (10, 10) counts on clean galaxies; rows are the truth
+    confusion: NDArray[np.int64] | None  # (K, K) counts on clean galaxies; rows are the truth
     misclassified: tuple[Misclassification, ...]  # those wrong under most conditions first
 
 
@@ -152,7 +168,7 @@ def read_details(
     if counts is not None:
         table = counts[["condition", "severity", *METRICS]].reset_index(drop=True)
         clean = counts.loc[counts["condition"] == "clean", "confusion"]
-        confusion = np.asarray(clean.iloc[0]) if len(clean) else None
+        confusion = to_dense(clean.iloc[0]) if len(clean) else None
     return RunDetails(
         run_id=run.run_id,
         settings=_read_flat_json(run, "config.json"),

@@ -19,12 +19,20 @@ from galaxyhpc.runtime.console import ConsoleTable
 
 NOISE_SEVERITIES = {"pedestal_noise": (0.75, 0.5, 0.25), "shot_noise": (3.0, 4.0, 5.0)}
 COLUMN_HEADINGS = (
-    *("network", "parameters", "seeds", "clean", "rotation,\nmean of angles", "rotation,\nworst angle"),
+    *(
+        "network",
+        "parameters",
+        "seeds",
+        "clean",
+        "balanced accuracy\n/ macro F1",
+        "rotation,\nmean of angles",
+        "rotation,\nworst angle",
+    ),
     *("pedestal noise,\nSNR .75 / .5 / .25", "shot noise,\nseverity 3 / 4 / 5", "mean corruption\nerror, CNN = 1"),
 )
 
 CONDITION_COLUMNS = ["condition", "severity"]
-VALUE_COLUMNS = ["accuracy_mean", "ci_low", "ci_high", "seeds_done"]
+VALUE_COLUMNS = ["accuracy_mean", "balanced_accuracy", "macro_f1", "ci_low", "ci_high", "seeds_done"]
 
 SummaryCell = dict[str, Any]  # a row of the summary; is_bold; has_other_seeds: not as many as the network's row says
 NetworkCells = dict[tuple[str, float], SummaryCell]  # of one network, by condition and severity
@@ -76,11 +84,17 @@ def _make_row(network: dict[Any, Any], cells: NetworkCells) -> list[Text]:
         Text(f"{network['parameters']:,}"),
         Text(f"{num_done}/{num_planned}{'†' if num_done < num_planned else ''}"),
         _format_with_interval(cells.get(("clean", 0.0))),
+        _format_class_means(cells.get(("clean", 0.0))),
         _format_with_interval(cells.get(ROTATION_MEAN)),
         _format_percent(worst) + (Text(f" at {worst['severity']:g}°") if worst else Text()),
         *(_join_percents([cells.get((name, s)) for s in severities]) for name, severities in NOISE_SEVERITIES.items()),
         _format_corruption_error(network),
     ]
+
+
+def _format_class_means(cell: SummaryCell | None) -> Text:
+    """Return balanced accuracy and macro F1 in per cent, `88.1 / 87.5`; never bold."""
+    return Text(f"{100 * cell['balanced_accuracy']:.1f} / {100 * cell['macro_f1']:.1f}" if cell else "-")
 
 
 def _format_corruption_error(network: dict[Any, Any]) -> Text:

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data import DataError
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_labels
 from galaxyhpc.status.run_status import RunStatus, get_number
 from galaxyhpc.storage.events import JsonDict, RunState
 from galaxyhpc.storage.run_dir import RunDir
 
-NUM_CLASSES = 10
 MIN_EPOCHS = 5  # before a run is checked
 CHANCE_LOSS_FRACTION = 0.97  # of the loss of a network that predicts the class frequencies
 MIN_OTHER_SEEDS = 3  # for a median
@@ -35,10 +35,11 @@ MIN_STALL_SECONDS = 600.0
 class ClassDistribution:
     """Classes of a sweep's galaxies; the defaults are for a sweep without split.csv."""
 
-    majority_fraction: float = 1.0 / NUM_CLASSES  # of the most common class, of the training galaxies
-    entropy: float = math.log(NUM_CLASSES)  # in nats, of the classes of the training galaxies
+    majority_fraction: float = 1.0 / len(GALAXY10_CLASSES)  # of the most common class, of the training galaxies
+    entropy: float = math.log(len(GALAXY10_CLASSES))  # in nats, of the classes of the training galaxies
     num_train: int = 1000
     num_validation: int = 200
+    num_classes: int = len(GALAXY10_CLASSES)  # with training galaxies
 
 
 def read_class_distribution(sweep: Path) -> ClassDistribution:
@@ -55,7 +56,8 @@ def read_class_distribution(sweep: Path) -> ClassDistribution:
     if not train or not validation:
         return ClassDistribution()
     fractions = [count / train for count in counts["train"].values()]
-    return ClassDistribution(max(fractions), -sum(p * math.log(p) for p in fractions), train, validation)
+    entropy = -sum(p * math.log(p) for p in fractions)
+    return ClassDistribution(max(fractions), entropy, train, validation, len(fractions))
 
 
 def find_alarms(statuses: Sequence[RunStatus], now: float | None = None) -> dict[RunDir, list[str]]:
@@ -80,7 +82,7 @@ def _check_at_chance(status: RunStatus, distribution: ClassDistribution) -> str:
     if num_epochs < max(MIN_EPOCHS, 2 * (get_number(train, "warmup") or 0.0) * (status.num_epochs or 0)):
         return ""
     is_unweighted = train.get("class_weights") == "none"
-    chance_loss = distribution.entropy if is_unweighted else math.log(NUM_CLASSES)
+    chance_loss = distribution.entropy if is_unweighted else math.log(distribution.num_classes)
     losses = [get_number(record, "train_loss") for record in metrics]
     if all(loss is not None and loss > CHANCE_LOSS_FRACTION * chance_loss for loss in losses):
         return f"at chance: train loss {losses[-1]:.2f} after {num_epochs} epochs; guessing gives {chance_loss:.2f}"

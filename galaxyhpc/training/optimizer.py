@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.config.schema import TrainConfig
-from galaxyhpc.data.dataset import CLASSES
+from galaxyhpc.config.schema import RunConfig, TrainConfig
 from galaxyhpc.models.baselines import Baseline
 
 BODY_LEARNING_RATE_FACTOR = 0.1  # of the learning rate, for the body of a pretrained network
@@ -52,12 +51,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("share", 1.0)
 
 
-def compute_class_weights(labels: Tensor, config: TrainConfig) -> Tensor | None:
-    """Return (10,) weights inverse to the classes' frequencies, with mean 1 over the galaxies."""
-    if config.class_weights == "none":
+def compute_class_weights(labels: Tensor, config: RunConfig) -> Tensor | None:
+    """Return (K,) weights of the K classes, inverse to their frequencies, with mean 1 over the galaxies.
+
+    A class without training galaxies has the weight of one with a single galaxy, and is not counted in the mean.
+    """
+    if config.train.class_weights == "none":
         return None
-    counts = torch.bincount(labels, minlength=len(CLASSES)).clamp(min=1)
-    return len(labels) / (len(CLASSES) * counts.float())
+    counts = torch.bincount(labels, minlength=len(config.data.class_names))
+    num_present = int((counts > 0).sum())
+    return len(labels) / (num_present * counts.clamp(min=1).float())
 
 
 def compute_learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

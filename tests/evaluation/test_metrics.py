@@ -99,8 +99,10 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_logits_of_another_shape_are_refused() -> None:
-    with pytest.raises(MetricsError, match=r"got shape \(5, 9\); expected \(5, 10\)"):
-        compute_counts(np.zeros((5, 9)), np.zeros(5, dtype=np.uint8))
+    with pytest.raises(MetricsError, match=r"got shape \(5,\); expected \(5, classes\)"):
+        compute_counts(np.zeros(5), np.zeros(5, dtype=np.uint8))
+    with pytest.raises(MetricsError, match=r"got 9 classes; expected more than label 9"):
+        compute_counts(np.zeros((5, 9)), np.full(5, 9, dtype=np.uint8))
 
 
 @settings(deadline=None, max_examples=num_examples(20))

@@ -85,7 +85,7 @@ def test_a_border_without_scatter_has_no_signal_to_noise() -> None:
 
 def test_spread_counts_what_is_missing() -> None:
     values = np.array([np.nan, 1.0, 2.0, 3.0, np.nan])
-    result = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]))
+    result = compute_class_percentiles(values, np.array([0, 1, 1, 1, 1]), 3)
     assert result.loc[1, ["known", "missing", "median"]].tolist() == [3, 1, 2]
     assert result.loc[0, "known"] == 0 and np.isnan(result.loc[0, "median"])
     assert result.loc[2, ["known", "missing"]].tolist() == [0, 0]
@@ -93,7 +93,7 @@ def test_spread_counts_what_is_missing() -> None:
 
 def test_examples_are_of_their_class_each_once() -> None:
     labels = np.repeat(np.arange(10), [3, 20, 8, 9, 5, 5, 5, 5, 5, 40])
-    chosen = select_examples(labels, 8)
+    chosen = select_examples(labels, range(10), 8)
     assert all((labels[rows] == label).all() and len(set(rows)) == len(rows) for label, rows in chosen.items())
     assert [len(rows) for rows in chosen.values()] == [3, 8, 8, 8, 5, 5, 5, 5, 5, 8]
 
@@ -114,7 +114,7 @@ def test_a_file_is_told_as_it_is(tmp_path) -> None:
     galaxies = summary.galaxies
     launched = make_split_table(summary.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
     pd.testing.assert_frame_equal(summary.split, launched)
-    assert count_by_split(summary.split).to_numpy().sum() == 120
+    assert count_by_split(summary.split, 10).to_numpy().sum() == 120
     assert summary.rejection == ""
 
 

@@ -17,9 +17,9 @@ import pytest
 from helpers.data_files import write_file
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
-from galaxyhpc.data.galaxy10 import CLASSES
 from galaxyhpc.explore.__main__ import main, make_data_config
 from galaxyhpc.explore.dataset_summary import summarize_dataset
 from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
@@ -102,7 +102,7 @@ def page(galaxies: Path) -> ParsedPage:
 def test_class_counts_and_split_are_those_of_the_file(page: ParsedPage, galaxies: Path) -> None:
     with h5py.File(galaxies) as file:
         counts = np.bincount(file["ans"][:], minlength=10).tolist()
-    assert page.tables["Class counts"]["class"] == list(CLASSES)
+    assert page.tables["Class counts"]["class"] == list(GALAXY10_CLASSES)
     assert page.tables["Class counts"]["galaxies"] == counts
     split = page.tables["Galaxies by class and split"]
     assert split["total"] == counts

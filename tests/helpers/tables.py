@@ -9,8 +9,8 @@ import pandas as pd
 
 from galaxyhpc.analysis.statistics import is_pareto_optimal
 from galaxyhpc.analysis.tables import Tables
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, get_parameter, get_severities, get_unit
-from galaxyhpc.data.galaxy10 import CLASSES
 
 STUDY_LABELS = ["CNN", "C1", "C4", "C8", "D4", "D8", "D4D4D1 e2wrn10-4", "C4 e2resnet18"]
 CLASS_COUNTS = (13, 22, 31, 24, 5, 25, 22, 31, 16, 21)  # of the 210 test galaxies
@@ -113,7 +113,7 @@ def _make_summary(networks: pd.DataFrame, half_width: float) -> pd.DataFrame:
 
 
 def _make_per_class(networks: pd.DataFrame) -> pd.DataFrame:
-    of_class = pd.DataFrame({"class": range(10), "name": CLASSES, "support": CLASS_COUNTS})
+    of_class = pd.DataFrame({"class": range(10), "name": GALAXY10_CLASSES, "support": CLASS_COUNTS})
     table = networks[["label", "accuracy_mean"]].merge(of_class, how="cross")
     recall = (table.pop("accuracy_mean") + 0.02 * (table["class"] - 5)).clip(0, 1)
     return table.assign(precision=recall, recall=recall, f1=recall, recall_low=recall - 0.1, recall_high=recall + 0.08)

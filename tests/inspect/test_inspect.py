@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect import embedding, features, figures
@@ -166,7 +167,7 @@ def test_everything_made_of_generated_galaxies_says_so(output: Path) -> None:
     assert pd.read_csv(output / "latent_distance.csv").generated.all()
     assert pd.read_csv(output / "embedding.csv").generated.all()
     places = {"t-SNE": np.random.default_rng(0).normal(size=(20, 2))}
-    figure = figures.draw_embedding(figures.make_about("a", True), places, np.arange(20) % 10, "")
+    figure = figures.draw_embedding(figures.make_about("a", True, GALAXY10_CLASSES), places, np.arange(20) % 10, "")
     assert GENERATED_NOTICE in figure.get_suptitle()
 
 
@@ -220,7 +221,7 @@ def test_each_class_has_its_row_with_the_right_galaxy_left_and_the_wrong_one_rig
     assert [panel is None for panel in panels] == [False, True, True, False] and side == 3
     assert panels[3] is not None
     panels[3] = replace(panels[3], other_heat=0 * panels[3].other_heat)
-    figure = figures.draw_grad_cam(figures.make_about("a", True), panels, "")
+    figure = figures.draw_grad_cam(figures.make_about("a", True, GALAXY10_CLASSES), panels, "")
     heads = [axes.get_title() for axes in figure.axes]
     assert heads[:3] == [f"row {trained_on} (train): correct, 90%", "true: Disturbed", "second: Merging"]
     assert not any(heads[3:9])

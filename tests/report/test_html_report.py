@@ -19,6 +19,7 @@ from galaxyhpc.analysis import misclassified
 from galaxyhpc.analysis.misclassified import Misclassification
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.config import yaml_loader
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.metrics import compute_metrics
 from galaxyhpc.evaluation.results import RunLogits
@@ -27,6 +28,7 @@ from galaxyhpc.report.run_pages import RunDetails
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\u2028"
 LABELS = ["CNN", "C4", "D4", f"D8 {HOSTILE}"]
+CLASS_NAMES = (*GALAXY10_CLASSES[:2], HOSTILE, *GALAXY10_CLASSES[3:])
 RUN = "C4-s1"
 
 
@@ -43,7 +45,7 @@ def make_report_tables() -> Tables:
     """Tables of four networks of two seeds; one run is missing, and a name and its reason are hostile."""
     tables = make_tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
     runs = tables.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
-    runs = runs.assign(reason="", accuracy=0.7, parameters=400_000)
+    runs = runs.assign(reason="", accuracy=0.7, balanced_accuracy=0.6, macro_f1=0.6, parameters=400_000)
     lost = {"run_id": "lost-s1", "label": LABELS[3], "seed": 1, "reason": f"failed: {HOSTILE}", "parameters": 1}
     hardest = pd.DataFrame({"row": [5, 7], "truth": [1, 2], "predicted": [2, 3], "fraction_wrong": [1.0, 0.5]})
     return replace(tables, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
@@ -60,7 +62,7 @@ def make_details(run_id: str) -> RunDetails:
 
 
 def write(path: Path, tables: Tables, generated: bool = True) -> Path:
-    info = ReportInfo(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px")
+    info = ReportInfo(f"sweep {HOSTILE}", generated, 0.16, f"Why?\n\n{HOSTILE}", "f" * 64, 210, "65 px", CLASS_NAMES)
     run_details = [make_details(run_id) for run_id in tables.runs["run_id"][:-1]]
     images = {row: make_image(row) for row in html_report.select_galaxies(run_details, tables.hardest)}
     figures = {"accuracy_angle": PNG, f"x{HOSTILE}": PNG}
@@ -160,7 +162,7 @@ def test_a_runs_page_opens_by_its_link_with_curves_images_and_numbers(tab: Any) 
     assert lines == [30] * 4
     sizes = tab.locator("#run .thumbnails img").evaluate_all("images => images.map((image) => image.naturalWidth)")
     assert sizes == [8]
-    assert "predicted as Round Smooth" in tab.locator("#run .thumbnails").inner_text()
+    assert f"predicted as {HOSTILE[:-1]}" in tab.locator("#run .thumbnails").inner_text()
     rows = tab.locator("#run figure.table").filter(has_text="shot_noise").locator("tbody tr").all_inner_texts()
     assert [row.split("\t") for row in rows][1] == [
         "shot_noise",
@@ -303,7 +305,8 @@ def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:
     absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
     networks = tables.networks.assign(**absent, seeds_done=0)
     runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
-    empty = Tables(tables.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
+    runs = runs.assign(accuracy=np.nan, balanced_accuracy=np.nan, macro_f1=np.nan, parameters=1)
+    empty = Tables(tables.summary.iloc[:0], networks, runs=runs)
     html_report.write_html(tmp_path / "report.html", empty, ReportInfo("x", False, np.nan), [], {}, {}, [])
     text = text_of(tmp_path / "report.html")
     assert "0/1 runs complete" in text and "no measurements yet" in text

@@ -163,7 +163,8 @@ def draw_attack_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     if tables.attack.empty:
         return None
     selected, styles, note = select_with_styles(tables)
-    attacked = tables.attack[tables.attack["label"].isin(styles)].sort_values("budget", kind="stable")
+    is_drawn = tables.attack["label"].isin(styles) & (tables.attack["n"] > 0)  # no rate without attacked galaxies
+    attacked = tables.attack[is_drawn].sort_values("budget", kind="stable")
     sets = {key: title for key, title in ATTACK_SETS.items() if (attacked["set"] == key).any()}
     if not sets:
         return None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from galaxyhpc.analysis.tables import ReportInfo, Tables, format_network_name
 from galaxyhpc.report.figures.style import (
     PanelGrid,
+    format_class_name,
     make_figure,
     select_best_networks,
     select_with_styles,
@@ -22,6 +23,9 @@ from galaxyhpc.report.figures.style import (
 
 MAX_CONFUSION_PANELS, MAX_PANELS = 9, 12  # networks in a figure
 MAX_COLUMNS = 4
+MAX_MATRIX_CLASSES = 40  # rows of a confusion matrix
+MIN_CELL_INCHES = 0.17  # of a confusion matrix
+NUMBERS_CELL_INCHES = 0.25  # of a cell that holds per cent and galaxies
 RAW_COLOUR, SCALED_COLOUR = "#D55E00", "#0072B2"
 NO_DATA_TEXT = "not measured yet"
 
@@ -33,39 +37,64 @@ def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
     selected, note = select_best_networks(tables.networks, MAX_CONFUSION_PANELS)
     num_columns = min(3, len(selected))
     num_rows = -(-len(selected) // num_columns)
-    grid = PanelGrid(num_rows, num_columns, 3.1, 3.1, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
+    names = tables.per_class.drop_duplicates("class").set_index("class")["name"]
+    classes = select_confused_classes(tables.confusion, names.index.sort_values().to_numpy())
+    count, side = len(classes), max(3.1, MIN_CELL_INCHES * len(classes))
+    grid = PanelGrid(num_rows, num_columns, side, side, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
     notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds pooled.", note]
+    if side / count < NUMBERS_CELL_INCHES:
+        notes[0] = "Clean galaxies, all seeds pooled: per cent of the true class."
+    if count < len(names):
+        notes.append(
+            f"Shown: the {count} of {len(names):,} classes with the most errors; per cent of all galaxies of a class."
+        )
     figure, panels = make_figure(info, "Confusion of classes", notes, grid, num_panels=len(selected))
-    classes = tables.per_class.drop_duplicates("class").sort_values("class")["name"].tolist()
+    ticks = [format_class_name(names[label]) for label in classes]
     confusion_by_label = dict(iter(tables.confusion.groupby("label", sort=False)))
     for n, (axes, network) in enumerate(zip(panels, selected.to_dict("records"), strict=True)):
         axes.set_title(wrap_text(format_network_name(network), 44), fontsize=9, loc="left")
         if network["label"] in confusion_by_label:
-            _draw_matrix(axes, confusion_by_label[network["label"]])
+            _draw_matrix(axes, confusion_by_label[network["label"]], classes)
         else:
-            axes.set(xlim=(-0.5, 9.5), ylim=(9.5, -0.5))
+            axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
             write_empty_reason(axes, NO_DATA_TEXT)
         is_lowest = n + num_columns >= len(selected)
-        axes.set_xticks(range(10), classes if is_lowest else [], rotation=90, fontsize=8)
-        axes.set_yticks(range(10), classes if n % num_columns == 0 else [], fontsize=8)
+        axes.set_xticks(range(count), ticks if is_lowest else [], rotation=90, fontsize=8)
+        axes.set_yticks(range(count), ticks if n % num_columns == 0 else [], fontsize=8)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted" if is_lowest else "")
         axes.set_ylabel("truth" if n % num_columns == 0 else "")
     return figure
 
 
-def _draw_matrix(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw one 10 x 10 matrix; cells without galaxies are empty."""
-    counts = np.zeros((10, 10))
-    counts[table["truth"], table["predicted"]] = table["count"]
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def select_confused_classes(confusion: pd.DataFrame, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Select the labels that a matrix shows: all, or those with the most errors, as truth or prediction."""
+    if len(labels) <= MAX_MATRIX_CLASSES:
+        return labels
+    errors = confusion[confusion["truth"] != confusion["predicted"]]
+    num_errors = sum(
+        errors.groupby(role)["count"].sum().reindex(labels, fill_value=0) for role in ("truth", "predicted")
+    )
+    return np.sort(num_errors.sort_values(ascending=False, kind="stable").index[:MAX_MATRIX_CLASSES])  # type: ignore[union-attr]
+
+
+def _draw_matrix(axes: Axes, table: pd.DataFrame, classes: NDArray[np.int64]) -> None:
+    """Draw the matrix of some classes, in per cent of all galaxies of the true class; cells without are empty."""
+    totals = table.groupby("truth")["count"].sum().reindex(classes, fill_value=0).to_numpy(float)
+    shown = table[table["truth"].isin(classes) & table["predicted"].isin(classes)]
+    counts = np.zeros((len(classes), len(classes)))
+    counts[np.searchsorted(classes, shown["truth"]), np.searchsorted(classes, shown["predicted"])] = shown["count"]
+    percent = 100 * counts / np.maximum(totals[:, None], 1)
     axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
     axes.spines[:].set_color("0.8")
+    side = axes.get_position().width * axes.figure.get_size_inches()[0]  # type: ignore[union-attr]
+    has_counts = side / len(classes) >= NUMBERS_CELL_INCHES
+    size, shift = (7.0, 0.12) if has_counts else (5.0, 0.0)
     for is_dark, colour in ((False, "0.15"), (True, "white")):
         cells = np.argwhere((counts > 0) & ((percent > 55) == is_dark)).tolist()
-        large = [(predicted, truth - 0.12, f"{percent[truth, predicted]:.0f}", 7.0) for truth, predicted in cells]
+        large = [(predicted, truth - shift, f"{percent[truth, predicted]:.0f}", size) for truth, predicted in cells]
         small = [(predicted, truth + 0.28, f"{counts[truth, predicted]:.0f}", 4.5) for truth, predicted in cells]
-        write_cells(axes, [*large, *small], colour)
+        write_cells(axes, [*large, *(small if has_counts else [])], colour)
 
 
 def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:

@@ -148,6 +148,11 @@ def format_condition(condition: str) -> str:
     return " + ".join(" ".join(words.get(w, w) for w in part.split("_")) for part in condition.split("+"))
 
 
+def format_class_name(name: str, max_length: int = 24) -> str:
+    """Shorten the name of a class for an axis; a dollar sign stays one, and starts no formula."""
+    return (name if len(name) <= max_length else f"{name[: max_length - 1]}…").replace("$", r"\$")
+
+
 def wrap_text(text: str, width: int = 30) -> str:
     """Wrap a long name into lines."""
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
