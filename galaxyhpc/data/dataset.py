@@ -23,9 +23,9 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import FIELD_ARCSEC
 from galaxyhpc.data.given_split import describe_division, describe_dropped, divide
 from galaxyhpc.data.sources.conversion import convert
+from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
 from galaxyhpc.data.sources.open_source import describe_state, open_source
 from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import (

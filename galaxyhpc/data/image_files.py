@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galaxyhpc.data import DataError
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
 from galaxyhpc.data.simulate import stretch
+from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX, compute_slice_size
 from galaxyhpc.data.sources.read_errors import (
     describe_missing_array,
     explain_array,

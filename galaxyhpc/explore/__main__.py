@@ -17,7 +17,7 @@ from rich.progress import Progress
 from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX
+from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX
 from galaxyhpc.data.sources.open_source import open_source
 from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset

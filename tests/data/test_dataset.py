@@ -20,7 +20,7 @@ from helpers.data_files import write_file
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig
 from galaxyhpc.data.dataset import DataError, divide_before_conversion, load_split, prepare
-from galaxyhpc.data.galaxy10 import open_hdf5
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 
 REAL = os.environ.get("GALAXY10_H5", "")
 PREPARE = """
@@ -210,7 +210,7 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
 
 @pytest.mark.parametrize("chunks", [None, (1, 32, 32, 3), (600, 4, 4, 1), (7, 5, 3, 2)])
 def test_any_chunking_gives_the_same_galaxies(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
     path = write_file(tmp_path / "a.h5", n=600, images=None)
     pixels = np.random.default_rng(5).integers(0, 256, (600, 32, 32, 3), np.uint8)
     with h5py.File(path, "a") as file:

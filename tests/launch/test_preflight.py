@@ -19,7 +19,8 @@ from helpers.tiers import slow
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
-from galaxyhpc.data import dataset, galaxy10
+from galaxyhpc.data import dataset
+from galaxyhpc.data.sources import hdf5
 from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
 from galaxyhpc.models import profile
@@ -181,8 +182,8 @@ def test_galaxies_that_are_too_close_for_the_link_are_told_before_a_job_divides_
 
 def test_a_file_of_several_image_sizes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    check_last_slice = galaxy10._check_last_slice
-    monkeypatch.setattr(galaxy10, "_check_last_slice", lambda *key: read.append(key) or check_last_slice(*key))
+    check_last_slice = hdf5._check_last_slice
+    monkeypatch.setattr(hdf5, "_check_last_slice", lambda *key: read.append(key) or check_last_slice(*key))
     path = str(write_file(tmp_path / "a.h5"))
     runs = [run(None, tmp_path / "cache", source=path, image_size=size) for size in (33, 63, 65)]
     assert preflight.check_sweep(runs, tmp_path / "sweep").costs.num_galaxies == 120

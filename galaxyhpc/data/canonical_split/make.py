@@ -20,7 +20,7 @@ import pandas as pd
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split.random_splits import count_leaks
-from galaxyhpc.data.galaxy10 import open_hdf5
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, compute_split_table, find_close_pairs
 from galaxyhpc.data.split_file import DROPPED
 

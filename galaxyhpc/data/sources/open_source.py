@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.galaxy10 import open_hdf5
 from galaxyhpc.data.sources.catalogue import open_catalogue, open_folder
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 from galaxyhpc.data.sources.parquet import find_shards, open_parquet
 from galaxyhpc.data.sources.source import Source
 from galaxyhpc.data.sources.tables import ASTROPY_FORMATS, CSV_ENDINGS, PARQUET_ENDINGS, has_ending

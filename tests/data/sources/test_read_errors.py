@@ -22,7 +22,7 @@ from PIL import Image
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.galaxy10 import open_hdf5
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 
 
 def explain(path: Path) -> str:
@@ -104,7 +104,7 @@ def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path, monkeypatch
 def test_a_file_that_another_process_has_locked_is_no_damaged_one(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.h5")
     code = "import sys; from pathlib import Path; from galaxyhpc.config.schema import DataConfig\n"
-    code += "from galaxyhpc.data.galaxy10 import open_hdf5\n"
+    code += "from galaxyhpc.data.sources.hdf5 import open_hdf5\n"
     command = [sys.executable, "-c", code + "open_hdf5(Path(sys.argv[1]), DataConfig())", str(path)]
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

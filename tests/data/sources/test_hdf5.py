@@ -10,7 +10,7 @@ from helpers.data_files import write_file
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.galaxy10 import DataError, open_hdf5
+from galaxyhpc.data.sources.hdf5 import DataError, open_hdf5
 
 N, ROWS = 120, np.arange(120)
 LABELS = ROWS % 10
@@ -82,7 +82,7 @@ def test_galaxies_at_one_position_are_counted_before_their_pairs_fill_the_memory
 
 
 def test_pixels_of_which_the_end_was_never_written_are_refused_from_one_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 50 * 32 * 32 * 3)
     images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
     path = write_file(tmp_path / "a.h5", images=images)
     open_hdf5(path, DataConfig()).check_images()

@@ -19,7 +19,6 @@ import numpy as np
 from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.sources.conversion import resize as resize
 from galaxyhpc.data.sources.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.sources.source import (
     MAX_BLANK_FRACTION,
