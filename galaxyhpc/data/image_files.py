@@ -291,7 +291,7 @@ def _crop_to_square(path: Path, image: Image, crop: str) -> Image:
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     elif width != height:
-        raise _make_error(path, f"{height} x {width} px", f"{EXPECTED_SQUARE}; data.crop=center cuts out the middle")
+        raise _make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}; data.crop=center cuts out the middle")
     _check_shape(path, *image.size)
     return image
 
