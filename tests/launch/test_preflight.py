@@ -324,3 +324,17 @@ def test_gpus_without_a_process_are_a_warning(tmp_path: Path) -> None:
     runs = [config.model_copy(update={"resources": ResourcesConfig(**settings)}) for settings in resources]
     (warning,) = preflight._find_idle_gpus(runs)
     assert str(warning) == "resources: got 2 GPUs and 1 tasks per node; set tasks_per_node: 2 to use them all"
+
+
+def test_runs_with_other_classes_are_no_sweep(tmp_path: Path) -> None:
+    runs = [run("C2", tmp_path), run("C2", tmp_path, classes=("E", "Sp"))]
+    lines = problems(runs, tmp_path / "sweep")
+    assert lines[0].startswith("data.classes: got (") and "expected one value per sweep" in lines[0]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 1000])
+def test_a_network_of_any_number_of_classes_passes_its_trial(num_classes: int) -> None:
+    model = ModelConfig(group="C2", scale=0.1)
+    assert smoke_test.check_tiny_model(model, TrainConfig(), num_classes)[1] == ""
+    network = build_model(model, 33, num_classes)
+    assert profile.profile_network(model, 33, num_classes).parameters == count_parameters(network)
