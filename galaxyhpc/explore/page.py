@@ -7,7 +7,7 @@ import pandas as pd
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.data.galaxy10 import CLASSES
-from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
+from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS, describe_origin
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import (
     APERTURE_FRACTION,
@@ -290,9 +290,11 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     counts, totals, sizes = count_by_split(split), split["split"].value_counts(), split["sky_group"].value_counts()
     fractions = f"{config.validation_fraction:.0%} validation, {config.test_fraction:.0%} test"
     dropped = _format_count(int(totals.get("dropped", 0)), "galaxy", "galaxies")
+    origin = describe_origin(config, split, summary.galaxies.digests)
     paragraphs = (
         f"The split of a launch with the default settings ({fractions}, split_seed {config.split_seed}). Sky groups "
         f'are divided: galaxies closer than {config.link_arcsec:g}" or with the same pixels stay together.',
+        f"Origin: {origin}.",
         f"Dropped: {dropped} with the pixels or the position (within {DUPLICATE_RADIUS_ARCSEC:g} arcsec) of a galaxy "
         "with another label; which label is correct is unknown.",
     )
