@@ -28,8 +28,8 @@ import pooch
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from galaxyhpc.data.galaxy10 import FILE_TYPE
-from galaxyhpc.data.read_errors import FIRST_BYTES, explain_read_error
+from galaxyhpc.data.sources.hdf5 import FILE_TYPE
+from galaxyhpc.data.sources.read_errors import FIRST_BYTES, explain_read_error
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import fsync, sanitize, sha256
 

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
-from galaxyhpc.data.galaxy10 import FIELD_ARCSEC, resize
 from galaxyhpc.data.simulate import render_image
+from galaxyhpc.data.sources.conversion import resize
+from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier

@@ -28,6 +28,7 @@ from rich.text import Text
 from galaxyhpc.config.class_names import MAX_CLASSES
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 from galaxyhpc.data import DataError
+from galaxyhpc.data.canonical_split import divide_by_fold
 from galaxyhpc.data.dataset import format_split_settings
 from galaxyhpc.data.split_file import DROPPED, SPLIT_FILE_NAME, SPLITS, read_split_header, read_split_table
 from galaxyhpc.evaluation import attack_results, results
@@ -281,8 +282,11 @@ def _validate_split(path: Path, configs: list[RunConfig]) -> None:
     if table["row"].tolist() != list(range(len(table))):
         raise CorruptFileError("row: got other values than 0, 1, 2, ...")
     assigned = table[table["split"] != DROPPED]
-    if (num_divided := int((assigned.groupby("sky_group")["split"].nunique() > 1).sum())) > 0:
-        raise CorruptFileError(f"{num_divided} sky groups are divided among the splits")
+    is_divided = (assigned.groupby("sky_group")[["split", "fold", "half"]].nunique() > 1).any(axis=1)
+    if is_divided.any():
+        raise CorruptFileError(f"{int(is_divided.sum())} sky groups are divided among the splits or folds")
+    if (table["fold"] >= 0).any() and not table["split"].equals(divide_by_fold(table, 0)["split"]):
+        raise CorruptFileError("split: got other galaxies for test and validation than fold 0 and half 0 of fold 1")
 
 
 def make_table(checks: list[FileCheck], title: str) -> ConsoleTable:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from galaxyhpc.data import image_files
-from galaxyhpc.data.galaxy10 import resize
+from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError

@@ -121,7 +121,7 @@ def make_short_config(config: RunConfig, num_galaxies: int) -> RunConfig:
     steps = steps_per_epoch(int(train_fraction * num_galaxies), config.train.batch_size)
     epochs = max(2, math.ceil(MIN_STEPS / steps))
     settings = config.model_dump(mode="json")
-    settings["data"] |= {"test_fraction": 1.0 - validation_fraction - train_fraction, "label_fraction": 1.0}
+    settings["data"] |= {"test_fraction": 1.0 - validation_fraction - train_fraction, "label_fraction": 1.0, "fold": 0}
     settings["train"] |= {"epochs": epochs, "early_stopping": None}
     settings["resources"]["checkpoint_minutes"] = 0.0
     return RunConfig.model_validate_json(json.dumps(settings))

@@ -167,7 +167,7 @@ def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     images = np.concatenate([galaxy_images()] * 3)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", data=images, chunks=(4, 16, 16, 1), compression="gzip")
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 10 * images[0].nbytes)
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 10 * images[0].nbytes)
     opened: list[Path] = []
     open_file = h5py.File
     monkeypatch.setattr(
@@ -353,7 +353,7 @@ def test_a_damaged_chunk_costs_its_own_galaxies(run: RunDir, tmp_path: Path, mon
     with (tmp_path / "a.h5").open("r+b") as stream:
         stream.seek(chunk.byte_offset)
         stream.write(b"\xff" * chunk.size)
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 5 * images[0].nbytes)
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 5 * images[0].nbytes)
     assert main([str(run.path), str(tmp_path / "a.h5"), "--skip-bad", "--output", str(tmp_path / "out.csv")]) == 1
     rows = read_table(tmp_path / "out.csv")
     assert [bool(row["error"]) for row in rows] == [False] * 5 + [True] * 5

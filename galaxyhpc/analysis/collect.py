@@ -1,7 +1,8 @@
 """Collect a sweep: its plan, the results of its runs, and the reason where results are missing.
 
-Runs belong to one network if they differ in nothing but the seed. Settings without a column in plan.csv are compared
-too and become part of the network's label, so two arms of a sweep are never averaged as one.
+Runs belong to one network if they differ in nothing but the seed and the fold that they are tested on. Settings without
+a column in plan.csv are compared too and become part of the network's label, so two arms of a sweep are never averaged
+as one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PLAN_DTYPES = {
 }
 NETWORK_COLUMNS = ["arch", "group", "width", "head", "scale", "image_size", "settings"]
 MODEL_KEYS_IN_PLAN = ("architecture", "group", "restriction", "depth", "widen", "width", "head", "scale")
-KEYS_IN_PLAN = ("schema", "seed", "data.image_size", *(f"model.{name}" for name in MODEL_KEYS_IN_PLAN))
+KEYS_IN_PLAN = ("schema", "seed", "data.fold", "data.image_size", *(f"model.{name}" for name in MODEL_KEYS_IN_PLAN))
 
 STATE_REASONS = {
     RunState.PLANNED: "never submitted",
@@ -70,7 +71,7 @@ class RunResults:
 class CollectedSweep:
     """The plan of a sweep, one row per run, and the results of these runs in the same order."""
 
-    plan: pd.DataFrame  # columns of plan.csv; `label_networks` adds settings and label
+    plan: pd.DataFrame  # columns of plan.csv; `label_networks` adds settings, fold and label
     runs: list[RunResults]
     shared_settings: str = ""  # what all networks have in common; `label_networks` sets it
 
@@ -170,20 +171,22 @@ def _format_error(error: Exception) -> str:
 
 
 def label_networks(sweep: CollectedSweep) -> CollectedSweep:
-    """Add the columns `settings` and `label`, the name of a network, to the plan.
+    """Add the columns `settings`, `fold` and `label`, the name of a network, to the plan.
 
     Raises
     ------
     PlanError
-        if two runs are the same seed of one network: their mean would pass for one over seeds
+        if two runs are the same seed and fold of one network: their mean would pass for one over seeds
     """
-    plan = sweep.plan.assign(settings=_describe_differing_settings(sweep.runs))
+    folds = [run.config.data.fold if run.config else 0 for run in sweep.runs]
+    plan = sweep.plan.assign(settings=_describe_differing_settings(sweep.runs), fold=folds)
     keys = list(plan[NETWORK_COLUMNS].itertuples(index=False, name=None))
     name_parts = {key: _get_name_parts(*key) for key in keys}
     shared = [part for part in name_parts[keys[0]] if all(part in parts for parts in name_parts.values())]
     plan = plan.assign(label=[_format_label(key, name_parts[key], shared) for key in keys])
     known = plan[[run.config is not None for run in sweep.runs]]
-    duplicates = known[known.duplicated(["label", "seed"], keep=False)].sort_values(["label", "seed"], kind="stable")
+    keys_of_run = ["label", "seed", "fold"]
+    duplicates = known[known.duplicated(keys_of_run, keep=False)].sort_values(keys_of_run, kind="stable")
     if len(duplicates):
         run_ids, first = " and ".join(duplicates["run_id"].iloc[:2]), duplicates.iloc[0]
         raise PlanError(

@@ -231,6 +231,6 @@ def learning_curves(sweep: CollectedSweep) -> pd.DataFrame:
 def make_run_table(sweep: CollectedSweep, metrics_table: pd.DataFrame) -> pd.DataFrame:
     """Make a table of one row per planned run; see `tables.Tables.runs`."""
     clean = metrics_table[metrics_table["condition"] == "clean"].set_index("run_id")
-    runs = sweep.plan[["run_id", "label", "seed", "parameters"]]
+    runs = sweep.plan[["run_id", "label", "seed", "fold", "parameters"]]
     scores = {name: runs["run_id"].map(clean[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
     return runs.assign(reason=[run.reason for run in sweep.runs], **scores)

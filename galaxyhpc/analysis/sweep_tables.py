@@ -15,6 +15,9 @@ from galaxyhpc.analysis.collect import CollectedSweep
 from galaxyhpc.analysis.tables import ReportInfo, Tables
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import parse_question
+from galaxyhpc.data import DataError
+from galaxyhpc.data.canonical_split import NUM_FOLDS
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_table
 from galaxyhpc.evaluation.attack_results import AttackResults
 
 NO_INTERVALS_NOTE = "No intervals were computed, so nothing is bold, compared or drawn."
@@ -40,10 +43,14 @@ def make_count_tables(
 
 def make_attack_table(sweep: CollectedSweep) -> pd.DataFrame:
     """Compute success rates of the complete one-pixel attacks; see `tables.Tables.attack`."""
-    attacks: dict[str, list[AttackResults]] = {}
-    for label, _, run in sweep.iterate_labelled():
+    folds: dict[tuple[str, int], list[AttackResults]] = {}
+    for label, seed, run in sweep.iterate_labelled():
         if run.attack is not None:
-            attacks.setdefault(label, []).append(run.attack)
+            folds.setdefault((label, seed), []).append(run.attack)
+    attacks: dict[str, list[AttackResults]] = {label: [] for label, _ in folds}
+    for (label, _), parts in folds.items():
+        if len(parts) == sweep.plan["fold"].nunique():  # one attack on the galaxies of all folds
+            attacks[label].append(replace(parts[0], table=pd.concat([part.table for part in parts])))
     budgets = [attack.spec.budget for network_attacks in attacks.values() for attack in network_attacks]
     if not budgets:
         return pd.DataFrame()
@@ -69,6 +76,17 @@ def add_prediction_tables(tables: Tables, predictions: uncertainty.SweepPredicti
     return replace(tables, **{name: table for name, table in optional.items() if len(table)})
 
 
+def name_hardest_galaxies(tables: Tables, sweep_dir: Path) -> Tables:
+    """Add the column id to the hardest galaxies if their source has names for them."""
+    try:
+        split = read_split_table(sweep_dir / SPLIT_FILE_NAME)
+    except DataError:  # absent or damaged; the numbers stand without names
+        return tables
+    if tables.hardest.empty or "id" not in split:
+        return tables
+    return replace(tables, hardest=tables.hardest.assign(id=tables.hardest["row"].map(split.set_index("row")["id"])))
+
+
 def list_flaws(sweep: CollectedSweep) -> list[str]:
     """Describe the flaws that make every number of a sweep suspicious; a network's own flaw is part of its label."""
     data = [run.config.data for run in sweep.runs if run.config]
@@ -80,6 +98,17 @@ def list_flaws(sweep: CollectedSweep) -> list[str]:
     if any(config.conflicting_duplicates == "keep" for config in data):
         flaws.append("FLAW: galaxies that occur twice under different labels were kept.")
     return flaws
+
+
+def describe_folds(sweep: CollectedSweep) -> list[str]:
+    """Say which folds of a cross-validation the numbers are from, and what a seed is; nothing for a single fold."""
+    folds = sorted(set(sweep.plan["fold"]))
+    if len(folds) == 1:
+        return []
+    return [
+        f"Cross-validation: folds {', '.join(map(str, folds))} of {NUM_FOLDS} are the test set in turn. Each fold of a "
+        "seed counts as a seed in means, spreads and numbers of seeds; intervals and tests pool the folds of a seed."
+    ]
 
 
 def make_report_info(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -69,25 +69,29 @@ class SweepPredictions:
 
 
 def load_predictions(sweep: CollectedSweep) -> SweepPredictions:
-    """Read the predictions of every run, once.
+    """Read the predictions of every run, once; those of all folds of a seed are one set of predictions.
 
     Raises
     ------
     collect.PlanError
         if seeds were measured on different test galaxies
     """
-    runs: dict[str, dict[int, RunResults]] = defaultdict(dict)
+    runs: dict[str, dict[int, list[RunResults]]] = defaultdict(lambda: defaultdict(list))
     for label, seed, run in sweep.iterate_labelled():
         if run.counts is not None:
-            runs[label][int(seed)] = run
+            runs[label][int(seed)].append(run)
     loaded, first = SweepPredictions({}, {}, []), None
-    networks = parallel_map(_load_network, list(runs.values()), "predictions", min_per_process=20)
+    num_folds = sweep.plan["fold"].nunique()
+    for label in [label for label, seeds in runs.items() if any(len(folds) < num_folds for folds in seeds.values())]:
+        del runs[label]
+        loaded.notes.append(f"{label}: no intervals, because a seed of it lacks results of one of {num_folds} folds.")
+    networks = parallel_map(_load_network, [dict(seeds) for seeds in runs.values()], "predictions", min_per_process=20)
     for (label, runs_by_seed), network in zip(runs.items(), networks, strict=True):
         if isinstance(network, str):
             loaded.notes.append(f"{label}: no intervals, because predictions.h5 of {network} is missing or damaged.")
             continue
         predictions, misclassified = network
-        run_dir = next(iter(runs_by_seed.values())).run
+        run_dir = next(iter(runs_by_seed.values()))[0].run
         first = first or (run_dir, predictions.rows)
         _check_same_galaxies(*first, run_dir, predictions.rows)
         loaded.networks[label] = predictions
@@ -96,19 +100,37 @@ def load_predictions(sweep: CollectedSweep) -> SweepPredictions:
 
 
 def _load_network(
-    runs_by_seed: dict[int, RunResults],
+    runs_by_seed: dict[int, list[RunResults]],
 ) -> tuple[NetworkPredictions, dict[str, tuple[Misclassification, ...]]] | str:
     """Load a network's predictions and its runs' misclassifications, or name the runs with unusable predictions."""
-    predictions = {seed: _read_consistent(run) for seed, run in runs_by_seed.items()}
-    valid = {seed: read for seed, read in predictions.items() if read is not None}
-    run_dirs = {seed: run.run for seed, run in runs_by_seed.items()}
-    if len(valid) < len(predictions):
-        return ", ".join(run_dirs[seed].run_id for seed in predictions if seed not in valid)
-    first = next(iter(valid))
-    for seed, read in valid.items():
-        _check_same_galaxies(run_dirs[first], valid[first].rows, run_dirs[seed], read.rows)
-    misclassified = {run_dirs[seed].run_id: find_misclassified(read) for seed, read in valid.items()}
-    return _bootstrap_network(valid, {seed: run.planned_pairs for seed, run in runs_by_seed.items()}), misclassified
+    run_ids, valid = [], defaultdict(list)
+    misclassified: dict[str, tuple[Misclassification, ...]] = {}
+    for seed, run in ((seed, run) for seed, folds in runs_by_seed.items() for run in folds):
+        if (read := _read_consistent(run)) is None:
+            run_ids.append(run.run.run_id)
+        else:
+            valid[seed].append(read)
+            misclassified[run.run.run_id] = find_misclassified(read)
+    if run_ids:
+        return ", ".join(run_ids)
+    pooled = {seed: _pool_folds(folds) for seed, folds in valid.items()}
+    first = next(iter(pooled))
+    for seed, predictions in pooled.items():
+        run_dirs = runs_by_seed[first][0].run, runs_by_seed[seed][0].run
+        _check_same_galaxies(run_dirs[0], pooled[first].rows, run_dirs[1], predictions.rows)
+    planned_pairs = {seed: folds[0].planned_pairs for seed, folds in runs_by_seed.items()}
+    return _bootstrap_network(pooled, planned_pairs), misclassified
+
+
+def _pool_folds(folds: Sequence[Predictions]) -> Predictions:
+    """Join the predictions of one seed for the test galaxies of several folds; pairs that not all have are left out."""
+    folds = sorted(folds, key=lambda read: int(read.rows.min()))  # in one order, whatever that of the runs
+    rows, labels, groups = (
+        np.concatenate([getattr(read, name) for read in folds]) for name in ("rows", "labels", "groups")
+    )
+    pairs = [pair for pair in folds[0].predicted if all(pair in read.predicted for read in folds)]
+    predicted = {pair: np.concatenate([read.predicted[pair] for read in folds]) for pair in pairs}
+    return replace(folds[0], rows=rows, labels=labels, groups=groups, predicted=predicted)
 
 
 def _check_same_galaxies(run_a: RunDir, rows_a: NDArray[np.int32], run_b: RunDir, rows_b: NDArray[np.int32]) -> None:
@@ -291,7 +313,8 @@ def make_recall_interval_table(networks: Mapping[str, NetworkPredictions]) -> pd
         for label, network in networks.items()
         if len(network.recall_intervals)
     ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["label", "class"])
+    columns = ["label", "class", "recall_low", "recall_high"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
 def find_hardest_galaxies(networks: Iterable[NetworkPredictions], max_galaxies: int = 24) -> pd.DataFrame:

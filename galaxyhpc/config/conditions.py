@@ -113,6 +113,7 @@ CATEGORICAL_LABELS = {  # severities without an order
     "flip": {1.0: "left-right", 2.0: "upside-down"},
     "band_loss": {1.0: "no z", 2.0: "no r", 3.0: "no g"},
 }
+ARCSEC_CONDITIONS = ("psf_gaussian", "psf_moffat", "cosmic_rays", "star")  # need the pixel scale of the images
 DEFAULT_CONDITIONS = (*CONDITIONS, "rotation+shot_noise", "psf_moffat+shot_noise")
 
 
@@ -136,6 +137,11 @@ def describe_expected(name: str) -> str:
     hint = f"; did you mean {'+'.join(near)}?" if is_condition("+".join(near)) else ""
     combination = f"2 to {MAX_PARTS} different ones (not clean) joined by +, such as rotation+shot_noise"
     return f"one of {', '.join(CONDITIONS)}, or {combination}{hint}"
+
+
+def needs_pixel_scale(name: str) -> bool:
+    """Whether a condition, or a part of it, has lengths in arcsec."""
+    return not set(split_combination(name)).isdisjoint(ARCSEC_CONDITIONS)
 
 
 def get_levels(name: str) -> tuple[float, ...]:

@@ -84,21 +84,52 @@ class DemoConfig(BaseConfig):
     seed: Seed = 0
 
 
+class ColumnsConfig(BaseConfig):
+    """Names of the columns of a catalogue. By default they are found by common names; empty: not used."""
+
+    file: str | None = None  # the image of a galaxy: the name of its file or, in parquet, the image itself
+    label: str | None = None
+    id: str | None = None
+    ra: str | None = None  # degrees
+    dec: str | None = None  # degrees
+    group: str | None = None  # galaxies of one group stay in one split
+    split: str | None = None  # train, validation, test
+    redshift: str | None = None
+
+
 class DataConfig(BaseConfig):
     """Source and size of the images, and the division into training, validation and test galaxies."""
 
-    source: Annotated[str, Field(min_length=1)] = "demo"  # or the path of a file laid out as Galaxy10_DECals.h5
-    # names by label; empty: those of the source, which a launch fills in where they are not Galaxy10's
+    # demo, or a path: an HDF5 file laid out as Galaxy10_DECals.h5; a catalogue (CSV, ECSV, FITS, parquet) of image
+    # files; a directory with a subdirectory of images per class; parquet with images inside, or a directory of those
+    source: Annotated[str, Field(min_length=1)] = "demo"
+    # names in the order of their labels, which galaxies of other classes are left out for; empty: those of the source,
+    # which a launch fills in where they are not Galaxy10's
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    columns: ColumnsConfig = ColumnsConfig()
+    images: str = ""  # directory that a catalogue's image files are relative to; empty: that of the catalogue
+    crop: Literal["none", "center"] = "none"  # center: of images that are not square, which are refused otherwise
+    # side of an image on the sky, for the conditions in arcsec; none: what the source says
+    field_arcsec: Annotated[float, Field(gt=0.0, le=36000.0)] | None = None
     cache: str = ""  # directory of converted images; empty: .cache beside the sweeps
     image_size: Annotated[int, Field(ge=1, le=2049)] = 65  # px
     validation_fraction: OpenFraction = 0.1
     test_fraction: OpenFraction = 0.2
+    fold: Annotated[int, Field(ge=0, le=4)] = 0  # of five: the test set; fold 0 is that of a run without folds
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # fraction of the training galaxies that is used
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
-    conflicting_duplicates: Literal["drop", "keep"] = "drop"
+    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split
+    conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _make_texts(cls, names: Any) -> Any:
+        """Take the classes 0 and 1 for what they are called in a catalogue."""
+        if not isinstance(names, list | tuple):
+            return names
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
 
     @field_validator("classes")
     @classmethod
@@ -115,6 +146,18 @@ class DataConfig(BaseConfig):
     def class_names(self) -> tuple[str, ...]:
         """The classes of the galaxies, in the order of their labels."""
         return self.classes or GALAXY10_CLASSES
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the galaxies are divided into five folds of which one is the test set, half of one for validation."""
+        return (self.validation_fraction, self.test_fraction) == (0.1, 0.2)
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> DataConfig:
+        if self.fold and not self.has_folds:
+            fractions = f"{self.validation_fraction:g} and {self.test_fraction:g}"
+            raise ValueError(f"fold needs validation_fraction 0.1 and test_fraction 0.2 (one of five); got {fractions}")
+        return self
 
 
 class ModelConfig(BaseConfig):
@@ -349,7 +392,10 @@ class RunConfig(BaseConfig):
     def get_identity(self) -> dict[str, Any]:
         """Return all settings that decide the weights, and no others."""
         parts = self.model_dump(mode="json", include={"data", "model", "train", "augment", "seed"})
-        del parts["data"]["cache"], parts["data"]["classes"]
+        for name in ("cache", "classes", "columns", "images", "field_arcsec"):
+            del parts["data"][name]
+        if self.data.crop == "none":
+            del parts["data"]["crop"]
         if self.data.class_names != GALAXY10_CLASSES:
             parts["data"]["classes"] = self.data.class_names
         if isinstance(self.model.pretrained, str):

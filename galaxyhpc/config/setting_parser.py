@@ -24,7 +24,7 @@ from galaxyhpc.config.yaml_loader import Entry, ErrorCollector, SourceLocation, 
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
-_ENVIRONMENT_SETTINGS = ("data.source", "data.cache", "model.pretrained", "resources.setup")
+_ENVIRONMENT_SETTINGS = ("data.source", "data.images", "data.cache", "model.pretrained", "resources.setup")
 _PLACEHOLDER_MODEL = {"group": "C1"}  # stands in where a model is needed to check something else
 _EXPECTED_BY_ERROR_TYPE = {  # filled in with the context of pydantic's error
     "bool_type": "true or false",

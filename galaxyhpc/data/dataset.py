@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,17 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.galaxy10 import check_file, check_pixels, convert, read_metadata
-from galaxyhpc.data.split import explain_empty_class, find_empty_class, make_split_table
+from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin, divide
+from galaxyhpc.data.sources.conversion import convert
+from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
+from galaxyhpc.data.sources.open_source import describe_state, open_source
+from galaxyhpc.data.sources.source import Columns
+from galaxyhpc.data.split import (
+    SPLIT_SETTINGS,
+    explain_empty_class,
+    find_empty_class,
+    select_fold,
+)
 from galaxyhpc.data.split_file import (
     DROPPED,
     SPLIT_FILE_NAME,
@@ -40,7 +49,6 @@ __all__ = [
     "DataError",
     "Galaxies",
     "check_divisible",
-    "check_file",
     "divide_before_conversion",
     "format_split_settings",
     "load_split",
@@ -50,7 +58,6 @@ __all__ = [
 ]
 
 CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
-SPLIT_SETTINGS = {"validation_fraction", "test_fraction", "split_seed", "link_arcsec", "conflicting_duplicates"}
 MAX_DROPPED_FRACTION = 0.1  # of galaxies with conflicting labels; 118 of the 17,736 published have them
 _READ_ERRORS = (  # what numpy and json raise for damaged files
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError),
@@ -72,6 +79,18 @@ class Galaxies:
     mean: float  # of all published pixels, DN in [0, 255]
     pixel_scale_arcsec: float  # arcsec/px at S
     generated: bool  # demo galaxies, not real ones
+    published_sizes: tuple[int, ...] = ()  # px, the sides of the images in the source
+    num_left_out: int = 0  # galaxies of the source of other classes than data.classes
+    ids: np.ndarray | None = None  # (N,) str, names of the galaxies in the source
+    given_splits: np.ndarray | None = None  # (N,) str, the source's own division
+    groups: np.ndarray | None = None  # (N,) int64, galaxies of one group stay in one split
+    redshift: np.ndarray | None = None  # (N,) float64, NaN where not measured
+
+    @property
+    def columns(self) -> Columns:
+        """All that is known beside the pixels."""
+        optional = (self.ids, self.given_splits, self.groups, self.redshift)
+        return Columns(self.labels, self.ra, self.dec, *optional)
 
 
 def open_dataset(config: DataConfig, sweep_dir: Path) -> tuple[Galaxies, pd.DataFrame]:
@@ -95,8 +114,7 @@ def prepare(config: DataConfig) -> Galaxies:
     cache = Path(config.cache)
     if not cache.is_absolute():
         raise DataError(f"data.cache: got {config.cache!r}; expected an absolute path")
-    source = get_source_path(config)
-    galaxies = _open_cached(source, config.image_size, cache) or _convert_once(config, source, cache)
+    galaxies = open_converted(config) or _convert_once(config)
     _check_classes(config, galaxies.classes)
     return galaxies
 
@@ -112,18 +130,32 @@ def _check_classes(config: DataConfig, names: tuple[str, ...]) -> None:
         )
 
 
-def _convert_once(config: DataConfig, source: Path, cache: Path) -> Galaxies:
+def _convert_once(config: DataConfig) -> Galaxies:
+    cache, source = Path(config.cache), get_source_path(config)
     cache.mkdir(parents=True, exist_ok=True)
     with hold(cache / ".lock", timeout=None):
         if config.source == "demo" and not source.exists():
             _write_demo(config, source)
-        galaxies = _open_cached(source, config.image_size, cache)  # another process may have been first
-        return galaxies if galaxies is not None else _convert_and_open(source, config.image_size, cache)
+        return open_converted(config) or _convert_and_open(config)  # another process may have been first
 
 
 def open_converted(config: DataConfig) -> Galaxies | None:
-    """Open the galaxies if they are converted already."""
-    return _open_cached(get_source_path(config), config.image_size, Path(config.cache))
+    """Open the galaxies if they are converted already, whole."""
+    source, image_size = get_source_path(config), config.image_size
+    if not os.path.exists(source):  # False, too, where permission is missing
+        return None
+    try:
+        directory = _get_cache_directory(config)
+        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        if any((directory / name).stat().st_size != length for name, length in metadata.pop("bytes").items()):
+            return None
+        images = np.load(directory / "images.npy", mmap_mode="r")
+        metadata |= {name: tuple(metadata[name]) for name in ("classes", "published_sizes")}
+        with np.load(directory / "columns.npz") as columns:
+            galaxies = Galaxies(images, **columns, **metadata)
+        return galaxies if _is_consistent(galaxies, image_size) else None
+    except _READ_ERRORS:
+        return None
 
 
 def get_source_path(config: DataConfig) -> Path:
@@ -155,28 +187,11 @@ def _temporary_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _get_cache_directory(source: Path, image_size: int, cache: Path) -> Path:
-    """Return the directory of a converted file; another file, or the same one rewritten, has another name."""
-    status = source.stat()
-    key = f"{CACHE_FORMAT_VERSION} {source.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return cache / f"{source.stem}-{image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _open_cached(source: Path, image_size: int, cache: Path) -> Galaxies | None:
-    """Open the converted form of `source`; return None if it is absent or damaged."""
-    if not os.path.isfile(source):  # False, too, where permission is missing
-        return None
-    directory = _get_cache_directory(source, image_size, cache)
-    try:
-        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-        if any((directory / name).stat().st_size != length for name, length in metadata.pop("bytes").items()):
-            return None
-        images = np.load(directory / "images.npy", mmap_mode="r")
-        with np.load(directory / "columns.npz") as columns:
-            galaxies = Galaxies(images, classes=tuple(metadata.pop("classes")), **columns, **metadata)
-        return galaxies if _is_consistent(galaxies, image_size) else None
-    except _READ_ERRORS:
-        return None
+def _get_cache_directory(config: DataConfig) -> Path:
+    """Return the directory of converted galaxies; another source, or the same one rewritten, has another name."""
+    source = get_source_path(config)
+    key = f"{CACHE_FORMAT_VERSION} {source.resolve()} {describe_state(source, config)}"
+    return Path(config.cache) / f"{source.stem}-{config.image_size}px-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
@@ -188,27 +203,27 @@ def _is_consistent(galaxies: Galaxies, image_size: int) -> bool:
         and galaxies.labels.max() < len(galaxies.classes)
         and n == len(galaxies.ra) == len(galaxies.dec) == len(galaxies.digests)
         and math.isfinite(galaxies.mean)
-        and math.isfinite(galaxies.pixel_scale_arcsec)
+        and all(len(values) == n for values in galaxies.columns.as_dict().values())
     )
 
 
-def _convert_and_open(source: Path, image_size: int, cache: Path) -> Galaxies:
-    check_file(source)
-    directory = _get_cache_directory(source, image_size, cache)
+def _convert_and_open(config: DataConfig) -> Galaxies:
+    source = open_source(get_source_path(config), config)
+    directory = _get_cache_directory(config)
     with _temporary_directory(directory) as temporary:
-        convert(source, image_size, temporary)
-        if _get_cache_directory(source, image_size, cache) != directory:
-            raise DataError(f"{source}: changed during the conversion; rerun when the file is complete")
+        convert(source, config.image_size, temporary)
+        if _get_cache_directory(config) != directory:
+            raise DataError(f"{source.path}: changed during the conversion; rerun when the file is complete")
         shutil.rmtree(directory, ignore_errors=True)  # a damaged one
         os.replace(temporary, directory)
-        fsync(cache)
-    if (galaxies := _open_cached(source, image_size, cache)) is None:
+        fsync(directory.parent)
+    if (galaxies := open_converted(config)) is None:
         raise DataError(f"{directory}: cannot be read back after it was written")
     return galaxies
 
 
 def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.DataFrame:
-    """Return the split of a sweep (row, label, ra, dec, sky_group, split) from split.csv, made by the first caller.
+    """Return the split of a run (see `make_split_table`) from its sweep's split.csv, made by the first caller.
 
     Raises
     ------
@@ -221,28 +236,35 @@ def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.Da
         with hold(sweep_dir / ".split.lock", timeout=None):
             if not path.exists():
                 write_text(path, _make_split_file(config, galaxies))
-    return _read_split(path, config, galaxies)
+    table = select_fold(config, _read_split(path, config, galaxies))
+    if config.fold:  # another fold than the one that the file was made for
+        check_divisible(config, table, galaxies.digests)
+    return table
 
 
 def format_split_settings(config: DataConfig) -> str:
     """Return the settings that decide a split as JSON, as the header of split.csv holds them."""
-    return json.dumps(config.model_dump(mode="json", include=SPLIT_SETTINGS))
+    return json.dumps(config.model_dump(mode="json", include=set(SPLIT_SETTINGS)))
 
 
 def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
-    table = make_split_table(config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
-    check_divisible(config, table, galaxies.digests)
+    columns = galaxies.columns
+    table = divide(config, columns, galaxies.digests)
+    check_divisible(config, select_fold(config, table), galaxies.digests)
     counts = table["split"].value_counts()
     group_sizes = table["sky_group"].value_counts()
     header = [
         f"fingerprint: {galaxies.fingerprint}",
         f"source: {config.source}",
         f"settings: {format_split_settings(config)}",
+        f"origin: {describe_split_origin(config, columns, table, galaxies.digests)}",
+        f"divided: {describe_division(columns)}",
         "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, DROPPED)),
-        f"dropped: {counts.get(DROPPED, 0)} with the pixels or the position (within 1 arcsec) of one of "
-        f"another label (conflicting_duplicates: {config.conflicting_duplicates})",
+        f"dropped: {describe_dropped(config, columns, table)}",
         f"sky groups: {len(group_sizes)}, the largest of {group_sizes.max()}; a group is never divided",
     ]
+    if (table["fold"] >= 0).any():
+        header.append("folds: the test set of data.fold=k is fold k, its validation set half 0 of fold (k + 1) % 5")
     if galaxies.generated:
         header.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
     return format_split_file(header, table)
@@ -259,7 +281,7 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
     if num_dropped > MAX_DROPPED_FRACTION * len(table):
         raise DataError(
             f"{config.source}: got {num_dropped} of {len(table)} galaxies with the pixels or the position of one of "
-            "another label, which are dropped; expected few: check ans, ra, dec and images, or set "
+            "another label, which are dropped; expected few: check labels, positions and images, or set "
             "data.conflicting_duplicates=keep"
         )
     if empty := find_empty_class(table):
@@ -270,45 +292,73 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
         )
 
 
-def divide_before_conversion(config: DataConfig) -> pd.DataFrame:
-    """Return the division that a job will make, and check it; one slice of the pixels is read, as a trial.
+def divide_before_conversion(configs: Sequence[DataConfig]) -> dict[DataConfig, pd.DataFrame]:
+    """Return the divisions that jobs will make of the same galaxies, and check them; one slice of the pixels is read.
 
-    Until a file is converted, no two images are known to be the same.
+    Until a file is converted, no two images are known to be the same. The settings may differ in fold and image size.
 
     Raises
     ------
     DataError
     """
-    galaxies = open_converted(config)
-    _check_classes(config, read_class_names(config) if galaxies is None else galaxies.classes)
-    if galaxies is not None:
-        labels, ra, dec, digests = galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests
+    first = configs[0]
+    if (galaxies := open_converted(first)) is not None:
+        _check_classes(first, galaxies.classes)
+        columns, digests = galaxies.columns, galaxies.digests
     else:
-        labels, ra, dec = _read_columns(config)
-        digests = np.arange(len(labels))
-    table = make_split_table(config, labels, ra, dec, digests)
-    check_divisible(config, table, digests)
-    return table
+        columns = _check_images_and_read_columns(first)
+        digests = np.arange(len(columns.labels))
+    table = divide(first, columns, digests)
+    divisions = {config: select_fold(config, table) for config in configs}
+    for config, division in divisions.items():
+        check_divisible(config, division, digests)
+    return divisions
 
 
-def read_class_names(config: DataConfig) -> tuple[str, ...]:
-    """Return the names of the classes that a source has, without its pixels.
+def _check_images_and_read_columns(config: DataConfig) -> Columns:
+    if config.source == "demo":
+        _check_classes(config, GALAXY10_CLASSES)
+        return read_columns(config)
+    source = open_source(get_source_path(config), config)
+    _check_classes(config, source.classes)
+    source.check_images()
+    return source.columns
+
+
+def fill_in_classes(config: DataConfig) -> DataConfig:
+    """Return the settings with the names of the classes that the source has; empty where they are Galaxy10's.
 
     Raises
     ------
     DataError
     """
-    return GALAXY10_CLASSES if config.source == "demo" else read_metadata(get_source_path(config)).classes
+    if config.source == "demo" and not config.classes:
+        return config
+    names = config.classes or open_source(get_source_path(config), config).classes
+    return config.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
 
 
-def _read_columns(config: DataConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_field_arcsec(config: DataConfig) -> float:
+    """Return the side of an image on the sky, in arcsec; NaN where it is unknown.
+
+    Raises
+    ------
+    DataError
+    """
+    return FIELD_ARCSEC if config.source == "demo" else open_source(get_source_path(config), config).field_arcsec
+
+
+def read_columns(config: DataConfig) -> Columns:
+    """Return what a source tells beside its pixels.
+
+    Raises
+    ------
+    DataError
+    """
     if config.source == "demo":
         catalogue = simulate.make_catalogue(config.demo.galaxies, config.demo.seed)
-        return catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec
-    path = get_source_path(config)
-    metadata = read_metadata(path)
-    check_pixels(path, metadata)
-    return metadata.labels, metadata.ra, metadata.dec
+        return Columns(catalogue.labels.astype(np.int64), catalogue.ra, catalogue.dec)
+    return open_source(get_source_path(config), config).columns
 
 
 def _read_split(path: Path, config: DataConfig, galaxies: Galaxies) -> pd.DataFrame:

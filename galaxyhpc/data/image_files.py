@@ -14,16 +14,21 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from galaxyhpc.data import DataError
-from galaxyhpc.data.galaxy10 import SIZE_RANGE_PX, compute_slice_size
-from galaxyhpc.data.read_errors import describe_missing_array, explain_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.simulate import stretch
+from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX, compute_slice_size
+from galaxyhpc.data.sources.read_errors import (
+    describe_missing_array,
+    explain_array,
+    explain_read_error,
+    find_missing_parts,
+)
 from galaxyhpc.storage.files import sanitize
 
 if TYPE_CHECKING:
@@ -36,6 +41,11 @@ ReadImages = Callable[[Path], Iterator["GalaxyImage | ImageError"]]
 EXPECTED_SQUARE = f"square images of {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px with the galaxy in the middle"
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")  # of Pillow
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F")
+PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")  # of Pillow
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
+PICTURE_TYPE = "a PNG, JPEG, TIFF or WebP image"
+IMAGE_ENDINGS = (*PICTURE_ENDINGS, *FITS_ENDINGS)  # of files with one image
 HDF5_TYPE = "an HDF5 file with images (N, S, S, 3)"
 EXPECTED_COLOURS = "red, green and blue, 8 bits each"
 EXPECTED_FITS = (
@@ -199,9 +209,96 @@ def _open_picture(path: Path) -> Iterator[Image]:
         if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the lower 8 bits
             got = "colours of 16 bits, of which the file does not say which value is white"
             raise _make_error(path, got, f"{EXPECTED_COLOURS}: scale white to 255")
-        if (num_frames := getattr(image, "n_frames", 1)) > 1:
-            raise _make_error(path, f"{num_frames} images in one file", "one")
+        _check_single(path, image)
         yield image
+
+
+def read_image(file: Path | BinaryIO, name: str, crop: str) -> UInt8Array:
+    """Return an image of a source as (S, S, 3) uint8; `crop` is that of `DataConfig`, `name` for messages.
+
+    Grey images have three equal bands. Of 16 bits the upper 8 count.
+
+    Raises
+    ------
+    ImageError
+    """
+    from PIL import Image
+
+    path = Path(name)
+    if isinstance(file, Path) and path.name.lower().endswith(FITS_ENDINGS):
+        return next(_read_fits(file)).pixels
+    with _translate_image_errors(file, path), Image.open(file, formats=PICTURE_FORMATS) as image:
+        _check_single(path, image)
+        return np.asarray(_crop_to_square(path, _to_rgb_picture(path, image), crop))
+
+
+@contextmanager
+def _translate_image_errors(file: Path | BinaryIO, path: Path) -> Iterator[None]:
+    if isinstance(file, Path):
+        with _translate_read_errors(path, PICTURE_TYPE):
+            yield
+        return
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # damaged bytes may raise anything
+        got = "nothing" if not file.seek(0, os.SEEK_END) else f"{file.tell()} bytes that are none, or damaged"
+        raise _make_error(path, got, PICTURE_TYPE) from error
+
+
+def convert_pixels(values: NDArray[Any], name: str, crop: str) -> UInt8Array:
+    """Return an array of pixels as (S, S, 3) uint8: of (S, S), (S, S, 1), (S, S, 3) or (3, S, S), in 0 to 255.
+
+    Raises
+    ------
+    ImageError
+    """
+    from PIL import Image
+
+    path, kind = Path(name), f"{values.dtype.name} {values.shape}"
+    if values.ndim == 2:
+        values = values[..., None]
+    elif values.ndim == 3 and values.shape[0] == 3 != values.shape[2]:
+        values = values.transpose(1, 2, 0)
+    is_image = values.ndim == 3 and values.shape[2] in (1, 3) and values.size and values.dtype.kind in "iu"
+    if not is_image or values.min() < 0 or values.max() > 255:
+        raise _make_error(path, f"an array {kind}", "whole numbers from 0 to 255 in (S, S), (S, S, 3) or (3, S, S)")
+    image = Image.fromarray(np.broadcast_to(values, (*values.shape[:2], 3)).astype(np.uint8))
+    return np.asarray(_crop_to_square(path, image, crop))
+
+
+def _to_rgb_picture(path: Path, image: Image) -> Image:
+    """Return a picture of 8 bits in RGB as a viewer shows it."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I"):
+        values = np.asarray(image)
+        if values.max() > 65535 or values.min() < 0:
+            raise _make_error(path, f"values from {values.min()} to {values.max()}", "8 or 16 bits")
+        from PIL import Image
+
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        grey.info |= {key: value for key, value in image.info.items() if key == "exif"}
+        image = grey
+    if image.mode not in (*COLOUR_MODES, "1", "L", "LA", "La"):
+        raise _make_error(path, f"an image of mode {image.mode}", "grey or RGB, 8 or 16 bits")
+    return _to_shown_colours(image)
+
+
+def _crop_to_square(path: Path, image: Image, crop: str) -> Image:
+    width, height = image.size
+    side = min(width, height)
+    if width != height and crop == "center":
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif width != height:
+        raise _make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}; data.crop=center cuts out the middle")
+    _check_shape(path, *image.size)
+    return image
+
+
+def _check_single(path: Path, image: Image) -> None:
+    if (num_frames := getattr(image, "n_frames", 1)) > 1:
+        raise _make_error(path, f"{num_frames} images in one file", "one")
 
 
 def _count_picture(path: Path) -> int:
@@ -219,9 +316,12 @@ def _to_shown_colours(image: Image) -> Image:
     """Return a picture as a viewer shows it: turned as its camera says, on black, and in sRGB."""
     from PIL import Image, ImageCms, ImageOps
 
-    profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image).convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    profile = image.info.get("icc_profile") if image.mode in COLOUR_MODES else None
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    image = image.convert("RGB")
     if profile is None:
         return image
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -280,5 +380,5 @@ def _to_rgb(path: Path, data: NDArray[np.generic], bands: str) -> GalaxyImage:
 READERS: dict[str, tuple[CountImages, ReadImages]] = {
     **dict.fromkeys((".h5", ".hdf5"), (_count_hdf5, _read_hdf5)),
     **dict.fromkeys((".png", ".jpg", ".jpeg"), (_count_picture, _read_picture)),
-    **dict.fromkeys((".fits", ".fit", ".fits.gz", ".fits.fz"), (_count_fits, _read_fits)),
+    **dict.fromkeys(FITS_ENDINGS, (_count_fits, _read_fits)),
 }

@@ -2,48 +2,126 @@
 
 Galaxies that share sky or pixels stay together: connected components of galaxies nearer than `link_arcsec`, or with
 identical pixels, are divided, and not galaxies. Of the 17,736 published ones 236 pairs of frames overlap, and 59
-pairs are the same galaxy under two labels.
+pairs are the same galaxy under two labels. These have a canonical split, which the default settings use.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.canonical_split import NUM_GALAXIES, SPLIT_FILE, divide_by_fold, load_galaxy10_split
 from galaxyhpc.data.split_file import DROPPED, SPLITS
 
 __all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "explain_empty_class", "make_split_table", "select_training_indices"]
 
 DUPLICATE_RADIUS_ARCSEC = 1.0  # two positions nearer than this are one galaxy
+SPLIT_SETTINGS = ("validation_fraction", "test_fraction", "split_seed", "link_arcsec", "conflicting_duplicates")
+CANONICAL_COLUMNS = ["sky_group", "fold", "half", "split"]
 
 
 def make_split_table(
-    config: DataConfig, labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray
+    config: DataConfig,
+    labels: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    digests: np.ndarray,
+    own_groups: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Return one row per galaxy: row, label, ra, dec, sky_group, split (one of SPLITS, or dropped).
+    """Return one row per galaxy: row, label, ra, dec, sky_group, fold, half, split (one of SPLITS, or dropped).
 
-    `labels`, `ra`, `dec` (degrees) and `digests` (of the pixels) are (N,) arrays.
+    `labels`, `ra`, `dec` (degrees), `digests` (of the pixels) and the source's own groups are (N,) arrays. `split` is
+    that of fold 0, which `select_fold` replaces. The published galaxies have their canonical split if the settings are
+    the defaults.
     """
-    duplicates = np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
-    links = np.concatenate([duplicates, find_close_pairs(ra, dec, config.link_arcsec)])
-    groups = label_components(len(labels), links)
-    kept = np.ones(len(labels), bool)
+    if len(labels) == NUM_GALAXIES and own_groups is None and not list_changed_settings(config):
+        canonical = load_galaxy10_split()
+        groups, kept = link_galaxies(config, labels, ra, dec, np.arange(NUM_GALAXIES))  # by position alone
+        is_same_group = np.array_equal(groups, canonical["sky_group"]) and np.array_equal(labels, canonical["label"])
+        if is_same_group and np.array_equal(kept, canonical["split"] != DROPPED):
+            positions = {"row": np.arange(NUM_GALAXIES), "label": labels, "ra": ra, "dec": dec}
+            return pd.DataFrame(positions).join(canonical[CANONICAL_COLUMNS])
+    return compute_split_table(config, labels, ra, dec, digests, own_groups)
+
+
+def compute_split_table(
+    config: DataConfig,
+    labels: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    digests: np.ndarray,
+    own_groups: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Return the table of `make_split_table` as computed for any galaxies.
+
+    Five folds exist with the default fractions alone: fold 0 is the test set, and half 0 of fold 1 the validation set.
+    Otherwise, and for dropped galaxies, fold and half are -1.
+    """
+    groups, kept = link_galaxies(config, labels, ra, dec, digests, own_groups)
+    seed, held_out = config.split_seed, (config.validation_fraction, config.test_fraction)
+    split, tenths = np.full(len(labels), DROPPED, dtype=object), np.full(len(labels), -1)
+    parts = assign_parts(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), seed)
+    split[kept] = np.array(SPLITS, dtype=object)[parts]
+    if config.has_folds:
+        for name, first, number in (("test", 0, 2), ("validation", 2, 1), ("train", 3, 7)):
+            members = split == name
+            tenths[members] = first + assign_parts(labels[members], groups[members], (1 / number,) * number, seed)
+    positions = {"row": np.arange(len(labels)), "label": labels, "ra": ra, "dec": dec}
+    folds, halves = tenths // 2, np.where(tenths < 0, -1, tenths % 2)
+    return pd.DataFrame({**positions, "sky_group": groups, "fold": folds, "half": halves, "split": split})
+
+
+def link_galaxies(
+    config: DataConfig,
+    labels: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    digests: np.ndarray,
+    own_groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sky group of each galaxy, and whether it is kept: (N,) each.
+
+    Without groups of the source's own, galaxies nearer than `link_arcsec` are linked.
+    """
+    duplicates = find_duplicates(ra, dec, digests)
+    near = find_close_pairs(ra, dec, config.link_arcsec) if own_groups is None else find_identical_images(own_groups)
+    links = np.concatenate([duplicates, near])
+    groups, kept = label_components(len(labels), links), np.ones(len(labels), bool)
     if config.conflicting_duplicates == "drop":
         kept = ~find_label_conflicts(labels, label_components(len(labels), duplicates))
-    held_out = (config.validation_fraction, config.test_fraction)
-    split = np.full(len(labels), DROPPED, dtype=object)
-    split[kept] = assign_splits(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), config.split_seed)
-    return pd.DataFrame(
-        {
-            "row": np.arange(len(labels)),
-            "label": labels,
-            "ra": ra,
-            "dec": dec,
-            "sky_group": groups,
-            "split": split,
-        }
-    )
+    return groups, kept
+
+
+def find_duplicates(ra: np.ndarray, dec: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Return (M, 2) pairs of rows with the same pixels, or positions within DUPLICATE_RADIUS_ARCSEC."""
+    return np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
+
+
+def select_fold(config: DataConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `make_split_table` with the split of the fold that a run is tested on."""
+    return divide_by_fold(table, config.fold) if config.fold else table
+
+
+def list_changed_settings(config: DataConfig) -> list[str]:
+    """Return the settings of the split that are not the defaults: `data.test_fraction=0.3`."""
+    defaults = DataConfig()
+    changed = [name for name in SPLIT_SETTINGS if getattr(config, name) != getattr(defaults, name)]
+    return [f"data.{name}={getattr(config, name)}" for name in changed]
+
+
+def describe_origin(config: DataConfig, table: pd.DataFrame, digests: np.ndarray) -> str:
+    """Return whether a table is the canonical split or a computed one, and why."""
+    if changed := list_changed_settings(config):
+        return f"computed, with {', '.join(changed)}"
+    if len(table) != NUM_GALAXIES or not table[CANONICAL_COLUMNS].equals(load_galaxy10_split()[CANONICAL_COLUMNS]):
+        return "computed, for these are not the galaxies of the published Galaxy10 DECaLS in its order"
+    text = f"canonical split {SPLIT_FILE.name}, SHA-256 {hashlib.sha256(SPLIT_FILE.read_bytes()).hexdigest()}"
+    groups = table["sky_group"].to_numpy()[find_identical_images(digests)]
+    num_apart = int((groups[:, 0] != groups[:, 1]).sum())  # positions alone decided
+    return text + (f"; {num_apart} pairs of images with the same pixels are in two sky groups" if num_apart else "")
 
 
 def find_empty_class(table: pd.DataFrame) -> tuple[int, str] | None:
@@ -63,7 +141,7 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
         (
             len(kept),
             f"all but {len(kept)} dropped, with the pixels or the position of a galaxy of another label",
-            "labels that agree: check ans, ra, dec and images, or set data.conflicting_duplicates=keep",
+            "labels that agree: check labels, positions and images, or set data.conflicting_duplicates=keep",
         ),
         (len(np.unique(digests[kept["row"]])), "of the same pixels", "images that differ"),
         (
@@ -78,19 +156,26 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
             "a smaller data.link_arcsec, or positions in degrees" if is_linked else "galaxies that differ",
         ),
     )
-    few = "in few groups that cannot be divided", "more galaxies, or other data.validation_fraction and test_fraction"
+    other = "data.fold=0" if config.fold else "other data.validation_fraction and test_fraction"
+    few = "in few groups that cannot be divided", f"more galaxies, or {other}"
     got, expected = next(((got, expected) for parts, got, expected in causes if parts < len(SPLITS)), few)
     return f"its {len(members)} are {got}; expected {expected}"
 
 
 def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: float) -> np.ndarray:
-    """Return the (M, 2) pairs of rows, the lower one first, whose positions (degrees) are that near on the sky."""
+    """Return the (M, 2) pairs of rows, the lower one first, whose positions (degrees) are that near on the sky.
+
+    Unknown positions (NaN) are near none.
+    """
     from astropy import units  # here: every job imports this module, few make a split
     from astropy.coordinates import SkyCoord
 
-    positions = SkyCoord(ra, dec, unit="deg")
+    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    if len(known) < 2:  # search_around_sky takes no fewer
+        return np.empty((0, 2), np.int64)
+    positions = SkyCoord(ra[known], dec[known], unit="deg")
     first, second, _, _ = positions.search_around_sky(positions, max_separation_arcsec * units.arcsec)
-    return np.asarray(np.stack([first, second], axis=1)[first < second])
+    return np.asarray(known[np.stack([first, second], axis=1)[first < second]])
 
 
 def find_identical_images(digests: np.ndarray) -> np.ndarray:
@@ -115,29 +200,29 @@ def find_label_conflicts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.asarray(frame.groupby("group")["label"].transform("nunique") > 1)
 
 
-def assign_splits(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
-    """Give every group whole to one of SPLITS, so that each class comes near its fraction in each of them.
+def assign_parts(labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    """Give every group whole to one of the parts 0, 1, ..., so that each class comes near its fraction in each of them.
 
-    Each group, largest first and otherwise shuffled by `seed`, goes to the split where it lessens the squared
+    Each group, largest first and otherwise shuffled by `seed`, goes to the part where it lessens the squared
     differences from the expected counts most; the many single galaxies come last and even out what the large
-    groups left. A small class is to have one galaxy in each split.
+    groups left. A small class is to have one galaxy in each part.
     """
     if len(labels) == 0:
-        return np.empty(0, dtype=object)
+        return np.empty(0, dtype=np.int64)
     groups = np.unique(groups, return_inverse=True)[1]
     counts = np.zeros((groups.max() + 1, labels.max() + 1))  # galaxies of each group in each class
     np.add.at(counts, (groups, labels), 1)
-    missing = np.outer(fractions, counts.sum(axis=0))  # galaxies still to come, (splits, classes)
+    missing = np.outer(fractions, counts.sum(axis=0))  # galaxies still to come, (parts, classes)
     missing[1:] = np.maximum(missing[1:], 1.0)
     missing[0] = counts.sum(axis=0) - missing[1:].sum(axis=0)
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    split_of_group = np.empty(len(counts), dtype=object)
+    part_of_group = np.empty(len(counts), dtype=np.int64)
     for group in order:
         best = int(np.argmax(missing @ counts[group]))
         missing[best] -= counts[group]
-        split_of_group[group] = SPLITS[best]
-    return np.asarray(split_of_group[groups])
+        part_of_group[group] = best
+    return part_of_group[groups]
 
 
 def select_training_indices(split: pd.DataFrame, config: DataConfig) -> np.ndarray:

@@ -5,6 +5,7 @@ The only module that knows this format. It imports neither torch nor pandas: `st
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ COLUMN_TYPES = {
     "ra": "float64",
     "dec": "float64",
     "sky_group": "int64",
+    "fold": "int64",
+    "half": "int64",
     "split": "str",
 }
 
@@ -55,7 +58,7 @@ def read_split_labels(path: Path) -> Iterator[tuple[str, str]]:
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        columns, *rows = [line.split(",") for line in lines if not line.startswith("#")]
+        columns, *rows = csv.reader(line for line in lines if not line.startswith("# "))
         split, label = columns.index("split"), columns.index("label")
     except (OSError, ValueError) as error:
         raise _make_error(path, error) from error
@@ -63,7 +66,9 @@ def read_split_labels(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_split_table(path: Path) -> pd.DataFrame:
-    """Return the table: row, label, ra, dec (degrees), sky_group, and split (one of SPLITS, or dropped).
+    """Return the table: row, label, ra, dec (degrees), sky_group, fold, half, split (one of SPLITS, or dropped).
+
+    Positions are NaN where they are unknown. The column id, with the names of the galaxies, is that of some sources.
 
     Raises
     ------
@@ -73,8 +78,12 @@ def read_split_table(path: Path) -> pd.DataFrame:
     import pandas as pd  # here: `status` starts without it
 
     try:
-        return pd.read_csv(path, comment="#", usecols=list(COLUMN_TYPES), dtype=COLUMN_TYPES)
-    except (OSError, ValueError) as error:
+        num_comments = sum(line.startswith("# ") for line in path.read_text(encoding="utf-8").splitlines())
+        unknown = {"ra": [""], "dec": [""]}  # an id may be NA
+        types = COLUMN_TYPES | {"id": "str"}
+        table = pd.read_csv(path, skiprows=num_comments, dtype=types, keep_default_na=False, na_values=unknown)
+        return table[[*COLUMN_TYPES, *table.columns.intersection(["id"])]]
+    except (OSError, ValueError, KeyError) as error:
         raise _make_error(path, error) from error
 
 

@@ -16,13 +16,12 @@ import pandas as pd
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import Galaxies, check_divisible
-from galaxyhpc.data.galaxy10 import read_metadata, read_optional_column
+from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
     SPLITS,
     find_close_pairs,
     find_identical_images,
-    make_split_table,
 )
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
@@ -32,7 +31,7 @@ MAD_TO_SIGMA = 1.4826  # normal standard deviation / median absolute deviation
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Arrays, chunks, compression and pixel scale of a file."""
+    """Arrays, chunks, compression and pixel scale of an HDF5 file."""
 
     file_bytes: int
     arrays: tuple[str, ...]  # `name: shape, dtype` of each
@@ -40,8 +39,7 @@ class FileLayout:
     chunks: tuple[int, ...] | None
     compression: str  # gzip, lzf ..., or empty
     stored_bytes: int  # bytes of the images in the file
-    field_arcsec: float  # side of an image
-    num_pixel_scales: int  # galaxies with a pxscale
+    has_pixel_scale: bool  # an array pxscale with numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,7 @@ class DatasetSummary:
     """Summary of a file of N galaxies."""
 
     path: Path
-    layout: FileLayout
+    layout: FileLayout | None  # of an HDF5 file
     galaxies: Galaxies
     redshift: np.ndarray  # (N,) NaN where not measured
     photometry: pd.DataFrame  # one row per galaxy: brightness, background, scatter (DN), snr and has_empty_band
@@ -103,17 +101,17 @@ def summarize_dataset(
         path=path,
         layout=_read_layout(path),
         galaxies=galaxies,
-        redshift=read_optional_column(path, "redshift"),
+        redshift=np.full(len(galaxies.labels), np.nan) if galaxies.redshift is None else galaxies.redshift,
         photometry=measure_photometry(galaxies.images, on_progress),
         pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec),
-        split=make_split_table(config, galaxies.labels, *sky),
+        split=divide(config, galaxies.columns, galaxies.digests),
         config=config,
     )
 
 
-def _read_layout(path: Path) -> FileLayout:
-    field = read_metadata(path).field_arcsec
-    scales = int(np.isfinite(read_optional_column(path, "pxscale")).sum())
+def _read_layout(path: Path) -> FileLayout | None:
+    if not h5py.is_hdf5(path):
+        return None
     with h5py.File(path, "r", locking=False) as file:
         images, arrays = file["images"], [item for item in file.items() if isinstance(item[1], h5py.Dataset)]
         return FileLayout(
@@ -123,8 +121,7 @@ def _read_layout(path: Path) -> FileLayout:
             chunks=images.chunks,
             compression=images.compression or "",
             stored_bytes=images.id.get_storage_size(),
-            field_arcsec=field,
-            num_pixel_scales=scales,
+            has_pixel_scale="pxscale" in file and bool(np.isfinite(file["pxscale"][:]).any()),
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
+from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import (
@@ -46,8 +47,11 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
         f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class",
         f"{pairs} of duplicates, {conflicts:,} of them with conflicting labels ({dropped} dropped from the split); "
         f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
+        f"Divided {describe_division(summary.galaxies.columns)}",
         f"Redshift known for {known:,} of {len(summary.redshift):,} galaxies",
     ]
+    if left_out := summary.galaxies.num_left_out:
+        lines.insert(1, f"{_format_count(left_out, 'galaxy', 'galaxies')} of other classes left out")
     empty = np.flatnonzero(summary.photometry["has_empty_band"])
     if len(empty):
         rows = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
@@ -90,29 +94,56 @@ def _make_count_columns(*names: str) -> tuple[Column, ...]:
 
 
 def _make_file_section(summary: DatasetSummary) -> Section:
-    layout, galaxies = summary.layout, summary.galaxies
-    count, side, size = layout.shape[0], layout.shape[1], galaxies.images.shape[-1]
-    compression, scale_source = "none", "assumed: the file has no pxscale"
-    if layout.num_pixel_scales:
-        scale_source = f"the median pxscale of {layout.num_pixel_scales:,}"
+    galaxies, size = summary.galaxies, summary.galaxies.images.shape[-1]
+    left_out = f", {galaxies.num_left_out:,} of other classes left out" if galaxies.num_left_out else ""
+    return Section(
+        "Source",
+        facts=(
+            ("source", str(summary.path)),
+            (
+                "galaxies",
+                f"{len(galaxies.labels):,}{left_out}" + (f" ({GENERATED_NOTICE})" if galaxies.generated else ""),
+            ),
+            ("images", f"{_format_sides(galaxies.published_sizes)}, 3 colours"),
+            ("pixel scale", _format_pixel_scale(summary)),
+            *_list_layout_facts(summary),
+            ("mean of all pixels", f"{galaxies.mean:.2f} of 255"),
+            ("fingerprint", f"{galaxies.fingerprint} (SHA-256 of pixels, labels, positions and class names)"),
+            ("analysed", f"at {size} x {size} px"),
+        ),
+    )
+
+
+def _format_sides(sizes: tuple[int, ...]) -> str:
+    smallest, largest = min(sizes), max(sizes)
+    if smallest == largest:
+        return f"{smallest} x {smallest} px"
+    return f"from {smallest} x {smallest} to {largest} x {largest} px, each resized"
+
+
+def _format_pixel_scale(summary: DatasetSummary) -> str:
+    galaxies, sizes = summary.galaxies, summary.galaxies.published_sizes
+    field = galaxies.pixel_scale_arcsec * galaxies.images.shape[-1]
+    if not np.isfinite(field):
+        return "unknown; data.field_arcsec gives it, which conditions in arcsec need"
+    published = f'{field / sizes[0]:.4g}" per pixel, ' if len(sizes) == 1 else ""
+    is_assumed = summary.layout and not summary.layout.has_pixel_scale and summary.config.field_arcsec is None
+    return f'{published}a field of {field:.3g}"' + (" (assumed: the file has no pxscale)" if is_assumed else "")
+
+
+def _list_layout_facts(summary: DatasetSummary) -> tuple[tuple[str, str], ...]:
+    """Return how an HDF5 file holds its images; nothing for other sources."""
+    layout, compression = summary.layout, "none"
+    if layout is None:
+        return ()
     if layout.compression:
         uncompressed = _format_bytes(int(np.prod(layout.shape)))
         compression = f"{layout.compression}, {_format_bytes(layout.stored_bytes)} of {uncompressed}"
     chunks = f"chunks of {layout.chunks}" if layout.chunks else "contiguous"
-    pixel_scale = f'{layout.field_arcsec / side:.4g}" per pixel, a field of {layout.field_arcsec:.3g}"'
-    return Section(
-        "File",
-        facts=(
-            ("file", f"{summary.path} ({_format_bytes(layout.file_bytes)})"),
-            ("galaxies", f"{count:,}" + (f" ({GENERATED_NOTICE})" if galaxies.generated else "")),
-            ("images", f"{side} x {side} px, 3 colours, uint8; {chunks}"),
-            ("compression", compression),
-            ("pixel scale", f"{pixel_scale} ({scale_source})"),
-            ("mean of all pixels", f"{galaxies.mean:.2f} of 255"),
-            ("arrays", "; ".join(layout.arrays)),
-            ("fingerprint", f"{galaxies.fingerprint} (SHA-256 of pixels, labels and positions)"),
-            ("analysed", f'at {size} x {size} px, {galaxies.pixel_scale_arcsec:.4g}" per pixel'),
-        ),
+    return (
+        ("file size", _format_bytes(layout.file_bytes)),
+        ("storage", f"uint8 in {chunks}; compression: {compression}"),
+        ("arrays", "; ".join(layout.arrays)),
     )
 
 
@@ -134,18 +165,21 @@ def _make_classes_section(summary: DatasetSummary) -> Section:
         Column("galaxies", "galaxies", "number"),
         Column("fraction (%)", "percent", "number", digits=1),
     )
-    table = Table("Class counts", "Labels in the file, array ans.", frame, columns)
+    table = Table("Class counts", "Labels of the source.", frame, columns)
     return Section("Classes", figures=(figure,), tables=(table,))
 
 
 def _make_sky_section(summary: DatasetSummary) -> Section:
     galaxies = summary.galaxies
-    low, high = float(galaxies.dec.min()), float(galaxies.dec.max())
+    known = int(np.isfinite(galaxies.dec).sum())
+    if not known:
+        return Section("Sky", paragraphs=("The source has no positions.",))
+    low, high = float(np.nanmin(galaxies.dec)), float(np.nanmax(galaxies.dec))
     figure = figures.make_page_figure(
         "Positions of the galaxies",
         "Mollweide projection of the whole sky, right ascension (degrees) increasing to the left. Splits are those of "
         "the section Split.",
-        f"All-sky map of {len(galaxies.ra):,} galaxies, declination {low:.1f} to {high:.1f} degrees, by split.",
+        f"All-sky map of {known:,} galaxies, declination {low:.1f} to {high:.1f} degrees, by split.",
         figures.draw_sky(summary.split, galaxies.generated),
     )
     paragraph = f"Declination from {low:.1f}° to {high:.1f}°. A sky group is never divided between splits."
@@ -176,8 +210,7 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
     """Show the redshifts of each class, or a note that there are none."""
     labels, known = summary.galaxies.labels, int(np.isfinite(summary.redshift).sum())
     if not known:
-        has_array = any(array.startswith("redshift:") for array in summary.layout.arrays)
-        reason = "The array redshift is NaN for every galaxy." if has_array else "The file has no array redshift."
+        reason = "The source has no redshifts."
         return Section("Redshift", paragraphs=(reason,))
     missing, names = len(labels) - known, _get_shown_names(summary)
     figure = figures.make_page_figure(
@@ -195,14 +228,13 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
 def _make_photometry_section(summary: DatasetSummary) -> Section:
     galaxies, photometry = summary.galaxies, summary.photometry
     size, num_no_scatter = galaxies.images.shape[-1], int(photometry["snr"].isna().sum())
-    field = galaxies.pixel_scale_arcsec * size
     left_out = ""
     if num_no_scatter:
         left_out = f" Left out, without scatter at the border: {_format_count(num_no_scatter, 'galaxy', 'galaxies')}."
     paragraphs = (
         f"Measured on the mean of the three colours at {size} px. Brightness: mean in the central disc, "
-        f'{APERTURE_FRACTION * field:.1f}" in radius. Background: median of a frame at the border, '
-        f'{BORDER_FRACTION * field:.1f}" wide. Signal-to-noise: (brightness - background) / (1.4826 x the median '
+        f"{APERTURE_FRACTION:.3f} of the side in radius. Background: median of a frame at the border, "
+        f"{BORDER_FRACTION:.3f} wide. Signal-to-noise: (brightness - background) / (1.4826 x the median "
         "absolute deviation in that frame).",
         "This is the ratio of a mean central pixel to the scatter of one pixel, in stretched images: it compares "
         "galaxies of one file at one size and is no calibrated photometry. Neighbours in the frame count as scatter."
@@ -306,12 +338,13 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     totals, sizes = split["split"].value_counts(), split["sky_group"].value_counts()
     shown = _get_shown_names(summary)
     fractions = f"{config.validation_fraction:.0%} validation, {config.test_fraction:.0%} test"
-    dropped = _format_count(int(totals.get("dropped", 0)), "galaxy", "galaxies")
     paragraphs = (
-        f"The split of a launch with the default settings ({fractions}, split_seed {config.split_seed}). Sky groups "
-        f'are divided: galaxies closer than {config.link_arcsec:g}" or with the same pixels stay together.',
-        f"Dropped: {dropped} with the pixels or the position (within {DUPLICATE_RADIUS_ARCSEC:g} arcsec) of a galaxy "
-        "with another label; which label is correct is unknown.",
+        f"The split of a launch with these settings ({fractions}, split_seed {config.split_seed}), divided "
+        f"{describe_division(summary.galaxies.columns)}.",
+        f'Galaxies closer than {config.link_arcsec:g}", or of one group where the source has groups, stay together, as '
+        "do those with the same pixels.",
+        f"Origin: {describe_split_origin(config, summary.galaxies.columns, split, summary.galaxies.digests)}.",
+        f"Dropped: {describe_dropped(config, summary.galaxies.columns, split)}; which label is correct is unknown.",
     )
     warning = f"A launch would reject this file with these settings: {summary.rejection}."
     facts = [(str(name), f"{totals.get(name, 0):,} ({totals.get(name, 0) / len(split):.1%})") for name in counts]

@@ -5,11 +5,13 @@ From the columns of the file, or its converted form, and one slice of its pixels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.config.conditions import needs_pixel_scale
 from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.launch.problem import Problem
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
+COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes", "columns", "images", "crop", "field_arcsec"}
 MAX_SHOWN_CHARACTERS = 200  # of a setting: names of a thousand classes are one
-COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes"}
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
@@ -48,22 +50,21 @@ def fill_in_class_names(configs: Sequence[RunConfig]) -> list[RunConfig]:
     checks of all runs report it.
     """
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import read_class_names
+    from galaxyhpc.data.dataset import fill_in_classes
 
-    filled_in = {}
-    for data in get_distinct_data(configs):
-        try:
-            names = data.classes or read_class_names(data)
-        except DataError:
-            names = ()
-        filled_in[data] = data.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
+    filled_in: dict[DataConfig, DataConfig] = {}
+    for members in _group_by_common_settings(get_distinct_data(configs)):
+        names = members[0].classes
+        with suppress(DataError):
+            names = fill_in_classes(members[0]).classes
+        filled_in |= {data: data.model_copy(update={"classes": names}) for data in members}
     return [config.model_copy(update={"data": filled_in[config.data]}) for config in configs]
 
 
 def divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> dict[DataConfig, pd.DataFrame]:
     """Return the division of the galaxies by settings; add a problem where a job could not read or divide them.
 
-    A file that several image sizes are made from is read once.
+    A file that serves several image sizes or folds is read once.
     """
     from galaxyhpc.data import DataError
     from galaxyhpc.data.dataset import divide_before_conversion
@@ -72,7 +73,7 @@ def divide_galaxies(configs: Sequence[RunConfig], problems: list[Problem]) -> di
     for members in _group_by_common_settings(get_distinct_data(configs)):
         source = members[0].source
         try:
-            tables |= dict.fromkeys(members, divide_before_conversion(members[0]))
+            tables |= divide_before_conversion(members)
         except DataError as error:
             message, _, advice = str(error).removeprefix(f"{source}: ").partition("; ")
             problems.append(Problem(f"data.source: {source}", message, advice))
@@ -84,6 +85,20 @@ def _group_by_common_settings(settings: Sequence[DataConfig]) -> list[list[DataC
     for data in settings:
         groups.setdefault(data.model_dump_json(include=COMMON_DATA_SETTINGS), []).append(data)
     return list(groups.values())
+
+
+def check_pixel_scale(configs: Sequence[RunConfig]) -> Iterator[Problem]:
+    """Yield a problem if conditions in arcsec are asked for of images whose size on the sky is unknown."""
+    from galaxyhpc.data import DataError
+    from galaxyhpc.data.dataset import read_field_arcsec
+
+    names = {name: None for config in configs for name in config.evaluate.conditions if needs_pixel_scale(name)}
+    for members in _group_by_common_settings(get_distinct_data(configs)) if names else ():
+        with suppress(DataError):  # another check reports it
+            if math.isnan(read_field_arcsec(members[0])):
+                message = f"got {', '.join(names)}, which need the pixel scale that {members[0].source} does not say"
+                advice = "expected data.field_arcsec=SIDE_OF_AN_IMAGE, or evaluate.conditions without them"
+                yield Problem("evaluate.conditions", message, advice)
 
 
 def check_training_galaxies(configs: Sequence[RunConfig], tables: dict[DataConfig, pd.DataFrame]) -> Iterator[Problem]:
@@ -125,7 +140,7 @@ def _has_different_columns(path: Path, data: DataConfig) -> bool:
     import numpy as np
 
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.galaxy10 import read_metadata
+    from galaxyhpc.data.dataset import read_columns
     from galaxyhpc.data.split_file import read_split_table
 
     try:
@@ -134,7 +149,7 @@ def _has_different_columns(path: Path, data: DataConfig) -> bool:
         return True
     if data.source == "demo":
         return len(table) != data.demo.galaxies
-    columns = read_metadata(Path(data.source))
+    columns = read_columns(data)
     new = np.stack([columns.labels, columns.ra, columns.dec])
     old = table[["label", "ra", "dec"]].to_numpy().T
-    return old.shape != new.shape or not np.allclose(old, new, rtol=0, atol=1e-9)
+    return old.shape != new.shape or not np.allclose(old, new, rtol=0, atol=1e-9, equal_nan=True)

@@ -21,6 +21,7 @@ from galaxyhpc.launch import slurm_executor, smoke_test
 from galaxyhpc.launch.galaxy_checks import (
     check_common_split,
     check_galaxies_unchanged,
+    check_pixel_scale,
     check_training_galaxies,
     divide_galaxies,
     get_distinct_data,
@@ -80,7 +81,7 @@ def check_sweep(configs: Sequence[RunConfig], directory: Path, executor: str = "
     networks, symmetry_errors = _check_networks(configs, problems)
     costs = fit_cost_models(read_timing_records(directory.parent), num_galaxies)
     configs = resolve_resources(configs, networks, costs, directory)
-    problems += check_training_galaxies(configs, tables)
+    problems += [*check_pixel_scale(configs), *check_training_galaxies(configs, tables)]
     num_bytes = estimate_bytes(configs, networks, num_galaxies, directory)
     problems += _check_writable(num_bytes) + _check_disk_space(num_bytes)
     starts: dict[ResourcesConfig, float] = {}

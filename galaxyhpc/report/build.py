@@ -21,10 +21,12 @@ from galaxyhpc.analysis.collect import (
 from galaxyhpc.analysis.sweep_tables import (
     NO_INTERVALS_NOTE,
     add_prediction_tables,
+    describe_folds,
     list_flaws,
     list_unplanned_runs,
     make_count_tables,
     make_report_info,
+    name_hardest_galaxies,
 )
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
@@ -37,7 +39,7 @@ from galaxyhpc.storage.sweep_dir import refuse_symlinks
 
 RESULTS_COLUMNS = [
     *("run_id", "arch", "group", "width", "seed", "parameters", "condition", "severity", "parameter", "unit"),
-    *("n", "correct", *summary.ALL_METRICS, "data", "head", "scale", "image_size", "settings"),
+    *("n", "correct", *summary.ALL_METRICS, "data", "head", "scale", "image_size", "settings", "fold"),
 ]
 SUMMARY_COLUMNS = [
     *("arch", "group", "condition", "severity", "parameter", "unit", "seeds_done", "seeds_planned"),
@@ -105,8 +107,9 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
     tables = make_count_tables(sweep, metrics_table, seed_summary, class_names)
     if compute_intervals:
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
+        tables = name_hardest_galaxies(tables, sweep_dir)
     info = make_report_info(sweep_dir, sweep, metrics_table, class_names)
-    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *predictions.notes)
+    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *describe_folds(sweep), *predictions.notes)
     title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")
     footer = [*filter(None, [info.describe_chance()]), *_describe_progress(tables.runs), *notes]
     console_table = make_terminal_table(title, tables.networks, tables.summary, footer)

@@ -197,7 +197,8 @@ def _make_hardest_section(tables: Tables, jpegs: Mapping[int, bytes], class_name
 def _make_thumbnail(galaxy: Mapping[Any, Any], jpeg: bytes, class_names: Sequence[str]) -> Thumbnail:
     truth, predicted = class_names[int(galaxy["truth"])], class_names[int(galaxy["predicted"])]
     percent = f"{100 * galaxy['fraction_wrong']:.0f} % of runs"
-    return Thumbnail(truth, f"mostly predicted as {predicted}; wrong in {percent} (row {galaxy['row']})", jpeg)
+    name = galaxy.get("id") or f"row {galaxy['row']}"
+    return Thumbnail(truth, f"mostly predicted as {predicted}; wrong in {percent} ({name})", jpeg)
 
 
 def _make_runs_section(tables: Tables) -> Section:
@@ -207,6 +208,7 @@ def _make_runs_section(tables: Tables) -> Section:
         Column("run", "run_id", "run"),
         Column("network", "label"),
         Column("seed", "seed", "number"),
+        *([Column("fold", "fold", "number")] if frame["fold"].nunique() > 1 else []),
         Column("clean accuracy (%)", "accuracy", "number", scale=100, digits=1),
         Column("balanced accuracy (%)", "balanced_accuracy", "number", scale=100, digits=1),
         Column("macro F1 (%)", "macro_f1", "number", scale=100, digits=1),

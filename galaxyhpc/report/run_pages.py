@@ -66,7 +66,8 @@ def make_run_pages(
     }
     pages: dict[str, Any] = {"shared": shared}
     for run in runs.to_dict("records"):
-        page = {"label": run["label"], "seed": run["seed"], "reason": run["reason"]}
+        fold = f", fold {run['fold']}" if runs["fold"].nunique() > 1 else ""
+        page = {"label": run["label"] + fold, "seed": run["seed"], "reason": run["reason"]}
         page |= {"curves": curves.get(run["run_id"], {})}
         if run["run_id"] in details:
             page |= _pack_run(details[run["run_id"]], pairs, settings, provenance)

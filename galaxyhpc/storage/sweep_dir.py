@@ -9,10 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from galaxyhpc.config import MAX_RUNS
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
+
+if TYPE_CHECKING:
+    from galaxyhpc.config.schema import DataConfig
 
 MAX_LISTED_RUNS = 8
 
@@ -28,6 +32,18 @@ def resolve_path(path: str | Path, label: str) -> Path:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a loop of links, a zero byte
         raise RunDirError(f"{label}: got {str(path)!r}; {error}") from None
+
+
+def make_absolute(data: DataConfig) -> DataConfig:
+    """Return the settings with absolute paths of the source and its images.
+
+    Raises
+    ------
+    RunDirError
+    """
+    source = data.source if data.source == "demo" else str(resolve_path(data.source, "data.source"))
+    images = str(resolve_path(data.images, "data.images")) if data.images else ""
+    return data.model_copy(update={"source": source, "images": images})
 
 
 def resolve_sweep_dir(runs_dir: Path, name: str) -> Path:

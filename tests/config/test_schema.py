@@ -23,6 +23,18 @@ CHANGED_VALUES: dict[str, Any] = {
     "data.test_fraction": 0.3,
     "data.split_seed": 1,
     "data.classes": ["spiral", "elliptical"],
+    "data.columns.file": "picture",
+    "data.columns.label": "type",
+    "data.columns.id": "objid",
+    "data.columns.ra": "alpha",
+    "data.columns.dec": "delta",
+    "data.columns.group": "field",
+    "data.columns.split": "",
+    "data.columns.redshift": "z",
+    "data.images": "/images",
+    "data.crop": "center",
+    "data.field_arcsec": 40.0,
+    "data.fold": 1,
     "data.label_fraction": 0.5,
     "data.link_arcsec": 0.0,
     "data.conflicting_duplicates": "keep",
@@ -98,7 +110,8 @@ REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {  # that a setting can only be c
     "model.pretrained": {"model.architecture": "resnet18", "model.group": None},
     "train.body_learning_rate": {"model.architecture": "resnet18", "model.group": None, "model.pretrained": True},
 }
-OUTSIDE_IDENTITY = {key for key in CHANGED_VALUES if key.startswith(("evaluate.", "resources."))} | {"data.cache"}
+OUTSIDE_IDENTITY = {key for key in CHANGED_VALUES if key.startswith(("evaluate.", "resources.", "data.columns."))}
+OUTSIDE_IDENTITY |= {"data.cache", "data.images", "data.field_arcsec"}
 
 
 def make_config(**changes: Any) -> RunConfig:

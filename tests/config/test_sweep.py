@@ -203,6 +203,8 @@ def test_the_resolved_yaml_loads_to_the_same_runs_and_text(write: Write, monkeyp
         ("real_sample", "cnn C1 C4 D4", 2),
         ("pretrained_squeezenet", "cnn cnn cnn", 3),
         ("all_groups", "cnn C1 C2 C4 C8 C16 D1 D2 D4 D8 D16", 5),
+        ("efigi", "cnn C1 C4 C8 D4 D8", 3),
+        ("handedness", "cnn C1 C4 C8 D1 D4 D8", 3),
     ],
 )
 def test_the_included_sweeps_have_their_networks(
@@ -210,11 +212,13 @@ def test_the_included_sweeps_have_their_networks(
 ) -> None:
     monkeypatch.setenv("GALAXY10_H5", "/somewhere/galaxies.h5")
     monkeypatch.setenv("SQUEEZENET_WEIGHTS", "/somewhere/weights.pth")
+    monkeypatch.setenv("EFIGI", "/somewhere")
     sweep = load_sweep(SWEEPS / f"{name}.yaml")
     assert sweep.name == name
     assert [run.model.group or "cnn" for run in sweep.runs] == [tag for tag in tags.split() for _ in range(seeds)]
     assert len({run.run_id for run in sweep.runs}) == len(sweep.runs)
-    assert {run.data.source for run in sweep.runs} == {"demo" if name == "quickstart" else "/somewhere/galaxies.h5"}
+    sources = {"quickstart": "demo", **dict.fromkeys(("efigi", "handedness"), "/somewhere/catalogue.csv")}
+    assert {run.data.source for run in sweep.runs} == {sources.get(name, "/somewhere/galaxies.h5")}
 
 
 def test_in_all_groups_every_network_normalises_over_as_many_images_and_gets_its_batch() -> None:

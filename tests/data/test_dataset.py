@@ -19,7 +19,8 @@ from helpers.data_files import write_file
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data.dataset import DataError, check_file, divide_before_conversion, load_split, prepare
+from galaxyhpc.data.dataset import DataError, divide_before_conversion, load_split, prepare
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 
 REAL = os.environ.get("GALAXY10_H5", "")
 PREPARE = """
@@ -108,13 +109,13 @@ def test_names_of_classes_are_part_of_the_fingerprint_unless_they_are_those_of_g
     ("classes", "message"),
     [
         ((), "got 3 classes; expected the 10 of data.classes, such as class 0: 'E', not 'Disturbed'"),
-        (("E", "S0"), "got 3 classes; expected the 2 of data.classes:"),
-        (("E", "Sp", "S0"), "got 3 classes; expected the 3 of data.classes, such as class 1: 'S0', not 'Sp'"),
+        (("E", "Sa"), "got 3 classes; expected the 2 of data.classes, such as class 1: 'S0', not 'Sa'"),
+        (("E", "S0", "Sp", "Im"), "got 3 classes; expected the 4 of data.classes:"),
     ],
 )
 def test_galaxies_of_other_classes_than_those_of_the_run_are_refused(tmp_path, classes, message):
     config = settings(tmp_path, write_file(tmp_path / "a.h5", classes=["E", "S0", "Sp"]), classes=classes)
-    for read in (divide_before_conversion, prepare, prepare):  # the last opens what is converted
+    for read in (lambda config: divide_before_conversion([config]), prepare, prepare):  # the last opens the converted
         with pytest.raises(DataError) as error:
             read(config)
         assert str(error.value).startswith(f"{config.source}: {message}")
@@ -165,7 +166,9 @@ def test_a_killed_conversion_leaves_nothing_that_a_later_one_trusts(tmp_path):
     assert_a_killed_conversion_is_not_trusted(config, job)
 
 
-@pytest.mark.parametrize("moment", ["galaxy10._compute_fingerprint", "galaxy10.write_text", "dataset.os.replace"])
+@pytest.mark.parametrize(
+    "moment", ["sources.conversion.compute_fingerprint", "sources.conversion.write_text", "dataset.os.replace"]
+)
 def test_a_conversion_killed_near_its_end_leaves_nothing_either(tmp_path, moment):
     config = settings(tmp_path, write_file(tmp_path / "a.h5"), image_size=33)
     kill = f"import os, galaxyhpc.data.dataset\ngalaxyhpc.data.{moment} = lambda *_: os.kill(os.getpid(), 9)\n"
@@ -207,7 +210,7 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
 
 @pytest.mark.parametrize("chunks", [None, (1, 32, 32, 3), (600, 4, 4, 1), (7, 5, 3, 2)])
 def test_any_chunking_gives_the_same_galaxies(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 50 * 32 * 32 * 3)  # 12 slices and more
     path = write_file(tmp_path / "a.h5", n=600, images=None)
     pixels = np.random.default_rng(5).integers(0, 256, (600, 32, 32, 3), np.uint8)
     with h5py.File(path, "a") as file:
@@ -230,7 +233,7 @@ def test_pixels_that_cannot_be_read_are_refused_and_leave_nothing(tmp_path):
         file.seek(where.byte_offset)
         file.write(b"\xff" * where.size)
     config = settings(tmp_path, path)
-    check_file(path)
+    open_hdf5(path, DataConfig())
     with pytest.raises(DataError, match="damaged"):
         prepare(config)
     assert unfinished(config) == []
@@ -267,7 +270,7 @@ def test_a_sweep_is_divided_once_and_read_back_alike(tmp_path):
     again = load_split(other_size, prepare(other_size), tmp_path / "sweep")
     pd.testing.assert_frame_equal(first, again)
     assert (tmp_path / "sweep/split.csv").read_bytes() == written
-    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "split"]
+    assert list(first.columns) == ["row", "label", "ra", "dec", "sky_group", "fold", "half", "split"]
     assert np.allclose(first[["ra", "dec"]].T, [galaxies.ra, galaxies.dec], rtol=0, atol=1e-12)
     assert set(first["split"]) == {"train", "validation", "test"}
 

@@ -19,6 +19,8 @@ TABLE = pd.DataFrame(
         "ra": [359.5, 0.25, 12.0],
         "dec": [-1.5, 80.0, 0.0],
         "sky_group": [0, 1, 0],
+        "fold": [3, 0, -1],
+        "half": [0, 1, -1],
         "split": ["train", "test", "dropped"],
     }
 )

@@ -14,14 +14,25 @@ from tempfile import TemporaryFile
 import h5py
 import numpy as np
 import pytest
+from helpers import sources
 from helpers.data_files import write_file, write_images_with_missing_filter
 from helpers.tiers import slow
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
-from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import (
+    DataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
 from galaxyhpc.data import dataset
+from galaxyhpc.data.sources import hdf5
 from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
+from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.models import profile
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.runtime.console import make_console
@@ -181,12 +192,47 @@ def test_galaxies_that_are_too_close_for_the_link_are_told_before_a_job_divides_
 
 def test_a_file_of_several_image_sizes_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    check_pixels = dataset.check_pixels
-    monkeypatch.setattr(dataset, "check_pixels", lambda *key: read.append(key) or check_pixels(*key))
+    check_last_slice = hdf5._check_last_slice
+    monkeypatch.setattr(hdf5, "_check_last_slice", lambda *key: read.append(key) or check_last_slice(*key))
     path = str(write_file(tmp_path / "a.h5"))
     runs = [run(None, tmp_path / "cache", source=path, image_size=size) for size in (33, 63, 65)]
     assert preflight.check_sweep(runs, tmp_path / "sweep").costs.num_galaxies == 120
     assert len(read) == 1
+
+
+def test_conditions_in_arcsec_need_the_pixel_scale_of_the_images(tmp_path: Path) -> None:
+    source = sources.write_catalogue(tmp_path / "source", sources.make_sample())
+    config = run("C2", tmp_path / "cache", source=str(source), classes=sources.CLASSES)
+    (line,) = problems([config], tmp_path / "sweep")
+    assert line.startswith(
+        "evaluate.conditions: got psf_gaussian, psf_moffat, cosmic_rays, star, psf_moffat+shot_noise"
+    )
+    assert "expected data.field_arcsec=SIDE_OF_AN_IMAGE, or evaluate.conditions without them" in line
+    data = config.data.model_copy(update={"field_arcsec": 40.0})
+    assert preflight.check_sweep([config.model_copy(update={"data": data})], tmp_path / "sweep")
+    clean = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "rotation+shot_noise"))})
+    assert preflight.check_sweep([clean], tmp_path / "sweep")
+
+
+def test_classes_that_the_source_does_not_have_are_a_problem_and_not_replaced(tmp_path: Path) -> None:
+    source = sources.write_hdf5(tmp_path / "a.h5", sources.make_sample())
+    for path, message in (
+        (str(source), "got 3 classes; expected the 2 of"),
+        ("demo", "got 10 classes; expected the 2"),
+    ):
+        configs = fill_in_class_names([run("C2", tmp_path / "cache", source=path, classes=("E", "Sa"))])
+        assert configs[0].data.classes == ("E", "Sa")
+        (line,) = problems(configs, tmp_path / "sweep")
+        assert message in line
+
+
+def test_a_missing_image_of_a_catalogue_is_a_problem_before_a_job_starts(tmp_path: Path) -> None:
+    source = sources.write_catalogue(tmp_path / "source", sources.make_sample())
+    (tmp_path / "source/g007.png").unlink()
+    config = run("C2", tmp_path / "cache", source=str(source), classes=sources.CLASSES, field_arcsec=40.0)
+    (line,) = problems([config], tmp_path / "sweep")
+    assert line.startswith(f"data.source: {source}: image files: got 1 of 120 that do not exist, such as ")
+    assert "g007.png (catalogue.csv, line 9); expected names relative to data.images" in line
 
 
 def test_a_label_fraction_that_leaves_a_process_no_batch_is_a_problem(tmp_path: Path) -> None:

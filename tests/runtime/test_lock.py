@@ -134,8 +134,10 @@ def test_without_flock_a_look_at_a_sweep_does_not_fail(verb: str, tmp_path: Path
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_without_flock_galaxies_are_written_and_read(tmp_path: Path, no_flock: dict[str, str]) -> None:
-    script = "from galaxyhpc.data import galaxy10, simulate; from pathlib import Path; path = Path('g.h5'); "
-    script += "simulate.write_galaxies(path, 100, 64, 0); print(galaxy10.check_file(path))"
+    script = "from galaxyhpc.data import simulate; from galaxyhpc.data.sources import hdf5; "
+    script += "from pathlib import Path; path = Path('g.h5'); "
+    script += "from galaxyhpc.config.schema import DataConfig; "
+    script += "simulate.write_galaxies(path, 100, 64, 0); print(hdf5.open_hdf5(path, DataConfig()))"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=no_flock, check=True)
 
 

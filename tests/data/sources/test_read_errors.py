@@ -20,14 +20,15 @@ from astropy.io import fits
 from helpers.data_files import write_file, write_images_with_missing_filter
 from PIL import Image
 
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.galaxy10 import check_pixels, read_metadata
+from galaxyhpc.data.sources.hdf5 import open_hdf5
 
 
 def explain(path: Path) -> str:
     """Return why a file laid out as Galaxy10 cannot be read."""
     with pytest.raises(DataError) as error:
-        check_pixels(path, read_metadata(path))
+        open_hdf5(path, DataConfig()).check_images()
     message = str(error.value)
     assert message.startswith(f"{path}: ") and "; expected " in message and "\n" not in message
     return message.removeprefix(f"{path}: ")
@@ -103,8 +104,9 @@ def test_a_name_that_is_no_file_is_called_what_it_is(tmp_path: Path, monkeypatch
 
 def test_a_file_that_another_process_has_locked_is_no_damaged_one(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.h5")
-    code = "import sys; from pathlib import Path; from galaxyhpc.data.galaxy10 import check_file\n"
-    command = [sys.executable, "-c", code + "check_file(Path(sys.argv[1]))", str(path)]
+    code = "import sys; from pathlib import Path; from galaxyhpc.config.schema import DataConfig\n"
+    code += "from galaxyhpc.data.sources.hdf5 import open_hdf5\n"
+    command = [sys.executable, "-c", code + "open_hdf5(Path(sys.argv[1]), DataConfig())", str(path)]
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         locking, unlocked = ({**os.environ, "HDF5_USE_FILE_LOCKING": value} for value in ("TRUE", "FALSE"))

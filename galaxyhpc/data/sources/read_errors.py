@@ -23,6 +23,7 @@ SIGNATURES = (  # bytes and their offset, what the file is, what helps
     (b"WEBP", 8, "a WebP image", ""),
     (b"SIMPLE  =", 0, "a FITS file", ""),
     (b"\x93NUMPY", 0, "a NumPy array", ""),
+    (b"PAR1", 0, "a parquet file", ""),
     (b"%PDF", 0, "a PDF document", ""),
     (b"ustar", 257, "a tar archive", "unpack it with `tar -xf`"),
     (b"PK\x03\x04", 0, "a zip archive", "unpack it with `unzip`"),

@@ -9,7 +9,8 @@ import pytest
 from helpers.data_files import write_file
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
-from galaxyhpc.data.galaxy10 import DataError, check_file, check_pixels, read_metadata
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.sources.hdf5 import DataError, open_hdf5
 
 N, ROWS = 120, np.arange(120)
 LABELS = ROWS % 10
@@ -42,7 +43,7 @@ def test_a_wrong_file_is_refused_with_what_it_holds_and_what_is_expected(tmp_pat
     changes, message = WRONG[case]
     path = write_file(tmp_path / "wrong.h5", **changes)
     with pytest.raises(DataError) as error:
-        check_file(path)
+        open_hdf5(path, DataConfig())
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "expected" in str(error.value)
@@ -50,14 +51,14 @@ def test_a_wrong_file_is_refused_with_what_it_holds_and_what_is_expected(tmp_pat
 
 def test_too_few_galaxies_are_refused(tmp_path):
     with pytest.raises(DataError, match="got 60 galaxies; expected 100 or more"):
-        check_file(write_file(tmp_path / "few.h5", n=60))
+        open_hdf5(write_file(tmp_path / "few.h5", n=60), DataConfig())
 
 
 def test_a_file_that_is_missing_or_no_hdf5_is_refused(tmp_path):
     (tmp_path / "page.h5").write_text("<html>404</html>")
     for name, message in (("absent.h5", "no such file"), ("", "a directory"), ("page.h5", "a web page")):
         with pytest.raises(DataError, match=message):
-            check_file(tmp_path / name)
+            open_hdf5(tmp_path / name, DataConfig())
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.99])
@@ -65,7 +66,7 @@ def test_a_file_cut_off_is_refused(tmp_path, part):
     path = write_file(tmp_path / "cut.h5")
     os.truncate(path, int(path.stat().st_size * part))
     with pytest.raises(DataError, match=r"of its|damaged"):
-        check_file(path)
+        open_hdf5(path, DataConfig())
 
 
 def test_galaxies_at_one_position_are_counted_before_their_pairs_fill_the_memory(tmp_path):
@@ -74,30 +75,31 @@ def test_galaxies_at_one_position_are_counted_before_their_pairs_fill_the_memory
         tmp_path / "a.h5", n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=np.zeros(n)
     )
     with pytest.raises(DataError, match=r"got 20000 of 20000 galaxies at ra 0, dec 0; .* farther apart"):
-        check_file(path)
+        open_hdf5(path, DataConfig())
     dec = np.where(np.arange(n) < 100, 0.0, np.arange(n) / n)
-    check_file(write_file(path, n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=dec))
+    write_file(path, n=n, side=16, images=np.zeros((n, 16, 16, 3), np.uint8), ra=np.zeros(n), dec=dec)
+    assert open_hdf5(path, DataConfig()).size == 16
 
 
 def test_pixels_of_which_the_end_was_never_written_are_refused_from_one_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr("galaxyhpc.data.galaxy10.SLICE_BYTES", 50 * 32 * 32 * 3)
+    monkeypatch.setattr("galaxyhpc.data.sources.hdf5.SLICE_BYTES", 50 * 32 * 32 * 3)
     images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
     path = write_file(tmp_path / "a.h5", images=images)
-    check_pixels(path, read_metadata(path))
+    open_hdf5(path, DataConfig()).check_images()
     images[110:] = 7
     path = write_file(tmp_path / "b.h5", images=images)
     with pytest.raises(DataError, match=r"images: got 10 of 20 images from row 100 on with one value in all pixels"):
-        check_pixels(path, read_metadata(path))
+        open_hdf5(path, DataConfig()).check_images()
 
 
 @pytest.mark.parametrize("classes", [["E", "S0, lenticular", "Spirale à bras <&%_>"], [str(k) for k in range(1000)]])
 def test_a_file_names_its_classes(tmp_path, classes):
     path = write_file(tmp_path / "a.h5", n=3 * len(classes) + 100, side=16, classes=classes)
-    assert read_metadata(path).classes == tuple(classes)
+    assert open_hdf5(path, DataConfig()).classes == tuple(classes)
 
 
 def test_a_file_that_names_no_classes_has_those_of_galaxy10(tmp_path):
-    assert read_metadata(write_file(tmp_path / "a.h5")).classes == GALAXY10_CLASSES
+    assert open_hdf5(write_file(tmp_path / "a.h5"), DataConfig()).classes == GALAXY10_CLASSES
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,8 @@ def test_a_file_that_names_no_classes_has_those_of_galaxy10(tmp_path):
 def test_names_of_classes_are_an_array_of_texts_one_for_each_label(tmp_path, classes, message):
     path = write_file(tmp_path / "a.h5", classes=classes, ans=np.arange(120) % 2)
     if not message:
-        return check_file(path)
+        assert open_hdf5(path, DataConfig()).classes == ("E", "S0")
+        return
     with pytest.raises(DataError) as error:
-        check_file(path)
+        open_hdf5(path, DataConfig())
     assert message in str(error.value)

@@ -1,0 +1,141 @@
+"""The conversion of a source to a memory-mapped array of images at one size, with their digests and fingerprint.
+
+Images come one after another and are resized in batches, so that memory does not depend on the number of galaxies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.data.sources.source import Columns, Source
+from galaxyhpc.storage.files import fsync, write_text
+
+RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
+
+
+@dataclass
+class PublishedPixels:
+    """Properties of images as they are in the source, collected while they are read."""
+
+    digests: list[str] = field(default_factory=list)  # SHA-256 of each
+    total: int = 0  # DN
+    count: int = 0  # of bands and pixels
+    sizes: set[int] = field(default_factory=set)  # px
+
+    def add(self, image: np.ndarray) -> None:
+        """Add an (S, S, 3) uint8 image."""
+        self.digests.append(hashlib.sha256(np.ascontiguousarray(image).data).hexdigest())
+        self.total += int(image.sum(dtype=np.uint64))
+        self.count += image.size
+        self.sizes.add(len(image))
+
+
+def convert(source: Source, size: int, directory: Path) -> None:
+    """Write images.npy, columns.npz and, last, metadata.json into an empty directory.
+
+    Raises
+    ------
+    DataError
+    """
+    with _show_progress(source, size) as advance, (directory / "images.npy").open("wb") as file:
+        pixels = _write_images(source, size, file, advance)
+    digests = np.array(pixels.digests, dtype="S64")
+    arrays: dict[str, Any] = source.columns.as_dict() | {"digests": digests}
+    np.savez(directory / "columns.npz", **arrays)
+    for name in (names := ("images.npy", "columns.npz")):
+        fsync(directory / name)
+    metadata = {
+        "classes": source.classes,
+        "fingerprint": compute_fingerprint(source.classes, source.columns, digests, pixels.sizes),
+        "mean": pixels.total / pixels.count,
+        "pixel_scale_arcsec": source.field_arcsec / size,
+        "generated": source.is_generated,
+        "published_sizes": sorted(pixels.sizes),
+        "num_left_out": source.num_left_out,
+        "bytes": {name: (directory / name).stat().st_size for name in names},
+    }
+    write_text(directory / "metadata.json", json.dumps(metadata, indent=1))
+
+
+def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[int], None]) -> PublishedPixels:
+    """Write all images as an .npy of (N, 3, size, size) uint8.
+
+    The file is not memory-mapped: dirty mapped pages would count as this process's memory.
+    """
+    shape = (len(source.columns.labels), 3, size, size)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    pixels = PublishedPixels()
+    for batch in _make_batches(source.read_images(), size):
+        for image in batch:
+            pixels.add(image)
+        file.write(resize(batch, size).data)
+        advance(len(batch))
+    return pixels
+
+
+def _make_batches(images: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield consecutive images of the same side as (n, S, S, 3), as many as are resized at once."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        max_length = max(1, RESIZE_BATCH_BYTES // (3 * 4 * max(len(image), size) ** 2))
+        if batch and (len(batch) >= max_length or len(batch[0]) != len(image)):
+            yield np.stack(batch)
+            batch = []
+        batch.append(image.copy())  # its reader may use the same memory again
+    if batch:
+        yield np.stack(batch)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resample (n, S, S, 3) uint8 images to (n, 3, size, size) uint8, with anti-aliasing."""
+    planes = images.transpose(0, 3, 1, 2)
+    if images.shape[1] == size:
+        return np.ascontiguousarray(planes)
+    import torch  # here: a process that finds the galaxies converted starts without it
+
+    pixels = torch.from_numpy(np.ascontiguousarray(planes)).float()
+    pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return np.asarray(pixels.round_().clamp_(0, 255).to(torch.uint8).numpy())
+
+
+def compute_fingerprint(classes: tuple[str, ...], columns: Columns, digests: np.ndarray, sizes: set[int]) -> str:
+    """Return the hexadecimal SHA-256 of all that decides what a network learns, and on which galaxies."""
+    sides = " and ".join(map(str, sorted(sizes)))
+    digest = hashlib.sha256(f"{len(digests)} galaxies of {sides} px".encode())
+    digest.update(digests.tobytes() + columns.labels.astype("<i8").tobytes())
+    digest.update(columns.ra.astype("<f8").tobytes() + columns.dec.astype("<f8").tobytes())
+    if classes != GALAXY10_CLASSES:
+        digest.update(json.dumps(classes).encode())
+    for values in (columns.given_splits, columns.groups):
+        if values is not None:
+            digest.update(json.dumps(values.tolist()).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _show_progress(source: Source, size: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the number of further images done; shows a bar on a terminal, one line in a log."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console, count = Console(stderr=True), len(source.columns.labels)
+    text = f"converting {source.path.name} to {size} px"
+    if not console.is_terminal:
+        published = f" of {source.size} px" if source.size else ""
+        left_out = f", without {source.num_left_out} of other classes" if source.num_left_out else ""
+        print(f"{text}: {count} galaxies{published}{left_out}", file=sys.stderr, flush=True)
+        yield lambda num_done: None
+        return
+    with Progress(console=console) as bar:
+        task: Any = bar.add_task(text, total=count)
+        yield lambda num_done: bar.advance(task, num_done)

@@ -1,0 +1,164 @@
+"""A catalogue as text and numbers: CSV, ECSV, FITS and parquet tables, their columns found by common names."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from galaxyhpc.config.schema import ColumnsConfig
+from galaxyhpc.data import DataError
+from galaxyhpc.data.sources.read_errors import explain_read_error
+from galaxyhpc.data.sources.source import make_error
+from galaxyhpc.storage.files import sanitize
+
+CSV_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+ASTROPY_FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".fit": "fits", ".fits.gz": "fits"}
+PARQUET_ENDINGS = (".parquet", ".parq")
+TABLE_ENDINGS = (*CSV_ENDINGS, *ASTROPY_FORMATS, *PARQUET_ENDINGS)
+COMMON_NAMES = {  # of columns, in lower case, the most usual first
+    "file": ("file", "filename", "file_name", "file_loc", "image_path", "path", "image", "img"),
+    "label": ("label", "labels", "class", "class_name", "hubble_class", "morphology", "hubble_type"),
+    "id": ("id", "iauname", "objid", "object_id", "galaxy_id", "id_str", "dr8_id", "name"),
+    "ra": ("ra", "raj2000", "ra_deg"),
+    "dec": ("dec", "dej2000", "decj2000", "dec_deg"),
+    "group": ("group",),
+    "split": ("split",),
+    "redshift": ("redshift",),  # z is a band, too
+}
+MISSING = ("", "nan", "null", "<na>", "--")  # texts of a value that is not there, in lower case
+INSTALL_ADVICE = "pyarrow, which reads parquet: `pip install galaxyhpc[survey]`"
+
+
+def import_parquet(path: Path) -> Any:
+    """Return the module pyarrow.parquet.
+
+    Raises
+    ------
+    DataError
+        If it is not installed.
+    """
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{path}: got a parquet file and no pyarrow; expected {INSTALL_ADVICE}") from error
+    return parquet
+
+
+@contextmanager
+def translate_table_errors(path: Path, file_type: str = "a table") -> Iterator[None]:
+    """Turn the errors of a library about a foreign or damaged table into a DataError of one line."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError
+        yield
+    except DataError:
+        raise
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        message = " ".join(str(error).split()).replace("; ", ", ")
+        raise DataError(sanitize(f"{path}: got {message}; expected {file_type}")) from error
+    except Exception as error:  # a damaged file may raise anything
+        raise DataError(sanitize(f"{path}: {explain_read_error(path, error, file_type)}")) from error
+
+
+def has_ending(path: Path, endings: Iterator[str] | tuple[str, ...] | Mapping[str, str]) -> bool:
+    """Whether a file's name ends in one of these, in any case."""
+    return path.name.lower().endswith(tuple(endings))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return the columns of a CSV (as text), ECSV or FITS table that have one value per row.
+
+    Raises
+    ------
+    DataError
+    """
+    if has_ending(path, CSV_ENDINGS):
+        separator = "\t" if ".tsv" in path.name.lower() else ","
+        with translate_table_errors(path, "a table in CSV"):
+            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    from astropy.table import Table
+
+    file_format = next(name for ending, name in ASTROPY_FORMATS.items() if path.name.lower().endswith(ending))
+    file_type = "a FITS file with a table" if file_format == "fits" else "a table in ECSV"
+    with translate_table_errors(path, file_type):
+        table = Table.read(path, format=file_format)
+        table.convert_bytestring_to_unicode()
+        columns: pd.DataFrame = table[[name for name in table.colnames if table[name].ndim == 1]].to_pandas()
+        return columns
+
+
+def find_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[str, str]:
+    """Return the names of the columns that hold file, label, id, ra, dec, group, split and redshift, where they exist.
+
+    Raises
+    ------
+    DataError
+        If a column that the settings name, or that of the labels, does not exist.
+    """
+    by_lower_case = {name.lower(): name for name in reversed(names)}
+    columns = {}
+    for key, common in COMMON_NAMES.items():
+        requested = getattr(config, key)
+        if requested is None:
+            name = next((by_lower_case[name] for name in common if name in by_lower_case), "")
+        elif not requested or requested in names:
+            name = requested
+        else:
+            close = get_close_matches(requested, names, n=1)
+            hint = f"{close[0]}?" if close else f"one of {', '.join(map(str, names))}"
+            raise make_error(path, f"data.columns.{key}", f"no column {requested!r}", hint)
+        if name:
+            columns[key] = name
+    if "label" not in columns:
+        listed = ", ".join(map(str, names)) or "none"
+        raise make_error(path, "columns", listed, "one with the class of each galaxy: name it in data.columns.label")
+    if ("ra" in columns) != ("dec" in columns):
+        got = f"data.columns.{'ra' if 'ra' in columns else 'dec'} alone"
+        raise make_error(path, "columns", got, "both ra and dec: name them in data.columns, or leave out both with ''")
+    return columns
+
+
+def locate_row(path: Path, row: int) -> str:
+    """Return where a row of a table stands: `line 17` of a CSV file, `row 15` (counted from 0) of others."""
+    if not has_ending(path, CSV_ENDINGS):
+        return f"row {row}"
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+        number = -1  # of the header
+        for cells in reader:
+            number += bool(cells)
+            if number > row:
+                return f"line {reader.line_num}"
+    return f"row {row}"
+
+
+def to_texts(values: pd.Series[Any]) -> np.ndarray:
+    """Return (N,) texts without spaces around them, empty where there is no value."""
+    texts = np.array(["" if value is None else str(value).strip() for value in values.tolist()], dtype=object)
+    return np.array(["" if text.lower() in MISSING else text for text in texts], dtype=str)
+
+
+def to_numbers(path: Path, key: str, values: pd.Series[Any], low: float, high: float, unit: str) -> np.ndarray:
+    """Return (N,) float64 from low to high, NaN where there is no value.
+
+    Raises
+    ------
+    DataError
+        Naming the first row that is no such number.
+    """
+    numbers = np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
+    is_bad = ~((numbers >= low) & (numbers <= high))
+    for row in np.flatnonzero(is_bad):
+        if str(text := values.iloc[row]).strip().lower() not in MISSING:
+            expected = f"a number from {low:g} to {high:g}{unit}, or nothing where it is unknown"
+            raise make_error(path, key, f"{text} in {locate_row(path, int(row))}", expected)
+    return np.where(is_bad, np.nan, numbers)
