@@ -383,7 +383,7 @@ def test_a_run_of_many_classes_lists_its_most_frequent_errors_instead_of_a_matri
     confusion = 5 * np.eye(300, dtype=np.int64)
     confusion[np.arange(299), np.arange(1, 300)] = np.arange(299)
     details = replace(make_details("a-s0"), confusion=confusion)
-    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["C4"], "seed": [0], "reason": [""]})
+    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["C4"], "seed": [0], "fold": [0], "reason": [""]})
     names = [f"class {n}" for n in range(300)]
     pages = run_pages.make_run_pages(runs, pd.DataFrame(), [details], {}, names)
     assert pages["shared"]["classes"] == names
