@@ -17,7 +17,7 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import parse_question
 from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import NUM_FOLDS
-from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_table
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_flaw_of_division, read_split_table
 from galaxyhpc.evaluation.attack_results import AttackResults
 
 NO_INTERVALS_NOTE = "No intervals were computed, so nothing is bold, compared or drawn."
@@ -87,7 +87,7 @@ def name_hardest_galaxies(tables: Tables, sweep_dir: Path) -> Tables:
     return replace(tables, hardest=tables.hardest.assign(id=tables.hardest["row"].map(split.set_index("row")["id"])))
 
 
-def list_flaws(sweep: CollectedSweep) -> list[str]:
+def list_flaws(sweep_dir: Path, sweep: CollectedSweep) -> list[str]:
     """Describe the flaws that make every number of a sweep suspicious; a network's own flaw is part of its label."""
     data = [run.config.data for run in sweep.runs if run.config]
     flaws = []
@@ -97,6 +97,8 @@ def list_flaws(sweep: CollectedSweep) -> list[str]:
         flaws.append(f"FLAW: data.link_arcsec is {limit}: training and test galaxies may share sky.")
     if any(config.conflicting_duplicates == "keep" for config in data):
         flaws.append("FLAW: galaxies that occur twice under different labels were kept.")
+    if flaw := read_flaw_of_division(sweep_dir / SPLIT_FILE_NAME):
+        flaws.append(f"FLAW: {flaw}.")
     return flaws
 
 

@@ -17,13 +17,13 @@ from galaxyhpc.data.split import (
     link_galaxies,
     make_split_table,
 )
-from galaxyhpc.data.split_file import DROPPED, SPLITS
+from galaxyhpc.data.split_file import AT_RANDOM, DROPPED, SPLITS
 from galaxyhpc.storage.files import sanitize
 
 MAX_LISTED = 10  # galaxies in a line
-AT_RANDOM = (
-    "at random: the source has neither positions nor groups, so images of one galaxy, or overlapping ones, may lie in "
-    "different parts unless their pixels are the same"
+_RANDOM_DIVISION = (
+    f"{AT_RANDOM}: the source has neither positions nor groups, so images of one galaxy, or overlapping ones, may lie "
+    "in different parts unless their pixels are the same"
 )
 
 
@@ -59,7 +59,7 @@ def describe_division(columns: Columns) -> str:
     if columns.groups is not None:
         return "by column group"
     if num_unknown == len(columns.ra):
-        return AT_RANDOM
+        return _RANDOM_DIVISION
     return "by sky position" + (f"; {num_unknown} galaxies without one at random" if num_unknown else "")
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SPLIT_FILE_NAME = "split.csv"
 SPLITS = ("train", "validation", "test")
+AT_RANDOM = "at random"  # begins the value of `divided` where a source has neither groups nor positions
 DROPPED = "dropped"  # in the column `split`: the galaxy belongs to none of SPLITS
 COLUMN_TYPES = {
     "row": "int64",
@@ -47,6 +48,15 @@ def read_split_header(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise _make_error(path, error) from error
     return dict(line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line)
+
+
+def read_flaw_of_division(path: Path) -> str:
+    """Return what is wrong with a split that nothing is known for; '' where there is no such flaw, or no file."""
+    try:
+        division = read_split_header(path).get("divided", "")
+    except DataError:
+        return ""
+    return f"the galaxies were divided {division}" if division.startswith(AT_RANDOM) else ""
 
 
 def read_split_labels(path: Path) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from galaxyhpc.config import conditions
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_flaw_of_division
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.inspect import page
@@ -42,8 +43,10 @@ def inspect_run(run: RunDir, pairs: Sequence[Pair], options: argparse.Namespace,
         *page.write_distance_section(page.make_distance_table(context, features), run.run_id, output),
         *page.write_gradcam_section(context, features, options.galaxies, output),
     ]
-    lead = (f"{context.label}, {context.classifier.image_size} px, weights {context.classifier.weights[:12]}.",)
-    return page.write_page(output, f"Inside {run.run_id}", sections, context.generated, lead)
+    lead = f"{context.label}, {context.classifier.image_size} px, weights {context.classifier.weights[:12]}."
+    if flaw := read_flaw_of_division(run.sweep_dir / SPLIT_FILE_NAME):
+        lead += f" FLAW: {flaw}."
+    return page.write_page(output, f"Inside {run.run_id}", sections, context.generated, (lead,))
 
 
 def compare_runs(runs: list[RunDir], pairs: Sequence[Pair], options: argparse.Namespace, console: Console) -> Path:

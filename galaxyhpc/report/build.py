@@ -109,7 +109,12 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
         tables = name_hardest_galaxies(tables, sweep_dir)
     info = make_report_info(sweep_dir, sweep, metrics_table, class_names)
-    notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *describe_folds(sweep), *predictions.notes)
+    notes = (
+        *list_unplanned_runs(sweep_dir, sweep),
+        *list_flaws(sweep_dir, sweep),
+        *describe_folds(sweep),
+        *predictions.notes,
+    )
     title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")
     footer = [*filter(None, [info.describe_chance()]), *_describe_progress(tables.runs), *notes]
     console_table = make_terminal_table(title, tables.networks, tables.summary, footer)

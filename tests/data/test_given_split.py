@@ -15,7 +15,7 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import load_split, open_dataset, prepare
 from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.sources.source import Columns
-from galaxyhpc.data.split_file import read_split_header, read_split_labels, read_split_table
+from galaxyhpc.data.split_file import read_flaw_of_division, read_split_header, read_split_labels, read_split_table
 from galaxyhpc.fsck import check_split
 
 N = 300
@@ -109,6 +109,7 @@ def test_the_file_says_by_what_galaxies_are_divided(
     galaxies, table = open_dataset(config, tmp_path / "sweep")
     header = read_split_header(tmp_path / "sweep/split.csv")
     assert header["divided"].startswith(division)
+    assert bool(read_flaw_of_division(tmp_path / "sweep/split.csv")) == division.startswith("at random")
     assert check_split(tmp_path / "sweep", []).errors == ()
     pd.testing.assert_frame_equal(load_split(config, galaxies, tmp_path / "sweep"), table)
 
