@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from galaxyhpc.data import image_files
+from galaxyhpc.data.images import image_files
 from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax

@@ -20,7 +20,7 @@ from PIL import Image
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.data import image_files
+from galaxyhpc.data.images import image_files
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.calibration import softmax

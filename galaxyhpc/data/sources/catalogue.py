@@ -13,7 +13,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.image_files import IMAGE_ENDINGS, ImageError, read_image
+from galaxyhpc.data.images.image_files import IMAGE_ENDINGS, ImageError, read_image
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.labels import SPLIT_NAMES, Locate, make_labels, parse_splits
 from galaxyhpc.data.sources.source import (

@@ -20,7 +20,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.image_files import ImageError, convert_pixels, read_image
+from galaxyhpc.data.images.image_files import ImageError, convert_pixels, read_image
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.catalogue import check_not_blank, make_catalogue_source, parse_columns
 from galaxyhpc.data.sources.labels import SPLIT_NAMES

@@ -14,7 +14,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from galaxyhpc.data import image_files
+from galaxyhpc.data.images import image_files
 from galaxyhpc.data.simulate import render_image
 
 SIDE = 40
