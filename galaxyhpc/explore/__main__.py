@@ -1,8 +1,10 @@
-"""Summarize a dataset: `galaxyhpc explore FILE.h5 [--output explore.html]`; FILE may be `demo`.
+"""Show what would be learned from: `galaxyhpc explore SOURCE [--output explore.html]`.
 
-Writes one self-contained HTML page: layout, class counts, examples, sky, redshifts, brightness and signal-to-noise,
-duplicates and overlapping frames, and the split that a launch makes with the default settings. The file is converted
-once, in the cache of launches. Exit status 2: nothing was written; the reason is on stderr.
+SOURCE: an HDF5 file laid out as Galaxy10_DECals.h5; a catalogue of image files (CSV, ECSV, FITS, parquet); a directory
+with a subdirectory of images per class; parquet with images inside; a sweep file, whose data settings then count; or
+`demo`. Writes one self-contained HTML page: class counts, examples, sky, redshifts, brightness and signal-to-noise,
+duplicates and overlapping frames, and the split that a launch makes. The source is converted once, in the cache of
+launches. Exit status 2: nothing was written; the reason is on stderr.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from tempfile import TemporaryFile
 
 from rich.progress import Progress
 
-from galaxyhpc.config.schema import DataConfig, DemoConfig
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
 from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX
@@ -23,28 +26,30 @@ from galaxyhpc.explore import page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize, write_text
-from galaxyhpc.storage.sweep_dir import resolve_path
+from galaxyhpc.storage.sweep_dir import make_absolute, resolve_path
 
 MAX_DEFAULT_SIZE_PX = 128  # of images without --size: a quarter of the published bytes
 
 
-def make_data_config(file: str, image_size: int | None, cache: Path) -> DataConfig:
-    """Return a launch's settings for this file, at `image_size` or the file's own size up to MAX_DEFAULT_SIZE_PX.
+def make_data_config(source: str, image_size: int | None, cache: Path) -> DataConfig:
+    """Return a launch's settings for a source or a sweep, at `image_size`, or its own up to MAX_DEFAULT_SIZE_PX.
 
     Raises
     ------
-    DataError, RunDirError
+    DataError, RunDirError, SweepError
     """
     if image_size is not None and not SIZE_RANGE_PX[0] <= image_size <= SIZE_RANGE_PX[1]:
         raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
-    config = DataConfig(source=file, cache=str(resolve_path(cache, "--cache")))
-    if file == "demo":
-        size = DemoConfig().size
+    is_sweep = source.lower().endswith((".yaml", ".yml"))
+    data = load_sweep(Path(source)).runs[0].data if is_sweep else DataConfig(source=source)
+    config = make_absolute(data).model_copy(update={"cache": str(resolve_path(cache, "--cache"))})
+    if is_sweep:
+        size = config.image_size
+    elif source == "demo":
+        size = config.demo.size
     else:
-        config = config.model_copy(update={"source": str(resolve_path(file, "SOURCE"))})
         size = open_source(Path(config.source), config).size or MAX_DEFAULT_SIZE_PX
-    size = image_size or min(size, MAX_DEFAULT_SIZE_PX)
-    return fill_in_classes(config.model_copy(update={"image_size": size}))
+    return fill_in_classes(config.model_copy(update={"image_size": image_size or min(size, MAX_DEFAULT_SIZE_PX)}))
 
 
 def explore(config: DataConfig, output: Path) -> DatasetSummary:
@@ -76,13 +81,11 @@ def _check_page_name(path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Explore the file named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc explore", description=__doc__)
-    parser.add_argument(
-        "file", metavar="FILE.h5", help="with the layout of Galaxy10_DECals.h5; demo: generated galaxies"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="galaxies, or a sweep file; demo: generated galaxies")
     parser.add_argument(
         "--output", type=Path, default="explore.html", metavar="HTML", help="page to write (%(default)s)"
     )
-    size_help = f"side of an image (as in the file, up to {MAX_DEFAULT_SIZE_PX})"
+    size_help = f"side of an image (as in the source, up to {MAX_DEFAULT_SIZE_PX})"
     parser.add_argument("--size", type=int, metavar="PX", help=size_help)
     cache_help = "directory of converted galaxies (%(default)s)"
     parser.add_argument("--cache", type=Path, default="runs/.cache", metavar="DIR", help=cache_help)
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check_page_name(options.output)
         check_output(options.output, options.overwrite)
-        summary = explore(make_data_config(options.file, options.size, options.cache), options.output)
+        summary = explore(make_data_config(options.source, options.size, options.cache), options.output)
     except (ValueError, OSError) as error:
         print(sanitize(str(error)), file=sys.stderr)
         return 2

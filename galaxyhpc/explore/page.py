@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
+from galaxyhpc.data.given_split import describe_division, describe_dropped
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import (
@@ -46,8 +47,11 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
         f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class",
         f"{pairs} of duplicates, {conflicts:,} of them with conflicting labels ({dropped} dropped from the split); "
         f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
+        f"Divided {describe_division(summary.galaxies.columns)}",
         f"Redshift known for {known:,} of {len(summary.redshift):,} galaxies",
     ]
+    if left_out := summary.galaxies.num_left_out:
+        lines.insert(1, f"{_format_count(left_out, 'galaxy', 'galaxies')} of other classes left out")
     empty = np.flatnonzero(summary.photometry["has_empty_band"])
     if len(empty):
         rows = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
@@ -161,7 +165,7 @@ def _make_classes_section(summary: DatasetSummary) -> Section:
         Column("galaxies", "galaxies", "number"),
         Column("fraction (%)", "percent", "number", digits=1),
     )
-    table = Table("Class counts", "Labels in the file, array ans.", frame, columns)
+    table = Table("Class counts", "Labels of the source.", frame, columns)
     return Section("Classes", figures=(figure,), tables=(table,))
 
 
@@ -334,12 +338,12 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     totals, sizes = split["split"].value_counts(), split["sky_group"].value_counts()
     shown = _get_shown_names(summary)
     fractions = f"{config.validation_fraction:.0%} validation, {config.test_fraction:.0%} test"
-    dropped = _format_count(int(totals.get("dropped", 0)), "galaxy", "galaxies")
     paragraphs = (
-        f"The split of a launch with the default settings ({fractions}, split_seed {config.split_seed}). Sky groups "
-        f'are divided: galaxies closer than {config.link_arcsec:g}" or with the same pixels stay together.',
-        f"Dropped: {dropped} with the pixels or the position (within {DUPLICATE_RADIUS_ARCSEC:g} arcsec) of a galaxy "
-        "with another label; which label is correct is unknown.",
+        f"The split of a launch with these settings ({fractions}, split_seed {config.split_seed}), divided "
+        f"{describe_division(summary.galaxies.columns)}.",
+        f'Galaxies closer than {config.link_arcsec:g}", or of one group where the source has groups, stay together, as '
+        "do those with the same pixels.",
+        f"Dropped: {describe_dropped(config, summary.galaxies.columns, split)}; which label is correct is unknown.",
     )
     warning = f"A launch would reject this file with these settings: {summary.rejection}."
     facts = [(str(name), f"{totals.get(name, 0):,} ({totals.get(name, 0) / len(split):.1%})") for name in counts]

@@ -14,7 +14,7 @@ from galaxyhpc.models.profile import NetworkProfile
 from galaxyhpc.runtime.child_python import format_assignments
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import resolve_path
+from galaxyhpc.storage.sweep_dir import make_absolute, resolve_path
 
 PLAN_COLUMNS = (
     *("run_id", "arch", "group", "width", "head", "scale", "image_size", "seed"),
@@ -24,13 +24,9 @@ PLAN_COLUMNS = (
 
 def with_absolute_paths(config: RunConfig, runs_directory: Path) -> RunConfig:
     """Make the paths absolute: a job may start in any directory."""
-    data = config.data
-    source = data.source if data.source == "demo" else str(resolve_path(data.source, "data.source"))
-    cache = str(
-        resolve_path(data.cache, "data.cache") if data.cache else resolve_path(runs_directory, "--runs") / ".cache"
-    )
-    images = str(resolve_path(data.images, "data.images")) if data.images else ""
-    data, model = data.model_copy(update={"source": source, "images": images, "cache": cache}), config.model
+    data, model = make_absolute(config.data), config.model
+    cache = resolve_path(data.cache, "data.cache") if data.cache else resolve_path(runs_directory, "--runs") / ".cache"
+    data = data.model_copy(update={"cache": str(cache)})
     if isinstance(model.pretrained, str):
         model = model.model_copy(update={"pretrained": str(resolve_path(model.pretrained, "model.pretrained"))})
     return config.model_copy(update={"data": data, "model": model})

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from galaxyhpc.config import MAX_RUNS
+from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 
@@ -28,6 +29,18 @@ def resolve_path(path: str | Path, label: str) -> Path:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a loop of links, a zero byte
         raise RunDirError(f"{label}: got {str(path)!r}; {error}") from None
+
+
+def make_absolute(data: DataConfig) -> DataConfig:
+    """Return the settings with absolute paths of the source and its images.
+
+    Raises
+    ------
+    RunDirError
+    """
+    source = data.source if data.source == "demo" else str(resolve_path(data.source, "data.source"))
+    images = str(resolve_path(data.images, "data.images")) if data.images else ""
+    return data.model_copy(update={"source": source, "images": images})
 
 
 def resolve_sweep_dir(runs_dir: Path, name: str) -> Path:

@@ -132,7 +132,7 @@ def test_redshifts_that_are_missing_are_counted(page: ParsedPage, galaxies: Path
 
 
 def test_every_section_is_there_and_every_figure_can_be_read_aloud(page: ParsedPage) -> None:
-    for name in ("File", "Classes", "Examples", "Sky", "Redshift", "Brightness and noise", "Duplicates and overlaps"):
+    for name in ("Source", "Classes", "Examples", "Sky", "Redshift", "Brightness and noise", "Duplicates and overlaps"):
         assert name in page.words
     assert {"Split", "Opening", "Noise"} <= set(page.words)
     assert len(page.images) == 11
@@ -169,7 +169,7 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
     assert "0 pairs of duplicates" in findings and "Redshift known for 0 of 120 galaxies" in findings
     assert GENERATED_NOTICE not in format_title(summary)
     section = make_redshift_section(summary)
-    assert section.paragraphs == ("The array redshift is NaN for every galaxy.",)
+    assert section.paragraphs == ("The source has no redshifts.",)
     assert not section.figures
 
 
@@ -183,7 +183,7 @@ def test_images_that_show_no_galaxy_are_counted_with_their_rows(tmp_path: Path) 
 
 WRONG = {
     "no such file": (["missing.h5"], "missing.h5: got no such file"),
-    "no such user": (["~nosuch/x.h5"], "FILE.h5: got '~nosuch/x.h5'; Could not determine home directory."),
+    "no such user": (["~nosuch/x.h5"], "data.source: got '~nosuch/x.h5'; Could not determine home directory."),
     "not HDF5": (["text.h5"], "got text (no galaxies)"),
     "arrays missing": (["bare.h5"], "ra: got no such array among ans, dec, images"),
     "redshift of another length": (["shifted.h5"], "redshift: got shape (3,); expected (120,)"),

@@ -102,7 +102,8 @@ def _find_planes(path: Path, shape: tuple[int, ...], header: Any, config: FitsCo
     if not bands:
         raise make_error(path, f"an array {shape} whose header has no BANDS", SET_BANDS)
     if not isinstance(bands, str) or len(bands) != num_planes:
-        raise make_error(path, f"an array {shape} with BANDS = {bands!r}", "(N, S, S) with a letter for each of N bands")
+        expected = "planes (N, S, S) with a letter for each of N bands"
+        raise make_error(path, f"an array {shape} with BANDS = {bands!r}", expected)
     if absent := [band for band in config.bands if band not in bands]:
         raise make_error(path, f"bands {bands} without {absent[0]}", f"those of {asked}: set others of the file's")
     _check_units(path, header, config)

@@ -55,10 +55,11 @@ def check_shape(path: Path, height: int, width: int, crop: str = "none") -> None
     ------
     ImageError
     """
-    remedy = "cut them out first, or train with data.crop=center, which cuts out the middle"
     low, high = SIZE_RANGE_PX
-    if (height != width and crop == "none") or not low <= min(height, width) <= high:
-        raise make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}: {remedy}")
+    is_square = height == width or crop == "center"
+    if not is_square or not low <= min(height, width) <= high:
+        remedy = "" if is_square else ": cut them out first; data.crop=center cuts out the middle"
+        raise make_error(path, f"{width} x {height} px", f"{EXPECTED_SQUARE}{remedy}")
 
 
 def crop_to_square(path: Path, image: NDArray[Any], crop: str) -> NDArray[Any]:

@@ -57,7 +57,7 @@ def _format_whole_numbers(texts: np.ndarray) -> np.ndarray:
         except ValueError:
             return texts
         formatted[text] = str(int(number)) if number.is_integer() else text
-    return np.array([formatted[text] for text in texts.tolist()])
+    return np.array([formatted[text] for text in texts.tolist()], dtype=str)
 
 
 def _sort_names(names: set[str]) -> tuple[str, ...]:
