@@ -82,6 +82,8 @@ class Galaxies:
     generated: bool  # demo galaxies, not real ones
     published_sizes: tuple[int, ...] = ()  # px, the sides of the images in the source
     num_left_out: int = 0  # galaxies of the source of other classes than data.classes
+    num_grey: int = 0  # images whose three bands are equal
+    num_filled: int = 0  # images with pixels that had no value, which were taken as sky
     ids: np.ndarray | None = None  # (N,) str, names of the galaxies in the source
     given_splits: np.ndarray | None = None  # (N,) str, the source's own division
     groups: np.ndarray | None = None  # (N,) int64, galaxies of one group stay in one split
@@ -266,6 +268,10 @@ def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
     ]
     if (table["fold"] >= 0).any():
         header.append("folds: the test set of data.fold=k is fold k, its validation set half 0 of fold (k + 1) % 5")
+    if galaxies.num_grey == len(table):
+        header.append("grey: all images, so that `predict` takes grey ones")
+    if galaxies.num_filled:
+        header.append(f"filled: {galaxies.num_filled} images had pixels without a value, which were taken as sky")
     if galaxies.generated:
         header.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
     return format_split_file(header, table)

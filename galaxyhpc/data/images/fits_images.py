@@ -54,10 +54,11 @@ def check_fits(path: Path, config: DataConfig) -> None:
     """
     with _open_fits(path) as hdu:
         if _is_rgb(hdu.shape, hdu.header):
-            check_shape(path, *(hdu.shape[:2] if hdu.shape[2] == 3 else hdu.shape[1:]), config.crop)
+            height, width = hdu.shape[:2] if hdu.shape[2] == 3 else hdu.shape[1:]
         else:
             _find_planes(path, hdu.shape, hdu.header, config.fits)
-            check_shape(path, *hdu.shape[-2:], config.crop)
+            height, width = hdu.shape[-2:]
+        check_shape(path, height, width, config.crop)
 
 
 def read_fits(path: Path, config: DataConfig) -> GalaxyImage:
@@ -139,4 +140,4 @@ def stretch_flux(flux: NDArray[np.float32], config: FitsConfig) -> UInt8Array:
         bands = (scaled[..., number] for number in range(3))
         return np.asarray(visualization.make_lupton_rgb(*bands, minimum=0.0, stretch=1.0, Q=config.softening))
     curve = visualization.AsinhStretch(1.0 / config.softening)
-    return np.rint(255 * curve(np.clip(scaled, 0, 1))).astype(np.uint8)
+    return np.asarray(np.rint(255 * curve(np.clip(scaled, 0, 1))), np.uint8)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.data.images.galaxy_image import is_grey
 from galaxyhpc.data.sources.source import Columns, Source
 from galaxyhpc.storage.files import fsync, write_text
 
@@ -31,6 +32,7 @@ class PublishedPixels:
     total: int = 0  # DN
     count: int = 0  # of bands and pixels
     sizes: set[int] = field(default_factory=set)  # px
+    num_grey: int = 0  # images whose three bands are equal
 
     def add(self, image: np.ndarray) -> None:
         """Add an (S, S, 3) uint8 image."""
@@ -38,6 +40,8 @@ class PublishedPixels:
         self.total += int(image.sum(dtype=np.uint64))
         self.count += image.size
         self.sizes.add(len(image))
+        # a few pixels tell most colour images
+        self.num_grey += bool(is_grey(image[::8, ::8]) and is_grey(image))
 
 
 def convert(source: Source, size: int, directory: Path) -> None:
@@ -62,9 +66,23 @@ def convert(source: Source, size: int, directory: Path) -> None:
         "generated": source.is_generated,
         "published_sizes": sorted(pixels.sizes),
         "num_left_out": source.num_left_out,
+        "num_grey": pixels.num_grey,
+        "num_filled": len(source.filled_pixels),
         "bytes": {name: (directory / name).stat().st_size for name in names},
     }
     write_text(directory / "metadata.json", json.dumps(metadata, indent=1))
+    _report_images(source, pixels.num_grey)
+
+
+def _report_images(source: Source, num_grey: int) -> None:
+    """Say what was done to images, and which is the worst."""
+    count, filled = len(source.columns.labels), source.filled_pixels
+    if filled:
+        worst = max(filled, key=lambda name: filled[name])
+        total = f"{sum(filled.values())} pixels without a value in {len(filled)} of {count} images were taken as sky"
+        print(f"{total}, most of them in {worst}: {filled[worst]}", file=sys.stderr)
+    if num_grey:
+        print(f"{num_grey} of {count} images are grey: three equal bands", file=sys.stderr)
 
 
 def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[int], None]) -> PublishedPixels:
