@@ -179,6 +179,10 @@ DAMAGES: dict[str, tuple[Callable[[RunDir], object], tuple[str, ...]]] = {
         lambda run: replace_text(run.sweep_dir / "split.csv", ",test\n", ",train\n"),
         ("split.csv", "first"),
     ),
+    "folds rewritten": (
+        lambda run: replace_text(run.sweep_dir / "split.csv", ",0,0,test\n", ",2,0,test\n"),
+        ("split.csv", "split: got other galaxies"),
+    ),
     "split missing its end": (lambda run: os.truncate(run.sweep_dir / "split.csv", 2000), ("split.csv damaged",)),
     "split of other settings": (
         lambda run: replace_text(run.sweep_dir / "split.csv", '"split_seed": 0', '"split_seed": 9'),

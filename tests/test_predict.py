@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.images import image_files
 from galaxyhpc.data.simulate import render_image
-from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation import results, trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import evaluate
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.predict import main
+from galaxyhpc.predict import get_columns, main
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import write_text
@@ -406,3 +407,17 @@ def test_no_image_is_written_over(run: RunDir, tmp_path: Path, capsys: pytest.Ca
     before = source.read_bytes()
     assert main([str(run.path), str(source), "--output", str(source)]) == 2
     assert "a name that ends in .csv" in capsys.readouterr().err and source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("Sa, Sab", "in between", 'a "b" &%'), ["p_Sa,_Sab", "p_in_between", 'p_a_"b"_&%']),
+        (("a b", "a_b", "c d"), ["p_a b", "p_a_b", "p_c d"]),  # with _ for spaces, two would have one column
+    ],
+)
+def test_each_class_has_a_column_of_its_name(run: RunDir, names: tuple[str, ...], columns: list[str]) -> None:
+    classifier = trained_model.load(run.path, torch.device("cpu"))
+    data = classifier.config.data.model_copy(update={"classes": names})
+    classifier = replace(classifier, config=classifier.config.model_copy(update={"data": data}))
+    assert get_columns(classifier)[5:-4] == columns

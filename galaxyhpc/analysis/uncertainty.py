@@ -313,7 +313,8 @@ def make_recall_interval_table(networks: Mapping[str, NetworkPredictions]) -> pd
         for label, network in networks.items()
         if len(network.recall_intervals)
     ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["label", "class"])
+    columns = ["label", "class", "recall_low", "recall_high"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
 def find_hardest_galaxies(networks: Iterable[NetworkPredictions], max_galaxies: int = 24) -> pd.DataFrame:

@@ -23,14 +23,13 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
-from galaxyhpc.data.given_split import describe_division, describe_dropped, divide
+from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin, divide
 from galaxyhpc.data.sources.conversion import convert
 from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
 from galaxyhpc.data.sources.open_source import describe_state, open_source
 from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import (
     SPLIT_SETTINGS,
-    describe_origin,
     explain_empty_class,
     find_empty_class,
     select_fold,
@@ -260,7 +259,7 @@ def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
         f"fingerprint: {galaxies.fingerprint}",
         f"source: {config.source}",
         f"settings: {format_split_settings(config)}",
-        f"origin: {describe_origin(config, table, galaxies.digests)}",
+        f"origin: {describe_split_origin(config, columns, table, galaxies.digests)}",
         f"divided: {describe_division(columns)}",
         "counts: " + ", ".join(f"{name} {counts.get(name, 0)}" for name in (*SPLITS, DROPPED)),
         f"dropped: {describe_dropped(config, columns, table)}",

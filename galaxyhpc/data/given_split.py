@@ -10,6 +10,7 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import (
     assign_parts,
+    describe_origin,
     find_duplicates,
     find_label_conflicts,
     label_components,
@@ -60,6 +61,13 @@ def describe_division(columns: Columns) -> str:
     if num_unknown == len(columns.ra):
         return AT_RANDOM
     return "by sky position" + (f"; {num_unknown} galaxies without one at random" if num_unknown else "")
+
+
+def describe_split_origin(config: DataConfig, columns: Columns, table: pd.DataFrame, digests: np.ndarray) -> str:
+    """Return whether a table is the source's own split, the canonical one, or computed, and why."""
+    if columns.given_splits is not None:
+        return "the split that the source gives"
+    return describe_origin(config, table, digests)
 
 
 def describe_dropped(config: DataConfig, columns: Columns, table: pd.DataFrame) -> str:

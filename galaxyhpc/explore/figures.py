@@ -172,7 +172,7 @@ def draw_image_rows(images_by_row: Mapping[str, Sequence[tuple[str, np.ndarray]]
     figure, axes = _make_tile_axes(size_inches, generated)
     for row, (label, images) in enumerate(images_by_row.items(), 1):
         text = textwrap.fill(format_class_name(label, 40), 11, break_on_hyphens=False)
-        axes.text(left - 0.1, row_height * row - TILE_INCHES / 2, text, ha="right", va="center", fontsize=10)
+        axes.text(left - 0.1, row_height * row - TILE_INCHES / 2, text, ha="right", va="center", fontsize=9)
         for column, (title, image) in enumerate(images):
             _draw_tile(axes, image, title, left + column_width * column, row_height * row - TILE_INCHES)
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
-from galaxyhpc.data.given_split import describe_division, describe_dropped
+from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import (
@@ -343,6 +343,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
         f"{describe_division(summary.galaxies.columns)}.",
         f'Galaxies closer than {config.link_arcsec:g}", or of one group where the source has groups, stay together, as '
         "do those with the same pixels.",
+        f"Origin: {describe_split_origin(config, summary.galaxies.columns, split, summary.galaxies.digests)}.",
         f"Dropped: {describe_dropped(config, summary.galaxies.columns, split)}; which label is correct is unknown.",
     )
     warning = f"A launch would reject this file with these settings: {summary.rejection}."

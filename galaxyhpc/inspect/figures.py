@@ -31,7 +31,7 @@ from galaxyhpc.report.figures.style import (
 
 COLOURS = [colormaps["tab10"](number) for number in range(10)]
 MARKERS = "osD^v<>PX*"  # in addition to the colours: ten colours alone are hard to distinguish
-MAX_COLOURED_CLASSES = 20  # that a legend names
+MAX_COLOURED_CLASSES = 16  # that a legend names
 MAX_COLUMNS = 4  # panels in a row
 METHOD_NOTES = {
     "isomap": "Isomap preserves geodesic distances between galaxies.",

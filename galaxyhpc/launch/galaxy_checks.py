@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COMMON_DATA_SETTINGS = {"source", "demo", "validation_fraction", "test_fraction", "split_seed", "link_arcsec"}
 COMMON_DATA_SETTINGS |= {"conflicting_duplicates", "classes", "columns", "images", "crop", "field_arcsec"}
+MAX_SHOWN_CHARACTERS = 200  # of a setting: names of a thousand classes are one
 
 
 def get_distinct_data(configs: Sequence[RunConfig]) -> list[DataConfig]:
@@ -32,7 +33,11 @@ def check_common_split(configs: Sequence[RunConfig]) -> list[Problem]:
     settings = [data.model_dump(include=COMMON_DATA_SETTINGS) for data in get_distinct_data(configs)]
     values_by_name = {name: sorted({str(data[name]) for data in settings}) for name in sorted(COMMON_DATA_SETTINGS)}
     return [
-        Problem(f"data.{name}", f"got {', '.join(values)}", "expected one value per sweep: launch a sweep for each")
+        Problem(
+            f"data.{name}",
+            f"got {', '.join(value[:MAX_SHOWN_CHARACTERS] for value in values)}",
+            "expected one value per sweep: launch a sweep for each",
+        )
         for name, values in values_by_name.items()
         if len(values) > 1
     ]

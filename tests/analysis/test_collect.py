@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from helpers.sweeps import PAIRS, collect_sweep, make_config, make_plan, save_results
 
-from galaxyhpc.analysis.collect import CollectedSweep, PlanError, RunResults, collect_run, label_networks
+from galaxyhpc.analysis.collect import (
+    CollectedSweep,
+    PlanError,
+    RunResults,
+    collect_run,
+    get_class_names,
+    label_networks,
+)
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import read_plan
 
@@ -57,3 +64,24 @@ def test_a_plan_with_a_duplicate_run_is_refused(tmp_path: Path) -> None:
     make_plan([config, config]).to_csv(tmp_path / "plan.csv", index=False)
     with pytest.raises(RunDirError, match=f"plan.csv: run_id: got {config.run_id} twice; expected each run once"):
         read_plan(tmp_path)
+
+
+def test_runs_of_other_classes_are_refused_in_one_line(tmp_path: Path) -> None:
+    configs = [make_config("C4", 0), make_config("C4", 1)]
+    data = configs[1].data.model_copy(update={"classes": ("E", "Sp")})
+    configs[1] = configs[1].model_copy(update={"data": data})
+    runs = [RunResults(RunDir(Path(config.run_id)), config) for config in configs]
+    with pytest.raises(PlanError) as error:
+        get_class_names(CollectedSweep(make_plan(configs), runs))
+    message = str(error.value)
+    assert f"{configs[0].run_id} has 10: Disturbed, ..." in message and f"{configs[1].run_id} has 2: E, ..." in message
+    assert "\n" not in message and get_class_names(CollectedSweep(make_plan(configs[1:]), runs[1:])) == ("E", "Sp")
+
+
+def test_results_of_another_number_of_classes_are_not_used(tmp_path: Path) -> None:
+    run = collect_sweep(tmp_path).runs[0].run
+    config = make_config("C1", 0)
+    data = config.data.model_copy(update={"classes": ("E", "Sp")})
+    run.config_file.write_text(config.model_copy(update={"data": data}).model_dump_json())
+    collected = collect_run(run)
+    assert (collected.reason, collected.counts) == ("its results are of 10 classes; expected 2", None)

@@ -117,6 +117,7 @@ def test_a_sweep_says_whether_its_split_is_canonical(
         assert ("folds" in header) == (name != "test_fraction")
 
 
+@pytest.mark.slow
 @needs_galaxies
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_the_file_is_what_its_script_makes_of_the_galaxies_and_what_the_code_computes(

@@ -155,3 +155,15 @@ def test_counts_at_a_temperature_are_those_of_the_divided_logits() -> None:
         log_loss(labels, softmax(logits.astype(float) / 1.7, axis=1))
     )
     assert np.array_equal(scaled.confusion, compute_counts(logits, labels).confusion)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 40, 300])
+def test_metrics_of_any_number_of_classes_are_those_of_scikit_learn(num_classes: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    labels = rng.permutation(np.repeat(np.arange(num_classes), 5)).astype(np.uint16)
+    logits = (rng.normal(size=(len(labels), num_classes)) + 3 * np.eye(num_classes)[labels]).astype(np.float32)
+    counts, predicted = compute_counts(logits, labels), logits.argmax(1)
+    assert np.array_equal(counts.confusion, confusion_matrix(labels, predicted))
+    result = compute_metrics(counts)
+    assert float(result["balanced_accuracy"]) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert float(result["macro_f1"]) == pytest.approx(f1_score(labels, predicted, average="macro"))

@@ -281,3 +281,41 @@ def test_a_process_killed_between_both_files_leaves_only_what_is_true(
     assert done.returncode == -signal.SIGKILL
     loaded = results.load(run)
     assert (None if loaded is None else list(loaded.logits)) == kept
+
+
+def make_logits_of_classes(num_classes: int, pairs: list[tuple[str, float]] = PAIRS) -> RunLogits:
+    labels = np.arange(2 * num_classes, dtype=results.get_label_dtype(num_classes)) % num_classes
+    rng = np.random.default_rng(0)
+    logits = {pair: (rng.normal(size=(len(labels), num_classes))).astype(np.float32) for pair in pairs}
+    rows = np.arange(len(labels), dtype=np.int32)
+    return RunLogits(rows, labels, rows, logits, "a" * 64, "f" * 64, False, 1.5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 32, 33, 1000])
+def test_results_of_any_number_of_classes_are_read_as_written(run: RunDir, num_classes: int) -> None:
+    saved = make_logits_of_classes(num_classes)
+    results.save(run, saved)
+    assert is_same(saved, results.load(run))
+    table, predictions = results.read_counts(run), results.read_predictions(run)
+    assert table is not None and predictions is not None
+    counts = results.to_counts(table)
+    for n, pair in enumerate(PAIRS):
+        assert np.array_equal(predictions.predicted[pair], saved.logits[pair].argmax(1))
+        assert np.array_equal(counts.confusion[n], compute_counts(saved.logits[pair], saved.labels).confusion)
+
+
+def test_the_results_of_a_thousand_classes_are_small(run: RunDir) -> None:
+    results.save(run, make_logits_of_classes(1000))
+    assert run.results_file.stat().st_size < 50 * 2000 * len(PAIRS)  # cells without galaxies take no room
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("0:", "0:0:-1 0:"), ("0:", "40:40:0 0:"), ("39:39:", "38:39:0 38:39:"), ("39:39:", "39:41:0 39:39:"), (":", ";")],
+)
+def test_a_damaged_confusion_of_many_classes_is_ignored(run: RunDir, old: str, new: str) -> None:
+    results.save(run, make_logits_of_classes(40, PAIRS[:1]))
+    text = run.results_file.read_text()
+    run.results_file.write_text(text.replace(f",{old}", f",{new}", 1) if old == "0:" else text.replace(old, new, 1))
+    assert run.results_file.read_text() != text
+    assert results.read_counts(run) is None

@@ -18,18 +18,19 @@ PAIRS: tuple[Pair, ...] = (("clean", 0.0), *(("rotation", 7.5 * n) for n in rang
 NUM_GALAXIES = 40
 
 
-def make_config(group: str, seed: int) -> RunConfig:
-    data = DataConfig(source="demo", cache="/nowhere")
+def make_config(group: str, seed: int, fold: int = 0) -> RunConfig:
+    data = DataConfig(source="demo", cache="/nowhere", fold=fold)
     evaluate = EvaluateConfig(conditions=("clean", "rotation"))
     return RunConfig(model=ModelConfig(group=group), data=data, evaluate=evaluate, seed=seed)
 
 
-def save_results(run: RunDir, num_wrong: int, pairs: Sequence[Pair] = PAIRS) -> None:
+def save_results(run: RunDir, num_wrong: int, pairs: Sequence[Pair] = PAIRS, first_row: int = 0) -> None:
     """Save results of a run that misclassifies the first galaxies as the next class."""
     labels = np.arange(NUM_GALAXIES, dtype=np.uint8) % 10
     predicted = np.where(np.arange(NUM_GALAXIES) < num_wrong, (labels + 1) % 10, labels)
     logits = {pair: 4 * np.eye(10, dtype=np.float32)[predicted] for pair in pairs}
-    rows, groups = np.arange(NUM_GALAXIES, dtype=np.int32), np.arange(NUM_GALAXIES, dtype=np.int32) // 2
+    rows = np.arange(first_row, first_row + NUM_GALAXIES, dtype=np.int32)
+    groups = rows // 2
     results.save(run, RunLogits(rows, labels, groups, logits, "a" * 64, "f" * 64, True))
     run.record("evaluated")
 

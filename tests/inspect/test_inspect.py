@@ -275,3 +275,20 @@ def test_only_features_of_the_same_weights_and_galaxies_are_one_source() -> None
     assert features.is_same_source(one, replace(one, run_id="b"))
     for change in ({"weights": "v"}, {"fingerprint": "g"}, {"rows": np.array([0, 1, 5])}):
         assert not features.is_same_source(one, replace(one, **change))
+
+
+@pytest.mark.parametrize(("count", "named"), [(2, 2), (16, 16), (1000, 17)])
+def test_classes_are_told_apart_and_of_many_the_largest_are_named(count: int, named: int) -> None:
+    labels = np.concatenate([np.arange(count), np.arange(count // 2)])
+    places = {"t-SNE": np.random.default_rng(0).normal(size=(len(labels), 2))}
+    names = tuple(f"class {n} $x$" for n in range(count))
+    figure = figures.draw_embedding(figures.make_about("a", False, names), places, labels, "")
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    assert len(legend.get_texts()) == named
+    assert (legend.get_texts()[0].get_text() == "984 other classes (1468)") is (count == 1000)
+    box = legend.get_window_extent()
+    assert box.y0 > 0 and not box.overlaps(figure.axes[0].get_window_extent())
+    drawn = [points for points in figure.axes[0].collections if "other" not in str(points.get_label())]
+    looks = {(tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in drawn}
+    assert len(looks) == min(count, 16)

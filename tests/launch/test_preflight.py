@@ -14,11 +14,20 @@ from tempfile import TemporaryFile
 import h5py
 import numpy as np
 import pytest
+from helpers import sources
 from helpers.data_files import write_file, write_images_with_missing_filter
 from helpers.tiers import slow
 
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, list_severity_pairs
-from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.config.schema import (
+    DataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
 from galaxyhpc.data import dataset
 from galaxyhpc.data.sources import hdf5
 from galaxyhpc.launch import preflight, smoke_test
@@ -190,6 +199,29 @@ def test_a_file_of_several_image_sizes_is_read_once(tmp_path: Path, monkeypatch:
     assert len(read) == 1
 
 
+def test_conditions_in_arcsec_need_the_pixel_scale_of_the_images(tmp_path: Path) -> None:
+    source = sources.write_catalogue(tmp_path / "source", sources.make_sample())
+    config = run("C2", tmp_path / "cache", source=str(source), classes=sources.CLASSES)
+    (line,) = problems([config], tmp_path / "sweep")
+    assert line.startswith(
+        "evaluate.conditions: got psf_gaussian, psf_moffat, cosmic_rays, star, psf_moffat+shot_noise"
+    )
+    assert "expected data.field_arcsec=SIDE_OF_AN_IMAGE, or evaluate.conditions without them" in line
+    data = config.data.model_copy(update={"field_arcsec": 40.0})
+    assert preflight.check_sweep([config.model_copy(update={"data": data})], tmp_path / "sweep")
+    clean = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "rotation+shot_noise"))})
+    assert preflight.check_sweep([clean], tmp_path / "sweep")
+
+
+def test_a_missing_image_of_a_catalogue_is_a_problem_before_a_job_starts(tmp_path: Path) -> None:
+    source = sources.write_catalogue(tmp_path / "source", sources.make_sample())
+    (tmp_path / "source/g007.png").unlink()
+    config = run("C2", tmp_path / "cache", source=str(source), classes=sources.CLASSES, field_arcsec=40.0)
+    (line,) = problems([config], tmp_path / "sweep")
+    assert line.startswith(f"data.source: {source}: image files: got 1 of 120 that do not exist, such as ")
+    assert "g007.png (catalogue.csv, line 9); expected names relative to data.images" in line
+
+
 def test_a_label_fraction_that_leaves_a_process_no_batch_is_a_problem(tmp_path: Path) -> None:
     config = run("C2", tmp_path, label_fraction=0.001)
     resources = config.resources.model_copy(update={"nodes": 6})
@@ -292,3 +324,17 @@ def test_gpus_without_a_process_are_a_warning(tmp_path: Path) -> None:
     runs = [config.model_copy(update={"resources": ResourcesConfig(**settings)}) for settings in resources]
     (warning,) = preflight._find_idle_gpus(runs)
     assert str(warning) == "resources: got 2 GPUs and 1 tasks per node; set tasks_per_node: 2 to use them all"
+
+
+def test_runs_with_other_classes_are_no_sweep(tmp_path: Path) -> None:
+    runs = [run("C2", tmp_path), run("C2", tmp_path, classes=("E", "Sp"))]
+    lines = problems(runs, tmp_path / "sweep")
+    assert lines[0].startswith("data.classes: got (") and "expected one value per sweep" in lines[0]
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 1000])
+def test_a_network_of_any_number_of_classes_passes_its_trial(num_classes: int) -> None:
+    model = ModelConfig(group="C2", scale=0.1)
+    assert smoke_test.check_tiny_model(model, TrainConfig(), num_classes)[1] == ""
+    network = build_model(model, 33, num_classes)
+    assert profile.profile_network(model, 33, num_classes).parameters == count_parameters(network)

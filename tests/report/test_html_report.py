@@ -44,9 +44,16 @@ PNG = page.base64.b64decode(
 def make_report_tables() -> Tables:
     """Tables of four networks of two seeds; one run is missing, and a name and its reason are hostile."""
     tables = make_tables(LABELS, seeds=2, flaw="flattening head (not invariant)")
-    runs = tables.training.drop_duplicates("run_id")[["run_id", "label", "seed"]]
+    runs = tables.training.drop_duplicates("run_id")[["run_id", "label", "seed"]].assign(fold=0)
     runs = runs.assign(reason="", accuracy=0.7, balanced_accuracy=0.6, macro_f1=0.6, parameters=400_000)
-    lost = {"run_id": "lost-s1", "label": LABELS[3], "seed": 1, "reason": f"failed: {HOSTILE}", "parameters": 1}
+    lost = {
+        "run_id": "lost-s1",
+        "label": LABELS[3],
+        "seed": 1,
+        "fold": 0,
+        "reason": f"failed: {HOSTILE}",
+        "parameters": 1,
+    }
     hardest = pd.DataFrame({"row": [5, 7], "truth": [1, 2], "predicted": [2, 3], "fraction_wrong": [1.0, 0.5]})
     return replace(tables, runs=pd.concat([runs, pd.DataFrame([lost])], ignore_index=True), hardest=hardest)
 
@@ -304,9 +311,8 @@ def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:
     tables = make_tables(["CNN", "C4"])
     absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
     networks = tables.networks.assign(**absent, seeds_done=0)
-    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "reason": ["never submitted"]})
-    runs = runs.assign(accuracy=np.nan, balanced_accuracy=np.nan, macro_f1=np.nan, parameters=1)
-    empty = Tables(tables.summary.iloc[:0], networks, runs=runs)
+    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "fold": 0, "reason": ["never submitted"]})
+    empty = Tables(tables.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
     html_report.write_html(tmp_path / "report.html", empty, ReportInfo("x", False, np.nan), [], {}, {}, [])
     text = text_of(tmp_path / "report.html")
     assert "0/1 runs complete" in text and "no measurements yet" in text

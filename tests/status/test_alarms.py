@@ -76,3 +76,15 @@ def test_a_run_that_is_silent_for_many_of_its_epochs_is_named(tmp_path: Path) ->
     assert raised([run], time.time() + 6 * 300.0) == {run.run_id: ["no progress"]}
     record_event(run, "stopped", why="asked to leave")
     assert raised([run], time.time() + 6 * 300.0) == {}
+
+
+@pytest.mark.parametrize(("loss", "alarms"), [(1.09, ["at chance"]), (0.9, [])])
+def test_the_loss_of_guessing_is_that_of_the_classes_of_the_sweep(
+    tmp_path: Path, loss: float, alarms: list[str]
+) -> None:
+    run = make_run(tmp_path, class_weights="balanced")
+    record_epochs(run, [0.6] * 8, loss)
+    sweep = write_sweep_plan(run)
+    rows = "".join(f"{n},{n % 3},1.0,2.0,{n},{'validation' if n % 10 == 7 else 'train'}\n" for n in range(300))
+    (sweep / "split.csv").write_text("# fingerprint: x\nrow,label,ra,dec,sky_group,split\n" + rows)
+    assert raised([run]) == ({run.run_id: alarms} if alarms else {})

@@ -88,12 +88,12 @@ def _draw_matrix(axes: Axes, table: pd.DataFrame, classes: NDArray[np.int64]) ->
     axes.imshow(percent, vmin=0, vmax=100, cmap="Blues")
     axes.spines[:].set_color("0.8")
     side = axes.get_position().width * axes.figure.get_size_inches()[0]  # type: ignore[union-attr]
-    has_counts = side / len(classes) >= NUMBERS_CELL_INCHES
-    size, shift = (7.0, 0.12) if has_counts else (5.0, 0.0)
+    has_counts, row = side / len(classes) >= NUMBERS_CELL_INCHES, len(classes) / side  # cells in an inch
+    size, shift = (7.0, 0.037 * row) if has_counts else (5.0, 0.0)
     for is_dark, colour in ((False, "0.15"), (True, "white")):
         cells = np.argwhere((counts > 0) & ((percent > 55) == is_dark)).tolist()
         large = [(predicted, truth - shift, f"{percent[truth, predicted]:.0f}", size) for truth, predicted in cells]
-        small = [(predicted, truth + 0.28, f"{counts[truth, predicted]:.0f}", 4.5) for truth, predicted in cells]
+        small = [(predicted, truth + 0.087 * row, f"{counts[truth, predicted]:.0f}", 4.5) for truth, predicted in cells]
         write_cells(axes, [*large, *(small if has_counts else [])], colour)
 
 

@@ -243,3 +243,43 @@ def test_a_figure_is_written_as_the_same_bytes_again() -> None:
         return file.getvalue()
 
     assert written() == written()
+
+
+def make_tables_of_classes(names: list[str]) -> Tables:
+    """Make tables of two networks that confuse each class with the next one, the later classes more often."""
+    made, labels = study(("CNN", "C4")), np.arange(len(names))
+    confusion = pd.concat(
+        pd.DataFrame({"label": label, "truth": labels, "predicted": predicted, "count": count})
+        for label in ("CNN", "C4")
+        for predicted, count in ((labels, 100), ((labels + 1) % len(names), labels))
+    )
+    per_class = pd.DataFrame({"label": "CNN", "class": labels, "name": names, "support": 100})
+    return replace(made, confusion=confusion[confusion["count"] > 0], per_class=per_class)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(2, 2), (8, 8), (40, 40), (1000, 40)])
+def test_a_confusion_matrix_of_many_classes_shows_those_with_most_errors_and_says_so(count: int, shown: int) -> None:
+    names = [f"class {n} $x$ & <b>, " + "long " * (n % 7) for n in range(count)]
+    figure = draw("confusion", make_tables_of_classes(names))
+    figure.canvas.draw()
+    matrix = np.asarray(figure.axes[0].images[0].get_array())
+    assert matrix.shape == (shown, shown)
+    assert ("the 40 of 1,000 classes with the most errors" in words(figure)) is (count > shown)
+    ticks = figure.axes[0].get_yticklabels()
+    first = "class 0 $x$ & <b>," if count == shown else "class 960 $x$ & <b>, l"  # a dollar is no formula
+    assert ticks[0].get_text().replace("\\$", "$").startswith(first)
+    boxes = [extent(tick) for tick in ticks]
+    assert all(box.x0 > 0 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    if count > shown:  # of all galaxies of the class: 100 correct, 998 as the next one
+        assert matrix[38, 39] == pytest.approx(100 * 998 / 1098)
+
+
+def test_a_network_none_of_whose_galaxies_were_attacked_has_no_curve() -> None:
+    made = study(("CNN", "C4"))
+    none = made.attack["label"] == "C4"
+    attack = made.attack.assign(n=made.attack["n"].mask(none, 0), rate=made.attack["rate"].mask(none))
+    figure = draw("attack", replace(made, attack=attack))
+    assert "CNN" in words(figure) and "C4" not in words(figure)
+    nothing = attack.assign(n=0, rate=np.nan, low=np.nan, high=np.nan)
+    assert FIGURES["attack"](replace(made, attack=nothing), ABOUT) is None
