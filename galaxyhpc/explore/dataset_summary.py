@@ -104,7 +104,7 @@ def summarize_dataset(
         redshift=np.full(len(galaxies.labels), np.nan) if galaxies.redshift is None else galaxies.redshift,
         photometry=measure_photometry(galaxies.images, on_progress),
         pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec),
-        split=divide(config, galaxies.columns, galaxies.digests),
+        split=divide(config, galaxies.columns, galaxies.digests, galaxies.near_pairs),
         config=config,
     )
 

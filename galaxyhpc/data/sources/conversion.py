@@ -18,6 +18,7 @@ import numpy as np
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data.images.galaxy_image import is_grey
+from galaxyhpc.data.images.near_duplicates import THUMBNAIL_SIZE, SharedPatternError, find_near_duplicates
 from galaxyhpc.data.sources.source import Columns, Source
 from galaxyhpc.storage.files import fsync, write_text
 
@@ -33,6 +34,7 @@ class PublishedPixels:
     count: int = 0  # of bands and pixels
     sizes: set[int] = field(default_factory=set)  # px
     num_grey: int = 0  # images whose three bands are equal
+    thumbnails: list[np.ndarray] = field(default_factory=list)  # uint8, of images whose positions are not all known
 
     def add(self, image: np.ndarray) -> None:
         """Add an (S, S, 3) uint8 image."""
@@ -55,6 +57,8 @@ def convert(source: Source, size: int, directory: Path) -> None:
         pixels = _write_images(source, size, file, advance)
     digests = np.array(pixels.digests, dtype="S64")
     arrays: dict[str, Any] = source.columns.as_dict() | {"digests": digests}
+    if pixels.thumbnails:
+        arrays |= _find_near_pairs(source, digests, np.concatenate(pixels.thumbnails))
     np.savez(directory / "columns.npz", **arrays)
     for name in (names := ("images.npy", "columns.npz")):
         fsync(directory / name)
@@ -72,6 +76,23 @@ def convert(source: Source, size: int, directory: Path) -> None:
     }
     write_text(directory / "metadata.json", json.dumps(metadata, indent=1))
     _report_images(source, pixels.num_grey)
+
+
+def _find_near_pairs(source: Source, digests: np.ndarray, thumbnails: np.ndarray) -> dict[str, np.ndarray]:
+    """Return near_pairs (M, 2), of one row of each set of identical images, and near_correlations (M,).
+
+    Galaxies whose positions are known are compared by these.
+    """
+    rows = np.sort(np.unique(digests, return_index=True)[1])
+    try:
+        pairs, correlations = find_near_duplicates(thumbnails[rows])
+    except SharedPatternError:
+        advice = "remove what they share, such as a frame, or give groups or positions"
+        print(f"{source.path}: got images that are nearly all the same and are not compared; {advice}", file=sys.stderr)
+        return {}
+    pairs = rows[pairs]
+    is_unknown = np.isnan(source.columns.ra)[pairs].any(axis=1)
+    return {"near_pairs": pairs[is_unknown], "near_correlations": correlations[is_unknown]}
 
 
 def _report_images(source: Source, num_grey: int) -> None:
@@ -96,6 +117,8 @@ def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[
     for batch in _make_batches(source.read_images(), size):
         for image in batch:
             pixels.add(image)
+        if np.isnan(source.columns.ra).any():
+            pixels.thumbnails.append(np.rint(resize(batch, THUMBNAIL_SIZE).mean(axis=1)).astype(np.uint8))
         file.write(resize(batch, size).data)
         advance(len(batch))
     return pixels
