@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
-from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, FitsConfig, ModelConfig, RunConfig
 from galaxyhpc.data.images import image_files
+from galaxyhpc.data.images.fits_images import read_fits
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results, trained_model
 from galaxyhpc.evaluation.calibration import softmax
@@ -173,6 +174,48 @@ def test_fluxes_in_g_r_z_become_the_rgb_image_of_the_surveys_viewer(tmp_path: Pa
         assert isinstance(image, image_files.GalaxyImage)
         assert image.pixels.shape == (SIDE, SIDE, 3) and image.pixels.dtype == np.uint8
         np.testing.assert_allclose(image.pixels, 255 * np.stack(expected, 2)[::-1], atol=0.51)
+
+
+def write_run(run: RunDir, directory: Path, **settings: object) -> RunDir:
+    """Write the run again as one with other settings of `data`."""
+    config = run.load_config()
+    config = config.model_copy(update={"data": config.data.model_copy(update=settings)})
+    other = RunDir(directory / config.run_id)
+    other.path.mkdir(parents=True)
+    write_text(other.config_file, config.model_dump_json())
+    (other.path / run.best_file.name).write_bytes(run.best_file.read_bytes())
+    return other
+
+
+def predict(run: RunDir, path: Path) -> dict[str, str]:
+    """Return the row of the only image of a file."""
+    assert main([str(run.path), str(path), "--output", str(run.path / "out.csv"), "--overwrite"]) == 0
+    (row,) = read_table(run.path / "out.csv")
+    return row
+
+
+def test_bands_stretch_and_crop_are_those_of_the_run(run: RunDir, tmp_path: Path) -> None:
+    flux = np.random.default_rng(0).gamma(0.5, 0.1, (3, SIDE, SIDE + 6)).astype(np.float32)
+    flux[0, 5, 9:12] = np.nan
+    wide = write_flux(tmp_path / "a.fits", flux, "gri")
+    settings = {"crop": "center", "fits": FitsConfig(bands="irg", stretch="asinh", scale=4.0)}
+    other = write_run(run, tmp_path / "other", **settings)
+    pixels = read_fits(wide, other.load_config().data).pixels
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    row, expected = predict(other, wide), predict(other, tmp_path / "a.png")
+    assert row["raw_p_Merging"] == expected["raw_p_Merging"]
+    assert (row["note"], expected["note"]) == ("3 pixels without a value", "")
+    assert main([str(run.path), str(wide), "--output", str(tmp_path / "out.csv")]) == 2
+
+
+def test_grey_images_are_taken_where_the_run_was_trained_on_such(run: RunDir, tmp_path: Path) -> None:
+    Image.fromarray(galaxy_images()[0]).convert("L").save(tmp_path / "a.png")
+    grey = write_run(run, tmp_path / "grey", source="catalogue.csv")
+    write_text(grey.sweep_dir / "split.csv", "# grey: all images\nrow,label\n")
+    assert predict(grey, tmp_path / "a.png")["class"] != ""
+    colours = write_run(run, tmp_path / "colours", source="catalogue.csv")
+    write_text(colours.sweep_dir / "split.csv", "# source: catalogue.csv\nrow,label\n")
+    assert main([str(colours.path), str(tmp_path / "a.png")]) == 2
 
 
 def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

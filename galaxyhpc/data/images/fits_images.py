@@ -30,7 +30,7 @@ from galaxyhpc.data.simulate import BAND_SCALES, stretch
 FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz")
 LEGACY_SCALES = dict(zip("zrg", BAND_SCALES.ravel().tolist(), strict=True))
 SET_BANDS = "a header with BANDS, a letter per plane: `astropy.io.fits.setval(FILE, 'BANDS', value='grz')`"
-NANOMAGGIES = ("nanomagg", "nmgy", "nmgg")  # beginnings of the unit's names, in lower case
+NANOMAGGIES = ("nanomagg", "nmgy", "nmgg")  # parts of the unit's names, in lower case
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _check_units(path: Path, header: Any, config: FitsConfig) -> None:
         return
     remedy = "or data.fits.scale, nanomaggies per unit, or data.fits.stretch=asinh"
     unit = str(header.get("BUNIT", "")).strip()
-    if unit and not unit.lower().startswith(NANOMAGGIES):
+    if unit and not any(name in unit.lower() for name in NANOMAGGIES):
         raise make_error(path, f"flux in {unit}", f"nanomaggies per 0.262 arcsec pixel, {remedy}")
     if header["BITPIX"] > 0 and "BSCALE" not in header and "ZBITPIX" not in header:
         raise make_error(path, f"whole numbers (BITPIX {header['BITPIX']})", f"floats in nanomaggies, {remedy}")
@@ -138,6 +138,7 @@ def stretch_flux(flux: NDArray[np.float32], config: FitsConfig) -> UInt8Array:
         return np.rint(stretch(scaled.transpose(2, 0, 1), scales, config.softening)).astype(np.uint8)
     if config.stretch == "lupton":
         bands = (scaled[..., number] for number in range(3))
-        return np.asarray(visualization.make_lupton_rgb(*bands, minimum=0.0, stretch=1.0, Q=config.softening))
+        with np.errstate(divide="ignore", invalid="ignore"):  # of pixels without flux, which become black
+            return np.asarray(visualization.make_lupton_rgb(*bands, minimum=0.0, stretch=1.0, Q=config.softening))
     curve = visualization.AsinhStretch(1.0 / config.softening)
     return np.asarray(np.rint(255 * curve(np.clip(scaled, 0, 1))), np.uint8)

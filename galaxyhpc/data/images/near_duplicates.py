@@ -1,9 +1,9 @@
 """Near duplicates: images of one galaxy that were compressed, resized, mirrored or turned by quarters differently.
 
-Galaxies look alike: a 64-bit perceptual hash (DCT; Zauner 2010) is the same for 346 pairs of EFIGI's 4,504 images. Their
-detail is not alike: two images are the same if the square roots of their grey values at 32 px, minus a smooth version,
-correlate by MIN_CORRELATION or more. Of 10 million pairs of EFIGI's one does (0.74, the same galaxy cut out twice), and
-the next, of different galaxies, correlates by 0.69, as does the first of 240,000 pairs of Galaxy10's sample.
+Galaxies look alike: a 64-bit perceptual hash (DCT; Zauner 2010) is the same for 346 pairs of EFIGI's 4,504 images.
+Their detail is not alike: two images are the same if the square roots of their grey values at 32 px, minus a smooth
+version, correlate by MIN_CORRELATION or more. Of 10 million pairs of EFIGI's one does (0.74, the same galaxy cut out
+twice), and the next, of different galaxies, correlates by 0.69, as does the first of 240,000 pairs of Galaxy10's.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def find_near_duplicates(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray
             correlations.append(correlation[is_near])
         if sum(map(len, pairs)) > MAX_PAIRS_PER_IMAGE * len(thumbnails):
             raise SharedPatternError
-    found = np.concatenate(pairs)
-    order = np.lexsort((found[:, 1], found[:, 0]))
-    return found[order], np.concatenate(correlations)[order]
+    near_pairs = np.concatenate(pairs)
+    order = np.lexsort((near_pairs[:, 1], near_pairs[:, 0]))
+    return near_pairs[order], np.concatenate(correlations)[order]
 
 
 def _divide(values: np.ndarray) -> Iterator[np.ndarray]:

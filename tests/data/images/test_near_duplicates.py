@@ -1,0 +1,78 @@
+"""Copies of an image are recognised after compression, resizing, turning; different galaxies are not taken for one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates
+from galaxyhpc.data.simulate import render_image
+from galaxyhpc.data.sources.conversion import resize
+
+SIDE = 96
+N = 40
+
+
+@cache
+def galaxies() -> np.ndarray:
+    return np.stack([render_image(row % 10, [3, row], SIDE) for row in range(N)])
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    return np.rint(resize(images, 32).mean(axis=1)).astype(np.uint8)
+
+
+def compress(images: np.ndarray, quality: int) -> np.ndarray:
+    copies = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        copies.append(np.asarray(Image.open(file)))
+    return np.stack(copies)
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "JPEG 75": lambda images: compress(images, 75),
+    "JPEG 50": lambda images: compress(images, 50),
+    "half the size": lambda images: resize(images, SIDE // 2).transpose(0, 2, 3, 1),
+    "shifted by a pixel": lambda images: np.roll(images, 1, axis=2),
+    "brighter": lambda images: np.clip(images * 1.1, 0, 255).astype(np.uint8),
+    "turned": lambda images: np.rot90(images, 1, axes=(1, 2)),
+    "mirrored and compressed": lambda images: compress(np.ascontiguousarray(images[:, :, ::-1]), 75),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_found_and_nothing_else(name: str) -> None:
+    both = np.concatenate([thumbnails(galaxies()), thumbnails(COPIES[name](galaxies()))])
+    pairs, correlations = find_near_duplicates(both)
+    expected = {(row, row + N) for row in range(N)}
+    found = set(map(tuple, pairs.tolist()))
+    assert found <= expected and len(found) >= 0.95 * N
+    assert (correlations > 0.7).all() and len(correlations) == len(pairs)
+
+
+def test_images_without_detail_are_near_none() -> None:
+    blank = np.full((5, 32, 32), 9, np.uint8)
+    pairs, _ = find_near_duplicates(np.concatenate([blank, thumbnails(galaxies()[:5])]))
+    assert len(pairs) == 0
+
+
+def test_images_that_share_a_pattern_are_refused() -> None:
+    pattern = np.random.default_rng(0).integers(0, 256, (32, 32))
+    noise = np.random.default_rng(1).integers(0, 20, (80, 32, 32))
+    framed = np.clip(pattern + noise, 0, 255).astype(np.uint8)
+    with pytest.raises(SharedPatternError):
+        find_near_duplicates(np.concatenate([framed, thumbnails(galaxies())]))
+
+
+def test_the_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = np.concatenate([thumbnails(galaxies()), thumbnails(compress(galaxies(), 75))])
+    expected, _ = find_near_duplicates(both)
+    monkeypatch.setattr("galaxyhpc.data.images.near_duplicates.BLOCK_SIZE", 7)
+    assert np.array_equal(find_near_duplicates(both)[0], expected)
