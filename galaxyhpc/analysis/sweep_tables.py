@@ -15,7 +15,9 @@ from galaxyhpc.analysis.collect import CollectedSweep
 from galaxyhpc.analysis.tables import ReportInfo, Tables
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.yaml_loader import parse_question
+from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import NUM_FOLDS
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_table
 from galaxyhpc.evaluation.attack_results import AttackResults
 
 NO_INTERVALS_NOTE = "No intervals were computed, so nothing is bold, compared or drawn."
@@ -72,6 +74,17 @@ def add_prediction_tables(tables: Tables, predictions: uncertainty.SweepPredicti
     optional = {"comparisons": uncertainty.compare_networks(networks), "corruption_error": errors}
     optional["hardest"] = uncertainty.find_hardest_galaxies(networks.values())
     return replace(tables, **{name: table for name, table in optional.items() if len(table)})
+
+
+def name_hardest_galaxies(tables: Tables, sweep_dir: Path) -> Tables:
+    """Add the column id to the hardest galaxies if their source has names for them."""
+    try:
+        split = read_split_table(sweep_dir / SPLIT_FILE_NAME)
+    except DataError:  # absent or damaged; the numbers stand without names
+        return tables
+    if tables.hardest.empty or "id" not in split:
+        return tables
+    return replace(tables, hardest=tables.hardest.assign(id=tables.hardest["row"].map(split.set_index("row")["id"])))
 
 
 def list_flaws(sweep: CollectedSweep) -> list[str]:

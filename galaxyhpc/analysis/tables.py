@@ -63,7 +63,7 @@ class Tables:
     training: pd.DataFrame = field(default_factory=pd.DataFrame)
     # run_id, label, seed, fold, reason (empty if complete), parameters; accuracy, balanced_accuracy, macro_f1 (clean)
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # row (in the data file), truth, predicted (most frequent wrong class), fraction_wrong (of complete runs)
+    # row (in split.csv), truth, predicted (most frequent wrong class), fraction_wrong (of complete runs); id if known
     hardest: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 

@@ -339,6 +339,7 @@ def divide_before_conversion(configs: Sequence[DataConfig]) -> dict[DataConfig, 
 
 def _check_images_and_read_columns(config: DataConfig) -> Columns:
     if config.source == "demo":
+        _check_classes(config, GALAXY10_CLASSES)
         return read_columns(config)
     source = open_source(get_source_path(config), config)
     _check_classes(config, source.classes)
@@ -353,9 +354,9 @@ def fill_in_classes(config: DataConfig) -> DataConfig:
     ------
     DataError
     """
-    if config.source == "demo":
+    if config.source == "demo" and not config.classes:
         return config
-    names = open_source(get_source_path(config), config).classes
+    names = config.classes or open_source(get_source_path(config), config).classes
     return config.model_copy(update={"classes": () if names == GALAXY10_CLASSES else names})
 
 

@@ -26,6 +26,7 @@ from galaxyhpc.analysis.sweep_tables import (
     list_unplanned_runs,
     make_count_tables,
     make_report_info,
+    name_hardest_galaxies,
 )
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
@@ -106,6 +107,7 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
     tables = make_count_tables(sweep, metrics_table, seed_summary, class_names)
     if compute_intervals:
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
+        tables = name_hardest_galaxies(tables, sweep_dir)
     info = make_report_info(sweep_dir, sweep, metrics_table, class_names)
     notes = (*list_unplanned_runs(sweep_dir, sweep), *list_flaws(sweep), *describe_folds(sweep), *predictions.notes)
     title = f"test accuracy in %: {info.title}" + (f"\n{GENERATED_NOTICE}" if info.generated else "")

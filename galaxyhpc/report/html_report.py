@@ -197,7 +197,8 @@ def _make_hardest_section(tables: Tables, jpegs: Mapping[int, bytes], class_name
 def _make_thumbnail(galaxy: Mapping[Any, Any], jpeg: bytes, class_names: Sequence[str]) -> Thumbnail:
     truth, predicted = class_names[int(galaxy["truth"])], class_names[int(galaxy["predicted"])]
     percent = f"{100 * galaxy['fraction_wrong']:.0f} % of runs"
-    return Thumbnail(truth, f"mostly predicted as {predicted}; wrong in {percent} (row {galaxy['row']})", jpeg)
+    name = galaxy.get("id") or f"row {galaxy['row']}"
+    return Thumbnail(truth, f"mostly predicted as {predicted}; wrong in {percent} ({name})", jpeg)
 
 
 def _make_runs_section(tables: Tables) -> Section:

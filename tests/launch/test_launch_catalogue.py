@@ -51,6 +51,7 @@ def test_a_catalogue_is_trained_on_evaluated_and_reported(tmp_path: Path) -> Non
     columns = {"split": parts, "ra": [""] * 240, "dec": [""] * 240}
     source = sources.write_catalogue(tmp_path / "catalogue", sample, "mine.csv", **columns)
     table = pd.read_csv(source).rename(columns={"label": "shape"})
+    table.loc[200, "shape"] = sources.CLASSES[(sample.labels[200] + 1) % 3]  # wrong, and so misclassified
     table.to_csv(source, index=False)
     (tmp_path / "mine.yaml").write_text(SWEEP)
     result = run_python("-m", "galaxyhpc.launch", "mine.yaml", "--executor", "debug", cwd=tmp_path)
@@ -63,6 +64,9 @@ def test_a_catalogue_is_trained_on_evaluated_and_reported(tmp_path: Path) -> Non
     split = read_split_table(tmp_path / "runs/mine/split.csv")
     assert split["id"].tolist() == sample.names and split["ra"].isna().all()
     assert read_split_header(tmp_path / "runs/mine/split.csv")["divided"].startswith("by column split; validation")
+    hardest = pd.read_csv(tmp_path / "runs/mine/report/hardest.csv")
+    assert "g200.png" in hardest["id"].tolist()
+    assert hardest["id"].tolist() == [f"g{row:03}.png" for row in hardest["row"]]
     for command in ("status", "fsck"):
         answer = run_python("-m", "galaxyhpc", command, "runs/mine", cwd=tmp_path)
         assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -32,6 +32,7 @@ from galaxyhpc.data import dataset
 from galaxyhpc.data.sources import hdf5
 from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
+from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.models import profile
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.runtime.console import make_console
@@ -211,6 +212,18 @@ def test_conditions_in_arcsec_need_the_pixel_scale_of_the_images(tmp_path: Path)
     assert preflight.check_sweep([config.model_copy(update={"data": data})], tmp_path / "sweep")
     clean = config.model_copy(update={"evaluate": EvaluateConfig(conditions=("clean", "rotation+shot_noise"))})
     assert preflight.check_sweep([clean], tmp_path / "sweep")
+
+
+def test_classes_that_the_source_does_not_have_are_a_problem_and_not_replaced(tmp_path: Path) -> None:
+    source = sources.write_hdf5(tmp_path / "a.h5", sources.make_sample())
+    for path, message in (
+        (str(source), "got 3 classes; expected the 2 of"),
+        ("demo", "got 10 classes; expected the 2"),
+    ):
+        configs = fill_in_class_names([run("C2", tmp_path / "cache", source=path, classes=("E", "Sa"))])
+        assert configs[0].data.classes == ("E", "Sa")
+        (line,) = problems(configs, tmp_path / "sweep")
+        assert message in line
 
 
 def test_a_missing_image_of_a_catalogue_is_a_problem_before_a_job_starts(tmp_path: Path) -> None:

@@ -312,7 +312,8 @@ def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:
     absent = dict.fromkeys(("accuracy_mean", "ci_low", "ci_high", "mce", "mce_low", "mce_high"), np.nan)
     networks = tables.networks.assign(**absent, seeds_done=0)
     runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["CNN"], "seed": [0], "fold": 0, "reason": ["never submitted"]})
-    empty = Tables(tables.summary.iloc[:0], networks, runs=runs.assign(accuracy=np.nan, parameters=1))
+    runs = runs.assign(accuracy=np.nan, balanced_accuracy=np.nan, macro_f1=np.nan, parameters=1)
+    empty = Tables(tables.summary.iloc[:0], networks, runs=runs)
     html_report.write_html(tmp_path / "report.html", empty, ReportInfo("x", False, np.nan), [], {}, {}, [])
     text = text_of(tmp_path / "report.html")
     assert "0/1 runs complete" in text and "no measurements yet" in text

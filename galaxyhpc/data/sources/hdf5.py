@@ -62,8 +62,7 @@ def open_hdf5(path: Path, config: DataConfig) -> Source:
         count, size = images.shape[:2]
         labels = _read_column(path, file, "ans", count, "iu")
         kept, classes, labels = _select_classes(path, labels, _read_class_names(path, file, config), config.classes)
-        ra = _validate_range(path, "ra", _read_column(path, file, "ra", count, "f"), 0.0, 360.0)[kept]
-        dec = _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)[kept]
+        ra, dec = (values[kept] for values in _read_positions(path, file, count))
         redshift = _read_column_or_nan(path, file, "redshift", count)[kept]
         check_positions_differ(path, ra, dec)
         slice_size = compute_slice_size(path, images)
@@ -80,6 +79,14 @@ def open_hdf5(path: Path, config: DataConfig) -> Source:
             is_generated="generated_by" in file.attrs,
             num_left_out=count - len(kept),
         )
+
+
+def _read_positions(path: Path, file: h5py.File, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ra and dec, NaN if the file has neither."""
+    if "ra" not in file and "dec" not in file:
+        return np.full(count, np.nan), np.full(count, np.nan)
+    ra = _validate_range(path, "ra", _read_column(path, file, "ra", count, "f"), 0.0, 360.0)
+    return ra, _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
 
 
 def _read_field_arcsec(path: Path, file: h5py.File, count: int, size: int) -> float:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import sources
+from helpers.data_files import write_file
 from helpers.sources import CLASSES, Sample, make_sample
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import Galaxies, fill_in_classes, prepare
 
 
@@ -60,6 +62,13 @@ def test_a_folder_per_class_gives_them_without_positions(tmp_path: Path) -> None
     assert galaxies.classes == CLASSES
     assert np.isnan(galaxies.ra).all() and np.isnan(galaxies.dec).all()
     assert galaxies.ids is not None and galaxies.ids[0] == "E/g000.png"
+
+
+def test_an_hdf5_file_without_positions_has_unknown_ones(tmp_path: Path) -> None:
+    galaxies = convert(tmp_path, write_file(tmp_path / "a.h5", ra=None, dec=None))
+    assert np.isnan(galaxies.ra).all() and np.isnan(galaxies.dec).all()
+    with pytest.raises(DataError, match="ra: got no such array"):
+        convert(tmp_path, write_file(tmp_path / "b.h5", ra=None))
 
 
 def test_images_of_different_sizes_are_resized_each(tmp_path: Path) -> None:
