@@ -18,7 +18,7 @@ import numpy as np
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data.images.galaxy_image import is_grey
-from galaxyhpc.data.images.near_duplicates import THUMBNAIL_SIZE, SharedPatternError, find_near_duplicates
+from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates, make_thumbnails
 from galaxyhpc.data.sources.source import Columns, Source
 from galaxyhpc.storage.files import fsync, write_text
 
@@ -118,7 +118,7 @@ def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[
         for image in batch:
             pixels.add(image)
         if np.isnan(source.columns.ra).any():
-            pixels.thumbnails.append(np.rint(resize(batch, THUMBNAIL_SIZE).mean(axis=1)).astype(np.uint8))
+            pixels.thumbnails.append(make_thumbnails(batch))
         file.write(resize(batch, size).data)
         advance(len(batch))
     return pixels

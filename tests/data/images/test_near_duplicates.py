@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates
+from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates, make_thumbnails
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.data.sources.conversion import resize
 
@@ -21,10 +21,6 @@ N = 40
 @cache
 def galaxies() -> np.ndarray:
     return np.stack([render_image(row % 10, [3, row], SIDE) for row in range(N)])
-
-
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    return np.rint(resize(images, 32).mean(axis=1)).astype(np.uint8)
 
 
 def compress(images: np.ndarray, quality: int) -> np.ndarray:
@@ -47,9 +43,17 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@pytest.mark.parametrize("side", [16, 32, 96, 101])
+def test_a_thumbnail_averages_area_and_bands(side: int) -> None:
+    ramp = np.broadcast_to(np.linspace(10, 200, side)[:, None, None], (side, side, 3)).astype(np.uint8)
+    (thumbnail,) = make_thumbnails(ramp[None] + np.array([0, 20, 40], np.uint8))
+    assert thumbnail.shape == (32, 32) and thumbnail.mean() == pytest.approx(ramp.mean() + 20, abs=0.6)
+    assert (np.diff(thumbnail.astype(int), axis=0) >= 0).all() and (thumbnail == thumbnail[:, :1]).all()
+
+
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_are_found_and_nothing_else(name: str) -> None:
-    both = np.concatenate([thumbnails(galaxies()), thumbnails(COPIES[name](galaxies()))])
+    both = np.concatenate([make_thumbnails(galaxies()), make_thumbnails(COPIES[name](galaxies()))])
     pairs, correlations = find_near_duplicates(both)
     expected = {(row, row + N) for row in range(N)}
     found = set(map(tuple, pairs.tolist()))
@@ -59,7 +63,7 @@ def test_copies_are_found_and_nothing_else(name: str) -> None:
 
 def test_images_without_detail_are_near_none() -> None:
     blank = np.full((5, 32, 32), 9, np.uint8)
-    pairs, _ = find_near_duplicates(np.concatenate([blank, thumbnails(galaxies()[:5])]))
+    pairs, _ = find_near_duplicates(np.concatenate([blank, make_thumbnails(galaxies()[:5])]))
     assert len(pairs) == 0
 
 
@@ -68,11 +72,11 @@ def test_images_that_share_a_pattern_are_refused() -> None:
     noise = np.random.default_rng(1).integers(0, 20, (80, 32, 32))
     framed = np.clip(pattern + noise, 0, 255).astype(np.uint8)
     with pytest.raises(SharedPatternError):
-        find_near_duplicates(np.concatenate([framed, thumbnails(galaxies())]))
+        find_near_duplicates(np.concatenate([framed, make_thumbnails(galaxies())]))
 
 
 def test_the_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = np.concatenate([thumbnails(galaxies()), thumbnails(compress(galaxies(), 75))])
+    both = np.concatenate([make_thumbnails(galaxies()), make_thumbnails(compress(galaxies(), 75))])
     expected, _ = find_near_duplicates(both)
     monkeypatch.setattr("galaxyhpc.data.images.near_duplicates.BLOCK_SIZE", 7)
     assert np.array_equal(find_near_duplicates(both)[0], expected)
