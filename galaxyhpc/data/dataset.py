@@ -302,7 +302,7 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
     if num_dropped > MAX_DROPPED_FRACTION * len(table):
         raise DataError(
             f"{config.source}: got {num_dropped} of {len(table)} galaxies with the pixels or the position of one of "
-            "another label, which are dropped; expected few: check ans, ra, dec and images, or set "
+            "another label, which are dropped; expected few: check labels, positions and images, or set "
             "data.conflicting_duplicates=keep"
         )
     if empty := find_empty_class(table):

@@ -145,7 +145,7 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
         (
             len(kept),
             f"all but {len(kept)} dropped, with the pixels or the position of a galaxy of another label",
-            "labels that agree: check ans, ra, dec and images, or set data.conflicting_duplicates=keep",
+            "labels that agree: check labels, positions and images, or set data.conflicting_duplicates=keep",
         ),
         (len(np.unique(digests[kept["row"]])), "of the same pixels", "images that differ"),
         (

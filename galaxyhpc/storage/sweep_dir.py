@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from galaxyhpc.config import MAX_RUNS
-from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir, RunDirError
+
+if TYPE_CHECKING:
+    from galaxyhpc.config.schema import DataConfig
 
 MAX_LISTED_RUNS = 8
 
