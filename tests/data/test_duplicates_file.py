@@ -54,7 +54,7 @@ def open_sample(tmp_path: Path, duplicates: str = "drop", **columns: list[str]) 
 def read_actions(tmp_path: Path) -> dict[tuple[int, int], str]:
     table = pd.read_csv(tmp_path / "sweep/duplicates.csv")
     assert {"id", "other_id", "label", "other_label", "correlation", "split", "other_split"} <= set(table)
-    assert table["correlation"].between(0.72, 1).all() and table["correlation"][0] == 1
+    assert table["correlation"].between(0.73, 1).all() and table["correlation"][0] == 1
     return {
         (row, other): action
         for row, other, action in zip(table["row"], table["other_row"], table["action"], strict=True)
