@@ -306,11 +306,12 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
     rows = shown[["first", "second"]].to_numpy().ravel()
     names = [f"{row}: {summary.class_names[labels[row]]}" for row in rows]
     figure = figures.draw_pairs(summary.galaxies.images[rows], names, summary.galaxies.generated)
+    values = zip(*(shown[name].tolist() for name in ("first", "second", "arcsec", "conflict")), strict=True)
     descriptions = "; ".join(
-        f"{pair.first} and {pair.second}"
-        + (f', {pair.arcsec:.2f}"' if not pd.isna(pair.arcsec) else "")
-        + (", conflicting labels" if pair.conflict else "")
-        for pair in shown.itertuples()
+        f"{first} and {second}"
+        + (f', {arcsec:.2f}"' if np.isfinite(arcsec) else "")
+        + (", conflicting labels" if conflict else "")
+        for first, second, arcsec, conflict in values
     )
     caption = f"{len(shown)} of {_format_count(len(pairs), 'pair')}, side by side: {descriptions}."
     return figures.make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
