@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from galaxyhpc.data.images.fits_images import check_fits, read_fits
 from galaxyhpc.data.images.galaxy_image import ImageError
 from galaxyhpc.data.split_file import read_split_header
 
-REAL_FITS = Path(os.environ.get("GALAXYHPC_TEST_DATA", Path(__file__).parents[4] / "shared/data")) / "fits"
+REAL_FITS = Path(__file__).parents[4] / "shared/data/fits"
 FLUX = np.random.default_rng(0).gamma(0.5, 0.1, (5, 20, 20)).astype(np.float32)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from galaxyhpc.data.simulate import render_image
 from galaxyhpc.data.sources.conversion import resize
 
 SIDE = 96
+REAL_GALAXIES = Path(__file__).parents[4] / "shared/data/galaxy10_decals_sample_128.h5"
 N = 40
 
 
@@ -59,6 +62,17 @@ def test_copies_are_found_and_nothing_else(name: str) -> None:
     found = set(map(tuple, pairs.tolist()))
     assert found <= expected and len(found) >= 0.95 * N
     assert (correlations > 0.7).all() and len(correlations) == len(pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_GALAXIES.exists(), reason=f"{REAL_GALAXIES} is absent")
+def test_real_galaxies_are_no_duplicates_and_their_compressed_copies_are() -> None:
+    with h5py.File(REAL_GALAXIES) as file:
+        images: np.ndarray = file["images"][:]
+    assert len(find_near_duplicates(make_thumbnails(images))[0]) == 0
+    copies = np.concatenate([make_thumbnails(images), make_thumbnails(compress(images, 50))])
+    expected = [[row, row + len(images)] for row in range(len(images))]
+    assert find_near_duplicates(copies)[0].tolist() == expected
 
 
 def test_images_without_detail_are_near_none() -> None:
