@@ -134,7 +134,8 @@ class DataConfig(BaseConfig):
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # fraction of the training galaxies that is used
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
-    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split
+    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split; there, nearly
+    # the same pixels count too where positions are unknown
     conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
 
