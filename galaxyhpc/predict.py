@@ -1,9 +1,11 @@
 """Classify your own galaxies with a trained model: `galaxyhpc predict runs/SWEEP/RUN_ID images.h5 *.png`.
 
-Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG and JPEG; FITS with g, r, z or R, G, B planes.
-Images are square, of any size, and should look like the training images: about 67 arcsec of sky with the galaxy in the
-middle. Writes one CSV row per galaxy, with the probability of each class in a column `p_NAME`; the column `note` marks
-images without a galaxy: blank, or with an empty band. The headers of all files are checked first. Exit status 2:
+Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG, JPEG, TIFF and WebP of 8 bits; FITS. Images are
+square or cropped as in the training (data.crop), of any size, and should look like the training images, as Galaxy10's:
+about 67 arcsec of sky with the galaxy in the middle. Bands and stretch of FITS are those of the run (data.fits). Grey
+images are taken where the run was trained on such. Writes one CSV row per galaxy, with the probability of each class in
+a column `p_NAME`; the column `note` marks images without a galaxy, blank or with an empty band, and pixels without a
+value, which are taken as sky. The headers of all files are checked first. Exit status 2:
 nothing was written; each bad image has its line of the reason. Exit status 1: --skip-bad left out images, and the
 column `error` says why.
 """
@@ -23,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from galaxyhpc.data import image_files
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.images import image_files
 from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
@@ -43,8 +46,15 @@ class Galaxy:
     source: str  # file
     index: int  # in the file
     image: image_files.UInt8Array | None  # (3, S, S) uint8
-    note: str = ""  # of an image that shows no galaxy
+    flaw: str = ""  # of an image that shows no galaxy
     error: str = ""
+    num_filled: int = 0  # pixels without a value, taken as sky
+
+    @property
+    def note(self) -> str:
+        """All that a reader of the row has to know of the image."""
+        filled = f"{self.num_filled} pixels without a value" if self.num_filled else ""
+        return "; ".join(filter(None, (self.flaw, filled)))
 
 
 class BadImagesError(ValueError):
@@ -57,27 +67,32 @@ class BadImagesError(ValueError):
         super().__init__("\n".join([*lines[:MAX_LISTED], *more, *(hint if len(errors) < total else [])]))
 
 
-def check_headers(paths: Iterable[Path]) -> dict[Path, int | image_files.ImageError]:
+def check_headers(
+    paths: Iterable[Path], config: DataConfig, allow_grey: bool
+) -> dict[Path, int | image_files.ImageError]:
     """Return the number of images of each file, or why it cannot be used."""
     counts: dict[Path, int | image_files.ImageError] = {}
     for path in paths:
         try:
-            counts[path] = image_files.count_images(path)
+            counts[path] = image_files.count_images(path, config, allow_grey)
         except image_files.ImageError as error:
             counts[path] = error
     return counts
 
 
-def read_galaxies(counts: dict[Path, int | image_files.ImageError], image_size: int) -> Iterator[Galaxy]:
-    """Yield every galaxy of these files, resized to (3, image_size, image_size) as the training images are."""
+def read_galaxies(
+    counts: dict[Path, int | image_files.ImageError], config: DataConfig, allow_grey: bool
+) -> Iterator[Galaxy]:
+    """Yield every galaxy of these files, cropped and resized to (3, S, S) as the training images are."""
     for path, count in counts.items():
-        images = [count] if isinstance(count, image_files.ImageError) else image_files.read_images(path)
+        images = iter([count]) if isinstance(count, image_files.ImageError) else None
         source = sanitize(str(path))
-        for index, image in enumerate(images):
+        for index, image in enumerate(images or image_files.read_images(path, config, allow_grey)):
             if isinstance(image, image_files.ImageError):
                 yield Galaxy(source, index, None, error=sanitize(str(image)))
             else:
-                yield Galaxy(source, index, resize(image.pixels[None], image_size)[0], image.flaw)
+                pixels = resize(image.pixels[None], config.image_size)[0]
+                yield Galaxy(source, index, pixels, image.flaw, num_filled=image.num_filled)
 
 
 @torch.inference_mode()
@@ -118,7 +133,7 @@ def write_predictions(
         table.writerow(get_columns(classifier))
         while batch := list(islice(remaining, BATCH_SIZE)):
             errors += [galaxy.error for galaxy in batch if galaxy.error]
-            num_read, num_noted = num_read + len(batch), num_noted + sum(bool(galaxy.note) for galaxy in batch)
+            num_read, num_noted = num_read + len(batch), num_noted + sum(bool(galaxy.flaw) for galaxy in batch)
             if not errors or should_skip_bad:  # otherwise the others are only read, to name all bad ones
                 table.writerows(_make_rows(classifier, batch, origin))
         if errors and (not should_skip_bad or len(errors) == num_read):
@@ -173,13 +188,16 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
             )
         check_output(options.output, options.overwrite)
-        counts = check_headers(image_files.find_files(options.files))
+        run = trained_model.open_run(options.run)
+        config = run.load_config()
+        allow_grey = trained_model.is_trained_on_grey(run, config)
+        counts = check_headers(image_files.find_files(options.files), config.data, allow_grey)
         errors = [str(count) for count in counts.values() if isinstance(count, image_files.ImageError)]
         if errors and (not options.skip_bad or len(errors) == len(counts)):
             raise BadImagesError(errors, len(counts), "; damage to their pixels is found then")
         classifier = trained_model.load(options.run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         galaxies = track(
-            read_galaxies(counts, classifier.image_size),
+            read_galaxies(counts, config.data, allow_grey),
             "classifying",
             total=sum(1 if isinstance(count, image_files.ImageError) else count for count in counts.values()),
             console=console,

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
-from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.data import image_files
+from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, FitsConfig, ModelConfig, RunConfig
+from galaxyhpc.data.images import image_files
+from galaxyhpc.data.images.fits_images import read_fits
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.evaluation import results, trained_model
 from galaxyhpc.evaluation.calibration import softmax
@@ -80,6 +81,20 @@ def write_hdf5(path: Path, values: NDArray[np.generic], name: str = "images") ->
     with h5py.File(path, "w") as file:
         file[name] = values
     return path
+
+
+def write_flux(path: Path, flux: NDArray[np.generic], bands: str) -> Path:
+    """Write planes in these bands, laid out as a cutout of the Legacy Surveys."""
+    fits.writeto(path, flux, fits.Header({"BANDS": bands}))
+    return path
+
+
+@pytest.fixture
+def run_without_weights(run: RunDir, tmp_path: Path) -> str:
+    path = tmp_path / "untrained" / run.run_id
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes(run.config_file.read_bytes())
+    return str(path)
 
 
 def test_galaxies_of_the_evaluation_get_the_probabilities_of_the_evaluation(run: RunDir, tmp_path: Path) -> None:
@@ -149,18 +164,58 @@ def test_without_a_temperature_the_probabilities_are_called_raw(
 def test_fluxes_in_g_r_z_become_the_rgb_image_of_the_surveys_viewer(tmp_path: Path) -> None:
     """Against their formula, plane by plane: dr2_rgb of github.com/legacysurvey/imagine, map/views.py."""
     flux = np.random.default_rng(0).normal(0.02, 0.1, (3, SIDE, SIDE)).astype(np.float32)  # g, r, z
-    fits.writeto(tmp_path / "a.fits", flux)
-    fits.writeto(tmp_path / "b.fits.gz", np.stack([flux[0], flux[1], flux[2] * 0 + 9, flux[2]]))
-    with fits.open(tmp_path / "b.fits.gz", mode="update") as file:
-        file[0].header["BANDS"] = "griz"
+    write_flux(tmp_path / "a.fits", flux, "grz")
+    write_flux(tmp_path / "b.fits.gz", np.stack([flux[0], flux[1], flux[2] * 0 + 9, flux[2]]), "griz")
     total = sum(np.maximum(0, scale * plane + 0.03) for scale, plane in zip((6.0, 3.4, 2.2), flux, strict=True)) / 3
     scaled = [scale * plane + 0.03 for scale, plane in zip((2.2, 3.4, 6.0), flux[::-1], strict=True)]
     expected = [np.clip(plane * np.arcsinh(20 * total) / np.sqrt(20) / (total + 1e-9), 0, 1) for plane in scaled]
     for name in ("a.fits", "b.fits.gz"):
-        (image,) = image_files.read_images(tmp_path / name)
+        (image,) = image_files.read_images(tmp_path / name, DataConfig())
         assert isinstance(image, image_files.GalaxyImage)
         assert image.pixels.shape == (SIDE, SIDE, 3) and image.pixels.dtype == np.uint8
         np.testing.assert_allclose(image.pixels, 255 * np.stack(expected, 2)[::-1], atol=0.51)
+
+
+def write_run(run: RunDir, directory: Path, **settings: object) -> RunDir:
+    """Write the run again as one with other settings of `data`."""
+    config = run.load_config()
+    config = config.model_copy(update={"data": config.data.model_copy(update=settings)})
+    other = RunDir(directory / config.run_id)
+    other.path.mkdir(parents=True)
+    write_text(other.config_file, config.model_dump_json())
+    (other.path / run.best_file.name).write_bytes(run.best_file.read_bytes())
+    return other
+
+
+def predict(run: RunDir, path: Path) -> dict[str, str]:
+    """Return the row of the only image of a file."""
+    assert main([str(run.path), str(path), "--output", str(run.path / "out.csv"), "--overwrite"]) == 0
+    (row,) = read_table(run.path / "out.csv")
+    return row
+
+
+def test_bands_stretch_and_crop_are_those_of_the_run(run: RunDir, tmp_path: Path) -> None:
+    flux = np.random.default_rng(0).gamma(0.5, 0.1, (3, SIDE, SIDE + 6)).astype(np.float32)
+    flux[0, 5, 9:12] = np.nan
+    wide = write_flux(tmp_path / "a.fits", flux, "gri")
+    settings = {"crop": "center", "fits": FitsConfig(bands="irg", stretch="asinh", scale=4.0)}
+    other = write_run(run, tmp_path / "other", **settings)
+    pixels = read_fits(wide, other.load_config().data).pixels
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    row, expected = predict(other, wide), predict(other, tmp_path / "a.png")
+    assert row["raw_p_Merging"] == expected["raw_p_Merging"]
+    assert (row["note"], expected["note"]) == ("3 pixels without a value", "")
+    assert main([str(run.path), str(wide), "--output", str(tmp_path / "out.csv")]) == 2
+
+
+def test_grey_images_are_taken_where_the_run_was_trained_on_such(run: RunDir, tmp_path: Path) -> None:
+    Image.fromarray(galaxy_images()[0]).convert("L").save(tmp_path / "a.png")
+    grey = write_run(run, tmp_path / "grey", source="catalogue.csv")
+    write_text(grey.sweep_dir / "split.csv", "# grey: all images\nrow,label\n")
+    assert predict(grey, tmp_path / "a.png")["class"] != ""
+    colours = write_run(run, tmp_path / "colours", source="catalogue.csv")
+    write_text(colours.sweep_dir / "split.csv", "# source: catalogue.csv\nrow,label\n")
+    assert main([str(colours.path), str(tmp_path / "a.png")]) == 2
 
 
 def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +228,10 @@ def test_a_large_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         h5py, "File", lambda path, *arguments, **options: opened.append(path) or open_file(path, *arguments, **options)
     )
-    parts = [image.pixels for image in image_files.read_images(tmp_path / "a.h5")]
+    parts = [image.pixels for image in image_files.read_images(tmp_path / "a.h5", DataConfig())]
     np.testing.assert_array_equal(parts, images)
     assert len(opened) == 5  # for its layout, and for 8, 8, 8 and 6 images
-    assert image_files.count_images(tmp_path / "a.h5") == 30
+    assert image_files.count_images(tmp_path / "a.h5", DataConfig()) == 30
 
 
 def corrupt_images(value: float) -> NDArray[np.float64]:
@@ -193,8 +248,8 @@ def _png(values: NDArray[np.uint8]) -> Callable[[Path], object]:
     return lambda path: Image.fromarray(values).save(path)
 
 
-def _fits(values: NDArray[np.generic] | None) -> Callable[[Path], object]:
-    return lambda path: fits.PrimaryHDU(values).writeto(path)
+def _fits(values: NDArray[np.generic] | None, **header: str) -> Callable[[Path], object]:
+    return lambda path: fits.PrimaryHDU(values, fits.Header(header)).writeto(path)
 
 
 def _truncate(write: Callable[[Path], object], length: int) -> Callable[[Path], object]:
@@ -223,11 +278,11 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no images": ("a.h5", _hdf5(galaxy_images()[:0]), r"shape \(0, 40, 40, 3\)"),
     "no square": ("a.h5", _hdf5(galaxy_images()[:, :30]), "40 x 30 px"),
     "no HDF5": ("a.h5", _text, r"text \(a galaxy\); expected an HDF5 file"),
-    "no PNG": ("a.png", _text, r"text \(a galaxy\); expected a PNG or JPEG image"),
+    "no PNG": ("a.png", _text, r"text \(a galaxy\); expected a PNG, JPEG, TIFF or WebP image"),
     "a PNG cut off": (
         "a.png",
         _truncate(_png(galaxy_images()[0]), 900),
-        "a file cut off or damaged .*a PNG or JPEG image",
+        "a file cut off or damaged .*a PNG, JPEG, TIFF or WebP image",
     ),
     "a grey PNG": ("a.png", _png(galaxy_images()[0, ..., 0]), r"a grey image \(mode L\); expected red, green and blue"),
     "a grey PNG in three bands": ("a.png", _png(galaxy_images()[0, ..., [0, 0, 0]].transpose(1, 2, 0)), "a grey image"),
@@ -235,9 +290,9 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a wide PNG": ("a.png", _png(galaxy_images()[0, :30]), "40 x 30 px; expected square"),
     "a tiny PNG": ("a.png", _png(galaxy_images()[0, :8, :8]), "8 x 8 px"),
     "no FITS": ("a.fits", _text, "a FITS file"),
-    "FITS cut off": ("a.fits", _truncate(_fits(LIGHT), 9000), "a file cut off or damaged .* a FITS file"),
-    "FITS of two bands": ("a.fits", _fits(LIGHT[:2]), r"float32 \(2, 40, 40\) in bands grz"),
-    "FITS with holes": ("a.fits", _fits(LIGHT * np.nan), "4800 pixels that are not finite"),
+    "FITS cut off": ("a.fits", _truncate(_fits(LIGHT, BANDS="grz"), 9000), "a file cut off or damaged .* a FITS file"),
+    "FITS of two bands": ("a.fits", _fits(LIGHT[:2], BANDS="gr"), r"bands gr without z; .* data.fits.bands \(zrg\)"),
+    "FITS of nothing": ("a.fits", _fits(LIGHT * np.nan, BANDS="grz"), "no pixel with a finite value"),
     "FITS without an image": ("a.fits", _fits(None), "no image"),
     "text": ("a.txt", _text, r"the ending .txt; expected \.h5, "),
     "a directory": ("a.h5", Path.mkdir, r"a directory; expected \*\.h5, .*: name a file in it"),
@@ -274,18 +329,18 @@ def write_bad_files(folder: Path) -> None:
 
 
 def test_all_bad_headers_are_told_at_once_before_the_network_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_without_weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_bad_files(tmp_path)
-    assert main(["no_such_run", "b.h5", "*.png", "absent.jpg"]) == 2
+    assert main([run_without_weights, "b.h5", "*.png", "absent.jpg"]) == 2
     *errors, hint = capsys.readouterr().err.splitlines()
     assert [error.partition(": ")[0] for error in errors] == ["d.png", "e.png", "g.png", "absent.jpg"]
     assert "a web page (Log in)" in errors[1] and hint.startswith("4 of 7 are bad")
 
 
 def test_a_missing_filter_is_told_before_the_network_is_loaded_though_the_first_chunk_is_not_filtered(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_without_weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     pipeline.set_chunk((5, SIDE, SIDE, 3))
@@ -295,12 +350,14 @@ def test_a_missing_filter_is_told_before_the_network_is_loaded_though_the_first_
         images = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, pipeline)
         for start, left_out in ((0, 1), (5, 0)):  # bit 0: the first filter
             images.write_direct_chunk((start, 0, 0, 0), galaxy_images()[start : start + 5].tobytes(), left_out)
-    assert main(["no_such_run", str(tmp_path / "a.h5")]) == 2
+    assert main([run_without_weights, str(tmp_path / "a.h5")]) == 2
     assert "filter 32001 (Blosc)" in capsys.readouterr().err
 
 
-def test_of_three_thousand_bad_files_only_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["no_such_run", *(f"{number}.png" for number in range(3000))]) == 2
+def test_of_three_thousand_bad_files_only_some_are_named(
+    run_without_weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([run_without_weights, *(f"{n}.png" for n in range(3000))]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 21 and errors[-1] == "... and 2980 more"
 

@@ -97,6 +97,28 @@ class ColumnsConfig(BaseConfig):
     redshift: str | None = None
 
 
+class FitsConfig(BaseConfig):
+    """FITS images: the bands that become red, green and blue, and the stretch of their flux to 0 to 255."""
+
+    # letters of the header's BANDS, for red, green and blue; the same one three times makes grey images
+    bands: Annotated[str, Field(pattern="^[A-Za-z]{3}$")] = "zrg"
+    # legacy: of the Legacy Surveys' viewer, for nanomaggies in g, r and z; lupton: keeps colours; asinh: band by band
+    stretch: Literal["legacy", "lupton", "asinh"] = "legacy"
+    scale: Annotated[float, Field(gt=0.0)] = 1.0  # multiplies the flux; lupton and asinh: white is about 1 / scale
+    Q: Annotated[float, Field(gt=0.0)] | None = None  # of the arcsinh; none: legacy 20, lupton 8, asinh 10
+
+    @model_validator(mode="after")
+    def _check_legacy_bands(self) -> FitsConfig:
+        if self.stretch == "legacy" and (others := sorted(set(self.bands) - set("grz"))):
+            raise ValueError(f"stretch legacy is for bands g, r and z; got {others[0]}: choose lupton or asinh")
+        return self
+
+    @property
+    def softening(self) -> float:
+        """Q in numbers."""
+        return self.Q or {"legacy": 20.0, "lupton": 8.0, "asinh": 10.0}[self.stretch]
+
+
 class DataConfig(BaseConfig):
     """Source and size of the images, and the division into training, validation and test galaxies."""
 
@@ -109,6 +131,7 @@ class DataConfig(BaseConfig):
     columns: ColumnsConfig = ColumnsConfig()
     images: str = ""  # directory that a catalogue's image files are relative to; empty: that of the catalogue
     crop: Literal["none", "center"] = "none"  # center: of images that are not square, which are refused otherwise
+    fits: FitsConfig = FitsConfig()
     # side of an image on the sky, for the conditions in arcsec; none: what the source says
     field_arcsec: Annotated[float, Field(gt=0.0, le=36000.0)] | None = None
     cache: str = ""  # directory of converted images; empty: .cache beside the sweeps
@@ -119,7 +142,8 @@ class DataConfig(BaseConfig):
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # fraction of the training galaxies that is used
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
-    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split
+    # galaxies with the same pixels or position, of two labels or in two parts of the source's own split; there, nearly
+    # the same pixels count too where positions are unknown
     conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
 
@@ -396,6 +420,8 @@ class RunConfig(BaseConfig):
             del parts["data"][name]
         if self.data.crop == "none":
             del parts["data"]["crop"]
+        if self.data.fits == FitsConfig():
+            del parts["data"]["fits"]
         if self.data.class_names != GALAXY10_CLASSES:
             parts["data"]["classes"] = self.data.class_names
         if isinstance(self.model.pretrained, str):

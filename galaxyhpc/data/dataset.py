@@ -23,6 +23,7 @@ import pandas as pd
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError, simulate
+from galaxyhpc.data.duplicates_file import DUPLICATES_FILE_NAME, describe_duplicates, list_duplicates
 from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin, divide
 from galaxyhpc.data.sources.conversion import convert
 from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
@@ -57,7 +58,7 @@ __all__ = [
     "prepare",
 ]
 
-CACHE_FORMAT_VERSION = 1  # raised when converted files change their meaning
+CACHE_FORMAT_VERSION = 2  # raised when converted files change their meaning
 MAX_DROPPED_FRACTION = 0.1  # of galaxies with conflicting labels; 118 of the 17,736 published have them
 _READ_ERRORS = (  # what numpy and json raise for damaged files
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError),
@@ -81,10 +82,14 @@ class Galaxies:
     generated: bool  # demo galaxies, not real ones
     published_sizes: tuple[int, ...] = ()  # px, the sides of the images in the source
     num_left_out: int = 0  # galaxies of the source of other classes than data.classes
+    num_grey: int = 0  # images whose three bands are equal
+    num_filled: int = 0  # images with pixels that had no value, which were taken as sky
     ids: np.ndarray | None = None  # (N,) str, names of the galaxies in the source
     given_splits: np.ndarray | None = None  # (N,) str, the source's own division
     groups: np.ndarray | None = None  # (N,) int64, galaxies of one group stay in one split
     redshift: np.ndarray | None = None  # (N,) float64, NaN where not measured
+    near_pairs: np.ndarray | None = None  # (M, 2) rows of nearly the same images; None where positions tell
+    near_correlations: np.ndarray | None = None  # (M,) of their detail
 
     @property
     def columns(self) -> Columns:
@@ -235,7 +240,7 @@ def load_split(config: DataConfig, galaxies: Galaxies, sweep_dir: Path) -> pd.Da
     if not path.exists():
         with hold(sweep_dir / ".split.lock", timeout=None):
             if not path.exists():
-                write_text(path, _make_split_file(config, galaxies))
+                _write_split(path, config, galaxies)
     table = select_fold(config, _read_split(path, config, galaxies))
     if config.fold:  # another fold than the one that the file was made for
         check_divisible(config, table, galaxies.digests)
@@ -247,10 +252,22 @@ def format_split_settings(config: DataConfig) -> str:
     return json.dumps(config.model_dump(mode="json", include=set(SPLIT_SETTINGS)))
 
 
-def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
-    columns = galaxies.columns
-    table = divide(config, columns, galaxies.digests)
+def _write_split(path: Path, config: DataConfig, galaxies: Galaxies) -> None:
+    """Write duplicates.csv, where there are any among galaxies without positions, and split.csv."""
+    near = (galaxies.near_pairs, galaxies.near_correlations)
+    table = divide(config, galaxies.columns, galaxies.digests, galaxies.near_pairs)
     check_divisible(config, select_fold(config, table), galaxies.digests)
+    header = _make_split_header(config, galaxies, table)
+    if near[0] is not None and near[1] is not None:
+        duplicates = list_duplicates(table, galaxies.digests, near[0], near[1])
+        if len(duplicates):
+            write_text(path.with_name(DUPLICATES_FILE_NAME), duplicates.to_csv(index=False))
+            header.append(f"duplicates: {describe_duplicates(duplicates)}")
+    write_text(path, format_split_file(header, table))
+
+
+def _make_split_header(config: DataConfig, galaxies: Galaxies, table: pd.DataFrame) -> list[str]:
+    columns = galaxies.columns
     counts = table["split"].value_counts()
     group_sizes = table["sky_group"].value_counts()
     header = [
@@ -265,9 +282,13 @@ def _make_split_file(config: DataConfig, galaxies: Galaxies) -> str:
     ]
     if (table["fold"] >= 0).any():
         header.append("folds: the test set of data.fold=k is fold k, its validation set half 0 of fold (k + 1) % 5")
+    if galaxies.num_grey == len(table):
+        header.append("grey: all images, so that `predict` takes grey ones")
+    if galaxies.num_filled:
+        header.append(f"filled: {galaxies.num_filled} images had pixels without a value, which were taken as sky")
     if galaxies.generated:
         header.append("generated: these galaxies are GENERATED; nothing about real ones follows from them")
-    return format_split_file(header, table)
+    return header
 
 
 def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray) -> None:
@@ -295,7 +316,8 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
 def divide_before_conversion(configs: Sequence[DataConfig]) -> dict[DataConfig, pd.DataFrame]:
     """Return the divisions that jobs will make of the same galaxies, and check them; one slice of the pixels is read.
 
-    Until a file is converted, no two images are known to be the same. The settings may differ in fold and image size.
+    Until a file is converted, no two images are known to be the same, or nearly. The settings may differ in fold and
+    image size.
 
     Raises
     ------
@@ -304,11 +326,11 @@ def divide_before_conversion(configs: Sequence[DataConfig]) -> dict[DataConfig, 
     first = configs[0]
     if (galaxies := open_converted(first)) is not None:
         _check_classes(first, galaxies.classes)
-        columns, digests = galaxies.columns, galaxies.digests
+        columns, digests, near_pairs = galaxies.columns, galaxies.digests, galaxies.near_pairs
     else:
-        columns = _check_images_and_read_columns(first)
+        columns, near_pairs = _check_images_and_read_columns(first), None
         digests = np.arange(len(columns.labels))
-    table = divide(first, columns, digests)
+    table = divide(first, columns, digests, near_pairs)
     divisions = {config: select_fold(config, table) for config in configs}
     for config, division in divisions.items():
         check_divisible(config, division, digests)

@@ -23,12 +23,16 @@ from galaxyhpc.storage.files import sanitize
 MAX_LISTED = 10  # galaxies in a line
 _RANDOM_DIVISION = (
     f"{AT_RANDOM}: the source has neither positions nor groups, so images of one galaxy, or overlapping ones, may lie "
-    "in different parts unless their pixels are the same"
+    "in different parts unless their pixels are the same, or nearly"
 )
 
 
-def divide(config: DataConfig, columns: Columns, digests: np.ndarray) -> pd.DataFrame:
-    """Return the table of `make_split_table`, and the column id where the source has one; digests are of the pixels.
+def divide(
+    config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Return the table of `make_split_table`, and the column id where the source has one.
+
+    `digests` (N,) are of the pixels, `near_pairs` (M, 2) the rows of nearly the same images.
 
     Raises
     ------
@@ -37,14 +41,14 @@ def divide(config: DataConfig, columns: Columns, digests: np.ndarray) -> pd.Data
     """
     sky = (columns.ra, columns.dec)
     if config.conflicting_duplicates == "refuse":
-        _refuse_conflicts(config, columns, digests)
+        _refuse_conflicts(config, columns, digests, near_pairs)
     if columns.given_splits is None:
-        table = make_split_table(config, columns.labels, *sky, digests, columns.groups)
+        table = make_split_table(config, columns.labels, *sky, digests, columns.groups, near_pairs)
     elif config.fold:
         expected = "expected 0, for the source gives the split, or data.columns.split='' to divide the galaxies anew"
         raise DataError(f"{config.source}: data.fold: got {config.fold}; {expected}")
     else:
-        table = _complete_given_split(config, columns, digests, columns.given_splits)
+        table = _complete_given_split(config, columns, digests, near_pairs, columns.given_splits)
     if columns.ids is None:
         return table
     return table.assign(id=[sanitize(" ".join(name.split())) for name in columns.ids.tolist()])  # one line each
@@ -75,7 +79,8 @@ def describe_dropped(config: DataConfig, columns: Columns, table: pd.DataFrame) 
     rows = np.flatnonzero(table["split"] == DROPPED)
     text = f"{len(rows)} with the pixels or the position (within 1 arcsec) of one of another label"
     if columns.given_splits is not None:
-        text += " or in another part of the source's split, where the copy in the test set, or in validation, is kept"
+        text += ", or one of these or nearly these pixels in another part of the source's split, where the copy in the "
+        text += "test set, or in validation, is kept"
         if len(rows):
             text += f": {_list_galaxies(columns, rows)}"
     return f"{text} (conflicting_duplicates: {config.conflicting_duplicates})"
@@ -86,32 +91,45 @@ def _list_galaxies(columns: Columns, rows: np.ndarray) -> str:
     return sanitize(", ".join(names)) + (", ..." if len(rows) > MAX_LISTED else "")
 
 
-def _refuse_conflicts(config: DataConfig, columns: Columns, digests: np.ndarray) -> None:
-    duplicates = label_components(len(digests), find_duplicates(columns.ra, columns.dec, digests))
-    for name, values in (("label", columns.labels), ("part of the split", columns.given_splits)):
-        rows = np.flatnonzero(find_label_conflicts(values, duplicates)) if values is not None else ()
+def _find_copies(columns: Columns, digests: np.ndarray, near_pairs: np.ndarray | None) -> np.ndarray:
+    """Return the number of a galaxy's set of copies, (N,): the same position or pixels, or nearly these."""
+    pairs = find_duplicates(columns.ra, columns.dec, digests)
+    return label_components(len(digests), pairs if near_pairs is None else np.concatenate([pairs, near_pairs]))
+
+
+def _refuse_conflicts(config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray | None) -> None:
+    """Refuse copies of two labels, and in two parts of the source's split: there, nearly the same pixels count, too."""
+    same, like = _find_copies(columns, digests, None), _find_copies(columns, digests, near_pairs)
+    checks = (("label", columns.labels, same), ("part of the split", columns.given_splits, like))
+    for name, values, copies in checks:
+        rows = np.flatnonzero(find_label_conflicts(values, copies)) if values is not None else ()
         if len(rows):
-            rows = rows[np.argsort(duplicates[rows], kind="stable")]  # copies beside each other
+            rows = rows[np.argsort(copies[rows], kind="stable")]  # copies beside each other
+            pixels = "the pixels" if copies is same else "the pixels, or nearly these,"
             raise DataError(
-                f"{config.source}: got {len(rows)} galaxies with the pixels or the position of one of another {name}: "
+                f"{config.source}: got {len(rows)} galaxies with {pixels} or the position of one of another {name}: "
                 f"{_list_galaxies(columns, rows)}; expected none: remove them, or set data.conflicting_duplicates=drop"
             )
 
 
 def _complete_given_split(
-    config: DataConfig, columns: Columns, digests: np.ndarray, given_splits: np.ndarray
+    config: DataConfig,
+    columns: Columns,
+    digests: np.ndarray,
+    near_pairs: np.ndarray | None,
+    given_splits: np.ndarray,
 ) -> pd.DataFrame:
     """Return the given split without duplicates across its parts, and with validation galaxies.
 
     Groups are those that may not be divided further: galaxies of one part that share sky, pixels or group.
     """
     sky, count = (columns.ra, columns.dec), len(given_splits)
-    groups, kept = link_galaxies(config, columns.labels, *sky, digests, columns.groups)
+    groups, kept = link_galaxies(config, columns.labels, *sky, digests, columns.groups, near_pairs)
     split = given_splits.astype(object)
     if config.conflicting_duplicates == "drop":
-        duplicates = label_components(count, find_duplicates(*sky, digests))
+        copies = _find_copies(columns, digests, near_pairs)
         ranks = np.array([SPLITS.index(name) for name in given_splits.tolist()])
-        best = pd.Series(ranks).groupby(duplicates).transform("max").to_numpy()
+        best = pd.Series(ranks).groupby(copies).transform("max").to_numpy()
         kept &= ranks == best
     split[~kept] = DROPPED
     train = np.flatnonzero(split == "train")

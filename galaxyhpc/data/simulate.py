@@ -137,15 +137,15 @@ def _compute_scaled_frequencies(side: int, pixel_arcsec: float) -> Float32Array:
     return scaled
 
 
-def stretch(light: Float32Array) -> Float32Array:
+def stretch(light: Float32Array, scales: Float32Array = BAND_SCALES, softening: float = 20.0) -> Float32Array:
     """Apply the colour-preserving arcsinh stretch of the Legacy Surveys: (3, F, F) in z, r, g to (F, F, 3) in [0, 255].
 
-    Light is in nanomaggies per 0.262 arcsec pixel; scales, offset and Q are those of `dr2_rgb` in their viewer's code
-    (github.com/legacysurvey/imagine, map/views.py), after Lupton et al. (2004).
+    Light is in nanomaggies per 0.262 arcsec pixel; scales (3, 1, 1), offset and softening Q are those of `dr2_rgb` in
+    their viewer's code (github.com/legacysurvey/imagine, map/views.py), after Lupton et al. (2004).
     """
-    scaled = np.maximum(light * BAND_SCALES + 0.03, 0)
+    scaled = np.maximum(light * scales + 0.03, 0)
     mean = scaled.mean(0)
-    factor = np.arcsinh(20 * mean) / math.sqrt(20) / np.maximum(mean, 1e-6)
+    factor = np.arcsinh(softening * mean) / math.sqrt(softening) / np.maximum(mean, 1e-6)
     image: Float32Array = 255 * np.clip(scaled * factor, 0, 1).transpose(1, 2, 0)
     return image
 

@@ -30,12 +30,13 @@ def make_split_table(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
+    near_pairs: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Return one row per galaxy: row, label, ra, dec, sky_group, fold, half, split (one of SPLITS, or dropped).
 
-    `labels`, `ra`, `dec` (degrees), `digests` (of the pixels) and the source's own groups are (N,) arrays. `split` is
-    that of fold 0, which `select_fold` replaces. The published galaxies have their canonical split if the settings are
-    the defaults.
+    `labels`, `ra`, `dec` (degrees), `digests` (of the pixels) and the source's own groups are (N,) arrays, `near_pairs`
+    (M, 2) rows of nearly the same images. `split` is that of fold 0, which `select_fold` replaces. The published
+    galaxies have their canonical split if the settings are the defaults.
     """
     if len(labels) == NUM_GALAXIES and own_groups is None and not list_changed_settings(config):
         canonical = load_galaxy10_split()
@@ -44,7 +45,7 @@ def make_split_table(
         if is_same_group and np.array_equal(kept, canonical["split"] != DROPPED):
             positions = {"row": np.arange(NUM_GALAXIES), "label": labels, "ra": ra, "dec": dec}
             return pd.DataFrame(positions).join(canonical[CANONICAL_COLUMNS])
-    return compute_split_table(config, labels, ra, dec, digests, own_groups)
+    return compute_split_table(config, labels, ra, dec, digests, own_groups, near_pairs)
 
 
 def compute_split_table(
@@ -54,13 +55,14 @@ def compute_split_table(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
+    near_pairs: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Return the table of `make_split_table` as computed for any galaxies.
 
     Five folds exist with the default fractions alone: fold 0 is the test set, and half 0 of fold 1 the validation set.
     Otherwise, and for dropped galaxies, fold and half are -1.
     """
-    groups, kept = link_galaxies(config, labels, ra, dec, digests, own_groups)
+    groups, kept = link_galaxies(config, labels, ra, dec, digests, own_groups, near_pairs)
     seed, held_out = config.split_seed, (config.validation_fraction, config.test_fraction)
     split, tenths = np.full(len(labels), DROPPED, dtype=object), np.full(len(labels), -1)
     parts = assign_parts(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), seed)
@@ -81,14 +83,16 @@ def link_galaxies(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
+    near_pairs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sky group of each galaxy, and whether it is kept: (N,) each.
 
-    Without groups of the source's own, galaxies nearer than `link_arcsec` are linked.
+    Without groups of the source's own, galaxies nearer than `link_arcsec` are linked; nearly the same images,
+    `near_pairs` (M, 2), are in any case.
     """
     duplicates = find_duplicates(ra, dec, digests)
     near = find_close_pairs(ra, dec, config.link_arcsec) if own_groups is None else find_identical_images(own_groups)
-    links = np.concatenate([duplicates, near])
+    links = np.concatenate([duplicates, near] + ([] if near_pairs is None else [near_pairs]))
     groups, kept = label_components(len(labels), links), np.ones(len(labels), bool)
     if config.conflicting_duplicates == "drop":
         kept = ~find_label_conflicts(labels, label_components(len(labels), duplicates))

@@ -37,6 +37,29 @@ class Classifier:
         return self.config.data.image_size
 
 
+def open_run(path: Path) -> RunDir:
+    """Open the directory of one run.
+
+    Raises
+    ------
+    RunDirError
+    """
+    if not (path / "config.json").is_file():
+        raise RunDirError(f"{sanitize(str(path))}: got no config.json; expected one run: runs/SWEEP/RUN_ID")
+    (run,) = find_runs(path)
+    return run
+
+
+def is_trained_on_grey(run: RunDir, config: RunConfig) -> bool:
+    """Whether all images of a run's sweep are grey, so that others may be.
+
+    Raises
+    ------
+    DataError
+    """
+    return config.data.source != "demo" and "grey" in read_split_header(run.sweep_dir / SPLIT_FILE_NAME)
+
+
 def load(path: Path, device: torch.device) -> Classifier:
     """Load a trained run.
 
@@ -44,9 +67,7 @@ def load(path: Path, device: torch.device) -> Classifier:
     ------
     RunDirError, NotTrainedError, DataError, OSError
     """
-    if not (path / "config.json").is_file():
-        raise RunDirError(f"{sanitize(str(path))}: got no config.json; expected one run: runs/SWEEP/RUN_ID")
-    (run,) = find_runs(path)
+    run = open_run(path)
     config = run.load_config()
     network, weights = load_network(run, config, device), sha256(run.best_file)
     predictions = results.read_predictions(run)

@@ -103,8 +103,8 @@ def summarize_dataset(
         galaxies=galaxies,
         redshift=np.full(len(galaxies.labels), np.nan) if galaxies.redshift is None else galaxies.redshift,
         photometry=measure_photometry(galaxies.images, on_progress),
-        pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec),
-        split=divide(config, galaxies.columns, galaxies.digests),
+        pairs=find_pairs(galaxies.labels, *sky, config.link_arcsec, galaxies.near_pairs),
+        split=divide(config, galaxies.columns, galaxies.digests, galaxies.near_pairs),
         config=config,
     )
 
@@ -170,25 +170,34 @@ def make_aperture_masks(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_pairs(
-    labels: np.ndarray, ra: np.ndarray, dec: np.ndarray, digests: np.ndarray, link_arcsec: float
+    labels: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    digests: np.ndarray,
+    link_arcsec: float,
+    near_pairs: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Find the pairs of galaxies that a split must keep together: one row per pair, the closest first.
 
     first, second : rows of the file, first < second
     arcsec : their separation
     same_pixels, same_place : identical images; positions within DUPLICATE_RADIUS_ARCSEC
-    duplicate : same_pixels or same_place; otherwise only their frames overlap (closer than `link_arcsec`)
-    conflict : duplicates with two labels
+    near_pixels : nearly identical images, those of `near_pairs` (M, 2)
+    duplicate : any of these; otherwise only their frames overlap (closer than `link_arcsec`)
+    conflict : same_pixels or same_place, with two labels
     """
     close = find_close_pairs(ra, dec, max(link_arcsec, DUPLICATE_RADIUS_ARCSEC))
-    pairs = {(min(pair), max(pair)) for pair in (*find_identical_images(digests).tolist(), *close.tolist())}
+    near = set() if near_pairs is None else {(min(pair), max(pair)) for pair in near_pairs.tolist()}
+    pairs = {(min(pair), max(pair)) for pair in (*find_identical_images(digests).tolist(), *close.tolist())} | near
     first, second = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
     separation = compute_separation_arcsec(ra, dec, first, second)
     frame = pd.DataFrame({"first": first, "second": second, "arcsec": separation})
     frame["same_pixels"] = digests[first] == digests[second]
     frame["same_place"] = frame["arcsec"] <= DUPLICATE_RADIUS_ARCSEC
-    frame["duplicate"] = frame["same_pixels"] | frame["same_place"]
-    frame["conflict"] = frame["duplicate"] & (labels[first] != labels[second])
+    is_same = frame["same_pixels"] | frame["same_place"]
+    frame["near_pixels"] = [pair in near for pair in zip(first.tolist(), second.tolist(), strict=True)]
+    frame["duplicate"] = is_same | frame["near_pixels"]
+    frame["conflict"] = is_same & (labels[first] != labels[second])
     return frame.sort_values(["arcsec", "first", "second"], ignore_index=True)
 
 

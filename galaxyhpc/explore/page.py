@@ -56,6 +56,10 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
     if len(empty):
         rows = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
         lines.append(f"{_format_count(len(empty), 'image')} blank or with an empty band: row {rows}")
+    if summary.galaxies.num_grey:
+        lines.append(f"{_format_count(summary.galaxies.num_grey, 'image')} grey: three equal bands")
+    if summary.galaxies.num_filled:
+        lines.append(f"{_format_count(summary.galaxies.num_filled, 'image')} with pixels without a value, taken as sky")
     if summary.rejection:
         lines.append(f"A launch would reject this file: {summary.rejection}")
     return lines
@@ -270,12 +274,14 @@ def _make_pairs_section(summary: DatasetSummary) -> Section:
     involved = len(np.unique(duplicates[["first", "second"]]))
     paragraph = (
         f"Duplicates are pairs with identical pixels or positions within {DUPLICATE_RADIUS_ARCSEC:g} arcsec; with two "
-        f'labels they conflict. Frames closer than {link:g}" overlap: training on one leaks the other.'
+        "labels they conflict. Where positions are unknown, nearly identical images are duplicates, too: compressed, "
+        f'resized or turned. Frames closer than {link:g}" overlap: training on one leaks the other.'
     )
     facts = (
         ("duplicates", f"{_format_count(len(duplicates), 'pair')} of {_format_count(involved, 'galaxy', 'galaxies')}"),
         ("identical pixels", _format_count(int(pairs["same_pixels"].sum()), "pair")),
         (f"within {DUPLICATE_RADIUS_ARCSEC:g} arcsec", _format_count(int(pairs["same_place"].sum()), "pair")),
+        ("nearly identical", _format_count(int(pairs["near_pixels"].sum()), "pair")),
         ("conflicting labels", _format_count(int(pairs["conflict"].sum()), "pair")),
         (f'other frames closer than {link:g}"', _format_count(len(overlaps), "pair")),
     )
@@ -300,9 +306,12 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
     rows = shown[["first", "second"]].to_numpy().ravel()
     names = [f"{row}: {summary.class_names[labels[row]]}" for row in rows]
     figure = figures.draw_pairs(summary.galaxies.images[rows], names, summary.galaxies.generated)
+    values = zip(*(shown[name].tolist() for name in ("first", "second", "arcsec", "conflict")), strict=True)
     descriptions = "; ".join(
-        f'{pair.first} and {pair.second}, {pair.arcsec:.2f}"{", conflicting labels" if pair.conflict else ""}'
-        for pair in shown.itertuples()
+        f"{first} and {second}"
+        + (f', {arcsec:.2f}"' if np.isfinite(arcsec) else "")
+        + (", conflicting labels" if conflict else "")
+        for first, second, arcsec, conflict in values
     )
     caption = f"{len(shown)} of {_format_count(len(pairs), 'pair')}, side by side: {descriptions}."
     return figures.make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
@@ -323,7 +332,8 @@ def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
         Column("arcsec", "arcsec", "number", digits=2),
     )
     split_column = Column("in the split", "split")
-    duplicate_columns = (*columns, Column("identical pixels", "same_pixels"), Column("conflict", "conflict"))
+    kinds = (Column("identical pixels", "same_pixels"), Column("nearly", "near_pixels"))
+    duplicate_columns = (*columns, *kinds, Column("conflict", "conflict"))
     duplicates, overlaps = frame[frame["duplicate"]], frame[~frame["duplicate"]]
     tables = (
         Table("Duplicates", "All pairs; rows count from 0.", duplicates, (*duplicate_columns, split_column)),
@@ -342,7 +352,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
         f"The split of a launch with these settings ({fractions}, split_seed {config.split_seed}), divided "
         f"{describe_division(summary.galaxies.columns)}.",
         f'Galaxies closer than {config.link_arcsec:g}", or of one group where the source has groups, stay together, as '
-        "do those with the same pixels.",
+        "do those with the same pixels, or nearly these where positions are unknown.",
         f"Origin: {describe_split_origin(config, summary.galaxies.columns, split, summary.galaxies.digests)}.",
         f"Dropped: {describe_dropped(config, summary.galaxies.columns, split)}; which label is correct is unknown.",
     )

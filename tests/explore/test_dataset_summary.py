@@ -128,3 +128,9 @@ def test_measurements_may_be_absent_but_not_of_another_shape(tmp_path) -> None:
     assert np.isnan(summarize(tmp_path, redshift=None).redshift).all()
     with pytest.raises(DataError, match=r"redshift: got shape \(7,\); expected \(120,\)"):
         summarize(tmp_path, redshift=np.zeros(7))
+
+
+def test_nearly_identical_images_are_duplicates_and_no_conflict() -> None:
+    pairs = find_pairs(LABELS, np.full(8, np.nan), np.full(8, np.nan), np.arange(8), 67.0, np.array([[6, 1], [2, 3]]))
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[1, 6], [2, 3]]
+    assert pairs["duplicate"].all() and pairs["near_pixels"].all() and not pairs["conflict"].any()

@@ -13,7 +13,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.image_files import IMAGE_ENDINGS, ImageError, read_image
+from galaxyhpc.data.images.image_files import IMAGE_ENDINGS, ImageError, read_image
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.labels import SPLIT_NAMES, Locate, make_labels, parse_splits
 from galaxyhpc.data.sources.source import (
@@ -161,11 +161,16 @@ def _make_image_source(
     describe_place: Locate,
     num_rows: int,
 ) -> Source:
+    filled_pixels: dict[str, int] = {}
+
     def read(index: int) -> np.ndarray:
         try:
-            return read_image(Path(files[index]), files[index], config.crop)
+            image = read_image(Path(files[index]), files[index], config)
         except ImageError as error:
             raise DataError(f"{error}{describe_place(index)}") from error
+        if image.num_filled:
+            filled_pixels[files[index]] = image.num_filled
+        return image.pixels
 
     def read_images() -> Iterator[np.ndarray]:
         return map(read, range(len(files)))
@@ -184,6 +189,7 @@ def _make_image_source(
         check_images,
         field_arcsec=np.nan if config.field_arcsec is None else config.field_arcsec,
         num_left_out=num_rows - len(files),
+        filled_pixels=filled_pixels,
     )
 
 

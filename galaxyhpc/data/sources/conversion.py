@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
+from galaxyhpc.data.images.galaxy_image import is_grey
+from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates, make_thumbnails
 from galaxyhpc.data.sources.source import Columns, Source
 from galaxyhpc.storage.files import fsync, write_text
 
@@ -31,6 +33,8 @@ class PublishedPixels:
     total: int = 0  # DN
     count: int = 0  # of bands and pixels
     sizes: set[int] = field(default_factory=set)  # px
+    num_grey: int = 0  # images whose three bands are equal
+    thumbnails: list[np.ndarray] = field(default_factory=list)  # uint8, of images whose positions are not all known
 
     def add(self, image: np.ndarray) -> None:
         """Add an (S, S, 3) uint8 image."""
@@ -38,6 +42,8 @@ class PublishedPixels:
         self.total += int(image.sum(dtype=np.uint64))
         self.count += image.size
         self.sizes.add(len(image))
+        # a few pixels tell most colour images
+        self.num_grey += bool(is_grey(image[::8, ::8]) and is_grey(image))
 
 
 def convert(source: Source, size: int, directory: Path) -> None:
@@ -51,6 +57,8 @@ def convert(source: Source, size: int, directory: Path) -> None:
         pixels = _write_images(source, size, file, advance)
     digests = np.array(pixels.digests, dtype="S64")
     arrays: dict[str, Any] = source.columns.as_dict() | {"digests": digests}
+    if pixels.thumbnails:
+        arrays |= _find_near_pairs(source, digests, np.concatenate(pixels.thumbnails))
     np.savez(directory / "columns.npz", **arrays)
     for name in (names := ("images.npy", "columns.npz")):
         fsync(directory / name)
@@ -62,9 +70,40 @@ def convert(source: Source, size: int, directory: Path) -> None:
         "generated": source.is_generated,
         "published_sizes": sorted(pixels.sizes),
         "num_left_out": source.num_left_out,
+        "num_grey": pixels.num_grey,
+        "num_filled": len(source.filled_pixels),
         "bytes": {name: (directory / name).stat().st_size for name in names},
     }
     write_text(directory / "metadata.json", json.dumps(metadata, indent=1))
+    _report_images(source, pixels.num_grey)
+
+
+def _find_near_pairs(source: Source, digests: np.ndarray, thumbnails: np.ndarray) -> dict[str, np.ndarray]:
+    """Return near_pairs (M, 2), of one row of each set of identical images, and near_correlations (M,).
+
+    Galaxies whose positions are known are compared by these.
+    """
+    rows = np.sort(np.unique(digests, return_index=True)[1])
+    try:
+        pairs, correlations = find_near_duplicates(thumbnails[rows])
+    except SharedPatternError:
+        advice = "remove what they share, such as a frame, or give groups or positions"
+        print(f"{source.path}: got images that are nearly all the same and are not compared; {advice}", file=sys.stderr)
+        return {}
+    pairs = rows[pairs]
+    is_unknown = np.isnan(source.columns.ra)[pairs].any(axis=1)
+    return {"near_pairs": pairs[is_unknown], "near_correlations": correlations[is_unknown]}
+
+
+def _report_images(source: Source, num_grey: int) -> None:
+    """Say what was done to images, and which is the worst."""
+    count, filled = len(source.columns.labels), source.filled_pixels
+    if filled:
+        worst = max(filled, key=lambda name: filled[name])
+        total = f"{sum(filled.values())} pixels without a value in {len(filled)} of {count} images were taken as sky"
+        print(f"{total}, most of them in {worst}: {filled[worst]}", file=sys.stderr)
+    if num_grey:
+        print(f"{num_grey} of {count} images are grey: three equal bands", file=sys.stderr)
 
 
 def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[int], None]) -> PublishedPixels:
@@ -78,6 +117,8 @@ def _write_images(source: Source, size: int, file: BinaryIO, advance: Callable[[
     for batch in _make_batches(source.read_images(), size):
         for image in batch:
             pixels.add(image)
+        if np.isnan(source.columns.ra).any():
+            pixels.thumbnails.append(make_thumbnails(batch))
         file.write(resize(batch, size).data)
         advance(len(batch))
     return pixels

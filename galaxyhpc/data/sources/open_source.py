@@ -38,7 +38,7 @@ def describe_state(path: Path, config: DataConfig) -> str:
     ------
     OSError
     """
-    names = {"classes", "columns", "images", "crop", "field_arcsec"}
+    names = {"classes", "columns", "images", "crop", "fits", "field_arcsec"}
     changed = config.model_dump_json(include=names, exclude_defaults=True)
     settings = "" if changed == "{}" else changed
     status = path.stat()

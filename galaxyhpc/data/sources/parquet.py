@@ -20,7 +20,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.image_files import ImageError, convert_pixels, read_image
+from galaxyhpc.data.images.image_files import ImageError, convert_pixels, read_image
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.catalogue import check_not_blank, make_catalogue_source, parse_columns
 from galaxyhpc.data.sources.labels import SPLIT_NAMES
@@ -186,14 +186,14 @@ def _read_image(value: Any, shard: Path, place: str, config: DataConfig) -> np.n
             content, name = (_get_field(value, key) for key in ("bytes", "path"))
             if content is None and name:
                 root = Path(config.images).expanduser() if config.images else shard.parent
-                return read_image(root / name, str(root / name), config.crop)
+                return read_image(root / name, str(root / name), config).pixels
         elif pyarrow.types.is_nested(kind):
             return convert_pixels(_to_array(value), place, config.crop)
         else:
             content = value.as_py()
         if not isinstance(content, bytes):
             raise ImageError(f"{place}: got {kind} and no image; expected bytes of an image file, or pixels")
-        return read_image(io.BytesIO(content), place, config.crop)
+        return read_image(io.BytesIO(content), place, config).pixels
     except ImageError as error:
         raise DataError(str(error)) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ class Columns:
 
     def as_dict(self) -> dict[str, np.ndarray]:
         """Return the columns that the source has, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -47,6 +47,7 @@ class Source:
     field_arcsec: float = np.nan  # side of an image on the sky; NaN where unknown
     is_generated: bool = False
     num_left_out: int = 0  # galaxies of classes that data.classes does not name
+    filled_pixels: dict[str, int] = field(default_factory=dict)  # pixels that had no value, by image read so far
 
 
 def make_error(path: Path, key: str, got: object, expected: str) -> DataError:

@@ -14,7 +14,8 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from galaxyhpc.data import image_files
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.images import image_files
 from galaxyhpc.data.simulate import render_image
 
 SIDE = 40
@@ -26,8 +27,8 @@ def galaxy() -> NDArray[np.uint8]:
 
 def read(path: Path) -> NDArray[np.uint8]:
     """Return the pixels of the only image of a file."""
-    assert image_files.count_images(path) == 1
-    (image,) = image_files.read_images(path)
+    assert image_files.count_images(path, DataConfig()) == 1
+    (image,) = image_files.read_images(path, DataConfig())
     if isinstance(image, image_files.ImageError):
         raise image
     return image.pixels
@@ -51,8 +52,10 @@ def test_a_picture_of_16_bits_is_refused_since_its_white_is_unknown(
     opaque = np.full((SIDE, SIDE, 1), 65535, np.uint16)
     pixels = np.concatenate([galaxy().astype(np.uint16) * factor, opaque], axis=2)[..., :num_bands]
     write_deep_png(tmp_path / "a.png", pixels)
-    with pytest.raises(image_files.ImageError, match=r"colours of 16 bits, .*; expected .* 8 bits each: scale white"):
-        image_files.count_images(tmp_path / "a.png")
+    with pytest.raises(
+        image_files.ImageError, match=r"more than 8 bits per colour .*; expected .* 8 bits each: scale white"
+    ):
+        image_files.count_images(tmp_path / "a.png", DataConfig())
 
 
 def test_what_is_transparent_is_black(tmp_path: Path) -> None:
@@ -77,11 +80,12 @@ def test_what_is_transparent_is_black(tmp_path: Path) -> None:
 
 def test_a_picture_without_colours_is_refused_however_it_is_stored(tmp_path: Path) -> None:
     grey = Image.fromarray(galaxy()).convert("L")
-    for mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
-        picture = grey.convert("I").convert("I;16") if mode == "I;16" else grey.convert(mode)
-        picture.save(tmp_path / "a.png")
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        grey.convert(mode).save(tmp_path / "a.png")
         with pytest.raises(image_files.ImageError, match="a grey image"):
             read(tmp_path / "a.png")
+        (image,) = image_files.read_images(tmp_path / "a.png", DataConfig(), allow_grey=True)
+        assert isinstance(image, image_files.GalaxyImage) and (image.pixels == image.pixels[..., :1]).all()
     grey.save(tmp_path / "a.jpg")
     with pytest.raises(image_files.ImageError, match=r"a grey image \(mode L\)"):
         read(tmp_path / "a.jpg")
@@ -127,21 +131,32 @@ def test_a_file_of_several_pictures_or_of_other_colours_is_refused(tmp_path: Pat
     picture.convert("CMYK").save(tmp_path / "b.jpg")
     for name, message in (("a.png", "2 images in one file; expected one"), ("b.jpg", "mode CMYK; expected red, green")):
         with pytest.raises(image_files.ImageError, match=message):
-            image_files.count_images(tmp_path / name)
+            image_files.count_images(tmp_path / name, DataConfig())
 
 
-@pytest.mark.parametrize("image_format", ["GIF", "TIFF", "WEBP"])
-def test_a_picture_of_another_format_is_not_taken_for_its_name(tmp_path: Path, image_format: str) -> None:
-    Image.fromarray(galaxy()).save(tmp_path / "a", image_format)
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_an_image_is_read_by_its_content_and_not_by_its_name(tmp_path: Path, image_format: str) -> None:
+    lossless = {"lossless": True} if image_format == "WEBP" else {}
+    Image.fromarray(galaxy()).save(tmp_path / "a", image_format, **lossless)
     (tmp_path / "a").rename(tmp_path / "a.png")
-    with pytest.raises(image_files.ImageError, match=f"(?i)a {image_format} image; expected a PNG or JPEG image"):
-        image_files.count_images(tmp_path / "a.png")
-    Image.fromarray(galaxy()).save(tmp_path / "b.jpg", "PNG")  # either of the two is read
-    np.testing.assert_array_equal(read(tmp_path / "b.jpg"), galaxy())
+    expected = np.asarray(Image.open(tmp_path / "a.png"))
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), expected)
+    assert image_format == "JPEG" or (expected == galaxy()).all()
+
+
+def test_an_image_of_another_format_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(galaxy()).save(tmp_path / "a", "GIF")
+    (tmp_path / "a").rename(tmp_path / "a.png")
+    with pytest.raises(image_files.ImageError, match="a GIF image; expected a PNG, JPEG, TIFF or WebP image"):
+        image_files.count_images(tmp_path / "a.png", DataConfig())
 
 
 def find_flaws(path: Path) -> list[str]:
-    return [image.flaw for image in image_files.read_images(path) if isinstance(image, image_files.GalaxyImage)]
+    return [
+        image.flaw
+        for image in image_files.read_images(path, DataConfig())
+        if isinstance(image, image_files.GalaxyImage)
+    ]
 
 
 def test_images_that_show_no_galaxy_are_described(tmp_path: Path) -> None:
@@ -157,5 +172,5 @@ def test_images_that_show_no_galaxy_are_described(tmp_path: Path) -> None:
     assert find_flaws(tmp_path / "a.png") == ["blank"]
     flux = np.random.default_rng(0).normal(0.02, 0.1, (3, SIDE, SIDE)).astype(np.float32)
     flux[2] = 0
-    fits.writeto(tmp_path / "a.fits", flux)  # its stretched bands are all structured
+    fits.writeto(tmp_path / "a.fits", flux, fits.Header({"BANDS": "grz"}))  # its stretched bands are all structured
     assert find_flaws(tmp_path / "a.fits") == ["no z"]
