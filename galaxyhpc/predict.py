@@ -1,13 +1,17 @@
-"""Classify your own galaxies with a trained model: `galaxyhpc predict runs/SWEEP/RUN_ID images.h5 *.png`.
+"""Classify your own galaxies with a trained model: `galaxyhpc predict runs/SWEEP/RUN_ID images.h5 *.png catalogue.csv`.
 
-Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; PNG, JPEG, TIFF and WebP of 8 bits; FITS. Images are
-square or cropped as in the training (data.crop), of any size, and should look like the training images, as Galaxy10's:
-about 67 arcsec of sky with the galaxy in the middle. Bands and stretch of FITS are those of the run (data.fits). Grey
-images are taken where the run was trained on such. Writes one CSV row per galaxy, with the probability of each class in
-a column `p_NAME`; the column `note` marks images without a galaxy, blank or with an empty band, and pixels without a
-value, which are taken as sky. The headers of all files are checked first. Exit status 2:
-nothing was written; each bad image has its line of the reason. Exit status 1: --skip-bad left out images, and the
-column `error` says why.
+Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; images (PNG, JPEG, TIFF and WebP of 8 bits, FITS); a
+directory, for all images below it; a catalogue (CSV, TSV, ECSV, FITS table, parquet) with a column of image files,
+relative to its directory; parquet with images inside, or a directory of such shards. Columns are found as in the
+training (data.columns); labels are not needed. Images are square or cropped as in the training (data.crop), of any
+size, and should look like the training images: the galaxy in the middle of a field of the same size on the sky. Bands
+and stretch of FITS are those of the run (data.fits). Grey images are taken where the run was trained on such.
+
+Writes one CSV row per galaxy: source and index (its row in it, from 0), id (the catalogue's, or the name of the image),
+ra and dec in degrees where the source has them, and the probability of each class in a column `p_NAME`; the column
+`note` marks images without a galaxy, blank or with an empty band, and pixels without a value, which are taken as sky.
+The headers of all files are checked first. Exit status 2: nothing was written; each bad image has its line of the
+reason. Exit status 1: --skip-bad left out images, and the column `error` says why.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from rich.progress import track
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.images import image_files
 from galaxyhpc.data.sources.conversion import resize
+from galaxyhpc.data.sources.unlabelled import GalaxyFile, list_galaxy_files
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import NotTrainedError
@@ -37,6 +42,8 @@ from galaxyhpc.storage.files import OVERWRITE_HELP, atomic_write, check_output, 
 
 BATCH_SIZE = 64  # galaxies
 MAX_LISTED = 20  # bad images named one by one
+FILES_HELP = "HDF5, an image, a directory, a catalogue (CSV, ECSV, FITS, parquet), parquet with images; globs may be "
+FILES_HELP += "quoted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,8 @@ class Galaxy:
 
     source: str  # file
     index: int  # in the file
+    id: str  # empty if it has none
+    position: tuple[float, float]  # ra, dec in degrees; NaN where unknown
     image: image_files.UInt8Array | None  # (3, S, S) uint8
     flaw: str = ""  # of an image that shows no galaxy
     error: str = ""
@@ -67,32 +76,23 @@ class BadImagesError(ValueError):
         super().__init__("\n".join([*lines[:MAX_LISTED], *more, *(hint if len(errors) < total else [])]))
 
 
-def check_headers(
-    paths: Iterable[Path], config: DataConfig, allow_grey: bool
-) -> dict[Path, int | image_files.ImageError]:
-    """Return the number of images of each file, or why it cannot be used."""
-    counts: dict[Path, int | image_files.ImageError] = {}
-    for path in paths:
-        try:
-            counts[path] = image_files.count_images(path, config, allow_grey)
-        except image_files.ImageError as error:
-            counts[path] = error
-    return counts
+def list_files(paths: Iterable[Path], config: DataConfig, allow_grey: bool) -> list[GalaxyFile]:
+    """Return the files with images at these paths, each once."""
+    files = (file for path in paths for file in list_galaxy_files(path, config, allow_grey))
+    return list({(file.source, file.row): file for file in files}.values())
 
 
-def read_galaxies(
-    counts: dict[Path, int | image_files.ImageError], config: DataConfig, allow_grey: bool
-) -> Iterator[Galaxy]:
+def read_galaxies(files: Iterable[GalaxyFile], image_size: int) -> Iterator[Galaxy]:
     """Yield every galaxy of these files, cropped and resized to (3, S, S) as the training images are."""
-    for path, count in counts.items():
-        images = iter([count]) if isinstance(count, image_files.ImageError) else None
-        source = sanitize(str(path))
-        for index, image in enumerate(images or image_files.read_images(path, config, allow_grey)):
+    for file in files:
+        images = file.read_images() if file.read_images else (image_files.ImageError(file.error),)
+        for number, (image, name, ra, dec) in enumerate(zip(images, file.ids, file.ra, file.dec, strict=False)):
+            known = (file.source, file.row + number, sanitize(name), (ra, dec))
             if isinstance(image, image_files.ImageError):
-                yield Galaxy(source, index, None, error=sanitize(str(image)))
+                yield Galaxy(*known, None, error=sanitize(str(image)))
             else:
-                pixels = resize(image.pixels[None], config.image_size)[0]
-                yield Galaxy(source, index, pixels, image.flaw, num_filled=image.num_filled)
+                pixels = resize(image.pixels[None], image_size)[0]
+                yield Galaxy(*known, pixels, image.flaw, num_filled=image.num_filled)
 
 
 @torch.inference_mode()
@@ -112,7 +112,8 @@ def get_columns(classifier: Classifier) -> list[str]:
     with_underscores = [name.replace(" ", "_") for name in names]
     endings = with_underscores if len(set(with_underscores)) == len(names) else names
     columns = [f"{raw}p_{ending}" for ending in endings]
-    return ["source", "index", "class", "name", f"{raw}probability", *columns, "run_id", "trained_on", "note", "error"]
+    known = ["source", "index", "id", "ra", "dec"]
+    return [*known, "class", "name", f"{raw}probability", *columns, "run_id", "trained_on", "note", "error"]
 
 
 def write_predictions(
@@ -154,6 +155,8 @@ def _make_rows(classifier: Classifier, batch: Sequence[Galaxy], origin: list[str
         yield [
             galaxy.source,
             galaxy.index,
+            galaxy.id,
+            *("" if np.isnan(degrees) else float(degrees) for degrees in galaxy.position),
             *numbers,
             *origin,
             galaxy.note,
@@ -175,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Classify the galaxies named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc predict", description=__doc__)
     parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="*.h5, *.png, *.jpg, *.fits; globs may be quoted")
+    parser.add_argument("files", nargs="+", metavar="FILE", help=FILES_HELP)
     output_help = "file to write (%(default)s)"
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
     skip_help = "classify the others where images cannot be used, and list these in the column `error`"
@@ -191,15 +194,15 @@ def main(arguments: list[str] | None = None) -> int:
         run = trained_model.open_run(options.run)
         config = run.load_config()
         allow_grey = trained_model.is_trained_on_grey(run, config)
-        counts = check_headers(image_files.find_files(options.files), config.data, allow_grey)
-        errors = [str(count) for count in counts.values() if isinstance(count, image_files.ImageError)]
-        if errors and (not options.skip_bad or len(errors) == len(counts)):
-            raise BadImagesError(errors, len(counts), "; damage to their pixels is found then")
+        files = list_files(image_files.find_files(options.files), config.data, allow_grey)
+        errors = [file.error for file in files if file.error]
+        if errors and (not options.skip_bad or len(errors) == len(files)):
+            raise BadImagesError(errors, len(files), "; damage to their pixels is found then")
         classifier = trained_model.load(options.run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         galaxies = track(
-            read_galaxies(counts, config.data, allow_grey),
+            read_galaxies(files, config.data.image_size),
             "classifying",
-            total=sum(1 if isinstance(count, image_files.ImageError) else count for count in counts.values()),
+            total=sum(len(file.ids) for file in files),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -210,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    lines = [f"{options.output}: {totals['classified']} galaxies; files: {len(counts)}"]
+    lines = [f"{options.output}: {totals['classified']} galaxies; files: {len({file.source for file in files})}"]
     if totals["noted"]:
         lines.append(f"images blank or with an empty band: {totals['noted']}; their classes mean nothing: column note")
     if totals["bad"]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from astropy.io import fits
 from helpers.data_files import write_images_with_missing_filter
+from helpers.sources import encode, make_sample, write_catalogue, write_folder, write_parquet
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -133,6 +134,63 @@ def test_the_same_galaxies_get_the_same_probabilities_from_every_file_format(
     assert np.ptp(probabilities[0], axis=0).max() > 1e-3  # different galaxies, different probabilities
     for other in probabilities[1:]:
         np.testing.assert_array_equal(other, probabilities[0])
+
+
+SAMPLE = make_sample(9)
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "folder": lambda path: write_folder(path / "folder", SAMPLE),
+    "csv": lambda path: write_catalogue(path, SAMPLE),
+    "fits table": lambda path: write_catalogue(path, SAMPLE, "table.fits"),
+    "ecsv": lambda path: write_catalogue(path, SAMPLE, "table.ecsv"),
+    "parquet of files": lambda path: write_catalogue(path, SAMPLE, "table.parquet"),
+    "parquet": lambda path: write_parquet(path / "inside.parquet", SAMPLE, "struct"),
+    "shards": lambda path: write_shards(path / "shards"),
+}
+
+
+def write_shards(directory: Path) -> Path:
+    """Write shards whose images have no names, only ids."""
+    for number in range(2):
+        rows = slice(5 * number, 5 * number + 5)
+        write_parquet(directory / f"part-{number}.parquet", SAMPLE, "bytes", rows, id=np.array(SAMPLE.names))
+    return directory
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_same_galaxies_get_the_same_row_from_every_kind_of_source(kind: str, run: RunDir, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["ra"], file["dec"] = SAMPLE.images, SAMPLE.ra, SAMPLE.dec
+    assert main([str(run.path), str(tmp_path / "a.h5"), "--output", str(tmp_path / "expected.csv")]) == 0
+    assert main([str(run.path), str(SOURCES[kind](tmp_path)), "--output", str(tmp_path / "out.csv")]) == 0
+    rows, expected = read_table(tmp_path / "out.csv"), read_table(tmp_path / "expected.csv")
+    names = ["class", *(name for name in rows[0] if name.startswith("p_"))]
+    names += [] if kind == "folder" else ["ra", "dec"]
+    assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in expected]
+    assert [row["id"].rpartition("/")[2] for row in rows] == SAMPLE.names
+    assert {row["id"] for row in expected} == {""} and float(expected[3]["dec"]) == SAMPLE.dec[3]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_bad_row_is_named_and_can_be_left_out(
+    kind: str, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "csv":
+        source = write_catalogue(tmp_path, SAMPLE, objid=range(100, 109))
+        (tmp_path / "g004.png").unlink()
+        message = f"{tmp_path}/g004.png: got no such file; .* \\(catalogue.csv, row 4\\)"
+    else:
+        contents = [encode(image) for image in SAMPLE.images]
+        contents[4] = contents[4][:90]
+        source = write_parquet(tmp_path / "a.parquet", SAMPLE, "bytes", image=contents, id=np.arange(100, 109))
+        message = f"{source}: row 4: got 90 bytes that are none, or damaged"
+    command = [str(run.path), str(source), "--output", str(tmp_path / "out.csv")]
+    assert main(command) == 2 and re.match(message, capsys.readouterr().err)
+    assert main([*command, "--skip-bad"]) == 1
+    rows = read_table(tmp_path / "out.csv")
+    assert [(row["source"], row["index"], row["id"]) for row in rows] == [
+        (str(source), str(row), str(100 + row)) for row in range(9)
+    ]
+    assert [bool(row["error"]) for row in rows] == [row == 4 for row in range(9)]
 
 
 def test_a_run_of_generated_galaxies_says_so_in_every_row(
@@ -295,7 +353,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "FITS of nothing": ("a.fits", _fits(LIGHT * np.nan, BANDS="grz"), "no pixel with a finite value"),
     "FITS without an image": ("a.fits", _fits(None), "no image"),
     "text": ("a.txt", _text, r"the ending .txt; expected \.h5, "),
-    "a directory": ("a.h5", Path.mkdir, r"a directory; expected \*\.h5, .*: name a file in it"),
+    "an empty directory": ("a.h5", Path.mkdir, r"no images; expected \*\.png"),
     "a pipe": ("a.png", os.mkfifo, "a pipe or device; expected"),
     "a broken link": ("a.png", _link_to_nothing, "a link to absent.png, which does not exist; expected"),
     "nothing": ("a.h5", str, "no such file; expected"),
@@ -463,4 +521,4 @@ def test_each_class_has_a_column_of_its_name(run: RunDir, names: tuple[str, ...]
     classifier = trained_model.load(run.path, torch.device("cpu"))
     data = classifier.config.data.model_copy(update={"classes": names})
     classifier = replace(classifier, config=classifier.config.model_copy(update={"data": data}))
-    assert get_columns(classifier)[5:-4] == columns
+    assert get_columns(classifier)[8:-4] == columns

@@ -8,7 +8,7 @@ Bytes (3, S, S) or (S, S, 3) without BANDS are RGB already.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def _open_fits(path: Path) -> Iterator[Any]:
         if hdu is None:
             raise make_error(path, "no image", "one, of planes (N, S, S) or (S, S)")
         yield hdu
+
+
+def is_fits_table(path: Path) -> bool:
+    """Whether a FITS file, whatever its name, has a table and no image."""
+    from astropy.io import fits
+
+    with suppress(Exception), translate_read_errors(path, "a FITS file"), fits.open(path, memmap=False) as file:
+        kinds = [hdu.is_image for hdu in file if hdu.header["NAXIS"] > 0]
+        return bool(kinds) and not any(kinds)
+    return False
 
 
 def check_fits(path: Path, config: DataConfig) -> None:

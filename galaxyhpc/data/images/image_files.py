@@ -34,6 +34,7 @@ from galaxyhpc.data.images.galaxy_image import (
 from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources.hdf5 import compute_slice_size
 from galaxyhpc.data.sources.read_errors import describe_missing_array, explain_array, find_missing_parts
+from galaxyhpc.data.sources.tables import TABLE_ENDINGS
 from galaxyhpc.storage.files import sanitize
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ __all__ = [
     "GalaxyImage",
     "ImageError",
     "UInt8Array",
+    "check_image",
     "convert_pixels",
     "count_images",
     "find_files",
     "read_image",
     "read_images",
+    "refuse_grey",
 ]
 
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA")  # of Pillow
@@ -59,7 +62,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDF5_ENDINGS = (".h5", ".hdf5")
 PICTURE_TYPE = "a PNG, JPEG, TIFF or WebP image"
 IMAGE_ENDINGS = (*PICTURE_ENDINGS, *FITS_ENDINGS)  # of files with one image
-ALL_ENDINGS = (*HDF5_ENDINGS, *IMAGE_ENDINGS)
+ALL_ENDINGS = tuple(dict.fromkeys((*HDF5_ENDINGS, *IMAGE_ENDINGS, *TABLE_ENDINGS)))
 HDF5_TYPE = "an HDF5 file with images (N, S, S, 3)"
 EXPECTED_COLOURS = "red, green and blue, 8 bits each"
 
@@ -87,16 +90,26 @@ def count_images(path: Path, config: DataConfig, allow_grey: bool = False) -> in
     name = path.name.lower()
     if name.endswith(HDF5_ENDINGS):
         return _get_hdf5_layout(path)[0]
-    if name.endswith(FITS_ENDINGS):
-        check_fits(path, config)
-    elif name.endswith(PICTURE_ENDINGS):
-        with _open_picture(path, path) as image:
-            check_shape(path, image.height, image.width, config.crop)
-            if image.mode in GREY_MODES and not allow_grey:
-                raise make_error(path, f"a grey image (mode {image.mode})", EXPECTED_COLOURS)
-    else:
+    if not name.endswith(IMAGE_ENDINGS):
         raise make_error(path, f"the ending {path.suffix or '(none)'}", ", ".join(ALL_ENDINGS))
+    check_image(path, config, allow_grey)
     return 1
+
+
+def check_image(path: Path, config: DataConfig, allow_grey: bool = False) -> None:
+    """Check the header of a file with one image; `config` and `allow_grey` as for `read_images`.
+
+    Raises
+    ------
+    ImageError
+    """
+    if path.name.lower().endswith(FITS_ENDINGS):
+        check_fits(path, config)
+        return
+    with _open_picture(path, path) as image:
+        check_shape(path, image.height, image.width, config.crop)
+        if image.mode in GREY_MODES and not allow_grey:
+            raise make_error(path, f"a grey image (mode {image.mode})", EXPECTED_COLOURS)
 
 
 def read_images(path: Path, config: DataConfig, allow_grey: bool = False) -> Iterator[GalaxyImage | ImageError]:
@@ -107,13 +120,19 @@ def read_images(path: Path, config: DataConfig, allow_grey: bool = False) -> Ite
     """
     is_hdf5 = path.name.lower().endswith(HDF5_ENDINGS)
     try:
-        for index, image in enumerate(_read_hdf5(path) if is_hdf5 else (read_image(path, str(path), config),)):
-            if isinstance(image, GalaxyImage) and is_grey(image.pixels) and not allow_grey:
-                yield make_error(path, f"a grey image in images[{index}]", EXPECTED_COLOURS)
-            else:
-                yield image
+        images = _read_hdf5(path) if is_hdf5 else iter([read_image(path, str(path), config)])
+        yield from images if allow_grey else refuse_grey(path, images)
     except ImageError as error:
         yield error
+
+
+def refuse_grey(path: Path, images: Iterator[GalaxyImage | ImageError]) -> Iterator[GalaxyImage | ImageError]:
+    """Yield the images of a file, or an error in the place of one without colours."""
+    for index, image in enumerate(images):
+        if isinstance(image, GalaxyImage) and is_grey(image.pixels):
+            yield make_error(path, f"a grey image in images[{index}]", EXPECTED_COLOURS)
+        else:
+            yield image
 
 
 def read_image(file: Path | BinaryIO, name: str, config: DataConfig) -> GalaxyImage:

@@ -83,23 +83,20 @@ def parse_columns(
     labels, classes = make_labels(path, columns["label"], texts["label"], config.classes, locate)
     kept = np.flatnonzero(labels >= 0)
     check_class_counts(path, columns["label"], labels[kept], classes)
-    unknown = np.full(len(table), np.nan)
-    limits = {"ra": (0.0, 360.0, " degrees"), "dec": (-90.0, 90.0, " degrees"), "redshift": (-1.0, 20.0, "")}
-    numbers = {
-        key: tables.to_numbers(path, columns[key], table[columns[key]], *limits[key]) if key in columns else unknown
-        for key in limits
-    }
-    splits = None
+    ra, dec = tables.read_positions(path, table, columns)
+    splits = redshift = None
+    if "redshift" in columns:
+        redshift = tables.to_numbers(path, columns["redshift"], table[columns["redshift"]], -1.0, 20.0, "")[kept]
     if "split" in columns:
         splits = parse_splits(path, columns["split"], texts["split"][kept], lambda index: locate(int(kept[index])))
     parsed = Columns(
         labels=labels[kept],
-        ra=numbers["ra"][kept],
-        dec=numbers["dec"][kept],
+        ra=ra[kept],
+        dec=dec[kept],
         ids=texts["id"][kept] if "id" in columns else None,
         given_splits=splits,
         groups=_number_groups(texts["group"][kept]) if "group" in columns else None,
-        redshift=numbers["redshift"][kept] if "redshift" in columns else None,
+        redshift=redshift,
     )
     check_positions_differ(path, parsed.ra, parsed.dec)
     return kept, classes, parsed

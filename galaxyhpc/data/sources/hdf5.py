@@ -89,6 +89,18 @@ def _read_positions(path: Path, file: h5py.File, count: int) -> tuple[np.ndarray
     return ra, _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
 
 
+def read_known_positions(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ra and dec of `count` galaxies, NaN where they are unknown.
+
+    Raises
+    ------
+    DataError
+    """
+    with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
+        ra, dec = (_read_column_or_nan(path, file, key, count) for key in ("ra", "dec"))
+    return ra, dec
+
+
 def _read_field_arcsec(path: Path, file: h5py.File, count: int, size: int) -> float:
     scales = _read_column_or_nan(path, file, "pxscale", count)
     scales = scales[scales > 0]

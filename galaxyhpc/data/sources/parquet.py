@@ -20,7 +20,8 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.images.image_files import ImageError, convert_pixels, read_image
+from galaxyhpc.data.images.galaxy_image import describe_flaw
+from galaxyhpc.data.images.image_files import GalaxyImage, ImageError, convert_pixels, read_image
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.catalogue import check_not_blank, make_catalogue_source, parse_columns
 from galaxyhpc.data.sources.labels import SPLIT_NAMES
@@ -66,16 +67,26 @@ def open_parquet(path: Path, config: DataConfig) -> Source:
     DataError
     """
     paths = find_shards(path)
-    schemas, counts = zip(*(_read_header(shard) for shard in paths), strict=True)
-    shards = Shards(paths, np.concatenate([[0], np.cumsum(counts)]))
-    columns = tables.find_columns(path, schemas[0].names, config.columns)
+    shards, schema = read_headers(paths)
+    columns = tables.find_columns(path, schema.names, config.columns)
     if "file" not in columns:
         expected = "one with the images, or with the names of their files: name it in data.columns.file"
-        raise make_error(path, "columns", ", ".join(schemas[0].names), expected)
-    table = _read_columns(shards, columns, schemas[0])
+        raise make_error(path, "columns", ", ".join(schema.names), expected)
+    table = read_columns(shards, columns, schema)
     if columns["file"] in table:
         return make_catalogue_source(path, table, columns, config, shards.locate)
     return _make_parquet_source(path, shards, table, columns, config)
+
+
+def read_headers(paths: list[Path]) -> tuple[Shards, Any]:
+    """Return the shards and the schema of the first.
+
+    Raises
+    ------
+    DataError
+    """
+    schemas, counts = zip(*(_read_header(shard) for shard in paths), strict=True)
+    return Shards(paths, np.concatenate([[0], np.cumsum(counts)])), schemas[0]
 
 
 def _read_header(shard: Path) -> tuple[Any, int]:
@@ -85,8 +96,13 @@ def _read_header(shard: Path) -> tuple[Any, int]:
         return file.schema_arrow, file.metadata.num_rows
 
 
-def _read_columns(shards: Shards, columns: dict[str, str], schema: Any) -> pd.DataFrame:
-    """Return all columns but that of images inside; those may bring PATH_COLUMN."""
+def read_columns(shards: Shards, columns: dict[str, str], schema: Any) -> pd.DataFrame:
+    """Return all columns but that of images inside; those may bring PATH_COLUMN.
+
+    Raises
+    ------
+    DataError
+    """
     import pyarrow
 
     parquet, kind = tables.import_parquet(shards.paths[0]), schema.field(columns["file"]).type
@@ -104,7 +120,8 @@ def _read_columns(shards: Shards, columns: dict[str, str], schema: Any) -> pd.Da
                 part = part.drop_columns([columns["file"]]).append_column(PATH_COLUMN, paths)
             parts.append(part.to_pandas(integer_object_nulls=True))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    table[columns["label"]] = _name_labels(table[columns["label"]], columns["label"], schema)
+    if label := columns.get("label"):
+        table[label] = _name_labels(table[label], label, schema)
     if splits := _find_splits(shards):
         table[SPLIT_COLUMN] = np.repeat(splits, np.diff(shards.starts))
     return table
@@ -137,7 +154,7 @@ def _make_parquet_source(
     if "id" not in columns and config.columns.id is None and PATH_COLUMN in table:
         columns = columns | {"id": PATH_COLUMN}
     kept, classes, parsed = parse_columns(path, table, columns, config, shards.locate)
-    read = partial(_read_images, shards, columns["file"], config)
+    read = partial(_read_pixels, shards, columns["file"], config)
 
     def check_images() -> None:
         trial = [rows[:NUM_TRIAL_IMAGES] for rows in _divide(kept, shards) if len(rows)]
@@ -160,8 +177,25 @@ def _divide(rows: np.ndarray, shards: Shards) -> list[np.ndarray]:
     return np.split(rows, np.searchsorted(rows, shards.starts[1:-1]))
 
 
-def _read_images(shards: Shards, column: str, config: DataConfig, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the images of these rows, in ascending order, a few of which are in memory at a time."""
+def _read_pixels(shards: Shards, column: str, config: DataConfig, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for image in read_images(shards, column, config, rows):
+        if isinstance(image, ImageError):
+            raise DataError(str(image)) from image
+        yield image.pixels
+
+
+def read_images(
+    shards: Shards, column: str, config: DataConfig, rows: np.ndarray
+) -> Iterator[GalaxyImage | ImageError]:
+    """Yield the images of these rows, in ascending order, or the reason why one cannot be used.
+
+    A few of them are in memory at a time.
+
+    Raises
+    ------
+    DataError
+        If a file is damaged.
+    """
     for number, members in enumerate(_divide(rows, shards)):
         shard, missing = shards.paths[number], set(members.tolist())
         parquet, start = tables.import_parquet(shard), int(shards.starts[number])
@@ -172,30 +206,36 @@ def _read_images(shards: Shards, column: str, config: DataConfig, rows: np.ndarr
                 for row, value in enumerate(batch.column(0), start):
                     if row in missing:
                         missing.remove(row)
-                        yield _read_image(value, shard, f"{shard}: row {row - shards.starts[number]}", config)
+                        try:
+                            yield _read_image(value, shard, f"{shard}: row {row - shards.starts[number]}", config)
+                        except ImageError as error:
+                            yield error
                 start += len(batch)
 
 
-def _read_image(value: Any, shard: Path, place: str, config: DataConfig) -> np.ndarray:
-    """Return the image (S, S, 3) of a value of pyarrow."""
+def _read_image(value: Any, shard: Path, place: str, config: DataConfig) -> GalaxyImage:
+    """Return the image of a value of pyarrow.
+
+    Raises
+    ------
+    ImageError
+    """
     import pyarrow
 
     kind = value.type
-    try:
-        if pyarrow.types.is_struct(kind):
-            content, name = (_get_field(value, key) for key in ("bytes", "path"))
-            if content is None and name:
-                root = Path(config.images).expanduser() if config.images else shard.parent
-                return read_image(root / name, str(root / name), config).pixels
-        elif pyarrow.types.is_nested(kind):
-            return convert_pixels(_to_array(value), place, config.crop)
-        else:
-            content = value.as_py()
-        if not isinstance(content, bytes):
-            raise ImageError(f"{place}: got {kind} and no image; expected bytes of an image file, or pixels")
-        return read_image(io.BytesIO(content), place, config).pixels
-    except ImageError as error:
-        raise DataError(str(error)) from error
+    if pyarrow.types.is_struct(kind):
+        content, name = (_get_field(value, key) for key in ("bytes", "path"))
+        if content is None and name:
+            root = Path(config.images).expanduser() if config.images else shard.parent
+            return read_image(root / name, str(root / name), config)
+    elif pyarrow.types.is_nested(kind):
+        pixels = convert_pixels(_to_array(value), place, config.crop)
+        return GalaxyImage(pixels, describe_flaw(pixels))
+    else:
+        content = value.as_py()
+    if not isinstance(content, bytes):
+        raise ImageError(f"{place}: got {kind} and no image; expected bytes of an image file, or pixels")
+    return read_image(io.BytesIO(content), place, config)
 
 
 def _get_field(value: Any, key: str) -> Any:

@@ -103,26 +103,31 @@ def find_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[st
     DataError
         If a column that the settings name, or that of the labels, does not exist.
     """
-    by_lower_case = {name.lower(): name for name in reversed(names)}
-    columns = {}
-    for key, common in COMMON_NAMES.items():
-        requested = getattr(config, key)
-        if requested is None:
-            name = next((by_lower_case[name] for name in common if name in by_lower_case), "")
-        elif not requested or requested in names:
-            name = requested
-        else:
+    for key in COMMON_NAMES:
+        if (requested := getattr(config, key)) and requested not in names:
             close = get_close_matches(requested, names, n=1)
             hint = f"{close[0]}?" if close else f"one of {', '.join(map(str, names))}"
             raise make_error(path, f"data.columns.{key}", f"no column {requested!r}", hint)
-        if name:
-            columns[key] = name
+    columns = match_columns(names, config)
     if "label" not in columns:
         listed = ", ".join(map(str, names)) or "none"
         raise make_error(path, "columns", listed, "one with the class of each galaxy: name it in data.columns.label")
     if ("ra" in columns) != ("dec" in columns):
         got = f"data.columns.{'ra' if 'ra' in columns else 'dec'} alone"
         raise make_error(path, "columns", got, "both ra and dec: name them in data.columns, or leave out both with ''")
+    return columns
+
+
+def match_columns(names: list[str], config: ColumnsConfig) -> dict[str, str]:
+    """Return which of these names are columns by the settings or, where these name none of them, by common names."""
+    by_lower_case = {name.lower(): name for name in reversed(names)}
+    columns = {}
+    for key, common in COMMON_NAMES.items():
+        requested = getattr(config, key)
+        if requested in names:
+            columns[key] = requested
+        elif requested != "" and (name := next((name for name in common if name in by_lower_case), "")):
+            columns[key] = by_lower_case[name]
     return columns
 
 
@@ -145,6 +150,23 @@ def to_texts(values: pd.Series[Any]) -> np.ndarray:
     """Return (N,) texts without spaces around them, empty where there is no value."""
     texts = np.array(["" if value is None else str(value).strip() for value in values.tolist()], dtype=object)
     return np.array(["" if text.lower() in MISSING else text for text in texts], dtype=str)
+
+
+def read_positions(path: Path, table: pd.DataFrame, columns: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) ra and dec in degrees, NaN where there is no value or no column.
+
+    Raises
+    ------
+    DataError
+    """
+    limits = {"ra": (0.0, 360.0), "dec": (-90.0, 90.0)}
+    ra, dec = (
+        to_numbers(path, columns[key], table[columns[key]], *limits[key], " degrees")
+        if key in columns
+        else np.full(len(table), np.nan)
+        for key in limits
+    )
+    return ra, dec
 
 
 def to_numbers(path: Path, key: str, values: pd.Series[Any], low: float, high: float, unit: str) -> np.ndarray:
