@@ -32,7 +32,6 @@ from torch.export import ExportedProgram
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data.simulate import render_image
 from galaxyhpc.data.sources.conversion import resize
-from galaxyhpc.data.sources.hdf5 import FIELD_ARCSEC
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
@@ -252,14 +251,14 @@ def _suppress_warnings() -> Iterator[None]:
 def describe_export(classifier: Classifier, folder: Path, differences: dict[str, float]) -> dict[str, Any]:
     """Return the contents of model.json."""
     size, model, names = classifier.image_size, classifier.config.model, classifier.config.data.class_names
-    provenance = collect_provenance()
+    provenance, field = collect_provenance(), trained_model.describe_field(classifier.config.data)
     return {
         "run_id": classifier.run.run_id,
         "architecture": model.name,
         "group": model.group_label or None,
         "trained_on": GENERATED_WARNING if classifier.generated else "real galaxies",
         "generated": classifier.generated,
-        "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {FIELD_ARCSEC:.1f} arcsec of sky",
+        "input": f"images: (N, 3, {size}, {size}) float32, RGB in [0, 1], any N; {field}",
         "output": f"logits: (N, {len(names)}) float32; probabilities are softmax(logits / temperature)",
         "image_size": size,
         "temperature": classifier.temperature,  # null: the run was not evaluated; probabilities are not calibrated

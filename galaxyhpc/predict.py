@@ -169,6 +169,8 @@ def get_warnings(classifier: Classifier) -> list[str]:
     run, messages = classifier.run, []
     if classifier.temperature is None:
         messages.append(f"probabilities are RAW, not calibrated: `galaxyhpc evaluate {run.path}` fits the temperature")
+    field = trained_model.describe_field(classifier.config.data)
+    messages.append(f"the images of the training show {field}; yours should show as much")
     if classifier.generated:
         messages.append(f"{run.run_id} was trained on GENERATED galaxies: do not rely on its predictions for real ones")
     return messages

@@ -116,6 +116,7 @@ def test_what_goes_in_and_comes_out_is_written_beside_the_files(exported: Path, 
     assert {path.name for path in exported.iterdir()} == {*description["files"], "model.json"}
     for name, file in description["files"].items():
         assert file["sha256"] == sha256(exported / name) and file["largest_difference"] <= 1e-5
+    assert description["input"].endswith("; 67.1 arcsec of sky")
     assert list(description["classes"].values()) == list(GALAXY10_CLASSES) and description["image_size"] == SIZE
     assert description["weights"] == sha256(run.best_file) and description["run_id"] == run.run_id
     assert description["generated"] and "GENERATED" in description["trained_on"] and description["temperature"] is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,15 +76,20 @@ def add_prediction_tables(tables: Tables, predictions: uncertainty.SweepPredicti
     return replace(tables, **{name: table for name, table in optional.items() if len(table)})
 
 
-def name_hardest_galaxies(tables: Tables, sweep_dir: Path) -> Tables:
-    """Add the column id to the hardest galaxies if their source has names for them."""
+def read_galaxy_names(sweep_dir: Path) -> dict[int, str]:
+    """Return the id of each galaxy by its row; empty if their source has none."""
     try:
         split = read_split_table(sweep_dir / SPLIT_FILE_NAME)
     except DataError:  # absent or damaged; the numbers stand without names
+        return {}
+    return dict(zip(split["row"].tolist(), split["id"].tolist(), strict=True)) if "id" in split else {}
+
+
+def name_hardest_galaxies(tables: Tables, names: Mapping[int, str]) -> Tables:
+    """Add the column id to the hardest galaxies if there are names of `read_galaxy_names`."""
+    if tables.hardest.empty or not names:
         return tables
-    if tables.hardest.empty or "id" not in split:
-        return tables
-    return replace(tables, hardest=tables.hardest.assign(id=tables.hardest["row"].map(split.set_index("row")["id"])))
+    return replace(tables, hardest=tables.hardest.assign(id=tables.hardest["row"].map(names)))
 
 
 def list_flaws(sweep_dir: Path, sweep: CollectedSweep) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.schema import DataConfig, RunConfig
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import read_field_arcsec
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.evaluate import load_network
@@ -58,6 +61,15 @@ def is_trained_on_grey(run: RunDir, config: RunConfig) -> bool:
     DataError
     """
     return config.data.source != "demo" and "grey" in read_split_header(run.sweep_dir / SPLIT_FILE_NAME)
+
+
+def describe_field(config: DataConfig) -> str:
+    """Say how much of the sky an image of the training shows; the source is read for it if it is there."""
+    try:
+        field_arcsec = config.field_arcsec or read_field_arcsec(config)
+    except (DataError, OSError):
+        field_arcsec = math.nan
+    return "a field of unknown size" if math.isnan(field_arcsec) else f"{field_arcsec:.1f} arcsec of sky"
 
 
 def load(path: Path, device: torch.device) -> Classifier:

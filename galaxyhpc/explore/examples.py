@@ -78,7 +78,7 @@ def make_noise_section(summary: DatasetSummary) -> Section:
         f"{names}: of median signal-to-noise in the classes where it is lowest and highest. Networks are evaluated on "
         "the same pixels.",
         f"Two galaxies ({names}), clean and under {', '.join(NOISE_CONDITIONS)}, each from mild to severe.",
-        draw_dataset_contact_sheet(summary.galaxies, rows, "Under noise", NOISE_CONDITIONS),
+        draw_dataset_contact_sheet(summary.galaxies, rows, "Under noise", NOISE_CONDITIONS, {}),
         dpi=110,
     )
     return Section("Noise", figures=(figure,))

@@ -27,6 +27,7 @@ from galaxyhpc.analysis.sweep_tables import (
     make_count_tables,
     make_report_info,
     name_hardest_galaxies,
+    read_galaxy_names,
 )
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.report import latex
@@ -105,9 +106,10 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
         predictions = uncertainty.load_predictions(sweep)
     seed_summary = uncertainty.add_intervals(summary.summarise_seeds(sweep, metrics_table), predictions.networks)
     tables = make_count_tables(sweep, metrics_table, seed_summary, class_names)
+    names = read_galaxy_names(sweep_dir)
     if compute_intervals:
         tables = add_prediction_tables(replace(tables, training=summary.learning_curves(sweep)), predictions)
-        tables = name_hardest_galaxies(tables, sweep_dir)
+        tables = name_hardest_galaxies(tables, names)
     info = make_report_info(sweep_dir, sweep, metrics_table, class_names)
     notes = (
         *list_unplanned_runs(sweep_dir, sweep),
@@ -124,7 +126,7 @@ def _build_report(sweep_dir: Path, sweep: CollectedSweep, compute_intervals: boo
     if compute_intervals:
         from galaxyhpc.report.html_report import write_report  # imports matplotlib, which tables do without
 
-        write_report(report.directory, tables, info, sweep, metrics_table, predictions.misclassified, notes)
+        write_report(report.directory, tables, info, sweep, metrics_table, predictions.misclassified, names, notes)
     else:
         _remove_old_figures(report.directory)
     return report

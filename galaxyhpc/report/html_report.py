@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def write_report(
     sweep: CollectedSweep,
     metrics_table: pd.DataFrame,
     misclassified: Mapping[str, tuple[Misclassification, ...]],
+    names: Mapping[int, str],
     notes: Sequence[str],
 ) -> None:
     """Draw every figure, and write report.html.
@@ -60,6 +62,7 @@ def write_report(
     ----------
     metrics_table : of `summary.make_metrics_table`
     misclassified : run_id -> the galaxies that the run's page shows
+    names : of galaxies by row of the data file; those without one are called by their row
     """
     pngs = dict(
         zip(
@@ -74,9 +77,9 @@ def write_report(
     rows = select_galaxies(run_details, tables.hardest) if galaxies else []
     images = {row: np.ascontiguousarray(galaxies.images[row].transpose(1, 2, 0)) for row in rows if galaxies}
     conditions = [name for name in tables.summary["condition"].unique() if name not in ("clean", ROTATION_MEAN[0])]
-    pngs["contact_sheet"] = _write_contact_sheet(directory, galaxies, rows[:3], conditions, info.title)
+    pngs["contact_sheet"] = _write_contact_sheet(directory, galaxies, rows[:3], conditions, info.title, names)
     drawn = {name: png for name, png in pngs.items() if png is not None}
-    write_html(directory / "report.html", tables, info, run_details, drawn, images, notes)
+    write_html(directory / "report.html", tables, info, run_details, drawn, images, notes, names)
 
 
 def select_galaxies(
@@ -107,6 +110,7 @@ def write_html(
     figures: Mapping[str, bytes],
     galaxy_images: GalaxyImages,
     notes: Sequence[str] = (),
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
     """Write report.html, atomically.
 
@@ -117,6 +121,7 @@ def write_html(
     figures : PNG by the names of `figures.FIGURES`; the page links NAME.pdf beside itself
     galaxy_images : (S, S, 3) uint8 by row of the data file
     notes : warnings that every reader must see
+    names : of galaxies by row of the data file
     """
     jpegs = {row: encode_jpeg(image) for row, image in galaxy_images.items()}
     sections = [
@@ -135,7 +140,7 @@ def write_html(
     ]
     sections = [section for section in (_add_figures(section, figures) for section in sections) if not section.is_empty]
     lead = [paragraph for paragraph in info.question.split("\n\n") if paragraph]
-    data = make_run_pages(tables.runs, tables.training, run_details, jpegs, info.class_names)
+    data = make_run_pages(tables.runs, tables.training, run_details, jpegs, info.class_names, names)
     write_text(path, page.render_page(info.title, sections, info.generated, lead, data, ["report.js"]))
 
 
@@ -272,12 +277,19 @@ def _draw_figure(tables: Tables, info: ReportInfo, directory: Path, name: str) -
 
 @use_default_style()
 def _write_contact_sheet(
-    directory: Path, galaxies: Galaxies | None, rows: list[int], conditions: list[str], title: str
+    directory: Path,
+    galaxies: Galaxies | None,
+    rows: list[int],
+    conditions: list[str],
+    title: str,
+    names: Mapping[int, str],
 ) -> bytes | None:
     """Draw a few of the galaxies under every planned condition; without any, remove that of an earlier report."""
     from galaxyhpc.report.figures.contact_sheet import draw_dataset_contact_sheet  # imports torch: only with galaxies
 
-    figure = draw_dataset_contact_sheet(galaxies, rows, title, conditions) if galaxies and rows and conditions else None
+    figure = None
+    if galaxies and rows and conditions:
+        figure = draw_dataset_contact_sheet(galaxies, rows, title, conditions, names)
     return _save_figure(directory / "contact_sheet", figure)
 
 

@@ -147,7 +147,7 @@ function makeMisclassifiedSection(galaxies) {
   if (!galaxies?.length) return [];
   const items = galaxies.map(([row, truth, predicted, errorFraction]) => makeElement("li", {},
     shared.images[row] ? makeElement("img", { src: shared.images[row], alt: "" }) : makeElement("span", { class: "absent" }, "no image"),
-    makeElement("strong", {}, shared.classes[truth]), ` predicted as ${shared.classes[predicted]}; wrong under ${(100 * errorFraction).toFixed(0)} % of all conditions (row ${row})`));
+    makeElement("strong", {}, shared.classes[truth]), ` predicted as ${shared.classes[predicted]}; wrong under ${(100 * errorFraction).toFixed(0)} % of all conditions (${shared.names[row] || `row ${row}`})`));
   return makeSection("Hardest galaxies", "Clean test galaxies that this run misclassifies, those wrong under most conditions first.", makeElement("ul", { class: "thumbnails" }, ...items));
 }
 

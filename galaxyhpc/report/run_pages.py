@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def make_run_pages(
     run_details: Sequence[RunDetails],
     jpegs: Mapping[int, bytes],
     class_names: Sequence[str],
+    galaxy_names: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return JSON by the id of its script element: `shared`, and `run-data-RUN_ID` for each run.
 
@@ -49,11 +51,13 @@ def make_run_pages(
     run_details : in any order
     jpegs : images by row of the data file
     class_names : in the order of the labels
+    galaxy_names : by row of the data file
     """
     details = {run.run_id: run for run in run_details}
     settings = _find_shared_entries(run.settings for run in run_details)
     provenance = _find_shared_entries(run.provenance for run in run_details)
     pairs = list(dict.fromkeys(pair for run in run_details for pair in _get_pairs(run)))
+    rows = sorted({galaxy.row for run in run_details for galaxy in run.misclassified} & galaxy_names.keys())
     curves = _collect_curves(training)
     shared = {
         "runs": runs["run_id"].tolist(),
@@ -63,6 +67,7 @@ def make_run_pages(
         "settings": settings,
         "provenance": provenance,
         "images": {row: make_data_uri("jpeg", jpeg) for row, jpeg in jpegs.items()},
+        "names": {row: galaxy_names[row] for row in rows},
     }
     pages: dict[str, Any] = {"shared": shared}
     for run in runs.to_dict("records"):

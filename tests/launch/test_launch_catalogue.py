@@ -67,6 +67,7 @@ def test_a_catalogue_is_trained_on_evaluated_and_reported(tmp_path: Path) -> Non
     hardest = pd.read_csv(tmp_path / "runs/mine/report/hardest.csv")
     assert "g200.png" in hardest["id"].tolist()
     assert hardest["id"].tolist() == [f"g{row:03}.png" for row in hardest["row"]]
+    assert '"200":"g200.png"' in (tmp_path / "runs/mine/report/report.html").read_text()
     for command in ("status", "fsck"):
         answer = run_python("-m", "galaxyhpc", command, "runs/mine", cwd=tmp_path)
         assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -388,3 +388,10 @@ def test_a_run_of_many_classes_lists_its_most_frequent_errors_instead_of_a_matri
     pages = run_pages.make_run_pages(runs, pd.DataFrame(), [details], {}, names)
     assert pages["shared"]["classes"] == names
     assert pages["run-data-a-s0"]["confusion"] == [[n, n + 1, n] for n in range(298, 198, -1)]
+
+
+def test_a_runs_page_has_the_names_of_its_own_galaxies() -> None:
+    runs = pd.DataFrame({"run_id": ["a-s0"], "label": ["C4"], "seed": [0], "fold": [0], "reason": [""]})
+    names = {5: "NGC 1300", 6: "shown on no page"}
+    pages = run_pages.make_run_pages(runs, pd.DataFrame(), [make_details("a-s0")], {}, GALAXY10_CLASSES, names)
+    assert pages["shared"]["names"] == {5: "NGC 1300"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from galaxyhpc.config.conditions import (
 )
 from galaxyhpc.data.dataset import Galaxies
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
+from galaxyhpc.storage.files import sanitize
 
 NUM_COLUMNS = 6  # clean, and five severities
 GALAXY_INCHES = 1.2  # size of a galaxy
@@ -37,6 +38,7 @@ def draw_contact_sheet(
     title: str,
     conditions: Sequence[str] = DEFAULT_CONDITIONS,
     is_generated: bool = False,
+    names: Sequence[str] = (),
 ) -> Figure:
     """Draw galaxies under conditions, with the physical parameter above each tile.
 
@@ -47,10 +49,11 @@ def draw_contact_sheet(
     survey : of the dataset at S pixels
     conditions : names of conditions, also combinations; the first column of each is clean
     is_generated : whether these are demo galaxies, which the title then says
+    names : of the galaxies
     """
-    names = [name for name in conditions if name != "clean"]
+    drawn = [name for name in conditions if name != "clean"]
     tile_width, tile_height = len(images) + TILE_GAP, 1.0 + TILE_TEXT_HEIGHT
-    width, height = NUM_COLUMNS * tile_width, len(names) * tile_height + TITLE_HEIGHT + TILE_GAP
+    width, height = NUM_COLUMNS * tile_width, len(drawn) * tile_height + TITLE_HEIGHT + TILE_GAP
     figure = Figure(figsize=(GALAXY_INCHES * width, GALAXY_INCHES * height), dpi=110)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0.0, width), ylim=(height, 0.0))
@@ -59,8 +62,9 @@ def draw_contact_sheet(
         TILE_GAP, 0.1, title + (f" - {GENERATED_NOTICE}" if is_generated else ""), fontsize=16, va="top", weight="bold"
     )
     explanation = "One row per condition. Left: clean; then severities, the mildest first, with their physical values."
+    explanation += f" Galaxies: {', '.join(names)}." if names else ""
     axes.text(TILE_GAP, 0.4, explanation, fontsize=11, va="top")
-    for number, name in enumerate(names):
+    for number, name in enumerate(drawn):
         top = TITLE_HEIGHT + number * tile_height
         description = CONDITIONS[name].description if name in CONDITIONS else "applied one after the other"
         axes.text(TILE_GAP, top + TILE_TEXT_HEIGHT - 0.17, name, fontsize=9, va="bottom", weight="bold")
@@ -72,12 +76,13 @@ def draw_contact_sheet(
 
 
 def draw_dataset_contact_sheet(
-    galaxies: Galaxies, indices: Sequence[int], title: str, conditions: Sequence[str]
+    galaxies: Galaxies, indices: Sequence[int], title: str, conditions: Sequence[str], names: Mapping[int, str]
 ) -> Figure:
-    """Draw the galaxies in these rows of the data file under conditions."""
+    """Draw the galaxies in these rows of the data file under conditions, with their names or else their rows."""
     images = torch.from_numpy(np.stack([galaxies.images[row] for row in indices])).float() / 255.0
     survey = Survey(galaxies.mean, galaxies.pixel_scale_arcsec)
-    return draw_contact_sheet(images, torch.tensor(indices), survey, title, conditions, galaxies.generated)
+    called = [sanitize(names.get(row) or f"row {row}") for row in indices]
+    return draw_contact_sheet(images, torch.tensor(indices), survey, title, conditions, galaxies.generated, called)
 
 
 def select_severities(condition: str) -> tuple[float, ...]:

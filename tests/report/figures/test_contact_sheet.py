@@ -32,6 +32,11 @@ def test_a_tile_holds_the_pixels_that_networks_are_shown() -> None:
     np.testing.assert_array_equal(axes.images[2].get_array(), np.concatenate(list(expected), axis=1))
 
 
+def test_the_galaxies_are_named() -> None:
+    (axes,) = draw_contact_sheet(IMAGES, ROWS, SURVEY, "33 px", ("flip",), names=("NGC 1300", "row 8")).axes
+    assert any(text.get_text().endswith("Galaxies: NGC 1300, row 8.") for text in axes.texts)
+
+
 def test_generated_galaxies_are_called_so() -> None:
     for generated in (True, False):
         (axes,) = draw_contact_sheet(IMAGES, ROWS, SURVEY, "33 px", ("flip",), generated).axes
