@@ -1,0 +1,135 @@
+"""The convolution in one kernel computes what the dense filter does, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers.tiers import slow
+from torch import Tensor, nn
+
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.steerable.kernels import selection
+from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
+from galaxyhpc.steerable.layers import SteerableConv
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+
+from galaxyhpc.steerable import fused_blocks, fused_convolution, fused_norm
+from galaxyhpc.steerable.kernels import gpu, triton_kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def get_basis_spec(group: str) -> BasisSpec:
+    return (group, 3, "regular", "regular", None)
+
+
+def convolve_fused(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int) -> Tensor:
+    """Return the maps of `gpu.forward`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    plan, grid = gpu.get_plan(basis_spec, False, x), gpu.Grid(x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
+    weight = gpu.reshape_weights(weight, basis_spec, x.shape[1] // plan.inputs.channels)
+    y_hat = fused_convolution.convolve(plan, grid.field_to_irreps(x, plan.inputs, padding, 1), weight, grid)
+    sides = [(side - 3) // stride + 1 for side in grid]
+    y = x.new_empty(len(x), *sides, len(weight) * plan.outputs.channels).permute(0, 3, 1, 2)
+    grid.irreps_to_field(y_hat, y, plan.outputs, 1, stride)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "stride", "padding", "shape", "dtype"),
+    [
+        ("C1", (48, 5), 1, 1, (2, 5, 6), torch.float16),
+        ("C4", (3, 4), 2, 1, (3, 9, 7), torch.float32),
+        slow("C16", (12, 24), 1, 1, (1, 5, 4), torch.float16),
+        ("D4", (12, 5), 1, 0, (1, 7, 6), torch.float16),
+        slow("D8", (24, 12), 1, 1, (1, 10, 9), torch.float32),
+        slow("D16", (5, 70), 2, 1, (1, 5, 4), torch.float16),
+    ],
+)
+def test_maps_are_those_of_the_dense_filter(
+    group: str, fields: tuple[int, int], stride: int, padding: int, shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Of any number of fields, of images, of odd sides, of more pixels than a tile has."""
+    dense = SteerableConv(group, *fields, stride=stride, padding=padding).double().to(DEVICE)
+    dense.basis = dense.basis.double()
+    x = torch.randn(shape[0], fields[0] * dense.basis.shape[2], *shape[1:], dtype=torch.float64, device=DEVICE)
+    expected = dense(x).detach()
+    y = convolve_fused(x.to(dtype), dense.weight.detach().float(), dense.basis_spec, stride, padding)
+    assert (y - expected).abs().max() < 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@triton.jit
+def _add_product_in_float32(sums, z, weights, ROWS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    z = tl.reshape(z, (ROWS, K)).to(tl.bfloat16).to(tl.float32)
+    return tl.dot(z, weights.to(tl.float32), sums, input_precision="ieee")
+
+
+def test_pairs_of_bfloat16_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # Triton's interpreter multiplies bfloat16 as if it were integers
+        monkeypatch.setattr(triton_kernels, "add_product", _add_product_in_float32)
+    plan = gpu.get_plan(get_basis_spec("D4"), False, torch.empty(0, dtype=torch.bfloat16, device=DEVICE))
+    grid, fields = gpu.Grid(5, 6), plan.inputs.pad_fields(12)
+    x_hat = torch.randn(plan.inputs.num_planes * 2 * grid.size * fields, device=DEVICE).bfloat16()
+    weight = torch.randn(8, 12, plan.basis.num_weights, device=DEVICE).bfloat16()
+    y_hat = fused_convolution.convolve(plan, x_hat, weight, grid).float()
+    plan_of_float32 = gpu.get_plan(get_basis_spec("D4"), False, weight.float())
+    expected = gpu.convolve(plan_of_float32, x_hat.float(), weight.float(), grid)
+    difference = (y_hat - expected).view(-1, 2, *grid, 8)[..., 1:-1, 1:-1, :]
+    assert difference.abs().max() < 4 * torch.finfo(torch.bfloat16).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("group", ["C1", "C2", "C3", "C7", "C16", "D1", "D2", "D3", "D4", "D7", "D16"])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_blocks_of_all_groups_have_a_form_that_the_kernel_knows(group: str, is_transposed: bool) -> None:
+    basis = get_harmonic_basis(get_basis_spec(group), is_transposed)
+    plan = gpu.get_plan(get_basis_spec(group), is_transposed, torch.empty(0))
+    tables, _ = fused_convolution.make_step_tables(plan, fused_convolution.STEP_VALUES)
+    num_blocks = sum(len(irrep.weight_indices) for irrep in basis.irreps)
+    assert sum(len(table.steps) for table in tables) == num_blocks
+
+
+def test_filters_of_other_sizes_are_refused() -> None:
+    basis = get_harmonic_basis(("C4", 5, "regular", "regular", None))
+    with pytest.raises(ValueError, match="got filters of 5x5 px; expected 3x3"):
+        fused_convolution.get_spatial_filters(basis)
+
+
+@pytest.fixture
+def nan_in_new_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fills memory, too
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_new_memory")
+def test_blocks_give_the_same_maps_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The border of the maps, which is not written, does not reach them."""
+    assert torch.empty(3).isnan().all()
+    monkeypatch.setattr(fused_convolution, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(fused_norm, "TILES_PER_PROGRAM", 1)
+    torch.manual_seed(0)
+    layers = [
+        nn.Sequential(SteerableConv("C3", 2, 3, padding=1), FieldBatchNorm(3, 3), nn.ReLU()),
+        nn.Sequential(SteerableConv("C3", 3, 2, padding=1), FieldBatchNorm(2, 3), nn.ReLU()),
+    ]
+    two_step = nn.Sequential(*layers).to(DEVICE).train()
+    fused = copy.deepcopy(two_step)
+    choices: tuple[selection.LayerKernel, ...] = (True, "fused")
+    x = torch.randn(2, 6, 5, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    outcomes = []
+    for blocks, kernel in zip((two_step, fused), choices, strict=True):
+        monkeypatch.setattr(selection.operator, "is_available", lambda *arguments: True)
+        names = selection.get_steerable_layers(blocks)
+        assert selection.apply_choice(blocks, dict.fromkeys(names, kernel), torch.device(DEVICE))
+        own_x = x.clone().requires_grad_()
+        y = fused_blocks.run_blocks(blocks, own_x)
+        (y * torch.linspace(-1, 1, y.shape[-1], device=DEVICE)).sum().backward()
+        outcomes.append([y.detach(), own_x.grad, *(value.grad for value in blocks.parameters())])
+    for value, expected in zip(*reversed(outcomes), strict=True):
+        assert (value - expected).abs().max() < 2e-5 * expected.abs().max()
