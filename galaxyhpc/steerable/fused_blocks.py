@@ -136,7 +136,7 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x_hat: Tensor, weight: Tensor, basis_spec: BasisSpec, maps: IrrepMaps, is_fused: bool
     ) -> Tensor:
         ctx.save_for_backward(x_hat, weight)
-        ctx.basis_spec, ctx.maps, ctx.is_fused = basis_spec, maps.without_values, is_fused
+        ctx.basis_spec, ctx.maps = basis_spec, maps.without_values
         weight_3d = gpu.reshape_weights(weight, basis_spec, maps.used_fields)
         convolve = fused_convolution.convolve if is_fused else gpu.convolve
         return convolve(get_plan(basis_spec, False, x_hat), x_hat, weight_3d, maps.grid)
@@ -146,8 +146,7 @@ class _Convolution(torch.autograd.Function):
         (x_hat, weight), maps = ctx.saved_tensors, ctx.maps
         weight_3d = gpu.reshape_weights(weight, ctx.basis_spec, maps.used_fields)
         plan = get_plan(ctx.basis_spec, True, x_hat)
-        needs_input_grad = ctx.needs_input_grad[0] and not ctx.is_fused
-        grad_x_hat, grad_weight = gpu.convolve_backward(plan, grad_y_hat, x_hat, weight_3d, maps.grid, needs_input_grad)
-        if ctx.is_fused and ctx.needs_input_grad[0]:
-            grad_x_hat = fused_convolution.convolve(plan, grad_y_hat, weight_3d.transpose(0, 1), maps.grid)
+        grad_x_hat, grad_weight = gpu.convolve_backward(
+            plan, grad_y_hat, x_hat, weight_3d, maps.grid, ctx.needs_input_grad[0]
+        )
         return grad_x_hat, grad_weight.reshape(weight.shape), None, None, None

@@ -11,7 +11,8 @@ a and b the components of the input irrep, in either order:
     kinds 2 and 3    z = (f0 p(a) + f1 q(b), f2 q(a) + f3 p(b))
 
 For maps of half precision: tensor cores take the products with the weights, sums are in float32. The gradient of x' is
-the same function of the transposed plan.
+the same function of the transposed plan, but is taken in two steps, by `gpu.convolve_backward`: the gradient of the
+weights needs z in memory, and from there that of x' takes no longer than here.
 """
 
 from __future__ import annotations
@@ -112,10 +113,10 @@ def make_step_tables(plan: Plan, fields: int) -> tuple[list[StepTable], Constant
     tables = []
     for batch, indices in zip(plan.output_batches, gpu_plan.group_irreps_by_shape(plan.basis), strict=True):
         steps = [list_steps(plan.basis, index, orders[index], filters, places, fields) for index in indices]
-        counts = [[sum(step.kind == kind for step in irrep_steps) for kind in range(4)] for irrep_steps in steps]
-        ends = np.cumsum(counts).reshape(len(indices), 4)
-        begins = np.concatenate([ends[:, :1] - np.array(counts)[:, :1], ends], 1)
-        ordered = [step for irrep_steps in steps for step in sorted(irrep_steps, key=lambda step: step.kind)]
+        counts = np.array([np.bincount([step.kind for step in some], minlength=4) for some in steps])
+        ends = counts.cumsum().reshape(counts.shape)
+        begins = np.hstack([ends[:, :1] - counts[:, :1], ends])
+        ordered = [step for some in steps for step in sorted(some, key=lambda step: step.kind)]
         device = plan.inputs.table.device
         tables.append(
             StepTable(
