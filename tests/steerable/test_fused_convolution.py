@@ -70,6 +70,19 @@ def test_maps_are_those_of_the_dense_filter(
 
 
 @triton.jit
+def _copy_pairs(x, y, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    pairs, index = x.to(tl.pointer_type(tl.int32), bitcast=True), tl.arange(0, COUNT // 2)
+    values = triton_kernels.load_tap(pairs, index, index < COUNT, False)
+    tl.store(y + tl.arange(0, COUNT), tl.reshape(values, (COUNT,)))
+
+
+def test_pairs_of_bfloat16_are_split_exactly() -> None:
+    x, y = torch.randn(16, device=DEVICE).bfloat16(), torch.empty(16, device=DEVICE)
+    _copy_pairs[(1,)](x, y, COUNT=16)
+    assert torch.equal(x.float(), y)
+
+
+@triton.jit
 def _add_product_in_float32(sums, z, weights, ROWS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
     z = tl.reshape(z, (ROWS, K)).to(tl.bfloat16).to(tl.float32)
     return tl.dot(z, weights.to(tl.float32), sums, input_precision="ieee")
@@ -112,6 +125,16 @@ def nan_in_new_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # fills memory, too
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_new_memory")
+def test_all_pixels_are_written_but_the_border() -> None:
+    """Without a border no neighbour of a pixel lies outside of the memory."""
+    plan, grid = gpu.get_plan(get_basis_spec("C1"), False, torch.empty(0, device=DEVICE)), gpu.Grid(11, 12)
+    x_hat = torch.randn(plan.inputs.num_planes * grid.size * 4, device=DEVICE)
+    weight = torch.randn(4, 4, plan.basis.num_weights, device=DEVICE)
+    y_hat = fused_convolution.convolve(plan, x_hat, weight, grid).view(*grid, 4)
+    assert y_hat.isnan().sum() == y_hat.numel() - y_hat[1:-1, 1:-1].isfinite().sum() == 4 * (11 * 12 - 9 * 10)
 
 
 @pytest.mark.slow
