@@ -35,8 +35,9 @@ from galaxyhpc.steerable.kernels.harmonic import FILTER_TOLERANCE, HarmonicBasis
 
 DTYPES = (torch.float16, torch.bfloat16)
 TILE_SIDE = 8  # px
-STEP_VALUES = 16  # of z at a pixel
-MAX_COLUMNS = 256  # of a tile of y' at a pixel, whose sums take half the registers of a multiprocessor
+STEP_VALUES = 16  # of z at a pixel; 32 touch fewer cache lines at once, but leave room for fewer sums
+MAX_WEIGHTS = 4096  # of a step: with more, z and sums do not fit into registers
+WEIGHTS_PER_WARP = 512
 
 
 P, Q = 0, 1  # the filters of a kind
@@ -64,11 +65,11 @@ class StepTable:
 
     size: int  # components of an irrep
     begins: Tensor  # (irreps, 5) int32, first step of each kind and the end of the last
-    steps: Tensor  # (steps, 5) int32: planes of a and of b, copies, first value / STEP_VALUES, row of the weights
+    steps: Tensor  # (steps, 5) int32: planes of a and of b, copies, step of the block, row of the weights
     factors: Tensor  # (steps, 4) float32
 
 
-def convolve(plan: Plan, x_hat: Tensor, weight: Tensor, grid: Grid) -> Tensor:
+def convolve(plan: Plan, x_hat: Tensor, weight: Tensor, grid: Grid, step_values: int = STEP_VALUES) -> Tensor:
     """x', weights (fields of the output, of the input, basis) -> y', as `gpu.convolve`; the border is not written."""
     fields_out, fields = plan.outputs.pad_fields(len(weight)), plan.inputs.pad_fields(weight.shape[1])
     pixels = plan.inputs.count_pixels(x_hat, fields)
@@ -78,20 +79,27 @@ def convolve(plan: Plan, x_hat: Tensor, weight: Tensor, grid: Grid) -> Tensor:
         len(matrix) * batch.size * pixels * matrix.shape[2]
         for batch, matrix in zip(plan.output_batches, matrices, strict=True)
     ]
-    tables, constants = make_step_tables(plan, fields)
+    tables, constants = make_step_tables(plan, fields, step_values)
     for irreps, table, matrix in zip(y_hat.split(sizes), tables, matrices, strict=True):
-        _launch(x_hat, irreps, matrix, table, constants, fields, grid.width)
+        _launch(x_hat, irreps, matrix, table, constants, fields, grid.width, step_values)
     return y_hat
 
 
 def _launch(
-    x_hat: Tensor, y_hat: Tensor, matrix: Tensor, table: StepTable, constants: Constants, fields: int, width: int
+    x_hat: Tensor,
+    y_hat: Tensor,
+    matrix: Tensor,
+    table: StepTable,
+    constants: Constants,
+    fields: int,
+    width: int,
+    step_values: int,
 ) -> None:
     """Compute the irreps of the output of one shape; the matrix is (irreps, blocks x fields, copies x fields)."""
     (num_irreps, _, values), size = matrix.shape, table.size
-    columns = min(MAX_COLUMNS, max(16, 1 << (values - 1).bit_length()))
+    columns = min(MAX_WEIGHTS // step_values, max(16, 1 << (values - 1).bit_length()))
     num_tiles = triton.cdiv(values, columns)
-    padded = pad(matrix, (0, num_tiles * columns - values, 0, STEP_VALUES))  # the last step reads beyond the last block
+    padded = pad(matrix, (0, num_tiles * columns - values, 0, step_values))  # the last step reads beyond the last block
     rows = len(y_hat) // (num_irreps * size * values * width)
     tile_rows, tile_columns = (triton.cdiv(max(0, side - 2), TILE_SIDE) for side in (rows, width))
     if num_programs := num_irreps * num_tiles * tile_rows * tile_columns:
@@ -99,20 +107,22 @@ def _launch(
             x_hat, y_hat, padded, table.begins, table.steps, table.factors,
             num_irreps, rows, width, tile_columns, padded.shape[1],
             F=fields, N=values, SIZE=size, EDGE=constants.edge, CENTRE=constants.centre, SLOPE=constants.slope,
-            MASKED=fields % STEP_VALUES != 0, TILE_SIDE=TILE_SIDE, BK=STEP_VALUES, BN=columns, N_TILES=num_tiles,
-            num_warps=max(4, columns // 32),
+            MASKED=fields % step_values != 0, TILE_SIDE=TILE_SIDE, BK=step_values, BN=columns, N_TILES=num_tiles,
+            num_warps=max(4, columns * step_values // WEIGHTS_PER_WARP),
         )  # fmt: skip
 
 
 @cache
-def make_step_tables(plan: Plan, fields: int) -> tuple[list[StepTable], Constants]:
+def make_step_tables(plan: Plan, fields: int, step_values: int) -> tuple[list[StepTable], Constants]:
     """Return the steps of each batch of irreps of the output, for this number of fields in memory."""
     filters, constants = get_spatial_filters(plan.basis)
     places = gpu_plan.place_components(plan.transposed)
     orders = gpu_plan.order_blocks(plan.basis, plan.transposed)
     tables = []
     for batch, indices in zip(plan.output_batches, gpu_plan.group_irreps_by_shape(plan.basis), strict=True):
-        steps = [list_steps(plan.basis, index, orders[index], filters, places, fields) for index in indices]
+        steps = [
+            list_steps(plan.basis, index, orders[index], filters, places, fields, step_values) for index in indices
+        ]
         counts = np.array([np.bincount([step.kind for step in some], minlength=4) for some in steps])
         ends = counts.cumsum().reshape(counts.shape)
         begins = np.hstack([ends[:, :1] - counts[:, :1], ends])
@@ -130,7 +140,7 @@ def make_step_tables(plan: Plan, fields: int) -> tuple[list[StepTable], Constant
 
 
 class Step(NamedTuple):
-    """STEP_VALUES values of a block, and of those of its input's copies, which lie beside them."""
+    """Some values of a block, and of those of its input's copies, which lie beside them."""
 
     kind: int
     numbers: tuple[int, ...]  # see StepTable
@@ -144,6 +154,7 @@ def list_steps(
     filters: list[SpatialFilter],
     places: dict[int, Place],
     fields: int,
+    step_values: int,
 ) -> list[Step]:
     """Return the steps of an irrep of the output."""
     steps = []
@@ -152,8 +163,8 @@ def list_steps(
         kind, a, b, factors = match_form(basis, sorted(terms, key=lambda term: term.component), filters)
         (plane_a, copies, copy), (plane_b, *_) = places[a], places[b]
         if copy == 0:
-            for k in range(-(-copies * fields // STEP_VALUES)):
-                numbers = (plane_a, plane_b, copies, k, number * fields + k * STEP_VALUES)
+            for k in range(triton.cdiv(copies * fields, step_values)):
+                numbers = (plane_a, plane_b, copies, k, number * fields + k * step_values)
                 steps.append(Step(kind, numbers, factors))
     return steps
 

@@ -109,7 +109,7 @@ def test_pairs_of_bfloat16_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_blocks_of_all_groups_have_a_form_that_the_kernel_knows(group: str, is_transposed: bool) -> None:
     basis = get_harmonic_basis(get_basis_spec(group), is_transposed)
     plan = gpu.get_plan(get_basis_spec(group), is_transposed, torch.empty(0))
-    tables, _ = fused_convolution.make_step_tables(plan, fused_convolution.STEP_VALUES)
+    tables, _ = fused_convolution.make_step_tables(plan, 16, 16)
     num_blocks = sum(len(irrep.weight_indices) for irrep in basis.irreps)
     assert sum(len(table.steps) for table in tables) == num_blocks
 
@@ -133,7 +133,7 @@ def test_all_pixels_are_written_but_the_border() -> None:
     plan, grid = gpu.get_plan(get_basis_spec("C1"), False, torch.empty(0, device=DEVICE)), gpu.Grid(11, 12)
     x_hat = torch.randn(plan.inputs.num_planes * grid.size * 4, device=DEVICE)
     weight = torch.randn(4, 4, plan.basis.num_weights, device=DEVICE)
-    y_hat = fused_convolution.convolve(plan, x_hat, weight, grid).view(*grid, 4)
+    y_hat = fused_convolution.convolve(plan, x_hat, weight, grid, step_values=32).view(*grid, 4)
     assert y_hat.isnan().sum() == y_hat.numel() - y_hat[1:-1, 1:-1].isfinite().sum() == 4 * (11 * 12 - 9 * 10)
 
 

@@ -36,7 +36,11 @@ from galaxyhpc.steerable.kernels import selection
 from galaxyhpc.steerable.layers import SteerableConv
 
 PREDICTION_SCRIPT = Path(__file__).parents[1] / "prediction.py"
-FUSED_GROUPS = ("D16", "D8", "C16")  # whose convolutions are estimated faster in one kernel
+# in an order in which few kernels are compiled at first
+FUSED_LAYERS = (
+    *(("D16", 48, 48, 65), ("D8", 48, 48, 65), ("D16", 48, 48, 33), ("C16", 48, 48, 65)),
+    *(("D16", 24, 48, 65), ("D8", 24, 48, 65), ("D16", 12, 24, 129), ("D16", 96, 96, 17)),
+)
 CACHE_BYTES = 12 << 20  # that stay in the L2 cache
 
 Result = TypeVar("Result")
@@ -75,7 +79,7 @@ def _measure_copies(campaign: Campaign) -> JsonDict:
 
 
 def time_training_steps(campaign: Campaign) -> None:
-    """Time steps of whole networks: the dense limit, harmonic, that in one kernel, and as the trainer would choose."""
+    """Time steps of whole networks: the dense limit, all layers harmonic, and as the trainer would choose."""
     for name, kernels in _list_step_cases(campaign):
         if campaign.seconds_left < 8:
             return
@@ -92,8 +96,6 @@ def _list_step_cases(campaign: Campaign) -> Iterator[tuple[str, str]]:
         yield name, "dense"
         if name in COMPILED_GROUPS:
             yield name, "harmonic"
-        if name in FUSED_GROUPS:
-            yield name, "fused"
         yield name, "auto"
 
 
@@ -151,9 +153,7 @@ def _list_layer_cases(campaign: Campaign) -> list[LayerCase]:
 def time_fused_convolutions(campaign: Campaign) -> None:
     """Time convolutions in irreps in one kernel and in two steps, and cuDNN's with a ready-made filter."""
     set_backend_flags(campaign.precision)
-    sizes = [(12, 24, 129), (24, 48, 65), (48, 48, 65), (48, 48, 33), (96, 96, 17)]
-    cases = [("D16", *size) for size in sizes] + [(group, *size) for group in FUSED_GROUPS[1:] for size in sizes[1:4]]
-    for group, in_fields, out_fields, side in [("C2", 2, 3, 5)] if campaign.is_tiny else cases:
+    for group, in_fields, out_fields, side in [("C2", 2, 3, 5)] if campaign.is_tiny else FUSED_LAYERS:
         if campaign.seconds_left < 4:
             return
         campaign.free_memory()
@@ -163,6 +163,9 @@ def time_fused_convolutions(campaign: Campaign) -> None:
             campaign.record(layer=name, **_time_convolutions(campaign, layer, side))
         except Exception as error:
             campaign.record_failure(error, layer=name)
+    if campaign.seconds_left > 30 and not campaign.is_tiny:
+        for result in _time_step(campaign, "D16", "fused"):
+            campaign.record(network="D16", **result)
 
 
 @torch.no_grad()
@@ -180,7 +183,9 @@ def _time_convolutions(campaign: Campaign, layer: SteerableConv, side: int) -> J
     y = nn.functional.conv2d(x, filters, padding=1)
     result = campaign.measure(lambda: nn.functional.conv2d(x, filters, padding=1))
     times, errors = {"dense_ms": result["ms"]}, {}
-    for name, convolve in (("two_step", gpu.convolve), ("fused", fused_convolution.convolve)):
+    functions = {"two_step": gpu.convolve, "fused": fused_convolution.convolve}
+    functions["wide_fused"] = partial(fused_convolution.convolve, step_values=32)
+    for name, convolve in functions.items():
         own_y = torch.empty_like(y)
         y_hat = convolve(plan, maps.values, weight, maps.grid)
         maps.grid.irreps_to_field(y_hat, own_y, plan.outputs, 1, 1)
