@@ -39,7 +39,6 @@ STEP_VALUES = 16  # of z at a pixel; 32 touch fewer cache lines at once, but lea
 MAX_WEIGHTS = 4096  # of a step: with more, z and sums do not fit into registers
 WEIGHTS_PER_WARP = 512
 
-
 P, Q = 0, 1  # the filters of a kind
 
 
