@@ -205,7 +205,7 @@ class TimedNetwork:
         if training not in self.choices:
             self.choices[training] = select_kernels(self.network, self.case, training)
         selection.apply_choice(self.network, self.choices[training], torch.device(self.case.device))
-        return sum(self.choices[training].values())
+        return sum(map(bool, self.choices[training].values()))
 
     def profile(self) -> dict[str, Any]:
         """Return a profile of a step, see `profile_call`."""

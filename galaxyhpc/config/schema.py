@@ -332,7 +332,8 @@ class RequestedResources(BaseConfig):
     requeue: Literal["normal", "expedite"] = "normal"
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()  # shell commands before srun: modules, environments
     micro_batch: Annotated[int, Field(ge=3)] | None = None  # images per process and pass; gradients accumulate
-    convolution: Literal["auto", "dense", "harmonic"] = "auto"  # chosen when a run begins
+    # chosen when a run begins; fused: harmonic, on a GPU in one kernel in half precision, which auto does not choose
+    convolution: Literal["auto", "dense", "harmonic", "fused"] = "auto"
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0  # between checkpoints, besides one per epoch
 
     @property

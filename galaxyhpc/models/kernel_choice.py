@@ -29,6 +29,7 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 PHASES = ("training", "inference")
+KERNELS: dict[str, selection.LayerKernel] = {"dense": False, "harmonic": True, "fused": "fused"}  # of a layer
 MAX_FILE_BYTES = 1_000_000
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,10 @@ def select_and_save(run: RunDir, network: nn.Module, config: RunConfig, process:
             choice = _choose_kernels(network, config, process.device)
             write_text(get_choice_path(run), json.dumps(choice, indent=1) + "\n")
         training_choice = _get_phase_choice(run, choice, "training", names)
-    sums = process.all_reduce_sum([float(training_choice.get(name, False)) for name in names])
-    _apply_choice(run, network, {name: value > 0 for name, value in zip(names, sums, strict=True)}, process.device)
+    kernels = list(KERNELS.values())
+    sums = process.all_reduce_sum([float(kernels.index(training_choice.get(name, False))) for name in names])
+    shared_choice = {name: kernels[round(value)] for name, value in zip(names, sums, strict=True)}
+    _apply_choice(run, network, shared_choice, process.device)
 
 
 def load_selection(run: RunDir, network: nn.Module, device: torch.device) -> None:
@@ -101,12 +104,12 @@ def read_choice(run: RunDir) -> dict[str, selection.KernelChoice] | None:
     except (ValueError, RecursionError):
         raise _make_error(run, "invalid JSON") from None
     if not isinstance(choice, dict) or set(choice) != set(PHASES) or not all(map(_is_valid_choice, choice.values())):
-        raise _make_error(run, "values other than true or false for each layer, in training and inference")
+        raise _make_error(run, "values other than true, false or fused for each layer, in training and inference")
     return choice
 
 
 def _is_valid_choice(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(is_harmonic) is bool for is_harmonic in value.values())
+    return isinstance(value, dict) and all(type(kernel) is bool or kernel == "fused" for kernel in value.values())
 
 
 def _make_error(run: RunDir, got: str) -> KernelChoiceError:
@@ -126,7 +129,7 @@ def _get_phase_choice(
 
 def _choose_kernels(network: nn.Module, config: RunConfig, device: torch.device) -> dict[str, selection.KernelChoice]:
     if (convolution := config.resources.convolution) != "auto":
-        return dict.fromkeys(PHASES, dict.fromkeys(selection.get_steerable_layers(network), convolution == "harmonic"))
+        return dict.fromkeys(PHASES, dict.fromkeys(selection.get_steerable_layers(network), KERNELS[convolution]))
     size, micro_batch = config.data.image_size, get_micro_batch_size(config)
     num_micro_batches = math.ceil(config.train.batch_size / config.resources.num_tasks / micro_batch)
     training = selection.BatchShape(micro_batch, size, num_micro_batches)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from galaxyhpc.steerable import fused_convolution
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.blocks import can_stay_in_irreps
 from galaxyhpc.steerable.fused_norm import MapLayout, normalise_map
@@ -66,7 +67,9 @@ def run_blocks(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 def convolve(maps: IrrepMaps, convolution: SteerableConv) -> IrrepMaps:
     """Apply a convolution, x' -> y'."""
-    y: Tensor = _Convolution.apply(maps.values, convolution.weight, convolution.basis_spec, maps)  # type: ignore[no-untyped-call]
+    is_fused = convolution.is_fused and maps.values.dtype in fused_convolution.DTYPES
+    arguments = (maps.values, convolution.weight, convolution.basis_spec, maps, is_fused)
+    y: Tensor = _Convolution.apply(*arguments)  # type: ignore[no-untyped-call]
     field, fields = get_plan(convolution.basis_spec, False, y).outputs, convolution.out_fields
     return IrrepMaps(y, maps.batch_size, maps.grid, field, field.pad_fields(fields), fields)
 
@@ -129,18 +132,21 @@ class _Convolution(torch.autograd.Function):
     """x' -> y'; the border of y' is undefined."""
 
     @staticmethod
-    def forward(ctx: Any, x_hat: Tensor, weight: Tensor, basis_spec: BasisSpec, maps: IrrepMaps) -> Tensor:
+    def forward(
+        ctx: Any, x_hat: Tensor, weight: Tensor, basis_spec: BasisSpec, maps: IrrepMaps, is_fused: bool
+    ) -> Tensor:
         ctx.save_for_backward(x_hat, weight)
         ctx.basis_spec, ctx.maps = basis_spec, maps.without_values
         weight_3d = gpu.reshape_weights(weight, basis_spec, maps.used_fields)
-        return gpu.convolve(get_plan(basis_spec, False, x_hat), x_hat, weight_3d, maps.grid)
+        convolve = fused_convolution.convolve if is_fused else gpu.convolve
+        return convolve(get_plan(basis_spec, False, x_hat), x_hat, weight_3d, maps.grid)
 
     @staticmethod
-    def backward(ctx: Any, grad_y_hat: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, grad_y_hat: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
         (x_hat, weight), maps = ctx.saved_tensors, ctx.maps
         weight_3d = gpu.reshape_weights(weight, ctx.basis_spec, maps.used_fields)
         plan = get_plan(ctx.basis_spec, True, x_hat)
         grad_x_hat, grad_weight = gpu.convolve_backward(
             plan, grad_y_hat, x_hat, weight_3d, maps.grid, ctx.needs_input_grad[0]
         )
-        return grad_x_hat, grad_weight.reshape(weight.shape), None, None
+        return grad_x_hat, grad_weight.reshape(weight.shape), None, None, None

@@ -42,6 +42,7 @@ class SteerableConv(nn.Module):
     """
 
     harmonic: bool = False
+    is_fused: bool = False  # harmonic in one kernel, where that is possible: see `fused_convolution`
     basis: Tensor  # (n_basis, d_out, d_in, k, k)
 
     def __init__(

@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 PROJECT = Path(__file__).parents[2]
 CAMPAIGN = PROJECT / "tests" / "benchmarks" / "gpu"
 # the others (warm, layers, bits, resume, pair, steps, profile, compiled, prediction) take long in the interpreter
-STEPS = ("smoke", "ceilings", "graphs", "selection", "inference", "data", "e2cnn")
+STEPS = ("smoke", "ceilings", "graphs", "fused", "selection", "inference", "data", "e2cnn")
 LIMIT_SECONDS = 1800.0
 
 FAULTY_SCHEDULE = """
@@ -106,6 +106,8 @@ def test_the_campaign_runs_on_a_cpu(tmp_path: Path) -> None:
     (trial,) = [line for line in results if line["step"] == "selection" and "error" in line]
     assert trial["harmonic_layers"] == 10 and trial["error"] < 1e-3
     assert trial["seconds"] > 10 * trial["dense_seconds"]  # the interpreter is slow
+    (fused,) = [line for line in results if line["step"] == "fused" and "event" not in line]
+    assert max(fused["fused_error"], fused["two_step_error"]) < 1e-6
     evaluated = [line for line in results if line["step"] == "inference" and "images_per_second" in line]
     assert {(line["network"], line["inference_kernels"]) for line in evaluated} == {("C4", "dense"), ("cnn", "dense")}
     assert "NOT ended" not in (tmp_path / "table.txt").read_text()

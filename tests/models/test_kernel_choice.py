@@ -60,6 +60,16 @@ def test_the_choice_is_made_for_training_and_for_inference(
     assert set(kernel_choice.read_choice(run)["inference"].values()) == {False}
 
 
+@pytest.mark.compiler
+def test_convolutions_in_one_kernel_are_harmonic_ones_and_kept(tmp_path: Path, process: Process) -> None:
+    run, config = RunDir(tmp_path), settings("fused")
+    for convolution in ("fused", "dense"):
+        assert set(choose_layers(run, process, convolution)) == {True}
+    network = build_model(config.model, 33)
+    kernel_choice.load_selection(run, network, CPU)
+    assert all(layer.harmonic and layer.is_fused for layer in selection.get_steerable_layers(network).values())
+
+
 def test_a_run_with_checkpoints_and_no_file_is_dense(tmp_path: Path, process: Process) -> None:
     run = RunDir(tmp_path)
     (run.checkpoint_dir / "step_00000003").mkdir(parents=True)
@@ -85,9 +95,9 @@ def test_weights_are_evaluated_as_the_run_says(tmp_path: Path, process: Process)
     ("content", "message"),
     [
         ("{", "invalid JSON"),
-        ("[1]", "values other than true or false"),
-        ('{"training": {}}', "values other than true or false"),
-        ('{"training": {"a": 1}, "inference": {}}', "values other than true or false"),
+        ("[1]", "values other than true, false or fused"),
+        ('{"training": {}}', "values other than true, false or fused"),
+        ('{"training": {"a": 1}, "inference": {}}', "values other than true, false or fused"),
         ('{"training": {}, "inference": {"a": true}}', "layers that differ from the network's"),
         (" " * 2_000_000, "a directory or a large file"),
     ],

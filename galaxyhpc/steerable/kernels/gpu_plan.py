@@ -78,6 +78,7 @@ class Plan:
     """The blocks of a basis, or of its transpose, as the kernels read them."""
 
     basis: HarmonicBasis
+    transposed: HarmonicBasis
     inputs: FieldLayout
     outputs: FieldLayout
     input_batches: tuple[InputBatch, ...]
@@ -109,10 +110,10 @@ def get_plan(basis_spec: BasisSpec, is_transposed: bool, device: torch.device, d
     """Return the plan of a basis, or of its transpose, for maps of this type and device."""
     basis, transposed = get_harmonic_basis(basis_spec, is_transposed), get_harmonic_basis(basis_spec, not is_transposed)
     terms = [_list_terms(basis, irrep) for irrep in transposed.irreps]
-    block_order = _order_blocks(basis, terms)
+    block_order = order_blocks(basis, transposed)
     places = _place_blocks(basis, block_order)
     inputs = []
-    for indices in _group_irreps_by_shape(transposed):
+    for indices in group_irreps_by_shape(transposed):
         copies, size = transposed.irreps[indices[0]].components.shape
         batch_terms = [terms[index][0] for index in indices]
         constants = _split_precision(_make_constants(basis, size, batch_terms), dtype, device)
@@ -123,7 +124,7 @@ def get_plan(basis_spec: BasisSpec, is_transposed: bool, device: torch.device, d
         alignment = math.gcd(copies, *targets.flatten().tolist())
         inputs.append(InputBatch(len(indices), size, copies, targets.to(device), constants, alignment))
     outputs = []
-    for indices in _group_irreps_by_shape(basis):
+    for indices in group_irreps_by_shape(basis):
         weight_indices = [basis.irreps[index].weight_indices[block_order[index]] for index in indices]
         size = basis.irreps[indices[0]].size
         outputs.append(OutputBatch(size, torch.tensor(np.stack(weight_indices), device=device)))
@@ -131,10 +132,10 @@ def get_plan(basis_spec: BasisSpec, is_transposed: bool, device: torch.device, d
         _make_field_layout(basis.inputs.change_of_basis, transposed, device, dtype),
         _make_field_layout(basis.outputs.change_of_basis, basis, device, dtype),
     )
-    return Plan(basis, *layouts, tuple(inputs), tuple(outputs))
+    return Plan(basis, transposed, *layouts, tuple(inputs), tuple(outputs))
 
 
-def _group_irreps_by_shape(basis: HarmonicBasis) -> list[list[int]]:
+def group_irreps_by_shape(basis: HarmonicBasis) -> list[list[int]]:
     """Return the indices of the output irreps by shape, each in the order of components, as for the transpose."""
     shapes = [(irrep.size, *irrep.weight_indices.shape) for irrep in basis.irreps]
     order = sorted(range(len(shapes)), key=lambda index: int(basis.irreps[index].components.min()))
@@ -148,11 +149,12 @@ def _list_terms(basis: HarmonicBasis, irrep: Irrep) -> list[list[Term]]:
     return [[term for term in basis.terms if term.in_irrep == slot] for slot in slots]
 
 
-def _order_blocks(basis: HarmonicBasis, terms: list[list[list[Term]]]) -> list[list[int]]:
+def order_blocks(basis: HarmonicBasis, transposed: HarmonicBasis) -> list[list[int]]:
     """Return the blocks of each irrep of the output, those of copies of an irrep of the input side by side.
 
     Those of most copies come first, so that their places have common divisors.
     """
+    terms = [_list_terms(basis, irrep) for irrep in transposed.irreps]
     order: list[list[int]] = [[] for _ in basis.irreps]
     for irrep_terms in sorted(terms, key=len, reverse=True):
         for copies in zip(*irrep_terms, strict=True):
@@ -164,7 +166,7 @@ def _order_blocks(basis: HarmonicBasis, terms: list[list[list[Term]]]) -> list[l
 def _place_blocks(basis: HarmonicBasis, block_order: list[list[int]]) -> dict[tuple[int, int, int], Place]:
     """Return the place in z of each irrep of the output, component of it and block."""
     places: dict[tuple[int, int, int], Place] = {}
-    for indices in _group_irreps_by_shape(basis):
+    for indices in group_irreps_by_shape(basis):
         for index, component in product(indices, range(basis.irreps[indices[0]].size)):
             blocks, before = block_order[index], len(places)
             places |= {(index, component, block): (before, len(blocks), n) for n, block in enumerate(blocks)}
@@ -185,15 +187,21 @@ def _make_constants(basis: HarmonicBasis, size: int, terms: list[list[Term]]) ->
     return constants
 
 
+def place_components(basis: HarmonicBasis) -> dict[int, Place]:
+    """Return the places in memory of the components of the field that is the output of a basis, in their order."""
+    layout: dict[int, Place] = {}
+    for index in (index for indices in group_irreps_by_shape(basis) for index in indices):
+        for copies in basis.irreps[index].components.T:
+            before = len(layout)
+            layout |= {int(component): (before, len(copies), copy) for copy, component in enumerate(copies)}
+    return layout
+
+
 def _make_field_layout(
     change_of_basis: NDArray[np.float64], basis: HarmonicBasis, device: torch.device, dtype: torch.dtype
 ) -> FieldLayout:
     """Lay out the field that is the output of a basis."""
-    layout: dict[int, Place] = {}
-    for index in (index for indices in _group_irreps_by_shape(basis) for index in indices):
-        for copies in basis.irreps[index].components.T:
-            before = len(layout)
-            layout |= {int(component): (before, len(copies), copy) for copy, component in enumerate(copies)}
+    layout = place_components(basis)
     channels, rows = len(change_of_basis), len(layout)
     matrix = torch.zeros(_round_up_to_tile(channels), _round_up_to_tile(rows), dtype=torch.float64)
     matrix[:channels, :rows] = torch.tensor(change_of_basis[:, list(layout)])

@@ -19,11 +19,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ MAX_TRIAL_IMAGES = 32  # without gradients
 
 log = logging.getLogger(__name__)
 
-KernelChoice = dict[str, bool]  # layer -> whether it is harmonic
+LayerKernel = bool | Literal["fused"]  # whether it is harmonic, or that in one kernel where that is possible
+KernelChoice = Mapping[str, LayerKernel]  # by layer
 
 
 class BatchShape(NamedTuple):
@@ -108,7 +109,9 @@ def estimate_seconds(
     """Estimate the time that a batch takes in the blocks of a network on a GPU by a choice of kernels, s."""
     model = gpu_roofline.CostModel(gpu_roofline.get_ceilings(device, dtype), dtype, is_training)
     chains = trace_block_chains(network, batch_shape, dtype, is_training)
-    return sum(model.estimate_chain(list(blocks.values()), [choice[name] for name in blocks]) for blocks in chains)
+    return sum(
+        model.estimate_chain(list(blocks.values()), [bool(choice[name]) for name in blocks]) for blocks in chains
+    )
 
 
 def trace_block_chains(
@@ -236,7 +239,8 @@ def apply_choice(network: nn.Module, choice: KernelChoice, device: torch.device)
     """Make the chosen layers harmonic and all others dense; without a kernel make all dense and return False."""
     is_available = not any(choice.values()) or operator.is_available(device.type, torch.float32)
     for name, layer in get_steerable_layers(network).items():
-        layer.harmonic = is_available and choice.get(name, False)
+        kernel = is_available and choice.get(name, False)
+        layer.harmonic, layer.is_fused = bool(kernel), kernel == "fused"
     return is_available
 
 

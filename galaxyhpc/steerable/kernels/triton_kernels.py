@@ -1,4 +1,4 @@
-"""The Triton kernels of `gpu` and `fused_blocks`. Each processes a tile of pixels and fields.
+"""The Triton kernels of `gpu` and `fused_convolution`. Each processes a tile of pixels and fields.
 
 Maps are stored as planes of (pixels, fields), one per component; a table (components, 3) gives for each component the
 planes before its group of copies, the copies in the group, and its index in the group (`gpu_plan.Place`). Pixels are
@@ -140,3 +140,105 @@ def compute_z(
         offsets = pixel.to(tl.int64)[None, :] * stride[:, None] + value[None, :]
         mask = (blocks > 0)[:, None] & (pixel < count)[None, :]
         tl.store(target + offsets, z_values.to(z.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_tap(plane, offset, mask, MASKED: tl.constexpr):
+    """Load neighbours of a tile of values, float32; those of bfloat16 as pairs, from a pointer to int32."""
+    values = tl.load(plane + offset, mask=mask, other=0) if MASKED else tl.load(plane + offset)
+    if plane.dtype.element_ty == tl.int32:  # half the instructions of Triton's own conversion
+        low, high = (values << 16).to(tl.float32, bitcast=True), (values & -65536).to(tl.float32, bitcast=True)
+        return tl.join(low, high)
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def apply_filters(
+    plane, offset, down, right, mask, KIND: tl.constexpr, EDGE: tl.constexpr, CENTRE: tl.constexpr, SLOPE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Apply both spatial filters of a kind to a tile, see `fused_convolution.get_spatial_filters`."""
+    north, south = load_tap(plane - down, offset, mask, MASKED), load_tap(plane + down, offset, mask, MASKED)
+    west, east = load_tap(plane - right, offset, mask, MASKED), load_tap(plane + right, offset, mask, MASKED)
+    northwest = load_tap(plane - down - right, offset, mask, MASKED)
+    northeast = load_tap(plane - down + right, offset, mask, MASKED)
+    southwest = load_tap(plane + down - right, offset, mask, MASKED)
+    southeast = load_tap(plane + down + right, offset, mask, MASKED)
+    if KIND == 1:
+        centre = load_tap(plane, offset, mask, MASKED)
+        ring = (northwest + southeast) + (northeast + southwest) + EDGE * ((north + south) + (west + east))
+        ring += CENTRE * centre
+        return ring, ring
+    elif KIND == 2:
+        falling, rising = northwest - southeast, northeast - southwest
+        return falling + rising + SLOPE * (north - south), falling - rising + SLOPE * (west - east)
+    else:
+        return (north + south) - (west + east), (northwest + southeast) - (northeast + southwest)
+
+
+@triton.jit
+def add_product(sums, z, weights, ROWS: tl.constexpr, K: tl.constexpr):
+    """Add the product of a tile of z, rounded to the type of the weights."""
+    return tl.dot(tl.reshape(z, (ROWS, K)).to(weights.dtype), weights, sums, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["irreps", "rows", "width", "column_tiles", "weight_rows"])
+def convolve(
+    x_hat, y_hat, weights, begins, steps, factors, irreps, rows, width, column_tiles, weight_rows,
+    F: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr, EDGE: tl.constexpr, CENTRE: tl.constexpr, SLOPE: tl.constexpr,
+    MASKED: tl.constexpr, TILE_SIDE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, N_TILES: tl.constexpr,
+):  # fmt: skip
+    """x' -> irreps of y' of SIZE components with N values (copies x fields) at a pixel; z stays on the chip.
+
+    A program computes BN of the values of one irrep for a square of pixels. A step makes z of BK values of a block, for
+    all components of the irrep, and multiplies it by the weights. The rows of all images, with their borders, are one
+    image; its border is left out.
+    """
+    # pairs of bfloat16 are read as int32
+    PACK: tl.constexpr = 2 if x_hat.dtype.element_ty == tl.bfloat16 else 1
+    KP: tl.constexpr = BK // PACK
+    ROWS: tl.constexpr = TILE_SIDE * TILE_SIDE
+    COLUMNS: tl.constexpr = N_TILES * BN
+    source = x_hat.to(tl.pointer_type(tl.int32), bitcast=True) if PACK == 2 else x_hat
+    # programs that read the same pixels are neighbours
+    irrep, program = tl.program_id(0) % irreps, tl.program_id(0) // irreps
+    first_column, tile = program % N_TILES * BN, program // N_TILES
+    top, left = tile // column_tiles * TILE_SIDE, tile % column_tiles * TILE_SIDE
+    pixel, k, n = tl.arange(0, ROWS), tl.arange(0, KP), first_column + tl.arange(0, BN)
+    # beyond the last row and column, pixels are computed again
+    row = tl.minimum(top + 1 + pixel // TILE_SIDE, rows - 2)
+    column = tl.minimum(left + 1 + pixel % TILE_SIDE, width - 2)
+    local = (row - top) * width + column - left
+    first, pixels = top.to(tl.int64) * width + left, rows.to(tl.int64) * width
+    weights += (irrep * weight_rows + tl.arange(0, BK))[:, None] * COLUMNS + n[None, :]
+    sums_0, sums_1 = tl.zeros((ROWS, BN), tl.float32), tl.zeros((ROWS, BN), tl.float32)
+    for KIND in tl.static_range(4):
+        begin, end = tl.load(begins + 5 * irrep + KIND), tl.load(begins + 5 * irrep + KIND + 1)
+        # asynchronous copies, of more stages, would read each neighbour past the L1 cache
+        for index in tl.range(begin, end, num_stages=1):
+            step, factor = steps + 5 * index, factors + 4 * index
+            values = tl.load(step + 2) * (F // PACK)  # at a pixel
+            start, down = tl.load(step + 3) * KP, width * values
+            offset, mask = local[:, None] * values + k[None, :], start + k[None, :] < values
+            tile_weights = tl.load(weights + tl.load(step + 4) * COLUMNS)
+            plane_a = source + (tl.load(step).to(tl.int64) * (F // PACK) * pixels + first * values) + start
+            plane_b = source + (tl.load(step + 1).to(tl.int64) * (F // PACK) * pixels + first * values) + start
+            if KIND == 0:
+                z_0 = tl.load(factor) * load_tap(plane_a, offset, mask, MASKED)
+                z_1 = tl.load(factor + 3) * load_tap(plane_b, offset, mask, MASKED)
+            else:
+                a, other_a = apply_filters(plane_a, offset, down, values, mask, KIND, EDGE, CENTRE, SLOPE, MASKED)
+                other_b, b = apply_filters(plane_b, offset, down, values, mask, KIND, EDGE, CENTRE, SLOPE, MASKED)
+                if KIND == 1:
+                    z_0, z_1 = tl.load(factor) * a, tl.load(factor + 3) * b
+                else:
+                    z_0 = tl.load(factor) * a + tl.load(factor + 1) * b
+                    z_1 = tl.load(factor + 2) * other_a + tl.load(factor + 3) * other_b
+            sums_0 = add_product(sums_0, z_0, tile_weights, ROWS, BK)
+            if SIZE == 2:
+                sums_1 = add_product(sums_1, z_1, tile_weights, ROWS, BK)
+    target = y_hat + (irrep * SIZE * pixels + first) * N + local[:, None] * N + n[None, :]
+    tl.store(target, sums_0.to(y_hat.dtype.element_ty), mask=(n < N)[None, :])
+    if SIZE == 2:
+        tl.store(target + pixels * N, sums_1.to(y_hat.dtype.element_ty), mask=(n < N)[None, :])

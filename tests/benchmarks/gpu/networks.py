@@ -91,12 +91,14 @@ def make_harmonic(network: nn.Module, should_be: Callable[[str], bool] = lambda 
 def choose_kernels(
     campaign: Campaign, network: nn.Module, kernels: str, batch_size: int, precision: str, is_training: bool
 ) -> tuple[int, float]:
-    """Apply a choice, `dense`, `harmonic` or `auto`; return the number of harmonic layers and the estimate, ms.
+    """Apply `dense`, `harmonic`, `fused` or `auto`; return the number of harmonic layers and the estimate, ms.
 
     `auto` is what a training or an evaluation chooses before its trial. Without a GPU there is no estimate, and
     `auto` is harmonic.
     """
     num_harmonic = make_harmonic(network, lambda _: kernels != "dense")
+    for layer in selection.get_steerable_layers(network).values():
+        layer.is_fused = kernels == "fused"
     choice = {name: layer.harmonic for name, layer in selection.get_steerable_layers(network).items()}
     if not campaign.is_cuda:
         return num_harmonic, 0.0

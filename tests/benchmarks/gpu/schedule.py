@@ -28,6 +28,7 @@ TIMINGS = {  # one after the other, alone on the machine, the most valuable firs
     "steps": Step("timings.time_training_steps", 150),
     "graphs": Step("training_steps.compare_graphs", 40),
     "layers": Step("timings.time_layers", 45),
+    "fused": Step("timings.time_fused_convolutions", 90),
     "profile": Step("timings.profile_steps", 25),
     "compiled": Step("timings.time_compiled_steps", 80),
     "selection": Step("timings.try_selection", 60),

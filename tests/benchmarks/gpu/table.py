@@ -8,7 +8,18 @@ from collections.abc import Iterator, Sequence
 from results import JsonDict
 from schedule import CHECKS, TIMINGS
 
-LISTED_STEPS = ("smoke", "bits", "resume", "pair", "graphs", "ceilings", "selection", "inference", "prediction")
+LISTED_STEPS = (
+    "smoke",
+    "bits",
+    "resume",
+    "pair",
+    "graphs",
+    "ceilings",
+    "fused",
+    "selection",
+    "inference",
+    "prediction",
+)
 HIDDEN_KEYS = ("time", "seconds", "min_ms", "max_ms")
 MAX_CHARACTERS = 230  # of a line
 REFERENCES = ("dense", "compiled", "e2cnn", "eager")  # to which a step is compared
