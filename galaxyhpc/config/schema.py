@@ -424,7 +424,7 @@ class RunConfig(BaseConfig):
         if self.data.fits == FitsConfig():
             del parts["data"]["fits"]
         if self.data.class_names != GALAXY10_CLASSES:
-            parts["data"]["classes"] = self.data.class_names
+            parts["data"]["classes"] = list(self.data.class_names)  # as JSON reads it back from a checkpoint
         if isinstance(self.model.pretrained, str):
             parts["model"]["pretrained"] = "file"  # its path decides nothing
         if parts["data"]["source"] == "demo":

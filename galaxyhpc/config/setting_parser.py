@@ -245,7 +245,10 @@ def _format_error(error: ErrorDetails, settings: Settings, location: SourceLocat
         parts = tuple(key.split("."))
         if path[: len(parts)] == parts:
             expected = _EXPECTED_BY_ERROR_TYPE.get(error["type"], "").format_map(error.get("ctx", {})) or message
-            return _get_item(entry, error).location, key, f"got {format_value(error['input'])}; expected {expected}"
+            location = _get_item(entry, error).location
+            if expected.startswith("got "):  # says itself what is wrong, and what is expected
+                return location, key, expected
+            return location, key, f"got {format_value(error['input'])}; expected {expected}"
     section = "".join(f"{part}." for part in path)
     keys = [key for key in settings if key.startswith(section)]
     mentioned_keys = [key for key in keys if re.search(rf"\b{key.rpartition('.')[2]}\b", message)] or keys

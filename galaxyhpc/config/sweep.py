@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.config import MAX_RUNS
-from galaxyhpc.config.schema import RunConfig
+from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.config.setting_parser import (
     DEFAULTS,
     PRESET_KEY,
@@ -100,6 +100,17 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), profile: Path | None =
     return _SweepParser().parse(path, overrides, profile)
 
 
+def load_data_config(source: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """Return the settings of a source that is in no sweep: the defaults below `overrides`, `data.key=value` each.
+
+    Raises
+    ------
+    SweepError
+        With all errors at once.
+    """
+    return _SweepParser().parse_data(source, overrides)
+
+
 class _SweepParser:
     """Reads one sweep; `errors` collects those of the file, the profile and --set."""
 
@@ -125,6 +136,18 @@ class _SweepParser:
             raise SweepError(self.errors.format_lines())
         runs = tuple(config.model_copy(update={"seed": seed}) for config in configs for seed in seeds)
         return Sweep(name, runs, _RESOLVED_HEADER + _dump_resolved(name, recorded, configs, seeds))
+
+    def parse_data(self, source: str, overrides: Sequence[str]) -> DataConfig:
+        location = SourceLocation("--set")
+        top = self._parse_overrides(overrides)
+        for key in (*top, *self.override_settings):
+            if not key.startswith("data.") and not self.errors.errors:
+                self.errors.add(location, key, "got a setting without use here; expected those of data")
+        fixed = {"data.source": Entry(source, location), "model.architecture": Entry("cnn", location)}
+        config = self.parser.build_run_config(merge(self.override_settings, fixed), location, seed=0)
+        if self.errors.errors or config is None:
+            raise SweepError(self.errors.format_lines())
+        return config.data
 
     def _parse_overrides(self, overrides: Sequence[str]) -> dict[str, Entry]:
         """Read --set, the last one for a key counts; return what belongs at the top of the file."""

@@ -301,9 +301,9 @@ def check_divisible(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
     num_dropped = int((table["split"] == DROPPED).sum())
     if num_dropped > MAX_DROPPED_FRACTION * len(table):
         raise DataError(
-            f"{config.source}: got {num_dropped} of {len(table)} galaxies with the pixels or the position of one of "
-            "another label, which are dropped; expected few: check labels, positions and images, or set "
-            "data.conflicting_duplicates=keep"
+            f"{config.source}: got {num_dropped} of {len(table)} galaxies dropped, with the pixels or the position of "
+            "one of another label or, where the source gives the split, with nearly the pixels of one in another part; "
+            "expected few: check labels, positions, images and split, or set data.conflicting_duplicates=keep"
         )
     if empty := find_empty_class(table):
         label, split = empty

@@ -139,8 +139,9 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
     members = table[table["label"] == label]
     kept, radius = members[members["split"] != DROPPED], DUPLICATE_RADIUS_ARCSEC
     ra, dec = kept["ra"].to_numpy(), kept["dec"].to_numpy()
-    places = label_components(len(kept), find_close_pairs(ra, dec, radius)) if len(kept) > 1 else kept["row"]
-    is_linked = config.link_arcsec > radius  # otherwise only duplicates are linked
+    places = label_components(len(kept), find_close_pairs(ra, dec, radius))
+    fields = label_components(len(kept), find_close_pairs(ra, dec, config.link_arcsec))
+    num_groups = kept["sky_group"].nunique()
     causes = (  # how many parts it leaves, what was found, what is expected
         (
             len(kept),
@@ -155,9 +156,14 @@ def explain_empty_class(config: DataConfig, table: pd.DataFrame, digests: np.nda
             "the position of each, in degrees",
         ),
         (
-            kept["sky_group"].nunique(),
-            f"linked by data.link_arcsec ({config.link_arcsec:g})" if is_linked else "linked by pixels or position",
-            "a smaller data.link_arcsec, or positions in degrees" if is_linked else "galaxies that differ",
+            max(num_groups, len(np.unique(fields))),
+            f"linked by data.link_arcsec ({config.link_arcsec:g})",
+            "a smaller data.link_arcsec, or positions in degrees",
+        ),
+        (
+            num_groups,
+            "linked by their group, their position, or pixels that are the same or nearly",
+            "galaxies that differ, or a column split (data.columns.split)",
         ),
     )
     other = "data.fold=0" if config.fold else "other data.validation_fraction and test_fraction"

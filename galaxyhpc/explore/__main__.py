@@ -1,4 +1,4 @@
-"""Show what would be learned from: `galaxyhpc explore SOURCE [--output explore.html]`.
+"""Show what would be learned from: `galaxyhpc explore SOURCE [--set data.columns.label=type]`.
 
 SOURCE: an HDF5 file laid out as Galaxy10_DECals.h5; a catalogue of image files (CSV, ECSV, FITS, parquet); a directory
 with a subdirectory of images per class; parquet with images inside; a sweep file, whose data settings then count; or
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from rich.progress import Progress
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.config.sweep import load_sweep
+from galaxyhpc.config.sweep import load_data_config, load_sweep
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
 from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX
@@ -31,8 +32,10 @@ from galaxyhpc.storage.sweep_dir import make_absolute, resolve_path
 MAX_DEFAULT_SIZE_PX = 128  # of images without --size: a quarter of the published bytes
 
 
-def make_data_config(source: str, image_size: int | None, cache: Path) -> DataConfig:
+def make_data_config(source: str, image_size: int | None, cache: Path, overrides: Sequence[str] = ()) -> DataConfig:
     """Return a launch's settings for a source or a sweep, at `image_size`, or its own up to MAX_DEFAULT_SIZE_PX.
+
+    `overrides` are `dotted.key=value` each, as those of a launch.
 
     Raises
     ------
@@ -41,9 +44,9 @@ def make_data_config(source: str, image_size: int | None, cache: Path) -> DataCo
     if image_size is not None and not SIZE_RANGE_PX[0] <= image_size <= SIZE_RANGE_PX[1]:
         raise DataError(f"--size: got {image_size}; expected {SIZE_RANGE_PX[0]} to {SIZE_RANGE_PX[1]} px")
     is_sweep = source.lower().endswith((".yaml", ".yml"))
-    data = load_sweep(Path(source)).runs[0].data if is_sweep else DataConfig(source=source)
+    data = load_sweep(Path(source), overrides).runs[0].data if is_sweep else load_data_config(source, overrides)
     config = make_absolute(data).model_copy(update={"cache": str(resolve_path(cache, "--cache"))})
-    if is_sweep:
+    if is_sweep or any(text.startswith("data.image_size=") for text in overrides):
         size = config.image_size
     elif source == "demo":
         size = config.demo.size
@@ -87,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     size_help = f"side of an image (as in the source, up to {MAX_DEFAULT_SIZE_PX})"
     parser.add_argument("--size", type=int, metavar="PX", help=size_help)
+    set_help = "a setting of the data, such as data.columns.label=type or data.crop=center; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     cache_help = "directory of converted galaxies (%(default)s)"
     parser.add_argument("--cache", type=Path, default="runs/.cache", metavar="DIR", help=cache_help)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
@@ -94,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check_page_name(options.output)
         check_output(options.output, options.overwrite)
-        summary = explore(make_data_config(options.source, options.size, options.cache), options.output)
+        summary = explore(make_data_config(options.source, options.size, options.cache, options.set), options.output)
     except (ValueError, OSError) as error:
         print(sanitize(str(error)), file=sys.stderr)
         return 2

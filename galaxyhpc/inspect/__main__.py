@@ -9,6 +9,7 @@ arguments or files; the reason is on stderr.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.inspect import page
 from galaxyhpc.inspect.features import InspectError
-from galaxyhpc.inspect.inputs import check_same_galaxies, load_context, load_or_compute_features
+from galaxyhpc.inspect.inputs import InspectContext, check_same_galaxies, load_context, load_or_compute_features
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize
 from galaxyhpc.storage.run_dir import RunDir
@@ -37,6 +38,7 @@ def inspect_run(run: RunDir, pairs: Sequence[Pair], options: argparse.Namespace,
     output = options.output or run.path / "inspect"
     context = load_context(run, get_device())
     page.check_indices(context, options.galaxies or ())
+    pairs = select_possible(pairs, context, is_default=options.conditions is DEFAULT_CONDITIONS)
     features = load_or_compute_features(context, pairs, output / "features.h5", console)
     sections = [
         *page.write_embedding_section(context, features, output, console),
@@ -58,7 +60,8 @@ def compare_runs(runs: list[RunDir], pairs: Sequence[Pair], options: argparse.Na
     for run in runs:
         context = load_context(run, get_device())
         directory = output / run.run_id if options.output else run.path / "inspect"
-        features = load_or_compute_features(context, pairs, directory / "features.h5", console)
+        possible = select_possible(pairs, context, is_default=options.conditions is DEFAULT_CONDITIONS)
+        features = load_or_compute_features(context, possible, directory / "features.h5", console)
         tables.append(page.make_distance_table(context, features))
     table = page.disambiguate_labels(pd.concat(tables, ignore_index=True))
     title = f"{table['label'].nunique()} networks, {len(runs)} runs"
@@ -102,6 +105,22 @@ def parse_conditions(names: Sequence[str]) -> list[Pair]:
             expected = conditions.describe_expected(name)
             raise InspectError(f"--conditions: got {sanitize(name)!r}; expected {expected}")
     return list(dict.fromkeys(conditions.list_severity_pairs(names)))
+
+
+def select_possible(pairs: Sequence[Pair], context: InspectContext, *, is_default: bool) -> list[Pair]:
+    """Return the pairs that these images allow: without a pixel scale none in arcsec, which are refused if asked for.
+
+    Raises
+    ------
+    InspectError
+    """
+    if not math.isnan(context.survey.pixel_scale_arcsec):
+        return list(pairs)
+    refused = [name for name, _ in pairs if conditions.needs_pixel_scale(name)]
+    if refused and not is_default:
+        got = f"{refused[0]}, whose lengths are in arcsec, and images of unknown scale"
+        raise InspectError(f"--conditions: got {got}; expected other conditions, or a launch with data.field_arcsec")
+    return [pair for pair in pairs if pair[0] not in refused]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,12 @@ def make_changed(key: str) -> RunConfig:
 
 def test_every_setting_has_a_changed_value() -> None:
     assert CHANGED_VALUES.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("key", CHANGED_VALUES)
+def test_the_settings_that_decide_the_weights_compare_equal_to_those_a_checkpoint_recorded(key: str) -> None:
+    identity = make_changed(key).get_identity()
+    assert json.loads(json.dumps(identity)) == identity  # lists, not tuples: a run would not resume
 
 
 @pytest.mark.parametrize("key", sorted(CHANGED_VALUES.keys() - OUTSIDE_IDENTITY))

@@ -107,6 +107,7 @@ def test_a_key_that_is_no_setting_is_an_error_with_its_line(text: str, errors: l
         ("resources.memory_gb: 0", "resources.memory_gb: got 0; expected a number >= 0.01"),
         ("evaluate.conditions: []", "evaluate.conditions: got []; expected at least one item, each once"),
         ("evaluate.attack.population: 3", "evaluate.attack.population: got 3; expected a number >= 4"),
+        ("data.classes: [E]", "data.classes: got 1 classes; expected 2 to 1000"),
         ("data.source: null", "data.source: got null; expected text"),
         ('data.cache: "a\\tb"', r"data.cache: got 'a\tb'; expected printable text"),
     ],

@@ -367,7 +367,7 @@ def test_a_file_whose_galaxies_are_dropped_for_their_labels_is_refused_unless_th
     dec = np.where(ROWS % 3 == 0, ROWS / 2.0 + 5, ROWS / 2.0)
     path = write_file(tmp_path / "a.h5", ra=np.full(N, 30.0), dec=dec)
     config = settings(tmp_path, path)
-    with pytest.raises(DataError, match=r"got [0-9]+ of 120 galaxies with the pixels or the position .*=keep"):
+    with pytest.raises(DataError, match=r"got [0-9]+ of 120 galaxies dropped, with the pixels or the position .*=keep"):
         load_split(config, prepare(config), tmp_path / "sweep")
     load_split(config.model_copy(update={"conflicting_duplicates": "keep"}), prepare(config), tmp_path / "sweep")
 

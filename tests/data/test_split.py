@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.split import (
     SPLITS,
+    explain_empty_class,
     find_close_pairs,
     find_identical_images,
     find_label_conflicts,
@@ -142,3 +143,16 @@ def test_conflicting_duplicates_can_be_kept_but_are_never_divided():
     split = table["split"]
     assert "dropped" not in set(split)
     assert (split[0], split[1], split[3]) == (split[59], split[58], split[4])
+
+
+@pytest.mark.parametrize("link", ["own group", "nearly the same pixels"])
+def test_a_class_linked_by_its_group_or_its_pixels_is_not_told_to_move_on_the_sky(link):
+    labels, rows, unknown = np.arange(60) % 2, np.arange(60), np.full(60, np.nan)
+    groups = np.where(labels == 1, 99, rows) if link == "own group" else None
+    pairs = None if groups is not None else np.stack([rows[1:-2:2], rows[3::2]], axis=1)  # all of class 1
+    table = make_split_table(DataConfig(), labels, unknown, unknown, rows, groups, pairs)
+    reason = explain_empty_class(DataConfig(), table, rows, label=1)
+    assert reason == (
+        "its 30 are linked by their group, their position, or pixels that are the same or nearly; "
+        "expected galaxies that differ, or a column split (data.columns.split)"
+    )

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.data_files import write_file
+from matplotlib import pyplot
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
@@ -23,6 +24,7 @@ from galaxyhpc.data.dataset import prepare
 from galaxyhpc.explore.__main__ import main, make_data_config
 from galaxyhpc.explore.dataset_summary import summarize_dataset
 from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
+from galaxyhpc.report.figures.defaults import use_default_style
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
 
@@ -208,3 +210,34 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(name, tmp_path
     error = capsys.readouterr().err
     assert message in error and len([line for line in error.splitlines() if "converting" not in line]) == 1
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+def test_settings_of_the_data_are_tried_before_there_is_a_sweep(tmp_path: Path) -> None:
+    overrides = ["data.columns.label=type", "data.crop=center", "data.image_size=33"]
+    config = make_data_config("demo", None, tmp_path, [*overrides, "data.demo.size=50"])
+    assert (config.columns.label, config.crop, config.demo.size) == ("type", "center", 50)
+    assert make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path, ["data.image_size=33"]).image_size == 33
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.colums.label=type", "--set: data.colums.label: unknown setting; did you mean columns?"),
+        ("data.crop=middle", "--set: data.crop: got middle; expected "),
+        ("train.epochs=3", "--set: train.epochs: got a setting without use here; expected those of data"),
+        ("seeds=3", "--set: seeds: got a setting without use here"),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_is_not_of_the_data_is_refused(override, message, tmp_path, capsys) -> None:
+    assert main(["demo", "--set", override, "--output", str(tmp_path / "a.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_name_that_the_font_cannot_write_is_drawn_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    with use_default_style():
+        figure, axes = pyplot.subplots()
+        axes.set_title("\N{CJK UNIFIED IDEOGRAPH-6C99}")
+        figure.canvas.draw()
+        pyplot.close(figure)
+    assert not recwarn.list

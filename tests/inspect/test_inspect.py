@@ -19,7 +19,7 @@ from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConfig
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect import embedding, features, figures
-from galaxyhpc.inspect.__main__ import main
+from galaxyhpc.inspect.__main__ import DEFAULT_CONDITIONS, main, parse_conditions, select_possible
 from galaxyhpc.inspect.features import Activations, InspectError, RunFeatures
 from galaxyhpc.inspect.gradcam import GradCamTarget
 from galaxyhpc.inspect.inputs import load_context, load_or_compute_features
@@ -292,3 +292,13 @@ def test_classes_are_told_apart_and_of_many_the_largest_are_named(count: int, na
     drawn = [points for points in figure.axes[0].collections if "other" not in str(points.get_label())]
     looks = {(tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in drawn}
     assert len(looks) == min(count, 16)
+
+
+def test_images_of_unknown_scale_are_inspected_without_the_conditions_in_arcsec(run: RunDir) -> None:
+    context, pairs = load_context(run, torch.device("cpu")), parse_conditions(DEFAULT_CONDITIONS)
+    unscaled = replace(context, survey=replace(context.survey, pixel_scale_arcsec=np.nan))
+    possible = select_possible(pairs, unscaled, is_default=True)
+    assert possible == parse_conditions([name for name in DEFAULT_CONDITIONS if name != "psf_moffat"])
+    assert select_possible(pairs, context, is_default=True) == pairs
+    with pytest.raises(InspectError, match=r"--conditions: got psf_moffat, whose lengths are in arcsec.*expected"):
+        select_possible(pairs, unscaled, is_default=False)

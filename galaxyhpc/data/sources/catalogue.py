@@ -82,7 +82,7 @@ def parse_columns(
     texts = {key: tables.to_texts(table[columns[key]]) for key in ("label", "id", "group", "split") if key in columns}
     labels, classes = make_labels(path, columns["label"], texts["label"], config.classes, locate)
     kept = np.flatnonzero(labels >= 0)
-    check_class_counts(path, columns["label"], labels[kept], classes)
+    check_class_counts(path, columns["label"], labels[kept], classes, lambda index: locate(int(kept[index])))
     ra, dec = tables.read_positions(path, table, columns)
     splits = redshift = None
     if "redshift" in columns:
@@ -127,7 +127,7 @@ def open_folder(path: Path, config: DataConfig) -> Source:
     texts = np.array([file.parent.name for file in files])
     labels, classes = make_labels(path, "subdirectories", texts, config.classes, lambda i: str(files[i]))
     kept = np.flatnonzero(labels >= 0)
-    check_class_counts(path, "subdirectories", labels[kept], classes)
+    check_class_counts(path, "subdirectories", labels[kept], classes, lambda index: str(files[kept[index]]))
     unknown, splits = np.full(len(kept), np.nan), None
     if has_splits:
         names = np.array([files[row].parents[1].name for row in kept])

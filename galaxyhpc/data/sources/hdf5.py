@@ -181,7 +181,7 @@ def _select_classes(
     classes = selected if set(selected) <= set(names) and selected else names
     new_labels = np.array([classes.index(name) if name in classes else -1 for name in names])[labels.astype(np.int64)]
     kept = np.flatnonzero(new_labels >= 0)
-    check_class_counts(path, "ans", new_labels[kept], classes)
+    check_class_counts(path, "ans", new_labels[kept], classes, lambda index: f"row {kept[index]}")
     return kept, classes, new_labels[kept]
 
 

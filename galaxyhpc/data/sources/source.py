@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,10 @@ def make_error(path: Path, key: str, got: object, expected: str) -> DataError:
     return DataError(f"{path}: {key}: got {got}; expected {expected}")
 
 
-def check_class_counts(path: Path, key: str, labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Refuse labels of which a class has less than one galaxy for each split.
+def check_class_counts(
+    path: Path, key: str, labels: np.ndarray, classes: tuple[str, ...], locate: Callable[[int], str]
+) -> None:
+    """Refuse labels of which a class has less than one galaxy for each split; `locate` says where a galaxy stands.
 
     Raises
     ------
@@ -64,8 +67,13 @@ def check_class_counts(path: Path, key: str, labels: np.ndarray, classes: tuple[
     """
     counts = np.bincount(labels, minlength=len(classes))
     if counts[least := int(counts.argmin())] < MIN_GALAXIES_PER_CLASS:
-        got = f"{counts[least]} galaxies of class {least} ({classes[least]})"
-        raise make_error(path, key, got, f"{MIN_GALAXIES_PER_CLASS} or more of every class, one for each split")
+        places = ", ".join(locate(int(index)) for index in np.flatnonzero(labels == least))
+        noun = "galaxy" if counts[least] == 1 else "galaxies"
+        got = f"{counts[least]} {noun} of class {least} ({classes[least]}){places and f' in {places}'}"
+        similar = get_close_matches(classes[least], [name for name in classes if name != classes[least]], n=1)
+        hint = f"; is it {similar[0]}?" if similar and counts[least] else ""
+        expected = f"{MIN_GALAXIES_PER_CLASS} or more of every class, one for each split, or data.classes without it"
+        raise make_error(path, key, got, f"{expected}{hint}")
 
 
 def check_positions_differ(path: Path, ra: np.ndarray, dec: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     if has_ending(path, CSV_ENDINGS):
         separator = "\t" if ".tsv" in path.name.lower() else ","
-        with translate_table_errors(path, "a table in CSV"):
+        with translate_table_errors(path, "a table in CSV, in UTF-8"):
             return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     from astropy.table import Table
 

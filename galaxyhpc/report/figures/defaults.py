@@ -6,6 +6,7 @@ Imported before any other part of matplotlib, which reads its settings once and 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -31,7 +32,9 @@ with _hide_settings():
 @contextmanager
 def use_default_style() -> Iterator[None]:
     """Draw and save with matplotlib's defaults and the font that comes with it: the same bytes for everybody."""
-    with matplotlib.rc_context():  # restores everything but the backend, which is not ours to change
+    # rc_context restores everything but the backend, which is not ours to change
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # of a name; a box stands in its place
         defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
         matplotlib.rcParams.update(defaults | {"font.family": ["DejaVu Sans"]})  # type: ignore[arg-type]
         yield

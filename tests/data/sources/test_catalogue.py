@@ -36,6 +36,15 @@ def change(values: list[Any], row: int, value: Any) -> list[Any]:
     return [*values[:row], value, *values[row + 1 :]]
 
 
+def test_a_class_of_one_galaxy_that_is_like_another_is_taken_for_a_misprint(tmp_path: Path) -> None:
+    sample = make_sample()
+    names = np.array(["spiral", "lenticular", "elliptical"])[np.unique(sample.table["label"], return_inverse=True)[1]]
+    labels = change(names.tolist(), 0, "spirall")
+    line = get_error(sources.write_catalogue(tmp_path, sample, label=labels))
+    assert line.endswith("(spirall) in line 2; expected 3 or more of every class, one for each split, or data.classes "
+                         "without it; is it spiral?")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("column", "row", "value", "message"),
     [
@@ -46,7 +55,7 @@ def change(values: list[Any], row: int, value: Any) -> list[Any]:
             "label: got nothing in line 17; expected a class for each galaxy, or the classes to train on",
         ),
         ("label", 15, "nan", "label: got nothing in line 17"),
-        ("label", 0, "lonely", "label: got 1 galaxies of class 3 (lonely); expected 3 or more of every class"),
+        ("label", 5, "lonely", "label: got 1 galaxy of class 3 (lonely) in line 7; expected 3 or more of every class"),
         ("file", 3, "", "file: got nothing in line 5; expected the name of an image file"),
         ("file", 3, "absent.png", "image files: got 1 of 120 that do not exist, such as "),
         ("file", 3, "absent.png", "absent.png (catalogue.csv, line 5); expected names relative to data.images"),
