@@ -22,10 +22,22 @@ from galaxyhpc.data.split import compute_split_table, describe_origin, find_clos
 from galaxyhpc.data.split_file import read_split_header
 
 COORDINATES = Path(__file__).parents[3] / "shared/data/galaxy10_decals_coordinates.csv.gz"
-SOURCES = [Path(path) for path in (COORDINATES, os.environ.get("GALAXY10_H5", "")) if path and Path(path).is_file()]
-needs_galaxies = pytest.mark.skipif(not SOURCES, reason=f"neither {COORDINATES} nor GALAXY10_H5 is a file")
 CLASS_COUNTS = [1081, 1853, 2645, 2027, 334, 2043, 1829, 2628, 1423, 1873]  # of the published file
 ROWS = np.arange(NUM_GALAXIES)
+
+
+def list_published_files() -> list[Path]:
+    """Return the files here that hold labels and positions of all published galaxies."""
+    files = [COORDINATES] if COORDINATES.is_file() else []
+    real = Path(os.environ.get("GALAXY10_H5", ""))
+    if real.is_file():
+        with h5py.File(real) as file:
+            files += [real] if len(file["ans"]) == NUM_GALAXIES else []
+    return files
+
+
+SOURCES = list_published_files()
+needs_galaxies = pytest.mark.skipif(not SOURCES, reason=f"neither {COORDINATES} nor GALAXY10_H5 has all galaxies")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +136,8 @@ def test_the_file_is_what_its_script_makes_of_the_galaxies_and_what_the_code_com
     source: Path, table: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(source), str(tmp_path / "again.csv.gz")]) == 0
-    assert (tmp_path / "again.csv.gz").read_bytes() == SPLIT_FILE.read_bytes()
+    is_same = (tmp_path / "again.csv.gz").read_bytes() == SPLIT_FILE.read_bytes()
+    assert is_same
     assert hashlib.sha256(SPLIT_FILE.read_bytes()).hexdigest() in capsys.readouterr().out
     labels, ra, dec = read_columns(source)
     made = make_split_table(DataConfig(), labels, ra, dec, ROWS)

@@ -36,7 +36,7 @@ def swept(place: Path) -> tuple[Desk, list[str]]:
 
 def test_a_sweep_of_two_process_jobs_goes_through_arrays_to_a_report(swept: tuple[Desk, list[str]]) -> None:
     ours, outputs = swept
-    for stage in ("canary: 1 jobs", "train: 2 jobs", "evaluate: 2 jobs", "report: 1 jobs"):
+    for stage in ("canary: 1 job ", "train: 2 jobs", "evaluate: 2 jobs", "report: 1 job "):
         assert stage in outputs[0], outputs[0]
     for run in ours.runs("tiny"):
         assert {event["world"] for event in started(run)} == {2}, run.read_events()
@@ -174,7 +174,7 @@ def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place
         for _ in range(2)
     ]
     outputs = sorted("".join(process.communicate()) for process in processes)
-    assert sum("train: 1 jobs" in output for output in outputs) == 1, outputs
+    assert sum("train: 1 job " in output for output in outputs) == 1, outputs
     refusals = ("another launch of this sweep is running", "9 complete or active")
     assert any(refusal in output for output in outputs for refusal in refusals), outputs
     jobs = [job for job, _, name in queue(ours.path) if name == "many-train"]

@@ -51,7 +51,7 @@ def step(run: Callable[[Tensor], Tensor], norm: FieldBatchNorm, x: Tensor, upstr
 @pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "not pooled"])
 @pytest.mark.parametrize(
     ("fields", "size", "shape"),
-    [(3, 4, (2, 9, 9)), slow(5, 8, (3, 6, 7)), slow(4, 1, (1, 33, 33)), slow(2, 32, (1, 5, 5))],
+    [(3, 4, (2, 9, 9)), slow(5, 8, (3, 6, 7)), slow(4, 1, (1, 17, 17)), slow(2, 32, (1, 5, 5))],
 )
 def test_one_pass_gives_what_the_layers_give(
     fields: int, size: int, shape: tuple[int, int, int], pooled: bool, has_relu: bool
@@ -75,8 +75,8 @@ def test_one_pass_gives_what_the_layers_give(
 def test_half_precision_maps_are_summed_in_float32(dtype: torch.dtype) -> None:
     """Against the layers in float32 on the same rounded maps: what differs is the rounding of the results."""
     fused, layers, pool = make_norm(3, 4), make_norm(3, 4), AntialiasedPool().to(DEVICE)
-    x = (3 + torch.randn(2, 12, 33, 33, device=DEVICE)).to(dtype).contiguous(memory_format=torch.channels_last)
-    upstream = torch.randn(2, 12, 33, 33, device=DEVICE).to(dtype)
+    x = (3 + torch.randn(2, 12, 17, 17, device=DEVICE)).to(dtype).contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn(2, 12, 17, 17, device=DEVICE).to(dtype)
     actual = step(lambda maps: fused_norm.normalise(maps, fused, True, pool), fused, x, upstream)
     expected = step(lambda maps: pool(torch.relu(layers(maps))), layers, x.float(), upstream.float())
     eps = torch.finfo(dtype).eps
@@ -95,7 +95,7 @@ def test_a_process_without_images_has_an_empty_map_and_gradients_of_zero() -> No
 
 
 def test_two_steps_have_the_same_bits() -> None:
-    x = torch.randn(2, 8, 17, 17, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 9, 9, device=DEVICE).contiguous(memory_format=torch.channels_last)
     upstream, pool = torch.randn_like(x), AntialiasedPool().to(DEVICE)
     steps = []
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_two_steps_have_the_same_bits() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        {"group": "C4", "scale": 0.1},
+        slow({"group": "C4", "scale": 0.1}),
         slow({"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2, "blocks": [1, 1, 1, 1]}),
         slow({"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1, "scale": 0.3}),
     ],
