@@ -10,7 +10,7 @@ from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.config.schema import ModelConfig, RunConfig
 
 META_BATCH_SIZE = 1009  # on the meta device: no layer has as many channels, so tensors of this length are maps
-PROCESS_BYTES = 5e8  # Python, torch and e2cnn, before any network
+PROCESS_BYTES = 5.5e8  # Python, torch and e2cnn, before any network
 FILTER_COPIES = 4  # of the largest filter and its gradient: in the convolution's memory order, and as blocks
 TRANSIENT_COPIES = 3  # of the largest map: its gradient, the gradient of its input, a layer's working copy
 
@@ -38,7 +38,7 @@ def estimate_training_bytes(profile: NetworkProfile, config: RunConfig) -> float
 
     Bytes
     -----
-    500 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd; 4 more for an average),
+    550 MB for the process, 16 per parameter (weight, gradient, Adam's two moments; 12 for sgd; 4 more for an average),
     and 4 per value (2 in bfloat16) of: images x (maps saved for the backward pass + 3 x the largest), expanded filters
     + 4 x the largest. With a micro-batch, filters and the sums of their gradients stay in float32: 8 per value, and
     2 more in bfloat16.

@@ -107,7 +107,7 @@ def test_two_steps_have_the_same_bits() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        slow({"group": "C4", "scale": 0.1}),
+        slow({"group": "C2", "scale": 0.1}),
         slow({"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 2, "blocks": [1, 1, 1, 1]}),
         slow({"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1, "scale": 0.3}),
     ],
