@@ -8,7 +8,7 @@ from typing import Any
 
 from galaxyhpc.analysis.run_cost import compute_makespan
 from galaxyhpc.benchmark.forecast import RunForecast
-from galaxyhpc.runtime.console import ConsoleTable
+from galaxyhpc.runtime.console import ConsoleTable, format_count
 
 JsonDict = dict[str, Any]
 
@@ -109,7 +109,7 @@ def make_sweep_table(sweep_name: str, forecasts: Sequence[RunForecast], device_n
     for num_devices in (1, 8):
         makespan = compute_makespan([run.total_seconds for run in forecasts], num_devices) / 3600
         cells = (str(len(forecasts)), "", "", "", _format_number(makespan))
-        rows.append((f"whole sweep, {num_devices} device{'s' if num_devices > 1 else ''}", "", *cells))
+        rows.append((f"whole sweep, {format_count(num_devices, 'device')}", "", *cells))
     title = f"{sweep_name} on {device_name}: predicted, without early stopping"
     heads = ("network", "from", "runs", "epoch\ns", "training\nh/run", "evaluation\nh/run", "total\nh")
     return ConsoleTable(title, heads, rows, texts=("from",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from galaxyhpc.data.split import find_identical_images
+from galaxyhpc.data.split import chain_equal_values
 from galaxyhpc.data.split_file import DROPPED
 
 DUPLICATES_FILE_NAME = "duplicates.csv"
@@ -23,7 +23,7 @@ def list_duplicates(
     near_pairs, near_correlations : (M, 2) and (M,), see `near_duplicates`; identical images have the correlation 1
     action : linked (in one split), dropped (one or both), or divided (kept in two splits, as the source gives them)
     """
-    identical = find_identical_images(digests)
+    identical = chain_equal_values(digests)
     pairs = np.concatenate([identical, near_pairs])
     correlations = np.concatenate([np.ones(len(identical)), near_correlations]).round(3)
     names = [name for name in ("row", "id", "label", "split") if name in table]

@@ -9,6 +9,7 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import (
+    NO_PAIRS,
     assign_parts,
     describe_origin,
     find_duplicates,
@@ -16,6 +17,7 @@ from galaxyhpc.data.split import (
     label_components,
     link_galaxies,
     make_split_table,
+    tabulate_galaxies,
 )
 from galaxyhpc.data.split_file import AT_RANDOM, DROPPED, SPLITS
 from galaxyhpc.storage.files import sanitize
@@ -39,7 +41,7 @@ def divide(
     DataError
         If duplicates are to be refused and there are some, or a fold is asked for where the source gives its split.
     """
-    sky = (columns.ra, columns.dec)
+    sky, near_pairs = (columns.ra, columns.dec), NO_PAIRS if near_pairs is None else near_pairs
     if config.conflicting_duplicates == "refuse":
         _refuse_conflicts(config, columns, digests, near_pairs)
     if columns.given_splits is None:
@@ -91,15 +93,15 @@ def _list_galaxies(columns: Columns, rows: np.ndarray) -> str:
     return sanitize(", ".join(names)) + (", ..." if len(rows) > MAX_LISTED else "")
 
 
-def _find_copies(columns: Columns, digests: np.ndarray, near_pairs: np.ndarray | None) -> np.ndarray:
+def _find_copies(columns: Columns, digests: np.ndarray, near_pairs: np.ndarray = NO_PAIRS) -> np.ndarray:
     """Return the number of a galaxy's set of copies, (N,): the same position or pixels, or nearly these."""
-    pairs = find_duplicates(columns.ra, columns.dec, digests)
-    return label_components(len(digests), pairs if near_pairs is None else np.concatenate([pairs, near_pairs]))
+    duplicates = find_duplicates(columns.ra, columns.dec, digests)
+    return label_components(len(digests), np.concatenate([duplicates, near_pairs]))
 
 
-def _refuse_conflicts(config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray | None) -> None:
+def _refuse_conflicts(config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray) -> None:
     """Refuse copies of two labels, and in two parts of the source's split: there, nearly the same pixels count, too."""
-    same, like = _find_copies(columns, digests, None), _find_copies(columns, digests, near_pairs)
+    same, like = _find_copies(columns, digests), _find_copies(columns, digests, near_pairs)
     checks = (("label", columns.labels, same), ("part of the split", columns.given_splits, like))
     for name, values, copies in checks:
         rows = np.flatnonzero(find_label_conflicts(values, copies)) if values is not None else ()
@@ -116,15 +118,15 @@ def _complete_given_split(
     config: DataConfig,
     columns: Columns,
     digests: np.ndarray,
-    near_pairs: np.ndarray | None,
+    near_pairs: np.ndarray,
     given_splits: np.ndarray,
 ) -> pd.DataFrame:
     """Return the given split without duplicates across its parts, and with validation galaxies.
 
     Groups are those that may not be divided further: galaxies of one part that share sky, pixels or group.
     """
-    sky, count = (columns.ra, columns.dec), len(given_splits)
-    groups, kept = link_galaxies(config, columns.labels, *sky, digests, columns.groups, near_pairs)
+    known = (columns.labels, columns.ra, columns.dec)
+    groups, kept = link_galaxies(config, *known, digests, columns.groups, near_pairs)
     split = given_splits.astype(object)
     if config.conflicting_duplicates == "drop":
         copies = _find_copies(columns, digests, near_pairs)
@@ -138,5 +140,4 @@ def _complete_given_split(
         parts = assign_parts(columns.labels[train], groups[train], fractions, config.split_seed)
         split[train[parts == 1]] = "validation"
     groups = pd.factorize(pd.Series(groups).astype(str) + split)[0]
-    values = {"row": np.arange(count), "label": columns.labels, "ra": columns.ra, "dec": columns.dec}
-    return pd.DataFrame({**values, "sky_group": groups, "fold": -1, "half": -1, "split": split})
+    return tabulate_galaxies(*known).assign(sky_group=groups, fold=-1, half=-1, split=split)

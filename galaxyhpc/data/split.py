@@ -20,6 +20,7 @@ __all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "explain_empty_class", "make_spl
 
 DUPLICATE_RADIUS_ARCSEC = 1.0  # two positions nearer than this are one galaxy
 SPLIT_SETTINGS = ("validation_fraction", "test_fraction", "split_seed", "link_arcsec", "conflicting_duplicates")
+NO_PAIRS = np.empty((0, 2), np.int64)  # of rows
 CANONICAL_COLUMNS = ["sky_group", "fold", "half", "split"]
 
 
@@ -30,7 +31,7 @@ def make_split_table(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray | None = None,
+    near_pairs: np.ndarray = NO_PAIRS,
 ) -> pd.DataFrame:
     """Return one row per galaxy: row, label, ra, dec, sky_group, fold, half, split (one of SPLITS, or dropped).
 
@@ -38,14 +39,24 @@ def make_split_table(
     (M, 2) rows of nearly the same images. `split` is that of fold 0, which `select_fold` replaces. The published
     galaxies have their canonical split if the settings are the defaults.
     """
-    if len(labels) == NUM_GALAXIES and own_groups is None and not list_changed_settings(config):
-        canonical = load_galaxy10_split()
-        groups, kept = link_galaxies(config, labels, ra, dec, np.arange(NUM_GALAXIES))  # by position alone
-        is_same_group = np.array_equal(groups, canonical["sky_group"]) and np.array_equal(labels, canonical["label"])
-        if is_same_group and np.array_equal(kept, canonical["split"] != DROPPED):
-            positions = {"row": np.arange(NUM_GALAXIES), "label": labels, "ra": ra, "dec": dec}
-            return pd.DataFrame(positions).join(canonical[CANONICAL_COLUMNS])
+    if own_groups is None and not list_changed_settings(config) and _are_published(config, labels, ra, dec):
+        return tabulate_galaxies(labels, ra, dec).join(load_galaxy10_split()[CANONICAL_COLUMNS])
     return compute_split_table(config, labels, ra, dec, digests, own_groups, near_pairs)
+
+
+def _are_published(config: DataConfig, labels: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> bool:
+    """Whether these have the labels, the sky groups and the conflicts of the published galaxies, in their order."""
+    if len(labels) != NUM_GALAXIES:
+        return False
+    canonical = load_galaxy10_split()
+    groups, kept = link_galaxies(config, labels, ra, dec, np.arange(NUM_GALAXIES))  # by position alone
+    pairs = ((labels, canonical["label"]), (groups, canonical["sky_group"]), (kept, canonical["split"] != DROPPED))
+    return all(np.array_equal(ours, published) for ours, published in pairs)
+
+
+def tabulate_galaxies(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> pd.DataFrame:
+    """Return the columns of a split that are known before it is made: row, label, ra, dec."""
+    return pd.DataFrame({"row": np.arange(len(labels)), "label": labels, "ra": ra, "dec": dec})
 
 
 def compute_split_table(
@@ -55,7 +66,7 @@ def compute_split_table(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray | None = None,
+    near_pairs: np.ndarray = NO_PAIRS,
 ) -> pd.DataFrame:
     """Return the table of `make_split_table` as computed for any galaxies.
 
@@ -71,9 +82,8 @@ def compute_split_table(
         for name, first, number in (("test", 0, 2), ("validation", 2, 1), ("train", 3, 7)):
             members = split == name
             tenths[members] = first + assign_parts(labels[members], groups[members], (1 / number,) * number, seed)
-    positions = {"row": np.arange(len(labels)), "label": labels, "ra": ra, "dec": dec}
     folds, halves = tenths // 2, np.where(tenths < 0, -1, tenths % 2)
-    return pd.DataFrame({**positions, "sky_group": groups, "fold": folds, "half": halves, "split": split})
+    return tabulate_galaxies(labels, ra, dec).assign(sky_group=groups, fold=folds, half=halves, split=split)
 
 
 def link_galaxies(
@@ -83,7 +93,7 @@ def link_galaxies(
     dec: np.ndarray,
     digests: np.ndarray,
     own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray | None = None,
+    near_pairs: np.ndarray = NO_PAIRS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sky group of each galaxy, and whether it is kept: (N,) each.
 
@@ -91,9 +101,9 @@ def link_galaxies(
     `near_pairs` (M, 2), are in any case.
     """
     duplicates = find_duplicates(ra, dec, digests)
-    near = find_close_pairs(ra, dec, config.link_arcsec) if own_groups is None else find_identical_images(own_groups)
-    links = np.concatenate([duplicates, near] + ([] if near_pairs is None else [near_pairs]))
-    groups, kept = label_components(len(labels), links), np.ones(len(labels), bool)
+    near = find_close_pairs(ra, dec, config.link_arcsec) if own_groups is None else chain_equal_values(own_groups)
+    groups = label_components(len(labels), np.concatenate([duplicates, near, near_pairs]))
+    kept = np.ones(len(labels), bool)
     if config.conflicting_duplicates == "drop":
         kept = ~find_label_conflicts(labels, label_components(len(labels), duplicates))
     return groups, kept
@@ -101,7 +111,7 @@ def link_galaxies(
 
 def find_duplicates(ra: np.ndarray, dec: np.ndarray, digests: np.ndarray) -> np.ndarray:
     """Return (M, 2) pairs of rows with the same pixels, or positions within DUPLICATE_RADIUS_ARCSEC."""
-    return np.concatenate([find_identical_images(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
+    return np.concatenate([chain_equal_values(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
 
 
 def select_fold(config: DataConfig, table: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +133,7 @@ def describe_origin(config: DataConfig, table: pd.DataFrame, digests: np.ndarray
     if len(table) != NUM_GALAXIES or not table[CANONICAL_COLUMNS].equals(load_galaxy10_split()[CANONICAL_COLUMNS]):
         return "computed, for these are not the galaxies of the published Galaxy10 DECaLS in its order"
     text = f"canonical split {SPLIT_FILE.name}, SHA-256 {hashlib.sha256(SPLIT_FILE.read_bytes()).hexdigest()}"
-    groups = table["sky_group"].to_numpy()[find_identical_images(digests)]
+    groups = table["sky_group"].to_numpy()[chain_equal_values(digests)]
     num_apart = int((groups[:, 0] != groups[:, 1]).sum())  # positions alone decided
     return text + (f"; {num_apart} pairs of images with the same pixels are in two sky groups" if num_apart else "")
 
@@ -182,16 +192,16 @@ def find_close_pairs(ra: np.ndarray, dec: np.ndarray, max_separation_arcsec: flo
 
     known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     if len(known) < 2:  # search_around_sky takes no fewer
-        return np.empty((0, 2), np.int64)
+        return NO_PAIRS
     positions = SkyCoord(ra[known], dec[known], unit="deg")
     first, second, _, _ = positions.search_around_sky(positions, max_separation_arcsec * units.arcsec)
     return np.asarray(known[np.stack([first, second], axis=1)[first < second]])
 
 
-def find_identical_images(digests: np.ndarray) -> np.ndarray:
-    """Return (M, 2) pairs of rows that chain all images with equal digests."""
-    order = np.argsort(digests, kind="stable")
-    equal = digests[order[1:]] == digests[order[:-1]]
+def chain_equal_values(values: np.ndarray) -> np.ndarray:
+    """Return (M, 2) pairs of rows that chain all with equal values, such as digests of pixels."""
+    order = np.argsort(values, kind="stable")
+    equal = values[order[1:]] == values[order[:-1]]
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1)
 
 

@@ -20,8 +20,8 @@ from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,
     SPLITS,
+    chain_equal_values,
     find_close_pairs,
-    find_identical_images,
 )
 
 SLICE_BYTES = 2**25  # of float32 pixels measured at once
@@ -188,7 +188,7 @@ def find_pairs(
     """
     close = find_close_pairs(ra, dec, max(link_arcsec, DUPLICATE_RADIUS_ARCSEC))
     near = set() if near_pairs is None else {(min(pair), max(pair)) for pair in near_pairs.tolist()}
-    pairs = {(min(pair), max(pair)) for pair in (*find_identical_images(digests).tolist(), *close.tolist())} | near
+    pairs = {(min(pair), max(pair)) for pair in (*chain_equal_values(digests).tolist(), *close.tolist())} | near
     first, second = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
     separation = compute_separation_arcsec(ra, dec, first, second)
     frame = pd.DataFrame({"first": first, "second": second, "arcsec": separation})

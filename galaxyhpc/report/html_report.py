@@ -31,6 +31,7 @@ from galaxyhpc.report.figures import FIGURES, files, get_caption
 from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.report.page import Column, PageFigure, Section, Table, Thumbnail
 from galaxyhpc.report.run_pages import RunDetails, make_run_pages, read_details
+from galaxyhpc.runtime.console import format_count
 from galaxyhpc.runtime.parallel import parallel_map
 from galaxyhpc.storage.files import write_text
 
@@ -246,7 +247,7 @@ def _format_counts(counts: Counter[str]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return _format_list([f"{value} ({n} run{'s' * (n > 1)})" for value, n in ordered])
+    return _format_list([f"{value} ({format_count(n, 'run')})" for value, n in ordered])
 
 
 def _add_figures(section: Section, figures: Mapping[str, bytes]) -> Section:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.split import (
+    NO_PAIRS,
     SPLITS,
+    chain_equal_values,
     explain_empty_class,
     find_close_pairs,
-    find_identical_images,
     find_label_conflicts,
     label_components,
     make_split_table,
@@ -116,7 +117,7 @@ def test_neighbours_of_neighbours_belong_together():
 
 
 def test_identical_pixels_are_linked_wherever_they_lie():
-    pairs = find_identical_images(np.array([b"x", b"y", b"x", b"z", b"x"]))
+    pairs = chain_equal_values(np.array([b"x", b"y", b"x", b"z", b"x"]))
     assert label_components(5, pairs).tolist() == [0, 1, 0, 2, 0]
 
 
@@ -149,7 +150,7 @@ def test_conflicting_duplicates_can_be_kept_but_are_never_divided():
 def test_a_class_linked_by_its_group_or_its_pixels_is_not_told_to_move_on_the_sky(link):
     labels, rows, unknown = np.arange(60) % 2, np.arange(60), np.full(60, np.nan)
     groups = np.where(labels == 1, 99, rows) if link == "own group" else None
-    pairs = None if groups is not None else np.stack([rows[1:-2:2], rows[3::2]], axis=1)  # all of class 1
+    pairs = NO_PAIRS if groups is not None else np.stack([rows[1:-2:2], rows[3::2]], axis=1)  # all of class 1
     table = make_split_table(DataConfig(), labels, unknown, unknown, rows, groups, pairs)
     reason = explain_empty_class(DataConfig(), table, rows, label=1)
     assert reason == (
