@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers.tiers import slow, slow_unless
+from helpers.tiers import slow_unless
+from helpers.warm_processes import run_python
 
 import galaxyhpc.demo
 import jobs.train
@@ -74,8 +75,9 @@ def test_every_verb_is_a_module_that_runs_and_the_other_way_round() -> None:
 
 
 @pytest.mark.parametrize("verb", slow_unless(["launch", "status", "train", "demo"], NAMES))
-def test_a_verb_is_called_the_same_in_its_own_help(verb: str, script: Path, tmp_path: Path) -> None:
-    texts = [call(tmp_path, *how, "--help", COLUMNS="100") for how in ((script, verb), ("-m", f"galaxyhpc.{verb}"))]
+def test_a_verb_is_called_the_same_in_its_own_help(verb: str, tmp_path: Path) -> None:
+    calls = (("galaxyhpc", verb), (f"galaxyhpc.{verb}",))
+    texts = [run_python("-m", *how, "--help", cwd=tmp_path, COLUMNS="100") for how in calls]
     assert texts[0].returncode == 0 and texts[0].stdout == texts[1].stdout, texts[0].stderr
     assert texts[0].stdout.startswith(f"usage: galaxyhpc {verb} ")
 
@@ -114,9 +116,9 @@ def test_arguments_and_exit_status_pass_through(script: Path, tmp_path: Path) ->
         ["status", "cancel", "retry", "train", "evaluate", "aggregate", "export", "inspect", "fsck", "verify_resume"],
     ),
 )
-def test_a_run_that_does_not_exist_is_an_error_without_a_traceback(verb: str, script: Path, tmp_path: Path) -> None:
+def test_a_run_that_does_not_exist_is_an_error_without_a_traceback(verb: str, tmp_path: Path) -> None:
     more = ["--failed"] if verb == "retry" else ["out"] if verb == "export" else []
-    answer = call(tmp_path, script, verb, "runs/none", *more)
+    answer = run_python("-m", "galaxyhpc", verb, "runs/none", *more, cwd=tmp_path)
     assert answer.returncode == 2 and "runs/none" in answer.stderr and "Traceback" not in answer.stderr, answer.stderr
 
 
@@ -170,7 +172,8 @@ def test_the_python_api_is_there() -> None:
         _ = galaxyhpc.nothing
 
 
-@pytest.mark.parametrize("how", ["console script", slow("python -m")])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["console script", "python -m"])
 def test_a_users_own_jobs_and_inspect_modules_break_no_launch_and_no_job(how: str, hostile: Path, script: Path) -> None:
     start: Sequence[str | Path] = (script, "launch") if how == "console script" else ("-m", "galaxyhpc.launch")
     answer = call(hostile, *start, "tiny.yaml", "--executor", "local")

@@ -117,10 +117,10 @@ def test_a_users_settings_change_no_byte_of_a_figure(
     paths = [workspace / name for name in outputs]
     call(workspace, verb, *arguments, HOME=str(workspace))
     expected = hash_files(*paths)
-    for settings in (DARK_STYLE, "text.usetex: True\n"):
-        write_text(workspace / "matplotlibrc", settings)  # in the current directory, matplotlib looks there first
-        call(workspace, verb, *arguments, **hostile)
-        assert hash_files(*paths) == expected
+    # in the current directory, matplotlib looks there first
+    write_text(workspace / "matplotlibrc", f"{DARK_STYLE}text.usetex: True\n")
+    call(workspace, verb, *arguments, **hostile)
+    assert hash_files(*paths) == expected
     (workspace / "matplotlibrc").unlink()
     assert len(expected) > 2 or verb == "explore"
 
@@ -158,19 +158,14 @@ COMMANDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("verb", "arguments", "variables"),
-    [
-        *((*command, NO_UTF8[0]) for command in COMMANDS),
-        *((*COMMANDS[number], variables) for number in (1, 3) for variables in NO_UTF8[1:]),
-    ],
-)
+@pytest.mark.parametrize(("verb", "arguments"), [COMMANDS[1], COMMANDS[3]])
+@pytest.mark.parametrize("variables", NO_UTF8, ids=str)
 def test_an_output_without_utf8_stops_no_command(
     verb: str, arguments: list[str], variables: dict[str, str], workspace: Path
 ) -> None:
     text = call(workspace, verb, *arguments, HOME=str(workspace), **variables)
     degree = "°" if variables.get("PYTHONIOENCODING") == "latin-1" else "?"
-    assert text.isascii() or degree == "°" or verb == "status"
+    assert text.isascii() or degree == "°"
     assert verb != "launch" or f"90{degree} rotations" in text
 
 
@@ -186,7 +181,10 @@ def test_an_output_without_utf8_stops_no_command(
 def test_a_user_without_a_home_starts_every_command(
     verb: str, arguments: list[str], home: str | None, workspace: Path
 ) -> None:
-    call(workspace, verb, *arguments, is_nobody=True, **({} if home is None else {"HOME": home}))
+    """With an output that is not UTF-8, either."""
+    variables = NO_UTF8[0] | ({} if home is None else {"HOME": home})
+    text = call(workspace, verb, *arguments, is_nobody=True, **variables)
+    assert text.isascii()
     assert not (workspace / "~").exists() and not (workspace / "relative").exists()
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.tiers import slow
 
 PROJECT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("check", ["ruff check", "ruff format --check", "mypy"])
+@pytest.mark.parametrize("check", ["ruff check", "ruff format --check", slow("mypy")])
 def test_the_project_is_clean(check: str) -> None:
     command = [sys.executable, "-m", *check.split()]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)

@@ -242,6 +242,7 @@ def test_the_layers_of_a_network_are_listed_once() -> None:
     assert len(cases) == len(set(cases)) == 8  # of 10 between regular fields
 
 
+@pytest.mark.slow
 def test_every_part_of_a_layer_has_a_time() -> None:
     """In Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")

@@ -117,8 +117,8 @@ def test_a_network_with_fused_norms_has_the_gradients_of_its_layers(
     model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    network = build_model(ModelConfig.model_validate(model), 33).to(DEVICE).train()
-    images = torch.rand(2, 3, 33, 33, device=DEVICE)
+    network = build_model(ModelConfig.model_validate(model), 17).to(DEVICE).train()
+    images = torch.rand(2, 3, 17, 17, device=DEVICE)
     gradients = []
     for is_fusable in (False, True):
         monkeypatch.setattr(batch_norm, "_is_fusable", lambda x, is_fusable=is_fusable: is_fusable and x.dim() == 4)

@@ -227,17 +227,20 @@ def test_a_run_from_before_there_was_a_choice_stays_dense(tmp_path: Path, cache:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 2])
-def test_two_processes_under_torchrun_with_sync_batchnorm_take_the_step_that_one_takes(
-    parts: int, tmp_path: Path, cache: Path
+@pytest.mark.parametrize(("starter", "parts"), [("warm", 1), ("torchrun", 2)])
+def test_two_processes_with_sync_batchnorm_take_the_step_that_one_takes(
+    starter: str, parts: int, tmp_path: Path, cache: Path
 ) -> None:
     # one step of plain gradient descent: more of them, or Adam, would blow rounding up
     options = {"sync_batchnorm": True, "epochs": 1, "batch_size": 200, "optimizer": "sgd", "learning_rate": 1.0}
     one = finish(make_run(tmp_path / "one", cache, micro_batch=200 // parts, **options))
     two = make_run(tmp_path / "two", cache, micro_batch=100 // parts, **options)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    if starter == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        result = subprocess.run([*torchrun, "-m", "jobs.train", str(two.path)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    else:
+        finish(two, 2)
     assert next(event for event in two.read_events() if event["event"] == "started")["world"] == 2
     for name, value in last_state(one)["model"].items():
         torch.testing.assert_close(last_state(two)["model"][name], value, rtol=1e-4, atol=1e-4, msg=name)
