@@ -17,7 +17,14 @@ from typing import Any
 
 from rich.console import Console
 
-from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
+from galaxyhpc.data import DataError
+from galaxyhpc.launch.dispatch import (
+    LaunchError,
+    choose_executor,
+    dispatch,
+    find_unfinished_runs,
+    prepare_galaxies,
+)
 from galaxyhpc.launch.slurm_executor import SubmissionError
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import print_error
@@ -115,7 +122,7 @@ def retry(
 
     Raises
     ------
-    LaunchError, SubmissionError
+    DataError, LaunchError, SubmissionError
     """
     statuses, snapshot = query_status(runs)
     if snapshot is not None and snapshot.jobs is None:
@@ -129,10 +136,12 @@ def retry(
     if not unfinished:
         console.print("nothing to retry; nothing was submitted")
         return 0
+    executor = choose_executor(options.executor)
+    prepare_galaxies((config.data for config in configs), sweep_dir, executor)
     for run in unfinished:
         run.record("retried", why=decisions[run].message, **decisions[run].changes)
     pending_runs = {run: run.load_config().resources.resolved for run in unfinished}
-    return dispatch(console, sweep_dir, pending_runs, options.executor, options.max_parallel)
+    return dispatch(console, sweep_dir, pending_runs, executor, options.max_parallel)
 
 
 def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, Decision]:
@@ -170,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BusyError as error:
         print(f"another launch of this sweep is running; nothing was changed; {error}", file=sys.stderr)
-    except (RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
+    except (DataError, RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
         print_error(error)
     except (OSError, ValueError) as error:
         print(f"{options.path}: {error}", file=sys.stderr)

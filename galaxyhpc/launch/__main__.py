@@ -15,7 +15,14 @@ from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import read_leading_comment
 from galaxyhpc.data import DataError
 from galaxyhpc.launch import slurm_executor
-from galaxyhpc.launch.dispatch import LaunchError, check_no_orphaned_runs, dispatch, find_unfinished_runs
+from galaxyhpc.launch.dispatch import (
+    LaunchError,
+    check_no_orphaned_runs,
+    choose_executor,
+    dispatch,
+    find_unfinished_runs,
+    prepare_galaxies,
+)
 from galaxyhpc.launch.dry_run import show_plan
 from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
@@ -44,17 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(console, directory, checked_sweep, options.max_parallel)
             return 0
         console.print(make_symmetry_table(checked_sweep))
+        executor = choose_executor(options.executor)
         with hold(_ensure_directory(directory) / LAUNCH_LOCK):
             check_no_orphaned_runs(directory, configs)
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
-            write_plan(text, directory, configs, networks)
             pending_runs = find_unfinished_runs(directory, checked_sweep.by_cost_descending)
+            pending_ids = {run.run_id for run in pending_runs}
+            pending_data = (config.data for config in configs if config.run_id in pending_ids)
+            prepare_galaxies(pending_data, directory, executor)  # which may refuse them: nothing is planned yet
+            write_plan(text, directory, configs, networks)
             num_busy = len(configs) - len(pending_runs)
             console.print(
                 f"{directory}: {format_count(len(configs), 'run')}, {num_busy} complete or active", soft_wrap=True
             )
-            return dispatch(console, directory, pending_runs, options.executor, options.max_parallel, options.canary)
+            return dispatch(console, directory, pending_runs, executor, options.max_parallel, options.canary)
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr)
         return 130
