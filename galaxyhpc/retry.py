@@ -20,6 +20,7 @@ from rich.console import Console
 from galaxyhpc.data import DataError
 from galaxyhpc.launch.dispatch import (
     LaunchError,
+    add_executor_options,
     choose_executor,
     dispatch,
     find_unfinished_runs,
@@ -155,13 +156,10 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     parser.add_argument("patterns", nargs="*", metavar="RUN", help="run ids, or parts of one: force a retry")
     parser.add_argument("--failed", action="store_true", help="retry every failed or lost run that a retry can help")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="maximum number of concurrent jobs of a stage")
+    add_executor_options(parser)
     options = parser.parse_args(arguments)
     if options.failed == bool(options.patterns) and not (options.path / "config.json").is_file():
         parser.error(f"got {'both' if options.failed else 'neither'}; expected --failed or run ids")
-    if options.max_parallel is not None and options.max_parallel < 1:
-        parser.error(f"--max-parallel: got {options.max_parallel}; expected an integer >= 1")
     return options
 
 

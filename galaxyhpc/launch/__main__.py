@@ -17,6 +17,7 @@ from galaxyhpc.data import DataError
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.launch.dispatch import (
     LaunchError,
+    add_executor_options,
     check_no_orphaned_runs,
     choose_executor,
     dispatch,
@@ -84,23 +85,13 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
     parser.add_argument("sweep", type=Path, help="sweep file, such as sweeps/quickstart.yaml")
     set_help = "override a setting, such as train.epochs=5; may be repeated"
-    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     parser.add_argument("--profile", type=Path, help="resource settings of a cluster, such as slurm/gpu.yaml")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
+    add_executor_options(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all sweeps (default: runs)")
-    parser.add_argument(
-        "--max-parallel", type=_parse_positive_int, metavar="N", help="run at most N jobs of a stage at a time"
-    )
     parser.add_argument("--canary", action="store_true", help="on Slurm, first train a few steps of the heaviest run")
     parser.add_argument("--dry-run", action="store_true", help="only show runs, resource classes and sbatch files")
     return parser.parse_args(arguments)
-
-
-def _parse_positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
-    return int(text)
 
 
 def _ensure_directory(directory: Path) -> Path:

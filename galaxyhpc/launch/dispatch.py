@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -88,6 +89,20 @@ def _describe_difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
         differences.append([f"{key} {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys])
     smallest = min(differences, key=len)
     return ", ".join(smallest)
+
+
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """Add --executor and --max-parallel."""
+    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
+    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
+    parallel_help = "run at most N jobs of a stage at a time"
+    parser.add_argument("--max-parallel", type=_parse_positive_int, metavar="N", help=parallel_help)
+
+
+def _parse_positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
+    return int(text)
 
 
 def choose_executor(name: str) -> str:
