@@ -282,6 +282,11 @@ def test_disk_space_is_estimated_for_missing_files_only(tmp_path: Path) -> None:
     dataset.prepare(config.data)
     estimate = preflight.estimate_bytes([config], networks, 300, sweep)
     assert estimate == {sweep: pytest.approx(result_bytes), tmp_path / "cache": 0.0}
+    classes = tuple(f"class {number}" for number in range(1000))
+    many = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
+    bytes_by_directory = preflight.estimate_bytes([many], networks | {many.run_id: networks[config.run_id]}, 300, sweep)
+    logit_bytes = num_severities * 0.2 * 300 * 4002
+    assert bytes_by_directory[sweep] == pytest.approx(logit_bytes + preflight.LOG_BYTES + 52e6)  # another run
 
 
 def test_a_disk_that_would_fill_up_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
