@@ -76,7 +76,7 @@ def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
     differences = _format_differences(sweep.configs)
     for config in sweep.configs:
         network = sweep.networks[config.run_id]
-        size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
+        size = (f"{network.parameters:,}", f"{_format_number(network.multiply_adds / 1e6)} M")
         memory = f"{estimate_training_bytes(network, config) / 1e9:.1f} GB"
         hours = _format_duration(_predict_run(config, sweep).training_seconds)
         state = read_state(RunDir(directory / config.run_id)).name
