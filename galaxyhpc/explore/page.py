@@ -38,13 +38,11 @@ def format_title(summary: DatasetSummary) -> str:
 
 def describe_findings(summary: DatasetSummary) -> list[str]:
     """Return the facts to know before training on these galaxies, one line each."""
-    counts, pairs = summary.class_counts, _format_count(len(summary.duplicates), "pair")
-    names = summary.class_names
-    rarest, commonest = int(counts.argmin()), int(counts.argmax())
+    pairs = _format_count(len(summary.duplicates), "pair")
     conflicts, known = int(summary.pairs["conflict"].sum()), int(np.isfinite(summary.redshift).sum())
     dropped = _format_count(int((summary.split["split"] == "dropped").sum()), "galaxy", "galaxies")
     lines = [
-        f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class",
+        _describe_class_counts(summary),
         f"{pairs} of duplicates, {conflicts:,} of them with conflicting labels ({dropped} dropped from the split); "
         f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
         f"Divided {describe_division(summary.galaxies.columns)}",
@@ -63,6 +61,24 @@ def describe_findings(summary: DatasetSummary) -> list[str]:
     if summary.rejection:
         lines.append(f"A launch would reject this file: {summary.rejection}")
     return lines
+
+
+def _describe_class_counts(summary: DatasetSummary) -> str:
+    counts, names = summary.class_counts, summary.class_names
+    rarest, commonest = int(counts.argmin()), int(counts.argmax())
+    if counts[rarest] == counts[commonest]:
+        return f"{_format_count(int(counts[rarest]), 'galaxy', 'galaxies')} in each of the {len(names)} classes"
+    return f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class"
+
+
+def describe_chance(summary: DatasetSummary) -> str:
+    """Return the accuracy of always naming the commonest class."""
+    counts, names = summary.class_counts, summary.class_names
+    chance = f"{100 * counts.max() / counts.sum():.1f} %"
+    if counts.min() == counts.max():
+        return f"All classes have the same number of galaxies: the chance level of the accuracy is {chance}."
+    commonest = names[int(counts.argmax())]
+    return f"The fraction of the commonest class ({commonest}, {chance}) is the chance level of the accuracy."
 
 
 @use_default_style()
@@ -156,11 +172,9 @@ def _make_classes_section(summary: DatasetSummary) -> Section:
     frame = _add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}), names)
     shown = summary.select_largest_classes(MAX_SHOWN_CLASSES)
     shown_names = [names[label] for label in shown]
-    commonest = f"{names[int(counts.argmax())]}, {100 * counts.max() / counts.sum():.1f} %"
     figure = figures.make_page_figure(
         "Galaxies of each class",
-        f"The fraction of the commonest class ({commonest}) is the chance level of the accuracy."
-        f"{figures.describe_left_out(shown, names)}",
+        f"{describe_chance(summary)}{figures.describe_left_out(shown, names)}",
         f"Bars of galaxies per class: {'; '.join(f'{names[label]} {counts[label]:,}' for label in shown)}.",
         figures.draw_class_counts(counts[shown], shown_names, summary.galaxies.generated),
     )

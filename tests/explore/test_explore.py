@@ -23,7 +23,7 @@ from galaxyhpc.data import simulate
 from galaxyhpc.data.dataset import prepare
 from galaxyhpc.explore.__main__ import main, make_data_config
 from galaxyhpc.explore.dataset_summary import summarize_dataset
-from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
+from galaxyhpc.explore.page import describe_chance, describe_findings, format_title, make_redshift_section
 from galaxyhpc.report.figures.defaults import use_default_style
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
@@ -169,6 +169,8 @@ def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> Non
     summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
     findings = "; ".join(describe_findings(summary))
     assert "0 pairs of duplicates" in findings and "Redshift known for 0 of 120 galaxies" in findings
+    assert findings.startswith("12 galaxies in each of the 10 classes; ")
+    assert describe_chance(summary).endswith("same number of galaxies: the chance level of the accuracy is 10.0 %.")
     assert GENERATED_NOTICE not in format_title(summary)
     section = make_redshift_section(summary)
     assert section.paragraphs == ("The source has no redshifts.",)
