@@ -34,7 +34,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data.dataset import DataError, load_split, prepare
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.loader import steps_per_epoch
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.models import kernel_choice

@@ -14,7 +14,8 @@ import torch
 
 from galaxyhpc import verify_resume
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.sweep import load_data_config, load_sweep
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
+from galaxyhpc.data.galaxies import fill_in_classes, get_source_path, prepare
 from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX
 from galaxyhpc.data.sources.open_source import open_source
 from galaxyhpc.explore import findings, page

@@ -64,7 +64,7 @@ def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parall
 
 def _list_postponed_checks(configs: Sequence[RunConfig]) -> Iterable[str]:
     """Yield what a launch checks, and a dry run does not, for it takes long and writes the converted images."""
-    from galaxyhpc.data.dataset import open_converted
+    from galaxyhpc.data.galaxies import open_converted
 
     data = configs[0].data  # all runs share source and split
     if data.conflicting_duplicates == "refuse" and open_converted(data) is None:

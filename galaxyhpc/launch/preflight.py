@@ -205,7 +205,7 @@ def _estimate_run_bytes(config: RunConfig, network: NetworkProfile, num_galaxies
 
 
 def _estimate_cache_bytes(data: DataConfig, num_galaxies: int) -> float:
-    from galaxyhpc.data.dataset import open_converted
+    from galaxyhpc.data.galaxies import open_converted
 
     if open_converted(data) is not None:
         return 0.0

@@ -25,7 +25,7 @@ from galaxyhpc.analysis.collect import CollectedSweep
 from galaxyhpc.analysis.misclassified import Misclassification
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.data.dataset import Galaxies, open_converted
+from galaxyhpc.data.galaxies import Galaxies, open_converted
 from galaxyhpc.report import html_tables, page
 from galaxyhpc.report.figures import FIGURES, files, get_caption
 from galaxyhpc.report.figures.defaults import use_default_style

@@ -8,7 +8,7 @@ import numpy as np
 from helpers.data_files import write_file
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
-from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.explore.__main__ import make_data_config
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.explore.distributions import make_redshift_section

@@ -15,7 +15,8 @@ from helpers.sources import Sample
 from helpers.warm_processes import run_python
 
 from galaxyhpc.config.sweep import load_sweep
-from galaxyhpc.data.dataset import fill_in_classes, open_dataset
+from galaxyhpc.data.dataset import open_dataset
+from galaxyhpc.data.galaxies import fill_in_classes
 from galaxyhpc.data.split_file import read_split_header, read_split_table
 from galaxyhpc.evaluation import results
 from galaxyhpc.explore.__main__ import main as explore

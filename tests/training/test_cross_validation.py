@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import divide_before_conversion, load_split, prepare
+from galaxyhpc.data.dataset import divide_before_conversion, load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.split import make_split_table, select_fold
 from galaxyhpc.evaluation.results import read_predictions
 from galaxyhpc.launch import __main__ as launch

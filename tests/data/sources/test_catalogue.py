@@ -14,7 +14,8 @@ from helpers.sources import make_sample
 
 from galaxyhpc.config.schema import ColumnsConfig, DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import divide_before_conversion, prepare
+from galaxyhpc.data.dataset import divide_before_conversion
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.sources.open_source import open_source
 from galaxyhpc.data.sources.source import Source
 
