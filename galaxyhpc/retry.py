@@ -17,7 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
-from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
+from galaxyhpc.data import DataError
+from galaxyhpc.launch.dispatch import (
+    LaunchError,
+    add_executor_options,
+    choose_executor,
+    dispatch,
+    find_unfinished_runs,
+    prepare_galaxies,
+)
 from galaxyhpc.launch.slurm_executor import SubmissionError
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import print_error
@@ -115,7 +123,7 @@ def retry(
 
     Raises
     ------
-    LaunchError, SubmissionError
+    DataError, LaunchError, SubmissionError
     """
     statuses, snapshot = query_status(runs)
     if snapshot is not None and snapshot.jobs is None:
@@ -129,10 +137,12 @@ def retry(
     if not unfinished:
         console.print("nothing to retry; nothing was submitted")
         return 0
+    executor = choose_executor(options.executor)
+    prepare_galaxies((config.data for config in configs), sweep_dir, executor)
     for run in unfinished:
         run.record("retried", why=decisions[run].message, **decisions[run].changes)
     pending_runs = {run: run.load_config().resources.resolved for run in unfinished}
-    return dispatch(console, sweep_dir, pending_runs, options.executor, options.max_parallel)
+    return dispatch(console, sweep_dir, pending_runs, executor, options.max_parallel)
 
 
 def _decide_all(statuses: Sequence[RunStatus], is_forced: bool) -> dict[RunDir, Decision]:
@@ -146,13 +156,10 @@ def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
     parser.add_argument("patterns", nargs="*", metavar="RUN", help="run ids, or parts of one: force a retry")
     parser.add_argument("--failed", action="store_true", help="retry every failed or lost run that a retry can help")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="maximum number of concurrent jobs of a stage")
+    add_executor_options(parser)
     options = parser.parse_args(arguments)
     if options.failed == bool(options.patterns) and not (options.path / "config.json").is_file():
         parser.error(f"got {'both' if options.failed else 'neither'}; expected --failed or run ids")
-    if options.max_parallel is not None and options.max_parallel < 1:
-        parser.error(f"--max-parallel: got {options.max_parallel}; expected an integer >= 1")
     return options
 
 
@@ -170,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BusyError as error:
         print(f"another launch of this sweep is running; nothing was changed; {error}", file=sys.stderr)
-    except (RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
+    except (DataError, RunDirError, RunSelectionError, LaunchError, SubmissionError) as error:
         print_error(error)
     except (OSError, ValueError) as error:
         print(f"{options.path}: {error}", file=sys.stderr)

@@ -34,8 +34,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.data.dataset import DataError, load_split, prepare
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.loader import steps_per_epoch
+from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.runtime.child_python import make_child_environment, name_parent
 from galaxyhpc.runtime.console import ConsoleTable, make_console
@@ -113,15 +116,16 @@ def find_first_difference(actual: dict[str, str], expected: dict[str, str]) -> s
     return next((name for name in [*expected, *actual] if actual.get(name) != expected.get(name)), "")
 
 
-def make_short_config(config: RunConfig, num_galaxies: int) -> RunConfig:
-    """Return the config of a short copy of a run, with a checkpoint at every step."""
-    validation_fraction = config.data.validation_fraction
-    target_fraction = TARGET_STEPS_PER_EPOCH * config.train.batch_size / num_galaxies
-    train_fraction = min(max(target_fraction, 0.1), 1.0 - validation_fraction - config.data.test_fraction)
-    steps = steps_per_epoch(int(train_fraction * num_galaxies), config.train.batch_size)
+def make_short_config(config: RunConfig, num_training: int) -> RunConfig:
+    """Return the config of a short copy of a run that trains on so many galaxies, with a checkpoint at every step.
+
+    The copy has the run's split and fold, and trains on some of its training galaxies.
+    """
+    used_fraction = min(1.0, TARGET_STEPS_PER_EPOCH * config.train.batch_size / num_training)
+    steps = steps_per_epoch(int(used_fraction * num_training), config.train.batch_size)
     epochs = max(2, math.ceil(MIN_STEPS / steps))
     settings = config.model_dump(mode="json")
-    settings["data"] |= {"test_fraction": 1.0 - validation_fraction - train_fraction, "label_fraction": 1.0, "fold": 0}
+    settings["data"]["label_fraction"] *= used_fraction
     settings["train"] |= {"epochs": epochs, "early_stopping": None}
     settings["resources"]["checkpoint_minutes"] = 0.0
     return RunConfig.model_validate_json(json.dumps(settings))
@@ -141,8 +145,8 @@ def run_trials(
     TrialError, DataError, OSError
     """
     galaxies = prepare(config.data)
-    copy = make_short_config(config, len(galaxies.labels))
-    load_split(copy.data, galaxies, folder)
+    split = load_split(config.data, galaxies, folder)
+    copy = make_short_config(config, len(select_training_indices(split, config.data)))
     report("uninterrupted")
     reference = _create_run(folder, "uninterrupted", copy)
     _run_to_end(reference, copy)

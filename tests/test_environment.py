@@ -20,7 +20,8 @@ from helpers.data_files import write_file
 from helpers.sweeps import collect_sweep
 
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.storage.caches import LIBRARY_CACHES
 from galaxyhpc.storage.files import sha256, write_text

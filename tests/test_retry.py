@@ -17,6 +17,7 @@ from helpers.runs import (
     write_sweep_plan,
 )
 
+from galaxyhpc.launch.__main__ import main as launch
 from galaxyhpc.retry import Decision, decide, main
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.lock import hold
@@ -189,3 +190,14 @@ def test_a_running_launch_and_nothing_to_do_are_reported(tmp_path: Path, capsys:
     assert "another launch of this sweep is running; nothing was changed" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([str(sweep)])
+
+
+def test_retry_takes_the_executors_of_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    messages = []
+    for command in (launch, main):
+        for options in (["--executor", "x"], ["--max-parallel", "0"]):
+            with pytest.raises(SystemExit, match="2"):
+                command(["here", *options])
+            messages.append(capsys.readouterr().err.splitlines()[-1].partition("error: ")[2])
+    assert messages[:2] == messages[2:]
+    assert "'debug'" in messages[0] and "got '0'; expected an integer >= 1" in messages[1]

@@ -14,6 +14,9 @@ import torch
 
 from galaxyhpc import verify_resume
 from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
+from galaxyhpc.data.split import select_training_indices
 from galaxyhpc.storage import checkpoint
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
@@ -162,7 +165,20 @@ def test_the_copy_takes_few_steps_of_the_same_settings(galaxies: int, batch: int
     assert copy.train.model_dump(include=same) == config.train.model_dump(include=same)
     assert (copy.resources.checkpoint_minutes, copy.train.early_stopping) == (0.0, None)
     assert 2 <= copy.train.epochs <= epochs
-    assert copy.data.validation_fraction + copy.data.test_fraction <= 0.9
+    assert copy.data.model_dump(exclude={"label_fraction"}) == config.data.model_dump(exclude={"label_fraction"})
+
+
+def test_the_copy_trains_on_some_training_galaxies_of_the_runs_fold(tmp_path: Path, cache: Path) -> None:
+    config = make_config(cache, batch_size=5)
+    changes = {"fold": 3, "demo": DemoConfig(galaxies=600, size=32)}
+    config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    galaxies = prepare(config.data)
+    split = load_split(config.data, galaxies, tmp_path)
+    indices = select_training_indices(split, config.data)
+    copy = make_short_config(config, len(indices))
+    assert load_split(copy.data, galaxies, tmp_path).equals(split)
+    copied = select_training_indices(split, copy.data)
+    assert set(copied) < set(indices) and 30 <= len(copied) <= 50
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ def list_flaws(sweep_dir: Path, sweep: CollectedSweep) -> list[str]:
 
 
 def describe_folds(sweep: CollectedSweep) -> list[str]:
-    """Say which folds of a cross-validation the numbers are from, and what a seed is; nothing for a single fold."""
+    """Say which folds of a cross-validation the numbers are from, and what a run is; nothing for a single fold."""
     folds = sorted(set(sweep.plan["fold"]))
     if len(folds) == 1:
         return []
     return [
-        f"Cross-validation: folds {', '.join(map(str, folds))} of {NUM_FOLDS} are the test set in turn. Each fold of a "
-        "seed counts as a seed in means, spreads and numbers of seeds; intervals and tests pool the folds of a seed."
+        f"Cross-validation: folds {', '.join(map(str, folds))} of {NUM_FOLDS} are the test set in turn. There is a run "
+        "for each seed and fold, and means and spreads are over runs; intervals and tests pool the folds of a seed."
     ]
 
 

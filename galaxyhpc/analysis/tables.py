@@ -72,12 +72,12 @@ def sort_by_accuracy(networks: pd.DataFrame) -> pd.DataFrame:
     return networks.sort_values("accuracy_mean", ascending=False, kind="stable")
 
 
-def format_network_name(network: dict[Any, Any], seeds_note: str | None = None) -> str:
-    """Return the name of a network with its flaw and, if seeds are missing, how many are complete."""
+def format_network_name(network: dict[Any, Any], runs_note: str | None = None) -> str:
+    """Return the name of a network with its flaw and, if runs are missing, how many are complete."""
     done, planned = network["seeds_done"], network["seeds_planned"]
-    if seeds_note is None:
-        seeds_note = "" if done == planned else f"{done}/{planned} seeds"
-    return ", ".join(part for part in (str(network["label"]), network["flaw"], seeds_note) if part)
+    if runs_note is None:
+        runs_note = "" if done == planned else f"{done}/{planned} runs"
+    return ", ".join(part for part in (str(network["label"]), network["flaw"], runs_note) if part)
 
 
 def format_network_names(networks: pd.DataFrame) -> dict[str, str]:

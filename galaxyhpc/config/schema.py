@@ -143,7 +143,7 @@ class DataConfig(BaseConfig):
     split_seed: Seed = 0
     link_arcsec: Annotated[float, Field(ge=0.0, le=3600.0)] = 67.0  # galaxies closer than this stay in the same split
     # galaxies with the same pixels or position, of two labels or in two parts of the source's own split; there, nearly
-    # the same pixels count too where positions are unknown
+    # the same pixels count too where positions are unknown; to refuse them, a launch converts the images first
     conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.data.galaxies import Galaxies
 from galaxyhpc.runtime.rng import make_key, permutation
 
 MAX_GPU_MEMORY_FRACTION = 0.5  # of a GPU's free memory, for the images

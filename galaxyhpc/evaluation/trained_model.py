@@ -11,7 +11,7 @@ from torch import nn
 
 from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import read_field_arcsec
+from galaxyhpc.data.galaxies import read_field_arcsec
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.evaluate import load_network

@@ -20,10 +20,10 @@ from rich.progress import Progress
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.config.sweep import load_data_config, load_sweep
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import fill_in_classes, get_source_path, prepare
+from galaxyhpc.data.galaxies import fill_in_classes, get_source_path, prepare
 from galaxyhpc.data.sources.hdf5 import SIZE_RANGE_PX
 from galaxyhpc.data.sources.open_source import open_source
-from galaxyhpc.explore import page
+from galaxyhpc.explore import findings, page
 from galaxyhpc.explore.dataset_summary import DatasetSummary, summarize_dataset
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.storage.files import OVERWRITE_HELP, check_output, sanitize, write_text
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     console = make_console()
-    for line in (f"{options.output}: {page.format_title(summary)}", *page.describe_findings(summary)):
+    for line in (f"{options.output}: {findings.format_title(summary)}", *findings.describe_findings(summary)):
         console.print(line, soft_wrap=True)
     return 0
 

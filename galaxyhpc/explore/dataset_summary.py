@@ -15,7 +15,8 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import Galaxies, check_divisible
+from galaxyhpc.data.dataset import check_divisible
+from galaxyhpc.data.galaxies import Galaxies
 from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.split import (
     DUPLICATE_RADIUS_ARCSEC,

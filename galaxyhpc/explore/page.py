@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -11,58 +9,18 @@ from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.data.given_split import describe_division, describe_dropped, describe_split_origin
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, SPLITS
 from galaxyhpc.explore import figures
-from galaxyhpc.explore.dataset_summary import (
-    APERTURE_FRACTION,
-    BORDER_FRACTION,
-    DatasetSummary,
-    compute_class_percentiles,
-    count_by_split,
-)
+from galaxyhpc.explore.class_tables import CLASS_COLUMNS, MAX_SHOWN_CLASSES, add_class_names, get_shown_names
+from galaxyhpc.explore.dataset_summary import DatasetSummary, count_by_split
+from galaxyhpc.explore.distributions import make_photometry_section, make_redshift_section
 from galaxyhpc.explore.examples import make_examples_section, make_noise_section, make_opening_section
+from galaxyhpc.explore.findings import describe_chance, describe_findings, format_title
 from galaxyhpc.report import page
 from galaxyhpc.report.figures.defaults import use_default_style
 from galaxyhpc.report.page import Column, Section, Table
+from galaxyhpc.runtime.console import format_count
 
 MAX_PAIR_IMAGES = 4  # pairs of each kind shown as images
-MAX_SHOWN_CLASSES = 40  # in a figure; tables list all
-MAX_LISTED = 8  # images named by their row
-VIOLIN_CAPTION = "The width is the density of each class, the bar its central 68 %, the dot its median."
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-
-
-def format_title(summary: DatasetSummary) -> str:
-    """Return a title such as `697 galaxies in sample.h5`, with a notice if they are generated."""
-    generated = f" - {GENERATED_NOTICE}" if summary.galaxies.generated else ""
-    return f"{len(summary.galaxies.labels):,} galaxies in {summary.path.name}{generated}"
-
-
-def describe_findings(summary: DatasetSummary) -> list[str]:
-    """Return the facts to know before training on these galaxies, one line each."""
-    counts, pairs = summary.class_counts, _format_count(len(summary.duplicates), "pair")
-    names = summary.class_names
-    rarest, commonest = int(counts.argmin()), int(counts.argmax())
-    conflicts, known = int(summary.pairs["conflict"].sum()), int(np.isfinite(summary.redshift).sum())
-    dropped = _format_count(int((summary.split["split"] == "dropped").sum()), "galaxy", "galaxies")
-    lines = [
-        f"From {counts[rarest]:,} ({names[rarest]}) to {counts[commonest]:,} ({names[commonest]}) galaxies per class",
-        f"{pairs} of duplicates, {conflicts:,} of them with conflicting labels ({dropped} dropped from the split); "
-        f'{_format_count(len(summary.overlaps), "pair")} of other frames closer than {summary.config.link_arcsec:g}"',
-        f"Divided {describe_division(summary.galaxies.columns)}",
-        f"Redshift known for {known:,} of {len(summary.redshift):,} galaxies",
-    ]
-    if left_out := summary.galaxies.num_left_out:
-        lines.insert(1, f"{_format_count(left_out, 'galaxy', 'galaxies')} of other classes left out")
-    empty = np.flatnonzero(summary.photometry["has_empty_band"])
-    if len(empty):
-        rows = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
-        lines.append(f"{_format_count(len(empty), 'image')} blank or with an empty band: row {rows}")
-    if summary.galaxies.num_grey:
-        lines.append(f"{_format_count(summary.galaxies.num_grey, 'image')} grey: three equal bands")
-    if summary.galaxies.num_filled:
-        lines.append(f"{_format_count(summary.galaxies.num_filled, 'image')} with pixels without a value, taken as sky")
-    if summary.rejection:
-        lines.append(f"A launch would reject this file: {summary.rejection}")
-    return lines
 
 
 @use_default_style()
@@ -74,23 +32,11 @@ def render(summary: DatasetSummary) -> str:
     )
 
 
-def _format_count(count: int, singular: str, plural: str = "") -> str:
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
-
-
 def _format_bytes(num_bytes: float) -> str:
     for unit, name in BYTE_UNITS:
         if num_bytes >= unit:
             return f"{num_bytes / unit:.3g} {name}"
     return f"{num_bytes:.0f} bytes"
-
-
-def _add_class_names(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Prepend the columns class and name to a frame of one row per class."""
-    return pd.DataFrame({"class": range(len(names)), "name": names}).join(frame.reset_index(drop=True))
-
-
-CLASS_COLUMNS = (Column("class", "name"), Column("label", "class", "number"))
 
 
 def _make_count_columns(*names: str) -> tuple[Column, ...]:
@@ -153,14 +99,12 @@ def _list_layout_facts(summary: DatasetSummary) -> tuple[tuple[str, str], ...]:
 
 def _make_classes_section(summary: DatasetSummary) -> Section:
     counts, names = summary.class_counts, summary.class_names
-    frame = _add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}), names)
+    frame = add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}), names)
     shown = summary.select_largest_classes(MAX_SHOWN_CLASSES)
     shown_names = [names[label] for label in shown]
-    commonest = f"{names[int(counts.argmax())]}, {100 * counts.max() / counts.sum():.1f} %"
     figure = figures.make_page_figure(
         "Galaxies of each class",
-        f"The fraction of the commonest class ({commonest}) is the chance level of the accuracy."
-        f"{figures.describe_left_out(shown, names)}",
+        f"{describe_chance(summary)}{figures.describe_left_out(shown, names)}",
         f"Bars of galaxies per class: {'; '.join(f'{names[label]} {counts[label]:,}' for label in shown)}.",
         figures.draw_class_counts(counts[shown], shown_names, summary.galaxies.generated),
     )
@@ -190,84 +134,6 @@ def _make_sky_section(summary: DatasetSummary) -> Section:
     return Section("Sky", paragraphs=(paragraph,), figures=(figure,))
 
 
-def _make_percentile_table(
-    title: str, caption: str, frame: pd.DataFrame, class_names: Sequence[str], digits: int
-) -> Table:
-    """Return a table of `compute_class_percentiles`: counts, then the median with the central 68 %."""
-    columns = (
-        *CLASS_COLUMNS,
-        Column("known", "known", "number"),
-        Column("missing", "missing", "number"),
-        Column("median", "median", "number", digits=digits),
-        Column("16 %", "low", "number", digits=digits),
-        Column("84 %", "high", "number", digits=digits),
-    )
-    return Table(title, caption, _add_class_names(frame, class_names), columns)
-
-
-def _get_shown_names(summary: DatasetSummary) -> dict[int, str]:
-    """Return the names of the classes that figures show, by label."""
-    return {label: summary.class_names[label] for label in summary.select_largest_classes(MAX_SHOWN_CLASSES)}
-
-
-def make_redshift_section(summary: DatasetSummary) -> Section:
-    """Show the redshifts of each class, or a note that there are none."""
-    labels, known = summary.galaxies.labels, int(np.isfinite(summary.redshift).sum())
-    if not known:
-        reason = "The source has no redshifts."
-        return Section("Redshift", paragraphs=(reason,))
-    missing, names = len(labels) - known, _get_shown_names(summary)
-    figure = figures.make_page_figure(
-        "Redshift by class",
-        f"{VIOLIN_CAPTION}{figures.describe_left_out(list(names), summary.class_names)} Redshift is known for "
-        f"{known:,} galaxies; {missing:,} without one (NaN) are left out.",
-        "Violins of redshift for each class; medians and percentiles are in the table below.",
-        figures.draw_violins(summary.redshift, labels, names, "redshift", summary.galaxies.generated),
-    )
-    percentiles = compute_class_percentiles(summary.redshift, labels, len(summary.class_names))
-    table = _make_percentile_table("Redshift", "missing: NaN in the file.", percentiles, summary.class_names, digits=3)
-    return Section("Redshift", figures=(figure,), tables=(table,))
-
-
-def _make_photometry_section(summary: DatasetSummary) -> Section:
-    galaxies, photometry = summary.galaxies, summary.photometry
-    size, num_no_scatter = galaxies.images.shape[-1], int(photometry["snr"].isna().sum())
-    left_out = ""
-    if num_no_scatter:
-        left_out = f" Left out, without scatter at the border: {_format_count(num_no_scatter, 'galaxy', 'galaxies')}."
-    paragraphs = (
-        f"Measured on the mean of the three colours at {size} px. Brightness: mean in the central disc, "
-        f"{APERTURE_FRACTION:.3f} of the side in radius. Background: median of a frame at the border, "
-        f"{BORDER_FRACTION:.3f} wide. Signal-to-noise: (brightness - background) / (1.4826 x the median "
-        "absolute deviation in that frame).",
-        "This is the ratio of a mean central pixel to the scatter of one pixel, in stretched images: it compares "
-        "galaxies of one file at one size and is no calibrated photometry. Neighbours in the frame count as scatter."
-        f"{left_out}",
-    )
-    brightness = _make_violins(summary, "brightness", "Brightness by class", "central mean (DN, 0 to 255)", log=False)
-    snr = _make_violins(summary, "snr", "Signal-to-noise by class", "signal-to-noise of a mean central pixel", log=True)
-    page_figures, tables = (brightness[0], snr[0]), (brightness[1], snr[1])
-    return Section("Brightness and noise", paragraphs=paragraphs, figures=page_figures, tables=tables)
-
-
-def _make_violins(
-    summary: DatasetSummary, column: str, title: str, ylabel: str, log: bool
-) -> tuple[page.PageFigure, Table]:
-    """Return the figure and the table of a column of the photometry, by class."""
-    galaxies, values = summary.galaxies, summary.photometry[column].to_numpy()
-    num_hidden = int((values <= 0).sum()) if log else 0
-    names = _get_shown_names(summary)
-    caption = (
-        VIOLIN_CAPTION + figures.describe_left_out(list(names), summary.class_names) + " The axis is logarithmic." * log
-    )
-    caption += f" {num_hidden:,} at or below 0 are not shown." * (num_hidden > 0)
-    alt = f"Violins: {title.lower()}; numbers in the table below."
-    figure = figures.draw_violins(values, galaxies.labels, names, ylabel, galaxies.generated, log)
-    percentiles = compute_class_percentiles(values, galaxies.labels, len(summary.class_names))
-    table = _make_percentile_table(title, f"{ylabel}.", percentiles, summary.class_names, digits=1)
-    return figures.make_page_figure(title, caption, alt, figure), table
-
-
 def _make_pairs_section(summary: DatasetSummary) -> Section:
     pairs, link = summary.pairs, summary.config.link_arcsec
     duplicates, overlaps = summary.duplicates, summary.overlaps
@@ -278,12 +144,12 @@ def _make_pairs_section(summary: DatasetSummary) -> Section:
         f'resized or turned. Frames closer than {link:g}" overlap: training on one leaks the other.'
     )
     facts = (
-        ("duplicates", f"{_format_count(len(duplicates), 'pair')} of {_format_count(involved, 'galaxy', 'galaxies')}"),
-        ("identical pixels", _format_count(int(pairs["same_pixels"].sum()), "pair")),
-        (f"within {DUPLICATE_RADIUS_ARCSEC:g} arcsec", _format_count(int(pairs["same_place"].sum()), "pair")),
-        ("nearly identical", _format_count(int(pairs["near_pixels"].sum()), "pair")),
-        ("conflicting labels", _format_count(int(pairs["conflict"].sum()), "pair")),
-        (f'other frames closer than {link:g}"', _format_count(len(overlaps), "pair")),
+        ("duplicates", f"{format_count(len(duplicates), 'pair')} of {format_count(involved, 'galaxy', 'galaxies')}"),
+        ("identical pixels", format_count(int(pairs["same_pixels"].sum()), "pair")),
+        (f"within {DUPLICATE_RADIUS_ARCSEC:g} arcsec", format_count(int(pairs["same_place"].sum()), "pair")),
+        ("nearly identical", format_count(int(pairs["near_pixels"].sum()), "pair")),
+        ("conflicting labels", format_count(int(pairs["conflict"].sum()), "pair")),
+        (f'other frames closer than {link:g}"', format_count(len(overlaps), "pair")),
     )
     page_figures = (
         _make_pair_figure(summary, duplicates.sort_values("conflict", ascending=False, kind="stable"), "Duplicates"),
@@ -313,7 +179,7 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
         + (", conflicting labels" if conflict else "")
         for first, second, arcsec, conflict in values
     )
-    caption = f"{len(shown)} of {_format_count(len(pairs), 'pair')}, side by side: {descriptions}."
+    caption = f"{len(shown)} of {format_count(len(pairs), 'pair')}, side by side: {descriptions}."
     return figures.make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
 
 
@@ -346,7 +212,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     split, config = summary.split, summary.config
     counts = count_by_split(split, len(summary.class_names))
     totals, sizes = split["split"].value_counts(), split["sky_group"].value_counts()
-    shown = _get_shown_names(summary)
+    shown = get_shown_names(summary)
     fractions = f"{config.validation_fraction:.0%} validation, {config.test_fraction:.0%} test"
     paragraphs = (
         f"The split of a launch with these settings ({fractions}, split_seed {config.split_seed}), divided "
@@ -368,7 +234,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
         "Stacked bars: the fraction of each class in each split; numbers in the table below.",
         figures.draw_split_fractions(counts.loc[list(shown)], list(shown.values()), summary.galaxies.generated),
     )
-    frame = _add_class_names(counts, summary.class_names).assign(total=counts.sum(axis=1).to_numpy())
+    frame = add_class_names(counts, summary.class_names).assign(total=counts.sum(axis=1).to_numpy())
     table = Table(
         "Galaxies by class and split", "", frame, (*CLASS_COLUMNS, *_make_count_columns(*SPLITS, "dropped", "total"))
     )
@@ -388,7 +254,7 @@ SECTIONS = (
     make_examples_section,
     _make_sky_section,
     make_redshift_section,
-    _make_photometry_section,
+    make_photometry_section,
     _make_pairs_section,
     _make_split_section,
     make_opening_section,

@@ -15,7 +15,15 @@ from galaxyhpc.config.sweep import SweepError, load_sweep
 from galaxyhpc.config.yaml_loader import read_leading_comment
 from galaxyhpc.data import DataError
 from galaxyhpc.launch import slurm_executor
-from galaxyhpc.launch.dispatch import LaunchError, check_no_orphaned_runs, dispatch, find_unfinished_runs
+from galaxyhpc.launch.dispatch import (
+    LaunchError,
+    add_executor_options,
+    check_no_orphaned_runs,
+    choose_executor,
+    dispatch,
+    find_unfinished_runs,
+    prepare_galaxies,
+)
 from galaxyhpc.launch.dry_run import show_plan
 from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
@@ -44,17 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(console, directory, checked_sweep, options.max_parallel)
             return 0
         console.print(make_symmetry_table(checked_sweep))
+        executor = choose_executor(options.executor)
         with hold(_ensure_directory(directory) / LAUNCH_LOCK):
             check_no_orphaned_runs(directory, configs)
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
-            write_plan(text, directory, configs, networks)
             pending_runs = find_unfinished_runs(directory, checked_sweep.by_cost_descending)
+            pending_ids = {run.run_id for run in pending_runs}
+            pending_data = (config.data for config in configs if config.run_id in pending_ids)
+            prepare_galaxies(pending_data, directory, executor)  # which may refuse them: nothing is planned yet
+            write_plan(text, directory, configs, networks)
             num_busy = len(configs) - len(pending_runs)
             console.print(
                 f"{directory}: {format_count(len(configs), 'run')}, {num_busy} complete or active", soft_wrap=True
             )
-            return dispatch(console, directory, pending_runs, options.executor, options.max_parallel, options.canary)
+            return dispatch(console, directory, pending_runs, executor, options.max_parallel, options.canary)
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr)
         return 130
@@ -73,23 +85,13 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="galaxyhpc launch", description=__doc__)
     parser.add_argument("sweep", type=Path, help="sweep file, such as sweeps/quickstart.yaml")
     set_help = "override a setting, such as train.epochs=5; may be repeated"
-    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     parser.add_argument("--profile", type=Path, help="resource settings of a cluster, such as slurm/gpu.yaml")
-    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
+    add_executor_options(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="directory of all sweeps (default: runs)")
-    parser.add_argument(
-        "--max-parallel", type=_parse_positive_int, metavar="N", help="run at most N jobs of a stage at a time"
-    )
     parser.add_argument("--canary", action="store_true", help="on Slurm, first train a few steps of the heaviest run")
     parser.add_argument("--dry-run", action="store_true", help="only show runs, resource classes and sbatch files")
     return parser.parse_args(arguments)
-
-
-def _parse_positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
-    return int(text)
 
 
 def _ensure_directory(directory: Path) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from galaxyhpc.config.schema import ResourcesConfig, RunConfig, flatten
+from galaxyhpc.config.schema import DataConfig, ResourcesConfig, RunConfig, flatten
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import format_count
@@ -90,6 +91,59 @@ def _describe_difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
     return ", ".join(smallest)
 
 
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """Add --executor and --max-parallel."""
+    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
+    parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
+    parallel_help = "run at most N jobs of a stage at a time"
+    parser.add_argument("--max-parallel", type=_parse_positive_int, metavar="N", help=parallel_help)
+
+
+def _parse_positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
+    return int(text)
+
+
+def choose_executor(name: str) -> str:
+    """Return `slurm`, `local` or `debug` for the value of --executor.
+
+    Raises
+    ------
+    LaunchError
+    """
+    if name == "auto":
+        if slurm.is_down():
+            raise LaunchError(
+                "--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local"
+            )
+        name = "slurm" if slurm.is_up() else "local"
+    if name == "slurm":
+        if not slurm.is_up():
+            raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); expected local or debug")
+        if variable := slurm.find_other_cluster():
+            advice = "expected it unset: cancel and status ask one cluster, that of slurm.conf (SLURM_CONF)"
+            raise LaunchError(f"got {variable} in the environment; {advice}")
+    return name
+
+
+def prepare_galaxies(settings: Iterable[DataConfig], directory: Path, executor: str) -> None:
+    """Convert and divide the galaxies of the runs that will be dispatched, with a progress bar, where it is due here.
+
+    On Slurm the first job does, and the login node stays idle, except where duplicates are to be refused: they are
+    known when the images are converted, and a launch with some of them is not to submit anything.
+
+    Raises
+    ------
+    DataError
+    """
+    from galaxyhpc.data.dataset import open_dataset
+
+    for data in dict.fromkeys(settings):
+        if executor != "slurm" or data.conflicting_duplicates == "refuse":
+            open_dataset(data, directory)
+
+
 def dispatch(
     console: Console,
     directory: Path,
@@ -100,16 +154,12 @@ def dispatch(
 ) -> int:
     """Train and evaluate runs of a sweep in the given order, then write the report; return the exit status.
 
+    `executor` is that of `choose_executor`; the galaxies are prepared.
+
     Raises
     ------
     LaunchError, slurm_executor.SubmissionError
     """
-    if executor == "auto":
-        if slurm.is_down():
-            raise LaunchError(
-                "--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local"
-            )
-        executor = "slurm" if slurm.is_up() else "local"
     if executor == "slurm":
         return _dispatch_to_slurm(console, directory, pending_runs, max_parallel, canary)
     return _dispatch_locally(console, directory, pending_runs, executor, max_parallel)
@@ -122,11 +172,6 @@ def _dispatch_to_slurm(
     max_parallel: int | None,
     canary: bool,
 ) -> int:
-    if not slurm.is_up():
-        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); expected local or debug")
-    if variable := slurm.find_other_cluster():
-        advice = "expected it unset: cancel and status ask one cluster, that of slurm.conf (SLURM_CONF)"
-        raise LaunchError(f"got {variable} in the environment; {advice}")
     if pending_runs:
         if ignored := slurm.list_ignored_variables():
             console.print(f"ignored: {', '.join(ignored)}; the sweep's resources decide", soft_wrap=True)
@@ -173,13 +218,6 @@ def _dispatch_locally(
     executor: str,
     max_parallel: int | None,
 ) -> int:
-    from galaxyhpc.data.dataset import DataError, open_dataset
-
-    try:
-        for data in {run.load_config().data for run in pending_runs}:
-            open_dataset(data, directory)  # once, with a progress bar, before the processes start
-    except DataError as error:
-        raise LaunchError(str(error)) from error
     finished = True
     if executor == "debug":
         _run_in_process(list(pending_runs))

@@ -57,7 +57,18 @@ def show_plan(console: Console, directory: Path, sweep: CheckedSweep, max_parall
         head = f"array {number}: {format_count(len(part.runs), 'run')}, {describe_resources(part.resources)}"
         text = slurm_executor.make_sbatch_script(directory, part.resources, len(part.runs), part.max_parallel)
         print(f"\n{head}\n\n{text}")  # not wrapped, as rich would
+    for line in _list_postponed_checks(sweep.configs):
+        print(line)
     print("nothing was submitted")
+
+
+def _list_postponed_checks(configs: Sequence[RunConfig]) -> Iterable[str]:
+    """Yield what a launch checks, and a dry run does not, for it takes long and writes the converted images."""
+    from galaxyhpc.data.galaxies import open_converted
+
+    data = configs[0].data  # all runs share source and split
+    if data.conflicting_duplicates == "refuse" and open_converted(data) is None:
+        yield f"not checked: duplicates by the pixels of {data.source}; a launch converts them, and may refuse some"
 
 
 def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
@@ -65,7 +76,7 @@ def make_runs_table(directory: Path, sweep: CheckedSweep) -> ConsoleTable:
     differences = _format_differences(sweep.configs)
     for config in sweep.configs:
         network = sweep.networks[config.run_id]
-        size = (f"{network.parameters:,}", f"{network.multiply_adds / 1e6:,.0f} M")
+        size = (f"{network.parameters:,}", f"{_format_number(network.multiply_adds / 1e6)} M")
         memory = f"{estimate_training_bytes(network, config) / 1e9:.1f} GB"
         hours = _format_duration(_predict_run(config, sweep).training_seconds)
         state = read_state(RunDir(directory / config.run_id)).name

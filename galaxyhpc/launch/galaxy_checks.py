@@ -50,7 +50,7 @@ def fill_in_class_names(configs: Sequence[RunConfig]) -> list[RunConfig]:
     checks of all runs report it.
     """
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import fill_in_classes
+    from galaxyhpc.data.galaxies import fill_in_classes
 
     filled_in: dict[DataConfig, DataConfig] = {}
     for members in _group_by_common_settings(get_distinct_data(configs)):
@@ -90,7 +90,7 @@ def _group_by_common_settings(settings: Sequence[DataConfig]) -> list[list[DataC
 def check_pixel_scale(configs: Sequence[RunConfig]) -> Iterator[Problem]:
     """Yield a problem if conditions in arcsec are asked for of images whose size on the sky is unknown."""
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import read_field_arcsec
+    from galaxyhpc.data.galaxies import read_field_arcsec
 
     names = {name: None for config in configs for name in config.evaluate.conditions if needs_pixel_scale(name)}
     for members in _group_by_common_settings(get_distinct_data(configs)) if names else ():
@@ -115,7 +115,8 @@ def check_training_galaxies(configs: Sequence[RunConfig], tables: dict[DataConfi
 
 def check_galaxies_unchanged(data: DataConfig, directory: Path) -> Problem | None:
     """Return a problem if the sweep was started with other galaxies, or another split of them."""
-    from galaxyhpc.data.dataset import format_split_settings, open_converted
+    from galaxyhpc.data.dataset import format_split_settings
+    from galaxyhpc.data.galaxies import open_converted
     from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_split_header
 
     path = directory / SPLIT_FILE_NAME
@@ -140,7 +141,7 @@ def _has_different_columns(path: Path, data: DataConfig) -> bool:
     import numpy as np
 
     from galaxyhpc.data import DataError
-    from galaxyhpc.data.dataset import read_columns
+    from galaxyhpc.data.galaxies import read_columns
     from galaxyhpc.data.split_file import read_split_table
 
     try:

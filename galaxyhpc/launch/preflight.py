@@ -180,8 +180,8 @@ def estimate_bytes(
     """Return the bytes that the unfinished runs will write below the sweep directory and the data cache.
 
     Per run: 3 checkpoints of 16 bytes per parameter (weights, Adam's two moments, best weights; 12 for sgd), 4 for
-    best.pt, 41 per test galaxy and condition, and logs, minus the existing checkpoints. In the cache: the images
-    converted to each size and the demo file, if they are missing.
+    best.pt, per test galaxy and condition 4 for each class (its logit) and 1 or 2 (the prediction), and logs, minus the
+    existing checkpoints. In the cache: the images converted to each size and the demo file, if they are missing.
     """
     runs = sum(_estimate_run_bytes(config, networks[config.run_id], num_galaxies, directory) for config in configs)
     images = sum(_estimate_cache_bytes(data, num_galaxies) for data in get_distinct_data(configs))
@@ -189,12 +189,15 @@ def estimate_bytes(
 
 
 def _estimate_run_bytes(config: RunConfig, network: NetworkProfile, num_galaxies: int, directory: Path) -> float:
+    from galaxyhpc.evaluation.results import get_label_dtype
+
     run = RunDir(directory / config.run_id)
     state_bytes = (16 if config.train.optimizer == "adamw" else 12) + (4 if config.train.ema_decay else 0)
     if run.results_file.exists():
         return 0.0
-    num_conditions = len(list_severity_pairs(config.evaluate.conditions))
-    total = LOG_BYTES + 41 * num_conditions * config.data.test_fraction * num_galaxies
+    num_classes, num_conditions = len(config.data.class_names), len(list_severity_pairs(config.evaluate.conditions))
+    galaxy_bytes = 4 * num_classes + get_label_dtype(num_classes)().itemsize
+    total = LOG_BYTES + galaxy_bytes * num_conditions * config.data.test_fraction * num_galaxies
     if not run.best_file.exists():
         total += (MAX_CHECKPOINTS * state_bytes + 4) * network.parameters
     files = run.checkpoint_dir.rglob("*.pt") if run.checkpoint_dir.exists() else ()
@@ -202,7 +205,7 @@ def _estimate_run_bytes(config: RunConfig, network: NetworkProfile, num_galaxies
 
 
 def _estimate_cache_bytes(data: DataConfig, num_galaxies: int) -> float:
-    from galaxyhpc.data.dataset import open_converted
+    from galaxyhpc.data.galaxies import open_converted
 
     if open_converted(data) is not None:
         return 0.0

@@ -76,9 +76,12 @@ def load_selection(run: RunDir, network: nn.Module, device: torch.device) -> Non
 
 
 def describe_kernels(network: nn.Module) -> str:
-    """Describe how many of a network's steerable layers are harmonic; "" where it has none."""
+    """Describe how many of a network's steerable layers are harmonic, and fused; "" where it has none."""
     layers = selection.get_steerable_layers(network).values()
-    return f"{sum(layer.harmonic for layer in layers)} of {len(layers)} layers harmonic" if layers else ""
+    num_fused = sum(layer.is_fused for layer in layers)
+    num_harmonic = sum(layer.harmonic for layer in layers) - num_fused
+    fused_text = f", {num_fused} fused" if num_fused else ""
+    return f"{num_harmonic} of {len(layers)} layers harmonic{fused_text}" if layers else ""
 
 
 def _set_tf32(is_allowed: bool) -> None:

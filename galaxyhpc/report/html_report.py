@@ -25,7 +25,7 @@ from galaxyhpc.analysis.collect import CollectedSweep
 from galaxyhpc.analysis.misclassified import Misclassification
 from galaxyhpc.analysis.tables import GENERATED_NOTICE, ReportInfo, Tables
 from galaxyhpc.config.conditions import ROTATION_MEAN
-from galaxyhpc.data.dataset import Galaxies, open_converted
+from galaxyhpc.data.galaxies import Galaxies, open_converted
 from galaxyhpc.report import html_tables, page
 from galaxyhpc.report.figures import FIGURES, files, get_caption
 from galaxyhpc.report.figures.defaults import use_default_style
@@ -161,16 +161,16 @@ def _make_overview_section(tables: Tables, info: ReportInfo, notes: Sequence[str
     facts += [("best on clean galaxies", best)] if (best := html_tables.describe_best_network(tables)) else []
     columns = (Column("run", "run_id", "run"), Column("network", "label"), Column("reason", "reason"))
     table = Table("Missing runs", "Planned runs that no number here includes.", missing, columns, "missing.csv")
-    warnings = (*_warn_missing_seeds(networks), *_warn_flaws(networks), *notes)
+    warnings = (*_warn_missing_runs(networks), *_warn_flaws(networks), *notes)
     return Section("Overview", warnings=warnings, facts=tuple(facts), tables=(table,) if len(missing) else ())
 
 
-def _warn_missing_seeds(networks: pd.DataFrame) -> list[str]:
-    """Name networks with missing seeds."""
+def _warn_missing_runs(networks: pd.DataFrame) -> list[str]:
+    """Name networks with missing runs."""
     partial = networks[networks["seeds_done"] < networks["seeds_planned"]]
     columns = zip(partial["label"], partial["seeds_done"], partial["seeds_planned"], strict=True)
     names = [f"{label} ({num_done} of {num_planned})" for label, num_done, num_planned in columns]
-    return [f"Partial results: not all planned seeds are complete of {_format_list(names)}."] if names else []
+    return [f"Partial results: not all planned runs are complete of {_format_list(names)}."] if names else []
 
 
 def _warn_flaws(networks: pd.DataFrame) -> list[str]:

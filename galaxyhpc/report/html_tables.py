@@ -1,6 +1,6 @@
 """The tables of report.html: headings and units of their columns; empty columns are left out.
 
-Wherever a network's numbers appear, its name includes its flaw and, if seeds are missing, how many are complete.
+Wherever a network's numbers appear, its name includes its flaw and, if runs are missing, how many are complete.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
         _make_number_column("parameters", "parameters"),
         Column("multiply-adds (millions)", "multiply_adds", "number", 1e-6),
         *(labels if frame.get("label_fraction", pd.Series(1.0)).ne(1.0).any() else ()),
-        _make_number_column("seeds complete", "seeds_done"),
+        _make_number_column("runs complete", "seeds_done"),
         _make_number_column("planned", "seeds_planned"),
         Column("Pareto optimal in parameters", "pareto_parameters"),
         Column("Pareto optimal in multiply-adds", "pareto_multiply_adds"),
@@ -86,7 +86,7 @@ def _make_accuracy_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
 
 def _make_score_tables(frame: pd.DataFrame) -> tuple[Table, ...]:
     caption = (
-        f"Means over seeds. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. "
+        f"Means over runs. {SCALED_NOTE} NLL: negative log-likelihood; ECE: expected calibration error, 15 bins. "
         "Lower is better for these and for the Brier score."
     )
     sources = {column.source for column in SCORE_COLUMNS}
@@ -121,9 +121,9 @@ def _make_condition_tables(tables: Tables) -> tuple[Table, ...]:
         Column("condition", "condition"),
         _make_number_column("severity", "severity", None),
         Column("physical severity", "physical"),
-        _make_number_column("seeds", "seeds_done"),
+        _make_number_column("runs", "seeds_done"),
         _make_interval_column("accuracy", "accuracy_mean", "ci_low", "ci_high", "is_best"),
-        _make_percent_column("spread over seeds", "accuracy_std"),
+        _make_percent_column("spread over runs", "accuracy_std"),
         _make_percent_column("consistency with clean", "consistency"),
         *BALANCED_COLUMNS,
         *SCORE_COLUMNS,
@@ -181,7 +181,7 @@ def make_classes_section(tables: Tables) -> Section:
         _make_interval_column("recall", "recall", "recall_low", "recall_high"),
         _make_percent_column("F1", "f1"),
     )
-    caption = f"Clean test galaxies, means over seeds. {INTERVAL_NOTE}"
+    caption = f"Clean test galaxies, means over runs. {INTERVAL_NOTE}"
     frame = _add_network_names(tables, tables.per_class)
     each_class = _make_tables("Each class", caption, frame, columns, "per_class.csv")
     return Section("Classes", tables=(*each_class, *_make_confused_pairs_table(tables)))
@@ -205,7 +205,7 @@ def _make_confused_pairs_table(tables: Tables) -> tuple[Table, ...]:
         _make_number_column("of the class (%)", "percent", 1),
     )
     caption = (
-        f"Clean test galaxies, all seeds pooled: the most frequent errors, at most {MAX_CONFUSED_PAIRS} pairs of "
+        f"Clean test galaxies, all runs pooled: the most frequent errors, at most {MAX_CONFUSED_PAIRS} pairs of "
         "classes of each network."
     )
     return _make_tables("Most confused classes", caption, _add_network_names(tables, frame), columns, "confusion.csv")

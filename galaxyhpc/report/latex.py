@@ -62,7 +62,7 @@ def format_main_table(tables: Tables, info: ReportInfo) -> str:
     columns: dict[str, Callable[[NetworkRow], str]] = {
         "Parameters": lambda row: _format_count(row["parameters"]),
         "Multiply-adds": lambda row: _format_count(row["multiply_adds"]),
-        "Seeds": lambda row: f"{row['seeds_done']}/{row['seeds_planned']}",
+        "Runs": lambda row: f"{row['seeds_done']}/{row['seeds_planned']}",
         r"Clean (\%)": lambda row: _format_interval(cells["clean"][row["label"]], row["label"] in bold["clean"]),
         r"Rotated (\%)": lambda row: _format_interval(cells["rotated"][row["label"]], row["label"] in bold["rotated"]),
         r"Balanced (\%)": lambda row: _format_percent(row.get("balanced_accuracy", math.nan)),
@@ -182,7 +182,7 @@ def _assign_flaw_marks(networks: pd.DataFrame) -> dict[str, str]:
 
 
 def _format_names(networks: pd.DataFrame) -> list[str]:
-    """Return the names of networks, with marks for flaws and missing seeds."""
+    """Return the names of networks, with marks for flaws and missing runs."""
     marks = _assign_flaw_marks(networks)
     is_partial = (networks["seeds_done"] < networks["seeds_planned"]).tolist()
     return [
@@ -222,7 +222,7 @@ def _explain_marks(networks: pd.DataFrame, has_bold: bool) -> list[str]:
     """Explain the marks that occur, and name flaws."""
     notes = [BOLD_NOTE] if has_bold else []
     partial = networks["seeds_done"] < networks["seeds_planned"]
-    notes += ["DAGGER: not all planned seeds are complete."] if partial.any() else []
+    notes += ["DAGGER: not all planned runs are complete."] if partial.any() else []
     notes += [f"FLAW ({mark}): {flaw}." for flaw, mark in _assign_flaw_marks(networks).items()]
     return notes
 

@@ -22,7 +22,7 @@ COLUMN_HEADINGS = (
     *(
         "network",
         "parameters",
-        "seeds",
+        "runs",
         "clean",
         "balanced accuracy\n/ macro F1",
         "rotation,\nmean of angles",
@@ -105,11 +105,11 @@ def _format_corruption_error(network: dict[Any, Any]) -> Text:
 
 
 def _format_percent(cell: SummaryCell | None) -> Text:
-    """Return `93.1`, or `93.1[4]` if it is a mean over 4 seeds and the row has another number of seeds."""
+    """Return `93.1`, or `93.1[4]` if it is a mean over 4 runs and the row has another number of runs."""
     if cell is None:
         return Text("-")
-    seeds = f"[{cell['seeds_done']}]" if cell["has_other_seeds"] else ""
-    return Text.assemble((f"{100 * cell['accuracy_mean']:.1f}", "bold" if cell["is_bold"] else ""), seeds)
+    runs = f"[{cell['seeds_done']}]" if cell["has_other_seeds"] else ""
+    return Text.assemble((f"{100 * cell['accuracy_mean']:.1f}", "bold" if cell["is_bold"] else ""), runs)
 
 
 def _format_with_interval(cell: SummaryCell | None) -> Text:
@@ -126,11 +126,11 @@ def _explain_marks(networks: pd.DataFrame, cells: list[SummaryCell]) -> list[str
     """Explain the marks that occur in the table."""
     lines = []
     if any(math.isfinite(cell["ci_low"]) for cell in cells):
-        lines.append("In brackets: 95 % interval of the mean over seeds (bootstrap over seeds and sky groups).")
+        lines.append("In brackets: 95 % interval of the mean over runs (bootstrap over seeds and sky groups).")
     if any(cell["is_bold"] for cell in cells):
         lines.append("Bold: the best, and all whose intervals overlap its interval.")
     if (networks["seeds_done"] < networks["seeds_planned"]).any():
-        lines.append("†: not all planned seeds are complete.")
+        lines.append("†: not all planned runs are complete.")
     if any(cell["has_other_seeds"] for cell in cells):
-        lines.append("[k]: mean over k seeds, not over the number in the seeds column.")
+        lines.append("[k]: mean over k runs, not over the number in the runs column.")
     return lines

@@ -28,9 +28,9 @@ def make_console(stderr: bool = False, log_width: int = LOG_WIDTH) -> Console:
     return console
 
 
-def format_count(number: int, noun: str) -> str:
-    """Format `1 run`, `2 runs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Format `1 run`, `2 runs`, and with a plural of its own `2 galaxies`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 @dataclass(frozen=True, eq=False)

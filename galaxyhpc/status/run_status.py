@@ -44,6 +44,7 @@ class RunRecords:
     events: list[JsonDict]  # without those of early epochs
     validation_accuracies: list[float]  # one per epoch done
     recent_metrics: list[JsonDict]  # of the last `NUM_METRICS_EPOCHS` epochs
+    best_metrics: JsonDict  # of the epoch with the best validation accuracy; empty without any
     config: JsonDict  # config.json, unchecked; empty if it cannot be read
 
     def get_last_event(self, *names: str) -> JsonDict:
@@ -158,9 +159,16 @@ def read_run_records(run: RunDir) -> RunRecords:
     except (ValueError, RecursionError):
         config = {}
     lines = _read_lines(run.metrics_file)
-    accuracies = [float(match[1]) for line in lines if (match := ACCURACY_PATTERN.search(line))]
-    metrics = parse_json_lines(lines[-NUM_METRICS_EPOCHS:])
-    return RunRecords(run, _read_recent_events(run), accuracies, metrics, config if isinstance(config, dict) else {})
+    epochs = [(float(match[1]), line) for line in lines if (match := ACCURACY_PATTERN.search(line))]
+    best_lines = [max(epochs, key=lambda epoch: epoch[0])[1]] if epochs else []
+    return RunRecords(
+        run,
+        _read_recent_events(run),
+        [accuracy for accuracy, _ in epochs],
+        parse_json_lines(lines[-NUM_METRICS_EPOCHS:]),
+        next(iter(parse_json_lines(best_lines)), {}),
+        config if isinstance(config, dict) else {},
+    )
 
 
 def _read_recent_events(run: RunDir) -> list[JsonDict]:

@@ -39,7 +39,8 @@ STATE_COLOURS: dict[str, str] = {
 ENDED_STATES = (RunState.FAILED, RunState.LOST, RunState.STOPPED)
 # shown first if not all runs fit
 URGENT_STATES = (*ENDED_STATES, RunState.RUNNING, RunState.EVALUATING, RunState.STARTING, RunState.WAITING)
-COLUMNS = ("run", "state", "epochs", "best", "left", "note")
+COLUMNS = ("run", "state", "epochs", "best", "balanced", "left", "note")
+BALANCED_KEY = "validation_balanced_accuracy"
 MAX_RUNS_PER_REASON = 3  # named below a reason; the rest are counted
 MAX_REASONS = 12
 SLURM_SILENT_NOTE = "Slurm does not answer: read from the run directories alone."
@@ -53,7 +54,7 @@ def make_table_from_records(runs: Sequence[RunDir], title: str, max_rows: int | 
 def make_table(
     statuses: Sequence[RunStatus], snapshot: QueueSnapshot | None, title: str, max_rows: int | None = None
 ) -> ConsoleTable:
-    """Return at most `max_rows` rows, one per run: state, epochs, best validation accuracy, time left.
+    """Return at most `max_rows` rows, one per run: state, epochs, best validation accuracy and balanced one, time left.
 
     Reasons and alarms are listed below, once for all runs that share them.
     """
@@ -64,12 +65,14 @@ def make_table(
     notes = [f"and {num_hidden} more runs; status without --watch shows all"] if num_hidden else []
     notes += [SLURM_SILENT_NOTE] if snapshot is not None and snapshot.jobs is None else []
     notes += _format_reasons(statuses, alarms) + _format_report_problem(statuses, snapshot)
+    rows = _make_rows(urgent, alarms)
+    shown = [n for n, head in enumerate(COLUMNS) if head != "balanced" or any(row[n] for row in rows)]
     return ConsoleTable(
         f"{title}: {counts}",
-        COLUMNS,
-        _make_rows(urgent, alarms),
+        [COLUMNS[n] for n in shown],
+        [[row[n] for n in shown] for row in rows],
         texts=("state", "note"),
-        optional=("left", "note", "best", "epochs"),  # alarms and reasons are in the notes, too
+        optional=("balanced", "left", "note", "best", "epochs"),  # alarms and reasons are in the notes, too
         notes="\n".join(notes),
     )
 
@@ -98,13 +101,15 @@ def _select_most_urgent(
     return [status for status in statuses if status.run in selected]
 
 
-def _format_progress(status: RunStatus) -> tuple[str, str, str]:
-    """Return epochs done, best validation accuracy and time left; '' if unknown."""
+def _format_progress(status: RunStatus) -> tuple[str, str, str, str]:
+    """Return epochs done, best validation accuracy, balanced accuracy of that epoch and time left; '' if unknown."""
     if not status.num_epochs_done:
-        return "", "", ""
+        return "", "", "", ""
     left = _estimate_seconds_left(status) if status.state == RunState.RUNNING else None
     epochs = f"{status.num_epochs_done}/{'?' if status.num_epochs is None else status.num_epochs}"
-    return epochs, f"{status.records.best_accuracies[-1]:.3f}", "" if left is None else _format_duration(left)
+    best, balanced = status.records.best_accuracies[-1], get_number(status.records.best_metrics, BALANCED_KEY)
+    balanced_text = "" if balanced is None else f"{balanced:.3f}"
+    return epochs, f"{best:.3f}", balanced_text, "" if left is None else _format_duration(left)
 
 
 def _estimate_seconds_left(status: RunStatus) -> float | None:

@@ -55,6 +55,7 @@ _NUMBER_FIELDS = (
     "images",
     "micro_batch",
     "validation_accuracy",
+    "validation_balanced_accuracy",
 )
 _FIELD_TYPES = dict.fromkeys(_TEXT_FIELDS, str) | dict.fromkeys(_NUMBER_FIELDS, (int, float)) | {"exclude": list}
 

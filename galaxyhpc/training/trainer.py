@@ -226,7 +226,7 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
     warn_of_failed_allocations(training.process.device)
     progress, process = training.progress, training.process
     batch_size = training.config.evaluate.batch_size
-    loss, accuracy = validate(
+    loss, accuracy, balanced_accuracy = validate(
         training.eval_model, training.dataset, training.indices["validation"], process, batch_size
     )
     is_best = (accuracy, -loss) > (progress.best_accuracy, -progress.best_loss)
@@ -243,6 +243,7 @@ def finish_epoch(run: RunDir, training: Training, start_time: float | None) -> N
             "train_accuracy": progress.correct / progress.seen,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
+            "validation_balanced_accuracy": balanced_accuracy,
             "best": is_best,
             "samples": progress.samples,
         }

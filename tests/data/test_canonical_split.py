@@ -17,7 +17,8 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.canonical_split import NUM_GALAXIES, SPLIT_FILE, load_galaxy10_split
 from galaxyhpc.data.canonical_split.make import main, make_canonical_table, read_columns
 from galaxyhpc.data.canonical_split.random_splits import count_leaks
-from galaxyhpc.data.dataset import Galaxies, load_split
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import Galaxies
 from galaxyhpc.data.split import compute_split_table, describe_origin, find_close_pairs, make_split_table
 from galaxyhpc.data.split_file import read_split_header
 

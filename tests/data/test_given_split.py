@@ -12,7 +12,8 @@ from helpers.sources import make_sample
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import load_split, open_dataset, prepare
+from galaxyhpc.data.dataset import load_split, open_dataset
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.given_split import divide
 from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split_file import read_flaw_of_division, read_split_header, read_split_labels, read_split_table

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galaxyhpc.config.schema import DataConfig, DemoConfig
-from galaxyhpc.data.dataset import Galaxies, prepare
+from galaxyhpc.data.galaxies import Galaxies, prepare
 from galaxyhpc.data.loader import epoch_batches, load_device_dataset, predict, shard_batch, steps_per_epoch
 
 INDICES = torch.arange(1000, 1107)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from galaxyhpc import fsck
 from galaxyhpc.analysis.attack_success import AttackError, compute_success_rates
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.evaluation import attack_results
 from galaxyhpc.evaluation.attack import (
     Target,

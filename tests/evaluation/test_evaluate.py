@@ -14,7 +14,8 @@ from helpers.warm_processes import start_python
 
 from galaxyhpc.config.conditions import CONDITIONS, Condition
 from galaxyhpc.config.schema import DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
-from galaxyhpc.data.dataset import load_split, prepare
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.loader import load_device_dataset, predict
 from galaxyhpc.evaluation import corruptions, results
 from galaxyhpc.evaluation.calibration import fit_temperature

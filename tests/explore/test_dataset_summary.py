@@ -9,7 +9,7 @@ from helpers.data_files import write_file
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.split import make_split_table
 from galaxyhpc.explore.dataset_summary import (
     DatasetSummary,

@@ -20,10 +20,7 @@ from matplotlib import pyplot
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.data import simulate
-from galaxyhpc.data.dataset import prepare
 from galaxyhpc.explore.__main__ import main, make_data_config
-from galaxyhpc.explore.dataset_summary import summarize_dataset
-from galaxyhpc.explore.page import describe_findings, format_title, make_redshift_section
 from galaxyhpc.report.figures.defaults import use_default_style
 
 GALAXIES = 200  # with one duplicate under two labels, and two overlapping pairs
@@ -162,25 +159,6 @@ def test_a_browser_shows_the_page_sorts_it_and_asks_for_nothing(
 def test_generated_galaxies_are_called_so_everywhere(page: ParsedPage) -> None:
     assert GENERATED_NOTICE in page.words[0] or GENERATED_NOTICE in page.text[:200]
     assert all(GENERATED_NOTICE in caption for caption in page.captions)
-
-
-def test_a_file_without_redshifts_or_pairs_is_said_to_have_none(tmp_path) -> None:
-    config = make_data_config(str(write_file(tmp_path / "a.h5")), None, tmp_path / "cache")
-    summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
-    findings = "; ".join(describe_findings(summary))
-    assert "0 pairs of duplicates" in findings and "Redshift known for 0 of 120 galaxies" in findings
-    assert GENERATED_NOTICE not in format_title(summary)
-    section = make_redshift_section(summary)
-    assert section.paragraphs == ("The source has no redshifts.",)
-    assert not section.figures
-
-
-def test_images_that_show_no_galaxy_are_counted_with_their_rows(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), np.uint8)
-    images[5], images[7, ..., 2] = 40, 0
-    config = make_data_config(str(write_file(tmp_path / "a.h5", images=images)), None, tmp_path / "cache")
-    summary = summarize_dataset(Path(config.source), prepare(config), config, lambda done: None)
-    assert "2 images blank or with an empty band: row 5, 7" in describe_findings(summary)
 
 
 WRONG = {

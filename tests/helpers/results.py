@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from galaxyhpc.evaluation.results import RunLogits
@@ -22,3 +24,12 @@ def make_run_logits(pairs: list[tuple[str, float]] = PAIRS, n: int = 40, weights
         fingerprint="f" * 64,
         generated=False,
     )
+
+
+def is_same(one: RunLogits, other: RunLogits | None) -> bool:
+    """Whether the results in memory and those read are equal."""
+    if other is None or list(one.logits) != list(other.logits):
+        return False
+    arrays = all(np.array_equal(one.logits[pair], other.logits[pair]) for pair in one.logits)
+    common = [f.name for f in dataclasses.fields(RunLogits) if f.name != "logits"]
+    return arrays and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in common)

@@ -59,8 +59,14 @@ def record_start(run: RunDir, job_id: str, **fields: Any) -> None:
     record_event(run, "started", epoch=0, step=0, world=1, job=f"{job_id}.0", pid=1, nodes="node1", **fields)
 
 
-def record_epochs(run: RunDir, accuracies: list[float], loss: float | None = None, epoch_seconds: float = 10.0) -> None:
-    """Finish epochs with these accuracies, the last one just now."""
+def record_epochs(
+    run: RunDir,
+    accuracies: list[float],
+    loss: float | None = None,
+    epoch_seconds: float = 10.0,
+    balanced: Sequence[float] = (),
+) -> None:
+    """Finish epochs with these accuracies, and balanced ones, the last one just now."""
     records = []
     for epoch, accuracy in enumerate(accuracies):
         ago = (len(accuracies) - 1 - epoch) * epoch_seconds
@@ -76,7 +82,9 @@ def record_epochs(run: RunDir, accuracies: list[float], loss: float | None = Non
             device="cpu",
         )
         numbers = {"train_loss": 2.2 - 1.5 * accuracy if loss is None else loss, "train_accuracy": accuracy}
-        records.append({"epoch": epoch, **numbers, "validation_loss": 1.0, "validation_accuracy": accuracy})
+        numbers |= {"validation_loss": 1.0, "validation_accuracy": accuracy}
+        numbers |= {"validation_balanced_accuracy": balanced[epoch]} if balanced else {}
+        records.append({"epoch": epoch, **numbers})
     write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in records))
 
 

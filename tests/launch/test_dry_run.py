@@ -55,6 +55,15 @@ def test_points_classes_total_source_and_end_are_shown(
     assert max(map(len, text.split("#!/bin/bash")[0].splitlines())) <= LOG_WIDTH
 
 
+@pytest.mark.parametrize(("count", "text"), [(4_321, "0.00432 M"), (43_210_000, "43.2 M"), (4_321_000_000, "4,321 M")])
+def test_small_and_large_networks_show_their_multiply_adds(
+    count: int, text: str, sweep: Path, checked: CheckedSweep
+) -> None:
+    networks = {name: replace(network, multiply_adds=count) for name, network in checked.networks.items()}
+    table = dry_run.make_runs_table(sweep, replace(checked, networks=networks))
+    assert {row[4] for row in table.rows} == {text}
+
+
 def test_the_biggest_class_comes_first_in_the_table_and_in_the_queue(
     sweep: Path, checked: CheckedSweep, capsys: pytest.CaptureFixture[str]
 ) -> None:

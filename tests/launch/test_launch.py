@@ -104,12 +104,18 @@ def test_status_shows_the_states_and_changes_nothing(done: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_debug_executor_does_all_of_it_in_one_process(tmp_path: Path) -> None:
+def test_the_debug_executor_does_all_of_it_in_one_process_and_so_does_a_retry(tmp_path: Path) -> None:
     result = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
     assert result.returncode == 0, result.stderr
     runs = find_runs(tmp_path / "runs" / "tiny")
     assert [read_state(run).name for run in runs] == ["evaluated", "evaluated"]
     assert len({event["pid"] for run in runs for event in run.read_events() if event["event"] == "started"}) == 1
+    runs[0].best_file.unlink()
+    runs[0].record("failed", why="ValueError: x", cause="error")
+    retry = ("runs/tiny", runs[0].run_id, "--executor", "debug")
+    result = run_python("-m", "galaxyhpc.retry", *retry, cwd=tmp_path)
+    assert result.returncode == 0 and "retried unchanged" in result.stdout, result.stderr
+    assert read_state(runs[0]).name == "evaluated" and runs[0].best_file.exists()
 
 
 @pytest.mark.slow

@@ -10,14 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import sources
+from helpers.runs import install_fake_slurm
 from helpers.sources import Sample
 from helpers.warm_processes import run_python
 
 from galaxyhpc.config.sweep import load_sweep
-from galaxyhpc.data.dataset import fill_in_classes, open_dataset
+from galaxyhpc.data.dataset import open_dataset
+from galaxyhpc.data.galaxies import fill_in_classes
 from galaxyhpc.data.split_file import read_split_header, read_split_table
 from galaxyhpc.evaluation import results
 from galaxyhpc.explore.__main__ import main as explore
+from galaxyhpc.launch.__main__ import main as launch
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import find_runs
 
@@ -71,6 +74,33 @@ def test_a_catalogue_is_trained_on_evaluated_and_reported(tmp_path: Path) -> Non
     for command in ("status", "fsck"):
         answer = run_python("-m", "galaxyhpc", command, "runs/mine", cwd=tmp_path)
         assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("executor", [pytest.param("debug", marks=pytest.mark.slow), "slurm"])
+def test_duplicates_to_be_refused_are_known_before_a_run_is_planned(
+    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Converted on Slurm's login node, too; a dry run only says that it does not convert."""
+    sample = sources.make_sample(60)
+    sample.images[1] = sample.images[0]
+    parts = ["train" if row % 2 else "test" for row in range(60)]
+    sources.write_catalogue(tmp_path / "catalogue", sample, "mine.csv", split=parts, ra=[""] * 60, dec=[""] * 60)
+    sweep = SWEEP.replace("label: shape}", "label: label}, conflicting_duplicates: refuse")
+    (tmp_path / "mine.yaml").write_text(sweep.replace("C4", "C2"))
+    fake_slurm, calls = install_fake_slurm(tmp_path, monkeypatch), tmp_path / "calls"
+    fake_slurm([])
+    monkeypatch.chdir(tmp_path)
+    options = ["mine.yaml", "--executor", executor]
+    assert launch([*options, "--dry-run"]) == 0 and not (tmp_path / "runs").exists()
+    output = capsys.readouterr().out
+    assert f"not checked: duplicates by the pixels of {tmp_path / 'catalogue/mine.csv'}; a launch converts" in output
+    num_tests = calls.read_text().count("sbatch")  # of sbatch --test-only
+    assert launch(options) == 2
+    error = capsys.readouterr().err
+    assert "got 2 galaxies with the pixels, or nearly these, or the position of one of another part" in error
+    assert calls.read_text().count("sbatch") == 2 * num_tests
+    assert [path.name for path in (tmp_path / "runs/mine").iterdir() if not path.name.startswith(".")] == []
+    assert launch([*options, "--dry-run"]) == 2 and "problems: 1" in capsys.readouterr().err  # converted
 
 
 @pytest.fixture(scope="module")

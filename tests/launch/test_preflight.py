@@ -28,7 +28,8 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.data import dataset
+from galaxyhpc.data.dataset import load_split
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.sources import hdf5
 from galaxyhpc.launch import preflight, smoke_test
 from galaxyhpc.launch.__main__ import PROBLEMS_LOG_WIDTH, main
@@ -138,14 +139,14 @@ def test_a_first_step_without_loss_or_gradient_is_a_problem() -> None:
 def test_other_galaxies_than_a_sweep_was_begun_with_are_refused_converted_or_not(tmp_path: Path) -> None:
     path, sweep = galaxies(tmp_path / "g.h5"), tmp_path / "sweep"
     config = run("C2", tmp_path / "cache", source=str(path), link_arcsec=0.0)
-    dataset.load_split(config.data, dataset.prepare(config.data), sweep)
+    load_split(config.data, prepare(config.data), sweep)
     assert preflight.check_sweep([config], sweep).costs.num_galaxies == 120
     elsewhere = run("C2", tmp_path / "another cache", source=str(path), link_arcsec=0.0)
     assert preflight.check_sweep([elsewhere], sweep).configs == [elsewhere]  # the same labels and positions
     galaxies(path, seed=1)
     (line,) = problems([elsewhere], sweep)
     assert "split.csv: made from galaxies" in line and "now other labels or positions of" in line and "restore" in line
-    dataset.prepare(elsewhere.data)
+    prepare(elsewhere.data)
     (line,) = problems([elsewhere], sweep)
     assert "now other fingerprint" in line
     (line,) = problems([run("C2", tmp_path, source=str(path), link_arcsec=1.0)], sweep)
@@ -252,7 +253,7 @@ def test_a_directory_that_jobs_cannot_write_to_is_a_problem(tmp_path: Path) -> N
 def test_a_converted_cache_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(write_file(tmp_path / "a.h5"))
     config = run("C2", tmp_path / "cache", source=source)
-    dataset.prepare(config.data)
+    prepare(config.data)
     monkeypatch.setattr(preflight, "TemporaryFile", _refuse_in(tmp_path / "cache"))
     assert preflight.check_sweep([config], tmp_path / "sweep").configs == [config]
     (line,) = problems([run("C2", tmp_path / "cache", source=source, image_size=63)], tmp_path / "sweep")
@@ -279,9 +280,14 @@ def test_disk_space_is_estimated_for_missing_files_only(tmp_path: Path) -> None:
     assert estimate == {sweep: pytest.approx(result_bytes + 52e6), tmp_path / "cache": 300 * 3 * (33**2 + 32**2)}
     trained = RunDir(sweep / config.run_id)
     write_text(trained.best_file, "")
-    dataset.prepare(config.data)
+    prepare(config.data)
     estimate = preflight.estimate_bytes([config], networks, 300, sweep)
     assert estimate == {sweep: pytest.approx(result_bytes), tmp_path / "cache": 0.0}
+    classes = tuple(f"class {number}" for number in range(1000))
+    many = config.model_copy(update={"data": config.data.model_copy(update={"classes": classes})})
+    bytes_by_directory = preflight.estimate_bytes([many], networks | {many.run_id: networks[config.run_id]}, 300, sweep)
+    logit_bytes = num_severities * 0.2 * 300 * 4002
+    assert bytes_by_directory[sweep] == pytest.approx(logit_bytes + preflight.LOG_BYTES + 52e6)  # another run
 
 
 def test_a_disk_that_would_fill_up_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

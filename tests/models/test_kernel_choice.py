@@ -153,3 +153,7 @@ def test_inference_is_chosen_in_full_float32(tmp_path: Path, process: Process, m
     kernel_choice.select_and_save(RunDir(tmp_path), network, config, process)
     assert chosen_with == [True, False] and torch.backends.cudnn.allow_tf32
     assert kernel_choice.describe_kernels(network) == "0 of 11 layers harmonic"
+    layers = list(selection.get_steerable_layers(network).values())
+    for layer, is_fused in zip(layers[:5], (True, True, False, False, False), strict=True):
+        layer.harmonic, layer.is_fused = True, is_fused
+    assert kernel_choice.describe_kernels(network) == "3 of 11 layers harmonic, 2 fused"

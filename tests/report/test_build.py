@@ -184,7 +184,7 @@ def test_an_incomplete_sweep_names_every_missing_run_and_its_reason(sweep: Path)
         "1/7†",
         "†: not all planned",
         "[2] (",
-        "[k]: mean over k seeds",
+        "[k]: mean over k runs",
         "1/7 runs complete",
         "loss is NaN",
     ):

@@ -285,7 +285,7 @@ def test_warnings_are_at_the_top(file: Path) -> None:
         GENERATED_NOTICE,
         "7/8 runs complete",
         "flattening head (not invariant), by CNN",
-        "not all planned seeds are complete of D8",
+        "not all planned runs are complete of D8",
         "Bear in mind",
     ):
         assert words in text
@@ -305,7 +305,7 @@ def test_a_networks_numbers_carry_its_flaw_and_its_missing_seeds(file: Path) -> 
     words = [set(data_table["columns"][0]["words"]) for data_table in tables if len(data_table["columns"]) > 5]
     assert sum("CNN, flattening head (not invariant)" in names for names in words) >= 3
     assert not any("CNN" in names for names in words[:-1])  # the last lists runs
-    assert any(name.endswith(", 1/2 seeds") for names in words for name in names)
+    assert any(name.endswith(", 1/2 runs") for names in words for name in names)
 
 
 def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:

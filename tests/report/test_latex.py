@@ -113,7 +113,7 @@ def test_flaws_missing_seeds_and_generated_galaxies_are_named() -> None:
         assert f"FLAW (a): {FLAW}." in part and "CNN$^{a}$" in part
         assert (
             r"C4$^\dagger$" in part
-            and r"$^\dagger$: not all planned seeds are complete" in part
+            and r"$^\dagger$: not all planned runs are complete" in part
             and GENERATED_NOTICE in part
         )
 

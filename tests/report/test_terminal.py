@@ -26,9 +26,11 @@ def test_networks_are_sorted_by_clean_accuracy() -> None:
     assert [str(row[0]) for row in table.rows] == clean["label"].tolist()
 
 
-def test_missing_seeds_are_marked_and_explained() -> None:
+def test_missing_runs_are_marked_and_explained() -> None:
+    """A run is a seed and a fold."""
     text = render(make_tables(["CNN", "C4"], seeds=3))
-    assert "2/3†" in text and "3/3†" not in text and "†: not all planned seeds are complete." in text
+    assert text.splitlines()[2].split()[2] == "runs"
+    assert "2/3†" in text and "3/3†" not in text and "†: not all planned runs are complete." in text
 
 
 def test_marks_are_explained_only_if_they_occur() -> None:
@@ -39,12 +41,12 @@ def test_marks_are_explained_only_if_they_occur() -> None:
     assert "a note" in text and not any(mark in text for mark in ("Bold", "†", "In brackets", "[k]"))
 
 
-def test_a_mean_over_another_number_of_seeds_says_so() -> None:
+def test_a_mean_over_another_number_of_runs_says_so() -> None:
     tables = make_tables(["CNN", "C4"])
     is_clean = tables.summary["condition"] == "clean"
     summary = tables.summary.assign(seeds_done=np.where(is_clean, 1, tables.summary["seeds_done"]))
     text = render(Tables(summary, tables.networks))
-    assert "[1] (" in text and "[k]: mean over k seeds" in text
+    assert "[1] (" in text and "[k]: mean over k runs" in text
 
 
 def test_the_best_is_marked_in_each_condition_with_all_overlapping_intervals() -> None:

@@ -31,7 +31,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from galaxyhpc.data.dataset import prepare
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.launch import slurm_executor
 from galaxyhpc.runtime import slurm
 from galaxyhpc.storage import checkpoint

@@ -185,6 +185,18 @@ def test_columns_are_whole_at_every_width(width: int, tmp_path: Path) -> None:
     assert last.split()[1:3] == ["failed", "12/20"] and last.rstrip().endswith("memory")
 
 
+@pytest.mark.parametrize(("width", "is_shown"), [(80, True), (64, False)])
+def test_the_balanced_accuracy_of_the_best_epoch_is_shown_where_there_is_room(
+    width: int, is_shown: bool, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path)
+    record_start(run, "7")
+    record_epochs(run, [0.5, 0.7, 0.6], balanced=[0.4, 0.45, 0.5])
+    text = printed([run], width)
+    assert ("balanced" in text.splitlines()[2], "0.450" in row(text, run)) == (is_shown, is_shown)
+    assert "0.700" in row(text, run) and max(map(len, text.splitlines())) <= width
+
+
 def test_alarms_are_in_the_table_and_explained_below(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_sweep_plan(run)

@@ -25,7 +25,7 @@ from galaxyhpc.config.schema import (
     TrainConfig,
 )
 from galaxyhpc.data.dataset import open_dataset
-from galaxyhpc.data.loader import load_device_dataset
+from galaxyhpc.data.loader import load_device_dataset, predict
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.distributed import Process
 from galaxyhpc.runtime.job import StopSignal
@@ -146,9 +146,14 @@ def test_the_averaged_weights_are_validated_and_kept(unbroken: RunDir, cache: Pa
     galaxies, split = open_dataset(config.data, unbroken.sweep_dir)
     held_out = torch.tensor(split.row[split.split == "validation"].to_numpy())
     process, dataset = Process(RankInfo(), torch.device("cpu")), load_device_dataset(galaxies, torch.device("cpu"))
-    loss, accuracy = validate(network, dataset, held_out, process, config.evaluate.batch_size)
+    loss, accuracy, balanced = validate(network, dataset, held_out, process, config.evaluate.batch_size)
     record = unbroken.read_metrics()[best["epoch"]]
-    assert (loss, accuracy) == (record["validation_loss"], record["validation_accuracy"])
+    names = ("validation_loss", "validation_accuracy", "validation_balanced_accuracy")
+    assert (loss, accuracy, balanced) == tuple(record[name] for name in names)
+    logits, labels = predict(network, dataset, held_out, config.evaluate.batch_size)
+    is_correct = logits.argmax(1) == labels
+    recalls = [is_correct[labels == label].double().mean().item() for label in labels.unique()]
+    assert balanced == pytest.approx(sum(recalls) / len(recalls))
     plain = make_run(tmp_path, settings_of(cache, ema_decay=None))
     assert train(plain, StopSignal())
     assert [m["train_loss"] for m in plain.read_metrics()] == [m["train_loss"] for m in unbroken.read_metrics()]

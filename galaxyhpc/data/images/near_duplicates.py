@@ -4,6 +4,9 @@ Galaxies look alike: a 64-bit perceptual hash (DCT; Zauner 2010) is the same for
 Their detail is not alike: two images are the same if the square roots of their grey values at 32 px, minus a smooth
 version, correlate by MIN_CORRELATION or more. Of 10 million pairs of EFIGI's one does (0.74, the same galaxy cut out
 twice), and the next, of different galaxies, correlates by 0.71; the first of 240,000 pairs of Galaxy10's by 0.69.
+
+Plain shapes without noise, such as discs, are alike in all the detail they have, and near none: less than a third of
+their pixels differ from the pixels around. In EFIGI and Galaxy10 34 % or more do.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from scipy import fft, ndimage
 THUMBNAIL_SIZE = 32  # px
 MIN_CORRELATION = 0.73
 SMOOTHING_PX = 1.0
+MIN_CHANGE_DN = 0.6  # of a pixel's grey value from the mean of 3 x 3: more than smooth images have by rounding
+MIN_CHANGED_FRACTION = 1 / 3  # of the pixels of an image with detail
 NUM_FREQUENCIES = 16  # in each direction, of the spectra that candidates are found by
 MIN_SPECTRUM_CORRELATION = 0.5  # of candidates
 BLOCK_SIZE = 4096  # images that are compared with as many others at once, and candidates looked at at once
@@ -41,14 +46,17 @@ def find_near_duplicates(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Return (M, 2) pairs of rows, the lower one first, of images that are nearly the same, and their correlations.
 
     `thumbnails` are grey images (N, THUMBNAIL_SIZE, THUMBNAIL_SIZE) in 0 to 255. The correlation, (M,) float32, is the
-    largest of the eight turns and mirror images. Images without any detail are near none. Memory is about 3 kB per
-    image, besides a block of candidates.
+    largest of the eight turns and mirror images. Images without detail are near none. Memory is about 3 kB per image,
+    besides a block of candidates.
 
     Raises
     ------
     SharedPatternError
     """
-    details = np.concatenate([_compute_details(part) for part in _divide(thumbnails)])
+    rows = np.flatnonzero(np.concatenate([_have_detail(part) for part in _divide(thumbnails)]))
+    if len(rows) < 2:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    details = np.concatenate([_compute_details(thumbnails[part]) for part in _divide(rows)])
     spectra = _standardize_spectra(np.concatenate([_compute_spectra(part) for part in _divide(details)]))
     pairs, correlations = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     for candidates in _find_candidates(spectra):
@@ -59,7 +67,7 @@ def find_near_duplicates(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray
             correlations.append(correlation[is_near])
         if sum(map(len, pairs)) > MAX_PAIRS_PER_IMAGE * len(thumbnails):
             raise SharedPatternError
-    near_pairs = np.concatenate(pairs)
+    near_pairs = rows[np.concatenate(pairs)]
     order = np.lexsort((near_pairs[:, 1], near_pairs[:, 0]))
     return near_pairs[order], np.concatenate(correlations)[order]
 
@@ -68,13 +76,20 @@ def _divide(values: np.ndarray) -> Iterator[np.ndarray]:
     return (values[start : start + BLOCK_SIZE] for start in range(0, len(values), BLOCK_SIZE))
 
 
+def _have_detail(thumbnails: np.ndarray) -> np.ndarray:
+    """Return whether images show more than a plain shape without noise, (n,)."""
+    values = thumbnails.astype(np.float32)
+    changes = np.abs(values - ndimage.uniform_filter(values, (0, 3, 3)))
+    return np.asarray((changes > MIN_CHANGE_DN).mean(axis=(1, 2)) >= MIN_CHANGED_FRACTION)
+
+
 def _compute_details(thumbnails: np.ndarray) -> np.ndarray:
-    """Return the detail of images, (n, T, T) float16 of length 1, or 0 where there is none."""
+    """Return the detail of images, (n, T, T) float16 of length 1."""
     roots = np.sqrt(thumbnails.astype(np.float32))
     details = roots - ndimage.gaussian_filter(roots, (0, SMOOTHING_PX, SMOOTHING_PX))
     details -= details.mean(axis=(1, 2), keepdims=True)
     lengths = np.sqrt((details**2).sum(axis=(1, 2), keepdims=True))
-    return np.asarray(np.where(lengths > 1e-3, details / np.maximum(lengths, 1e-3), 0), np.float16)
+    return np.asarray(details / np.maximum(lengths, 1e-3), np.float16)
 
 
 def _compute_spectra(details: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from galaxyhpc.data.sources.read_errors import explain_read_error
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.storage.files import sanitize
 
+SEPARATORS = (",", ";", "\t")  # of CSV, the most usual first
 CSV_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 ASTROPY_FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".fit": "fits", ".fits.gz": "fits"}
 PARQUET_ENDINGS = (".parquet", ".parq")
@@ -81,9 +82,8 @@ def read_table(path: Path) -> pd.DataFrame:
     DataError
     """
     if has_ending(path, CSV_ENDINGS):
-        separator = "\t" if ".tsv" in path.name.lower() else ","
         with translate_table_errors(path, "a table in CSV, in UTF-8"):
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            return _read_csv(path)
     from astropy.table import Table
 
     file_format = next(name for ending, name in ASTROPY_FORMATS.items() if path.name.lower().endswith(ending))
@@ -95,20 +95,41 @@ def read_table(path: Path) -> pd.DataFrame:
         return columns
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return a table as text; its columns have the names that the file gives them, where pandas would number copies."""
+    separator = _find_separator(path)
+    cells = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    return cells.iloc[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
+
+
+def _find_separator(path: Path) -> str:
+    """Return what separates the names in the first line; other separators may stand in values, such as 1,5."""
+    if ".tsv" in path.name.lower():
+        return "\t"
+    with _open_text(path) as file:
+        header = next((line for line in file if line.strip()), "")
+    return next((separator for separator in SEPARATORS if separator in header), ",")
+
+
+def _open_text(path: Path) -> TextIO:
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    return cast(TextIO, opener(path, "rt", encoding="utf-8-sig", newline=""))
+
+
 def find_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[str, str]:
     """Return the names of the columns that hold file, label, id, ra, dec, group, split and redshift, where they exist.
 
     Raises
     ------
     DataError
-        If a column that the settings name, or that of the labels, does not exist.
+        If a column that the settings name, or that of the labels, does not exist, or one that is needed exists twice.
     """
     for key in COMMON_NAMES:
         if (requested := getattr(config, key)) and requested not in names:
             close = get_close_matches(requested, names, n=1)
             hint = f"{close[0]}?" if close else f"one of {', '.join(map(str, names))}"
             raise make_error(path, f"data.columns.{key}", f"no column {requested!r}", hint)
-    columns = match_columns(names, config)
+    columns = match_columns(path, names, config)
     if "label" not in columns:
         listed = ", ".join(map(str, names)) or "none"
         raise make_error(path, "columns", listed, "one with the class of each galaxy: name it in data.columns.label")
@@ -118,16 +139,26 @@ def find_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[st
     return columns
 
 
-def match_columns(names: list[str], config: ColumnsConfig) -> dict[str, str]:
-    """Return which of these names are columns by the settings or, where these name none of them, by common names."""
-    by_lower_case = {name.lower(): name for name in reversed(names)}
+def match_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[str, str]:
+    """Return which of these names are columns by the settings or, where these name none of them, by common names.
+
+    Raises
+    ------
+    DataError
+        If two columns have the name of one that is needed.
+    """
     columns = {}
     for key, common in COMMON_NAMES.items():
         requested = getattr(config, key)
-        if requested in names:
-            columns[key] = requested
-        elif requested != "" and (name := next((name for name in common if name in by_lower_case), "")):
-            columns[key] = by_lower_case[name]
+        same = [name for name in names if name == requested]
+        if not same and requested != "":
+            by_name = ([name for name in names if name.lower() == usual] for usual in common)
+            same = next(filter(None, by_name), [])
+        if len(same) > 1:
+            advice = f"one: rename the other, or name it in data.columns.{key}"
+            raise make_error(path, f"column {same[0]}", f"{len(same)} of this name ({', '.join(same)})", advice)
+        if same:
+            columns[key] = same[0]
     return columns
 
 
@@ -135,9 +166,8 @@ def locate_row(path: Path, row: int) -> str:
     """Return where a row of a table stands: `line 17` of a CSV file, `row 15` (counted from 0) of others."""
     if not has_ending(path, CSV_ENDINGS):
         return f"row {row}"
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+    with _open_text(path) as file:
+        reader = csv.reader(file, delimiter=_find_separator(path))
         number = -1  # of the header
         for cells in reader:
             number += bool(cells)

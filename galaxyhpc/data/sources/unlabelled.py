@@ -97,7 +97,7 @@ def _open_file(path: Path, name: str, config: DataConfig, allow_grey: bool) -> G
 
 def _find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str, str]:
     """Return the columns of file, id, ra and dec; the catalogue need not be that of the run's settings."""
-    columns = tables.match_columns(names, config.columns)
+    columns = tables.match_columns(path, names, config.columns)
     if "file" not in columns:
         listed = ", ".join(tables.COMMON_NAMES["file"])
         expected = f"one with the images, or with the names of their files, called as in data.columns.file or {listed}"

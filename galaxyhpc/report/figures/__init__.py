@@ -57,7 +57,7 @@ CAPTIONS: dict[str, Caption] = {
         "Robustness",
         "Accuracy against the angle of rotation",
         "Test galaxies are rotated by the angle on the horizontal axis. One curve per network, the mean over its "
-        "seeds, with 95 % intervals. A rotation-invariant network has a flat curve.",
+        "runs, with 95 % intervals. A rotation-invariant network has a flat curve.",
     ),
     "accuracy_polar": Caption(
         "Robustness",
@@ -69,7 +69,7 @@ CAPTIONS: dict[str, Caption] = {
         "Robustness",
         "Accuracy against severity",
         "One panel per condition: clean galaxies on the left, the most severe on the right. One curve per network, the "
-        "mean over its seeds, with its 95 % interval.",
+        "mean over its runs, with its 95 % interval.",
     ),
     "corruption_error": Caption(
         "Robustness",
@@ -103,7 +103,7 @@ CAPTIONS: dict[str, Caption] = {
     "confusion": Caption(
         "Classes",
         "Confusion matrices",
-        "One panel per network: rows are the true class, columns the predicted one, clean galaxies, all seeds "
+        "One panel per network: rows are the true class, columns the predicted one, clean galaxies, all runs "
         "pooled. Entries off the diagonal are errors.",
     ),
     "reliability": Caption(

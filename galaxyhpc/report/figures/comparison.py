@@ -51,7 +51,7 @@ def draw_pareto(tables: Tables, info: ReportInfo) -> Figure | None:
     selected = selected[selected["accuracy_mean"].notna()]
     names = format_network_names(selected)
     grid = PanelGrid(1, len(costs), 3.6, 4.6, (0.25, 0.5), right=estimate_width_inches([*names.values()]) + 0.3)
-    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note]
+    notes = ["Clean galaxies; mean over runs with its 95 % interval.", note]
     notes += ["Grey line: Pareto front; a guide only, since most of its steps are within the intervals."]
     notes += ["Grey points: the other networks."] if note else []
     figure, panels = make_figure(info, "Accuracy against cost", notes, grid)
@@ -129,7 +129,7 @@ def draw_comparison(tables: Tables, info: ReportInfo) -> Figure | None:
     texts = [wrap_text(names[label], 44) for label in ordered["label"]]
     left = 0.5 + 0.08 * max(len(line) for text in texts for line in text.split("\n"))
     grid = PanelGrid(1, 1, 5.0, 0.3 * len(ordered) + 0.2, left=left, right=0.5 + 0.16 * len(bars))
-    notes = ["Clean galaxies; mean over seeds with its 95 % interval.", note, *explanations]
+    notes = ["Clean galaxies; mean over runs with its 95 % interval.", note, *explanations]
     if np.isfinite(info.chance_accuracy):
         notes.append(f"Always the majority class: {100 * info.chance_accuracy:.1f} %.")
     figure, (axes,) = make_figure(info, "Which differences are significant", notes, grid)

@@ -20,7 +20,7 @@ from galaxyhpc.config.conditions import (
     get_severities,
     split_combination,
 )
-from galaxyhpc.data.dataset import Galaxies
+from galaxyhpc.data.galaxies import Galaxies
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.storage.files import sanitize
 

@@ -51,7 +51,7 @@ MIN_CURVES_FOR_BARS = 6  # bands of more curves would hide one another
 MAX_COLUMNS = 5  # of the small multiples
 
 CurvePoint = tuple[float, str, float]  # position on the axis, condition, severity
-# mean, low, high and number of seeds by label, condition and severity
+# mean, low, high and number of runs by label, condition and severity
 SummaryRows = dict[tuple[str, str, float], tuple[float, float, float, float]]
 MISSING = (np.nan, np.nan, np.nan, 0.0)
 
@@ -82,7 +82,7 @@ def draw_angle_curves(tables: Tables, info: ReportInfo) -> Figure:
         _make_curves(rows, selected, styles, [(x, "rotation_control", x) for x in angles]) if len(curves) <= 8 else []
     )
     thin = "Thin and dotted: rotated there and back again, which only interpolates." if control else ""
-    notes = ["Mean over seeds.", note, _describe_intervals(curves), thin]
+    notes = ["Mean over runs.", note, _describe_intervals(curves), thin]
     grid = PanelGrid(1, 1, 7.6, 4.9, right=estimate_width_inches([curve.name for curve in curves]) + 0.3)
     figure, (axes,) = make_figure(info, "Accuracy against rotation", notes, grid)
     axes.set_ylim(compute_axis_limits(_collect_values([*curves, *control]), info.chance_accuracy))
@@ -110,7 +110,7 @@ def draw_polar_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     values = _collect_values(curves) if has_bands else [curve.mean for curve in curves]
     low, high = compute_axis_limits(values, np.nan)
     intervals = _describe_intervals(curves) if has_bands else "Without intervals, which would hide one another."
-    notes = ["Mean over seeds.", note, intervals, f"The centre is {low:.0f} %, not 0."]
+    notes = ["Mean over runs.", note, intervals, f"The centre is {low:.0f} %, not 0."]
     grid = PanelGrid(1, 1, 5.4, 5.4, left=0.5, right=right, bottom=0.35, top=0.35)
     figure, (axes,) = make_figure(info, "Accuracy against rotation", notes, grid, projection="polar")
     assert isinstance(axes, PolarAxes)
@@ -142,7 +142,7 @@ def draw_severity_curves(tables: Tables, info: ReportInfo) -> Figure | None:
     curves = {c: _make_curves(rows, selected, styles, _list_severity_points(tables.summary, c)) for c in conditions}
     all_curves = [curve for panel_curves in curves.values() for curve in panel_curves]
     right, columns = estimate_width_inches([*names.values()]) + LEGEND_LINE_INCHES, min(MAX_COLUMNS, len(conditions))
-    notes = ["Mean over seeds; further right is worse.", note, _describe_intervals(all_curves)]
+    notes = ["Mean over runs; further right is worse.", note, _describe_intervals(all_curves)]
     grid = PanelGrid(-(-len(conditions) // columns), columns, 2.35, 1.75, (0.2, 1.0), right=right, bottom=0.6, top=0.35)
     figure, panels = make_figure(info, "Accuracy against severity", notes, grid, num_panels=len(conditions))
     span = compute_axis_limits(_collect_values(all_curves), info.chance_accuracy)
@@ -245,12 +245,12 @@ def _make_curves(
     for network in networks.to_dict("records"):
         label = str(network["label"])
         values = [summary_rows.get((label, condition, severity), MISSING) for _, condition, severity in points]
-        mean, low, high, num_seeds = np.array(values, dtype=np.float64).reshape(-1, 4).T
+        mean, low, high, num_runs = np.array(values, dtype=np.float64).reshape(-1, 4).T
         if not np.isfinite(mean).any():
             continue
         x = np.array([position for position, _, _ in points])
-        seeds = _format_seeds(num_seeds.astype(int), network["seeds_planned"])
-        name = format_network_name(network, seeds)
+        runs_note = _format_num_runs(num_runs.astype(int), network["seeds_planned"])
+        name = format_network_name(network, runs_note)
         curves.append(Curve(label, name, styles[label], x, 100 * mean, 100 * low, 100 * high))
     return curves
 
@@ -265,11 +265,11 @@ def _index_summary(summary: pd.DataFrame, networks: pd.DataFrame) -> SummaryRows
     return dict(zip(keys, values, strict=True))
 
 
-def _format_seeds(num_done: NDArray[np.int64], num_planned: int) -> str:
-    """Return `3/5 seeds` if seeds are missing, `2-3/5 seeds` if points differ, nothing if all are complete."""
+def _format_num_runs(num_done: NDArray[np.int64], num_planned: int) -> str:
+    """Return `3/5 runs` if runs are missing, `2-3/5 runs` if points differ, nothing if all are complete."""
     if num_done.min() == num_planned:
         return ""
-    return f"{num_done.min()}{f'-{num_done.max()}' if num_done.max() > num_done.min() else ''}/{num_planned} seeds"
+    return f"{num_done.min()}{f'-{num_done.max()}' if num_done.max() > num_done.min() else ''}/{num_planned} runs"
 
 
 def _describe_intervals(curves: list[Curve]) -> str:

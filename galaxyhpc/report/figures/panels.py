@@ -41,9 +41,9 @@ def draw_confusion(tables: Tables, info: ReportInfo) -> Figure | None:
     classes = select_confused_classes(tables.confusion, names.index.sort_values().to_numpy())
     count, side = len(classes), max(3.1, MIN_CELL_INCHES * len(classes))
     grid = PanelGrid(num_rows, num_columns, side, side, (0.15, 0.45), left=2.0, bottom=2.0, top=0.4)
-    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all seeds pooled.", note]
+    notes = ["Clean galaxies. Large: per cent of the true class; small: galaxies, all runs pooled.", note]
     if side / count < NUMBERS_CELL_INCHES:
-        notes[0] = "Clean galaxies, all seeds pooled: per cent of the true class."
+        notes[0] = "Clean galaxies, all runs pooled: per cent of the true class."
     if count < len(names):
         notes.append(
             f"Shown: the {count} of {len(names):,} classes with the most errors; per cent of all galaxies of a class."
@@ -102,7 +102,7 @@ def draw_reliability(tables: Tables, info: ReportInfo) -> Figure | None:
     if tables.reliability.empty:
         return None
     selected, note = select_best_networks(tables.networks, MAX_PANELS)
-    notes = ["Clean galaxies, all seeds pooled, 15 bins; ECE is the mean over seeds.", note]
+    notes = ["Clean galaxies, all runs pooled, 15 bins; ECE is the mean over runs.", note]
     notes += ["Scaled: logits divided by one temperature, fitted on validation galaxies."]
     figure, panels = _make_panel_pairs(info, "Reliability", notes, len(selected), 2.5, 0.25)
     clean = tables.summary[tables.summary["condition"] == "clean"].set_index("label")

@@ -81,6 +81,30 @@ def test_images_without_detail_are_near_none() -> None:
     assert len(pairs) == 0
 
 
+def make_discs(n: int, side: int) -> np.ndarray:
+    """Return (n, side, side, 3) discs of one size in the centre, of other colours, without noise."""
+    offset = np.arange(side) - (side - 1) / 2
+    disc = np.hypot(offset, offset[:, None]) < side / 5
+    return (disc[None, ..., None] * np.random.default_rng(0).integers(80, 256, (n, 1, 1, 3))).astype(np.uint8)
+
+
+def draw_gaussians(n: int, side: int) -> np.ndarray:
+    """Return (n, side, side, 3) round, smooth sources of one size in the centre, of other brightness."""
+    offset = np.arange(side) - (side - 1) / 2
+    profile = np.exp(-(offset**2 + offset[:, None] ** 2) / (2 * (side / 10) ** 2))
+    peaks = np.linspace(100, 255, n)[:, None, None]
+    return np.repeat((profile * peaks)[..., None], 3, axis=3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("make_shapes", [make_discs, draw_gaussians])
+@pytest.mark.parametrize("side", [32, 64])
+def test_plain_shapes_without_noise_are_near_none(make_shapes: Callable[[int, int], np.ndarray], side: int) -> None:
+    thumbnails = make_thumbnails(make_shapes(20, side))
+    assert len(find_near_duplicates(thumbnails)[0]) == 0
+    both = np.concatenate([thumbnails, make_thumbnails(galaxies()[:5]), make_thumbnails(compress(galaxies()[:5], 75))])
+    assert find_near_duplicates(both)[0].tolist() == [[20 + row, 25 + row] for row in range(5)]
+
+
 def test_images_that_share_a_pattern_are_refused() -> None:
     pattern = np.random.default_rng(0).integers(0, 256, (32, 32))
     noise = np.random.default_rng(1).integers(0, 20, (80, 32, 32))

@@ -14,7 +14,8 @@ from helpers.sources import make_sample
 
 from galaxyhpc.config.schema import ColumnsConfig, DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import divide_before_conversion, prepare
+from galaxyhpc.data.dataset import divide_before_conversion
+from galaxyhpc.data.galaxies import prepare
 from galaxyhpc.data.sources.open_source import open_source
 from galaxyhpc.data.sources.source import Source
 
@@ -114,6 +115,32 @@ def test_columns_are_found_by_common_names_in_any_case(tmp_path: Path) -> None:
     assert source.classes == sources.CLASSES
     assert source.columns.ids is not None and source.columns.ids.tolist() == [str(row) for row in range(120)]
     assert np.array_equal(source.columns.ra, sample.ra)
+
+
+def test_two_columns_of_a_needed_name_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    sample = make_sample()
+    sources.write_images(tmp_path, sample)
+    table = sample.table.assign(id=range(120), name=range(120), note="", comment="")
+    twice = table.rename(columns={"name": "id", "comment": "note"})
+    line = get_error(sources.write_table(tmp_path / "a.csv", twice))
+    expected = "column id: got 2 of this name (id, id); expected one: rename the other, or name it in data.columns.id"
+    assert line == f"{tmp_path}/a.csv: {expected}"
+    assert open_path(tmp_path / "a.csv", columns={"id": "file"}).columns.ids.tolist() == sample.names
+    by_case = sources.write_table(tmp_path / "b.csv", table.rename(columns={"name": "ID"}))
+    assert "column id: got 2 of this name (id, ID)" in get_error(by_case)
+    assert open_path(by_case, columns={"id": "ID"}).columns.ids is not None
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv.gz", "\t")])
+def test_columns_may_be_separated_by_semicolons_or_tabs(tmp_path: Path, name: str, separator: str) -> None:
+    sample = make_sample()
+    sources.write_images(tmp_path, sample)
+    table = sample.table.assign(note="a, b")
+    table.to_csv(tmp_path / name, sep=separator, index=False)
+    source = open_path(tmp_path / name)
+    assert source.classes == sources.CLASSES and np.array_equal(source.columns.ra, sample.ra)
+    table.assign(ra="1,5").to_csv(tmp_path / name, sep=separator, index=False)
+    assert "ra: got 1,5 in line 2; expected a number" in get_error(tmp_path / name)
 
 
 @pytest.mark.parametrize(

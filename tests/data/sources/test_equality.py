@@ -14,7 +14,7 @@ from helpers.sources import CLASSES, Sample, make_sample
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
-from galaxyhpc.data.dataset import Galaxies, fill_in_classes, prepare
+from galaxyhpc.data.galaxies import Galaxies, fill_in_classes, prepare
 
 
 def convert(tmp_path: Path, source: Path, **changes: Any) -> Galaxies:

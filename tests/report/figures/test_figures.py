@@ -121,7 +121,7 @@ def test_generated_galaxies_flaws_and_missing_seeds_are_named_and_no_text_is_cut
     assert (
         GENERATED_NOTICE in text
         and f"CNN, {FLAW}" in text
-        and "C4 e2resnet18, 2/3 seeds" in text
+        and "C4 e2resnet18, 2/3 runs" in text
         and ABOUT.title in text
     )
     figure.draw_without_rendering()
@@ -135,7 +135,7 @@ def test_complete_sweeps_of_real_galaxies_have_no_warnings() -> None:
         made = study(("CNN", "C4"))
         summary, networks = (table.assign(seeds_done=3) for table in (made.summary, made.networks))
         text = words(draw(name, replace(made, summary=summary, networks=networks)))
-        assert GENERATED_NOTICE not in text and FLAW not in text and "/3 seeds" not in text
+        assert GENERATED_NOTICE not in text and FLAW not in text and "/3 runs" not in text
 
 
 def test_figures_show_only_the_best_of_very_many_networks() -> None:
