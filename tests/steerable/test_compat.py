@@ -51,7 +51,7 @@ def test_every_group_builds_in_e2cnn_and_its_convolution_is_equivariant(name: st
 
 
 def test_e2cnn_still_needs_the_compatibility_module() -> None:
-    """The day this fails, delete galaxyhpc/steerable/e2cnn_compat.py."""
+    """The day this fails, delete galaxyhpc/steerable/compat.py."""
     process = python(BUILD_DIHEDRAL)
     assert process.returncode != 0
     assert "copy" in process.stderr or "tostring" in process.stderr
@@ -61,8 +61,8 @@ def test_the_compatibility_module_can_be_applied_twice_and_leaves_numpy_alone() 
     twice = python(
         "import importlib, numpy",
         "before = dict(vars(numpy))",
-        "import galaxyhpc.steerable.e2cnn_compat",
-        "importlib.reload(galaxyhpc.steerable.e2cnn_compat)",
+        "import galaxyhpc.steerable.compat",
+        "importlib.reload(galaxyhpc.steerable.compat)",
         BUILD_DIHEDRAL,
         "assert numpy.array is before['array']",
     )

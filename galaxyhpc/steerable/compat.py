@@ -1,0 +1,79 @@
+"""Compatibility of e2cnn 0.2.3 (January 2023) with current numpy and torch; importing this module applies it.
+
+e2cnn uses what numpy and torch withdrew: `np.array(..., copy=False)` as "copy only if needed" (numpy 2.0), `np.float`
+(1.24), `ndarray.tostring` (2.3), byte masks (torch 2.13) and `torch.meshgrid` without an order (a warning). C_N alone
+proves little: hashing is used by dihedral groups, byte masks by a basis of a single filter, `np.float` by induction
+to O(2). Finding a change of basis needs pymanopt before 2.0, which no current numpy runs; here linear algebra finds it.
+Besides, e2cnn multiplies three arrays in one `einsum` without an optimised order, which for D32 takes 87 s.
+
+numpy and torch themselves are not changed: e2cnn's modules get stand-ins. Any import of e2cnn imports all of it, so
+that the modules are changed at once. A test fails when this module is no longer needed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import e2cnn.diffops.steerable_basis
+import e2cnn.group.groups.o2group
+import e2cnn.group.representation
+import e2cnn.kernels.irreps_basis
+import e2cnn.kernels.steerable_basis
+import e2cnn.kernels.utils
+import e2cnn.nn.modules.r2_conv.basisexpansion_blocks as blocks
+import e2cnn.nn.modules.r2_conv.basisexpansion_singleblock as singleblock
+import numpy as np
+import torch
+
+
+class _StandIn:
+    """A module with some names replaced, for the one module of e2cnn that it is given to."""
+
+    def __init__(self, module: ModuleType, **replaced: Any) -> None:
+        vars(self).update(replaced, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _array_copy_if_needed(values: Any, copy: bool = True) -> np.ndarray:
+    return np.array(values) if copy else np.asarray(values)
+
+
+def _hash_basis(basis: Any) -> int:
+    """Return the hash that e2cnn's `IrrepBasis` classes intend."""
+    return hash((basis.in_irrep, basis.out_irrep, basis.mu.tobytes(), np.asarray(basis.gamma).tobytes()))
+
+
+def _find_orthogonal_matrix(basis: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Return an orthogonal intertwiner of two orthogonal representations, and its deviation from orthogonality.
+
+    `basis` (d x d, n) holds intertwiners, as columns in Fortran order. The orthogonal polar factor of an intertwiner D
+    is one too, since D.T @ D commutes with the representation, and so does its root. Almost every D is regular.
+    """
+    intertwiner = (basis @ np.random.default_rng(0).normal(size=basis.shape[1])).reshape(shape, order="F")
+    left, _, right = np.linalg.svd(intertwiner)
+    orthogonal = left @ right
+    return orthogonal, float(np.square(orthogonal @ orthogonal.T - np.eye(*shape)).sum())
+
+
+def _patch_e2cnn() -> None:
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        e2cnn.kernels.utils.np = _StandIn(np, array=_array_copy_if_needed)
+    optimized_einsum = partial(np.einsum, optimize=True)
+    e2cnn.kernels.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
+    e2cnn.diffops.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
+    e2cnn.group.groups.o2group.np = _StandIn(np, float=float)
+    e2cnn.group.representation.find_orthogonal_matrix = _find_orthogonal_matrix
+    blocks.torch = _StandIn(torch, meshgrid=partial(torch.meshgrid, indexing="ij"))
+    singleblock.np = _StandIn(np, uint8=bool)
+    singleblock.torch = _StandIn(torch, uint8=torch.bool)
+    for basis_class in vars(e2cnn.kernels.irreps_basis).values():
+        code = getattr(getattr(basis_class, "__hash__", None), "__code__", None)
+        if code is not None and "tostring" in code.co_names:
+            basis_class.__hash__ = _hash_basis
+
+
+_patch_e2cnn()
