@@ -4,6 +4,8 @@ e2cnn uses what numpy and torch withdrew: `np.array(..., copy=False)` as "copy o
 (1.24), `ndarray.tostring` (2.3), byte masks (torch 2.13) and `torch.meshgrid` without an order (a warning). C_N alone
 proves little: hashing is used by dihedral groups, byte masks by a basis of a single filter, `np.float` by induction
 to O(2). Finding a change of basis needs pymanopt before 2.0, which no current numpy runs; here linear algebra finds it.
+Gaussian differential operators need the package RBF, which is on no index and whose newer releases e2cnn cannot
+import; here Hermite polynomials give them, and RBF-FD takes any release of it.
 Besides, e2cnn multiplies three arrays in one `einsum` without an optimised order, which for D32 takes 87 s.
 
 numpy and torch themselves are not changed: e2cnn's modules get stand-ins. Any import of e2cnn imports all of it, so
@@ -12,11 +14,11 @@ that the modules are changed at once. A test fails when this module is no longer
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-import e2cnn.diffops.steerable_basis
 import e2cnn.group.groups.o2group
 import e2cnn.group.representation
 import e2cnn.kernels.irreps_basis
@@ -26,6 +28,8 @@ import e2cnn.nn.modules.r2_conv.basisexpansion_blocks as blocks
 import e2cnn.nn.modules.r2_conv.basisexpansion_singleblock as singleblock
 import numpy as np
 import torch
+from e2cnn import diffops
+from numpy.polynomial.hermite import hermval
 
 
 class _StandIn:
@@ -59,12 +63,33 @@ def _find_orthogonal_matrix(basis: np.ndarray, shape: tuple[int, int]) -> tuple[
     return orthogonal, float(np.square(orthogonal @ orthogonal.T - np.eye(*shape)).sum())
 
 
+def _differentiate_gaussian(points: np.ndarray, centers: np.ndarray, eps: float, orders: np.ndarray) -> np.ndarray:
+    """Return the derivative of exp(-(eps r)^2) at (N, 2) points, orders[i] times along axis i: (N, M) for M centers."""
+    offsets = eps * (points[:, None] - centers)
+    factors = [(-eps) ** order * hermval(offsets[..., axis], [0] * order + [1]) for axis, order in enumerate(orders)]
+    return np.asarray(np.prod(factors, axis=0) * np.exp(-np.square(offsets).sum(-1)))
+
+
+def _compute_rbffd_weights(*args: Any, **options: Any) -> Any:
+    try:
+        fd = importlib.import_module("rbf.pde.fd")
+    except ImportError as error:
+        raise RuntimeError("RBF-FD: got no package rbf; expected github.com/treverhines/RBF installed") from error
+    return fd.weight_matrix(*args, **options)
+
+
+def _patch_diffops() -> None:
+    diffops.utils._RBF_AVAILABLE = True
+    diffops.utils._gaussian = _differentiate_gaussian
+    diffops.utils.weight_matrix = _compute_rbffd_weights
+
+
 def _patch_e2cnn() -> None:
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         e2cnn.kernels.utils.np = _StandIn(np, array=_array_copy_if_needed)
     optimized_einsum = partial(np.einsum, optimize=True)
     e2cnn.kernels.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
-    e2cnn.diffops.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
+    diffops.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
     e2cnn.group.groups.o2group.np = _StandIn(np, float=float)
     e2cnn.group.representation.find_orthogonal_matrix = _find_orthogonal_matrix
     blocks.torch = _StandIn(torch, meshgrid=partial(torch.meshgrid, indexing="ij"))
@@ -77,3 +102,4 @@ def _patch_e2cnn() -> None:
 
 
 _patch_e2cnn()
+_patch_diffops()
