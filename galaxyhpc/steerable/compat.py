@@ -3,7 +3,8 @@
 e2cnn uses what numpy and torch withdrew: `np.array(..., copy=False)` as "copy only if needed" (numpy 2.0), `np.float`
 (1.24), `ndarray.tostring` (2.3), byte masks (torch 2.13) and `torch.meshgrid` without an order (a warning). C_N alone
 proves little: hashing is used by dihedral groups, byte masks by a basis of a single filter, `np.float` by induction
-to O(2). Finding a change of basis needs pymanopt before 2.0, which no current numpy runs; here linear algebra finds it.
+to O(2). Finding a change of basis needs pymanopt before 2.0, which no current numpy runs; here an average over the
+group finds it.
 Gaussian differential operators need the package RBF, which is on no index and whose newer releases e2cnn cannot
 import; here Hermite polynomials give them, and RBF-FD takes any release of it.
 Besides, e2cnn multiplies three arrays in one `einsum` without an optimised order, which for D32 takes 87 s.
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from e2cnn import diffops
 from numpy.polynomial.hermite import hermval
+from scipy.linalg import block_diag
 
 
 class _StandIn:
@@ -51,16 +53,19 @@ def _hash_basis(basis: Any) -> int:
     return hash((basis.in_irrep, basis.out_irrep, basis.mu.tobytes(), np.asarray(basis.gamma).tobytes()))
 
 
-def _find_orthogonal_matrix(basis: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Return an orthogonal intertwiner of two orthogonal representations, and its deviation from orthogonality.
+def _compute_change_of_basis(representation: dict[Any, np.ndarray], irreps: list[tuple[Any, int]]) -> np.ndarray:
+    """Return the orthogonal D (d, d) with D @ irreps(g) @ D.T equal to `representation[g]` for every g.
 
-    `basis` (d x d, n) holds intertwiners, as columns in Fortran order. The orthogonal polar factor of an intertwiner D
-    is one too, since D.T @ D commutes with the representation, and so does its root. Almost every D is regular.
+    `irreps` lists the irreducible representations with their multiplicities. The sum of rho(g) X irreps(g).T over the
+    group is an intertwiner for any X, and so is its orthogonal polar factor. Almost every X gives a regular one.
     """
-    intertwiner = (basis @ np.random.default_rng(0).normal(size=basis.shape[1])).reshape(shape, order="F")
-    left, _, right = np.linalg.svd(intertwiner)
-    orthogonal = left @ right
-    return orthogonal, float(np.square(orthogonal @ orthogonal.T - np.eye(*shape)).sum())
+    sums = {g: block_diag(*(irrep(g) for irrep, count in irreps for _ in range(count))) for g in representation}
+    start = np.random.default_rng(0).normal(size=next(iter(sums.values())).shape)
+    left, _, right = np.linalg.svd(sum(np.asarray(rho) @ start @ sums[g].T for g, rho in representation.items()))
+    change: np.ndarray = left @ right
+    if not all(np.allclose(rho, change @ sums[g] @ change.T) for g, rho in representation.items()):
+        raise ValueError("representation: got matrices that are not orthogonal or no group; expected a dict of such")
+    return change
 
 
 def _differentiate_gaussian(points: np.ndarray, centers: np.ndarray, eps: float, orders: np.ndarray) -> np.ndarray:
@@ -91,7 +96,7 @@ def _patch_e2cnn() -> None:
     e2cnn.kernels.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
     diffops.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
     e2cnn.group.groups.o2group.np = _StandIn(np, float=float)
-    e2cnn.group.representation.find_orthogonal_matrix = _find_orthogonal_matrix
+    e2cnn.group.representation.compute_change_of_basis = _compute_change_of_basis
     blocks.torch = _StandIn(torch, meshgrid=partial(torch.meshgrid, indexing="ij"))
     singleblock.np = _StandIn(np, uint8=bool)
     singleblock.torch = _StandIn(torch, uint8=torch.bool)

@@ -49,7 +49,7 @@ def induce_representation_of_o2() -> None:
 
 
 def decompose_representation_of_a_user() -> None:
-    group = dihedral_group(6)  # of twelve elements: e2cnn solves for ten and more of them with a sparse solver
+    group = dihedral_group(6)
     matrices = {element: group.regular_representation(element) for element in group.elements}
     decomposed = build_from_discrete_group_representation(matrices, "mine", group, ["concatenated"])
     assert sorted(decomposed.irreps) == sorted(group.regular_representation.irreps)
@@ -149,6 +149,22 @@ def test_the_compatibility_module_can_be_applied_twice_and_leaves_numpy_alone() 
     )
     assert twice.returncode == 0, twice.stderr
     assert twice.stdout == ""
+
+
+def test_a_representation_of_two_trivial_ones_is_decomposed() -> None:
+    """e2cnn's sparse solver refuses it: every matrix is an intertwiner."""
+    group = dihedral_group(8)
+    matrices = {element: np.eye(2) for element in group.elements}
+    decomposed = build_from_discrete_group_representation(matrices, "two", group, ["concatenated"])
+    assert decomposed.irreps == ["irrep_0,0"] * 2
+
+
+def test_matrices_that_are_not_orthogonal_are_refused() -> None:
+    group = dihedral_group(2)
+    shear = np.array([[1.0, 2.0], [0.0, 1.0]])
+    matrices = {e: shear @ np.diag([1.0, group.irrep(1, 0)(e).item()]) @ np.linalg.inv(shear) for e in group.elements}
+    with pytest.raises(ValueError, match="got matrices that are not orthogonal"):
+        build_from_discrete_group_representation(matrices, "sheared", group, ["concatenated"])
 
 
 def test_derivatives_of_a_gaussian_need_no_package() -> None:
