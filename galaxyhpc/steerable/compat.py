@@ -1,13 +1,13 @@
 """Compatibility of e2cnn 0.2.3 (January 2023) with current numpy and torch; importing this module applies it.
 
 e2cnn uses what numpy and torch withdrew: `np.array(..., copy=False)` as "copy only if needed" (numpy 2.0), `np.float`
-(1.24), `ndarray.tostring` (2.3), byte masks (torch 2.13) and `torch.meshgrid` without an order (a warning). C_N alone
-proves little: hashing is used by dihedral groups, byte masks by a basis of a single filter, `np.float` by induction
-to O(2). Finding a change of basis needs pymanopt before 2.0, which no current numpy runs; here an average over the
-group finds it.
-Gaussian differential operators need the package RBF, which is on no index and whose newer releases e2cnn cannot
-import; here Hermite polynomials give them, and RBF-FD takes any release of it.
-Besides, e2cnn multiplies three arrays in one `einsum` without an optimised order, which for D32 takes 87 s.
+(1.24), `ndarray.tostring` (2.3), byte masks, and `torch.meshgrid` without an order. C_N alone proves little: hashing is
+used by dihedral groups, byte masks by a basis of a single filter, `np.float` by induction to O(2).
+
+Some of it needs packages that no current numpy runs or no index holds. A change of basis needs pymanopt before 2.0;
+here it is an average over the group. Gaussian differential operators need RBF before July 2022; here they are Hermite
+polynomials, and RBF-FD takes any release of RBF. Besides, e2cnn multiplies three arrays in one `einsum` without an
+optimised order, which for D32 takes 87 s.
 
 numpy and torch themselves are not changed: e2cnn's modules get stand-ins. Any import of e2cnn imports all of it, so
 that the modules are changed at once. A test fails when this module is no longer needed.
