@@ -18,7 +18,7 @@ class E2cnnModel(nn.Module):
         super().__init__()
         convolution: Any = next(network.blocks[0].children())
         space = groups.make_gspace(convolution.basis_spec[0])
-        from e2cnn import nn as modules  # after make_gspace, which imports e2cnn_compat
+        from e2cnn import nn as modules  # after make_gspace, which imports compat
 
         self.input_type = modules.FieldType(space, [space.trivial_repr] * convolution.in_fields)
         layers: list[Any] = [modules.MaskModule(self.input_type, image_size, margin=1)]

@@ -130,7 +130,7 @@ class TimedNetwork:
         with torch.device("meta"):
             build_model(self.case.model, self.case.image_size)
         if self.implementation == "e2cnn" and self.case.model.group:
-            groups.make_gspace(self.case.model.group)  # imports e2cnn_compat
+            groups.make_gspace(self.case.model.group)  # imports compat
             importlib.import_module("e2cnn.nn")
         if self.case.should_compile and self.implementation == "dense":
             warm_up_compiler(self.case.device)

@@ -56,7 +56,7 @@ def make_gspace(name: str) -> Any:
     """Return e2cnn's space of the group acting on the plane; a reflection keeps the vertical axis."""
     from e2cnn import gspaces
 
-    import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+    import galaxyhpc.steerable.compat  # noqa: F401  (first: e2cnn is broken without it)
 
     family, n = _parse_name(name)
     if family == "C":
@@ -151,7 +151,7 @@ def _sample_basis(
     import e2cnn.nn
     from e2cnn.nn.init import _generalized_he_init_variances
 
-    import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+    import galaxyhpc.steerable.compat  # noqa: F401  (first: e2cnn is broken without it)
 
     with torch.device("cpu"):  # the caller may be building on the meta device
         space = make_gspace(name)

@@ -14,7 +14,7 @@ import torch
 from helpers.tiers import slow
 from torch import Tensor, nn
 
-import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (bases that are on the disk do without it)
+import galaxyhpc.steerable.compat  # noqa: F401  (bases that are on the disk do without it)
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import (
     BASELINES,
