@@ -1,0 +1,4 @@
+"""Survey inputs in units.
+
+Stand-in.
+"""
