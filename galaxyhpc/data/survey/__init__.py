@@ -1,4 +1,0 @@
-"""Survey inputs in units.
-
-Stand-in.
-"""
