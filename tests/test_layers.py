@@ -24,6 +24,7 @@ FOLDERS = (
     ("training", "evaluation"),
     ("analysis",),
     ("report",),
+    ("prediction",),
     ("jobs",),
     ("status",),
     ("launch",),
