@@ -31,7 +31,8 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import divide_by_fold
 from galaxyhpc.data.dataset import format_split_settings
 from galaxyhpc.data.split_file import DROPPED, SPLIT_FILE_NAME, SPLITS, read_split_header, read_split_table
-from galaxyhpc.evaluation import attack_results, results
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.attacks import attack_results
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime import lock, slurm
