@@ -28,6 +28,7 @@ from galaxyhpc.storage.run_dir import RunDir
 
 STATE_COLOURS: dict[str, str] = {
     RunState.EVALUATED: "green",
+    RunState.PREDICTED: "green",
     RunState.TRAINED: "cyan",
     RunState.EVALUATING: "cyan",
     RunState.STARTING: "yellow",

@@ -34,6 +34,8 @@ COMMON_NAMES = {  # of columns, in lower case, the most usual first
     "redshift": ("redshift",),  # z is a band, too
 }
 MISSING = ("", "nan", "null", "<na>", "--")  # texts of a value that is not there, in lower case
+CSV_TYPE = "a table in CSV, in UTF-8"
+FITS_TYPE = "a FITS file with a table"
 INSTALL_ADVICE = "pyarrow, which reads parquet: `pip install galaxyhpc[survey]`"
 
 
@@ -73,6 +75,12 @@ def has_ending(path: Path, endings: Iterator[str] | tuple[str, ...] | Mapping[st
     return path.name.lower().endswith(tuple(endings))
 
 
+def get_csv_format(path: Path) -> dict[str, Any]:
+    """Return the arguments of pandas.read_csv that give all values of a CSV or TSV file as they are written."""
+    separator = "\t" if ".tsv" in path.name.lower() else ","
+    return {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Return the columns of a CSV (as text), ECSV or FITS table that have one value per row.
 
@@ -81,13 +89,13 @@ def read_table(path: Path) -> pd.DataFrame:
     DataError
     """
     if has_ending(path, CSV_ENDINGS):
-        separator = "\t" if ".tsv" in path.name.lower() else ","
-        with translate_table_errors(path, "a table in CSV, in UTF-8"):
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with translate_table_errors(path, CSV_TYPE):
+            texts: pd.DataFrame = pd.read_csv(path, **get_csv_format(path))
+            return texts
     from astropy.table import Table
 
     file_format = next(name for ending, name in ASTROPY_FORMATS.items() if path.name.lower().endswith(ending))
-    file_type = "a FITS file with a table" if file_format == "fits" else "a table in ECSV"
+    file_type = FITS_TYPE if file_format == "fits" else "a table in ECSV"
     with translate_table_errors(path, file_type):
         table = Table.read(path, format=file_format)
         table.convert_bytestring_to_unicode()

@@ -1,21 +1,27 @@
 """Catalogues (CSV, ECSV, FITS tables) with a column of image files; parquet with such a column has its own module.
 
-CSV is read through up to the rows of a unit, so that very large catalogues are better kept as parquet or FITS.
+A FITS table is read where the rows of a unit are. CSV is read from its beginning and ECSV as a whole, so that
+catalogues of many millions are better kept as FITS or parquet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.images.fits_images import FITS_ENDINGS
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.unlabelled import choose_directory, find_columns
 from galaxyhpc.data.survey.table_rows import make_galaxies, read_files
 from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Unit, UnitGalaxies, divide_rows, make_units
+
+ROWS_AT_ONCE = 2**14  # of CSV
 
 
 def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
@@ -26,9 +32,8 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     DataError
     """
     for path in paths:
-        table = tables.read_table(path)
-        find_columns(path, list(map(str, table.columns)), config)
-        yield from make_units(path, "catalogue", divide_rows([len(table)], galaxies_per_unit))
+        columns = find_columns(path, _read_names(path), config)
+        yield from make_units(path, "catalogue", divide_rows([_count_rows(path, columns["file"])], galaxies_per_unit))
 
 
 def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
@@ -39,17 +44,71 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     DataError
     """
     path = Path(unit.source)
-    table = tables.read_table(path)
-    columns = find_columns(path, list(map(str, table.columns)), config)
-    directory = choose_directory(path, config)
-    for first in range(unit.first, unit.stop, CHUNK_GALAXIES):
-        rows = np.arange(first, min(first + CHUNK_GALAXIES, unit.stop))
-        yield _read_rows(unit.source, rows, table.iloc[rows], columns, directory)
+    columns, directory = find_columns(path, _read_names(path), config), choose_directory(path, config)
+    first = unit.first
+    for table in _iterate_rows(path, list(columns.values()), unit.first, unit.stop):
+        rows = np.arange(first, first + len(table))
+        names = tables.to_texts(table[columns["file"]]).tolist()
+        encoded = read_files(names, directory, unit.source, rows)
+        yield make_galaxies(unit.source, rows, table, columns, encoded, names)
+        first += len(table)
 
 
-def _read_rows(
-    source: str, rows: np.ndarray, table: pd.DataFrame, columns: dict[str, str], directory: Path
-) -> UnitGalaxies:
-    names = tables.to_texts(table[columns["file"]]).tolist()
-    encoded = read_files(names, directory, source, rows)
-    return make_galaxies(source, rows, table, columns, encoded, names)
+def _count_rows(path: Path, name: str) -> int:
+    if tables.has_ending(path, FITS_ENDINGS):
+        with _open_table(path) as hdu:
+            return len(hdu.data)
+    return sum(map(len, _iterate_text(path, [name])))
+
+
+def _iterate_rows(path: Path, names: list[str], first: int, stop: int) -> Iterator[pd.DataFrame]:
+    """Yield these columns of rows from `first` to `stop`, a few at a time."""
+    if tables.has_ending(path, FITS_ENDINGS):
+        for start in range(first, stop, CHUNK_GALAXIES):
+            yield _read_fits_rows(path, names, start, min(start + CHUNK_GALAXIES, stop))
+        return
+    row = 0
+    for table in _iterate_text(path, names):
+        for start in range(max(first - row, 0), min(stop - row, len(table)), CHUNK_GALAXIES):
+            yield table.iloc[start : min(start + CHUNK_GALAXIES, stop - row)]
+        row += len(table)
+        if row >= stop:
+            return
+
+
+def _iterate_text(path: Path, names: list[str]) -> Iterator[pd.DataFrame]:
+    """Yield these columns of a table in CSV or ECSV."""
+    if not tables.has_ending(path, tables.CSV_ENDINGS):
+        yield tables.read_table(path)[names]
+        return
+    with tables.translate_table_errors(path, tables.CSV_TYPE):
+        yield from pd.read_csv(path, usecols=names, chunksize=ROWS_AT_ONCE, **tables.get_csv_format(path))
+
+
+def _read_names(path: Path) -> list[str]:
+    """Return the names of the columns that have one value per row."""
+    if tables.has_ending(path, FITS_ENDINGS):
+        with _open_table(path) as hdu:
+            return [name for name in hdu.columns.names if hdu.data.dtype[name].shape == ()]
+    if not tables.has_ending(path, tables.CSV_ENDINGS):
+        return list(tables.read_table(path).columns)
+    with tables.translate_table_errors(path, tables.CSV_TYPE):
+        return list(pd.read_csv(path, nrows=0, **tables.get_csv_format(path)).columns)
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[Any]:
+    """Open the first table of a FITS file, whose rows are memory-mapped."""
+    from astropy.io import fits
+
+    with tables.translate_table_errors(path, tables.FITS_TYPE), fits.open(path) as file:
+        yield next(hdu for hdu in file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU))
+
+
+def _read_fits_rows(path: Path, names: list[str], first: int, stop: int) -> pd.DataFrame:
+    from astropy.table import Table
+
+    with _open_table(path) as hdu:
+        rows = hdu.data[first:stop]
+        table: pd.DataFrame = Table({name: rows[name] for name in names}).to_pandas()
+        return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from galaxyhpc.data.images.image_files import HDF5_TYPE, ImageError, get_hdf5_la
 from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey.table_rows import make_galaxies
-from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Encoded, Unit, UnitGalaxies, divide_rows, make_units
+from galaxyhpc.data.survey.unit import CHUNK_BYTES, CHUNK_GALAXIES, Encoded, Unit, UnitGalaxies, divide_rows, make_units
 
 
 def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
@@ -28,12 +29,27 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     DataError
     """
     for path in paths:
-        try:
-            count, slice_size = get_hdf5_layout(path)
-        except ImageError as error:
-            raise DataError(str(error)) from error
-        counts = [min(slice_size, count - start) for start in range(0, count, slice_size)]
-        yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, slice_size)))
+        count, chunk_length, _ = _read_layout(path)
+        counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
+        yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
+
+
+def _read_layout(path: Path) -> tuple[int, int, int]:
+    """Return the number of images, of those in a chunk, and of those to read at once: whole chunks.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        count = get_hdf5_layout(path)[0]
+        with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+            images = file["images"]
+            chunk_length = images.chunks[0] if images.chunks else 1
+            bytes_per_chunk = chunk_length * math.prod(images.shape[1:]) * images.dtype.itemsize
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    return count, chunk_length, chunk_length * max(1, CHUNK_BYTES // bytes_per_chunk)
 
 
 def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
@@ -44,10 +60,10 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     DataError
     """
     path = Path(unit.source)
+    length = _read_layout(path)[2]
     try:
-        slice_size = get_hdf5_layout(path)[1]
-        for start in range(unit.first, unit.stop, slice_size):
-            yield from _read_slice(path, start, min(start + slice_size, unit.stop), config)
+        for start in range(unit.first, unit.stop, length):
+            yield from _read_slice(path, start, min(start + length, unit.stop), config)
     except ImageError as error:
         raise DataError(str(error)) from error
 

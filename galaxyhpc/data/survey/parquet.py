@@ -21,6 +21,7 @@ from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.parquet import FILE_TYPE, to_array
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.data.sources.unlabelled import choose_directory
+from galaxyhpc.data.survey.hats import find_root
 from galaxyhpc.data.survey.table_rows import make_galaxies, read_files
 from galaxyhpc.data.survey.unit import (
     CHUNK_BYTES,
@@ -132,7 +133,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     path = Path(unit.source)
     with tables.translate_table_errors(path, FILE_TYPE), open_file(path) as file:
         image, columns = choose_columns(path, file.schema_arrow, config)
-        directory = choose_directory(path, config)
+        directory = choose_directory(find_root(path) / path.name, config)  # of a HATS catalogue, beside its properties
         for first, batch in _iterate_batches(file, unit, image, columns):
             rows = np.arange(first, first + len(batch))
             encoded, names = _get_images(batch.column(image.name), image, directory, unit.source, rows)

@@ -8,42 +8,46 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
+from galaxyhpc.data.images.fits_images import FITS_ENDINGS, is_fits_table
 from galaxyhpc.data.images.galaxy_image import GalaxyImage, ImageError, describe_flaw, is_grey, make_error
 from galaxyhpc.data.images.image_files import (
     EXPECTED_COLOURS,
     HDF5_ENDINGS,
+    IMAGE_ENDINGS,
     convert_pixels,
     find_files,
     read_image,
 )
-from galaxyhpc.data.sources.tables import ASTROPY_FORMATS, CSV_ENDINGS, PARQUET_ENDINGS
-from galaxyhpc.data.survey import catalogue, hdf5, parquet
+from galaxyhpc.data.sources import tables
+from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
 from galaxyhpc.data.survey.unit import Encoded, Unit, UnitGalaxies, check_unchanged
 from galaxyhpc.storage.files import sanitize
 
 __all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "read_unit"]
 
 GALAXIES_PER_UNIT = 20_000
-ENDINGS_BY_KIND = {  # in the order in which a directory is searched for files of a kind
-    "parquet": PARQUET_ENDINGS,
+TAR_ENDINGS = (".tar",)
+READERS: dict[str, Any] = {  # by kind of unit, each with find_units and read_unit
+    "parquet": parquet,
+    "hdf5": hdf5,
+    "tar": tar,
+    "catalogue": catalogue,
+    "directory": directory,
+}
+ENDINGS = {  # of the files of a kind, in the order in which a directory is searched for them
+    "parquet": tables.PARQUET_ENDINGS,
     "hdf5": HDF5_ENDINGS,
-    "catalogue": (*CSV_ENDINGS, *ASTROPY_FORMATS),
+    "tar": TAR_ENDINGS,
+    "directory": IMAGE_ENDINGS,
+    "catalogue": (*tables.CSV_ENDINGS, *tables.ASTROPY_FORMATS),
 }
-FIND_UNITS: dict[str, Callable[[list[Path], DataConfig, int], Iterator[Unit]]] = {
-    "parquet": parquet.find_units,
-    "hdf5": hdf5.find_units,
-    "catalogue": catalogue.find_units,
-}
-READ_UNIT: dict[str, Callable[[Unit, DataConfig], Iterator[UnitGalaxies]]] = {
-    "parquet": parquet.read_unit,
-    "hdf5": hdf5.read_unit,
-    "catalogue": catalogue.read_unit,
-}
+KINDS = "a HATS catalogue, parquet, HDF5, tar, a table of image files (CSV, ECSV, FITS), or a directory of such files"
 
 
 def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int = GALAXIES_PER_UNIT) -> list[Unit]:
@@ -52,47 +56,51 @@ def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int
     Raises
     ------
     DataError
-        If there is none, or a file cannot be used; the message names up to a few of such.
+        If there is none, or a file cannot be used.
     """
-    files: dict[Path, str] = {}  # kind
+    paths: dict[str, dict[Path, None]] = {}  # each once, by kind
     for path in find_files(inputs):
-        files |= dict.fromkeys(*_list_files(Path(os.path.abspath(path))))
+        kind, members = _list_files(Path(os.path.abspath(path)))
+        paths.setdefault(kind, {}).update(dict.fromkeys(members))
     units = [
         unit
-        for kind, find in FIND_UNITS.items()
-        if (members := [path for path, of_kind in files.items() if of_kind == kind])
-        for unit in find(members, config, galaxies_per_unit)
+        for kind, members in paths.items()
+        for unit in READERS[kind].find_units([*members], config, galaxies_per_unit)
     ]
     if not units:
         raise DataError(sanitize(f"{', '.join(inputs)}: got no galaxies; expected one or more"))
     return [unit._replace(number=number) for number, unit in enumerate(units)]
 
 
-def _list_files(path: Path) -> tuple[list[Path], str]:
-    """Return the files at a path, and their kind."""
-    kinds = ", ".join(f"*{ending}" for endings in ENDINGS_BY_KIND.values() for ending in endings)
+def _list_files(path: Path) -> tuple[str, list[Path]]:
+    """Return the kind of what lies at a path, and its files.
+
+    Raises
+    ------
+    DataError
+    """
     if not path.is_dir():
-        kind = next((kind for kind, ends in ENDINGS_BY_KIND.items() if path.name.lower().endswith(ends)), "")
-        if not kind:
-            got = f"the ending {path.suffix or '(none)'}" if path.exists() else "no such file"
-            raise DataError(sanitize(f"{path}: got {got}; expected a directory, or {kinds}"))
-        return [path], kind
-    files = sorted(
-        os.path.join(parent, name)
-        for parent, directories, names in os.walk(path)
-        for name in names
-        if not name.startswith(".") and _prune_hidden(directories)
-    )
-    for kind, ends in ENDINGS_BY_KIND.items():
-        if members := [Path(file) for file in files if file.lower().endswith(ends)]:
-            return members, kind
-    raise DataError(sanitize(f"{path}: got a directory without any; expected {kinds}"))
+        return _find_kind(path), [path]
+    if hats.is_hats(path):
+        return "parquet", hats.list_partitions(path)
+    names = directory.list_files(path, sum(ENDINGS.values(), ()))
+    for kind, endings in ENDINGS.items():
+        if members := [path / name for name in names if name.lower().endswith(endings)]:
+            return kind, [path] if kind == "directory" else members
+    raise DataError(sanitize(f"{path}: got a directory without such files; expected {KINDS}"))
 
 
-def _prune_hidden(directories: list[str]) -> bool:
-    """Keep a walk out of hidden directories."""
-    directories[:] = [name for name in directories if not name.startswith(".")]
-    return True
+def _find_kind(path: Path) -> str:
+    """Return the kind of a file."""
+    kind = next((kind for kind, endings in ENDINGS.items() if path.name.lower().endswith(endings)), "")
+    if kind == "directory" and path.name.lower().endswith(FITS_ENDINGS) and is_fits_table(path):
+        return "catalogue"
+    if kind not in ("", "directory"):
+        return kind
+    got = f"the ending {path.suffix or '(none)'}" if path.exists() else "no such file"
+    if kind == "directory" and path.exists():
+        raise DataError(sanitize(f"{path}: got one image; expected its directory, or a table of image files"))
+    raise DataError(sanitize(f"{path}: got {got}; expected {KINDS}"))
 
 
 def read_unit(unit: Unit, config: DataConfig, allow_grey: bool) -> Iterator[UnitGalaxies]:
@@ -104,7 +112,7 @@ def read_unit(unit: Unit, config: DataConfig, allow_grey: bool) -> Iterator[Unit
         If the file is damaged, or was changed after the plan was made.
     """
     check_unchanged(unit)
-    yield from READ_UNIT[unit.kind](unit, config)
+    yield from READERS[unit.kind].read_unit(unit, config)
 
 
 def decode_image(
