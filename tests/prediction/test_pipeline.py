@@ -27,9 +27,10 @@ from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.models.activations import compute_activations
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.predict import classify, read_galaxies
+from galaxyhpc.predict.csv_table import classify, read_galaxies
 from galaxyhpc.prediction import pipeline
-from galaxyhpc.prediction.pipeline import Pipeline, PredictedBatch, WorkerError, classify_galaxies
+from galaxyhpc.prediction.pipeline import Pipeline, PredictedBatch, classify_galaxies
+from galaxyhpc.prediction.workers import ITEMS_PER_WORKER, WorkerError
 from galaxyhpc.storage.run_dir import RunDir
 
 COUNT = 23
@@ -56,6 +57,11 @@ def encode_galaxy(row: int) -> bytes | NDArray[np.uint8] | ImageError:
         return b"no image" if row % 2 else ImageError(f"g{row}: got nothing; expected an image")
     image = render_image(row % 10, [1, row], 24 if row % 4 == 1 else 40)
     return image if row % 2 else encode(image)
+
+
+def encode_batch() -> pipeline.EncodedBatch:
+    """All galaxies in a batch."""
+    return pipeline.EncodedBatch("", next(pipeline.make_batches(make_galaxies(), COUNT)))
 
 
 def join(batches: Iterable[PredictedBatch]) -> PredictedBatch:
@@ -116,12 +122,21 @@ def test_this_process_alone_gives_what_workers_give(classifiers: list[Classifier
     assert alone.errors == predicted.errors
 
 
+def test_decoding_ahead_of_the_networks_changes_nothing(
+    classifiers: list[Classifier], predicted: PredictedBatch
+) -> None:
+    decoder = pipeline.make_decoder(classifiers)
+    batches = (pipeline.EncodedBatch("", batch) for batch in pipeline.make_batches(make_galaxies(), 4))
+    decoded = (pipeline.decode(decoder, batch) for batch in batches)
+    ahead = join(pipeline.classify_decoded(classifiers, True, decoded))
+    np.testing.assert_allclose(ahead.logits, predicted.logits, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(ahead.rows, predicted.rows)
+
+
 def test_features_are_the_pooled_ones_of_the_first_run(
     classifiers: list[Classifier], predicted: PredictedBatch
 ) -> None:
-    batch = pipeline.decode(
-        pipeline.make_decoder(classifiers), "", next(pipeline._make_batches(make_galaxies(), COUNT))
-    )
+    batch = pipeline.decode(pipeline.make_decoder(classifiers), encode_batch())
     images = torch.from_numpy(batch.pixels[SIDE]) / 255.0
     with torch.inference_mode():
         expected = compute_activations(classifiers[0].network, images).pooled.numpy()
@@ -172,11 +187,10 @@ def read_forever() -> Iterator[UnitGalaxies]:
 
 def test_a_killed_worker_is_an_error_after_which_others_start(classifiers: list[Classifier]) -> None:
     with Pipeline(classifiers, 2, 4) as started:
-        batches = started.classify(read_forever(), "sky.h5")
+        batches = started.classify(read_forever())
         next(batches)
-        assert started._pool is not None
-        os.kill(next(iter(started._pool._processes)), signal.SIGKILL)
-        with pytest.raises(WorkerError, match=r"sky.h5: got a worker process that was killed; .* use fewer workers"):
+        os.kill(started.workers.list_pids()[0], signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"^worker process: got one that was killed; .* use fewer workers$"):
             list(batches)
         assert len(join(started.classify(make_galaxies())).rows) == COUNT
 
@@ -194,7 +208,7 @@ def test_reading_is_never_far_ahead_of_results(classifiers: list[Classifier]) ->
         batches = started.classify(read())
         for _ in range(5):
             next(batches)
-        assert num_read <= 4 * (5 + 2 * pipeline.BATCHES_PER_WORKER) + 5
+        assert num_read <= 4 * (5 + 2 * ITEMS_PER_WORKER) + 5
         batches.close()  # type: ignore[attr-defined]  # a generator
 
 
@@ -206,7 +220,7 @@ if __name__ == "__main__":
     from galaxyhpc.prediction.pipeline import Pipeline
     with Pipeline([make_classifier()], 2, 4) as started:
         for _ in started.classify(read_forever()):
-            print(*started._pool._processes, flush=True)
+            print(*started.workers.list_pids(), flush=True)
 """
 
 
