@@ -29,7 +29,8 @@ from galaxyhpc.evaluation import results, trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import evaluate
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.predict import get_columns, main
+from galaxyhpc.predict.__main__ import main
+from galaxyhpc.predict.csv_table import get_columns
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import write_text
