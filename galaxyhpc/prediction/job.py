@@ -176,7 +176,7 @@ class Predictor:
 def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predictor, stop: StopSignal) -> bool:
     """Write the part of a unit or record why that failed; False if it was left because the job has to end."""
     from galaxyhpc.prediction import part
-    from galaxyhpc.prediction.pipeline import WorkerError
+    from galaxyhpc.prediction.workers import WorkerError
 
     attempts, start = survey.read_attempts(unit.number), time.monotonic()
     begun = Attempts(attempts.num_begun + 1, attempts.reasons)

@@ -1,4 +1,4 @@
-"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and the parts are as if nothing happened."""
+"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and no galaxy is lost or repeated."""
 
 from __future__ import annotations
 
