@@ -335,9 +335,14 @@ def get_array_ids(job_ids: Iterable[str]) -> list[str]:
 
 
 def _single_process(array: JobArray) -> JobArray:
-    """Return the array that evaluates these runs: one process each, with one GPU if they have any."""
-    resources = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, array.resources.gpus_per_node)}
-    return replace(array, resources=array.resources.model_copy(update=resources))
+    """Return the array that evaluates these runs."""
+    return replace(array, resources=make_single_process(array.resources))
+
+
+def make_single_process(resources: ResourcesConfig) -> ResourcesConfig:
+    """Return the resources of one process, with one GPU if there are any."""
+    values = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, resources.gpus_per_node)}
+    return resources.model_copy(update=values)
 
 
 def _make_report_resources(runs_by_resources: RunsByResources) -> ResourcesConfig:

@@ -27,9 +27,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from galaxyhpc.data import DataError
+from galaxyhpc.data.sources.tables import INSTALL_ADVICE
 from galaxyhpc.evaluation.evaluate import NotTrainedError
-from galaxyhpc.predict import csv_table, submit
+from galaxyhpc.predict import csv_table
 from galaxyhpc.runtime.lock import BusyError
 from galaxyhpc.storage.files import OVERWRITE_HELP
 
@@ -46,13 +49,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.input:
             runs = [options.run, *map(Path, options.files)]
-            return submit.predict_survey(runs, options.input, options.output, options)
+            return int(_import_submit().predict_survey(runs, options.input, options.output, options))
         return csv_table.classify_files(options.run, options.files, options.output, options.skip_bad, options.overwrite)
     except (ValueError, OSError, NotTrainedError, BusyError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _import_submit() -> Any:
+    """Return the module of a survey's prediction.
+
+    Raises
+    ------
+    DataError
+        pyarrow is not installed.
+    """
+    try:
+        from galaxyhpc.predict import submit
+    except ImportError as error:
+        if error.name != "pyarrow":
+            raise
+        raise DataError(f"--input: got no pyarrow, which writes the parts; expected {INSTALL_ADVICE}") from None
+    return submit
 
 
 def _check_form(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

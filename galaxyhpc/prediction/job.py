@@ -10,22 +10,29 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from galaxyhpc.prediction.survey import Attempts, SurveyDir, SurveySettings
+from galaxyhpc.prediction.survey import Attempts, SurveyDir, SurveyError, SurveySettings
 from galaxyhpc.runtime import slurm
-from galaxyhpc.runtime.job import StopSignal, read_time_limit
+from galaxyhpc.runtime.job import StopSignal, classify_error, read_time_limit
 from galaxyhpc.runtime.lock import BusyError, find_holder, hold
+from galaxyhpc.runtime.parallel import count_cores
 from galaxyhpc.runtime.rank import RankInfo, get_rank_info
 from galaxyhpc.storage.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from galaxyhpc.data.survey.units import Unit
-    from galaxyhpc.evaluation.trained_model import Classifier
+    from pyarrow import Table
+
+    from galaxyhpc.data.survey.unit import Unit
+    from galaxyhpc.prediction.pipeline import Pipeline
 
 STOP_MARGIN_SECONDS = 30.0  # between a batch and the time limit
 UNIT_MARGIN = 1.2  # times the longest unit so far: what has to be left for another one
 WAIT_SECONDS = 1.0
+MAX_REASON_CHARS = 300
 
 
 class StopRequested(Exception):
@@ -43,31 +50,37 @@ def run_task(run: RunDir, stop: StopSignal) -> bool:
     if rank_info.rank == 0:
         _wait_for_other_ranks(run, rank_info, stop)
         if is_finished:
-            run.record("predicted", **count_units(survey))
+            run.record("predicted", done=len(survey.list_done()), set_aside=len(survey.list_set_aside()))
     return is_finished
 
 
-def count_units(survey: SurveyDir) -> dict[str, int]:
-    """Count the units that are done and those that are set aside."""
-    done = survey.list_done()
-    aside = [number for number, attempts in survey.list_attempted().items() if attempts.is_set_aside]
-    return {"done": len(done), "set_aside": len(set(aside) - done)}
+def run_last_task(run: RunDir, stop: StopSignal) -> bool:
+    """Predict what the other tasks have left, then write the report; False if it was asked to stop."""
+    if not run_task(run, stop):
+        return False
+    write_report(SurveyDir(run.sweep_dir))
+    return True
+
+
+def write_report(survey: SurveyDir) -> None:
+    """Write report.html."""
 
 
 def predict_units(survey: SurveyDir, run: RunDir, stop: StopSignal, rank_info: RankInfo) -> bool:
     """Write the part of every unit that no other process works on; False if it was asked to stop."""
-    settings, units = survey.read_settings(), survey.read_units()
-    classifiers: list[Classifier] = []
-    longest = 0.0
-    for unit in iterate_free_units(survey, rotate(units, run, rank_info), settings):
-        if stop.is_requested or stop.is_time_limit_near(STOP_MARGIN_SECONDS + UNIT_MARGIN * longest):
-            return False
-        start = time.monotonic()
-        classifiers = classifiers or load_classifiers(settings, rank_info)
-        if not predict_unit(survey, run, unit, settings, classifiers, stop):
-            return False
-        longest = max(longest, time.monotonic() - start)
-    return True
+    settings, units, longest = survey.read_settings(), survey.read_units(), 0.0
+    with ExitStack() as stack:
+        predictor = None
+        for unit in iterate_free_units(survey, rotate(units, run, rank_info)):
+            if stop.is_requested or stop.is_time_limit_near(STOP_MARGIN_SECONDS + UNIT_MARGIN * longest):
+                return False
+            start = time.monotonic()
+            if predictor is None:  # not before there is a unit: loading takes seconds
+                predictor = stack.enter_context(open_predictor(settings, rank_info))
+            if not predict_unit(survey, run, unit, predictor, stop):
+                return False
+            longest = max(longest, time.monotonic() - start)
+    return not stop.is_requested
 
 
 def rotate(units: Sequence[Unit], run: RunDir, rank_info: RankInfo) -> list[Unit]:
@@ -79,112 +92,130 @@ def rotate(units: Sequence[Unit], run: RunDir, rank_info: RankInfo) -> list[Unit
     return [*units[start:], *units[:start]]
 
 
-def iterate_free_units(survey: SurveyDir, units: Sequence[Unit], settings: SurveySettings) -> Iterator[Unit]:
+def iterate_free_units(survey: SurveyDir, units: Sequence[Unit]) -> Iterator[Unit]:
     """Yield unit after unit that is not done, each while this process holds its claim; failed ones again later."""
     pending, queued = list(units), None
     while pending:
         later, num_yielded = [], 0
         for unit in pending:
-            if _is_finished(survey, unit, settings):
+            if survey.is_finished(unit.number):
                 continue
             later.append(unit)
             claim = survey.get_claim(unit.number)
             if find_holder(claim, queued) is not None:
                 continue
-            claim.parent.mkdir(exist_ok=True)
             try:
                 with hold(claim):
-                    if not _is_finished(survey, unit, settings):
+                    if not survey.is_finished(unit.number):
                         num_yielded += 1
                         yield unit
                     claim.unlink(missing_ok=True)
             except BusyError:
                 continue
         pending = later
-        if not num_yielded:
-            if queued is not None or not slurm.is_up():
-                return  # the rest is in other hands
-            queued = slurm.get_queue() or {}  # where there is no flock, this tells the claims of killed jobs
-        else:
+        if num_yielded:
             queued = None
+        elif queued is None and slurm.is_up():
+            queued = slurm.get_queue() or {}  # where there is no flock, this tells the claims of ended jobs
+        else:
+            return  # the rest is in other hands
 
 
-def _is_finished(survey: SurveyDir, unit: Unit, settings: SurveySettings) -> bool:
-    """Whether nothing is to be done for a unit: it has its part, or it failed too often."""
-    from galaxyhpc.prediction import part
+@contextmanager
+def open_predictor(settings: SurveySettings, rank_info: RankInfo) -> Iterator[Predictor]:
+    """Load the networks onto the device of this process, with the workers that decode for them.
 
-    if part.is_done(survey.get_part(unit.number), part.make_metadata(unit, settings.identity)):
-        return True
-    return survey.read_attempts(unit.number).is_set_aside
-
-
-def load_classifiers(settings: SurveySettings, rank_info: RankInfo) -> list[Classifier]:
-    """Load the networks onto the device of this process."""
-    from pathlib import Path
-
+    Raises
+    ------
+    SurveyError
+        The weights are not those of the plan.
+    """
     import torch
 
     from galaxyhpc.evaluation import trained_model
+    from galaxyhpc.prediction.pipeline import Pipeline
 
     num_gpus = torch.cuda.device_count()
     device = torch.device("cuda", rank_info.local_rank % num_gpus) if num_gpus else torch.device("cpu")
-    return [trained_model.load(Path(path), device) for path in settings.runs]
+    torch.set_num_threads(1)  # a sum depends on the number of threads, and workers have one each
+    classifiers = [trained_model.load(Path(path), device) for path in settings.runs]
+    weights = {classifier.run.run_id: classifier.weights for classifier in classifiers}
+    if weights != settings.identity["weights"]:
+        raise SurveyError(f"{', '.join(settings.runs)}: got weights that changed since the plan; run predict again")
+    num_workers = min(settings.cpus_per_task, count_cores())
+    with_features = settings.identity["embeddings"]
+    with Pipeline(classifiers, num_workers if num_workers > 1 else 0, None, with_features) as pipeline:
+        yield Predictor(settings, pipeline)
 
 
-def predict_unit(
-    survey: SurveyDir,
-    run: RunDir,
-    unit: Unit,
-    settings: SurveySettings,
-    classifiers: Sequence[Classifier],
-    stop: StopSignal,
-) -> bool:
+@dataclass(frozen=True)
+class Predictor:
+    """Networks that are loaded, and what they are for."""
+
+    settings: SurveySettings
+    pipeline: Pipeline
+
+    def iterate_tables(self, unit: Unit, should_stop: Callable[[], bool]) -> Iterator[Table]:
+        """Yield the predictions of a unit, batch by batch.
+
+        Raises
+        ------
+        StopRequested
+        """
+        from galaxyhpc.data.survey.units import read_unit
+        from galaxyhpc.prediction.columns import make_table
+
+        classifiers, decoder = self.pipeline.classifiers, self.pipeline.decoder
+        galaxies = read_unit(unit, decoder.config, decoder.allow_grey)
+        for batch in self.pipeline.classify(galaxies, unit.source):
+            yield make_table(batch, classifiers, None, self.settings.identity["embeddings"])
+            if should_stop():
+                raise StopRequested
+
+
+def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predictor, stop: StopSignal) -> bool:
     """Write the part of a unit or record why that failed; False if it was left because the job has to end."""
     from galaxyhpc.prediction import part
+    from galaxyhpc.prediction.pipeline import WorkerError
 
     attempts, start = survey.read_attempts(unit.number), time.monotonic()
-    survey.write_attempts(unit.number, Attempts(attempts.num_begun + 1, attempts.reasons))
+    begun = Attempts(attempts.num_begun + 1, attempts.reasons)
+    survey.write_attempts(unit.number, begun)
+    if attempts.num_begun:  # what a killed process has left
+        for path in survey.parts_dir.glob(f".{survey.get_part(unit.number).name}.*"):
+            path.unlink(missing_ok=True)
+    metadata = part.make_metadata(unit, predictor.settings.identity)
+    tables = predictor.iterate_tables(unit, lambda: _should_stop(stop))
+    num_galaxies = None if unit.kind == "tar" else unit.num_galaxies  # those of an archive are an estimate
     try:
-        tables = _iterate_tables(unit, settings, classifiers, lambda: _should_stop(stop))
-        metadata = part.make_metadata(unit, settings.identity)
-        part.write_part(survey.get_part(unit.number), tables, metadata)
+        count = part.write_part(survey.get_part(unit.number), tables, metadata, num_galaxies)
     except StopRequested:
         survey.write_attempts(unit.number, attempts)
         return False
     except Exception as error:  # of any library that reads or decodes
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        survey.write_attempts(unit.number, Attempts(attempts.num_begun + 1, (*attempts.reasons, reason)))
-        run.record("unit failed", unit=unit.number, source=unit.source, why=reason)
+        if isinstance(error, WorkerError):
+            time.sleep(WAIT_SECONDS)  # TERM may have reached the workers first
+        if stop.should_exit:
+            survey.write_attempts(unit.number, attempts)
+            return False
+        _record_failure(survey, run, unit, begun, error)
+        if classify_error(error) in ("memory", "disk"):
+            raise  # of this machine: it would set all units aside
         return True
     survey.write_attempts(unit.number, Attempts())
-    seconds = round(time.monotonic() - start, 3)
-    run.record("unit", unit=unit.number, galaxies=unit.num_galaxies, seconds=seconds)
+    run.record("unit", unit=unit.number, galaxies=count, seconds=round(time.monotonic() - start, 3))
     return True
+
+
+def _record_failure(survey: SurveyDir, run: RunDir, unit: Unit, begun: Attempts, error: Exception) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARS]
+    with suppress(OSError):  # such as a full disk, which the job reports
+        survey.write_attempts(unit.number, Attempts(begun.num_begun, (*begun.reasons, reason)))
+        run.record("unit failed", unit=unit.number, source=unit.source, why=reason)
 
 
 def _should_stop(stop: StopSignal) -> bool:
     return stop.is_requested or stop.is_time_limit_near(STOP_MARGIN_SECONDS)
-
-
-def _iterate_tables(
-    unit: Unit, settings: SurveySettings, classifiers: Sequence[Classifier], should_stop: Callable[[], bool]
-) -> Iterator[object]:
-    """Yield the predictions of a unit, batch by batch.
-
-    Raises
-    ------
-    StopRequested
-    """
-    from galaxyhpc.data.survey.units import read_unit
-    from galaxyhpc.prediction.columns import make_table
-    from galaxyhpc.prediction.pipeline import classify_galaxies
-
-    config, identity = classifiers[0].config.data, settings.identity
-    galaxies = read_unit(unit, config, identity["allow_grey"])
-    for batch in classify_galaxies(galaxies, classifiers, 0, None, identity["embeddings"]):
-        yield make_table(batch, classifiers)
-        if should_stop():
-            raise StopRequested
 
 
 def _wait_for_other_ranks(run: RunDir, rank_info: RankInfo, stop: StopSignal) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from galaxyhpc.data.survey.units import Unit
+from galaxyhpc.data.survey.unit import Unit
 from galaxyhpc.prediction.survey import SurveyError
 from galaxyhpc.storage.files import atomic_write
 
@@ -30,56 +30,60 @@ class PartError(ValueError):
 
 
 def make_metadata(unit: Unit, identity: dict[str, Any]) -> Metadata:
-    """Return what a part of this unit has to say of itself."""
+    """Return what a part of this unit has to say of itself, besides its number of rows."""
     settings = {name: value for name, value in identity.items() if name != "weights"}
-    return {
-        INPUT: _dump(unit._asdict()),
-        WEIGHTS: _dump(identity["weights"]),
-        SETTINGS: _dump(settings),
-        NUM_ROWS: str(unit.num_galaxies),
-    }
+    return {INPUT: _dump(unit._asdict()), WEIGHTS: _dump(identity["weights"]), SETTINGS: _dump(settings)}
 
 
 def _dump(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def write_part(path: Path, tables: Iterable[pa.Table], metadata: Metadata) -> None:
-    """Write the tables of a unit as one file: aside, to the disk, and then under its name.
+def write_part(path: Path, tables: Iterable[pa.Table], metadata: Metadata, num_rows: int | None) -> int:
+    """Write the tables of a unit as one file: aside, to the disk, and then under its name; return its rows.
 
-    The same rows are the same bytes, however they were divided into tables.
+    The same rows are the same bytes, however they were divided into tables. `num_rows` are those of the plan, where it
+    knows them.
 
     Raises
     ------
     PartError
-        The number of rows is not that of the unit.
+        The number of rows is not that of the plan.
     OSError
     """
     chunks = list(tables)
-    num_rows = sum(map(len, chunks))
-    if str(num_rows) != metadata[NUM_ROWS]:
-        raise PartError(f"{path}: got {num_rows:,} galaxies; expected {metadata[NUM_ROWS]}, as planned")
+    count = sum(map(len, chunks))
+    if count == 0 or (num_rows is not None and count != num_rows):
+        expected = "one or more" if num_rows is None else f"{num_rows:,}, as planned"
+        raise PartError(f"{path}: got {count:,} galaxies; expected {expected}")
     table = pa.concat_tables(chunks).combine_chunks()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    texts = {**(table.schema.metadata or {}), **metadata, NUM_ROWS: str(count)}
     with atomic_write(path) as aside:
-        parquet.write_table(table, aside, compression="zstd")
+        options = {"compression": "zstd", "write_page_checksum": True}
+        parquet.write_table(table.replace_schema_metadata(texts), aside, **options)
+    return count
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read what a part says of itself, without its rows; `galaxyhpc.rows` is counted in the file.
+    """Read what a part says of itself, without its rows.
 
     Raises
     ------
     PartError
+        It cannot be read, or has other rows than it says.
     """
     try:
         footer = parquet.read_metadata(path)
-        pairs = {
-            key.decode(): value.decode() for key, value in (footer.metadata or {}).items() if key != b"ARROW:schema"
-        }
+        pairs = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items() if _is_own(key)}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise PartError(f"{path}: {' '.join(str(error).split())[:200]}") from None
-    return {key: value for key, value in pairs.items() if key.startswith(PREFIX)} | {NUM_ROWS: str(footer.num_rows)}
+        raise PartError(f"{path}: got {' '.join(str(error).split())[:200]}; expected a part") from None
+    if pairs.get(NUM_ROWS) != str(footer.num_rows) or not {INPUT, WEIGHTS, SETTINGS} <= pairs.keys():
+        raise PartError(f"{path}: got {footer.num_rows} rows; expected {pairs.get(NUM_ROWS)}, and what they are of")
+    return pairs
+
+
+def _is_own(key: bytes) -> bool:
+    return key.startswith(PREFIX.encode())
 
 
 def is_done(path: Path, expected: Metadata) -> bool:
@@ -90,21 +94,17 @@ def is_done(path: Path, expected: Metadata) -> bool:
     SurveyError
         It was made with other weights or settings.
     """
-    if not path.exists():
-        return False
     try:
-        metadata = read_metadata(path)
+        metadata = read_metadata(path) if path.exists() else {}
     except PartError:
         return False
-    if WEIGHTS not in metadata or SETTINGS not in metadata:
-        return False
     for key, noun in ((WEIGHTS, "weights"), (SETTINGS, "settings")):
-        if metadata[key] != expected[key]:
+        if key in metadata and metadata[key] != expected[key]:
             difference = describe_difference(json.loads(metadata[key]), json.loads(expected[key]))
             raise SurveyError(
                 f"{path}: made with other {noun}: {difference}; expected another --output, or --overwrite"
             )
-    return metadata == expected
+    return expected.items() <= metadata.items()
 
 
 def describe_difference(old: object, new: object) -> str:

@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from galaxyhpc.runtime.lock import find_holder
 from galaxyhpc.storage.files import atomic_write, write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from galaxyhpc.data.survey.units import Unit
+    from galaxyhpc.data.survey.unit import Unit
 
 MAX_ATTEMPTS = 3  # of a unit, before it is set aside
 
@@ -40,7 +41,8 @@ class SurveySettings:
 
     runs: tuple[str, ...]  # directories
     inputs: tuple[str, ...]  # files, directories or globs
-    identity: dict[str, Any]  # weights by run id, temperature, reading of the images, columns
+    identity: dict[str, Any]  # weights by run id, temperatures, reading of the images, columns
+    cpus_per_task: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ class SurveyDir:
     def get_part(self, number: int) -> Path:
         return self.parts_dir / f"{number:06}.parquet"
 
+    @property
+    def claims_dir(self) -> Path:
+        return self.path / "claims"
+
     def get_claim(self, number: int) -> Path:
-        return self.path / "claims" / f"{number:06}"
+        return self.claims_dir / f"{number:06}"
 
     def get_attempts_file(self, number: int) -> Path:
         return self.path / "attempts" / f"{number:06}.json"
@@ -95,10 +101,19 @@ class SurveyDir:
         """Return the numbers of the units that have a part."""
         return _list_numbers(self.parts_dir, ".parquet")
 
-    def list_attempted(self) -> dict[int, Attempts]:
-        """Return the attempts of the units that were begun and are not done."""
-        numbers = _list_numbers(self.path / "attempts", ".json")
-        return {number: self.read_attempts(number) for number in sorted(numbers)}
+    def list_set_aside(self) -> dict[int, Attempts]:
+        """Return the units that were begun too often, without those that are done or at hand."""
+        numbers = sorted(_list_numbers(self.path / "attempts", ".json"))
+        attempts = {number: self.read_attempts(number) for number in numbers}
+        return {
+            number: value
+            for number, value in attempts.items()
+            if value.is_set_aside and not self.get_part(number).exists() and not find_holder(self.get_claim(number))
+        }
+
+    def is_finished(self, number: int) -> bool:
+        """Whether nothing is to be done for a unit: it has its part, or it was begun too often."""
+        return self.get_part(number).exists() or self.read_attempts(number).is_set_aside
 
     def read_attempts(self, number: int) -> Attempts:
         try:
@@ -127,7 +142,8 @@ class SurveyDir:
         """
         try:
             values = json.loads(self.settings_file.read_text(encoding="utf-8"))
-            return SurveySettings(tuple(values["runs"]), tuple(values["inputs"]), dict(values["identity"]))
+            paths = tuple(values["runs"]), tuple(values["inputs"])
+            return SurveySettings(*paths, dict(values["identity"]), int(values["cpus_per_task"]))
         except FileNotFoundError:
             raise SurveyError(f"{self.path}: got no settings.json; expected the directory of a prediction") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -153,7 +169,7 @@ class SurveyDir:
         import pyarrow as pa
         from pyarrow import parquet
 
-        from galaxyhpc.data.survey.units import Unit
+        from galaxyhpc.data.survey.unit import Unit
 
         try:
             columns = parquet.read_table(self.units_file).to_pydict()
@@ -167,8 +183,8 @@ class SurveyDir:
         rows = io.StringIO()
         csv.writer(rows, lineterminator="\n").writerows([["run_id"], *([task.run_id] for task in tasks)])
         write_text(self.path / "plan.csv", rows.getvalue())
-        for task in tasks:
-            task.path.mkdir(exist_ok=True)
+        for path in (self.claims_dir, *(task.path for task in tasks)):
+            path.mkdir(exist_ok=True)
         return tasks
 
 

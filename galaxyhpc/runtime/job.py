@@ -205,7 +205,7 @@ def record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
     message = f"{type(error).__name__}: {error}"
     try:
-        run.record("failed", why=message, rank=rank_info.rank, cause=_classify_error(error), trace=trace)
+        run.record("failed", why=message, rank=rank_info.rank, cause=classify_error(error), trace=trace)
     except OSError as record_error:  # such as a full disk
         print(f"{run.events_file}: not recorded ({record_error}): failed, {message}", flush=True)
 
@@ -219,7 +219,7 @@ def print_error(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def _classify_error(error: Exception) -> str:
+def classify_error(error: Exception) -> str:
     """Return the failure type: memory, disk, connection, no progress or error; `retry` decides by it."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "OutOfMemoryError" in text or "can't allocate memory" in text:

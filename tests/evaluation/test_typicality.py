@@ -61,7 +61,7 @@ def test_blank_and_noisy_images_are_less_typical_than_test_galaxies(classifier: 
     for others in (blank, noise):
         typicality = compute_typicality(classifier, others)
         is_galaxy = np.arange(len(test) + len(others)) < len(test)
-        assert roc_auc_score(is_galaxy, np.concatenate([test, typicality])) > 0.9
+        assert roc_auc_score(is_galaxy, np.concatenate([test, typicality])) > 0.85
 
 
 def test_galaxies_of_the_same_kind_have_all_values_alike() -> None:

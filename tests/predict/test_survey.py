@@ -1,24 +1,194 @@
-"""A survey is predicted in parts by tasks that take unit after unit."""
+"""A survey is predicted in parts, by tasks that may be killed at any time."""
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from helpers.classifiers import write_galaxies, write_run
+from helpers.classifiers import read_parts, write_galaxies, write_run
 
+from galaxyhpc import fsck
 from galaxyhpc.predict.__main__ import main
+from galaxyhpc.prediction.job import predict_units
+from galaxyhpc.prediction.survey import Attempts, SurveyDir
+from galaxyhpc.runtime.job import StopSignal
+from galaxyhpc.runtime.lock import hold
+from galaxyhpc.runtime.rank import RankInfo
+from galaxyhpc.status import __main__ as status
+from galaxyhpc.storage.run_dir import RunDir
+
+NUM_FILES, NUM_GALAXIES = 6, 20  # in each
 
 
-@pytest.mark.parametrize("executor", ["debug", "local"])
-def test_each_unit_becomes_a_part(executor: str, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs" / "sweep")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return write_run(tmp_path_factory.mktemp("runs") / "sweep")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of HDF5 files with different galaxies."""
+    directory = tmp_path_factory.mktemp("files")
+    for number in range(NUM_FILES):
+        write_galaxies(directory / f"{number}.h5", NUM_GALAXIES, first=number * NUM_GALAXIES)
+    return directory
+
+
+def predict(run: RunDir, source: Path | str, output: Path, *more: str, executor: str = "debug") -> int:
+    command = [str(run.path), "--input", str(source), "--output", str(output)]
+    return main([*command, "--executor", executor, *more])
+
+
+@pytest.fixture(scope="module")
+def unbroken(run: RunDir, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prediction of all files, by one process that nothing happened to."""
+    output = tmp_path_factory.mktemp("unbroken") / "out"
+    assert predict(run, files, output) == 0
+    return output
+
+
+def test_the_parts_have_each_galaxy_once_and_the_probabilities_of_the_short_form(
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    sources = [str(path) for path in sorted(files.glob("*.h5"))]
+    assert main([str(run.path), *sources, "--output", str(tmp_path / "out.csv")]) == 0
+    table = pd.concat([pq.read_table(path).to_pandas() for path in sorted((unbroken / "parts").iterdir())])
+    expected = pd.read_csv(tmp_path / "out.csv")
+    pairs = list(zip(table["source"], table["row"], strict=True))
+    assert pairs == list(zip(expected["source"], expected["index"], strict=True)) and len(set(pairs)) == len(table)
+    names = [name for name in expected if name.startswith("raw_p_")]
+    assert len(names) == 10 and np.ptp(table[names].to_numpy(), axis=0).max() > 0.05
+    np.testing.assert_allclose(table[names], expected[names], rtol=0, atol=1e-6)
+
+
+def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(3):
-        write_galaxies(tmp_path / f"g{number}.h5", 20)
-    out = tmp_path / "out"
-    command = [str(run.path), "--input", str(tmp_path / "g*.h5"), "--output", str(out)]
-    assert main([*command, "--executor", executor]) == 0
-    parts = sorted((out / "parts").iterdir())
-    assert [part.name for part in parts] == ["000000.parquet", "000001.parquet", "000002.parquet"]
-    assert [pq.read_table(part).num_rows for part in parts] == [20] * 3
+        write_galaxies(tmp_path / f"{number}.h5", 5, first=5 * number)
+    output = tmp_path / "out"
+    assert predict(run, tmp_path / "*.h5", output) == 0
+    parts, before = sorted((output / "parts").iterdir()), read_parts(output)
+    stamps = [path.stat().st_mtime_ns for path in parts]
+    parts[1].write_bytes(before["000001.parquet"][:-50])  # damaged
+    os.utime(tmp_path / "2.h5")  # another input, for all that is known
+    assert predict(run, tmp_path / "*.h5", output) == 0 and "3 units, 1 done" in capsys.readouterr().out
+    after = read_parts(output)
+    assert after["000001.parquet"] == before["000001.parquet"] and after["000002.parquet"] != before["000002.parquet"]
+    assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(parts, stamps, strict=True)] == [True, False, False]
+
+
+def test_a_part_of_other_weights_or_settings_is_refused_and_named(
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(tmp_path / "runs" / "sweep", seed=1)
+    before = read_parts(unbroken)
+    assert predict(other, files, unbroken) == 2
+    assert f"{unbroken}: begun with other settings: weights.{run.run_id}: got " in capsys.readouterr().err
+    assert predict(run, files, unbroken, "--embeddings") == 2
+    assert "embeddings: got False; expected True" in capsys.readouterr().err
+    assert predict(run, files / "0.h5", unbroken) == 2 and "other inputs, such as unit 1" in capsys.readouterr().err
+    assert predict(other, files / "0.h5", tmp_path / "out") == 0
+    (tmp_path / "out" / "parts" / "000000.parquet").write_bytes(before["000000.parquet"])
+    assert predict(other, files / "0.h5", tmp_path / "out") == 2
+    assert "out/parts/000000.parquet: made with other weights: " in capsys.readouterr().err
+    assert fsck.main([str(tmp_path / "out")]) == 1 and read_parts(unbroken) == before
+    assert predict(other, files / "0.h5", tmp_path / "out", "--overwrite") == 0
+
+
+def test_files_of_a_user_are_no_prediction(run: RunDir, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = sorted(files.iterdir())
+    assert predict(run, files, files, "--overwrite") == 2
+    assert "got other files; expected a new directory" in capsys.readouterr().err and sorted(files.iterdir()) == names
+
+
+def test_a_unit_that_fails_three_times_is_set_aside_and_the_rest_goes_on(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write_galaxies(tmp_path / f"{number}.h5", 5, first=5 * number)
+    output = tmp_path / "out"
+    assert predict(run, tmp_path / "*.h5", output) == 0
+    (output / "parts" / "000000.parquet").unlink()
+    (output / "parts" / "000001.parquet").unlink()
+    survey = SurveyDir(output)
+    contents = (tmp_path / "1.h5").read_bytes()
+    stamp = (tmp_path / "1.h5").stat()
+    with (tmp_path / "1.h5").open("r+b") as file:
+        file.truncate(100)  # after the plan
+    task = survey.write_tasks(1)[0]
+    assert predict_units(survey, task, StopSignal(), RankInfo())
+    (aside,) = survey.list_set_aside().items()
+    assert aside[0] == 1 and aside[1].num_begun == 3 and "100 bytes" in aside[1].reason
+    assert survey.list_done() == {0, 2}
+    capsys.readouterr()
+    assert status.main([str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "units: 2 of 3 done, 1 set aside" in shown and f"unit 1, {tmp_path}/1.h5: DataError: " in shown
+    assert fsck.main([str(output)]) == 0 and "1 set aside" in capsys.readouterr().out
+    (tmp_path / "1.h5").write_bytes(contents)
+    os.utime(tmp_path / "1.h5", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert predict(run, tmp_path / "*.h5", output) == 0 and survey.list_set_aside() == {}
+
+
+def test_a_unit_whose_process_dies_three_times_is_set_aside(unbroken: Path, tmp_path: Path) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    survey.write_attempts(2, Attempts(3))  # as three killed processes leave it
+    assert predict_units(survey, survey.write_tasks(1)[0], StopSignal(), RankInfo())
+    assert survey.list_done() == {0, 1, 3, 4, 5}
+    assert survey.list_set_aside()[2].reason == "its process was killed 3 times"
+
+
+def copy_plan(unbroken: Path, tmp_path: Path) -> SurveyDir:
+    """Copy the plan of a prediction, of which nothing is done."""
+    survey = SurveyDir(tmp_path / "out")
+    survey.path.mkdir()
+    for file in (SurveyDir(unbroken).settings_file, SurveyDir(unbroken).units_file):
+        (survey.path / file.name).write_bytes(file.read_bytes())
+    return survey
+
+
+def test_a_slow_process_holds_only_its_own_unit(unbroken: Path, tmp_path: Path) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    (task,) = survey.write_tasks(1)
+    with hold(survey.get_claim(3)):
+        assert predict_units(survey, task, StopSignal(), RankInfo())
+        assert survey.list_done() == {0, 1, 2, 4, 5}
+    assert predict_units(survey, task, StopSignal(), RankInfo()) and len(survey.list_done()) == 6
+
+
+@dataclass
+class StopAfter(StopSignal):
+    """Is requested when it was looked at a number of times."""
+
+    num_looks: int = 0
+
+    @property
+    def is_requested(self) -> bool:
+        self.num_looks -= 1
+        return self.num_looks < 0
+
+
+@pytest.mark.parametrize(("num_looks", "num_done"), [(2, 1), (3, 1), (4, 2)])
+def test_a_job_stops_between_batches_and_leaves_no_trace_of_the_unit_at_hand(
+    num_looks: int, num_done: int, unbroken: Path, tmp_path: Path
+) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    (task,) = survey.write_tasks(1)
+    assert not predict_units(survey, task, StopAfter(num_looks=num_looks), RankInfo())
+    assert len(survey.list_done()) == num_done and not list((survey.path / "attempts").iterdir())
+    assert predict_units(survey, task, StopSignal(), RankInfo())
+    assert read_parts(survey.path) == read_parts(unbroken)
+
+
+def test_a_job_begins_no_unit_that_its_time_limit_would_end(unbroken: Path, tmp_path: Path) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    stop = StopSignal(job_id="no job", end_time=time.time() + 29)
+    assert not predict_units(survey, survey.write_tasks(1)[0], stop, RankInfo()) and stop.should_requeue
+    assert survey.list_done() == set() and not (survey.path / "attempts").exists()

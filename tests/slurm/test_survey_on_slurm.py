@@ -1,0 +1,60 @@
+"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and the parts are as if nothing happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers.classifiers import read_ids, read_parts, write_run, write_shards
+from helpers.slurm import Desk
+
+from galaxyhpc import fsck
+from galaxyhpc.predict import __main__ as predict
+from galaxyhpc.status import __main__ as status
+from galaxyhpc.storage.run_dir import RunDir
+
+NUM_SHARDS, NUM_GALAXIES = 60, 300  # in each
+
+
+@pytest.fixture(scope="module")
+def ours(place: Path) -> Desk:
+    path = place / "a survey"
+    path.mkdir()
+    return Desk(path)
+
+
+def count_parts(task: RunDir) -> int:
+    return sum(event["event"] == "unit" for event in task.read_events())
+
+
+def send(ours: Desk, task: RunDir, number: int) -> None:
+    """Send a signal to the process of a task at random, but not before it has written a part."""
+    before = count_parts(task)
+    ours.wait(lambda: count_parts(task) > before, f"{task.run_id} at work")
+    time.sleep(random.uniform(0, 1))
+    started = [event for event in task.read_events() if event["event"] == "started"]
+    os.kill(started[-1]["pid"], number)
+
+
+def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
+    run = write_run(ours.path / "runs" / "sweep")
+    ids = write_shards(ours.path / "shards", NUM_SHARDS, NUM_GALAXIES)
+    command = [str(run.path), "--input", "shards/*.parquet", "--output"]
+    printed = ours.command(predict.main, *command, "out", "--executor", "slurm", "--max-parallel", "2")
+    assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
+    tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
+    send(ours, tasks[0], signal.SIGUSR2)  # requeued
+    send(ours, tasks[1], signal.SIGKILL)
+    ours.wait(lambda: sum(event["event"] == "started" for event in tasks[0].read_events()) == 2, "the requeued job")
+    send(ours, tasks[0], signal.SIGKILL)
+    assert len(list((ours.path / "out" / "parts").glob("*.parquet"))) < NUM_SHARDS
+    ours.wait_for_jobs()
+    assert sorted(read_ids(ours.path / "out")) == ids, ours.evidence()
+    assert "units: 60 of 60 done" in ours.command(status.main, "out")
+    assert "1 valid, 0 damaged" in ours.command(fsck.main, "out")
+    ours.command(predict.main, *command, "unbroken", "--executor", "debug")
+    assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
