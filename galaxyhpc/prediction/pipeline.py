@@ -31,8 +31,10 @@ from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.data.survey.units import UnitGalaxies, decode_image
 from galaxyhpc.evaluation.trained_model import Classifier, is_trained_on_grey
 from galaxyhpc.models.activations import compute_activations
-from galaxyhpc.prediction.workers import Workers
+from galaxyhpc.prediction.workers import WorkerError, Workers
 from galaxyhpc.storage.files import sanitize
+
+__all__ = ["Pipeline", "PredictedBatch", "WorkerError", "classify_galaxies"]
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256}  # galaxies; on a CPU, larger ones do not fit into the caches of a core
 WHITE = 250  # of 255: what a saturated band is at least, after JPEG and resizing
