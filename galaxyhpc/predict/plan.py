@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import open_dataset
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME
 from galaxyhpc.data.survey.unit import Unit
+from galaxyhpc.evaluation import typicality
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.prediction import part
 from galaxyhpc.prediction.pipeline import make_decoder
@@ -31,9 +35,24 @@ def make_settings(classifiers: Sequence[Classifier], inputs: Sequence[str], with
         "columns": decoder.config.columns.model_dump(mode="json"),
         "allow_grey": decoder.allow_grey,
         "embeddings": with_embeddings,
+        "typicality": has_typicality(classifiers[0]),
     }
     paths = tuple(str(classifier.run.path) for classifier in classifiers)
     return SurveySettings(paths, tuple(str(resolve_path(text, "--input")) for text in inputs), identity)
+
+
+def has_typicality(classifier: Classifier) -> bool:
+    """Whether the typicality of a run is known, or its galaxies are there, so that a task can compute it."""
+    run, data = classifier.run, classifier.config.data
+    if typicality.load(run, classifier.weights) is not None:
+        return True
+    try:
+        if (run.sweep_dir / SPLIT_FILE_NAME).is_file():
+            open_dataset(data, run.sweep_dir)  # once, with a progress bar, before the tasks start
+            return True
+    except (DataError, OSError):
+        pass
+    return False
 
 
 def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit]) -> list[Unit]:
@@ -78,7 +97,7 @@ def _check_same_survey(survey: SurveyDir, settings: SurveySettings, units: Seque
 
 def remove_results(survey: SurveyDir) -> None:
     """Remove the parts and the plan of an earlier prediction."""
-    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts"):
+    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts", survey.hats_dir):
         shutil.rmtree(path, ignore_errors=True)
     for path in (survey.settings_file, survey.units_file, survey.report_file):
         path.unlink(missing_ok=True)

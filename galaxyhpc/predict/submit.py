@@ -24,7 +24,7 @@ from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.predict.forecast import make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
 from galaxyhpc.prediction.columns import check_same_classes
-from galaxyhpc.prediction.job import write_report
+from galaxyhpc.prediction.job import write_summaries
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError, is_survey
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import format_count, make_console
@@ -66,13 +66,16 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
             start = check_slurm(survey, resources, num_tasks) if executor == "slurm" else None
             show_forecast(console, pending, forecast, num_tasks, start)
             return 0
-        write_plan(survey, replace(settings, cpus_per_task=resources.cpus_per_task), units, pending)
+        settings = replace(settings, cpus_per_task=resources.cpus_per_task, has_hats=options.hats)
+        write_plan(survey, settings, units, pending)
+        if not settings.identity["typicality"]:
+            console.print("the column typicality is empty: the galaxies of the training are not there", soft_wrap=True)
         if executor == "slurm" and pending:
             return submit(console, survey, resources, num_tasks)
         if pending and not run_here(console, survey, resources, num_tasks, executor):
             console.print("stopped; rerun the same command to resume")
             return 130
-        write_report(survey)
+        write_summaries(survey)
         return print_result(console, survey, units)
 
 
