@@ -55,8 +55,8 @@ def has_typicality(classifier: Classifier) -> bool:
     return False
 
 
-def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit]) -> list[Unit]:
-    """Return the units whose part does not exist or does not match; changes nothing.
+def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
+    """Return the units without a part, and those whose part does not match; changes nothing.
 
     Raises
     ------
@@ -65,16 +65,18 @@ def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Un
     """
     if is_survey(survey.path):
         _check_same_survey(survey, settings, units)
-    return [
-        unit
-        for unit in units
-        if not part.is_done(survey.get_part(unit.number), part.make_metadata(unit, settings.identity))
-    ]
+    missing, stale, existing = [], [], survey.list_done()
+    for unit in units:
+        if unit.number not in existing:
+            missing.append(unit)
+        elif not part.is_done(survey.get_part(unit.number), part.make_metadata(unit, settings.identity)):
+            stale.append(unit)
+    return missing, stale
 
 
-def write_plan(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit], pending: Sequence[Unit]) -> None:
+def write_plan(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit], stale: Sequence[Unit]) -> None:
     """Write the settings and the units; parts that do not match are removed, units that were set aside come again."""
-    for unit in pending:
+    for unit in stale:  # and no others: a job may just have written them
         survey.get_part(unit.number).unlink(missing_ok=True)
     for number in survey.list_set_aside():
         survey.write_attempts(number, Attempts())
