@@ -176,11 +176,14 @@ class Predictor:
 def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predictor, stop: StopSignal) -> bool:
     """Write the part of a unit or record why that failed; False if it was left because the job has to end."""
     from galaxyhpc.prediction import part
-    from galaxyhpc.prediction.pipeline import WorkerError
+    from galaxyhpc.prediction.workers import WorkerError
 
     attempts, start = survey.read_attempts(unit.number), time.monotonic()
     begun = Attempts(attempts.num_begun + 1, attempts.reasons)
     survey.write_attempts(unit.number, begun)
+    if attempts.num_begun:  # what a killed process has left
+        for path in survey.parts_dir.glob(f".{survey.get_part(unit.number).name}.*"):
+            path.unlink(missing_ok=True)
     metadata = part.make_metadata(unit, predictor.settings.identity)
     tables = predictor.iterate_tables(unit, lambda: _should_stop(stop))
     num_galaxies = None if unit.kind == "tar" else unit.num_galaxies  # those of an archive are an estimate

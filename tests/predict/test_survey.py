@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,3 +193,20 @@ def test_a_job_begins_no_unit_that_its_time_limit_would_end(unbroken: Path, tmp_
     stop = StopSignal(job_id="no job", end_time=time.time() + 29)
     assert not predict_units(survey, survey.write_tasks(1)[0], stop, RankInfo()) and stop.should_requeue
     assert survey.list_done() == set() and not (survey.path / "attempts").exists()
+
+
+def test_the_dry_run_tells_the_cost_and_writes_nothing(
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(run, files, tmp_path / "out", "--dry-run", "--embeddings") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"hdf5 +6 +6 +120 ", shown) and "decoding: 256 px PNG" in shown
+    assert re.search(r"^120 galaxies: .* CPU-hours, .* GB in parts$", shown, re.MULTILINE)
+    assert "expected end: " in shown and not (tmp_path / "out").exists()
+    before = sorted(unbroken.rglob("*"))
+    assert predict(run, files, unbroken, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "6 done" in shown and "measured on 6 units that are done" in shown
+    size = sum(path.stat().st_size for path in (unbroken / "parts").iterdir()) / 120
+    assert float(re.search(r"10\^8 galaxies: .* CPU-hours, (\S+) GB", shown)[1]) == pytest.approx(size / 10, rel=0.01)
+    assert sorted(unbroken.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""A survey's prediction on a real Slurm: jobs are killed at random, requeued, and the parts are as if nothing happened."""
+"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and no galaxy is lost or repeated."""
 
 from __future__ import annotations
 
@@ -49,10 +49,9 @@ def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
     send(ours, tasks[0], signal.SIGUSR2)  # requeued
     send(ours, tasks[1], signal.SIGKILL)
-    assert "60 units" in ours.command(predict.main, *command, "out", "--dry-run")
     ours.wait(lambda: sum(event["event"] == "started" for event in tasks[0].read_events()) == 2, "the requeued job")
     send(ours, tasks[0], signal.SIGKILL)
-    assert len(list((ours.path / "out" / "parts").iterdir())) < NUM_SHARDS
+    assert len(list((ours.path / "out" / "parts").glob("*.parquet"))) < NUM_SHARDS
     ours.wait_for_jobs()
     assert sorted(read_ids(ours.path / "out")) == ids, ours.evidence()
     assert "units: 60 of 60 done" in ours.command(status.main, "out")

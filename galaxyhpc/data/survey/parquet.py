@@ -55,10 +55,14 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
         If a footer is damaged, or a file has no images.
     """
 
+    checked: list[Any] = []  # schemas, most often one
+
     def find(path: Path) -> list[Unit] | DataError:
         try:
             with tables.translate_table_errors(path, FILE_TYPE), open_file(path) as file:
-                choose_columns(path, file.schema_arrow, config)
+                if not any(file.metadata.schema.equals(schema) for schema in checked):
+                    choose_columns(path, file.schema_arrow, config)
+                    checked.append(file.metadata.schema)
                 counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             return make_units(path, "parquet", divide_rows(counts, galaxies_per_unit))
         except DataError as error:
