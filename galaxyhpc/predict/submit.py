@@ -259,5 +259,5 @@ def print_result(console: Console, survey: SurveyDir, units: Sequence[Unit]) -> 
     text = f"{len(units) - len(left):,} of {format_count(len(units), 'unit')} predicted"
     text += f", {len(aside):,} set aside" if aside else ""
     text += f", {len(left - aside.keys()):,} left; rerun the same command to resume" if left - aside.keys() else ""
-    console.print(f"{survey.parts_dir}: {text}", soft_wrap=True)
+    console.print(f"{survey.parts_dir}: {text}; report: {survey.report_file}", soft_wrap=True)
     return 1 if left else 0

@@ -73,7 +73,9 @@ def write_summaries(survey: SurveyDir) -> None:
         No galaxy has a position.
     """
     from galaxyhpc.prediction.hats_catalogue import write_hats_catalogue
+    from galaxyhpc.prediction.report.page import write_report
 
+    write_report(survey)
     numbers = [unit.number for unit in survey.read_units()]
     parts = [survey.get_part(number) for number in numbers if number in survey.list_done()]
     if survey.read_settings().has_hats and all(survey.is_finished(number) for number in numbers):
