@@ -139,7 +139,7 @@ def make_table(
 
 def _list_errors(batch: PredictedBatch) -> list[str | None]:
     """Return why a galaxy has no prediction, None where it has one."""
-    is_finite = np.isfinite(batch.logits).all(axis=(0, 2))
+    is_finite: NDArray[np.bool_] = np.asarray(np.isfinite(batch.logits).all(axis=(0, 2)))
     pairs = zip(batch.errors, is_finite, strict=True)
     return [error or (None if finite else NOT_FINITE) for error, finite in pairs]
 

@@ -12,17 +12,10 @@ bfloat16 compute in it.
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import forkserver, get_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,22 +31,14 @@ from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.data.survey.units import UnitGalaxies, decode_image
 from galaxyhpc.evaluation.trained_model import Classifier, is_trained_on_grey
 from galaxyhpc.models.activations import compute_activations
-from galaxyhpc.runtime.parallel import init_worker
-from galaxyhpc.runtime.process import keep_heap
+from galaxyhpc.prediction.workers import WorkerError, Workers
 from galaxyhpc.storage.files import sanitize
 
+__all__ = ["Pipeline", "PredictedBatch", "WorkerError", "classify_galaxies"]
+
 BATCH_SIZES = {"cpu": 32, "cuda": 256}  # galaxies; on a CPU, larger ones do not fit into the caches of a core
-BATCHES_PER_WORKER = 3  # that are decoded, or wait for it or for the network
 WHITE = 250  # of 255: what a saturated band is at least, after JPEG and resizing
 MAX_WHITE_FRACTION = 0.01  # of the pixels: none of 697 galaxies of Galaxy10 has more, a saturated star has 8 %
-
-Task = Callable[[str, "Sequence[Galaxy]"], Any]  # of a source and its galaxies
-
-_worker_task: Task  # of this process, if it is a worker
-
-
-class WorkerError(RuntimeError):
-    """A worker process that ended before its batch was done."""
 
 
 class PredictedBatch(NamedTuple):
@@ -81,6 +66,13 @@ class Galaxy(NamedTuple):
     ra: float
     dec: float
     encoded: Any
+
+
+class EncodedBatch(NamedTuple):
+    """Galaxies of one source whose images are not decoded."""
+
+    source: str
+    galaxies: Sequence[Galaxy]
 
 
 class DecodedBatch(NamedTuple):
@@ -119,8 +111,9 @@ def make_decoder(classifiers: Sequence[Classifier]) -> Decoder:
     return Decoder(first, allow_grey, tuple(sorted({classifier.image_size for classifier in classifiers})))
 
 
-def decode(decoder: Decoder, source: str, galaxies: Sequence[Galaxy]) -> DecodedBatch:
+def decode(decoder: Decoder, encoded: EncodedBatch) -> DecodedBatch:
     """Decode a batch; a galaxy whose image cannot be used has the reason in `errors`."""
+    source, galaxies = encoded
     images = [
         decode_image(galaxy.encoded, decoder.config, decoder.allow_grey, galaxy.id or f"row {galaxy.row}")
         for galaxy in galaxies
@@ -201,18 +194,15 @@ def collect(decoded: DecodedBatch, outputs: Outputs) -> PredictedBatch:
 
 
 def classify_batch(
-    classifiers: Sequence[Classifier], with_features: bool, decoder: Decoder, source: str, galaxies: Sequence[Galaxy]
+    classifiers: Sequence[Classifier], with_features: bool, decoder: Decoder, encoded: EncodedBatch
 ) -> PredictedBatch:
     """Decode and classify a batch in this process."""
-    decoded = decode(decoder, source, galaxies)
+    decoded = decode(decoder, encoded)
     return collect(decoded, run_networks(classifiers, decoded.pixels, with_features))
 
 
 class Pipeline:
-    """Networks, and worker processes that last until it is closed: `with Pipeline(...) as pipeline`.
-
-    After a WorkerError it may be used again: it starts new workers.
-    """
+    """Networks, and worker processes that last until it is closed: `with Pipeline(...) as pipeline`."""
 
     def __init__(
         self,
@@ -221,23 +211,20 @@ class Pipeline:
         batch_size: int | None = None,
         with_features: bool = False,
     ) -> None:
-        self.classifiers, self.num_workers, self.with_features = tuple(classifiers), num_workers, with_features
+        self.classifiers, self.with_features = tuple(classifiers), with_features
         self.decoder = make_decoder(classifiers)
         self.device = next(classifiers[0].network.parameters()).device
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
-        self._pool: ProcessPoolExecutor | None = None
+        for classifier in classifiers:
+            classifier.network.train().eval()  # drops the filters that evaluation keeps, which cannot be pickled
+        task = partial(classify_batch, self.classifiers, with_features, self.decoder)
+        self.workers = Workers(task if self.device.type == "cpu" else partial(decode, self.decoder), num_workers)
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self.workers.close()
 
     def classify(self, galaxies: Iterable[UnitGalaxies], source: str = "") -> Iterator[PredictedBatch]:
         """Yield the predictions of these galaxies of a source, in order, in batches.
@@ -245,45 +232,38 @@ class Pipeline:
         Raises
         ------
         WorkerError
-            If a worker was killed. What a worker raises is raised here.
+            If a worker was killed; the pipeline may be used again. What a worker raises is raised here.
         """
-        batches = _make_batches(galaxies, self.batch_size)
+        results = self.workers.map(EncodedBatch(source, batch) for batch in make_batches(galaxies, self.batch_size))
         if self.device.type == "cpu":
-            yield from self._map(self._make_cpu_task(), source, batches)
-            return
-        previous = None
-        for decoded in self._map(partial(decode, self.decoder), source, batches):
-            current = decoded, run_networks(self.classifiers, decoded.pixels, self.with_features)
-            if previous is not None:
-                yield collect(*previous)
-            previous = current
+            yield from results
+        else:
+            yield from classify_decoded(self.classifiers, self.with_features, results)
+
+
+def classify_decoded(
+    classifiers: Sequence[Classifier], with_features: bool, batches: Iterable[DecodedBatch]
+) -> Iterator[PredictedBatch]:
+    """Yield the predictions of decoded batches; a GPU computes a batch while the one before it is collected."""
+    previous = None
+    for decoded in batches:
+        current = decoded, run_networks(classifiers, decoded.pixels, with_features)
         if previous is not None:
             yield collect(*previous)
+        previous = current
+    if previous is not None:
+        yield collect(*previous)
 
-    def _make_cpu_task(self) -> Task:
-        return partial(classify_batch, self.classifiers, self.with_features, self.decoder)
 
-    def _map(self, task: Task, source: str, batches: Iterator[list[Galaxy]]) -> Iterator[Any]:
-        """Yield the results of a task in order; workers are a few batches ahead."""
-        if not self.num_workers:
-            yield from (task(source, batch) for batch in batches)
-            return
-        pool = self._pool = self._pool or _start_pool(self.num_workers, self.classifiers, task)
-        pending: deque[Future[Any]] = deque()
-        try:
-            for batch in batches:
-                pending.append(pool.submit(_run_worker_task, source, batch))
-                if len(pending) > BATCHES_PER_WORKER * self.num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            self.close()
-            got = "got a worker process that was killed; expected it to live"
-            raise WorkerError(f"{source}: {got}: for want of memory, ask for more or use fewer workers") from error
-        finally:
-            for future in pending:
-                future.cancel()
+def make_batches(galaxies: Iterable[UnitGalaxies], batch_size: int) -> Iterator[list[Galaxy]]:
+    """Yield full batches, and a last one, whatever the numbers of galaxies that are read at once."""
+    rows = (
+        Galaxy(*values)
+        for part in galaxies
+        for values in zip(part.rows, part.ids, part.ra, part.dec, part.encoded, strict=True)
+    )
+    while batch := list(islice(rows, batch_size)):
+        yield batch
 
 
 def classify_galaxies(
@@ -296,43 +276,3 @@ def classify_galaxies(
     """Yield the predictions of all galaxies in order, by worker processes that start and end here; 0: none."""
     with Pipeline(classifiers, num_workers, batch_size, with_features) as pipeline:
         yield from pipeline.classify(galaxies)
-
-
-def _make_batches(galaxies: Iterable[UnitGalaxies], batch_size: int) -> Iterator[list[Galaxy]]:
-    """Yield full batches, and a last one, whatever the numbers of galaxies that are read at once."""
-    rows = (
-        Galaxy(*values)
-        for part in galaxies
-        for values in zip(part.rows, part.ids, part.ra, part.dec, part.encoded, strict=True)
-    )
-    while batch := list(islice(rows, batch_size)):
-        yield batch
-
-
-def _start_pool(num_workers: int, classifiers: Sequence[Classifier], task: Task) -> ProcessPoolExecutor:
-    """Start workers from a server that has imported all modules; a fork of this process would have its threads' locks.
-
-    The signal that asks a job to stop goes to all its processes: this one sets a flag, and workers go on.
-    """
-    for classifier in classifiers:
-        classifier.network.train().eval()  # drops the filters that evaluation keeps, which cannot be pickled
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    # as bytes: torch would move the tensors to shared memory, of which a container may have little
-    return ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), pickle.dumps(task)))
-
-
-def _start_worker(parent_pid: int, task: bytes) -> None:
-    global _worker_task
-    init_worker(parent_pid)
-    keep_heap()
-    _worker_task = pickle.loads(task)
-
-
-def _run_worker_task(source: str, galaxies: list[Galaxy]) -> Any:
-    return _worker_task(source, galaxies)

@@ -58,11 +58,12 @@ def read_ids(output: Path) -> list[str]:
     """Return the ids in the parts of a prediction."""
     from pyarrow import parquet
 
-    parts = sorted((output / "parts").iterdir())
+    parts = sorted((output / "parts").glob("*.parquet"))
     return [name for part in parts for name in parquet.read_table(part, columns=["id"])["id"].to_pylist()]
 
 
 def read_parts(output: Path) -> dict[str, bytes]:
+    """Return the contents of the parts, which have to be all that there is."""
     return {path.name: path.read_bytes() for path in sorted((output / "parts").iterdir())}
 
 
