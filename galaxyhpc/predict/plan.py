@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from galaxyhpc.data import DataError
+from galaxyhpc.data.dataset import open_dataset
+from galaxyhpc.data.split_file import SPLIT_FILE_NAME
 from galaxyhpc.data.survey.unit import Unit
+from galaxyhpc.evaluation import typicality
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.prediction import part
 from galaxyhpc.prediction.pipeline import make_decoder
@@ -31,13 +35,28 @@ def make_settings(classifiers: Sequence[Classifier], inputs: Sequence[str], with
         "columns": decoder.config.columns.model_dump(mode="json"),
         "allow_grey": decoder.allow_grey,
         "embeddings": with_embeddings,
+        "typicality": has_typicality(classifiers[0]),
     }
     paths = tuple(str(classifier.run.path) for classifier in classifiers)
     return SurveySettings(paths, tuple(str(resolve_path(text, "--input")) for text in inputs), identity)
 
 
-def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit]) -> list[Unit]:
-    """Return the units whose part does not exist or does not match; changes nothing.
+def has_typicality(classifier: Classifier) -> bool:
+    """Whether the typicality of a run is known, or its galaxies are there, so that a task can compute it."""
+    run, data = classifier.run, classifier.config.data
+    if typicality.load(run, classifier.weights) is not None:
+        return True
+    try:
+        if (run.sweep_dir / SPLIT_FILE_NAME).is_file():
+            open_dataset(data, run.sweep_dir)  # once, with a progress bar, before the tasks start
+            return True
+    except (DataError, OSError):
+        pass
+    return False
+
+
+def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
+    """Return the units without a part, and those whose part does not match; changes nothing.
 
     Raises
     ------
@@ -46,16 +65,18 @@ def find_pending(survey: SurveyDir, settings: SurveySettings, units: Sequence[Un
     """
     if is_survey(survey.path):
         _check_same_survey(survey, settings, units)
-    return [
-        unit
-        for unit in units
-        if not part.is_done(survey.get_part(unit.number), part.make_metadata(unit, settings.identity))
-    ]
+    missing, stale, existing = [], [], survey.list_done()
+    for unit in units:
+        if unit.number not in existing:
+            missing.append(unit)
+        elif not part.is_done(survey.get_part(unit.number), part.make_metadata(unit, settings.identity)):
+            stale.append(unit)
+    return missing, stale
 
 
-def write_plan(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit], pending: Sequence[Unit]) -> None:
+def write_plan(survey: SurveyDir, settings: SurveySettings, units: Sequence[Unit], stale: Sequence[Unit]) -> None:
     """Write the settings and the units; parts that do not match are removed, units that were set aside come again."""
-    for unit in pending:
+    for unit in stale:  # and no others: a job may just have written them
         survey.get_part(unit.number).unlink(missing_ok=True)
     for number in survey.list_set_aside():
         survey.write_attempts(number, Attempts())
@@ -78,7 +99,7 @@ def _check_same_survey(survey: SurveyDir, settings: SurveySettings, units: Seque
 
 def remove_results(survey: SurveyDir) -> None:
     """Remove the parts and the plan of an earlier prediction."""
-    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts"):
+    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts", survey.hats_dir):
         shutil.rmtree(path, ignore_errors=True)
     for path in (survey.settings_file, survey.units_file, survey.report_file):
         path.unlink(missing_ok=True)

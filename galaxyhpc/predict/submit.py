@@ -24,7 +24,7 @@ from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.predict.forecast import make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
 from galaxyhpc.prediction.columns import check_same_classes
-from galaxyhpc.prediction.job import write_report
+from galaxyhpc.prediction.job import write_summaries
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError, is_survey
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import format_count, make_console
@@ -54,7 +54,8 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     settings = make_settings(classifiers, inputs, options.embeddings)
     units = find_units(settings.inputs, classifiers[0].config.data)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
-        pending = find_pending(survey, settings, units)
+        missing, stale = find_pending(survey, settings, units)
+        pending = sorted([*missing, *stale])
         print_plan(console, survey, units, len(pending))
         resources, num_tasks = resolve_resources(requested, executor, options.max_parallel)
         forecast = make_forecast(survey, pending, classifiers, resources, options.embeddings)
@@ -66,13 +67,16 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
             start = check_slurm(survey, resources, num_tasks) if executor == "slurm" else None
             show_forecast(console, pending, forecast, num_tasks, start)
             return 0
-        write_plan(survey, replace(settings, cpus_per_task=resources.cpus_per_task), units, pending)
+        settings = replace(settings, cpus_per_task=resources.cpus_per_task, has_hats=options.hats)
+        write_plan(survey, settings, units, stale)
+        if not settings.identity["typicality"]:
+            console.print("the column typicality is empty: the galaxies of the training are not there", soft_wrap=True)
         if executor == "slurm" and pending:
             return submit(console, survey, resources, num_tasks)
         if pending and not run_here(console, survey, resources, num_tasks, executor):
             console.print("stopped; rerun the same command to resume")
             return 130
-        write_report(survey)
+        write_summaries(survey)
         return print_result(console, survey, units)
 
 
@@ -187,7 +191,7 @@ def submit(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_
     LaunchError, SubmissionError
     """
     check_slurm(survey, resources, num_tasks)
-    tasks, last = find_idle_tasks(survey.write_tasks(num_tasks)), get_report_records(survey.path)
+    tasks, last = choose_tasks(survey, num_tasks), get_report_records(survey.path)
     if tasks:
         submission = slurm_executor.Submission(survey.path)
         with slurm_executor.cancel_after_error(submission):
@@ -206,6 +210,21 @@ def submit(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_
     return 0
 
 
+def choose_tasks(survey: SurveyDir, num_tasks: int) -> list[RunDir]:
+    """Return the tasks to start, so that `num_tasks` are at work; those that are stay in the plan.
+
+    Raises
+    ------
+    LaunchError
+    """
+    known = find_runs(survey.path) if (survey.path / "plan.csv").is_file() else []
+    idle = find_idle_tasks(known)
+    active = [index for index, task in enumerate(known) if task not in idle]
+    tasks = survey.write_tasks(max(num_tasks, *(index + 1 for index in active), 0))
+    free = [task for index, task in enumerate(tasks) if index not in active]
+    return free[: max(0, num_tasks - len(active))]
+
+
 def find_idle_tasks(tasks: Sequence[RunDir]) -> list[RunDir]:
     """Return the tasks that no process works on and no job waits for.
 
@@ -221,7 +240,7 @@ def find_idle_tasks(tasks: Sequence[RunDir]) -> list[RunDir]:
 
 def run_here(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_tasks: int, executor: str) -> bool:
     """Run the tasks on this machine; False if Ctrl-C stopped them."""
-    tasks = find_idle_tasks(survey.write_tasks(num_tasks))
+    tasks = choose_tasks(survey, num_tasks)
     if executor == "debug":
         for task in tasks:
             PredictJob(str(task.path))()
@@ -240,5 +259,5 @@ def print_result(console: Console, survey: SurveyDir, units: Sequence[Unit]) -> 
     text = f"{len(units) - len(left):,} of {format_count(len(units), 'unit')} predicted"
     text += f", {len(aside):,} set aside" if aside else ""
     text += f", {len(left - aside.keys()):,} left; rerun the same command to resume" if left - aside.keys() else ""
-    console.print(f"{survey.parts_dir}: {text}", soft_wrap=True)
+    console.print(f"{survey.parts_dir}: {text}; report: {survey.report_file}", soft_wrap=True)
     return 1 if left else 0
