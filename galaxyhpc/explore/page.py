@@ -21,6 +21,7 @@ from galaxyhpc.explore.dataset_summary import (
 from galaxyhpc.explore.examples import make_examples_section, make_noise_section, make_opening_section
 from galaxyhpc.report import page
 from galaxyhpc.report.figures.defaults import use_default_style
+from galaxyhpc.report.figures.plain import make_page_figure
 from galaxyhpc.report.page import Column, Section, Table
 
 MAX_PAIR_IMAGES = 4  # pairs of each kind shown as images
@@ -157,7 +158,7 @@ def _make_classes_section(summary: DatasetSummary) -> Section:
     shown = summary.select_largest_classes(MAX_SHOWN_CLASSES)
     shown_names = [names[label] for label in shown]
     commonest = f"{names[int(counts.argmax())]}, {100 * counts.max() / counts.sum():.1f} %"
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Galaxies of each class",
         f"The fraction of the commonest class ({commonest}) is the chance level of the accuracy."
         f"{figures.describe_left_out(shown, names)}",
@@ -179,7 +180,7 @@ def _make_sky_section(summary: DatasetSummary) -> Section:
     if not known:
         return Section("Sky", paragraphs=("The source has no positions.",))
     low, high = float(np.nanmin(galaxies.dec)), float(np.nanmax(galaxies.dec))
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Positions of the galaxies",
         "Mollweide projection of the whole sky, right ascension (degrees) increasing to the left. Splits are those of "
         "the section Split.",
@@ -217,7 +218,7 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
         reason = "The source has no redshifts."
         return Section("Redshift", paragraphs=(reason,))
     missing, names = len(labels) - known, _get_shown_names(summary)
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Redshift by class",
         f"{VIOLIN_CAPTION}{figures.describe_left_out(list(names), summary.class_names)} Redshift is known for "
         f"{known:,} galaxies; {missing:,} without one (NaN) are left out.",
@@ -265,7 +266,7 @@ def _make_violins(
     figure = figures.draw_violins(values, galaxies.labels, names, ylabel, galaxies.generated, log)
     percentiles = compute_class_percentiles(values, galaxies.labels, len(summary.class_names))
     table = _make_percentile_table(title, f"{ylabel}.", percentiles, summary.class_names, digits=1)
-    return figures.make_page_figure(title, caption, alt, figure), table
+    return make_page_figure(title, caption, alt, figure), table
 
 
 def _make_pairs_section(summary: DatasetSummary) -> Section:
@@ -314,7 +315,7 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
         for first, second, arcsec, conflict in values
     )
     caption = f"{len(shown)} of {_format_count(len(pairs), 'pair')}, side by side: {descriptions}."
-    return figures.make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
+    return make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
 
 
 def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
@@ -362,7 +363,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     facts.append(
         ("sky groups", f"{len(sizes):,}, of them {num_shared:,} with several galaxies; the largest has {sizes.max()}")
     )
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Split of each class",
         f"In per cent of the class.{figures.describe_left_out(list(shown), summary.class_names)}",
         "Stacked bars: the fraction of each class in each split; numbers in the table below.",

@@ -8,6 +8,7 @@ before it and every failure after it; after three, killed processes included, th
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
     from galaxyhpc.data.survey.unit import Unit
+    from galaxyhpc.evaluation.typicality import Typicality
     from galaxyhpc.prediction.pipeline import Pipeline
 
 STOP_MARGIN_SECONDS = 30.0  # between a batch and the time limit
@@ -55,15 +57,30 @@ def run_task(run: RunDir, stop: StopSignal) -> bool:
 
 
 def run_last_task(run: RunDir, stop: StopSignal) -> bool:
-    """Predict what the other tasks have left, then write the report; False if it was asked to stop."""
+    """Predict what the other tasks have left, then summarize the parts; False if it was asked to stop."""
     if not run_task(run, stop):
         return False
-    write_report(SurveyDir(run.sweep_dir))
+    write_summaries(SurveyDir(run.sweep_dir))
     return True
 
 
-def write_report(survey: SurveyDir) -> None:
-    """Write report.html."""
+def write_summaries(survey: SurveyDir) -> None:
+    """Write the report, and the HATS catalogue if it is wanted and nothing is left to predict.
+
+    Raises
+    ------
+    HatsError
+        No galaxy has a position.
+    """
+    from galaxyhpc.prediction.hats_catalogue import write_hats_catalogue
+    from galaxyhpc.prediction.report.page import write_report
+
+    write_report(survey)
+    numbers = [unit.number for unit in survey.read_units()]
+    parts = [survey.get_part(number) for number in numbers if number in survey.list_done()]
+    if survey.read_settings().has_hats and all(survey.is_finished(number) for number in numbers):
+        shutil.rmtree(survey.hats_dir, ignore_errors=True)
+        write_hats_catalogue(parts, survey.hats_dir, survey.path.name)
 
 
 def predict_units(survey: SurveyDir, run: RunDir, stop: StopSignal, rank_info: RankInfo) -> bool:
@@ -133,6 +150,7 @@ def open_predictor(settings: SurveySettings, rank_info: RankInfo) -> Iterator[Pr
     import torch
 
     from galaxyhpc.evaluation import trained_model
+    from galaxyhpc.evaluation.typicality import get_typicality
     from galaxyhpc.prediction.pipeline import Pipeline
 
     num_gpus = torch.cuda.device_count()
@@ -143,9 +161,10 @@ def open_predictor(settings: SurveySettings, rank_info: RankInfo) -> Iterator[Pr
     if weights != settings.identity["weights"]:
         raise SurveyError(f"{', '.join(settings.runs)}: got weights that changed since the plan; run predict again")
     num_workers = min(settings.cpus_per_task, count_cores())
-    with_features = settings.identity["embeddings"]
+    typicality = get_typicality(classifiers[0]) if settings.identity["typicality"] else None
+    with_features = settings.identity["embeddings"] or typicality is not None
     with Pipeline(classifiers, num_workers if num_workers > 1 else 0, None, with_features) as pipeline:
-        yield Predictor(settings, pipeline)
+        yield Predictor(settings, pipeline, typicality)
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,7 @@ class Predictor:
 
     settings: SurveySettings
     pipeline: Pipeline
+    typicality: Typicality | None
 
     def iterate_tables(self, unit: Unit, should_stop: Callable[[], bool]) -> Iterator[Table]:
         """Yield the predictions of a unit, batch by batch.
@@ -168,7 +188,7 @@ class Predictor:
         classifiers, decoder = self.pipeline.classifiers, self.pipeline.decoder
         galaxies = read_unit(unit, decoder.config, decoder.allow_grey)
         for batch in self.pipeline.classify(galaxies, unit.source):
-            yield make_table(batch, classifiers, None, self.settings.identity["embeddings"])
+            yield make_table(batch, classifiers, self.typicality, self.settings.identity["embeddings"])
             if should_stop():
                 raise StopRequested
 
@@ -176,7 +196,7 @@ class Predictor:
 def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predictor, stop: StopSignal) -> bool:
     """Write the part of a unit or record why that failed; False if it was left because the job has to end."""
     from galaxyhpc.prediction import part
-    from galaxyhpc.prediction.pipeline import WorkerError
+    from galaxyhpc.prediction.workers import WorkerError
 
     attempts, start = survey.read_attempts(unit.number), time.monotonic()
     begun = Attempts(attempts.num_begun + 1, attempts.reasons)

@@ -5,6 +5,7 @@
     parts/000012.parquet  the predictions of unit 12; appears whole
     attempts/000012.json  how often unit 12 was begun and why it failed; absent where it is done
     claims/000012       the lock of the process that works on unit 12
+    report.html, hats/  what the last task makes of the parts
     plan.csv, task-0/   the jobs, each with its events and log, as the runs of a sweep
 
 Torch-free, as `status` reads it; a job is given the path of its task and nothing else.
@@ -43,6 +44,7 @@ class SurveySettings:
     inputs: tuple[str, ...]  # files, directories or globs
     identity: dict[str, Any]  # weights by run id, temperatures, reading of the images, columns
     cpus_per_task: int = 1
+    has_hats: bool = False  # a HATS catalogue is wanted, too
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class SurveyDir:
     @property
     def report_file(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def hats_dir(self) -> Path:
+        return self.path / "hats"
 
     def get_part(self, number: int) -> Path:
         return self.parts_dir / f"{number:06}.parquet"
@@ -143,7 +149,8 @@ class SurveyDir:
         try:
             values = json.loads(self.settings_file.read_text(encoding="utf-8"))
             paths = tuple(values["runs"]), tuple(values["inputs"])
-            return SurveySettings(*paths, dict(values["identity"]), int(values["cpus_per_task"]))
+            identity, cpus_per_task = dict(values["identity"]), int(values["cpus_per_task"])
+            return SurveySettings(*paths, identity, cpus_per_task, bool(values["has_hats"]))
         except FileNotFoundError:
             raise SurveyError(f"{self.path}: got no settings.json; expected the directory of a prediction") from None
         except (ValueError, TypeError, KeyError) as error:

@@ -73,9 +73,13 @@ def write_prediction(
     survey.write_units(
         [Unit(number, f"/sky{number}.h5", "hdf5", 0, count, count, 1000, 0) for number, count in enumerate(counts)]
     )
-    weights = {classifier.run.run_id: classifier.weights for classifier in classifiers}
+    identity = {
+        "weights": {classifier.run.run_id: classifier.weights for classifier in classifiers},
+        "temperatures": {classifier.run.run_id: classifier.temperature for classifier in classifiers},
+        "classes": list(classifiers[0].config.data.class_names),
+    }
     runs = tuple(str(classifier.run.path) for classifier in classifiers)
-    survey.write_settings(SurveySettings(runs, ("/sky*.h5",), {"weights": weights}))
+    survey.write_settings(SurveySettings(runs, ("/sky*.h5",), identity))
     survey.parts_dir.mkdir()
     for number, table in enumerate(parts):
         parquet.write_table(table, survey.get_part(number))

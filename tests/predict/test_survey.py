@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -65,6 +67,30 @@ def test_the_parts_have_each_galaxy_once_and_the_probabilities_of_the_short_form
     names = [name for name in expected if name.startswith("raw_p_")]
     assert len(names) == 10 and np.ptp(table[names].to_numpy(), axis=0).max() > 0.05
     np.testing.assert_allclose(table[names], expected[names], rtol=0, atol=1e-6)
+
+
+def test_galaxies_are_selected_from_the_parts_of_a_prediction(unbroken: Path, tmp_path: Path) -> None:
+    command = [str(unbroken), "--select", "raw_probability > 0.7", "--to", str(tmp_path / "sure.csv")]
+    assert main(command) == 0
+    table = pd.concat([pq.read_table(path).to_pandas() for path in sorted((unbroken / "parts").iterdir())])
+    selected = pd.read_csv(tmp_path / "sure.csv")
+    assert 0 < len(selected) < len(table)
+    assert selected["row"].tolist() == table.loc[table["raw_probability"] > 0.7, "row"].tolist()
+    assert main(command) == 2 and main([*command, "--overwrite"]) == 0
+
+
+def test_a_hats_catalogue_is_made_of_the_parts_on_demand(
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_parts(unbroken)
+    assert predict(run, files, unbroken, "--hats") == 0 and read_parts(unbroken) == before
+    rows = pq.read_table(unbroken / "hats" / "dataset", columns=["ra"]).num_rows
+    assert rows == NUM_FILES * NUM_GALAXIES and (unbroken / "hats" / "hats.properties").is_file()
+    no_positions = tmp_path / "a.h5"
+    with h5py.File(no_positions, "w") as file, h5py.File(files / "0.h5") as source:
+        file["images"] = source["images"][:]
+    assert predict(run, no_positions, tmp_path / "out", "--hats") == 2
+    assert "20 galaxies without a position" in capsys.readouterr().err and len(read_parts(tmp_path / "out")) == 1
 
 
 def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
@@ -192,3 +218,20 @@ def test_a_job_begins_no_unit_that_its_time_limit_would_end(unbroken: Path, tmp_
     stop = StopSignal(job_id="no job", end_time=time.time() + 29)
     assert not predict_units(survey, survey.write_tasks(1)[0], stop, RankInfo()) and stop.should_requeue
     assert survey.list_done() == set() and not (survey.path / "attempts").exists()
+
+
+def test_the_dry_run_tells_the_cost_and_writes_nothing(
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(run, files, tmp_path / "out", "--dry-run", "--embeddings") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"hdf5 +6 +6 +120 ", shown) and "decoding: 256 px PNG" in shown
+    assert re.search(r"^120 galaxies: .* CPU-hours, .* GB in parts$", shown, re.MULTILINE)
+    assert "expected end: " in shown and not (tmp_path / "out").exists()
+    before = sorted(unbroken.rglob("*"))
+    assert predict(run, files, unbroken, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "6 done" in shown and "measured on 6 units that are done" in shown
+    size = sum(path.stat().st_size for path in (unbroken / "parts").iterdir()) / 120
+    assert float(re.search(r"10\^8 galaxies: .* CPU-hours, (\S+) GB", shown)[1]) == pytest.approx(size / 10, rel=0.01)
+    assert sorted(unbroken.rglob("*")) == before

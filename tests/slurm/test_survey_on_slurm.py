@@ -1,4 +1,4 @@
-"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and the parts are as if nothing happened."""
+"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and no galaxy is lost or repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from helpers.classifiers import read_ids, read_parts, write_run, write_shards
 from helpers.slurm import Desk
 
-from galaxyhpc import fsck
+from galaxyhpc import cancel, fsck
 from galaxyhpc.predict import __main__ as predict
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.run_dir import RunDir
@@ -43,8 +43,10 @@ def send(ours: Desk, task: RunDir, number: int) -> None:
 def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     run = write_run(ours.path / "runs" / "sweep")
     ids = write_shards(ours.path / "shards", NUM_SHARDS, NUM_GALAXIES)
+    (ours.path / "two.yaml").write_text("tasks_per_node: 2\ntime_minutes: 30\n")  # processes, which share its units
     command = [str(run.path), "--input", "shards/*.parquet", "--output"]
-    printed = ours.command(predict.main, *command, "out", "--executor", "slurm", "--max-parallel", "2")
+    slurm = ("--executor", "slurm", "--profile", "two.yaml", "--max-parallel", "2")
+    printed = ours.command(predict.main, *command, "out", *slurm)
     assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
     tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
     send(ours, tasks[0], signal.SIGUSR2)  # requeued
@@ -58,3 +60,23 @@ def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     assert "1 valid, 0 damaged" in ours.command(fsck.main, "out")
     ours.command(predict.main, *command, "unbroken", "--executor", "debug")
     assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
+
+
+def test_a_prediction_is_cancelled_with_its_report_and_resumed(ours: Desk) -> None:
+    run = write_run(ours.path / "others" / "sweep")
+    write_shards(ours.path / "few", 2, 20)
+    gate = ours.path / "gate"
+    gate.touch()
+    (ours.path / "gate.yaml").write_text(f"""setup: ['while [ -e "{gate}" ]; do sleep 0.1; done']\n""")
+    command = [str(run.path), "--input", "few", "--output", "waiting", "--profile", "gate.yaml"]
+    assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
+    assert "all jobs are queued or at work" in ours.command(predict.main, *command, "--max-parallel", "1")
+    assert "units: 0 of 2 done" in ours.command(status.main, "waiting")
+    ours.command(cancel.main, "waiting")
+    ours.wait_for_jobs()
+    assert "stopped" in ours.command(status.main, "waiting")
+    gate.unlink()
+    assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
+    ours.wait_for_jobs()
+    assert "units: 2 of 2 done" in ours.command(status.main, "waiting"), ours.evidence()
+    assert (ours.path / "waiting" / "report.html").is_file()

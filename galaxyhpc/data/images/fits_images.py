@@ -7,10 +7,11 @@ Bytes (3, S, S) or (S, S, 3) without BANDS are RGB already.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ NANOMAGGIES = ("nanomagg", "nmgy", "nmgg")  # parts of the unit's names, in lowe
 
 
 @contextmanager
-def _open_fits(path: Path, file: BinaryIO | None = None) -> Iterator[Any]:
+def _open_fits(path: Path, file: io.BytesIO | None = None) -> Iterator[Any]:
     """Open the first image of a FITS file, whose pixels are not read yet."""
     from astropy.io import fits
 
@@ -71,7 +72,7 @@ def check_fits(path: Path, config: DataConfig) -> None:
         check_shape(path, height, width, config.crop)
 
 
-def read_fits(path: Path, config: DataConfig, file: BinaryIO | None = None) -> GalaxyImage:
+def read_fits(path: Path, config: DataConfig, file: io.BytesIO | None = None) -> GalaxyImage:
     """Read the first image of a FITS file, or of its bytes, which `path` is only the name of.
 
     Raises

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -136,7 +136,7 @@ def refuse_grey(path: Path, images: Iterator[GalaxyImage | ImageError]) -> Itera
             yield image
 
 
-def read_image(file: Path | BinaryIO, name: str, config: DataConfig) -> GalaxyImage:
+def read_image(file: Path | io.BytesIO, name: str, config: DataConfig) -> GalaxyImage:
     """Return the image of a file with one, cropped and with bands as in `config`; `name` is for messages.
 
     Raises
@@ -153,14 +153,14 @@ def read_image(file: Path | BinaryIO, name: str, config: DataConfig) -> GalaxyIm
         return GalaxyImage(pixels, describe_flaw(pixels))
 
 
-def _is_fits(file: BinaryIO) -> bool:
+def _is_fits(file: io.BytesIO) -> bool:
     head = file.read(len(FITS_SIGNATURE))
     file.seek(0)
     return head == FITS_SIGNATURE
 
 
 @contextmanager
-def _open_picture(file: Path | BinaryIO, path: Path) -> Iterator[Image]:
+def _open_picture(file: Path | io.BytesIO, path: Path) -> Iterator[Image]:
     """Open a PNG, JPEG, TIFF or WebP image of usable colours, whose pixels are not decoded yet."""
     from PIL import Image
 

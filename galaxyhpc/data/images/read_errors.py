@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from galaxyhpc.data.images.galaxy_image import ImageError
 from galaxyhpc.data.sources.read_errors import explain_read_error
@@ -15,11 +14,12 @@ from galaxyhpc.storage.files import sanitize
 
 
 @contextmanager
-def translate_read_errors(path: Path, file_type: str, file: Path | BinaryIO | None = None) -> Iterator[None]:
+def translate_read_errors(path: Path, file_type: str, file: Path | io.BytesIO | None = None) -> Iterator[None]:
     """Turn the errors of a library about a foreign or damaged file into an ImageError of one line.
 
     `file` is the file at `path`, or its bytes where `path` is only a name.
     """
+    size = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -27,9 +27,8 @@ def translate_read_errors(path: Path, file_type: str, file: Path | BinaryIO | No
     except ImageError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        if file is None or isinstance(file, Path):
+        if size is None:
             message = explain_read_error(path, error, file_type)
         else:
-            got = "nothing" if not file.seek(0, os.SEEK_END) else f"{file.tell()} bytes that are none, or damaged"
-            message = f"got {got}; expected {file_type}"
+            message = f"got {f'{size} bytes that are none, or damaged' if size else 'nothing'}; expected {file_type}"
         raise ImageError(sanitize(f"{path}: {message}")) from error

@@ -6,6 +6,7 @@ image files, and directories of these. Columns are found by common names, or nam
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from galaxyhpc.data.images.image_files import (
     find_files,
     read_image,
 )
+from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
 from galaxyhpc.data.survey.unit import Encoded, Unit, UnitGalaxies, check_unchanged
@@ -33,6 +35,7 @@ __all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "read_unit"]
 
 GALAXIES_PER_UNIT = 20_000
 TAR_ENDINGS = (".tar",)
+GZIP_SIGNATURE = b"\x1f\x8b"
 READERS: dict[str, Any] = {  # by kind of unit, each with find_units and read_unit
     "parquet": parquet,
     "hdf5": hdf5,
@@ -127,7 +130,7 @@ def decode_image(
         return encoded
     try:
         if isinstance(encoded, bytes):
-            image = read_image(io.BytesIO(encoded), name, config)
+            image = read_image(_open_bytes(encoded, name), name, config)
         else:
             pixels = convert_pixels(encoded, name, config.crop)
             image = GalaxyImage(pixels, describe_flaw(pixels))
@@ -136,3 +139,11 @@ def decode_image(
     if not allow_grey and is_grey(image.pixels):
         return make_error(Path(name), "a grey image", EXPECTED_COLOURS)
     return image
+
+
+def _open_bytes(encoded: bytes, name: str) -> io.BytesIO:
+    """Return the bytes of an image file, unpacked if they are a FITS file's that was compressed."""
+    if not encoded.startswith(GZIP_SIGNATURE):
+        return io.BytesIO(encoded)
+    with translate_read_errors(Path(name), "a FITS file", io.BytesIO(encoded)):
+        return io.BytesIO(gzip.decompress(encoded))
