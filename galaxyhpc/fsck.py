@@ -1,4 +1,4 @@
-"""Check every file of a sweep's runs and change nothing: `galaxyhpc fsck runs/SWEEP`.
+"""Check every file of a sweep's runs, or of a survey's prediction, and change nothing: `galaxyhpc fsck runs/SWEEP`.
 
 With --unlock, check nothing and remove the locks that processes of other machines left, where the file system cannot
 tell whether they still run: make sure first that they do not. A process that is seen to run keeps its lock.
@@ -31,9 +31,11 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import divide_by_fold
 from galaxyhpc.data.dataset import format_split_settings
 from galaxyhpc.data.split_file import DROPPED, SPLIT_FILE_NAME, SPLITS, read_split_header, read_split_table
-from galaxyhpc.evaluation import attack_results, results
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.attacks import attack_results
 from galaxyhpc.models import kernel_choice
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.prediction.survey import SurveyDir, is_survey
 from galaxyhpc.runtime import lock, slurm
 from galaxyhpc.runtime.console import ConsoleTable, make_console
 from galaxyhpc.storage import checkpoint
@@ -306,12 +308,17 @@ def make_table(checks: list[FileCheck], title: str) -> ConsoleTable:
 
 
 def check_all(path: Path, console: Console) -> list[FileCheck]:
-    """Check a sweep and its split, or one run of it and the split.
+    """Check a sweep and its split, or one run of it and the split; or the prediction of a survey.
 
     Raises
     ------
     RunDirError
     """
+    if is_survey(path):
+        from galaxyhpc.prediction.check import check_survey  # loads pyarrow
+
+        num_parts, errors, notes = check_survey(SurveyDir(path.resolve()))
+        return [FileCheck(f"{num_parts} parts", errors=tuple(map(_sanitize_line, errors)), notes=tuple(notes))]
     runs, sweep_dir = find_runs(path), find_sweep_dir(path)
     checks = []
     for run in track(runs, str(path), console=console, transient=True, disable=not console.is_terminal):
@@ -349,6 +356,7 @@ def _list_locks(runs: Sequence[RunDir], sweep_dir: Path) -> list[Path]:
     configs = [_try_check(_read_config, run)[0] for run in runs]
     caches = {Path(config.data.cache) for config in configs if config is not None}
     shared = [sweep_dir / lock.LAUNCH_LOCK, sweep_dir / ".split.lock", sweep_dir / "report" / ".lock"]
+    shared += sorted(file for file in sweep_dir.glob("claims/*") if file.suffix != lock.HOLDER_SUFFIX)
     files = [*shared, *(cache / ".lock" for cache in sorted(caches))]
     of_runs = [file for run in runs for file in sorted(run.path.glob(".lock-*")) if file.suffix != lock.HOLDER_SUFFIX]
     return [file for file in [*files, *of_runs] if os.path.lexists(file)]
@@ -357,7 +365,7 @@ def _list_locks(runs: Sequence[RunDir], sweep_dir: Path) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of the sweep or run named on the command line."""
     parser = argparse.ArgumentParser(prog="galaxyhpc fsck", description=__doc__)
-    parser.add_argument("path", type=Path, help="runs/SWEEP, or runs/SWEEP/RUN_ID")
+    parser.add_argument("path", type=Path, help="runs/SWEEP, runs/SWEEP/RUN_ID, or the directory of a prediction")
     parser.add_argument("--unlock", action="store_true", help="only remove locks of processes that have ended")
     options, console = parser.parse_args(arguments), make_console()
     path = options.path

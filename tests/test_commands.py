@@ -141,7 +141,7 @@ def test_what_exists_where_the_user_wants_the_output_is_kept(
     file.parent.mkdir(exist_ok=True)
     file.write_text("dear")
     command = importlib.import_module(
-        f"galaxyhpc.{verb}" if verb in ("predict", "export", "demo") else f"galaxyhpc.{verb}.__main__"
+        f"galaxyhpc.{verb}" if verb in ("export", "demo") else f"galaxyhpc.{verb}.__main__"
     )
     assert command.main([*OUTPUTS[verb], str(output)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

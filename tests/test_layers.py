@@ -24,6 +24,7 @@ FOLDERS = (
     ("training", "evaluation"),
     ("analysis",),
     ("report",),
+    ("prediction",),
     ("jobs",),
     ("status",),
     ("launch",),
@@ -130,7 +131,7 @@ def test_a_folder_is_small_and_says_what_lives_there(folder: Path) -> None:
 
 def test_submitting_and_asking_load_no_torch() -> None:
     modules = [f"galaxyhpc.{name}.__main__" if (PACKAGE / name).is_dir() else f"galaxyhpc.{name}" for name in LIGHT]
-    names = ", ".join([*modules, "jobs.train", "jobs.evaluate", "jobs.report"])
+    names = ", ".join([*modules, "jobs.train", "jobs.evaluate", "jobs.predict", "jobs.report"])
     code = f"import sys, {names}; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

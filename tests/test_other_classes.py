@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from helpers.data_files import write_file
 
-from galaxyhpc import export, fsck, predict
+from galaxyhpc import export, fsck
 from galaxyhpc.evaluation import results
 from galaxyhpc.explore import __main__ as explore
 from galaxyhpc.inspect import __main__ as inspect
 from galaxyhpc.launch import __main__ as launch
+from galaxyhpc.predict import __main__ as predict
 from galaxyhpc.report.latex import escape
 from galaxyhpc.status import __main__ as status
 from galaxyhpc.storage.sweep_dir import find_runs

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from galaxyhpc.analysis.statistics import clopper_pearson
-from galaxyhpc.evaluation.attack_results import AttackResults
+from galaxyhpc.evaluation.attacks.attack_results import AttackResults
 
 SUCCESS_COLUMNS = ("label", "set", "budget", "n", "successes", "rate", "low", "high", "seeds")
 

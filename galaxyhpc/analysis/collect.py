@@ -19,7 +19,7 @@ from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig, flatten
 from galaxyhpc.config.setting_parser import DEFAULTS
 from galaxyhpc.evaluation import results
-from galaxyhpc.evaluation.attack_results import AttackResults, read_finished_attack
+from galaxyhpc.evaluation.attacks.attack_results import AttackResults, read_finished_attack
 from galaxyhpc.evaluation.results import Pair
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state

@@ -18,7 +18,7 @@ from galaxyhpc.config.yaml_loader import parse_question
 from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split import NUM_FOLDS
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME, read_flaw_of_division, read_split_table
-from galaxyhpc.evaluation.attack_results import AttackResults
+from galaxyhpc.evaluation.attacks.attack_results import AttackResults
 
 NO_INTERVALS_NOTE = "No intervals were computed, so nothing is bold, compared or drawn."
 NUM_BUDGETS = 40  # points of the curve of success against queries

@@ -24,11 +24,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from galaxyhpc.benchmark import data_pipeline, forecast, scaling, tables
+from galaxyhpc.benchmark import forecast, scaling, tables
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.forecast import BenchmarkFileError
 from galaxyhpc.benchmark.implementations import IMPLEMENTATIONS, Case
 from galaxyhpc.benchmark.layer_timing import list_layers, time_layer
+from galaxyhpc.benchmark.pipelines import prediction, training
 from galaxyhpc.benchmark.timing import NETWORK_PARTS, PARTS, TimingBudget, compare_implementations
 from galaxyhpc.config.group_names import check_group_name
 from galaxyhpc.config.image_size import is_exact_image_size
@@ -43,10 +44,11 @@ from galaxyhpc.storage.files import OVERWRITE_HELP, OutputExistsError, check_out
 GROUPS = ("D16", "D8", "C16", "D4", "C8", "D2", "C4", "D1", "C2", "C1", "cnn")
 CPU_BATCH_SIZES = {"D16": 4, "D8": 4, "C16": 4, "D4": 8, "C8": 8}  # 16 for smaller groups
 GPU_BATCH_SIZE = 32
-ALL_PARTS = (*NETWORK_PARTS, "layers", "data", "scaling")
+ALL_PARTS = (*NETWORK_PARTS, "layers", "data", "scaling", "predict")
 DEFAULT_PARTS = (*PARTS, "data", "scaling")
 KERNELS = ("auto", "dense", "harmonic")
 SMALLEST_NETWORKS = ("C1", "cnn")
+PREDICTING_NETWORKS = ["C4", "cnn"]  # unless groups are named
 TIMING_BUDGETS = {"cpu": TimingBudget(3, 0.5), "cuda": TimingBudget(4, 0.5)}
 
 JsonDict = dict[str, Any]
@@ -120,6 +122,11 @@ def _measure_parts(options: argparse.Namespace, cases: Sequence[Case], results: 
     if "scaling" in other_parts and not is_skipped("scaling"):
         progress.update(task, description="scaling")
         add_results(scaling=scaling.measure_scaling(_make_case(options, "C4"), budget))
+    if "predict" in other_parts and not is_skipped("predict"):
+        progress.update(task, description="predict")
+        names = PREDICTING_NETWORKS if options.groups == list(GROUPS) else options.groups
+        predicting = [_make_case(options, name) for name in names]
+        prediction.measure_predictions(predicting, budget, lambda values: add_results(predict=values))
 
 
 def _measure_layers(case: Case, budget: TimingBudget) -> list[JsonDict]:
@@ -140,8 +147,8 @@ def _measure_data(options: argparse.Namespace, networks: dict[str, JsonDict], bu
             network = compare_implementations(case, ["ours"], ["training"], budget, lambda network: None)
         smallest[name] = network
     batch_size = _make_case(options, SMALLEST_NETWORKS[0]).batch_size
-    data = data_pipeline.measure_pipeline(options.size, batch_size, options.device, budget)
-    return data | {"fraction_of_step": data_pipeline.compute_step_fractions(data, smallest)}
+    data = training.measure_pipeline(options.size, batch_size, options.device, budget)
+    return data | {"fraction_of_step": training.compute_step_fractions(data, smallest)}
 
 
 def _print_forecast(options: argparse.Namespace, console: Console) -> int:
@@ -162,7 +169,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     implementations_help = f"compare only these of {','.join(IMPLEMENTATIONS)} (all)"
-    parts_help = f"measure only these of {','.join(ALL_PARTS)} (all but profile and, on a GPU only, layers)"
+    parts_help = f"measure only these of {','.join(ALL_PARTS)} (all but predict and profile and, on a GPU only, layers)"
     from_help = "with --predict: the file of an earlier benchmark that measured the training of `ours`"
     add(
         "--device",

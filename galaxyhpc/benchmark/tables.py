@@ -21,6 +21,8 @@ def make_tables(results: JsonDict) -> Iterator[ConsoleTable]:
         yield make_data_table(results["data"])
     if "scaling" in results:
         yield make_scaling_table(results["scaling"])
+    if "predict" in results:
+        yield make_prediction_table(results["predict"])
 
 
 def make_network_tables(networks: dict[str, JsonDict]) -> Iterator[ConsoleTable]:
@@ -92,6 +94,25 @@ def make_scaling_table(results: JsonDict) -> ConsoleTable:
     for world_size in (1, 2):
         rows.append((f"images/s, {world_size} processes", _format_number(results[f"images_per_second_{world_size}"])))
     return _make_pair_table(title, rows)
+
+
+def make_prediction_table(results: Sequence[JsonDict]) -> ConsoleTable:
+    """Make the table of the predictions of a survey."""
+    rows = [
+        (
+            result["network"],
+            result["format"],
+            *(_format_number(result["images_per_second"][stage]) for stage in ("decoded", "classified", "both")),
+            _format_number(result["limit"]),
+            f"{result['fraction_of_limit']:.0%}",
+            f"{value:.0%}" if (value := result.get("fraction_of_limit_by_cpu_time")) else "",
+        )
+        for result in results
+    ]
+    stages = ("decoded\n/s", "classified\n/s", "both\n/s", "limit\n/s")
+    heads = ("network", "images", *stages, "reached", "by CPU\ntime")
+    title = f"predict: images of {results[0]['side']} px, networks of {results[0]['size']} px"
+    return ConsoleTable(title, heads, rows, texts=("images",))
 
 
 def make_sweep_table(sweep_name: str, forecasts: Sequence[RunForecast], device_name: str) -> ConsoleTable:

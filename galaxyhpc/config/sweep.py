@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.config import MAX_RUNS
-from galaxyhpc.config.schema import DataConfig, RunConfig
+from galaxyhpc.config.schema import DataConfig, RequestedResources, RunConfig
 from galaxyhpc.config.setting_parser import (
     DEFAULTS,
     PRESET_KEY,
@@ -111,6 +111,17 @@ def load_data_config(source: str, overrides: Sequence[str] = ()) -> DataConfig:
     return _SweepParser().parse_data(source, overrides)
 
 
+def load_resources(profile: Path | None) -> RequestedResources:
+    """Return the resources of a profile, for jobs that are in no sweep.
+
+    Raises
+    ------
+    SweepError
+        With all errors at once.
+    """
+    return _SweepParser().parse_resources(profile)
+
+
 class _SweepParser:
     """Reads one sweep; `errors` collects those of the file, the profile and --set."""
 
@@ -148,6 +159,17 @@ class _SweepParser:
         if self.errors.errors or config is None:
             raise SweepError(self.errors.format_lines())
         return config.data
+
+    def parse_resources(self, profile: Path | None) -> RequestedResources:
+        file = None if profile is None else self.reader.read_file(profile)
+        settings = {} if file is None else self.parser.read_settings(file, "", "resources.")
+        location = SourceLocation(str(profile or "resources"))
+        config = self.parser.build_run_config(
+            merge(settings, {"model.architecture": Entry("cnn", location)}), location, seed=0
+        )
+        if self.errors.errors or config is None:
+            raise SweepError(self.errors.format_lines())
+        return config.resources
 
     def _parse_overrides(self, overrides: Sequence[str]) -> dict[str, Entry]:
         """Read --set, the last one for a key counts; return what belongs at the top of the file."""

@@ -23,7 +23,8 @@ from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.loader import DeviceDataset, load_device_dataset
-from galaxyhpc.evaluation import attack, results
+from galaxyhpc.evaluation import results
+from galaxyhpc.evaluation.attacks import attack
 from galaxyhpc.evaluation.calibration import fit_temperature
 from galaxyhpc.evaluation.corruptions import Survey, corrupt
 from galaxyhpc.models import kernel_choice

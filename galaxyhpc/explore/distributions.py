@@ -12,6 +12,7 @@ from galaxyhpc.explore.dataset_summary import (
     DatasetSummary,
     compute_class_percentiles,
 )
+from galaxyhpc.report.figures.plain import make_page_figure
 from galaxyhpc.report.page import PageFigure, Section, Table
 from galaxyhpc.runtime.console import format_count
 
@@ -25,7 +26,7 @@ def make_redshift_section(summary: DatasetSummary) -> Section:
         reason = "The source has no redshifts."
         return Section("Redshift", paragraphs=(reason,))
     missing, names = len(labels) - known, get_shown_names(summary)
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Redshift by class",
         f"{VIOLIN_CAPTION}{figures.describe_left_out(list(names), summary.class_names)} Redshift is known for "
         f"{known:,} galaxies; {missing:,} without one (NaN) are left out.",
@@ -71,4 +72,4 @@ def _make_violins(summary: DatasetSummary, column: str, title: str, ylabel: str,
     figure = figures.draw_violins(values, galaxies.labels, names, ylabel, galaxies.generated, log)
     percentiles = compute_class_percentiles(values, galaxies.labels, len(summary.class_names))
     table = make_percentile_table(title, f"{ylabel}.", percentiles, summary.class_names, digits=1)
-    return figures.make_page_figure(title, caption, alt, figure), table
+    return make_page_figure(title, caption, alt, figure), table

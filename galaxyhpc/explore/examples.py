@@ -6,6 +6,7 @@ import numpy as np
 
 from galaxyhpc.explore import figures
 from galaxyhpc.explore.dataset_summary import DatasetSummary, select_examples
+from galaxyhpc.report.figures.plain import make_page_figure
 from galaxyhpc.report.page import Section
 
 EXAMPLES_PER_CLASS = 8  # of each class
@@ -22,7 +23,7 @@ def make_examples_section(summary: DatasetSummary) -> Section:
     examples = select_examples(summary.galaxies.labels, classes, EXAMPLES_PER_CLASS)
     names = summary.class_names
     images_by_class = {names[label]: [(str(row), images[row]) for row in rows] for label, rows in examples.items()}
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         f"{EXAMPLES_PER_CLASS} galaxies of each class",
         f"Evenly spaced in the rows of each class. Above each image its row in the file, from 0."
         f"{figures.describe_left_out(classes, names)}",
@@ -48,7 +49,7 @@ def make_opening_section(summary: DatasetSummary) -> Section:
     for radius in OPENING_RADII_PX:
         opened = Opening(radius)(pixels).to(torch.uint8).numpy()
         images_by_opening[f"disk, {radius} px"] = [("", image) for image in opened]
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "A galaxy of each class after openings",
         "Galaxies of median signal-to-noise in their classes, each with its row in the file; opened with a disk of the "
         f"radius on the left, each colour separately. From the left: {', '.join(names)}."
@@ -73,7 +74,7 @@ def make_noise_section(summary: DatasetSummary) -> Section:
     classes = [int(snr.index[int(position)]) for position in (snr.argmin(), snr.argmax())]
     rows = [_find_median_snr_galaxy(summary, label) for label in classes]
     names = " and ".join(f"{summary.class_names[c]}, row {row}" for c, row in zip(classes, rows, strict=True))
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Under noise",
         f"{names}: of median signal-to-noise in the classes where it is lowest and highest. Networks are evaluated on "
         "the same pixels.",

@@ -5,7 +5,6 @@ Figures are made without pyplot. Splits differ in colour and marker; all colours
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -17,22 +16,19 @@ from matplotlib.ticker import FixedLocator
 from scipy.stats import gaussian_kde
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
-from galaxyhpc.report import page
+from galaxyhpc.report.figures.plain import (
+    WARNING_COLOUR,
+    draw_class_axis,
+    draw_graticule,
+    make_plain_figure,
+    project,
+)
 from galaxyhpc.report.figures.style import PALETTE, format_class_name, style_axes
 
-WARNING_COLOUR = "#B00020"
 TILE_INCHES = 1.2  # side of an image
-MAP_CENTRE_RA_DEG = 120.0  # right ascension at the centre of the map: neither half of the survey is cut
 BLUE, ORANGE, GREEN, DARK = PALETTE[:4]
 LOG_TICKS = np.outer(10.0 ** np.arange(-3, 4), [1, 2, 5]).ravel()  # of a logarithmic axis
 SPLIT_STYLES = {"train": (BLUE, "o"), "validation": (ORANGE, "s"), "test": (GREEN, "^"), "dropped": ("black", "x")}
-
-
-def _make_figure(width_inches: float, height_inches: float, generated: bool) -> Figure:
-    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
-    if generated:
-        figure.suptitle(GENERATED_NOTICE, fontsize=9, color=WARNING_COLOUR)
-    return figure
 
 
 def describe_left_out(shown: Sequence[int], class_names: Sequence[str]) -> str:
@@ -42,19 +38,13 @@ def describe_left_out(shown: Sequence[int], class_names: Sequence[str]) -> str:
     return f" Shown: the {len(shown)} largest of {len(class_names):,} classes."
 
 
-def _draw_class_axis(axes: Axes, class_names: Sequence[str]) -> None:
-    """Write the names of bars from the top."""
-    axes.set_yticks(range(len(class_names)), [format_class_name(name) for name in class_names])
-    axes.set_ylim(len(class_names) - 0.5, -0.5)
-
-
 def draw_class_counts(counts: np.ndarray, class_names: Sequence[str], generated: bool) -> Figure:
     """Draw (K,) counts of galaxies per class as labelled bars."""
-    figure = _make_figure(7.5, 0.8 + 0.28 * len(counts), generated)
+    figure = make_plain_figure(7.5, 0.8 + 0.28 * len(counts), generated)
     axes = figure.subplots()
     bars = axes.barh(range(len(counts)), counts, color=DARK)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize=9)
-    _draw_class_axis(axes, class_names)
+    draw_class_axis(axes, class_names)
     axes.set(xlabel="galaxies", xlim=(0, 1.1 * counts.max()))
     style_axes(axes, "")
     return figure
@@ -62,14 +52,14 @@ def draw_class_counts(counts: np.ndarray, class_names: Sequence[str], generated:
 
 def draw_split_fractions(counts: pd.DataFrame, class_names: Sequence[str], generated: bool) -> Figure:
     """Draw the fraction of each class in each split, in per cent; `counts` has rows of `count_by_split`."""
-    figure = _make_figure(7.5, 1.1 + 0.28 * len(counts), generated)
+    figure = make_plain_figure(7.5, 1.1 + 0.28 * len(counts), generated)
     axes = figure.subplots()
     percent = 100 * counts.div(counts.sum(axis=1), axis=0)
     left = np.zeros(len(percent))
     for name in percent:
         axes.barh(range(len(percent)), percent[name], left=left, color=SPLIT_STYLES[str(name)][0], label=name)
         left += percent[name].to_numpy()
-    _draw_class_axis(axes, class_names)
+    draw_class_axis(axes, class_names)
     axes.set(xlabel="per cent of the class", xlim=(0, 100))
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     style_axes(axes, "")
@@ -78,38 +68,20 @@ def draw_split_fractions(counts: pd.DataFrame, class_names: Sequence[str], gener
 
 def draw_sky(split: pd.DataFrame, generated: bool) -> Figure:
     """Draw all galaxies by split on an all-sky Mollweide map, east to the left, with the galactic plane."""
-    figure = _make_figure(9.0, 5.2, generated)
+    figure = make_plain_figure(9.0, 5.2, generated)
     axes = figure.add_subplot(projection="mollweide")
     axes.plot(*_compute_galactic_equator(), color="0.6", lw=1, ls="--", label="galactic plane")
     size = float(np.clip(6000 / len(split), 2, 14))
     for name, (colour, marker) in SPLIT_STYLES.items():
         galaxies = split[split["split"] == name]
         if len(galaxies):
-            position = _project(galaxies["ra"].to_numpy(), galaxies["dec"].to_numpy())
+            position = project(galaxies["ra"].to_numpy(), galaxies["dec"].to_numpy())
             marker_size, edge_width = size * (1 if name == "train" else 2), 0.7 * (marker == "x")
             label = f"{name} ({len(galaxies):,})"
             axes.scatter(*position, s=marker_size, c=colour, marker=marker, lw=edge_width, label=label)
-    _draw_graticule(axes)
+    draw_graticule(axes)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9, markerscale=1.6)
     return figure
-
-
-def _draw_graticule(axes: Axes) -> None:
-    """Draw the grid of right ascension and declination, with labels south of a survey of the equator."""
-    degrees = np.arange(-150, 151, 30)
-    axes.set_xticks(np.radians(degrees), [""] * len(degrees))
-    for degree in degrees:
-        text = f"{(MAP_CENTRE_RA_DEG - degree) % 360:.0f}°"
-        x, y = np.radians(degree), np.radians(-37.5)
-        axes.text(x, y, text, fontsize=8, color="0.3", ha="center", va="center")
-    axes.tick_params(axis="y", labelsize=8, labelcolor="0.3")
-    axes.grid(color="0.88", lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _project(ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert degrees to the projection's radians; right ascension increases to the left, as on the sky."""
-    return np.radians((MAP_CENTRE_RA_DEG - ra + 180) % 360 - 180), np.radians(dec)
 
 
 def _compute_galactic_equator() -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +89,7 @@ def _compute_galactic_equator() -> tuple[np.ndarray, np.ndarray]:
     from astropy.coordinates import SkyCoord
 
     equator = SkyCoord(l=np.linspace(0, 360, 721), b=np.zeros(721), unit="deg", frame="galactic").icrs
-    x, y = _project(equator.ra.deg, equator.dec.deg)
+    x, y = project(equator.ra.deg, equator.dec.deg)
     order = np.argsort(x)
     return x[order], y[order]
 
@@ -132,7 +104,7 @@ def draw_violins(
     Values that are not finite (if `log`, not positive) are left out; a class with fewer than two different values
     gets points instead.
     """
-    figure = _make_figure(max(9.0, 1.0 + 0.3 * len(names)), 4.6, generated)
+    figure = make_plain_figure(max(9.0, 1.0 + 0.3 * len(names)), 4.6, generated)
     axes = figure.subplots()
     is_shown = np.isfinite(values) & ((values > 0) if log else True)
     for position, label in enumerate(names):
@@ -214,10 +186,3 @@ def _draw_tile(axes: Axes, image: np.ndarray, name: str, left: float, top: float
     extent = (left, left + TILE_INCHES, top + TILE_INCHES, top)
     axes.imshow(image.transpose(1, 2, 0), extent=extent, aspect="auto", interpolation="nearest")
     axes.text(left + TILE_INCHES / 2, top - 0.04, name, fontsize=8, ha="center", va="bottom")
-
-
-def make_page_figure(title: str, caption: str, alt: str, figure: Figure, dpi: int = 140) -> page.PageFigure:
-    """Render a figure as PNG for a page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return page.PageFigure(title, caption, alt, buffer.getvalue())

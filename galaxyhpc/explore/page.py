@@ -16,6 +16,7 @@ from galaxyhpc.explore.examples import make_examples_section, make_noise_section
 from galaxyhpc.explore.findings import describe_chance, describe_findings, format_title
 from galaxyhpc.report import page
 from galaxyhpc.report.figures.defaults import use_default_style
+from galaxyhpc.report.figures.plain import make_page_figure
 from galaxyhpc.report.page import Column, Section, Table
 from galaxyhpc.runtime.console import format_count
 
@@ -102,7 +103,7 @@ def _make_classes_section(summary: DatasetSummary) -> Section:
     frame = add_class_names(pd.DataFrame({"galaxies": counts, "percent": 100 * counts / counts.sum()}), names)
     shown = summary.select_largest_classes(MAX_SHOWN_CLASSES)
     shown_names = [names[label] for label in shown]
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Galaxies of each class",
         f"{describe_chance(summary)}{figures.describe_left_out(shown, names)}",
         f"Bars of galaxies per class: {'; '.join(f'{names[label]} {counts[label]:,}' for label in shown)}.",
@@ -123,7 +124,7 @@ def _make_sky_section(summary: DatasetSummary) -> Section:
     if not known:
         return Section("Sky", paragraphs=("The source has no positions.",))
     low, high = float(np.nanmin(galaxies.dec)), float(np.nanmax(galaxies.dec))
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Positions of the galaxies",
         "Mollweide projection of the whole sky, right ascension (degrees) increasing to the left. Splits are those of "
         "the section Split.",
@@ -180,7 +181,7 @@ def _make_pair_figure(summary: DatasetSummary, pairs: pd.DataFrame, title: str) 
         for first, second, arcsec, conflict in values
     )
     caption = f"{len(shown)} of {format_count(len(pairs), 'pair')}, side by side: {descriptions}."
-    return figures.make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
+    return make_page_figure(title, caption, f"Images of pairs of galaxies: rows {descriptions}.", figure)
 
 
 def _make_pair_tables(summary: DatasetSummary) -> tuple[Table, ...]:
@@ -228,7 +229,7 @@ def _make_split_section(summary: DatasetSummary) -> Section:
     facts.append(
         ("sky groups", f"{len(sizes):,}, of them {num_shared:,} with several galaxies; the largest has {sizes.max()}")
     )
-    figure = figures.make_page_figure(
+    figure = make_page_figure(
         "Split of each class",
         f"In per cent of the class.{figures.describe_left_out(list(shown), summary.class_names)}",
         "Stacked bars: the fraction of each class in each split; numbers in the table below.",

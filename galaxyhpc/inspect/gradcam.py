@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from galaxyhpc.inspect.features import ProbedLayers, find_probed_layers
+from galaxyhpc.models.activations import ProbedLayers, find_probed_layers
 
 
 @dataclass(frozen=True)

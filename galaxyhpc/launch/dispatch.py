@@ -36,12 +36,12 @@ def find_unfinished_runs(directory: Path, configs: Sequence[RunConfig]) -> dict[
     pending_runs = {}
     for config in configs:
         run = RunDir(directory / config.run_id)
-        if not (is_evaluated(run, config) or is_busy(run, queued) or _is_queued(run, queued)):
+        if not (is_evaluated(run, config) or is_busy(run, queued) or is_queued(run, queued)):
             pending_runs[run] = run.with_retry_changes(config.resources.resolved)
     return pending_runs
 
 
-def _is_queued(run: RunDir, queued_jobs: dict[str, slurm.QueuedJob]) -> bool:
+def is_queued(run: RunDir, queued_jobs: dict[str, slurm.QueuedJob]) -> bool:
     """Whether a job of this run waits or runs in Slurm's queue.
 
     A launch that is killed between sbatch and the record of the job id leaves only the token of the array.

@@ -27,9 +27,12 @@ from galaxyhpc.status.table import get_max_rows, make_table_from_records
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 from jobs.evaluate import EvaluateJob
+from jobs.predict import PredictJob
 from jobs.train import TrainJob
 
 POLL_SECONDS = 0.5
+
+Job = TrainJob | EvaluateJob | PredictJob
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,10 @@ def _list_gpu_ids() -> tuple[str, ...]:
     return ids if selection.strip().startswith("MIG-") else ids[:num_gpus]
 
 
-def start_job(
-    job: TrainJob | EvaluateJob, run: RunDir, resources: ResourcesConfig, gpu_ids: tuple[str, ...]
-) -> RunningJob:
+def start_job(job: Job, run: RunDir, resources: ResourcesConfig, gpu_ids: tuple[str, ...]) -> RunningJob:
     """Start the processes of a job, one per GPU if it has GPUs; they log into the run directory."""
     is_training = isinstance(job, TrainJob)
-    num_tasks = min(resources.num_tasks, len(gpu_ids) or resources.num_tasks) if is_training else 1
+    num_tasks = 1 if isinstance(job, EvaluateJob) else min(resources.num_tasks, len(gpu_ids) or resources.num_tasks)
     command = f"env {_get_gpu_variables()[0]}={shlex.quote(','.join(gpu_ids))} {shlex.quote(sys.executable)}"
     executor = submitit.LocalExecutor(run.log_dir, python=command)  # submitit's visible_gpus takes numbers only
     executor.update_parameters(timeout_min=resources.time_minutes, tasks_per_node=num_tasks, stderr_to_stdout=True)
@@ -121,11 +122,24 @@ def _ignore_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def run_all(pending_runs: dict[RunDir, ResourcesConfig], machine: Machine, console: Console, title: str) -> bool:
-    """Train and evaluate runs in the given order under one live view; False if Ctrl-C stopped them."""
-    pending: list[tuple[Callable[[str], TrainJob | EvaluateJob], RunDir]] = [
-        (EvaluateJob if run.best_file.exists() else TrainJob, run) for run in pending_runs
-    ]
+def choose_job(run: RunDir) -> Job:
+    """Return the next job of a sweep's run."""
+    path = str(run.path)
+    return EvaluateJob(path) if run.best_file.exists() else TrainJob(path)
+
+
+def run_all(
+    pending_runs: dict[RunDir, ResourcesConfig],
+    machine: Machine,
+    console: Console,
+    title: str,
+    choose_job: Callable[[RunDir], Job] = choose_job,
+) -> bool:
+    """Run the jobs of runs in the given order under one live view; False if Ctrl-C stopped them.
+
+    An evaluation follows a training that succeeded.
+    """
+    pending = [(choose_job(run), run) for run in pending_runs]
     running: list[RunningJob] = []
     with _live_view(list(pending_runs), console, title) as update_view:
         try:
@@ -133,10 +147,10 @@ def run_all(pending_runs: dict[RunDir, ResourcesConfig], machine: Machine, conso
                 for job in [job for job in running if job.handle.done()]:
                     running.remove(job)
                     if job.is_training and job.run.best_file.exists():
-                        pending.insert(0, (EvaluateJob, job.run))
+                        pending.insert(0, (choose_job(job.run), job.run))
                 while pending and (gpus := machine.assign_gpus(pending_runs[pending[0][1]], running)) is not None:
-                    job_type, run = pending.pop(0)
-                    running.append(start_job(job_type(str(run.path)), run, pending_runs[run], gpus))
+                    next_job, run = pending.pop(0)
+                    running.append(start_job(next_job, run, pending_runs[run], gpus))
                 update_view()
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:

@@ -44,7 +44,7 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     exit $status
 fi' ERR"""
 
-STAGES = ("canary", "train", "evaluate", "report")
+STAGES = ("canary", "train", "evaluate", "predict", "report")
 
 JobType = Callable[[str], Callable[[], str]]
 RunsByResources = dict[ResourcesConfig, list[RunDir]]
@@ -211,7 +211,7 @@ class Submission:
         """Submit arrays of runs, each with its own dependency, and return the job ids of each array."""
         ids: list[list[str]] = []
         for array, dependency in zip(arrays, dependencies, strict=True):
-            previous = "" if array.depends_on is None else _make_end_dependency(ids[array.depends_on])
+            previous = "" if array.depends_on is None else make_end_dependency(ids[array.depends_on])
             ids.append(self._submit_runs(stage, job_type, array, dependency, previous))
         return ids
 
@@ -219,13 +219,13 @@ class Submission:
         """Submit one job per run; record the array's token before the submission and the job ids after it."""
         token = secrets.token_hex(6)
         self.tokens.add(token)
-        self.runs += array.runs if stage == "train" else []
+        self.runs += array.runs if stage in ("train", "predict") else []
         for run in array.runs:
             run.record("submitting", token=token)
         parameters = make_submitit_parameters(f"{self.sweep.name}-{stage}", array.resources, array.max_parallel)
         parameters["comment"] = token
         job_ids = self.submit_array(stage, [job_type(str(run.path)) for run in array.runs], parameters, *dependencies)
-        event = "submitted" if stage == "train" else "evaluation submitted"
+        event = "evaluation submitted" if stage == "evaluate" else "submitted"
         for run, job_id in zip(array.runs, job_ids, strict=True):
             canary = {"canary": self.job_ids["canary"][0]} if stage == "train" and self.job_ids["canary"] else {}
             run.record(event, job=job_id, executor="slurm", token=token, **canary)
@@ -266,15 +266,27 @@ def submit(
     SubmissionError
     """
     submission = Submission(sweep)
-    try:
+    with cancel_after_error(submission):
         _submit_all(submission, untrained, trained, max_parallel, canary)
+    return submission.job_ids
+
+
+@contextmanager
+def cancel_after_error(submission: Submission) -> Iterator[None]:
+    """Cancel all jobs of a submission where one is refused or the launch is interrupted.
+
+    Raises
+    ------
+    SubmissionError
+    """
+    try:
+        yield
     except FailedJobError as error:
         submission.cancel_all()
         raise SubmissionError(f"sbatch: {str(error).strip()}; all jobs of this launch were cancelled") from error
     except BaseException:
         submission.cancel_all()
         raise
-    return submission.job_ids
 
 
 def _submit_all(
@@ -301,7 +313,7 @@ def _submit_all(
     ids += submission.submit_stage("evaluate", EvaluateJob, list(map(_single_process, to_evaluate)), after_nothing)
     parameters = make_submitit_parameters(f"{name}-report", _make_report_resources(untrained or trained), None)
     (job_id,) = submission.submit_array(
-        "report", [ReportJob(str(submission.sweep))], parameters, _make_end_dependency(*ids)
+        "report", [ReportJob(str(submission.sweep))], parameters, make_end_dependency(*ids)
     )
     report.record("submitted", job=job_id, executor="slurm")
 
@@ -312,7 +324,7 @@ def _make_success_dependency(job_ids: Sequence[str]) -> str:
     return f"aftercorr:{array}" if "_" in job_ids[0] else f"afterok:{array}"
 
 
-def _make_end_dependency(*arrays: Sequence[str]) -> str:
+def make_end_dependency(*arrays: Sequence[str]) -> str:
     """Return the dependency on the end of all these jobs, failed or not."""
     return "afterany:" + ":".join(get_array_ids(job for jobs in arrays for job in jobs))
 
@@ -323,9 +335,14 @@ def get_array_ids(job_ids: Iterable[str]) -> list[str]:
 
 
 def _single_process(array: JobArray) -> JobArray:
-    """Return the array that evaluates these runs: one process each, with one GPU if they have any."""
-    resources = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, array.resources.gpus_per_node)}
-    return replace(array, resources=array.resources.model_copy(update=resources))
+    """Return the array that evaluates these runs."""
+    return replace(array, resources=make_single_process(array.resources))
+
+
+def make_single_process(resources: ResourcesConfig) -> ResourcesConfig:
+    """Return the resources of one process, with one GPU if there are any."""
+    values = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": min(1, resources.gpus_per_node)}
+    return resources.model_copy(update=values)
 
 
 def _make_report_resources(runs_by_resources: RunsByResources) -> ResourcesConfig:

@@ -33,6 +33,12 @@ def format_count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def format_duration(seconds: float) -> str:
+    """Format `0:04:10`, hours first."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 @dataclass(frozen=True, eq=False)
 class ConsoleTable:
     """A table that fits the console: no number is cut or folded, and no text is cut.

@@ -105,7 +105,14 @@ class NoProgressError(RuntimeError):
     """A job that starts again and again without progress."""
 
 
-def check_crash_loop(run: RunDir, rank_info: RankInfo) -> None:
+def get_training_progress(run: RunDir) -> str:
+    """Return the progress of a training or an evaluation in words."""
+    return run.progress
+
+
+def check_crash_loop(
+    run: RunDir, rank_info: RankInfo, get_progress: Callable[[RunDir], str] = get_training_progress
+) -> None:
     """Record this start of a Slurm job, and refuse one that made no progress in `MAX_STARTS_WITHOUT_PROGRESS` starts.
 
     A newly submitted job counts from zero.
@@ -116,7 +123,7 @@ def check_crash_loop(run: RunDir, rank_info: RankInfo) -> None:
     """
     if rank_info.rank != 0 or "SUBMITIT_FOLDER" not in os.environ or not _get_slurm_environment():
         return
-    job, progress = rank_info.job_attempt.rpartition(".")[0], run.progress
+    job, progress = rank_info.job_attempt.rpartition(".")[0], get_progress(run)
     assigned = [event for event in run.read_events() if event["event"] == "assigned"]
     starts = [event for event in assigned if str(event.get("job")).rpartition(".")[0] == job]
     run.record("assigned", job=rank_info.job_attempt, nodes=rank_info.node_names, progress=progress)
@@ -128,8 +135,14 @@ def check_crash_loop(run: RunDir, rank_info: RankInfo) -> None:
         )
 
 
-def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
+def run_job(
+    path: str,
+    target: Callable[[RunDir, StopSignal], bool],
+    get_progress: Callable[[RunDir], str] = get_training_progress,
+) -> str:
     """Run a job's target on a run directory; see the module's docstring.
+
+    A job that starts again and again while `get_progress` returns the same is refused.
 
     Raises
     ------
@@ -145,8 +158,9 @@ def run_job(path: str, target: Callable[[RunDir, StopSignal], bool]) -> str:
     _remove_stale_results()
     with catch_stop_signals() as stop, watch_parent(stop), exclusive_lock(run, rank_info):
         try:
-            check_crash_loop(run, rank_info)
-            _read_time_limit(stop, rank_info)
+            check_crash_loop(run, rank_info, get_progress)
+            if rank_info.rank == 0:  # all processes of a training stop together
+                read_time_limit(stop)
             is_done = target(run, stop)
         except Exception as error:
             record_failure(run, rank_info, error)
@@ -179,10 +193,10 @@ def _remove_stale_results() -> None:
         result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
 
 
-def _read_time_limit(stop: StopSignal, rank_info: RankInfo) -> None:
-    """Ask Slurm for the end of the time limit, on rank 0 only: all ranks stop together."""
+def read_time_limit(stop: StopSignal) -> None:
+    """Ask Slurm for the end of the time limit."""
     job = _get_slurm_environment()
-    if job is not None and rank_info.rank == 0:
+    if job is not None:
         stop.job_id, stop.end_time = job.job_id, slurm.get_end_time(job.job_id)
 
 
@@ -191,7 +205,7 @@ def record_failure(run: RunDir, rank_info: RankInfo, error: Exception) -> None:
     trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
     message = f"{type(error).__name__}: {error}"
     try:
-        run.record("failed", why=message, rank=rank_info.rank, cause=_classify_error(error), trace=trace)
+        run.record("failed", why=message, rank=rank_info.rank, cause=classify_error(error), trace=trace)
     except OSError as record_error:  # such as a full disk
         print(f"{run.events_file}: not recorded ({record_error}): failed, {message}", flush=True)
 
@@ -205,7 +219,7 @@ def print_error(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def _classify_error(error: Exception) -> str:
+def classify_error(error: Exception) -> str:
     """Return the failure type: memory, disk, connection, no progress or error; `retry` decides by it."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or "OutOfMemoryError" in text or "can't allocate memory" in text:

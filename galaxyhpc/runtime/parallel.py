@@ -32,7 +32,7 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], title: str, min
     if processes < 2:
         return [function(item) for item in bar(items)]
     chunk_size = max(1, len(items) // (8 * processes))  # small: a process that is done early takes more
-    with ProcessPoolExecutor(processes, initializer=_init_worker, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, initializer=init_worker, initargs=(os.getpid(),)) as pool:
         return list(bar(pool.map(function, items, chunksize=chunk_size)))
 
 
@@ -44,7 +44,7 @@ def count_cores() -> int:
     return num_cores
 
 
-def _init_worker(parent_pid: int) -> None:
+def init_worker(parent_pid: int) -> None:
     """Use one core, end with the parent, and leave Ctrl-C, which all processes of a terminal get, to it."""
     die_with_parent(parent_pid)
     threadpool_limits(1)

@@ -29,6 +29,7 @@ ADVICE_BY_STATE = {
     RunState.TRAINED: "launch the sweep again if no evaluation is submitted",
     RunState.EVALUATING: "wait",
     RunState.EVALUATED: "nothing: it is complete",
+    RunState.PREDICTED: "nothing: it left no unit",
 }
 
 

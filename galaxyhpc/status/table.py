@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from galaxyhpc.runtime.console import ConsoleTable
+from galaxyhpc.prediction.survey import SurveyDir, is_survey
+from galaxyhpc.runtime.console import ConsoleTable, format_duration
 from galaxyhpc.status import history
 from galaxyhpc.status.alarms import find_alarms, get_epoch_seconds
 from galaxyhpc.status.run_status import (
@@ -23,11 +24,13 @@ from galaxyhpc.status.run_status import (
     get_number,
     read_run_records,
 )
+from galaxyhpc.status.survey import describe_survey
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir
 
 STATE_COLOURS: dict[str, str] = {
     RunState.EVALUATED: "green",
+    RunState.PREDICTED: "green",
     RunState.TRAINED: "cyan",
     RunState.EVALUATING: "cyan",
     RunState.STARTING: "yellow",
@@ -64,6 +67,8 @@ def make_table(
     num_hidden = len(statuses) - len(urgent)
     notes = [f"and {num_hidden} more runs; status without --watch shows all"] if num_hidden else []
     notes += [SLURM_SILENT_NOTE] if snapshot is not None and snapshot.jobs is None else []
+    if statuses and is_survey(sweep_dir := statuses[0].run.sweep_dir):
+        notes = describe_survey(SurveyDir(sweep_dir), statuses) + notes
     notes += _format_reasons(statuses, alarms) + _format_report_problem(statuses, snapshot)
     rows = _make_rows(urgent, alarms)
     shown = [n for n, head in enumerate(COLUMNS) if head != "balanced" or any(row[n] for row in rows)]
@@ -109,7 +114,7 @@ def _format_progress(status: RunStatus) -> tuple[str, str, str, str]:
     epochs = f"{status.num_epochs_done}/{'?' if status.num_epochs is None else status.num_epochs}"
     best, balanced = status.records.best_accuracies[-1], get_number(status.records.best_metrics, BALANCED_KEY)
     balanced_text = "" if balanced is None else f"{balanced:.3f}"
-    return epochs, f"{best:.3f}", balanced_text, "" if left is None else _format_duration(left)
+    return epochs, f"{best:.3f}", balanced_text, "" if left is None else format_duration(left)
 
 
 def _estimate_seconds_left(status: RunStatus) -> float | None:
@@ -120,11 +125,6 @@ def _estimate_seconds_left(status: RunStatus) -> float | None:
     last = get_number(status.records.get_last_event("epoch"), "time") or time.time()
     left = statistics.median(durations) * (status.num_epochs - status.num_epochs_done) - (time.time() - last)
     return left if left >= 0.0 else None
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _format_reasons(statuses: Sequence[RunStatus], alarms_by_run: dict[RunDir, list[str]]) -> list[str]:
@@ -151,8 +151,9 @@ def _format_report_problem(statuses: Sequence[RunStatus], snapshot: QueueSnapsho
     problem = find_report_problem(statuses[0].run.sweep_dir, snapshot) if statuses else None
     if problem is None:
         return []
-    command = f"galaxyhpc aggregate {shlex.quote(str(problem.run.sweep_dir))}"
-    return [f"report {problem.state}: {_shorten(problem.reason)}\n  next: {command}"]
+    sweep_dir = problem.run.sweep_dir
+    step = "rerun predict" if is_survey(sweep_dir) else f"galaxyhpc aggregate {shlex.quote(str(sweep_dir))}"
+    return [f"report {problem.state}: {_shorten(problem.reason)}\n  next: {step}"]
 
 
 def _shorten(text: str) -> str:

@@ -73,7 +73,7 @@ def _validate(record: Any) -> JsonDict | None:
 
 
 class RunState(StrEnum):
-    """The state of a run: the first seven follow from its events alone, the others take Slurm's queue."""
+    """The state of a run: the first eight follow from its events alone, the others take Slurm's queue."""
 
     PLANNED = "planned"
     SUBMITTED = "submitted"
@@ -82,6 +82,7 @@ class RunState(StrEnum):
     FAILED = "failed"
     TRAINED = "trained"
     EVALUATED = "evaluated"
+    PREDICTED = "predicted"  # of a survey's task: it found no more unit
     WAITING = "waiting"  # its job is in the queue
     STARTING = "starting"  # its job runs and has not recorded a start
     EVALUATING = "evaluating"
@@ -106,6 +107,7 @@ _STATE_AFTER_EVENT = {
     "trained": RunState.TRAINED,
     "evaluating": RunState.TRAINED,
     "evaluated": RunState.EVALUATED,
+    "predicted": RunState.PREDICTED,
 }
 
 

@@ -5,8 +5,8 @@
 All implementations are timed in alternating rounds, on all cores of an idle machine; medians are compared. scipy's
 differential evolution drives (a) e2cnn's own modules with one candidate per pass, as the code of Pandya et al. 2023
 (arXiv:2311.01500), (b) the network as evaluation loads it with one candidate per pass, and (c) the same with a
-population per pass (`vectorized`); ours (d) is `galaxyhpc.evaluation.attack` on 8 galaxies. No galaxy is skipped as
-already fooled: its label is one that the network never predicts.
+population per pass (`vectorized`); ours (d) is `galaxyhpc.evaluation.attacks.attack` on 8 galaxies. No galaxy is
+skipped as already fooled: its label is one that the network never predicts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
-from galaxyhpc.evaluation.attack import draw_first_candidates, make_target, mutate, score
+from galaxyhpc.evaluation.attacks.attack import draw_first_candidates, make_target, mutate, score
 from galaxyhpc.evaluation.evaluate import load_network
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.steerable_cnn import StudyCNN

@@ -18,9 +18,10 @@ from statistics import median
 
 import torch
 
-from galaxyhpc.benchmark import data_pipeline, forecast
+from galaxyhpc.benchmark import forecast
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.implementations import Case
+from galaxyhpc.benchmark.pipelines import training
 from galaxyhpc.benchmark.timing import PARTS, TimingBudget, compare_implementations
 from galaxyhpc.config.schema import (
     DataConfig,
@@ -55,7 +56,7 @@ def main() -> None:
     case = Case(model, options.size, options.batch, options.device, on_gpu, options.threads)
     config = make_config(case)
     results["networks"]["one"] = compare_implementations(case, ["ours"], PARTS, BUDGET, lambda results: None)
-    results["data"] = data_pipeline.measure_pipeline(options.size, options.batch, options.device, BUDGET)
+    results["data"] = training.measure_pipeline(options.size, options.batch, options.device, BUDGET)
     (prediction,) = forecast.forecast_runs([config], forecast.parse_benchmark(results))
     epoch_seconds = train(config)
     measured = median(epoch_seconds[1:])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.inspect import gradcam
-from galaxyhpc.inspect.features import ProbedLayers
 from galaxyhpc.inspect.gradcam import compute_heat_maps, select_most_confident, upsample
+from galaxyhpc.models.activations import ProbedLayers
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.models.e2wrn import E2WRN
 

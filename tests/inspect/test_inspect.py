@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.networks import SIDE, make_untrained
 from rich.console import Console
-from torch import Tensor, nn
 
 from galaxyhpc.analysis.tables import GENERATED_NOTICE
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
@@ -20,34 +20,15 @@ from galaxyhpc.config.schema import DataConfig, DemoConfig, ModelConfig, RunConf
 from galaxyhpc.evaluation.results import CLEAN
 from galaxyhpc.inspect import embedding, features, figures
 from galaxyhpc.inspect.__main__ import DEFAULT_CONDITIONS, main, parse_conditions, select_possible
-from galaxyhpc.inspect.features import Activations, InspectError, RunFeatures
+from galaxyhpc.inspect.features import InspectError, RunFeatures
 from galaxyhpc.inspect.gradcam import GradCamTarget
 from galaxyhpc.inspect.inputs import load_context, load_or_compute_features
 from galaxyhpc.inspect.page import disambiguate_labels, make_panels
-from galaxyhpc.models.build_model import build_model
-from galaxyhpc.steerable.batch_norm import FieldBatchNorm
+from galaxyhpc.models.activations import Activations
 from galaxyhpc.storage.files import sha256, write_text
 from galaxyhpc.storage.run_dir import RunDir
 
-SIDE = 33
 D4 = ModelConfig(group="D4", scale=0.1)
-
-
-def untrained(config: ModelConfig) -> nn.Module:
-    """Build a network with random weights whose outputs differ between images."""
-    torch.manual_seed(0)
-    network = build_model(config, SIDE).train()
-    for layer in network.modules():
-        if isinstance(layer, FieldBatchNorm):
-            layer.momentum = 1.0  # statistics are those of the images that follow
-    with torch.no_grad():
-        network(images(16))
-    return network.eval()
-
-
-def images(count: int) -> Tensor:
-    coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(1))
-    return nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")
 
 
 def make_run(sweep: Path, model: ModelConfig = D4, seed: int = 0, split_seed: int = 0) -> RunDir:
@@ -57,7 +38,7 @@ def make_run(sweep: Path, model: ModelConfig = D4, seed: int = 0, split_seed: in
     config = RunConfig(data=data, model=model, seed=seed)
     run = RunDir(sweep / config.run_id)
     write_text(run.config_file, config.model_dump_json())
-    torch.save({"model": untrained(model).state_dict()}, run.best_file)
+    torch.save({"model": make_untrained(model).state_dict()}, run.best_file)
     return run
 
 
@@ -71,54 +52,6 @@ def output(run: RunDir) -> Path:
     """Inspect one run with the default output directory."""
     assert main([str(run.path), "--conditions", "clean", "flip", "--galaxies", "3", "5"]) == 0
     return run.path / "inspect"
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"group": "D4", "scale": 0.1},
-        {"group": "D4", "scale": 0.1, "head": "flatten"},
-        {"architecture": "cnn", "scale": 0.1},
-        {"architecture": "e2resnet", "group": "C4", "depth": 18, "base_width": 3, "blocks": [1, 1, 1, 1]},
-        {"architecture": "e2wrn", "group": "C4", "depth": 10, "widen": 1},
-    ],
-    ids=["steerable_cnn", "flattening head", "cnn", "e2resnet", "e2wrn"],
-)
-@torch.no_grad()
-def test_features_are_what_the_network_makes_of_an_image_on_its_way(settings: dict[str, object]) -> None:
-    network, batch = untrained(ModelConfig.model_validate(settings)), images(3)
-    seen = features.compute_activations(network, batch)
-    torch.testing.assert_close(seen.logits, network(batch))
-    torch.testing.assert_close(features.find_probed_layers(network).last_linear(seen.penultimate), seen.logits)
-    if settings.get("architecture", "cnn") == "cnn":  # the study's layout: an MLP lies between them
-        torch.testing.assert_close(seen.pooled, network.forward_features(batch).mean((2, 3)))  # type: ignore[operator]
-        assert seen.penultimate.shape == (3, 32)
-    else:
-        assert torch.equal(seen.pooled, seen.penultimate)
-    assert (seen.penultimate[0] - seen.penultimate[1]).norm() > 1e-3
-
-
-def test_a_network_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(TypeError, match="Sequential: no case in find_probed_layers"):
-        features.find_probed_layers(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2, 10)))
-
-
-def test_what_stands_before_a_network_is_looked_through() -> None:
-    class Darker(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.network(0.5 * x)
-            return logits
-
-    network = untrained(D4)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            features.compute_activations(Darker(network), images(2)),
-            features.compute_activations(network, 0.5 * images(2)),
-        )
 
 
 def seen(features: np.ndarray) -> Activations:

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from galaxyhpc.config.schema import BASELINES, DataConfig, DemoConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.evaluation.evaluate import load_network
-from galaxyhpc.inspect import features
 from galaxyhpc.inspect.gradcam import compute_heat_maps
 from galaxyhpc.launch import __main__ as launch
 from galaxyhpc.models import baselines, profile
+from galaxyhpc.models.activations import compute_activations, find_probed_layers
 from galaxyhpc.models.baselines import Baseline, BaselineError, build_baseline, format_install_command
 from galaxyhpc.models.build_model import build_model, count_parameters
 from galaxyhpc.runtime.job import StopSignal
@@ -113,7 +113,7 @@ def test_the_parameters_are_those_published_with_ten_classes_in_place_of_a_thous
         theirs = torchvision.models.get_model(architecture, weights=None, num_classes=10)
     assert count_parameters(ours) == sum(weight.numel() for weight in theirs.parameters())
     imagenet = torchvision.models.get_model_weights(architecture).DEFAULT.meta["num_params"]
-    assert count_parameters(ours) == imagenet - 990 * (features.find_probed_layers(ours).last_linear.in_features + 1)
+    assert count_parameters(ours) == imagenet - 990 * (find_probed_layers(ours).last_linear.in_features + 1)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
 
 
@@ -440,7 +440,7 @@ def test_features_from_imagenet_tell_real_galaxies_apart_better_than_random_ones
     for pretrained in (WEIGHTS, False):
         network = build_baseline(settings("squeezenet1_1", pretrained), 10).eval()
         with torch.inference_mode():
-            batches = [features.compute_activations(network, batch).penultimate for batch in images.split(64)]
+            batches = [compute_activations(network, batch).penultimate for batch in images.split(64)]
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
         folds = StratifiedKFold(5, shuffle=True, random_state=0)
         accuracies.append(cross_val_score(probe, torch.cat(batches).numpy(), galaxies.labels, cv=folds).mean())
@@ -457,8 +457,8 @@ def test_their_features_and_last_map_are_found(architecture: str) -> None:
     )
     feature_maps: list[Tensor] = []
     with torch.no_grad():
-        activations = features.compute_activations(ours, images)
-        layers = features.find_probed_layers(ours)
+        activations = compute_activations(ours, images)
+        layers = find_probed_layers(ours)
         torch.testing.assert_close(layers.last_linear(activations.penultimate), ours(images))
         layers.last_map.register_forward_hook(lambda layer, inputs, output: feature_maps.append(output.relu()))
         ours(images)

@@ -7,6 +7,7 @@ Bytes (3, S, S) or (S, S, 3) without BANDS are RGB already.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,12 +35,12 @@ NANOMAGGIES = ("nanomagg", "nmgy", "nmgg")  # parts of the unit's names, in lowe
 
 
 @contextmanager
-def _open_fits(path: Path) -> Iterator[Any]:
+def _open_fits(path: Path, file: io.BytesIO | None = None) -> Iterator[Any]:
     """Open the first image of a FITS file, whose pixels are not read yet."""
     from astropy.io import fits
 
-    with translate_read_errors(path, "a FITS file"), fits.open(path, memmap=False) as file:
-        hdu = next((hdu for hdu in file if hdu.is_image and hdu.header["NAXIS"] > 0), None)
+    with translate_read_errors(path, "a FITS file", file), fits.open(file or path, memmap=False) as hdus:
+        hdu = next((hdu for hdu in hdus if hdu.is_image and hdu.header["NAXIS"] > 0), None)
         if hdu is None:
             raise make_error(path, "no image", "one, of planes (N, S, S) or (S, S)")
         yield hdu
@@ -71,14 +72,14 @@ def check_fits(path: Path, config: DataConfig) -> None:
         check_shape(path, height, width, config.crop)
 
 
-def read_fits(path: Path, config: DataConfig) -> GalaxyImage:
-    """Read the first image of a FITS file.
+def read_fits(path: Path, config: DataConfig, file: io.BytesIO | None = None) -> GalaxyImage:
+    """Read the first image of a FITS file, or of its bytes, which `path` is only the name of.
 
     Raises
     ------
     ImageError
     """
-    with _open_fits(path) as hdu:
+    with _open_fits(path, file) as hdu:
         header, shape = hdu.header, hdu.shape
         if _is_rgb(shape, header):
             data = hdu.data if shape[2] == 3 else hdu.data.transpose(1, 2, 0)

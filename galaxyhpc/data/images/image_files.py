@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -60,6 +60,7 @@ DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "F")  # more than 8 bits, of which 
 PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")  # of Pillow
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDF5_ENDINGS = (".h5", ".hdf5")
+FITS_SIGNATURE = b"SIMPLE  ="
 PICTURE_TYPE = "a PNG, JPEG, TIFF or WebP image"
 IMAGE_ENDINGS = (*PICTURE_ENDINGS, *FITS_ENDINGS)  # of files with one image
 ALL_ENDINGS = tuple(dict.fromkeys((*HDF5_ENDINGS, *IMAGE_ENDINGS, *TABLE_ENDINGS)))
@@ -89,7 +90,7 @@ def count_images(path: Path, config: DataConfig, allow_grey: bool = False) -> in
             raise OSError
     name = path.name.lower()
     if name.endswith(HDF5_ENDINGS):
-        return _get_hdf5_layout(path)[0]
+        return get_hdf5_layout(path)[0]
     if not name.endswith(IMAGE_ENDINGS):
         raise make_error(path, f"the ending {path.suffix or '(none)'}", ", ".join(ALL_ENDINGS))
     check_image(path, config, allow_grey)
@@ -135,7 +136,7 @@ def refuse_grey(path: Path, images: Iterator[GalaxyImage | ImageError]) -> Itera
             yield image
 
 
-def read_image(file: Path | BinaryIO, name: str, config: DataConfig) -> GalaxyImage:
+def read_image(file: Path | io.BytesIO, name: str, config: DataConfig) -> GalaxyImage:
     """Return the image of a file with one, cropped and with bands as in `config`; `name` is for messages.
 
     Raises
@@ -145,17 +146,25 @@ def read_image(file: Path | BinaryIO, name: str, config: DataConfig) -> GalaxyIm
     path = Path(name)
     if isinstance(file, Path) and path.name.lower().endswith(FITS_ENDINGS):
         return read_fits(file, config)
+    if not isinstance(file, Path) and _is_fits(file):
+        return read_fits(path, config, file)
     with _open_picture(file, path) as image:
         pixels = crop_to_square(path, np.asarray(_to_shown_colours(image)), config.crop)
         return GalaxyImage(pixels, describe_flaw(pixels))
 
 
+def _is_fits(file: io.BytesIO) -> bool:
+    head = file.read(len(FITS_SIGNATURE))
+    file.seek(0)
+    return head == FITS_SIGNATURE
+
+
 @contextmanager
-def _open_picture(file: Path | BinaryIO, path: Path) -> Iterator[Image]:
+def _open_picture(file: Path | io.BytesIO, path: Path) -> Iterator[Image]:
     """Open a PNG, JPEG, TIFF or WebP image of usable colours, whose pixels are not decoded yet."""
     from PIL import Image
 
-    with _translate_image_errors(file, path), Image.open(file, formats=PICTURE_FORMATS) as image:
+    with translate_read_errors(path, PICTURE_TYPE, file), Image.open(file, formats=PICTURE_FORMATS) as image:
         if (num_frames := getattr(image, "n_frames", 1)) > 1:
             raise make_error(path, f"{num_frames} images in one file", "one")
         if image.mode in DEEP_MODES or any("16" in str(tile[3]) for tile in image.tile):
@@ -164,21 +173,6 @@ def _open_picture(file: Path | BinaryIO, path: Path) -> Iterator[Image]:
         if image.mode not in (*COLOUR_MODES, *GREY_MODES):
             raise make_error(path, f"an image of mode {image.mode}", EXPECTED_COLOURS)
         yield image
-
-
-@contextmanager
-def _translate_image_errors(file: Path | BinaryIO, path: Path) -> Iterator[None]:
-    if isinstance(file, Path):
-        with translate_read_errors(path, PICTURE_TYPE):
-            yield
-        return
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:  # damaged bytes may raise anything
-        got = "nothing" if not file.seek(0, os.SEEK_END) else f"{file.tell()} bytes that are none, or damaged"
-        raise make_error(path, got, PICTURE_TYPE) from error
 
 
 def _to_shown_colours(image: Image) -> Image:
@@ -220,7 +214,7 @@ def convert_pixels(values: NDArray[Any], name: str, crop: str) -> UInt8Array:
 
 
 def _read_hdf5(path: Path) -> Iterator[GalaxyImage | ImageError]:
-    num_images, slice_size = _get_hdf5_layout(path)
+    num_images, slice_size = get_hdf5_layout(path)
     for start in range(0, num_images, slice_size):
         stop = min(start + slice_size, num_images)
         try:
@@ -230,11 +224,16 @@ def _read_hdf5(path: Path) -> Iterator[GalaxyImage | ImageError]:
             yield from [error] * (stop - start)
             continue
         for index, image in enumerate(images, start):
-            yield _to_galaxy_image(path, image, index)
+            yield to_galaxy_image(path, image, index)
 
 
-def _get_hdf5_layout(path: Path) -> tuple[int, int]:
-    """Return the number of images in an HDF5 file and the number to read at once."""
+def get_hdf5_layout(path: Path) -> tuple[int, int]:
+    """Return the number of images in an HDF5 file and the number to read at once.
+
+    Raises
+    ------
+    ImageError
+    """
     with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
         images = file.get("images")
         if not isinstance(images, h5py.Dataset):
@@ -257,7 +256,7 @@ def _get_hdf5_layout(path: Path) -> tuple[int, int]:
         return layout
 
 
-def _to_galaxy_image(path: Path, values: NDArray[Any], index: int) -> GalaxyImage | ImageError:
+def to_galaxy_image(path: Path, values: NDArray[Any], index: int) -> GalaxyImage | ImageError:
     """Convert (S, S, 3) uint8, or floats in [0, 1]; `index` is that in the file."""
     if values.dtype == np.uint8:
         return GalaxyImage(values, describe_flaw(values))

@@ -42,8 +42,7 @@ class PublishedPixels:
         self.total += int(image.sum(dtype=np.uint64))
         self.count += image.size
         self.sizes.add(len(image))
-        # a few pixels tell most colour images
-        self.num_grey += bool(is_grey(image[::8, ::8]) and is_grey(image))
+        self.num_grey += is_grey(image)
 
 
 def convert(source: Source, size: int, directory: Path) -> None:
@@ -139,14 +138,13 @@ def _make_batches(images: Iterator[np.ndarray], size: int) -> Iterator[np.ndarra
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
     """Resample (n, S, S, 3) uint8 images to (n, 3, size, size) uint8, with anti-aliasing."""
-    planes = images.transpose(0, 3, 1, 2)
     if images.shape[1] == size:
-        return np.ascontiguousarray(planes)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     import torch  # here: a process that finds the galaxies converted starts without it
 
-    pixels = torch.from_numpy(np.ascontiguousarray(planes)).float()
+    pixels = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)  # channels last is faster, and the same
     pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return np.asarray(pixels.round_().clamp_(0, 255).to(torch.uint8).numpy())
+    return np.ascontiguousarray(pixels.round_().clamp_(0, 255).to(torch.uint8).numpy())
 
 
 def compute_fingerprint(classes: tuple[str, ...], columns: Columns, digests: np.ndarray, sizes: set[int]) -> str:

@@ -229,7 +229,7 @@ def _read_image(value: Any, shard: Path, place: str, config: DataConfig) -> Gala
             root = Path(config.images).expanduser() if config.images else shard.parent
             return read_image(root / name, str(root / name), config)
     elif pyarrow.types.is_nested(kind):
-        pixels = convert_pixels(_to_array(value), place, config.crop)
+        pixels = convert_pixels(to_array(value), place, config.crop)
         return GalaxyImage(pixels, describe_flaw(pixels))
     else:
         content = value.as_py()
@@ -242,7 +242,7 @@ def _get_field(value: Any, key: str) -> Any:
     return value[key].as_py() if value.type.get_field_index(key) >= 0 else None
 
 
-def _to_array(value: Any) -> np.ndarray:
+def to_array(value: Any) -> np.ndarray:
     """Return nested lists as an array; an empty one where their lengths differ."""
     shape: list[int] = []
     values = value.values

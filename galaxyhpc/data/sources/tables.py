@@ -35,6 +35,8 @@ COMMON_NAMES = {  # of columns, in lower case, the most usual first
     "redshift": ("redshift",),  # z is a band, too
 }
 MISSING = ("", "nan", "null", "<na>", "--")  # texts of a value that is not there, in lower case
+CSV_TYPE = "a table in CSV, in UTF-8"
+FITS_TYPE = "a FITS file with a table"
 INSTALL_ADVICE = "pyarrow, which reads parquet: `pip install galaxyhpc[survey]`"
 
 
@@ -74,6 +76,17 @@ def has_ending(path: Path, endings: Iterator[str] | tuple[str, ...] | Mapping[st
     return path.name.lower().endswith(tuple(endings))
 
 
+def get_csv_format(path: Path) -> dict[str, Any]:
+    """Return the arguments of pandas.read_csv that give all values of a CSV or TSV file as they are written."""
+    return {"sep": _find_separator(path), "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def read_csv_header(path: Path) -> list[str]:
+    """Return the names of a CSV file's columns as the file gives them, where pandas would number copies."""
+    names: list[str] = pd.read_csv(path, header=None, nrows=1, **get_csv_format(path)).iloc[0].tolist()
+    return names
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Return the columns of a CSV (as text), ECSV or FITS table that have one value per row.
 
@@ -82,24 +95,19 @@ def read_table(path: Path) -> pd.DataFrame:
     DataError
     """
     if has_ending(path, CSV_ENDINGS):
-        with translate_table_errors(path, "a table in CSV, in UTF-8"):
-            return _read_csv(path)
+        with translate_table_errors(path, CSV_TYPE):
+            texts: pd.DataFrame = pd.read_csv(path, header=None, **get_csv_format(path))
+            # as the file names them: pandas would number copies
+            return texts.iloc[1:].set_axis(texts.iloc[0].tolist(), axis=1).reset_index(drop=True)
     from astropy.table import Table
 
     file_format = next(name for ending, name in ASTROPY_FORMATS.items() if path.name.lower().endswith(ending))
-    file_type = "a FITS file with a table" if file_format == "fits" else "a table in ECSV"
+    file_type = FITS_TYPE if file_format == "fits" else "a table in ECSV"
     with translate_table_errors(path, file_type):
         table = Table.read(path, format=file_format)
         table.convert_bytestring_to_unicode()
         columns: pd.DataFrame = table[[name for name in table.colnames if table[name].ndim == 1]].to_pandas()
         return columns
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Return a table as text; its columns have the names that the file gives them, where pandas would number copies."""
-    separator = _find_separator(path)
-    cells = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    return cells.iloc[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
 
 
 def _find_separator(path: Path) -> str:

@@ -51,7 +51,7 @@ def list_galaxy_files(path: Path, config: DataConfig, allow_grey: bool = False) 
             yield from _list_parquet(path, config, allow_grey)
         elif _is_table(path):
             table = tables.read_table(path)
-            columns = _find_columns(path, list(map(str, table.columns)), config)
+            columns = find_columns(path, list(map(str, table.columns)), config)
             yield from _list_catalogue(path, table, columns, config, allow_grey)
         else:
             yield _open_file(path, path.name, config, allow_grey)
@@ -95,8 +95,13 @@ def _open_file(path: Path, name: str, config: DataConfig, allow_grey: bool) -> G
     return GalaxyFile(source, 0, ("",) * count, *read_known_positions(path, count), read_images)
 
 
-def _find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str, str]:
-    """Return the columns of file, id, ra and dec; the catalogue need not be that of the run's settings."""
+def find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str, str]:
+    """Return the columns of file, id, ra and dec; the catalogue need not be that of the run's settings.
+
+    Raises
+    ------
+    DataError
+    """
     columns = tables.match_columns(path, names, config.columns)
     if "file" not in columns:
         listed = ", ".join(tables.COMMON_NAMES["file"])
@@ -105,10 +110,11 @@ def _find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str,
     return {key: name for key, name in columns.items() if key in ("file", "id", "ra", "dec")}
 
 
-def _choose_directory(path: Path, config: DataConfig) -> str:
-    """Return the directory that the image files of a catalogue are relative to; empty for that of the catalogue."""
+def choose_directory(path: Path, config: DataConfig) -> Path:
+    """Return the directory that the image files of a catalogue are relative to."""
     here, source = path.resolve(), Path(config.source).expanduser().resolve()
-    return os.path.expanduser(config.images) if source in (here, here.parent) else ""
+    is_of_training = config.images and source in (here, here.parent)
+    return Path(config.images).expanduser() if is_of_training else path.parent
 
 
 def _list_catalogue(
@@ -117,7 +123,7 @@ def _list_catalogue(
     names = tables.to_texts(table[columns["file"]]).tolist()
     ids = tables.to_texts(table[columns["id"]]).tolist() if "id" in columns else names
     ra, dec = (values.tolist() for values in tables.read_positions(path, table, columns))
-    directory, source = _choose_directory(path, config) or str(path.parent), sanitize(str(path))
+    directory, source = choose_directory(path, config), sanitize(str(path))
     for row, name in enumerate(names):
         known = GalaxyFile(source, row, (ids[row],), (ra[row],), (dec[row],))
         place, file = f" ({path.name}, row {row})", Path(directory, name)
@@ -141,12 +147,12 @@ def _read_listed_image(
 def _list_parquet(path: Path, config: DataConfig, allow_grey: bool) -> Iterator[GalaxyFile]:
     """List the image files that a parquet file names, or itself with the images inside."""
     shards, schema = parquet.read_headers([path])
-    columns = _find_columns(path, schema.names, config)
+    columns = find_columns(path, schema.names, config)
     table = parquet.read_columns(shards, columns, schema)
     if columns["file"] in table:
         yield from _list_catalogue(path, table, columns, config, allow_grey)
         return
-    config = config.model_copy(update={"images": _choose_directory(path, config)})
+    config = config.model_copy(update={"images": str(choose_directory(path, config))})
     ra, dec = tables.read_positions(path, table, columns)
     name = columns.get("id", parquet.PATH_COLUMN)
     ids = tables.to_texts(table[name]).tolist() if name in table else ("",) * len(table)

@@ -292,11 +292,11 @@ def _measure_inference(campaign: Campaign, network: nn.Module, batch_size: int, 
 
 def time_data(campaign: Campaign) -> None:
     """Time a batch from bytes to augmented images, beside torchvision's transforms, and as a fraction of the steps."""
-    from galaxyhpc.benchmark import data_pipeline  # with its packages, which other steps do without
+    from galaxyhpc.benchmark.pipelines import training  # with its packages, which other steps do without
 
     scale = campaign.scale
     budget = TimingBudget(2, scale.round_seconds)
-    results = data_pipeline.measure_pipeline(scale.image_size, scale.batch_size, campaign.device.type, budget)
+    results = training.measure_pipeline(scale.image_size, scale.batch_size, campaign.device.type, budget)
     milliseconds = 1000 * results["ours"]["seconds"]
     fractions = {
         line["network"]: round(milliseconds / scale.batch_size / (line["ms"] / line["batch"]), 4)

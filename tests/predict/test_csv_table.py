@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
@@ -29,7 +30,8 @@ from galaxyhpc.evaluation import results, trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.evaluate import evaluate
 from galaxyhpc.models.build_model import build_model
-from galaxyhpc.predict import get_columns, main
+from galaxyhpc.predict.__main__ import main
+from galaxyhpc.predict.csv_table import get_columns
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.storage.files import write_text
@@ -191,6 +193,18 @@ def test_a_bad_row_is_named_and_can_be_left_out(
         (str(source), str(row), str(100 + row)) for row in range(9)
     ]
     assert [bool(row["error"]) for row in rows] == [row == 4 for row in range(9)]
+
+
+def test_a_survey_of_the_same_galaxies_gets_the_same_calibrated_probabilities(run: RunDir, tmp_path: Path) -> None:
+    source, output = write_hdf5(tmp_path / "a.h5", galaxy_images()), tmp_path / "out"
+    assert main([str(run.path), str(source), "--output", str(tmp_path / "out.csv")]) == 0
+    survey = [str(run.path), "--input", str(source), "--output", str(output), "--executor", "debug", "--embeddings"]
+    assert main(survey) == 0
+    table = pq.read_table(output / "parts" / "000000.parquet")
+    names = [name for name in table.column_names if name.startswith("p_")]
+    probabilities = np.stack([table[name].to_numpy() for name in names], axis=1)
+    np.testing.assert_allclose(probabilities, read_probabilities(tmp_path / "out.csv"), rtol=0, atol=1e-6)
+    assert table["typicality"].null_count == 0 and table["embedding"].null_count == 0
 
 
 def test_a_run_of_generated_galaxies_says_so_in_every_row(

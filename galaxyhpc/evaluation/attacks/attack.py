@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.config.schema import AttackConfig, EvaluateConfig
 from galaxyhpc.data.loader import DeviceDataset, predict
-from galaxyhpc.evaluation.attack_results import (
+from galaxyhpc.evaluation.attacks.attack_results import (
     AttackResults,
     AttackSpec,
     make_empty_table,
@@ -34,7 +34,7 @@ from galaxyhpc.evaluation.attack_results import (
     read_finished_attack,
     save,
 )
-from galaxyhpc.evaluation.one_pixel import OnePixelNetwork, supports_one_pixel
+from galaxyhpc.evaluation.attacks.one_pixel import OnePixelNetwork, supports_one_pixel
 from galaxyhpc.evaluation.results import RunLogits
 from galaxyhpc.runtime.rng import make_key, uniform
 from galaxyhpc.storage.run_dir import RunDir

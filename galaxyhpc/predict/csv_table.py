@@ -1,24 +1,8 @@
-"""Classify your own galaxies with a trained model: `galaxyhpc predict runs/SWEEP/RUN_ID images.h5 *.png catalogue.csv`.
-
-Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; images (PNG, JPEG, TIFF and WebP of 8 bits, FITS); a
-directory, for all images below it; a catalogue (CSV, TSV, ECSV, FITS table, parquet) with a column of image files,
-relative to its directory; parquet with images inside, or a directory of such shards. Columns are found as in the
-training (data.columns); labels are not needed. Images are square or cropped as in the training (data.crop), of any
-size, and should look like the training images: the galaxy in the middle of a field of the same size on the sky. Bands
-and stretch of FITS are those of the run (data.fits). Grey images are taken where the run was trained on such.
-
-Writes one CSV row per galaxy: source and index (its row in it, from 0), id (the catalogue's, or the name of the image),
-ra and dec in degrees where the source has them, and the probability of each class in a column `p_NAME`; the column
-`note` marks images without a galaxy, blank or with an empty band, and pixels without a value, which are taken as sky.
-The headers of all files are checked first. Exit status 2: nothing was written; each bad image has its line of the
-reason. Exit status 1: --skip-bad left out images, and the column `error` says why.
-"""
+"""The short form: galaxies of a few files to one CSV, in this process, all of it or nothing."""
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,15 +19,12 @@ from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.data.sources.unlabelled import GalaxyFile, list_galaxy_files
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
-from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.runtime.console import make_console
-from galaxyhpc.storage.files import OVERWRITE_HELP, atomic_write, check_output, sanitize
+from galaxyhpc.storage.files import atomic_write, check_output, sanitize
 
 BATCH_SIZE = 64  # galaxies
 MAX_LISTED = 20  # bad images named one by one
-FILES_HELP = "HDF5, an image, a directory, a catalogue (CSV, ECSV, FITS, parquet), parquet with images; globs may be "
-FILES_HELP += "quoted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,46 +157,37 @@ def get_warnings(classifier: Classifier) -> list[str]:
     return messages
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Classify the galaxies named on the command line."""
-    parser = argparse.ArgumentParser(prog="galaxyhpc predict", description=__doc__)
-    parser.add_argument("run", type=Path, help="runs/SWEEP/RUN_ID")
-    parser.add_argument("files", nargs="+", metavar="FILE", help=FILES_HELP)
-    output_help = "file to write (%(default)s)"
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="CSV", help=output_help)
-    skip_help = "classify the others where images cannot be used, and list these in the column `error`"
-    parser.add_argument("--skip-bad", action="store_true", help=skip_help)
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    options, console = parser.parse_args(arguments), make_console()
-    try:
-        if options.output.suffix.lower() != ".csv":  # no image is ever written over
-            raise image_files.ImageError(
-                f"--output: got {sanitize(str(options.output))}; expected a name that ends in .csv"
-            )
-        check_output(options.output, options.overwrite)
-        run = trained_model.open_run(options.run)
-        config = run.load_config()
-        allow_grey = trained_model.is_trained_on_grey(run, config)
-        files = list_files(image_files.find_files(options.files), config.data, allow_grey)
-        errors = [file.error for file in files if file.error]
-        if errors and (not options.skip_bad or len(errors) == len(files)):
-            raise BadImagesError(errors, len(files), "; damage to their pixels is found then")
-        classifier = trained_model.load(options.run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        galaxies = track(
-            read_galaxies(files, config.data.image_size),
-            "classifying",
-            total=sum(len(file.ids) for file in files),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        totals = write_predictions(classifier, galaxies, options.output, options.skip_bad)
-    except (ValueError, OSError, NotTrainedError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    lines = [f"{options.output}: {totals['classified']} galaxies; files: {len({file.source for file in files})}"]
+def classify_files(
+    run_path: Path, patterns: Sequence[str], output: Path, should_skip_bad: bool = False, may_overwrite: bool = False
+) -> int:
+    """Write one CSV of the galaxies of these files; return 1 if some were left out.
+
+    Raises
+    ------
+    ValueError, OSError, NotTrainedError
+    """
+    console = make_console()
+    if output.suffix.lower() != ".csv":  # no image is ever written over
+        raise image_files.ImageError(f"--output: got {sanitize(str(output))}; expected a name that ends in .csv")
+    check_output(output, may_overwrite)
+    run = trained_model.open_run(run_path)
+    config = run.load_config()
+    allow_grey = trained_model.is_trained_on_grey(run, config)
+    files = list_files(image_files.find_files(patterns), config.data, allow_grey)
+    errors = [file.error for file in files if file.error]
+    if errors and (not should_skip_bad or len(errors) == len(files)):
+        raise BadImagesError(errors, len(files), "; damage to their pixels is found then")
+    classifier = trained_model.load(run_path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    galaxies = track(
+        read_galaxies(files, config.data.image_size),
+        "classifying",
+        total=sum(len(file.ids) for file in files),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    totals = write_predictions(classifier, galaxies, output, should_skip_bad)
+    lines = [f"{output}: {totals['classified']} galaxies; files: {len({file.source for file in files})}"]
     if totals["noted"]:
         lines.append(f"images blank or with an empty band: {totals['noted']}; their classes mean nothing: column note")
     if totals["bad"]:
@@ -223,7 +195,3 @@ def main(arguments: list[str] | None = None) -> int:
     for line in [*lines, *get_warnings(classifier)]:
         console.print(line, soft_wrap=True)
     return 1 if totals["bad"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

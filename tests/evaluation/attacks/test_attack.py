@@ -19,8 +19,8 @@ from galaxyhpc import fsck
 from galaxyhpc.analysis.attack_success import AttackError, compute_success_rates
 from galaxyhpc.config.schema import AttackConfig, DataConfig, DemoConfig, EvaluateConfig, ModelConfig, RunConfig
 from galaxyhpc.data.galaxies import prepare
-from galaxyhpc.evaluation import attack_results
-from galaxyhpc.evaluation.attack import (
+from galaxyhpc.evaluation.attacks import attack_results
+from galaxyhpc.evaluation.attacks.attack import (
     Target,
     attack,
     draw_first_candidates,
@@ -30,9 +30,15 @@ from galaxyhpc.evaluation.attack import (
     set_pixels,
     to_pixels,
 )
-from galaxyhpc.evaluation.attack_results import AttackResults, AttackSpec, get_attack_file, make_empty_table, read
+from galaxyhpc.evaluation.attacks.attack_results import (
+    AttackResults,
+    AttackSpec,
+    get_attack_file,
+    make_empty_table,
+    read,
+)
+from galaxyhpc.evaluation.attacks.one_pixel import OnePixelNetwork, supports_one_pixel
 from galaxyhpc.evaluation.evaluate import evaluate, is_evaluated, load_network
-from galaxyhpc.evaluation.one_pixel import OnePixelNetwork, supports_one_pixel
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
@@ -265,7 +271,7 @@ def test_an_attack_goes_on_where_it_was_and_comes_to_the_same(
     unbroken = make_run(tmp_path / "a", cache)
     broken = RunDir(shutil.copytree(unbroken.path, tmp_path / "b" / unbroken.run_id))
     evaluate(unbroken, StopSignal())
-    monkeypatch.setattr("galaxyhpc.evaluation.attack.GALAXIES_PER_CHUNK", 3)
+    monkeypatch.setattr("galaxyhpc.evaluation.attacks.attack.GALAXIES_PER_CHUNK", 3)
     assert not evaluate(broken, StopLater())
     part = attacked(broken)
     assert 0 < len(part.table) < len(attacked(unbroken).table) and not part.is_complete

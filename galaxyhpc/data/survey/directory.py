@@ -1,0 +1,50 @@
+"""Directories of image files, a galaxy each: its row is its number among all images below, by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.images.image_files import IMAGE_ENDINGS
+from galaxyhpc.data.sources.source import make_error
+from galaxyhpc.data.survey.table_rows import read_files
+from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Unit, UnitGalaxies, divide_rows, make_units
+
+
+def list_files(path: Path, endings: tuple[str, ...]) -> list[str]:
+    """Return the sorted names of the files below a directory, relative to it, that end so; hidden ones are left out."""
+    names = []
+    for parent, directories, files in os.walk(path):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        ours = [name for name in files if name.lower().endswith(endings) and not name.startswith(".")]
+        names += [os.path.relpath(os.path.join(parent, name), path) for name in ours]
+    return sorted(names)
+
+
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+    """Yield the units of directories, which say themselves when images were added or taken away."""
+    for path in paths:
+        count = len(list_files(path, IMAGE_ENDINGS))
+        yield from make_units(path, "directory", divide_rows([count], galaxies_per_unit))
+
+
+def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
+    """Yield the galaxies of a unit, a few at a time.
+
+    Raises
+    ------
+    DataError
+    """
+    names = list_files(Path(unit.source), IMAGE_ENDINGS)
+    if len(names) < unit.stop:
+        got = f"{len(names)} where there were {unit.stop} or more when the plan was made"
+        raise make_error(Path(unit.source), "images", got, "the same files, or a new plan")
+    for first in range(unit.first, unit.stop, CHUNK_GALAXIES):
+        rows = np.arange(first, min(first + CHUNK_GALAXIES, unit.stop))
+        ids, unknown = [names[row] for row in rows], np.full(len(rows), np.nan)
+        encoded = read_files(ids, Path(unit.source), unit.source, rows)
+        yield UnitGalaxies(rows, ids, unknown, unknown, encoded)

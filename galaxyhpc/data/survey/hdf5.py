@@ -1,0 +1,95 @@
+"""HDF5 files with an array of images (N, S, S, 3), divided between its chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data import DataError
+from galaxyhpc.data.images.image_files import HDF5_TYPE, ImageError, get_hdf5_layout, to_galaxy_image
+from galaxyhpc.data.images.read_errors import translate_read_errors
+from galaxyhpc.data.sources import tables
+from galaxyhpc.data.survey.table_rows import make_galaxies
+from galaxyhpc.data.survey.unit import CHUNK_BYTES, CHUNK_GALAXIES, Encoded, Unit, UnitGalaxies, divide_rows, make_units
+
+
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+    """Yield the units of HDF5 files, from their headers.
+
+    Raises
+    ------
+    DataError
+    """
+    for path in paths:
+        count, chunk_length, _ = _read_layout(path)
+        counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
+        yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
+
+
+def _read_layout(path: Path) -> tuple[int, int, int]:
+    """Return the number of images, of those in a chunk, and of those to read at once: whole chunks.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        count = get_hdf5_layout(path)[0]
+        with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+            images = file["images"]
+            chunk_length = images.chunks[0] if images.chunks else 1
+            bytes_per_chunk = chunk_length * math.prod(images.shape[1:]) * images.dtype.itemsize
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    return count, chunk_length, chunk_length * max(1, CHUNK_BYTES // bytes_per_chunk)
+
+
+def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
+    """Yield the galaxies of a unit, a few at a time: views of slices of whole chunks.
+
+    Raises
+    ------
+    DataError
+    """
+    path = Path(unit.source)
+    length = _read_layout(path)[2]
+    try:
+        for start in range(unit.first, unit.stop, length):
+            yield from _read_slice(path, start, min(start + length, unit.stop), config)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+
+
+def _read_slice(path: Path, first: int, stop: int, config: DataConfig) -> Iterator[UnitGalaxies]:
+    with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+        count = len(file["images"])
+        names = [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.shape == (count,)]
+        matched = tables.match_columns(path, names, config.columns)
+        columns = {key: name for key, name in matched.items() if key in ("id", "ra", "dec")}
+        table = pd.DataFrame({name: _read_column(file[name], first, stop) for name in columns.values()})
+        images = file["images"][first:stop]
+    for start in range(0, stop - first, CHUNK_GALAXIES):
+        part = np.s_[start : start + CHUNK_GALAXIES]
+        encoded = [_to_encoded(path, image, row) for row, image in enumerate(images[part], first + start)]
+        rows = np.arange(first + start, first + start + len(encoded))
+        yield make_galaxies(str(path), rows, table.iloc[part], columns, encoded, [""] * len(encoded))
+
+
+def _to_encoded(path: Path, values: NDArray[Any], row: int) -> Encoded:
+    """Return an image of uint8, or of floats in [0, 1], as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    image = to_galaxy_image(path, values, row)
+    return image if isinstance(image, ImageError) else image.pixels
+
+
+def _read_column(dataset: h5py.Dataset, first: int, stop: int) -> Any:
+    return dataset.asstr()[first:stop] if h5py.check_string_dtype(dataset.dtype) else dataset[first:stop]

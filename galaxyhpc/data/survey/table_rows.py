@@ -1,0 +1,71 @@
+"""The rows of a table of galaxies: their ids and positions, and the image files that they name."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from galaxyhpc.data import DataError
+from galaxyhpc.data.images.galaxy_image import ImageError, make_error
+from galaxyhpc.data.sources import tables
+from galaxyhpc.data.survey.unit import NUM_THREADS, Encoded, UnitGalaxies
+from galaxyhpc.storage.files import sanitize
+
+ABSENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)  # for good
+LIMITS = {"ra": (0.0, 360.0), "dec": (-90.0, 90.0)}  # degrees
+
+
+def make_galaxies(
+    source: str,
+    rows: NDArray[np.int64],
+    table: pd.DataFrame,
+    columns: dict[str, str],
+    encoded: list[Encoded],
+    names: list[str],
+) -> UnitGalaxies:
+    """Return the galaxies of these rows of a table; `columns` are those of id, ra and dec, by key, where they exist.
+
+    `names` are the ids where there is no such column. A galaxy whose position is none is an error instead of an image.
+    """
+    ids = tables.to_texts(table[columns["id"]]).tolist() if "id" in columns else names
+    positions = {key: np.full(len(rows), np.nan) for key in LIMITS}
+    for key in LIMITS if LIMITS.keys() <= columns.keys() else ():
+        values = table[columns[key]]
+        numbers = np.asarray(pd.to_numeric(values, errors="coerce"), dtype=np.float64)
+        low, high = LIMITS[key]
+        is_bad = ~((numbers >= low) & (numbers <= high))
+        positions[key] = np.where(is_bad, np.nan, numbers)
+        for index in np.flatnonzero(is_bad):
+            if (text := str(values.iloc[index]).strip()).lower() not in (*tables.MISSING, "none"):
+                got = f"{columns[key]}: got {text} in row {rows[index]}"
+                encoded[index] = ImageError(sanitize(f"{source}: {got}; expected {low:g} to {high:g} degrees"))
+    return UnitGalaxies(rows, ids, positions["ra"], positions["dec"], encoded)
+
+
+def read_files(names: list[str], directory: Path, source: str, rows: NDArray[np.int64]) -> list[Encoded]:
+    """Return the bytes of the image files that these rows name, relative to a directory, or why there are none.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read for another reason than its absence: it may be readable later.
+    """
+
+    def read(name: str, row: int) -> Encoded:
+        path, place = directory / name, sanitize(f" ({Path(source).name}, row {row})")
+        try:
+            if name:
+                return path.read_bytes()
+        except ABSENT as error:
+            reason = str(error.strerror if isinstance(error, OSError) else error)
+            return ImageError(f"{make_error(path, reason, 'an image file')}{place}")
+        except OSError as error:
+            raise DataError(f"{make_error(path, str(error.strerror), 'an image file')}{place}") from error
+        return ImageError(sanitize(f"{source}: got nothing in row {row}; expected the name of an image file"))
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(read, names, rows.tolist()))

@@ -1,0 +1,165 @@
+"""Cost of a survey's prediction before it is begun: device hours, expected end and disk space.
+
+The speed is that of the units which are done, if there are any. Otherwise it is estimated: the networks by the cost
+model of `analysis.run_cost`, refitted to the trainings beside the run, and decoding by the measured speed of a core.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from galaxyhpc.analysis import run_cost
+from galaxyhpc.config.schema import ResourcesConfig
+from galaxyhpc.data.survey.unit import Unit
+from galaxyhpc.evaluation.trained_model import Classifier
+from galaxyhpc.models.activations import compute_activations
+from galaxyhpc.models.profile import profile_network
+from galaxyhpc.prediction.survey import SurveyDir
+from galaxyhpc.runtime.console import ConsoleTable, format_count, format_duration
+from galaxyhpc.storage.run_dir import RunDir
+
+DECODE_SECONDS = 1 / 380  # of a core per galaxy: PNG of 256 px, the slowest of the usual formats
+STARTUP_SECONDS = 30.0  # of a task: imports, networks, workers
+MAX_TASKS = 64
+TASK_SECONDS = 3600.0  # that a task takes about, if the number is not given
+SURVEY = 10**8  # galaxies, for comparison
+KNOWN_BYTES, FLOAT_BYTES = 40, 4  # per row: id, position, source, flags; of a column of float32. Measured, compressed
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Speed and size of a prediction."""
+
+    seconds: float  # of a process per galaxy
+    source: str  # of this number
+    bytes_per_galaxy: float
+    num_galaxies: int  # to predict
+    resources: ResourcesConfig  # of a task
+    num_units: int
+
+    @property
+    def device(self) -> str:
+        return "GPU" if self.resources.gpus_per_node else "CPU"
+
+    def get_device_hours(self, num_galaxies: int) -> float:
+        """Return GPU-hours, or CPU-hours where there are no GPUs."""
+        resources = self.resources
+        num_gpus = resources.nodes * resources.gpus_per_node
+        per_process = num_gpus / resources.num_tasks if num_gpus else resources.cpus_per_task
+        return num_galaxies * self.seconds * per_process / 3600
+
+    def choose_num_tasks(self, max_parallel: int | None) -> int:
+        """Return how many tasks share the units: `max_parallel`, or as many as take an hour each, within limits."""
+        wanted_tasks = max_parallel or round(self.get_seconds(1) / TASK_SECONDS)
+        most = -(-self.num_units // self.resources.num_tasks)  # a unit for each process
+        return max(1, min(wanted_tasks, most, max_parallel or MAX_TASKS))
+
+    def get_seconds(self, num_tasks: int) -> float:
+        """Return the time that these tasks need."""
+        return STARTUP_SECONDS + self.num_galaxies * self.seconds / (num_tasks * self.resources.num_tasks)
+
+
+def make_forecast(
+    survey: SurveyDir,
+    units: Sequence[Unit],
+    classifiers: Sequence[Classifier],
+    resources: ResourcesConfig,
+    with_embeddings: bool,
+) -> Forecast:
+    """Return the forecast of these units."""
+    width = count_features(classifiers[0]) if with_embeddings else 0
+    measured = _measure_seconds(survey)
+    seconds, source = measured or _estimate_seconds(classifiers, resources)
+    num_floats = len(classifiers[0].config.data.class_names) + 4
+    size = _measure_bytes(survey) or KNOWN_BYTES + FLOAT_BYTES * num_floats + 2.0 * width
+    num_galaxies = sum(unit.num_galaxies for unit in units)
+    return Forecast(seconds, source, size, num_galaxies, resources, len(units))
+
+
+def count_features(classifier: Classifier) -> int:
+    """Return the number of pooled features of a network."""
+    image = torch.zeros(1, 3, classifier.image_size, classifier.image_size)
+    with torch.inference_mode():
+        return int(compute_activations(classifier.network, image).pooled.shape[1])
+
+
+def _measure_seconds(survey: SurveyDir) -> tuple[float, str] | None:
+    """Return the seconds of a process per galaxy in the units that are done, and how many these are."""
+    runs = [RunDir(path) for path in sorted(survey.path.glob("task-*"))]
+    events = [event for run in runs for event in run.read_events() if event["event"] == "unit"]
+    num_galaxies = sum(event["galaxies"] for event in events)
+    if not num_galaxies:
+        return None
+    seconds = sum(event["seconds"] for event in events) / num_galaxies
+    return seconds, f"measured on {format_count(len(events), 'unit')} that are done"
+
+
+def _measure_bytes(survey: SurveyDir) -> float:
+    """Return the bytes per galaxy of the parts; 0 without any."""
+    sizes = {number: survey.get_part(number).stat().st_size for number in survey.list_done()}
+    if not sizes:
+        return 0.0
+    num_galaxies = {unit.number: unit.num_galaxies for unit in survey.read_units()}
+    return sum(sizes.values()) / max(sum(num_galaxies.get(number, 0) for number in sizes), 1)
+
+
+def _estimate_seconds(classifiers: Sequence[Classifier], resources: ResourcesConfig) -> tuple[float, str]:
+    """Return the seconds of a process per galaxy by the cost model; on a GPU, decoding runs beside the networks."""
+    uses_gpu = resources.gpus_per_node > 0
+    runs_dir = classifiers[0].run.sweep_dir.parent
+    costs = run_cost.fit_cost_models(run_cost.read_timing_records(runs_dir), num_galaxies=0)
+    model = costs.gpu if uses_gpu else costs.cpu
+    forward = model.slope * sum(_estimate_forward(classifier, uses_gpu) for classifier in classifiers)
+    if uses_gpu:
+        seconds = max(forward, DECODE_SECONDS / resources.cpus_per_task)
+    else:
+        seconds = (forward + DECODE_SECONDS) / resources.cpus_per_task
+    return seconds, f"networks: {model.source}; decoding: 256 px PNG"
+
+
+def _estimate_forward(classifier: Classifier, uses_gpu: bool) -> float:
+    """Return the seconds of a GPU, or of a core, per galaxy."""
+    config = classifier.config
+    network = profile_network(config.model.without_pretrained, config.data.image_size, len(config.data.class_names))
+    if uses_gpu:
+        return run_cost.estimate_forward_seconds(network.multiply_adds, config, uses_gpu)
+    return run_cost.CORE_SECONDS_PER_IMAGE + network.multiply_adds / run_cost.CORE_MACS_PER_SECOND
+
+
+def show_forecast(
+    console: Console, units: Sequence[Unit], forecast: Forecast, num_tasks: int, start: float | None
+) -> None:
+    """Print the inputs, and the cost of what is to be done and of 10^8 galaxies."""
+    console.print(make_inputs_table(units))
+    for line in _format_lines(forecast, num_tasks, start):
+        console.print(line, soft_wrap=True)
+
+
+def make_inputs_table(units: Sequence[Unit]) -> ConsoleTable:
+    """Return a table of the units by kind of file."""
+    table = pd.DataFrame(units, columns=Unit._fields)
+    rows = []
+    for kind, group in table.groupby("kind"):
+        files = group.drop_duplicates("source")
+        size = f"{files['size'].sum() / 1e9:.3g} GB"
+        rows.append((str(kind), f"{len(files):,}", f"{len(group):,}", f"{group['num_galaxies'].sum():,}", size))
+    return ConsoleTable("to predict", ("input", "files", "units", "galaxies", "size"), rows)
+
+
+def _format_lines(forecast: Forecast, num_tasks: int, start: float | None) -> Iterator[str]:
+    resources, unit = forecast.resources, f"{forecast.device}-hours"
+    yield f"speed: {1 / forecast.seconds:,.0f} galaxies/s per process ({forecast.source})"
+    for count, name in ((forecast.num_galaxies, f"{forecast.num_galaxies:,} galaxies"), (SURVEY, "10^8 galaxies")):
+        hours, size = forecast.get_device_hours(count), count * forecast.bytes_per_galaxy / 1e9
+        yield f"{name}: {hours:,.3g} {unit}, {size:,.3g} GB in parts"
+    seconds = forecast.get_seconds(num_tasks)
+    end = time.strftime("%A %Y-%m-%d %H:%M", time.localtime((start or time.time()) + seconds))
+    begin = "the start that sbatch --test-only expects" if start else "a start at once"
+    jobs = f"{format_count(num_tasks, 'job')}, {num_tasks * resources.num_tasks} processes in all"
+    yield f"expected end: {end}, {format_duration(seconds)} after {begin}; {jobs}"

@@ -1,0 +1,85 @@
+"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and no galaxy is lost or repeated."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers.classifiers import read_ids, read_parts, write_run, write_shards
+from helpers.slurm import Desk
+
+from galaxyhpc import cancel, fsck
+from galaxyhpc.predict import __main__ as predict
+from galaxyhpc.status import __main__ as status
+from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.run_dir import RunDir, read_state
+
+NUM_SHARDS, NUM_GALAXIES = 60, 300  # in each
+
+
+@pytest.fixture(scope="module")
+def ours(place: Path) -> Desk:
+    path = place / "a survey"
+    path.mkdir()
+    return Desk(path)
+
+
+def count_parts(task: RunDir) -> int:
+    return sum(event["event"] == "unit" for event in task.read_events())
+
+
+def send(ours: Desk, task: RunDir, number: int) -> None:
+    """Send a signal to the process of a task at random, but not before it has written a part."""
+    before = count_parts(task)
+    ours.wait(lambda: count_parts(task) > before, f"{task.run_id} at work")
+    time.sleep(random.uniform(0, 1))
+    started = [event for event in task.read_events() if event["event"] == "started"]
+    os.kill(started[-1]["pid"], number)
+
+
+def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
+    run = write_run(ours.path / "runs" / "sweep")
+    ids = write_shards(ours.path / "shards", NUM_SHARDS, NUM_GALAXIES)
+    command = [str(run.path), "--input", "shards/*.parquet", "--output"]
+    slurm = ("--executor", "slurm", "--max-parallel", "2")
+    printed = ours.command(predict.main, *command, "out", *slurm)
+    assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
+    tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
+    send(ours, tasks[0], signal.SIGUSR2)  # requeued
+    send(ours, tasks[1], signal.SIGKILL)
+    ours.wait(lambda: sum(event["event"] == "started" for event in tasks[0].read_events()) == 2, "the requeued job")
+    send(ours, tasks[0], signal.SIGKILL)
+    assert len(list((ours.path / "out" / "parts").glob("*.parquet"))) < NUM_SHARDS
+    ours.wait_for_jobs()
+    assert sorted(read_ids(ours.path / "out")) == ids, ours.evidence()
+    assert "units: 60 of 60 done" in ours.command(status.main, "out")
+    assert "1 valid, 0 damaged" in ours.command(fsck.main, "out")
+    ours.command(predict.main, *command, "unbroken", "--executor", "debug")
+    assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
+
+
+def test_a_prediction_is_cancelled_with_its_report_and_resumed_by_two_processes(ours: Desk) -> None:
+    run = write_run(ours.path / "others" / "sweep")
+    ids = write_shards(ours.path / "few", 8, 200)
+    gate = ours.path / "gate"
+    gate.touch()
+    setup = f"""setup: ['while [ -e "{gate}" ]; do sleep 0.1; done']"""
+    (ours.path / "gate.yaml").write_text(f"{setup}\ntasks_per_node: 2\n")
+    command = [str(run.path), "--input", "few", "--output", "shared", "--profile", "gate.yaml"]
+    assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
+    assert "all jobs are queued or at work" in ours.command(predict.main, *command, "--max-parallel", "1")
+    assert "units: 0 of 8 done" in ours.command(status.main, "shared")
+    ours.command(cancel.main, "shared")
+    ours.wait_for_jobs()
+    assert "stopped" in ours.command(status.main, "shared")
+    gate.unlink()
+    assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
+    ours.wait_for_jobs()
+    assert "units: 8 of 8 done" in ours.command(status.main, "shared"), ours.evidence()
+    assert sorted(read_ids(ours.path / "shared")) == ids
+    assert read_state(RunDir(ours.path / "shared" / "task-0")).name == RunState.PREDICTED, ours.evidence()
+    assert (ours.path / "shared" / "report.html").is_file()
