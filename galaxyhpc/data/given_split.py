@@ -41,11 +41,11 @@ def divide(
     DataError
         If duplicates are to be refused and there are some, or a fold is asked for where the source gives its split.
     """
-    sky, near_pairs = (columns.ra, columns.dec), NO_PAIRS if near_pairs is None else near_pairs
+    near_pairs = NO_PAIRS if near_pairs is None else near_pairs
     if config.conflicting_duplicates == "refuse":
         _refuse_conflicts(config, columns, digests, near_pairs)
     if columns.given_splits is None:
-        table = make_split_table(config, columns.labels, *sky, digests, columns.groups, near_pairs)
+        table = make_split_table(config, columns, digests, near_pairs)
     elif config.fold:
         expected = "expected 0, for the source gives the split, or data.columns.split='' to divide the galaxies anew"
         raise DataError(f"{config.source}: data.fold: got {config.fold}; {expected}")
@@ -95,7 +95,7 @@ def _list_galaxies(columns: Columns, rows: np.ndarray) -> str:
 
 def _find_copies(columns: Columns, digests: np.ndarray, near_pairs: np.ndarray = NO_PAIRS) -> np.ndarray:
     """Return the number of a galaxy's set of copies, (N,): the same position or pixels, or nearly these."""
-    duplicates = find_duplicates(columns.ra, columns.dec, digests)
+    duplicates = find_duplicates(columns, digests)
     return label_components(len(digests), np.concatenate([duplicates, near_pairs]))
 
 
@@ -125,8 +125,7 @@ def _complete_given_split(
 
     Groups are those that may not be divided further: galaxies of one part that share sky, pixels or group.
     """
-    known = (columns.labels, columns.ra, columns.dec)
-    groups, kept = link_galaxies(config, *known, digests, columns.groups, near_pairs)
+    groups, kept = link_galaxies(config, columns, digests, near_pairs)
     split = given_splits.astype(object)
     if config.conflicting_duplicates == "drop":
         copies = _find_copies(columns, digests, near_pairs)
@@ -140,4 +139,4 @@ def _complete_given_split(
         parts = assign_parts(columns.labels[train], groups[train], fractions, config.split_seed)
         split[train[parts == 1]] = "validation"
     groups = pd.factorize(pd.Series(groups).astype(str) + split)[0]
-    return tabulate_galaxies(*known).assign(sky_group=groups, fold=-1, half=-1, split=split)
+    return tabulate_galaxies(columns).assign(sky_group=groups, fold=-1, half=-1, split=split)

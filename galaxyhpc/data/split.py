@@ -14,6 +14,7 @@ import pandas as pd
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.canonical_split import NUM_GALAXIES, SPLIT_FILE, divide_by_fold, load_galaxy10_split
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split_file import DROPPED, SPLITS
 
 __all__ = ["DUPLICATE_RADIUS_ARCSEC", "SPLITS", "explain_empty_class", "make_split_table", "select_training_indices"]
@@ -25,56 +26,45 @@ CANONICAL_COLUMNS = ["sky_group", "fold", "half", "split"]
 
 
 def make_split_table(
-    config: DataConfig,
-    labels: np.ndarray,
-    ra: np.ndarray,
-    dec: np.ndarray,
-    digests: np.ndarray,
-    own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray = NO_PAIRS,
+    config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray = NO_PAIRS
 ) -> pd.DataFrame:
     """Return one row per galaxy: row, label, ra, dec, sky_group, fold, half, split (one of SPLITS, or dropped).
 
-    `labels`, `ra`, `dec` (degrees), `digests` (of the pixels) and the source's own groups are (N,) arrays, `near_pairs`
-    (M, 2) rows of nearly the same images. `split` is that of fold 0, which `select_fold` replaces. The published
-    galaxies have their canonical split if the settings are the defaults.
+    `digests` (N,) are of the pixels, `near_pairs` (M, 2) rows of nearly the same images. `split` is that of fold 0,
+    which `select_fold` replaces. The published galaxies have their canonical split if the settings are the defaults.
     """
-    if own_groups is None and not list_changed_settings(config) and _are_published(config, labels, ra, dec):
-        return tabulate_galaxies(labels, ra, dec).join(load_galaxy10_split()[CANONICAL_COLUMNS])
-    return compute_split_table(config, labels, ra, dec, digests, own_groups, near_pairs)
+    if columns.groups is None and not list_changed_settings(config) and _are_published(config, columns):
+        return tabulate_galaxies(columns).join(load_galaxy10_split()[CANONICAL_COLUMNS])
+    return compute_split_table(config, columns, digests, near_pairs)
 
 
-def _are_published(config: DataConfig, labels: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> bool:
+def _are_published(config: DataConfig, columns: Columns) -> bool:
     """Whether these have the labels, the sky groups and the conflicts of the published galaxies, in their order."""
-    if len(labels) != NUM_GALAXIES:
+    if len(columns.labels) != NUM_GALAXIES:
         return False
     canonical = load_galaxy10_split()
-    groups, kept = link_galaxies(config, labels, ra, dec, np.arange(NUM_GALAXIES))  # by position alone
-    pairs = ((labels, canonical["label"]), (groups, canonical["sky_group"]), (kept, canonical["split"] != DROPPED))
+    groups, kept = link_galaxies(config, columns, np.arange(NUM_GALAXIES))  # by position alone
+    is_kept = canonical["split"] != DROPPED
+    pairs = ((columns.labels, canonical["label"]), (groups, canonical["sky_group"]), (kept, is_kept))
     return all(np.array_equal(ours, published) for ours, published in pairs)
 
 
-def tabulate_galaxies(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> pd.DataFrame:
+def tabulate_galaxies(columns: Columns) -> pd.DataFrame:
     """Return the columns of a split that are known before it is made: row, label, ra, dec."""
-    return pd.DataFrame({"row": np.arange(len(labels)), "label": labels, "ra": ra, "dec": dec})
+    rows = np.arange(len(columns.labels))
+    return pd.DataFrame({"row": rows, "label": columns.labels, "ra": columns.ra, "dec": columns.dec})
 
 
 def compute_split_table(
-    config: DataConfig,
-    labels: np.ndarray,
-    ra: np.ndarray,
-    dec: np.ndarray,
-    digests: np.ndarray,
-    own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray = NO_PAIRS,
+    config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray = NO_PAIRS
 ) -> pd.DataFrame:
     """Return the table of `make_split_table` as computed for any galaxies.
 
     Five folds exist with the default fractions alone: fold 0 is the test set, and half 0 of fold 1 the validation set.
     Otherwise, and for dropped galaxies, fold and half are -1.
     """
-    groups, kept = link_galaxies(config, labels, ra, dec, digests, own_groups, near_pairs)
-    seed, held_out = config.split_seed, (config.validation_fraction, config.test_fraction)
+    groups, kept = link_galaxies(config, columns, digests, near_pairs)
+    labels, seed, held_out = columns.labels, config.split_seed, (config.validation_fraction, config.test_fraction)
     split, tenths = np.full(len(labels), DROPPED, dtype=object), np.full(len(labels), -1)
     parts = assign_parts(labels[kept], groups[kept], (1.0 - sum(held_out), *held_out), seed)
     split[kept] = np.array(SPLITS, dtype=object)[parts]
@@ -83,35 +73,33 @@ def compute_split_table(
             members = split == name
             tenths[members] = first + assign_parts(labels[members], groups[members], (1 / number,) * number, seed)
     folds, halves = tenths // 2, np.where(tenths < 0, -1, tenths % 2)
-    return tabulate_galaxies(labels, ra, dec).assign(sky_group=groups, fold=folds, half=halves, split=split)
+    return tabulate_galaxies(columns).assign(sky_group=groups, fold=folds, half=halves, split=split)
 
 
 def link_galaxies(
-    config: DataConfig,
-    labels: np.ndarray,
-    ra: np.ndarray,
-    dec: np.ndarray,
-    digests: np.ndarray,
-    own_groups: np.ndarray | None = None,
-    near_pairs: np.ndarray = NO_PAIRS,
+    config: DataConfig, columns: Columns, digests: np.ndarray, near_pairs: np.ndarray = NO_PAIRS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sky group of each galaxy, and whether it is kept: (N,) each.
 
     Without groups of the source's own, galaxies nearer than `link_arcsec` are linked; nearly the same images,
     `near_pairs` (M, 2), are in any case.
     """
-    duplicates = find_duplicates(ra, dec, digests)
-    near = find_close_pairs(ra, dec, config.link_arcsec) if own_groups is None else chain_equal_values(own_groups)
-    groups = label_components(len(labels), np.concatenate([duplicates, near, near_pairs]))
-    kept = np.ones(len(labels), bool)
+    num_galaxies, duplicates = len(columns.labels), find_duplicates(columns, digests)
+    if columns.groups is None:
+        near = find_close_pairs(columns.ra, columns.dec, config.link_arcsec)
+    else:
+        near = chain_equal_values(columns.groups)
+    groups = label_components(num_galaxies, np.concatenate([duplicates, near, near_pairs]))
+    kept = np.ones(num_galaxies, bool)
     if config.conflicting_duplicates == "drop":
-        kept = ~find_label_conflicts(labels, label_components(len(labels), duplicates))
+        kept = ~find_label_conflicts(columns.labels, label_components(num_galaxies, duplicates))
     return groups, kept
 
 
-def find_duplicates(ra: np.ndarray, dec: np.ndarray, digests: np.ndarray) -> np.ndarray:
+def find_duplicates(columns: Columns, digests: np.ndarray) -> np.ndarray:
     """Return (M, 2) pairs of rows with the same pixels, or positions within DUPLICATE_RADIUS_ARCSEC."""
-    return np.concatenate([chain_equal_values(digests), find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC)])
+    same_place = find_close_pairs(columns.ra, columns.dec, DUPLICATE_RADIUS_ARCSEC)
+    return np.concatenate([chain_equal_values(digests), same_place])
 
 
 def select_fold(config: DataConfig, table: pd.DataFrame) -> pd.DataFrame:

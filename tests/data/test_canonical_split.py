@@ -19,6 +19,7 @@ from galaxyhpc.data.canonical_split.make import main, make_canonical_table, read
 from galaxyhpc.data.canonical_split.random_splits import count_leaks
 from galaxyhpc.data.dataset import load_split
 from galaxyhpc.data.galaxies import Galaxies
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import compute_split_table, describe_origin, find_close_pairs, make_split_table
 from galaxyhpc.data.split_file import read_split_header
 
@@ -96,16 +97,16 @@ def test_the_published_galaxies_get_it_by_their_positions_whatever_their_pixels_
 ) -> None:
     labels, ra, dec = place_like_published(table)
     names = ["sky_group", "fold", "half", "split"]
-    made = make_split_table(DataConfig(), labels, ra, dec, ROWS)
+    made = make_split_table(DataConfig(), Columns(labels, ra, dec), ROWS)
     assert made[names].equals(table[names]) and made["ra"].tolist() == ra.tolist()
     digest = hashlib.sha256(SPLIT_FILE.read_bytes()).hexdigest()
     origin = f"canonical split galaxy10_decals_sky67.csv.gz, SHA-256 {digest}"
     assert describe_origin(DataConfig(), made, ROWS) == origin
     same_pixels = np.where(ROWS == 9000, 100, ROWS)  # far apart
-    assert make_split_table(DataConfig(), labels, ra, dec, same_pixels).equals(made)
+    assert make_split_table(DataConfig(), Columns(labels, ra, dec), same_pixels).equals(made)
     assert "; 1 pairs of images with the same pixels" in describe_origin(DataConfig(), made, same_pixels)
     for columns in ((np.where(ROWS == 7, 3, labels), ra, dec), (labels, np.where(ROWS == 7, ra[8], ra), dec)):
-        other = make_split_table(DataConfig(), *columns, ROWS)
+        other = make_split_table(DataConfig(), Columns(*columns), ROWS)
         assert not other[names].equals(table[names])
         assert describe_origin(DataConfig(), other, ROWS).startswith("computed, for these are not the galaxies")
 
@@ -141,8 +142,8 @@ def test_the_file_is_what_its_script_makes_of_the_galaxies_and_what_the_code_com
     assert is_same
     assert hashlib.sha256(SPLIT_FILE.read_bytes()).hexdigest() in capsys.readouterr().out
     labels, ra, dec = read_columns(source)
-    made = make_split_table(DataConfig(), labels, ra, dec, ROWS)
-    assert made.equals(compute_split_table(DataConfig(), labels, ra, dec, ROWS))
+    made = make_split_table(DataConfig(), Columns(labels, ra, dec), ROWS)
+    assert made.equals(compute_split_table(DataConfig(), Columns(labels, ra, dec), ROWS))
     assert describe_origin(DataConfig(), made, ROWS).startswith("canonical split")
     near = find_close_pairs(ra, dec, 67.0)
     fold = table["fold"].to_numpy()[near]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import (
     NO_PAIRS,
     SPLITS,
@@ -50,7 +51,7 @@ def skies(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, link, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(conflicting_duplicates=duplicates, link_arcsec=link, split_seed=seed)
-    table = make_split_table(config, labels, ra, dec, digests)
+    table = make_split_table(config, Columns(labels, ra, dec), digests)
     kept = np.flatnonzero(table["split"] != "dropped")
     i, j = (kept[k] for k in np.triu_indices(len(kept), 1))
     linked = (separation(ra[i], dec[i], ra[j], dec[j]) < link - 1e-3) | (digests[i] == digests[j])
@@ -65,7 +66,7 @@ def test_galaxies_that_share_sky_or_pixels_are_never_divided(sky, duplicates, li
 def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_component(sky, fractions, seed):
     labels, ra, dec, digests = sky
     config = DataConfig(validation_fraction=fractions[0], test_fraction=fractions[1], split_seed=seed)
-    table = make_split_table(config, labels, ra, dec, digests)
+    table = make_split_table(config, Columns(labels, ra, dec), digests)
     kept = table[table["split"] != "dropped"]
     for label, members in kept.groupby("label"):
         largest = kept["sky_group"].value_counts().max()
@@ -77,22 +78,22 @@ def test_each_class_has_its_fraction_in_each_split_within_a_galaxy_or_a_componen
 
 def test_without_neighbours_every_class_is_divided_to_the_galaxy():
     labels = np.repeat(np.arange(10), 70)
-    table = make_split_table(DataConfig(), labels, np.linspace(0, 359, 700), np.zeros(700), np.arange(700))
+    table = make_split_table(DataConfig(), Columns(labels, np.linspace(0, 359, 700), np.zeros(700)), np.arange(700))
     assert (table.groupby(["label", "split"]).size().unstack()[list(SPLITS)] == [49, 7, 14]).all(axis=None)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 7])
 def test_a_rare_class_has_a_galaxy_in_every_split(count):
     labels = np.repeat(np.arange(10), [100] * 9 + [count])
-    table = make_split_table(
-        DataConfig(), labels, np.linspace(0, 359, len(labels)), np.zeros(len(labels)), np.arange(len(labels))
-    )
+    columns = Columns(labels, np.linspace(0, 359, len(labels)), np.zeros(len(labels)))
+    table = make_split_table(DataConfig(), columns, np.arange(len(labels)))
     assert set(table["split"][labels == 9]) == set(SPLITS)
 
 
 def test_the_split_follows_from_its_seed():
     labels, places, digests = np.repeat(np.arange(10), 30), np.linspace(0, 359, 300), np.arange(300)
-    tables = [make_split_table(DataConfig(split_seed=s), labels, places, places / 10, digests) for s in (3, 3, 4)]
+    columns = Columns(labels, places, places / 10)
+    tables = [make_split_table(DataConfig(split_seed=seed), columns, digests) for seed in (3, 3, 4)]
     assert tables[0].equals(tables[1])
     assert (tables[0]["split"] != tables[2]["split"]).any()
 
@@ -125,12 +126,12 @@ def test_a_group_conflicts_when_its_labels_differ():
     assert find_label_conflicts(np.array([1, 1, 2, 3]), np.array([0, 0, 1, 1])).tolist() == [False, False, True, True]
 
 
-def duplicates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def duplicates() -> tuple[Columns, np.ndarray]:
     """60 lone galaxies, but 0 and 59 have the same pixels, 1 and 58 are 0.5" apart, 3 and 4 (one class) too."""
     labels, ra = np.repeat(np.arange(10), 6), np.linspace(0, 300, 60)
     digests = np.arange(60)
     digests[59], ra[58], ra[4] = digests[0], ra[1] + 0.5 / 3600, ra[3] + 0.5 / 3600
-    return labels, ra, np.zeros(60), digests
+    return Columns(labels, ra, np.zeros(60)), digests
 
 
 def test_conflicting_duplicates_are_dropped_and_agreeing_ones_kept():
@@ -151,7 +152,7 @@ def test_a_class_linked_by_its_group_or_its_pixels_is_not_told_to_move_on_the_sk
     labels, rows, unknown = np.arange(60) % 2, np.arange(60), np.full(60, np.nan)
     groups = np.where(labels == 1, 99, rows) if link == "own group" else None
     pairs = NO_PAIRS if groups is not None else np.stack([rows[1:-2:2], rows[3::2]], axis=1)  # all of class 1
-    table = make_split_table(DataConfig(), labels, unknown, unknown, rows, groups, pairs)
+    table = make_split_table(DataConfig(), Columns(labels, unknown, unknown, groups=groups), rows, pairs)
     reason = explain_empty_class(DataConfig(), table, rows, label=1)
     assert reason == (
         "its 30 are linked by their group, their position, or pixels that are the same or nearly; "

@@ -112,7 +112,7 @@ def test_a_file_is_told_as_it_is(tmp_path) -> None:
     assert summary.class_counts.tolist() == [12] * 10
     assert int(np.isnan(summary.redshift).sum()) == 20
     galaxies = summary.galaxies
-    launched = make_split_table(summary.config, galaxies.labels, galaxies.ra, galaxies.dec, galaxies.digests)
+    launched = make_split_table(summary.config, galaxies.columns, galaxies.digests)
     pd.testing.assert_frame_equal(summary.split, launched)
     assert count_by_split(summary.split, 10).to_numpy().sum() == 120
     assert summary.rejection == ""

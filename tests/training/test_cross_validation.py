@@ -17,6 +17,7 @@ from galaxyhpc.config.sweep import load_sweep
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import divide_before_conversion, load_split
 from galaxyhpc.data.galaxies import prepare
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import make_split_table, select_fold
 from galaxyhpc.evaluation.results import read_predictions
 from galaxyhpc.launch import __main__ as launch
@@ -35,7 +36,7 @@ def test_folds_keep_groups_whole_and_classes_in_proportion_for_any_galaxies(
     labels, ra = rng.integers(0, 4, 600), rng.uniform(0, 40, 600)
     dec, digests = rng.uniform(0, 0.3, 600), rng.integers(0, 3000, 600)
     config = DataConfig(split_seed=seed, link_arcsec=link, conflicting_duplicates=duplicates)
-    table = make_split_table(config, labels, ra, dec, digests)
+    table = make_split_table(config, Columns(labels, ra, dec), digests)
     kept = table[table["split"] != "dropped"]
     assert (kept.groupby("sky_group")[["fold", "half"]].nunique() == 1).all(axis=None)
     assert (table["fold"] >= 0).equals(table["split"] != "dropped")
@@ -45,7 +46,7 @@ def test_folds_keep_groups_whole_and_classes_in_proportion_for_any_galaxies(
     tests = [select_fold(config.model_copy(update={"fold": fold}), table)["split"] == "test" for fold in FOLDS]
     assert (sum(map(np.asarray, tests))[kept.index] == 1).all()
     assert (tests[0] == (table["split"] == "test")).all()  # fold 0 is the split without folds
-    pd.testing.assert_frame_equal(table, make_split_table(config, labels, ra, dec, digests))
+    pd.testing.assert_frame_equal(table, make_split_table(config, Columns(labels, ra, dec), digests))
 
 
 def settings_of(path: Path, **changes: object) -> DataConfig:

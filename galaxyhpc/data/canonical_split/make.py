@@ -21,6 +21,7 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.canonical_split.random_splits import count_leaks
 from galaxyhpc.data.sources.hdf5 import open_hdf5
+from galaxyhpc.data.sources.source import Columns
 from galaxyhpc.data.split import DUPLICATE_RADIUS_ARCSEC, compute_split_table, find_close_pairs
 from galaxyhpc.data.split_file import DROPPED
 
@@ -44,7 +45,7 @@ def read_columns(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def make_canonical_table(labels: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> pd.DataFrame:
     """Return the table of `load_galaxy10_split`: what the default settings divide if no two images are the same."""
-    table = compute_split_table(DataConfig(), labels, ra, dec, np.arange(len(labels)))
+    table = compute_split_table(DataConfig(), Columns(labels, ra, dec), np.arange(len(labels)))
     reasons = np.full(len(labels), "", dtype=object)
     for pair in find_close_pairs(ra, dec, DUPLICATE_RADIUS_ARCSEC):
         for row, twin in (pair, pair[::-1]):
