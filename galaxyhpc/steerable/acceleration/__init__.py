@@ -1,0 +1,7 @@
+"""Networks of e2cnn's modules, accelerated: `accelerate`, and `restore`, the way back.
+
+A module becomes one on tensors with the same parameters under the same names; `conversion` has the table of them.
+"""
+
+from galaxyhpc.steerable.acceleration.conversion import accelerate as accelerate
+from galaxyhpc.steerable.acceleration.conversion import restore as restore
