@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from e2cnn import nn as e2cnn_modules
+from e2cnn import nn as modules
 from torch import Tensor, nn
 
-from galaxyhpc.steerable.acceleration import normalization, pointwise
+from galaxyhpc.steerable.acceleration import normalization, norms, pointwise
 from galaxyhpc.steerable.acceleration.convolution import FastConv
 from galaxyhpc.steerable.acceleration.typed import TensorModule, call_untyped
 
@@ -20,15 +20,15 @@ Network = TypeVar("Network", bound=nn.Module)
 class FastSequential(TensorModule):
     """`SequentialModule`, with its modules under the same names."""
 
-    def __init__(self, original: Any, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, original: Any, parts: dict[str, nn.Module]) -> None:
         super().__init__(original)
-        for name, module in modules.items():
+        for name, module in parts.items():
             self.add_module(name, module)
 
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
-        modules: dict[str, Any] = self._modules  # not children(), which lists a module that occurs twice once
-        for module in modules.values():
+        parts: dict[str, Any] = self._modules  # not children(), which lists a module that occurs twice once
+        for module in parts.values():
             x = call_untyped(module, x)
         return x
 
@@ -41,8 +41,14 @@ def accelerate(network: nn.Module) -> nn.Module:
 def _convert(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Module:
     """Convert a module with those it holds; one that occurs twice is converted once."""
     if id(module) not in converted:
-        make = CONVERSIONS.get(type(module), _copy_module)
-        converted[id(module)] = make(module, converted)
+        make = CONVERSIONS.get(type(module))
+        if type(module) is modules.SequentialModule:
+            parts = {name: _convert(part, converted) for name, part in module._modules.items() if part is not None}
+            converted[id(module)] = FastSequential(module, parts)
+        elif make is None or not _has_fast_form(module):
+            converted[id(module)] = _copy_module(module, converted)
+        else:
+            converted[id(module)] = make(module)
     return converted[id(module)]
 
 
@@ -67,31 +73,55 @@ def _convert_attribute(value: Any, converted: dict[int, nn.Module]) -> Any:
     return value
 
 
-def _convert_sequence(module: Any, converted: dict[int, nn.Module]) -> nn.Module:
-    return FastSequential(module, {name: _convert(part, converted) for name, part in module._modules.items()})
+def _has_fast_form(module: Any) -> bool:
+    """Whether a module that is in the table has what its fast form has: batch norms, a moving average."""
+    if type(module) in BATCH_NORMS and module.momentum is None:
+        return False
+    return type(module) is not modules.InnerBatchNorm or (module.affine and module.track_running_stats)
 
 
-def _convert_batch_norm(module: Any, converted: dict[int, nn.Module]) -> nn.Module:
-    if normalization.is_supported(module):
-        return normalization.FastInnerBatchNorm(module)
-    return _copy_module(module, converted)
+def _pool(function: Any, *names: str) -> Callable[[Any], nn.Module]:
+    return lambda m: pointwise.FastPointwise(m, function, **{name: getattr(m, name) for name in names})
 
 
-def _pool_options(module: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in names}
+def _convert_pointwise(module: Any) -> nn.Module:
+    return pointwise.FastPointwise(module, module._function)
 
 
 MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 AVERAGE_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
-
-CONVERSIONS: dict[type, Callable[[Any, dict[int, nn.Module]], nn.Module]] = {
-    e2cnn_modules.SequentialModule: _convert_sequence,
-    e2cnn_modules.R2Conv: lambda m, _: FastConv(m),
-    e2cnn_modules.InnerBatchNorm: _convert_batch_norm,
-    e2cnn_modules.ReLU: lambda m, _: pointwise.FastPointwise(m, F.relu, inplace=m._inplace),
-    e2cnn_modules.GroupPooling: lambda m, _: pointwise.FastGroupPooling(m),
-    e2cnn_modules.PointwiseAvgPoolAntialiased: lambda m, _: pointwise.FastBlur(m),
-    e2cnn_modules.MaskModule: lambda m, _: pointwise.FastMask(m),
+BATCH_NORMS = {
+    modules.InnerBatchNorm: normalization.FastInnerBatchNorm,
+    modules.NormBatchNorm: normalization.FastNormBatchNorm,
+    modules.InducedNormBatchNorm: normalization.FastNormBatchNorm,
+    modules.GNormBatchNorm: normalization.FastGNormBatchNorm,
+}
+# of e2cnn's modules that hold no others; a module of another class, or of a class derived from one of these, stays
+CONVERSIONS: dict[type, Callable[[Any], nn.Module]] = {
+    **BATCH_NORMS,
+    modules.R2Conv: FastConv,
+    modules.ReLU: lambda m: pointwise.FastPointwise(m, F.relu, inplace=m._inplace),
+    modules.ELU: lambda m: pointwise.FastPointwise(m, F.elu, alpha=m.alpha, inplace=m._inplace),
+    modules.PointwiseNonLinearity: _convert_pointwise,
+    modules.NormNonLinearity: norms.FastNormNonLinearity,
+    modules.GatedNonLinearity1: norms.FastGatedNonLinearity,
+    modules.PointwiseMaxPool: _pool(F.max_pool2d, *MAX_POOL),
+    modules.PointwiseMaxPoolAntialiased: pointwise.FastBlur,
+    modules.PointwiseAvgPool: _pool(F.avg_pool2d, *AVERAGE_POOL),
+    modules.PointwiseAvgPoolAntialiased: pointwise.FastBlur,
+    modules.PointwiseAdaptiveAvgPool: _pool(F.adaptive_avg_pool2d, "output_size"),
+    modules.PointwiseAdaptiveMaxPool: _pool(F.adaptive_max_pool2d, "output_size"),
+    modules.GroupPooling: pointwise.FastGroupPooling,
+    modules.NormPool: norms.FastNormPool,
+    modules.InducedNormPool: norms.FastNormPool,
+    modules.PointwiseDropout: lambda m: pointwise.FastDropout(m, F.dropout, p=m.p, inplace=m.inplace),
+    modules.FieldDropout: norms.FastFieldDropout,
+    modules.MaskModule: pointwise.FastMask,
+    modules.RestrictionModule: pointwise.FastRestriction,
+    modules.IdentityModule: pointwise.FastRestriction,
+    modules.DisentangleModule: pointwise.FastChannelMap,
+    modules.ReshuffleModule: pointwise.FastChannelMap,
+    modules.R2Upsampling: norms.FastUpsampling,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class FieldSplit(nn.Module):
     inverse: Tensor | None
     inverse_fields: Tensor | None
 
-    def __init__(self, field_type: Any, labels: Sequence[Hashable]) -> None:
+    def __init__(self, field_type: Any, labels: Sequence[Any]) -> None:
         super().__init__()
         sizes = [representation.size for representation in field_type.representations]
         begins = [sum(sizes[:index]) for index in range(len(sizes))] if len(set(labels)) > 1 else []

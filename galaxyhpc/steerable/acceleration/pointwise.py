@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from e2cnn.nn import GeometricTensor
 from torch import Tensor
 
 from galaxyhpc.steerable.acceleration.fields import split_by_size
@@ -81,7 +82,8 @@ class FastGroupPooling(TensorModule):
 
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, fields, H, W)."""
-        return self.by_size.join_fields([_take_maximum(part) for part in self.by_size.split(x)])
+        y = self.by_size.join_fields([_take_maximum(part) for part in self.by_size.split(x)])
+        return y.contiguous()  # what follows often views all pixels as one row
 
 
 def _take_maximum(x: Tensor) -> Tensor:
@@ -89,3 +91,38 @@ def _take_maximum(x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         return x.max(2).values
     return x.amax(2)  # faster
+
+
+class FastChannelMap(TensorModule):
+    """`ReshuffleModule` and `DisentangleModule`: channels in another order, or multiplied by a matrix per field."""
+
+    order: Tensor | None
+    matrix: Tensor
+
+    def __init__(self, original: Any) -> None:
+        super().__init__(original)
+        matrix = make_channel_matrix(original)
+        is_order = bool(((matrix == 0) | (matrix == 1)).all()) and bool((matrix.sum(1) == 1).all())
+        self.register_buffer("order", matrix.argmax(1) if is_order else None, persistent=False)
+        self.register_buffer("matrix", None if is_order else matrix, persistent=False)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        if self.order is not None:
+            return x.index_select(1, self.order)
+        return F.conv2d(x, self.matrix.to(x.dtype)[:, :, None, None])
+
+
+def make_channel_matrix(original: Any) -> Tensor:
+    """Return the matrix (C', C) by which a module multiplies the channels of a pixel."""
+    identity = torch.eye(original.in_type.size)[:, :, None, None]
+    y: Tensor = original(GeometricTensor(identity, original.in_type)).tensor
+    return y[:, :, 0, 0].T.contiguous()
+
+
+class FastRestriction(TensorModule):
+    """`RestrictionModule` and `IdentityModule`: the same values under another name."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
