@@ -34,6 +34,56 @@ def make_sequence(group: str, fields: tuple[int, int] = (4, 6), kernel_size: int
     )
 
 
+class ResidualNetwork(nn.Module):
+    """A user's own module: it wraps its input, adds fields, keeps modules in a list, and ends in a linear layer."""
+
+    def __init__(self, group: str = "D4", fields: int = 3) -> None:
+        super().__init__()
+        space = groups.make_gspace(group)
+        from e2cnn import nn as modules
+
+        self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
+        regular = modules.FieldType(space, [space.regular_repr] * fields)
+        self.stem = modules.R2Conv(self.colours, regular, 3, padding=1)
+        self.convolutions = [modules.R2Conv(regular, regular, 3, padding=1, bias=False) for _ in range(2)]
+        self.norms = modules.ModuleList([modules.InnerBatchNorm(regular) for _ in range(2)])
+        for number, layer in enumerate(self.convolutions):
+            self.add_module(f"convolution{number}", layer)
+        self.relu, self.pool = modules.ReLU(regular), modules.GroupPooling(regular)
+        self.linear = nn.Linear(fields, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 4)."""
+        from e2cnn.nn import GeometricTensor
+
+        fields = self.stem(GeometricTensor(x, self.colours))
+        for layer, norm in zip(self.convolutions, self.norms, strict=True):
+            fields = fields + self.relu(norm(layer(fields)))
+        pooled = self.pool(fields).tensor
+        logits: Tensor = self.linear(pooled.view(*pooled.shape[:2], -1).mean(2))
+        return logits
+
+
+def make_network_of_irreps() -> Any:
+    """Return a network whose fields are irreps, with norms and gates."""
+    space = groups.make_gspace("C8")
+    from e2cnn import nn as modules
+
+    colours = modules.FieldType(space, [space.trivial_repr] * 3)
+    gated = modules.FieldType(space, [space.trivial_repr] * 4 + [space.irrep(1)] * 2 + [space.irrep(2)] * 2)
+    vectors = modules.FieldType(space, [space.irrep(1)] * 3)
+    gates = modules.GatedNonLinearity1(gated)
+    return modules.SequentialModule(
+        modules.R2Conv(colours, gated, 3, padding=1),
+        modules.GNormBatchNorm(gated),
+        gates,
+        modules.R2Conv(gates.out_type, vectors, 3, padding=1, stride=2),
+        modules.NormBatchNorm(vectors),
+        modules.NormNonLinearity(vectors),
+        modules.NormPool(vectors),
+    )
+
+
 def set_harmonic(network: nn.Module, harmonic: bool | None) -> None:
     """Make all convolutions of an accelerated network harmonic or dense."""
     for module in network.modules():

@@ -6,7 +6,6 @@ kind need no care. A pair of representations of input and output has a block of 
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +61,7 @@ class FastConv(ExpandedConv):
         self.in_type, self.out_type = original.in_type, original.out_type
         self.kernel_size, self.groups, self.dilation = original.kernel_size, original.groups, original.dilation
         self.stride, self.padding, self.padding_mode = original.stride, original.padding, original.padding_mode
-        self.weights, self.bias = original.weights, original.bias
+        self.bias, self.weights = original.bias, original.weights  # in e2cnn's order, which optimizers keep
         expansion = original.basisexpansion
         self._in_order, in_channels = sort_fields(expansion._in_type)
         self._out_order, out_channels = sort_fields(expansion._out_type)
@@ -81,7 +80,9 @@ class FastConv(ExpandedConv):
             ]
             self._add_buffer(f"_basis_{len(self._blocks)}", basis.unflatten(-1, (self.kernel_size, self.kernel_size)))
             self._blocks.append(Block(in_repr, out_repr, expansion._weights_ranges[pair], *irreps))
-        self._choices: dict[Any, bool] = {}
+        self._register_bases()
+        self._choices: dict[Any, bool] = {}  # by the shape of the input
+        self._last_choices: dict[bool, bool] = {}  # in training or not: a compiler does not choose
 
     def _add_buffer(self, name: str, values: Tensor | None) -> None:
         self.register_buffer(name, values, persistent=False)
@@ -116,7 +117,7 @@ class FastConv(ExpandedConv):
         return call_typed(self, x)
 
     def compute(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
+        """(N, C, H, W) -> (N, C', H', W'), channels last in memory unless in a graph."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             rows, columns = (padding, padding) if isinstance(padding, int) else padding
@@ -124,7 +125,10 @@ class FastConv(ExpandedConv):
         if self._is_harmonic(x, padding):
             y, bias = self._convolve_blocks(x.to(get_compute_dtype(self.weight)), padding), self._expand_bias()
             return y if bias is None else y + bias[:, None, None]
-        return F.conv2d(x, self._get_filter(), self._expand_bias(), self.stride, padding, self.dilation, self.groups)
+        dense = self._get_filter()
+        if not torch.compiler.is_compiling():  # a compiler chooses layouts itself
+            x, dense = (values.contiguous(memory_format=torch.channels_last) for values in (x, dense))
+        return F.conv2d(x, dense, self._expand_bias(), self.stride, padding, self.dilation, self.groups)
 
     def _expand_bias(self) -> Tensor | None:
         """Return the bias of each channel."""
@@ -153,20 +157,11 @@ class FastConv(ExpandedConv):
         y = torch.cat(zeros, 1)
         return y if self._out_channels is None else y.index_select(1, self._out_channels.argsort())
 
-    @cached_property
-    def _basis_specs(self) -> list[BasisSpec]:
-        """The bases' names in the registry of this process."""
+    def _register_bases(self) -> None:
+        """Make the bases known to this process."""
         bases = [getattr(self, f"_basis_{index}").detach().float().cpu().numpy() for index in range(len(self._blocks))]
-        return [groups.register_basis(basis, b.inputs, b.outputs) for basis, b in zip(bases, self._blocks, strict=True)]
-
-    @cached_property
-    def _has_harmonic_form(self) -> bool:
-        try:
-            for spec in self._basis_specs:
-                get_harmonic_basis(spec)
-        except ValueError:
-            return False
-        return all(is_orthogonal(irreps) for block in self._blocks for irreps in (block.inputs, block.outputs))
+        pairs = zip(bases, self._blocks, strict=True)
+        self._basis_specs = tuple(groups.register_basis(basis, b.inputs, b.outputs) for basis, b in pairs)
 
     def _is_harmonic(self, x: Tensor, padding: Any) -> bool:
         dtype = get_compute_dtype(self.weight)
@@ -174,20 +169,23 @@ class FastConv(ExpandedConv):
             return False  # e2cnn's basis has float32 errors, which the harmonic one does not share
         if self.groups != 1 or self.dilation != 1 or not isinstance(self.stride, int) or not isinstance(padding, int):
             return False
+        if is_exported():
+            return False  # files hold no kernels
         if self.harmonic is not None:
-            return self.harmonic and self._has_harmonic_form
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
+            return self.harmonic and has_harmonic_form(self._basis_specs)
         is_training = torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._last_choices.get(is_training, False)
         key = (is_training, x.requires_grad, len(x), *x.shape[2:], torch.get_num_threads())
         if key not in self._choices:
             if len(self._choices) == MAX_SHAPES:
                 self._choices.clear()
             self._choices[key] = self._is_estimated_faster(x, padding, is_training)
+        self._last_choices[is_training] = self._choices[key]
         return self._choices[key]
 
     def _is_estimated_faster(self, x: Tensor, padding: int, is_training: bool) -> bool:
-        if not operator.is_available("cpu", torch.float32) or not self._has_harmonic_form:
+        if not operator.is_available("cpu", torch.float32) or not has_harmonic_form(self._basis_specs):
             return False
         rates = cpu_timing.get_machine_rates(torch.device("cpu"), torch.float32, torch.get_num_threads())
         seconds = {"dense": 0.0, "harmonic": 0.0}
@@ -201,10 +199,30 @@ class FastConv(ExpandedConv):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
-        return {k: v for k, v in super().__getstate__().items() if k != "_basis_specs"} | {"_choices": {}}
+        return super().__getstate__() | {"_choices": {}, "_last_choices": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._register_bases()  # the process may be another one
 
     def extra_repr(self) -> str:
         return f"{self.in_type} -> {self.out_type}, {self.kernel_size}x{self.kernel_size}, stride={self.stride}"
+
+
+@torch.compiler.assume_constant_result
+def has_harmonic_form(basis_specs: tuple[BasisSpec, ...]) -> bool:
+    """Whether all blocks of weights can do without a dense filter."""
+    try:
+        bases = [get_harmonic_basis(spec) for spec in basis_specs]
+    except ValueError:
+        return False
+    return all(is_orthogonal(irreps) for basis in bases for irreps in (basis.inputs, basis.outputs))
+
+
+def is_exported() -> bool:
+    """Whether a graph is made for a file."""
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.jit.is_tracing)  # type: ignore[attr-defined]
+    return bool(is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def sort_fields(field_type: Any) -> tuple[FieldOrder, Tensor]:

@@ -28,7 +28,8 @@ class FastNormNonLinearity(TensorModule):
         """(N, C, H, W) -> the same shape."""
         parts = dict(zip(self.by_size.sizes, self.by_size.split(x), strict=True))
         begin = 0
-        for size, part in sorted(parts.items()):  # e2cnn's order of biases: by size
+        for size in sorted(parts):  # e2cnn's order of biases
+            part = parts[size]
             norms = part.norm(dim=2, keepdim=True)
             shifted = norms
             if self.log_bias is not None:
@@ -61,7 +62,8 @@ class FastGatedNonLinearity(TensorModule):
         parts = dict(zip(self.inputs.labels, self.inputs.split(x), strict=True))
         gates = torch.sigmoid(parts.pop(GATE) - self.bias[:, :, None])
         begin = 0
-        for size, part in sorted(parts.items()):
+        for size in sorted(parts):
+            part = parts[size]
             parts[size] = part * gates[:, begin : begin + part.shape[1]]
             begin += part.shape[1]
         parts[GATE] = gates
@@ -95,7 +97,7 @@ class FastNormPool(TensorModule):
         for (size, part_size), part in zip(self.by_size.labels, self.by_size.split(x), strict=True):
             norm = part.unflatten(2, (size // part_size, part_size)).norm(dim=3)
             norms.append(norm[:, :, 0] if part_size == size else norm.max(2).values)
-        return self.by_size.join_fields(norms).contiguous()  # what follows often views all pixels as one row
+        return self.by_size.join_fields(norms).contiguous()  # for views of all pixels as one row
 
 
 def find_part_size(representation: Any) -> int:
@@ -122,7 +124,8 @@ class FastFieldDropout(TensorModule):
     def _draw_mask(self, part: Tensor) -> Tensor:
         batch_size, fields, _, *sides = part.shape
         uniform = torch.empty(batch_size, fields, 1, *sides, device=part.device).uniform_()
-        return (uniform > self.p).to(part.dtype)
+        mask: Tensor = uniform > self.p
+        return mask.to(part.dtype)
 
 
 class FastUpsampling(TensorModule):
@@ -130,7 +133,11 @@ class FastUpsampling(TensorModule):
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.options = {"scale_factor": original._scale_factor, "size": original._size, "mode": original._mode}
+        self.options: dict[str, Any] = {
+            "scale_factor": original._scale_factor,
+            "size": original._size,
+            "mode": original._mode,
+        }
         self.options["align_corners"] = original._align_corners
 
     def compute(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class FastBlur(TensorModule):
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.register_buffer("filter", original.filter[:1], persistent=False)
+        self.register_buffer("filter", original.filter[:1].clone(), persistent=False)
         self.stride, self.padding = original.stride, getattr(original, "_pad", original.padding)
         names = ("kernel_size", "padding", "dilation", "ceil_mode")
         self.maximum = {name: getattr(original, name) for name in names} if hasattr(original, "_pad") else None

@@ -26,7 +26,7 @@ class TensorModule(nn.Module):
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         self.in_type, self.out_type = original.in_type, original.out_type
-        self.space = getattr(original, "space", None)
+        self.space, self.original_class = getattr(original, "space", None), type(original).__name__
         self.training = original.training
 
     def compute(self, x: Tensor) -> Tensor:

@@ -6,12 +6,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from helpers.e2cnn_networks import assert_equal_function, copy_network, make_sequence, set_harmonic
+from helpers.e2cnn_networks import (
+    ResidualNetwork,
+    assert_equal_function,
+    copy_network,
+    make_sequence,
+    set_harmonic,
+)
 
-from galaxyhpc.steerable import accelerate, restore
+from galaxyhpc.steerable import accelerate, groups, report, restore
 
 
 @pytest.fixture
@@ -48,6 +55,53 @@ def test_in_float64_they_agree_to_ten_digits(group: str, is_training: bool, floa
     torch.manual_seed(0)
     network = make_sequence(group).double().train(is_training)
     assert_equal_function(network, accelerate(copy_network(network)), torch.randn(2, 3, 13, 13).double())
+
+
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_a_users_own_module_keeps_its_code_and_gets_fast_parts(harmonic: bool) -> None:
+    torch.manual_seed(0)
+    network = ResidualNetwork()
+    fast = accelerate(copy_network(network))
+    assert isinstance(fast, ResidualNetwork)
+    assert fast.convolutions[1] is fast.convolution1
+    assert not isinstance(fast.convolution1, type(network.convolution1))
+    set_harmonic(fast, harmonic)
+    assert_equal_function(network, fast, torch.randn(2, 3, 9, 9))
+
+
+def test_a_module_that_occurs_twice_is_one_and_is_called_twice() -> None:
+    space = groups.make_gspace("C4")
+    from e2cnn import nn as modules
+
+    fields = modules.FieldType(space, [space.regular_repr] * 2)
+    layer = modules.R2Conv(fields, fields, 3, padding=1)
+    network = modules.SequentialModule(layer, modules.ReLU(fields), layer)
+    fast = accelerate(copy_network(network))
+    assert len(list(fast.parameters())) == 2
+    assert_equal_function(network, fast, torch.randn(2, 8, 5, 5))
+
+
+def test_the_original_stays_as_it_is() -> None:
+    network = ResidualNetwork()
+    layer = network.convolution1
+    accelerate(network).eval()
+    assert network.convolution1 is layer is network.convolutions[1]
+    assert network.training
+
+
+def test_a_derived_class_is_kept_because_it_may_compute_anything() -> None:
+    space = groups.make_gspace("C4")
+    from e2cnn import nn as modules
+
+    class Doubled(modules.ReLU):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * 2.0
+
+    fields = modules.FieldType(space, [space.regular_repr] * 2)
+    network = modules.SequentialModule(modules.R2Conv(fields, fields, 3), Doubled(fields))
+    fast = accelerate(copy_network(network))
+    assert_equal_function(network, fast, torch.randn(2, 8, 5, 5))
+    assert "kept" in report(fast)
 
 
 def test_parameters_are_those_of_the_network() -> None:
