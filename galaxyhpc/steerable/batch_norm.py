@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from galaxyhpc.steerable.layers import AntialiasedPool
 
@@ -130,9 +129,10 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return (*_differentiate_reference(gradient, x, weight, total, ctx.eps), None, None, None, None)
         fields, size = len(mean), x.shape[1] // len(mean)
         inverse_std = (variance + ctx.eps).rsqrt()
         sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
@@ -144,6 +144,21 @@ class _Normalise(torch.autograd.Function):
         scale, slope, shift = (values.view(shape) for values in _repeat_per_channel(size, scale, slope, shift))
         grad_x = torch.addcmul(shift, x, slope).addcmul_(gradient, scale).to(x.dtype)
         return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, None, None, None
+
+
+def _differentiate_reference(
+    gradient: Tensor, x: Tensor, weight: Tensor, total_count: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients of x, scale and shift that have gradients themselves, by ordinary autograd."""
+    if total_count is not None:
+        raise RuntimeError("batch norm: second derivatives of statistics over several processes; expected sync=False")
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    by_field, gradient = (values.unflatten(1, (len(weight), -1)) for values in (x, gradient))
+    axes = [axis for axis in range(by_field.dim()) if axis != 1]
+    variance, mean = torch.var_mean(by_field, axes, correction=0, keepdim=True)  # (1, fields, 1, ...)
+    normalised = (by_field - mean) * (variance + eps).rsqrt()
+    (grad_x,) = torch.autograd.grad(normalised, x, gradient * weight.view(mean.shape), create_graph=True)
+    return grad_x, (gradient * normalised).sum(axes), gradient.sum(axes)
 
 
 def compute_gradient_factors(means: Tensor, mean: Tensor, inverse_std: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

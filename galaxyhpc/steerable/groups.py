@@ -8,6 +8,7 @@ long as torch, and a network without a group, a basis in the cache or the order 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FieldKind = Literal["trivial", "regular"]  # how the channels of one field transform: 1 fixed, or |G| permuted
+# how the channels of one field transform: 1 fixed, or |G| permuted; `in` and `out` are those of a registered basis
+FieldKind = Literal["trivial", "regular", "in", "out"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def get_basis(
 
     `cutoff` limits the angular frequency at radius r px to cutoff x r; without it e2cnn's own limits hold.
     """
+    if name in _registered_bases:
+        return _registered_bases[name][0]
     from galaxyhpc.steerable.basis_cache import load_or_sample
 
     key = {"group": name, "kernel_size": kernel_size, "kinds": (kind, out_kind), "cutoff": cutoff}
@@ -129,6 +133,9 @@ class Irreps:
 @cache
 def get_irreps(name: str, kind: FieldKind) -> Irreps:
     """Return e2cnn's decomposition of a field."""
+    if name in _registered_bases:
+        _, inputs, outputs = _registered_bases[name]
+        return inputs if kind == "in" else outputs
     if kind == "trivial":
         return Irreps(np.ones((1, 1)), (1,), (0,))
     from galaxyhpc.steerable.basis_cache import load_or_sample
@@ -142,6 +149,28 @@ def get_irreps(name: str, kind: FieldKind) -> Irreps:
 
     change_of_basis, slots = load_or_sample({"group": name, "irreps": "regular"}, decompose)
     return Irreps(change_of_basis, *(tuple(column) for column in slots.T.tolist()))
+
+
+_registered_bases: dict[str, tuple[SampledBasis, Irreps, Irreps]] = {}  # by digest
+
+
+def register_basis(filters: np.ndarray, inputs: Irreps, outputs: Irreps) -> tuple[str, int, FieldKind, FieldKind, None]:
+    """Make a basis of filters (n_basis, d_out, d_in, k, k) between any two fields known to this process.
+
+    The arguments of `get_basis` that stand for it are returned. They follow from its values alone, so that a process
+    that registers the same basis gives it the same name.
+    """
+    arrays = (filters, inputs.change_of_basis, outputs.change_of_basis)
+    digest = hashlib.sha256(
+        repr((filters.shape, inputs.sizes, inputs.irrep_ids, outputs.sizes, outputs.irrep_ids)).encode()
+    )
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    name = f"basis-{digest.hexdigest()[:32]}"
+    if name not in _registered_bases:
+        std = np.full(len(filters), np.nan, np.float32)  # its weights come with it
+        _registered_bases[name] = SampledBasis(filters, std), inputs, outputs
+    return name, filters.shape[-1], "in", "out", None
 
 
 def _sample_basis(

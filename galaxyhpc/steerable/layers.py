@@ -34,68 +34,23 @@ class _SharedFilter(NamedTuple):
         return gradient if self.detached.grad is None else gradient + self.detached.grad
 
 
-class SteerableConv(nn.Module):
-    """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`.
+class ExpandedConv(nn.Module):
+    """A convolution whose dense filter is expanded from `weight`: at every training step, once in evaluation.
 
-    With `harmonic` it computes the same, to rounding, without a dense filter, where there is a kernel for the device
-    and the type. State dicts are the same; see `kernels.selection` for the faster choice.
+    In evaluation without gradients the filter is cached until the weights change.
     """
 
-    harmonic: bool = False
-    is_fused: bool = False  # harmonic in one kernel, where that is possible: see `fused_convolution`
-    basis: Tensor  # (n_basis, d_out, d_in, k, k)
+    weight: nn.Parameter
 
-    def __init__(
-        self,
-        group: str,
-        in_fields: int,
-        out_fields: int,
-        kernel_size: int = 3,
-        *,
-        kind: groups.FieldKind = "regular",
-        out_kind: groups.FieldKind = "regular",
-        cutoff: float | None = None,
-        stride: int = 1,
-        padding: int = 0,
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.basis_spec = (group, kernel_size, kind, out_kind, cutoff)
-        sampled = groups.get_basis(*self.basis_spec)
-        self.in_fields, self.out_fields = in_fields, out_fields
-        self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
-        filters = torch.tensor(sampled.filters, device=self.weight.device)
-        self.register_buffer("basis", filters, persistent=False)
         self._cached_filter: tuple[Any, Tensor] | None = None
         self.is_accumulating = False
         self._shared_filter: _SharedFilter | None = None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
-        if self.weight.is_meta:
-            return  # nothing to draw, and torch would take long
-        std = groups.get_basis(*self.basis_spec).std / math.sqrt(self.in_fields)
-        with torch.no_grad():
-            weights = self.weight.normal_().view(-1, len(std))
-            weights.mul_(torch.tensor(std, device=weights.device))
 
     def expand_filter(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision or another."""
-        n_basis, out_size, in_size, k, _ = self.basis.shape
-        dtype = dtype or get_compute_dtype(self.weight)
-        blocks = _matmul_full_precision(self.weight.view(-1, n_basis), self.basis.view(n_basis, -1)).to(dtype)
-        blocks = blocks.view(self.out_fields, self.in_fields, out_size, in_size, k, k).transpose(1, 2)
-        return blocks.reshape(self.out_fields * out_size, self.in_fields * in_size, k, k)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
-        dtype = get_compute_dtype(self.weight)
-        if self.harmonic and (x.device.type, dtype) in SUPPORTED:
-            if x.shape[1] != (channels := self.in_fields * self.basis.shape[2]):
-                raise RuntimeError(f"{self}: got {x.shape[1]} channels; expected {channels}")
-            return harmonic_conv(x.to(dtype), self.weight, self.basis_spec, self.stride, self.padding)
-        return F.conv2d(x, self._get_filter(), stride=self.stride, padding=self.padding)
+        """Expand the weights to (C_out, C_in, k, k), in autocast's precision or another."""
+        raise NotImplementedError
 
     def _get_filter(self) -> Tensor:
         if torch.compiler.is_compiling():
@@ -135,10 +90,78 @@ class SteerableConv(nn.Module):
         """Leave the cached filters out of copies and pickles: they are large and follow from the weights."""
         return {**self.__dict__, "_cached_filter": None, "_shared_filter": None, "is_accumulating": False}
 
+
+class SteerableConv(ExpandedConv):
+    """Equivariant convolution from fields of one kind to fields of one kind, without a bias: e2cnn's `R2Conv`.
+
+    With `harmonic` it computes the same, to rounding, without a dense filter, where there is a kernel for the device
+    and the type. State dicts are the same; see `kernels.selection` for the faster choice.
+    """
+
+    harmonic: bool = False
+    is_fused: bool = False  # harmonic in one kernel, where that is possible: see `fused_convolution`
+    basis: Tensor  # (n_basis, d_out, d_in, k, k)
+
+    def __init__(
+        self,
+        group: str,
+        in_fields: int,
+        out_fields: int,
+        kernel_size: int = 3,
+        *,
+        kind: groups.FieldKind = "regular",
+        out_kind: groups.FieldKind = "regular",
+        cutoff: float | None = None,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> None:
+        super().__init__()
+        self.basis_spec = (group, kernel_size, kind, out_kind, cutoff)
+        sampled = groups.get_basis(*self.basis_spec)
+        self.in_fields, self.out_fields = in_fields, out_fields
+        self.stride, self.padding = stride, padding
+        self.weight = nn.Parameter(torch.empty(out_fields * in_fields * len(sampled.std)))
+        filters = torch.tensor(sampled.filters, device=self.weight.device)
+        self.register_buffer("basis", filters, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights by e2cnn's generalised He rule, which keeps the variance from input to output."""
+        if self.weight.is_meta:
+            return  # nothing to draw, and torch would take long
+        std = groups.get_basis(*self.basis_spec).std / math.sqrt(self.in_fields)
+        with torch.no_grad():
+            weights = self.weight.normal_().view(-1, len(std))
+            weights.mul_(torch.tensor(std, device=weights.device))
+
+    def expand_filter(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Expand the weights to (out_fields x d_out, in_fields x d_in, k, k), in autocast's precision or another."""
+        return expand_block(self.weight, self.basis, self.in_fields, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_fields x d_in, H, W) -> (N, out_fields x d_out, H', W')."""
+        dtype = get_compute_dtype(self.weight)
+        if self.harmonic and (x.device.type, dtype) in SUPPORTED:
+            if x.shape[1] != (channels := self.in_fields * self.basis.shape[2]):
+                raise RuntimeError(f"{self}: got {x.shape[1]} channels; expected {channels}")
+            return harmonic_conv(x.to(dtype), self.weight, self.basis_spec, self.stride, self.padding)
+        return F.conv2d(x, self._get_filter(), stride=self.stride, padding=self.padding)
+
     def extra_repr(self) -> str:
         group, size, kind, out_kind, _ = self.basis_spec
         fields = f"{self.in_fields} {kind} -> {self.out_fields} {out_kind}"
         return f"{group}, {fields}, {size}x{size}, stride={self.stride}"
+
+
+def expand_block(weight: Tensor, basis: Tensor, in_fields: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Expand (out_fields x in_fields x n_basis,) weights by (n_basis, d_out, d_in, k, k) filters to a dense filter.
+
+    Its shape is (out_fields x d_out, in_fields x d_in, k, k), its type that of autocast or another.
+    """
+    n_basis, out_size, in_size, k, _ = basis.shape
+    blocks = _matmul_full_precision(weight.view(-1, n_basis), basis.view(n_basis, -1))
+    blocks = blocks.to(dtype or get_compute_dtype(weight)).view(-1, in_fields, out_size, in_size, k, k).transpose(1, 2)
+    return blocks.reshape(-1, in_fields * in_size, k, k)
 
 
 @contextmanager
@@ -147,7 +170,7 @@ def accumulate_filter_gradients(model: nn.Module) -> Iterator[None]:
 
     Every dense filter is expanded once, and its gradient reduced once, for any number of passes.
     """
-    layers = [module for module in model.modules() if isinstance(module, SteerableConv)]
+    layers = [module for module in model.modules() if isinstance(module, ExpandedConv)]
     for layer in layers:
         layer.is_accumulating = True
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
+from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis, harmonic_conv_reference
 
 # by type of device; imported on use, because Triton is not everywhere
 KERNEL_MODULES = {"cpu": "cpu", "cuda": "gpu"}
@@ -113,6 +113,17 @@ class _HarmonicConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        if torch.is_grad_enabled():  # create_graph: the gradient would be treated as a constant
-            raise RuntimeError("a harmonic layer has no second derivative: use a dense layer")
+        if torch.is_grad_enabled():  # create_graph: the kernels' own gradient would be treated as a constant
+            return _differentiate_reference(ctx, gradient)
         return _compute_gradients(ctx, gradient, _backward)
+
+
+def _differentiate_reference(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return gradients that have gradients themselves."""
+    x, weight = ctx.saved_tensors
+    stride, padding = ctx.args[5:]
+    y = harmonic_conv_reference(x.to(weight.dtype), weight, ctx.args[:5], stride, padding)
+    wanted = [tensor for tensor, is_wanted in zip((x, weight), ctx.needs_input_grad, strict=False) if is_wanted]
+    gradients = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=True))
+    of_inputs = [next(gradients) if is_wanted else None for is_wanted in ctx.needs_input_grad[:2]]
+    return (*of_inputs, *[None] * len(ctx.args))

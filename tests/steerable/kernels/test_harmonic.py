@@ -166,9 +166,17 @@ def test_what_a_harmonic_layer_cannot_do_is_refused() -> None:
     harmonic.harmonic = True
     with pytest.raises(RuntimeError, match="got 8 channels; expected 16"):
         harmonic(torch.rand(1, 8, 5, 5))
-    x = torch.rand(1, 16, 5, 5, requires_grad=True)
-    with pytest.raises(RuntimeError, match="second derivative"):
-        torch.autograd.grad(harmonic(x).sum(), x, create_graph=True)
+
+
+def test_second_derivatives_are_those_of_the_dense_layer() -> None:
+    harmonic = SteerableConv("D4", 2, 2, padding=1)
+    dense, x, penalties = copy.deepcopy(harmonic), torch.rand(1, 16, 5, 5, requires_grad=True), []
+    harmonic.harmonic = True
+    for layer in (harmonic, dense):
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        penalties.append((gradient.detach(), layer.weight.grad))
+    torch.testing.assert_close(*penalties, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiler_may_have_arguments_and_what_it_made_is_made_again_where_it_is_damaged(

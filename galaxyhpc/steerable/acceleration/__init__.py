@@ -1,0 +1,8 @@
+"""Networks of e2cnn's modules, accelerated: `accelerate`, `restore`, the way back, and `report`.
+
+A module becomes one on tensors with the same parameters under the same names; `conversion` has the table of them.
+"""
+
+from galaxyhpc.steerable.acceleration.conversion import accelerate as accelerate
+from galaxyhpc.steerable.acceleration.conversion import restore as restore
+from galaxyhpc.steerable.acceleration.reporting import report as report

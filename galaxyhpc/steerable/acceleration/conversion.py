@@ -1,0 +1,141 @@
+"""Networks of e2cnn's modules on tensors: the table of conversions, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from e2cnn import nn as modules
+from torch import Tensor, nn
+
+from galaxyhpc.steerable.acceleration import normalization, norms, pointwise
+from galaxyhpc.steerable.acceleration.convolution import FastConv
+from galaxyhpc.steerable.acceleration.typed import TensorModule, call_untyped
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class FastSequential(TensorModule):
+    """`SequentialModule`, with its modules under the same names."""
+
+    def __init__(self, original: Any, parts: dict[str, nn.Module]) -> None:
+        super().__init__(original)
+        for name, module in parts.items():
+            self.add_module(name, module)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        parts: dict[str, Any] = self._modules  # not children(), which lists a module that occurs twice once
+        for module in parts.values():
+            x = call_untyped(module, x)
+        return x
+
+
+def accelerate(network: nn.Module) -> nn.Module:
+    """Return a network of e2cnn's modules as one of fast ones, on tensors, with the same function."""
+    return _convert(network, {})
+
+
+def _convert(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Module:
+    """Convert a module with those it holds; one that occurs twice is converted once."""
+    if id(module) not in converted:
+        make = CONVERSIONS.get(type(module))
+        if type(module) is modules.SequentialModule:
+            parts = {name: _convert(part, converted) for name, part in module._modules.items() if part is not None}
+            converted[id(module)] = FastSequential(module, parts)
+        elif make is None or not _has_fast_form(module):
+            converted[id(module)] = _copy_module(module, converted)
+        else:
+            converted[id(module)] = make(module)
+    return converted[id(module)]
+
+
+def _copy_module(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Module:
+    """Copy a module that has no fast form, with its parameters and buffers shared and its parts converted."""
+    copied: nn.Module = type(module).__new__(type(module))
+    converted[id(module)] = copied
+    state = dict(module.__dict__)
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        state[name] = type(state[name])(state[name])
+    state["_modules"] = {name: part and _convert(part, converted) for name, part in module._modules.items()}
+    copied.__dict__ = {name: _convert_attribute(value, converted) for name, value in state.items()}
+    return copied
+
+
+def _convert_attribute(value: Any, converted: dict[int, nn.Module]) -> Any:
+    """Convert modules in an attribute: lists of modules, which torch does not know, refer to the same ones."""
+    if isinstance(value, nn.Module):
+        return _convert(value, converted)
+    if type(value) in (list, tuple) and any(isinstance(part, nn.Module) for part in value):
+        return type(value)(_convert_attribute(part, converted) for part in value)
+    return value
+
+
+def _has_fast_form(module: Any) -> bool:
+    """Whether a module that is in the table has what its fast form has: batch norms, a moving average."""
+    if type(module) in BATCH_NORMS and module.momentum is None:
+        return False
+    return type(module) is not modules.InnerBatchNorm or (module.affine and module.track_running_stats)
+
+
+def _pool(function: Any, *names: str) -> Callable[[Any], nn.Module]:
+    return lambda m: pointwise.FastPointwise(m, function, **{name: getattr(m, name) for name in names})
+
+
+def _convert_pointwise(module: Any) -> nn.Module:
+    return pointwise.FastPointwise(module, module._function)
+
+
+MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+AVERAGE_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+BATCH_NORMS = {
+    modules.InnerBatchNorm: normalization.FastInnerBatchNorm,
+    modules.NormBatchNorm: normalization.FastNormBatchNorm,
+    modules.InducedNormBatchNorm: normalization.FastNormBatchNorm,
+    modules.GNormBatchNorm: normalization.FastGNormBatchNorm,
+}
+# of e2cnn's modules that hold no others; a module of another class, or of a class derived from one of these, stays
+CONVERSIONS: dict[type, Callable[[Any], nn.Module]] = {
+    **BATCH_NORMS,
+    modules.R2Conv: FastConv,
+    modules.ReLU: lambda m: pointwise.FastPointwise(m, F.relu, inplace=m._inplace),
+    modules.ELU: lambda m: pointwise.FastPointwise(m, F.elu, alpha=m.alpha, inplace=m._inplace),
+    modules.PointwiseNonLinearity: _convert_pointwise,
+    modules.NormNonLinearity: norms.FastNormNonLinearity,
+    modules.GatedNonLinearity1: norms.FastGatedNonLinearity,
+    modules.PointwiseMaxPool: _pool(F.max_pool2d, *MAX_POOL),
+    modules.PointwiseMaxPoolAntialiased: pointwise.FastBlur,
+    modules.PointwiseAvgPool: _pool(F.avg_pool2d, *AVERAGE_POOL),
+    modules.PointwiseAvgPoolAntialiased: pointwise.FastBlur,
+    modules.PointwiseAdaptiveAvgPool: _pool(F.adaptive_avg_pool2d, "output_size"),
+    modules.PointwiseAdaptiveMaxPool: _pool(F.adaptive_max_pool2d, "output_size"),
+    modules.GroupPooling: pointwise.FastGroupPooling,
+    modules.NormPool: norms.FastNormPool,
+    modules.InducedNormPool: norms.FastNormPool,
+    modules.PointwiseDropout: lambda m: pointwise.FastDropout(m, F.dropout, p=m.p, inplace=m.inplace),
+    modules.FieldDropout: norms.FastFieldDropout,
+    modules.MaskModule: pointwise.FastMask,
+    modules.RestrictionModule: pointwise.FastRestriction,
+    modules.IdentityModule: pointwise.FastRestriction,
+    modules.DisentangleModule: pointwise.FastChannelMap,
+    modules.ReshuffleModule: pointwise.FastChannelMap,
+    modules.R2Upsampling: norms.FastUpsampling,
+}
+
+
+@torch.no_grad()
+def restore(fast: nn.Module, network: Network) -> Network:
+    """Copy the state of an accelerated network into the network that it was made from, or one like it."""
+    targets = dict(network.named_parameters(remove_duplicate=False)) | dict(
+        network.named_buffers(remove_duplicate=False)
+    )
+    for name, value in fast.state_dict().items():
+        if name not in targets:
+            raise ValueError(f"restore: got {name}; expected the state of {type(network).__name__}")
+        targets[name].copy_(value)
+    for module in network.modules():
+        if hasattr(module, "expand_parameters") and not module.training:
+            module.train().eval()  # expands the filter that it keeps
+    return network

@@ -1,0 +1,177 @@
+"""What torch does with a network it does with an accelerated one: three networks, compiled, exported, copied."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.e2cnn_networks import (
+    ResidualNetwork,
+    assert_equal_function,
+    copy_network,
+    make_network_of_irreps,
+    make_sequence,
+    set_harmonic,
+)
+from torch import Tensor, nn
+
+from galaxyhpc.steerable import accelerate, report
+
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "sequence": lambda: make_sequence("D4"),
+    "a user's own": ResidualNetwork,
+    "irreps": make_network_of_irreps,
+}
+each_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def make_fast(name: str, harmonic: bool | None = False, *, is_training: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    fast = accelerate(NETWORKS[name]()).train(is_training)
+    set_harmonic(fast, harmonic)
+    return fast
+
+
+def make_images(batch_size: int = 2) -> Tensor:
+    return torch.randn(batch_size, 3, 13, 13, generator=torch.Generator().manual_seed(0))
+
+
+@each_network
+def test_a_copy_and_a_pickle_are_the_same_network(name: str) -> None:
+    fast, images = make_fast(name), make_images()
+    expected = fast(images)
+    for copied in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert all(a is not b for a, b in zip(copied.parameters(), fast.parameters(), strict=True))
+        assert torch.equal(copied(images), expected)
+        set_harmonic(copied, True)
+        torch.testing.assert_close(copied(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_a_network_of_e2cnn_can_be_pickled_too(name: str) -> None:
+    network = NETWORKS[name]()
+    assert_equal_function(network, accelerate(pickle.loads(pickle.dumps(network))), make_images())
+
+
+@each_network
+def test_it_moves_to_another_type(name: str) -> None:
+    fast, images = make_fast(name), make_images()
+    expected = fast(images)
+    torch.testing.assert_close(fast.double()(images.double()).float(), expected, rtol=1e-4, atol=1e-5)
+    assert all(buffer.dtype != torch.float32 for buffer in fast.buffers() if buffer.is_floating_point())
+    torch.testing.assert_close(fast.float()(images), expected)
+    assert {parameter.device.type for parameter in fast.to("meta").parameters()} == {"meta"}
+
+
+@each_network
+def test_autocast_computes_in_bfloat16(name: str) -> None:
+    fast, images = make_fast(name, None, is_training=True), make_images()
+    expected = copy.deepcopy(fast)(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = fast(images)
+    actual.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in fast.parameters() if p.grad is not None)
+    assert 1e-5 < float((actual.float() - expected).detach().norm() / expected.detach().norm()) < 0.05
+
+
+@each_network
+def test_a_penalty_of_gradients_has_the_gradient_of_e2cnn(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]().train()
+    fast = accelerate(copy_network(network))
+    set_harmonic(fast, True)
+    gradients = []
+    for model in (network, fast):
+        images = make_images().requires_grad_()
+        y = call(model, images)
+        (gradient,) = torch.autograd.grad(y.square().sum(), images, create_graph=True)
+        gradient.square().sum().backward()
+        grads = [p.grad.flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None]
+        gradients.append(torch.cat(grads))
+    expected, actual = gradients
+    assert float((actual - expected).norm() / expected.norm()) < 1e-4
+
+
+def call(network: Any, images: Tensor) -> Tensor:
+    if not hasattr(network, "in_type") or hasattr(network, "compute"):
+        y: Tensor = network(images)
+        return y
+    from e2cnn.nn import GeometricTensor
+
+    y = network(GeometricTensor(images, network.in_type)).tensor
+    return y
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
+@pytest.mark.parametrize("harmonic", [False, True])
+@each_network
+def test_it_compiles_to_one_graph(name: str, harmonic: bool) -> None:
+    fast, images = make_fast(name, harmonic, is_training=True), make_images()
+    compiled = torch.compile(copy.deepcopy(fast), fullgraph=True, backend="aot_eager")
+    for network in (fast, compiled):
+        network(images).square().sum().backward()
+    torch.testing.assert_close(compiled(images), fast(images), rtol=1e-4, atol=1e-5)
+    gradients = [[p.grad for p in network.parameters()] for network in (fast, compiled)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@each_network
+def test_it_is_exported(name: str) -> None:
+    fast, images = make_fast(name, True), make_images()
+    expected = fast(images)
+    with torch.no_grad():
+        program = torch.export.export(fast, (images,))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.export.load(file).module()(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the exporter
+@each_network
+def test_it_becomes_an_onnx_file(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fast, images, path = make_fast(name, True), make_images(), tmp_path / "network.onnx"
+    torch.onnx.export(fast, (images,), path, dynamo=True, verbose=False)
+    (actual,) = onnxruntime.InferenceSession(path).run(None, {"x": images.numpy()})
+    np.testing.assert_allclose(actual, fast(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_ddp_trains_it(name: str, tmp_path: Path) -> None:
+    fast, images = make_fast(name, True, is_training=True), make_images()
+    copied = copy.deepcopy(fast)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(copied)
+        for network in (fast, parallel):
+            network(images).square().sum().backward()
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close([p.grad for p in copied.parameters()], [p.grad for p in fast.parameters()])
+
+
+@each_network
+def test_the_report_names_every_layer_and_its_gain(name: str) -> None:
+    network = NETWORKS[name]()
+    fast = accelerate(network)
+    set_harmonic(fast, False)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    text = report(fast, network, make_images())
+    layers = {name for name, module in network.named_modules() if hasattr(module, "in_type")}
+    assert {line.split()[0] for line in text.splitlines()[1:]} >= {layer for layer in layers if layer}
+    assert "R2Conv" in text and "FastConv, dense" in text
+    assert text.splitlines()[2].split()[-1].replace(".", "").isdigit()
+    after = network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in after.items())
