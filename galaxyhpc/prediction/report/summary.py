@@ -21,7 +21,7 @@ BATCH_ROWS = 65_536
 NSIDE = 64  # HEALPix resolution: 49,152 cells of 0.84 square degrees
 NUM_BINS = 50
 CONFIDENT = 0.9  # probability
-ATYPICAL = 0.01
+ATYPICAL = 0.05  # typicality; not below what 19 validation galaxies can tell
 MAX_REASONS = 20  # that are counted by their text
 FLAGS = {
     "blank": "nothing is visible",
