@@ -19,6 +19,7 @@ Typicality is computed once per run and kept in typicality.h5, with the SHA-256 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def fit_typicality(training: Features, validation: Features, weights: str) -> Ty
 def get_typicality(classifier: Classifier) -> Typicality:
     """Return the typicality of a run; it is computed from its galaxies if no process has done so for these weights.
 
+    In the directory of somebody else's run, where nothing can be kept, it is computed each time.
+
     Raises
     ------
     DataError, OSError
@@ -86,6 +89,8 @@ def get_typicality(classifier: Classifier) -> Typicality:
     """
     if known := load(classifier.run, classifier.weights):
         return known
+    if not os.access(classifier.run.path, os.W_OK):
+        return _compute_typicality(classifier)
     with hold(classifier.run.path / ".lock-typicality", timeout=None):
         if known := load(classifier.run, classifier.weights):
             return known
