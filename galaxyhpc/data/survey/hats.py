@@ -19,9 +19,8 @@ from galaxyhpc.data.sources.source import make_error
 
 PARTITION_INFO = "partition_info.csv"
 COLLECTION = "collection.properties"
-MARKERS = (COLLECTION, "hats.properties", "properties", PARTITION_INFO, "catalog_info.json")  # the last is older
+THUMBNAIL = "data_thumbnail.parquet"  # a few rows of the partitions once more
 PIXELS_PER_DIRECTORY = 10_000
-MAX_LISTED = 3
 
 
 def is_hats(path: Path) -> bool:

@@ -32,6 +32,14 @@ def test_partitions_are_files_or_directories_and_need_not_be_listed(
     assert np.array_equal(stack(find_and_read(root)), sample.images[ORDER])
 
 
+def test_a_glob_of_its_files_gives_every_galaxy_once(tmp_path: Path) -> None:
+    sample = make_sample()
+    root = write_hats(tmp_path, sample, PIXELS)
+    assert len(list(root.glob("dataset/**/*.parquet"))) == 4
+    table = find_and_read(root / "dataset/**/*.parquet")
+    assert sorted(table["id"]) == sample.names
+
+
 def test_a_collection_is_its_main_catalogue(tmp_path: Path) -> None:
     sample = make_sample()
     write_hats(tmp_path / "main", sample, PIXELS)
