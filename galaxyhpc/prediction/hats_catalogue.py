@@ -218,7 +218,7 @@ def _write_summary(directory: Path, schema: pa.Schema, metadata: list[Any]) -> N
     names = [item.row_group(0).column(0).file_path for item in metadata]
     pixels = [(name.split("/")[0].partition("=")[2], name.rpartition("=")[2].partition(".")[0]) for name in names]
     lines = ["Norder,Npix", *(",".join(pair) for pair in sorted(pixels, key=lambda pair: (int(pair[0]), int(pair[1]))))]
-    (directory / "partition_info.csv").write_text("\n".join(lines) + "\n")
+    (directory / "partition_info.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     parquet.write_metadata(schema, directory / "dataset" / "_common_metadata")
     parquet.write_metadata(schema, directory / "dataset" / "_metadata", metadata_collector=metadata)
 

@@ -70,11 +70,15 @@ def _find_catalogue(path: Path) -> Path:
     collection = path / COLLECTION
     if not collection.is_file():
         return path
-    found = re.search(r"^\s*hats_primary_table_url\s*[=:]\s*(.+?)\s*$", collection.read_text(), re.MULTILINE)
-    if not found or not (path / found[1]).is_dir():
-        got = f"hats_primary_table_url = {found[1]}" if found else "no hats_primary_table_url"
+    match = re.search(
+        r"^\s*hats_primary_table_url\s*[=:]\s*(.+?)\s*$",
+        collection.read_text(encoding="utf-8", errors="replace"),
+        re.MULTILINE,
+    )
+    if not match or not (path / match[1]).is_dir():
+        got = f"hats_primary_table_url = {match[1]}" if match else "no hats_primary_table_url"
         raise make_error(collection, "main catalogue", got, "the name of a directory in that of the collection")
-    return path / found[1]
+    return path / match[1]
 
 
 def _find_pixels(root: Path) -> dict[tuple[int, int], list[Path]]:
