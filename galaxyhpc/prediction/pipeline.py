@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.config.schema import DataConfig, RunConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.images.galaxy_image import ImageError, UInt8Array
 from galaxyhpc.data.loader import send_to_device
@@ -31,12 +31,17 @@ from galaxyhpc.data.sources.conversion import resize
 from galaxyhpc.data.survey.units import UnitGalaxies, decode_image
 from galaxyhpc.evaluation.trained_model import Classifier, is_trained_on_grey
 from galaxyhpc.models.activations import compute_activations
+from galaxyhpc.models.profile import profile_network
 from galaxyhpc.prediction.workers import WorkerError, Workers
 from galaxyhpc.storage.files import sanitize
 
 __all__ = ["Pipeline", "PredictedBatch", "WorkerError", "classify_galaxies"]
 
-BATCH_SIZES = {"cpu": 32, "cuda": 256}  # galaxies; on a CPU, larger ones do not fit into the caches of a core
+MAX_BATCH_SIZES = {"cpu": 32, "cuda": 256}  # galaxies; more are no faster
+MAX_DECODED_BYTES = 2**25  # of a batch: on a GPU's node, two of each worker wait
+MAX_CPU_BYTES = 2**28  # of the maps of a worker's network, about
+MAX_GPU_MEMORY_FRACTION = 0.25  # for the maps
+MAPS_IN_MEMORY = 3  # of the largest: a layer's input, its output, a working copy
 WHITE = 250  # of 255: what a saturated band is at least, after JPEG and resizing
 MAX_WHITE_FRACTION = 0.01  # of the pixels: none of 697 galaxies of Galaxy10 has more, a saturated star has 8 %
 
@@ -201,6 +206,24 @@ def classify_batch(
     return collect(decoded, run_networks(classifiers, decoded.pixels, with_features))
 
 
+def choose_batch_size(configs: Sequence[RunConfig], device: torch.device) -> int:
+    """Return the number of images, a power of 2, that fit into memory and use the device well.
+
+    It depends on the networks and the device alone, and with it the last bits of the logits.
+    """
+    largest = max(
+        profile_network(config.model.without_pretrained, config.data.image_size).largest_activation
+        for config in configs
+    )
+    pixels = sum(3 * size**2 for size in {config.data.image_size for config in configs})
+    is_cpu = device.type == "cpu"
+    memory = (
+        MAX_CPU_BYTES if is_cpu else MAX_GPU_MEMORY_FRACTION * torch.cuda.get_device_properties(device).total_memory
+    )
+    size = min(MAX_BATCH_SIZES[device.type], memory // (4 * MAPS_IN_MEMORY * largest), MAX_DECODED_BYTES // pixels)
+    return 1 << max(0, int(size).bit_length() - 1)
+
+
 class Pipeline:
     """Networks, and worker processes that last until it is closed: `with Pipeline(...) as pipeline`."""
 
@@ -214,7 +237,9 @@ class Pipeline:
         self.classifiers, self.with_features = tuple(classifiers), with_features
         self.decoder = make_decoder(classifiers)
         self.device = next(classifiers[0].network.parameters()).device
-        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        self.batch_size = batch_size or choose_batch_size(
+            [classifier.config for classifier in classifiers], self.device
+        )
         for classifier in classifiers:
             classifier.network.train().eval()  # drops the filters that evaluation keeps, which cannot be pickled
         task = partial(classify_batch, self.classifiers, with_features, self.decoder)

@@ -18,7 +18,7 @@ from typing import Any
 from galaxyhpc.runtime.parallel import init_worker
 from galaxyhpc.runtime.process import keep_heap
 
-ITEMS_PER_WORKER = 3  # that are in work, or wait for it or for the reader of the results
+ITEMS_PER_WORKER = 2  # that are in work, or wait for it or for the reader of the results
 SERVER_MODULES = ["galaxyhpc.prediction.pipeline"]  # with all that its tasks need
 
 _task: Callable[[Any], Any]  # of this process, if it is a worker

@@ -18,6 +18,7 @@ from galaxyhpc.benchmark import forecast, timing
 from galaxyhpc.benchmark.__main__ import main
 from galaxyhpc.benchmark.implementations import Case, DenseConv, TimedNetwork, make_dense_limit
 from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
+from galaxyhpc.benchmark.pipelines import prediction
 from galaxyhpc.benchmark.timing import (
     ImplementationError,
     SubprocessRunner,
@@ -112,6 +113,26 @@ def test_two_processes_are_compared_with_one(benchmark_results: dict[str, Any]) 
     scaling = benchmark_results["scaling"]
     ratio = scaling["images_per_second_2"] / scaling["images_per_second_1"]
     assert scaling["efficiency"] == pytest.approx(ratio / 2) and ratio > 0
+
+
+@pytest.mark.slow
+def test_predictions_are_measured_from_files_of_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(command.TIMING_BUDGETS, "cpu", SHORT)
+    for name, value in {"SIDE": 40, "NUM_RENDERED": 2, "NUM_GALAXIES": 5, "MIN_BATCHES": 1}.items():
+        monkeypatch.setattr(prediction, name, value)
+    assert main([*TINY, "--groups", "cnn", "--parts", "predict", "--out", str(tmp_path / "x.json")]) == 0
+    results = json.loads((tmp_path / "x.json").read_text())["predict"]
+    assert [result["format"] for result in results] == ["PNG", "JPEG", "parquet of JPEG", "HDF5", "FITS"]
+    for result in results:
+        speeds, seconds = result["images_per_second"], result["cpu_seconds_per_image"]
+        assert result["limit"] == pytest.approx(1 / (1 / speeds["decoded"] + 1 / speeds["classified"]))
+        assert result["fraction_of_limit"] == pytest.approx(speeds["both"] / result["limit"])
+        needed = seconds["decoded"] + seconds["classified"]
+        assert result["fraction_of_limit_by_cpu_time"] == pytest.approx(needed / seconds["both"])
+    *lines, _ = capsys.readouterr().out.splitlines()  # the last names file and machine
+    assert max(map(len, lines)) <= 80 and sum(line.startswith("cnn") for line in lines) == 5
 
 
 @pytest.mark.parametrize(

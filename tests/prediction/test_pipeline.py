@@ -27,6 +27,7 @@ from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.models.activations import compute_activations
 from galaxyhpc.models.build_model import build_model
+from galaxyhpc.models.profile import profile_network
 from galaxyhpc.predict.csv_table import classify, read_galaxies
 from galaxyhpc.prediction import pipeline
 from galaxyhpc.prediction.pipeline import Pipeline, PredictedBatch, classify_galaxies
@@ -81,6 +82,12 @@ def join(batches: Iterable[PredictedBatch]) -> PredictedBatch:
 @pytest.fixture(scope="module")
 def classifiers() -> list[Classifier]:
     return [make_classifier(), make_classifier(group="D1"), make_classifier(architecture="cnn", group=None)]
+
+
+@pytest.fixture(scope="module")
+def conventional(classifiers: list[Classifier]) -> list[Classifier]:
+    """The network whose first batch is computed soonest."""
+    return classifiers[2:]
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +160,11 @@ def test_a_batch_without_any_image_has_reasons_alone(classifiers: list[Classifie
     assert not batch.upsampled.any() and not batch.saturated.any()
 
 
-def test_white_images_are_saturated_and_galaxies_are_not(classifiers: list[Classifier]) -> None:
+def test_white_images_are_saturated_and_galaxies_are_not(conventional: list[Classifier]) -> None:
     star = render_image(0, [1, 0], 40)
     star[12:20, 12:20] = 255
     galaxies = UnitGalaxies(np.arange(2), ["", ""], np.zeros(2), np.zeros(2), [star, encode_galaxy(0)])
-    (batch,) = classify_galaxies([galaxies], classifiers, 0)
+    (batch,) = classify_galaxies([galaxies], conventional, 0)
     assert batch.saturated.tolist() == [True, False]
 
 
@@ -174,9 +181,19 @@ def test_runs_of_other_image_sizes_share_the_decoded_images(classifiers: list[Cl
     np.testing.assert_array_equal(both.logits[1], alone.logits[0])
 
 
-def test_a_failure_in_a_worker_is_raised_here(classifiers: list[Classifier]) -> None:
+def test_batches_are_as_large_as_the_maps_of_the_networks_allow() -> None:
+    small, large = RunConfig(data=DATA, model=ModelConfig(group="C4", scale=0.1)), ModelConfig(group="D8", scale=2.0)
+    wide = RunConfig(data=DataConfig(image_size=127), model=large)
+    cpu = torch.device("cpu")
+    assert pipeline.choose_batch_size([small], cpu) == pipeline.MAX_BATCH_SIZES["cpu"]
+    count = pipeline.choose_batch_size([small, wide], cpu)
+    map_bytes = 4 * pipeline.MAPS_IN_MEMORY * profile_network(large, 127).largest_activation
+    assert 1 <= count < 32 and count * map_bytes <= pipeline.MAX_CPU_BYTES < 2 * count * map_bytes
+
+
+def test_a_failure_in_a_worker_is_raised_here(conventional: list[Classifier]) -> None:
     broken = UnitGalaxies(np.arange(1), [""], np.zeros(1), np.zeros(1), [None])  # type: ignore[list-item]  # on purpose
-    with pytest.raises(AttributeError), Pipeline(classifiers, 1) as started:
+    with pytest.raises(AttributeError), Pipeline(conventional, 1) as started:
         list(started.classify([*make_galaxies(), broken]))
 
 
@@ -185,8 +202,8 @@ def read_forever() -> Iterator[UnitGalaxies]:
         yield from make_galaxies()
 
 
-def test_a_killed_worker_is_an_error_after_which_others_start(classifiers: list[Classifier]) -> None:
-    with Pipeline(classifiers, 2, 4) as started:
+def test_a_killed_worker_is_an_error_after_which_others_start(conventional: list[Classifier]) -> None:
+    with Pipeline(conventional, 2, 4) as started:
         batches = started.classify(read_forever())
         next(batches)
         os.kill(started.workers.list_pids()[0], signal.SIGKILL)
@@ -195,7 +212,7 @@ def test_a_killed_worker_is_an_error_after_which_others_start(classifiers: list[
         assert len(join(started.classify(make_galaxies())).rows) == COUNT
 
 
-def test_reading_is_never_far_ahead_of_results(classifiers: list[Classifier]) -> None:
+def test_reading_is_never_far_ahead_of_results(conventional: list[Classifier]) -> None:
     num_read = 0
 
     def read() -> Iterator[UnitGalaxies]:
@@ -204,7 +221,7 @@ def test_reading_is_never_far_ahead_of_results(classifiers: list[Classifier]) ->
             num_read += len(part.rows)
             yield part
 
-    with Pipeline(classifiers, 2, 4) as started:
+    with Pipeline(conventional, 2, 4) as started:
         batches = started.classify(read())
         for _ in range(5):
             next(batches)

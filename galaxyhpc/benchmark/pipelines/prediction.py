@@ -47,18 +47,16 @@ Stage = Callable[[int], tuple[float, float]]
 Images = NDArray[np.uint8]
 
 
-def measure_predictions(
-    cases: Iterable[Case], budget: TimingBudget, report: Callable[[list[JsonDict]], None], side: int = SIDE
-) -> None:
+def measure_predictions(cases: Iterable[Case], budget: TimingBudget, report: Callable[[list[JsonDict]], None]) -> None:
     """Time every network with every format, and report all results after each."""
     results: list[JsonDict] = []
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(Path(folder), render_galaxies(side))
+        files = write_files(Path(folder), render_galaxies(SIDE))
         for case in cases:
             classifier = make_classifier(case)
             for name, path in files.items():
                 if not budget.is_spent:
-                    known = {"network": case.name, "format": name, "side": side, "size": case.image_size}
+                    known = {"network": case.name, "format": name, "side": SIDE, "size": case.image_size}
                     results.append(known | measure_file(classifier, path, case.num_threads, budget))
                     report(results)
 
@@ -81,7 +79,7 @@ def measure_file(classifier: Classifier, path: Path, num_workers: int, budget: T
         wanted = budget.round_seconds / max(seconds.values())
         num_batches = num_workers * max(MIN_BATCHES, math.ceil(2 * wanted))
         rounds = [{name: stage(num_batches) for name, stage in stages.items()} for _ in range(budget.num_rounds)]
-    num_galaxies = num_batches * pipeline.BATCH_SIZES[get_device(classifier).type]
+    num_galaxies = num_batches * pipeline.choose_batch_size([classifier.config], get_device(classifier))
     speeds = {name: num_galaxies / min(times[name][0] for times in rounds) for name in stages}
     cpu_seconds = {name: min(times[name][1] for times in rounds) / num_galaxies for name in stages}
     is_cpu = get_device(classifier).type == "cpu"
@@ -225,7 +223,7 @@ def make_classifier(case: Case) -> Classifier:
     config = RunConfig(data=DataConfig(image_size=case.image_size), model=case.model)
     device = torch.device(case.device)
     network = build_model(config.model, case.image_size).to(device).eval()
-    shape = selection.BatchShape(pipeline.BATCH_SIZES[case.device], case.image_size)
+    shape = selection.BatchShape(pipeline.choose_batch_size([config], device), case.image_size)
     choice = selection.choose_kernels(network, shape, device, torch.float32, is_training=False)
     selection.apply_choice(network, choice, device)
     return Classifier(RunDir(Path(config.run_id)), config, network, "", None, True)
