@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -70,15 +71,29 @@ def _find_catalogue(path: Path) -> Path:
     collection = path / COLLECTION
     if not collection.is_file():
         return path
-    match = re.search(
-        r"^\s*hats_primary_table_url\s*[=:]\s*(.+?)\s*$",
-        collection.read_text(encoding="utf-8", errors="replace"),
-        re.MULTILINE,
-    )
-    if not match or not (path / match[1]).is_dir():
-        got = f"hats_primary_table_url = {match[1]}" if match else "no hats_primary_table_url"
+    name = _read_properties(collection).get("hats_primary_table_url", "")
+    if not name or not (path / name).is_dir():
+        got = f"hats_primary_table_url = {name or 'nothing'}"
         raise make_error(collection, "main catalogue", got, "the name of a directory in that of the collection")
-    return path / match[1]
+    return path / name
+
+
+@lru_cache(maxsize=16)
+def _read_properties(path: Path) -> dict[str, str]:
+    """Return the properties of a file, or nothing where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = [re.split(r"\s*[=:]\s*", line.strip(), maxsplit=1) for line in lines if not line.strip().startswith("#")]
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def read_position_columns(path: Path) -> dict[str, str]:
+    """Return the names that the catalogue of a partition gives its columns of ra and dec, by key, if it is of one."""
+    properties = _read_properties(find_root(path) / "hats.properties")
+    names = {key: properties.get(f"hats_col_{key}", "") for key in ("ra", "dec")}
+    return names if all(names.values()) else {}
 
 
 def _find_pixels(root: Path) -> dict[tuple[int, int], list[Path]]:
