@@ -65,7 +65,7 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
             resources = resources.model_copy(update={"time_minutes": minutes})
         if options.dry_run:
             start = check_slurm(survey, resources, num_tasks) if executor == "slurm" else None
-            show_forecast(console, pending, forecast, num_tasks, start)
+            show_forecast(console, pending, forecast, num_tasks, start, survey.path)
             return 0
         settings = replace(settings, cpus_per_task=resources.cpus_per_task, has_hats=options.hats)
         write_plan(survey, settings, units, stale)

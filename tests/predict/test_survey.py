@@ -15,14 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.classifiers import read_parts, write_galaxies, write_run
 
-from galaxyhpc import fsck
+import jobs.evaluate
+import jobs.train
+from galaxyhpc import fsck, retry
 from galaxyhpc.predict.__main__ import main
+from galaxyhpc.predict.plan import write_plan
 from galaxyhpc.prediction.job import predict_units
 from galaxyhpc.prediction.survey import Attempts, SurveyDir
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.lock import hold
 from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.status import __main__ as status
+from galaxyhpc.storage.files import sha256
 from galaxyhpc.storage.run_dir import RunDir
 
 NUM_FILES, NUM_GALAXIES = 6, 20  # in each
@@ -79,6 +83,7 @@ def test_galaxies_are_selected_from_the_parts_of_a_prediction(unbroken: Path, tm
     assert main(command) == 2 and main([*command, "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_a_hats_catalogue_is_made_of_the_parts_on_demand(
     run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,12 +125,16 @@ def test_a_part_of_other_weights_or_settings_is_refused_and_named(
     assert predict(run, files, unbroken, "--embeddings") == 2
     assert "embeddings: got False; expected True" in capsys.readouterr().err
     assert predict(run, files / "0.h5", unbroken) == 2 and "other inputs, such as unit 1" in capsys.readouterr().err
-    assert predict(other, files / "0.h5", tmp_path / "out") == 0
-    (tmp_path / "out" / "parts" / "000000.parquet").write_bytes(before["000000.parquet"])
-    assert predict(other, files / "0.h5", tmp_path / "out") == 2
-    assert "out/parts/000000.parquet: made with other weights: " in capsys.readouterr().err
+    foreign = tmp_path / "out" / "parts" / "000000.parquet"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(before["000000.parquet"])
+    for name in ("settings.json", "units.parquet"):
+        text = (unbroken / name).read_bytes().replace(run.run_id.encode(), other.run_id.encode())
+        weights = (sha256(run.best_file).encode(), sha256(other.best_file).encode())
+        (tmp_path / "out" / name).write_bytes(text.replace(*weights))
+    assert predict(other, files, tmp_path / "out") == 2
+    assert f"{foreign}: made with other weights: " in capsys.readouterr().err
     assert fsck.main([str(tmp_path / "out")]) == 1 and read_parts(unbroken) == before
-    assert predict(other, files / "0.h5", tmp_path / "out", "--overwrite") == 0
 
 
 def test_files_of_a_user_are_no_prediction(run: RunDir, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,32 +144,32 @@ def test_files_of_a_user_are_no_prediction(run: RunDir, files: Path, capsys: pyt
 
 
 def test_a_unit_that_fails_three_times_is_set_aside_and_the_rest_goes_on(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, files: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(3):
-        write_galaxies(tmp_path / f"{number}.h5", 5, first=5 * number)
-    output = tmp_path / "out"
-    assert predict(run, tmp_path / "*.h5", output) == 0
-    (output / "parts" / "000000.parquet").unlink()
-    (output / "parts" / "000001.parquet").unlink()
-    survey = SurveyDir(output)
-    contents = (tmp_path / "1.h5").read_bytes()
-    stamp = (tmp_path / "1.h5").stat()
-    with (tmp_path / "1.h5").open("r+b") as file:
-        file.truncate(100)  # after the plan
-    task = survey.write_tasks(1)[0]
-    assert predict_units(survey, task, StopSignal(), RankInfo())
-    (aside,) = survey.list_set_aside().items()
-    assert aside[0] == 1 and aside[1].num_begun == 3 and "100 bytes" in aside[1].reason
-    assert survey.list_done() == {0, 2}
-    capsys.readouterr()
-    assert status.main([str(output)]) == 0
+    survey, source = copy_plan(unbroken, tmp_path), files / "1.h5"
+    contents, stamp = source.read_bytes(), source.stat()
+    source.write_bytes(contents[:100])
+    try:
+        assert predict_units(survey, survey.write_tasks(1)[0], StopSignal(), RankInfo())
+    finally:
+        source.write_bytes(contents)
+        os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    ((number, attempts),) = survey.list_set_aside().items()
+    assert (number, attempts.num_begun) == (1, 3) and "100 bytes" in attempts.reason
+    assert survey.list_done() == {0, 2, 3, 4, 5}
+    assert status.main([str(survey.path)]) == 0
     shown = capsys.readouterr().out
-    assert "units: 2 of 3 done, 1 set aside" in shown and f"unit 1, {tmp_path}/1.h5: DataError: " in shown
-    assert fsck.main([str(output)]) == 0 and "1 set aside" in capsys.readouterr().out
-    (tmp_path / "1.h5").write_bytes(contents)
-    os.utime(tmp_path / "1.h5", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert predict(run, tmp_path / "*.h5", output) == 0 and survey.list_set_aside() == {}
+    assert "units: 5 of 6 done, 1 set aside" in shown and f"unit 1, {source}: DataError: " in shown
+    assert fsck.main([str(survey.path)]) == 0 and "1 set aside" in capsys.readouterr().out
+    write_plan(survey, survey.read_settings(), survey.read_units(), [])  # as the same command does, called again
+    assert predict_units(survey, survey.write_tasks(1)[0], StopSignal(), RankInfo())
+    assert survey.list_set_aside() == {} and read_parts(survey.path) == read_parts(unbroken)
+
+
+def test_a_prediction_is_no_sweep(unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for main_of, more in ((jobs.train.main, []), (jobs.evaluate.main, []), (retry.main, ["--failed"])):
+        assert main_of([str(unbroken), *more]) == 2
+        assert "got the prediction of a survey" in capsys.readouterr().err
 
 
 def test_a_unit_whose_process_dies_three_times_is_set_aside(unbroken: Path, tmp_path: Path) -> None:

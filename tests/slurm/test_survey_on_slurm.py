@@ -15,7 +15,8 @@ from helpers.slurm import Desk
 from galaxyhpc import cancel, fsck
 from galaxyhpc.predict import __main__ as predict
 from galaxyhpc.status import __main__ as status
-from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.events import RunState
+from galaxyhpc.storage.run_dir import RunDir, read_state
 
 NUM_SHARDS, NUM_GALAXIES = 60, 300  # in each
 
@@ -43,9 +44,8 @@ def send(ours: Desk, task: RunDir, number: int) -> None:
 def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     run = write_run(ours.path / "runs" / "sweep")
     ids = write_shards(ours.path / "shards", NUM_SHARDS, NUM_GALAXIES)
-    (ours.path / "two.yaml").write_text("tasks_per_node: 2\ntime_minutes: 30\n")  # processes, which share its units
     command = [str(run.path), "--input", "shards/*.parquet", "--output"]
-    slurm = ("--executor", "slurm", "--profile", "two.yaml", "--max-parallel", "2")
+    slurm = ("--executor", "slurm", "--max-parallel", "2")
     printed = ours.command(predict.main, *command, "out", *slurm)
     assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
     tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
@@ -62,21 +62,24 @@ def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
 
 
-def test_a_prediction_is_cancelled_with_its_report_and_resumed(ours: Desk) -> None:
+def test_a_prediction_is_cancelled_with_its_report_and_resumed_by_two_processes(ours: Desk) -> None:
     run = write_run(ours.path / "others" / "sweep")
-    write_shards(ours.path / "few", 2, 20)
+    ids = write_shards(ours.path / "few", 8, 200)
     gate = ours.path / "gate"
     gate.touch()
-    (ours.path / "gate.yaml").write_text(f"""setup: ['while [ -e "{gate}" ]; do sleep 0.1; done']\n""")
-    command = [str(run.path), "--input", "few", "--output", "waiting", "--profile", "gate.yaml"]
+    setup = f"""setup: ['while [ -e "{gate}" ]; do sleep 0.1; done']"""
+    (ours.path / "gate.yaml").write_text(f"{setup}\ntasks_per_node: 2\n")
+    command = [str(run.path), "--input", "few", "--output", "shared", "--profile", "gate.yaml"]
     assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
     assert "all jobs are queued or at work" in ours.command(predict.main, *command, "--max-parallel", "1")
-    assert "units: 0 of 2 done" in ours.command(status.main, "waiting")
-    ours.command(cancel.main, "waiting")
+    assert "units: 0 of 8 done" in ours.command(status.main, "shared")
+    ours.command(cancel.main, "shared")
     ours.wait_for_jobs()
-    assert "stopped" in ours.command(status.main, "waiting")
+    assert "stopped" in ours.command(status.main, "shared")
     gate.unlink()
     assert "1 job submitted" in ours.command(predict.main, *command, "--max-parallel", "1")
     ours.wait_for_jobs()
-    assert "units: 2 of 2 done" in ours.command(status.main, "waiting"), ours.evidence()
-    assert (ours.path / "waiting" / "report.html").is_file()
+    assert "units: 8 of 8 done" in ours.command(status.main, "shared"), ours.evidence()
+    assert sorted(read_ids(ours.path / "shared")) == ids
+    assert read_state(RunDir(ours.path / "shared" / "task-0")).name == RunState.PREDICTED, ours.evidence()
+    assert (ours.path / "shared" / "report.html").is_file()

@@ -247,7 +247,7 @@ def _make_failures_section(
 ) -> Section:
     tables = [
         *_make_units_table(missing, set_aside, sources),
-        *_make_pair_table("Damaged parts", "Rerun predict, which makes them again.", "part", summary.damaged),
+        *_make_damaged_table(summary),
         *_make_errors_table(summary),
     ]
     return Section("Failures", paragraphs=() if tables else ("None.",), tables=tuple(tables))
@@ -264,11 +264,12 @@ def _make_units_table(missing: list[int], set_aside: dict[int, Attempts], source
     return [Table("Units without predictions", caption, frame, columns)]
 
 
-def _make_pair_table(title: str, caption: str, noun: str, reasons: dict[str, str]) -> list[Table]:
-    if not reasons:
+def _make_damaged_table(summary: SurveySummary) -> list[Table]:
+    if not summary.damaged:
         return []
-    frame = pd.DataFrame({noun: list(reasons), "reason": list(reasons.values())})
-    return [Table(title, caption, frame, (Column(noun, noun), Column("reason", "reason")))]
+    frame = pd.DataFrame({"part": list(summary.damaged), "reason": list(summary.damaged.values())})
+    columns = (Column("part", "part"), Column("reason", "reason"))
+    return [Table("Damaged parts", "Rerun predict, which makes them again.", frame, columns)]
 
 
 def _make_errors_table(summary: SurveySummary) -> list[Table]:

@@ -160,6 +160,17 @@ def test_images_of_a_catalogue_that_are_absent_or_damaged_are_errors_of_their_ro
     assert np.array_equal(stack(rest), sample.images[rest.index])
 
 
+def test_a_long_catalogue_is_read_from_where_a_unit_begins(tmp_path: Path) -> None:
+    names = [f"{row}.png" for row in range(20_000)]
+    (tmp_path / "catalogue.csv").write_text("file\n" + "\n".join(names) + "\n")
+    units = find_units([str(tmp_path)], DataConfig(), 9000)
+    assert [(unit.first, unit.stop) for unit in units] == [(0, 9000), (9000, 18_000), (18_000, 20_000)]
+    for unit in units[1:]:
+        galaxies = list(read_unit(unit, DataConfig(), True))
+        assert np.concatenate([part.rows for part in galaxies]).tolist() == list(range(unit.first, unit.stop))
+        assert [name for part in galaxies for name in part.ids] == names[unit.first : unit.stop]
+
+
 def test_a_galaxy_at_no_position_of_the_sky_is_an_error_and_at_none_is_not(tmp_path: Path) -> None:
     sample = make_sample()
     ra, dec = sample.ra.tolist(), sample.dec.tolist()
