@@ -131,7 +131,7 @@ def iterate_batches(path: Path, started: Pipeline) -> Iterator[EncodedBatch]:
     """Yield full batches for ever, each time read from the file."""
     config = started.decoder.config
     (unit,) = find_units([str(path)], config)
-    galaxies = chain.from_iterable(read_unit(unit, config, False) for _ in repeat(None))
+    galaxies = chain.from_iterable(read_unit(unit, config) for _ in repeat(None))
     return (EncodedBatch("", batch) for batch in pipeline.make_batches(galaxies, started.batch_size))
 
 

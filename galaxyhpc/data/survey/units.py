@@ -107,7 +107,7 @@ def _find_kind(path: Path) -> str:
     raise DataError(sanitize(f"{path}: got {got}; expected {KINDS}"))
 
 
-def read_unit(unit: Unit, config: DataConfig, allow_grey: bool) -> Iterator[UnitGalaxies]:
+def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     """Yield the galaxies of a unit in order, a few at a time; images that are absent are an ImageError each.
 
     Raises
