@@ -158,11 +158,10 @@ def _make_classes_section(summary: SurveySummary) -> Section:
         caption += (
             " The sum of the probabilities estimates the true number of a class without a bias to the common ones; in "
             "brackets its 95 % interval, if the probabilities are calibrated for this survey and galaxies independent. "
-            "That they are was tested on galaxies of the training's survey alone."
+            "They were calibrated on galaxies of the training's survey."
         )
-    alt = "Bars of galaxies per class: " + "; ".join(
-        f"{name} {count:,}" for name, count in zip(summary.class_names, summary.counts, strict=True)
-    )
+    commonest = int(summary.counts.argmax())
+    alt = f"Bars of galaxies per class; most, {summary.counts[commonest]:,}, are {summary.class_names[commonest]}"
     drawn = figures.draw_classes(summary.counts, summary.confident, summary.class_names, summary.generated)
     title = "Galaxies of each class"
     figure = make_page_figure(title, "Most probable classes; dark: with a probability above 0.9.", alt, drawn)
