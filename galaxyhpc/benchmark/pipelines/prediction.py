@@ -77,8 +77,8 @@ def measure_file(classifier: Classifier, path: Path, num_workers: int, budget: T
         stages = make_stages(classifier, path, num_workers, stack)
         seconds = {name: stage(2 * num_workers)[0] for name, stage in stages.items()}  # processes start
         seconds = {name: stage(2 * num_workers)[0] for name, stage in stages.items()}
-        wanted = budget.round_seconds / max(seconds.values())
-        num_batches = num_workers * max(MIN_BATCHES, math.ceil(2 * wanted))
+        num_per_worker = math.ceil(2 * budget.round_seconds / max(seconds.values()))
+        num_batches = num_workers * max(MIN_BATCHES, num_per_worker)
         rounds = [{name: stage(num_batches) for name, stage in stages.items()} for _ in range(budget.num_rounds)]
     num_galaxies = num_batches * pipeline.choose_batch_size([classifier.config], get_device(classifier))
     speeds = {name: num_galaxies / min(times[name][0] for times in rounds) for name in stages}
