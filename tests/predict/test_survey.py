@@ -107,7 +107,11 @@ def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
     assert predict(run, tmp_path / "*.h5", output) == 0
     parts, before = sorted((output / "parts").iterdir()), read_parts(output)
     stamps = [path.stat().st_mtime_ns for path in parts]
-    parts[1].write_bytes(before["000001.parquet"][:-50])  # damaged
+    damaged = bytearray(before["000001.parquet"])
+    damaged[100] ^= 1
+    parts[1].write_bytes(damaged)
+    assert fsck.main([str(output)]) == 1 and "000001.parquet: damaged: " in capsys.readouterr().out
+    parts[1].write_bytes(damaged[:-50])
     os.utime(tmp_path / "2.h5")  # another input, for all that is known
     assert predict(run, tmp_path / "*.h5", output) == 0 and "3 units, 1 done" in capsys.readouterr().out
     after = read_parts(output)
