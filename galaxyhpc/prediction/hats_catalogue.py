@@ -32,7 +32,7 @@ SKYMAP_ORDER = 8
 MAX_ROWS = 1_000_000  # of a partition, as in LSDB's catalogues
 PARTITION_BYTES = 2**28  # of a partition in memory, about
 BATCH_ROWS = 2**16  # of a part that are read at once
-SPILL_BYTES = 2**27  # of rows that are held before they are divided
+SPILL_BYTES = 2**26  # of rows that are held before they are divided
 ROWS_PER_GROUP = 100_000
 PIXELS_PER_DIRECTORY = 10_000
 LARGE_COLUMNS = ("embedding",)  # which readers load only if they ask for it
@@ -59,16 +59,17 @@ def write_hats_catalogue(
     OutputExistsError
     """
     check_output(output, False)
-    counts, num_rows, num_bytes = _count(parts)
+    counts, num_rows = _count(parts), sum(int(parquet.read_metadata(part).num_rows) for part in parts)
     num_placed = int(counts.sum())
     if not num_placed:
         raise HatsError(
             sanitize(f"{output}: got {num_rows} galaxies without a position; expected ra and dec in the input")
         )
-    max_rows = max(1, min(max_rows, PARTITION_BYTES * num_rows // max(1, num_bytes)))
+    max_rows = min(max_rows, PARTITION_BYTES // _measure_row(parts))
     orders = choose_orders(counts, max_rows)
     output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.{os.getpid()}")
+    aside = output.with_name(f".{output.name}.aside")  # one process writes a catalogue
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
     try:
         schema = _spill(parts, orders, aside / "spill", spill_bytes)
         metadata = [_write_partition(aside, key, schema) for key in _list_spilled(aside / "spill")]
@@ -131,15 +132,19 @@ def _iterate_tables(parts: Sequence[Path], columns: list[str] | None = None) -> 
                 yield table.filter(pa.array(is_known)).add_column(0, pa.field(COLUMN, pa.int64(), False), pixels)
 
 
-def _count(parts: Sequence[Path]) -> tuple[NDArray[np.int64], int, int]:
-    """Return the number of rows in each pixel of COUNT_ORDER, that of all rows, and their bytes in memory, about."""
+def _count(parts: Sequence[Path]) -> NDArray[np.int64]:
+    """Return the number of rows in each pixel of COUNT_ORDER."""
     counts = np.zeros(12 * 4**COUNT_ORDER, np.int64)
     for table in _iterate_tables(parts, ["ra", "dec"]):
         pixels, numbers = np.unique(_coarsen(table[COLUMN].to_numpy(), COUNT_ORDER), return_counts=True)
         counts[pixels] += numbers
-    footers = [parquet.read_metadata(part) for part in parts]
-    sizes = [footer.row_group(n).total_byte_size for footer in footers for n in range(footer.num_row_groups)]
-    return counts, sum(footer.num_rows for footer in footers), sum(sizes)
+    return counts
+
+
+def _measure_row(parts: Sequence[Path]) -> int:
+    """Return the bytes of a row in memory, from the first that there are."""
+    table = next(table for table in _iterate_tables(parts) if len(table))
+    return max(1, int(table.nbytes) // len(table))
 
 
 def _coarsen(pixels: NDArray[np.int64], order: NDArray[np.int8] | int) -> NDArray[np.int64]:
@@ -166,7 +171,7 @@ def _divide(table: pa.Table, orders: NDArray[np.int8], directory: Path) -> None:
     order = orders[_coarsen(pixels, _get_order(orders))]
     keys = np.stack([order, _coarsen(pixels, order)])
     indices = np.lexsort(keys)
-    table, keys = table.take(pa.array(indices)).combine_chunks(), keys[:, indices]
+    table, keys = table.take(pa.array(indices)), keys[:, indices]
     edges = np.flatnonzero(np.r_[True, (keys[:, 1:] != keys[:, :-1]).any(0), True]) if len(table) else np.zeros(0, int)
     for start, stop in pairwise(edges.tolist()):
         with (directory / f"{keys[0, start]}_{keys[1, start]}").open("ab") as file:
@@ -184,7 +189,7 @@ def _write_partition(directory: Path, key: tuple[int, int], schema: pa.Schema) -
     """Write the rows of a partition, sorted, and return the metadata of its file."""
     order, pixel = key
     spilled = directory / "spill" / f"{order}_{pixel}"
-    with pa.OSFile(str(spilled)) as file:
+    with pa.memory_map(str(spilled)) as file:
         batches = []
         while file.tell() < file.size():
             batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(file), schema))
@@ -213,7 +218,7 @@ def _write_summary(directory: Path, schema: pa.Schema, metadata: list[Any]) -> N
     names = [item.row_group(0).column(0).file_path for item in metadata]
     pixels = [(name.split("/")[0].partition("=")[2], name.rpartition("=")[2].partition(".")[0]) for name in names]
     lines = ["Norder,Npix", *(",".join(pair) for pair in sorted(pixels, key=lambda pair: (int(pair[0]), int(pair[1]))))]
-    (directory / "partition_info.csv").write_text("\n".join(lines) + "\n")
+    (directory / "partition_info.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     parquet.write_metadata(schema, directory / "dataset" / "_common_metadata")
     parquet.write_metadata(schema, directory / "dataset" / "_metadata", metadata_collector=metadata)
 

@@ -186,7 +186,7 @@ class Predictor:
         from galaxyhpc.prediction.columns import make_table
 
         classifiers, decoder = self.pipeline.classifiers, self.pipeline.decoder
-        galaxies = read_unit(unit, decoder.config, decoder.allow_grey)
+        galaxies = read_unit(unit, decoder.config)
         for batch in self.pipeline.classify(galaxies, unit.source):
             yield make_table(batch, classifiers, self.typicality, self.settings.identity["embeddings"])
             if should_stop():

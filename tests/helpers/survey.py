@@ -55,7 +55,7 @@ def read_all(units: list[Unit], **config: Any) -> pd.DataFrame:
     """Return source, row, id, position and pixels of all galaxies, or why there are none."""
     columns, settings = [], DataConfig(**config)
     for unit in units:
-        for galaxies in read_unit(unit, settings, True):
+        for galaxies in read_unit(unit, settings):
             images = [decode_image(encoded, settings, True) for encoded in galaxies.encoded]
             columns.append(
                 pd.DataFrame(

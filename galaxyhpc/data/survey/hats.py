@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +20,8 @@ from galaxyhpc.data.sources.source import make_error
 
 PARTITION_INFO = "partition_info.csv"
 COLLECTION = "collection.properties"
-MARKERS = (COLLECTION, "hats.properties", "properties", PARTITION_INFO, "catalog_info.json")  # the last is older
+THUMBNAIL = "data_thumbnail.parquet"  # a few rows of the partitions once more
 PIXELS_PER_DIRECTORY = 10_000
-MAX_LISTED = 3
 
 
 def is_hats(path: Path) -> bool:
@@ -71,11 +71,29 @@ def _find_catalogue(path: Path) -> Path:
     collection = path / COLLECTION
     if not collection.is_file():
         return path
-    found = re.search(r"^\s*hats_primary_table_url\s*[=:]\s*(.+?)\s*$", collection.read_text(), re.MULTILINE)
-    if not found or not (path / found[1]).is_dir():
-        got = f"hats_primary_table_url = {found[1]}" if found else "no hats_primary_table_url"
+    name = _read_properties(collection).get("hats_primary_table_url", "")
+    if not name or not (path / name).is_dir():
+        got = f"hats_primary_table_url = {name or 'nothing'}"
         raise make_error(collection, "main catalogue", got, "the name of a directory in that of the collection")
-    return path / found[1]
+    return path / name
+
+
+@lru_cache(maxsize=16)
+def _read_properties(path: Path) -> dict[str, str]:
+    """Return the properties of a file, or nothing where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = [re.split(r"\s*[=:]\s*", line.strip(), maxsplit=1) for line in lines if not line.strip().startswith("#")]
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def read_position_columns(path: Path) -> dict[str, str]:
+    """Return the names that the catalogue of a partition gives its columns of ra and dec, by key, if it is of one."""
+    properties = _read_properties(find_root(path) / "hats.properties")
+    names = {key: properties.get(f"hats_col_{key}", "") for key in ("ra", "dec")}
+    return names if all(names.values()) else {}
 
 
 def _find_pixels(root: Path) -> dict[tuple[int, int], list[Path]]:

@@ -21,7 +21,7 @@ from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.parquet import FILE_TYPE, to_array
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.data.sources.unlabelled import choose_directory
-from galaxyhpc.data.survey.hats import find_root
+from galaxyhpc.data.survey.hats import find_root, read_position_columns
 from galaxyhpc.data.survey.table_rows import make_galaxies, read_files
 from galaxyhpc.data.survey.unit import (
     CHUNK_BYTES,
@@ -101,6 +101,9 @@ def choose_columns(path: Path, schema: Any, config: DataConfig) -> tuple[ImageCo
         expected = "one with images (bytes of files, or nested lists of pixels) or with the names of their files"
         raise make_error(path, "columns", listed or "none", f"{expected}: name it in data.columns.file")
     columns = tables.match_columns(path, names, config.columns)
+    for key, name in read_position_columns(path).items():
+        if name in names and getattr(config.columns, key) not in ("", *names):
+            columns[key] = name
     known = {key: name for key, name in columns.items() if key in ("id", "ra", "dec")}
     return min(images, key=lambda image: image.form == "files"), known
 

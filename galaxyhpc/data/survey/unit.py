@@ -27,9 +27,9 @@ class Unit(NamedTuple):
     number: int  # in the plan
     source: str  # the file, an absolute path
     kind: str  # which reader
-    first: int  # of the rows; of a tar, the byte that its part begins at
-    stop: int  # behind the last
-    num_galaxies: int  # of a tar, whose images are counted when they are read, an estimate
+    first: int  # row of the file
+    stop: int  # row behind the last
+    num_galaxies: int
     size: int  # bytes of the file
     mtime_ns: int  # of the file
 

@@ -1,7 +1,8 @@
 """The units of a survey's inputs, and the galaxies of a unit, whatever the kind of its file.
 
-Inputs are parquet with images inside or with a column of image files, HDF5, catalogues (CSV, ECSV, FITS tables) of
-image files, and directories of these. Columns are found by common names, or named in data.columns.
+Inputs are HATS catalogues, parquet with images inside or the names of their files, HDF5, tar archives of images, tables
+of image files (CSV, ECSV, FITS), and directories and globs of these. Columns are found by common names, or named in
+data.columns. Files are divided so that a unit has about as many galaxies as asked for.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int
     paths: dict[str, dict[Path, None]] = {}  # each once, by kind
     for path in find_files(inputs):
         kind, members = _list_files(Path(os.path.abspath(path)))
-        paths.setdefault(kind, {}).update(dict.fromkeys(members))
+        paths.setdefault(kind, {}).update(dict.fromkeys(file for file in members if file.name != hats.THUMBNAIL))
     units = [
         unit
         for kind, members in paths.items()
@@ -106,7 +107,7 @@ def _find_kind(path: Path) -> str:
     raise DataError(sanitize(f"{path}: got {got}; expected {KINDS}"))
 
 
-def read_unit(unit: Unit, config: DataConfig, allow_grey: bool) -> Iterator[UnitGalaxies]:
+def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     """Yield the galaxies of a unit in order, a few at a time; images that are absent are an ImageError each.
 
     Raises

@@ -32,6 +32,27 @@ def test_partitions_are_files_or_directories_and_need_not_be_listed(
     assert np.array_equal(stack(find_and_read(root)), sample.images[ORDER])
 
 
+def test_a_glob_of_its_files_gives_every_galaxy_once(tmp_path: Path) -> None:
+    sample = make_sample()
+    root = write_hats(tmp_path, sample, PIXELS)
+    assert len(list(root.glob("dataset/**/*.parquet"))) == 4
+    table = find_and_read(root / "dataset/**/*.parquet")
+    assert sorted(table["id"]) == sample.names
+
+
+def test_positions_are_in_the_columns_that_the_properties_name(tmp_path: Path) -> None:
+    sample = make_sample()
+    root = write_hats(tmp_path, sample, {(0, 4): slice(0, 20)})
+    other = {"coord_ra": sample.ra[::-1], "coord_dec": sample.dec[::-1]}
+    sources.write_parquet(root / "dataset/Norder=0/Dir=0/Npix=4.parquet", sample, "bytes", slice(20), **other)
+    (root / "hats.properties").write_text("#HATS catalog\nhats_col_ra=coord_ra\nhats_col_dec = coord_dec\n")
+    table = find_and_read(root)
+    assert np.array_equal(table["ra"], sample.ra[::-1][:20])
+    assert np.array_equal(table["dec"], sample.dec[::-1][:20])
+    assert np.array_equal(find_and_read(root, columns={"ra": "ra", "dec": "dec"})["ra"], sample.ra[:20])
+    assert find_and_read(root, columns={"ra": ""})["ra"].isna().all()
+
+
 def test_a_collection_is_its_main_catalogue(tmp_path: Path) -> None:
     sample = make_sample()
     write_hats(tmp_path / "main", sample, PIXELS)

@@ -121,7 +121,7 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     )
     (unit,) = find_units([str(tmp_path / "a.parquet")], DataConfig())
     before, most = pyarrow.total_allocated_bytes(), 0
-    for _ in read_unit(unit, DataConfig(), True):
+    for _ in read_unit(unit, DataConfig()):
         most = max(most, pyarrow.total_allocated_bytes() - before)
     assert 0 < most < 2**27 / 2  # of 2**27
 
@@ -158,6 +158,17 @@ def test_images_of_a_catalogue_that_are_absent_or_damaged_are_errors_of_their_ro
     assert table["image"][4].startswith("image: got 6 bytes that are none, or damaged; expected a PNG, JPEG")
     rest = table.drop([3, 4, 70])
     assert np.array_equal(stack(rest), sample.images[rest.index])
+
+
+def test_a_long_catalogue_is_read_from_where_a_unit_begins(tmp_path: Path) -> None:
+    names = [f"{row}.png" for row in range(20_000)]
+    (tmp_path / "catalogue.csv").write_text("file\n" + "\n".join(names) + "\n")
+    units = find_units([str(tmp_path)], DataConfig(), 9000)
+    assert [(unit.first, unit.stop) for unit in units] == [(0, 9000), (9000, 18_000), (18_000, 20_000)]
+    for unit in units[1:]:
+        galaxies = list(read_unit(unit, DataConfig()))
+        assert np.concatenate([part.rows for part in galaxies]).tolist() == list(range(unit.first, unit.stop))
+        assert [name for part in galaxies for name in part.ids] == names[unit.first : unit.stop]
 
 
 def test_a_galaxy_at_no_position_of_the_sky_is_an_error_and_at_none_is_not(tmp_path: Path) -> None:
@@ -221,10 +232,10 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"a.parquet: got a file of \d+ bytes that was changed .*; expected the same file"
     ):
-        next(read_unit(unit, DataConfig(), True))
+        next(read_unit(unit, DataConfig()))
     path.unlink()
     with pytest.raises(DataError, match=r"a.parquet: got No such file or directory where there were \d+ bytes"):
-        next(read_unit(unit, DataConfig(), True))
+        next(read_unit(unit, DataConfig()))
 
 
 def write_damaged(path: Path) -> None:

@@ -88,10 +88,11 @@ def test_the_map_counts_galaxies_in_cells_of_equal_area(survey: SurveyDir) -> No
     np.testing.assert_array_equal(np.flatnonzero(summary.sky), np.unique(cells))
 
 
+@pytest.mark.slow
 def test_what_a_reader_has_to_know_is_a_warning(tmp_path: Path) -> None:
     """Of a network on demo galaxies, not calibrated, with a damaged part and galaxies unlike those of the training."""
     runs = [make_classifier(temperature=None, generated=True)]
-    tables, values = [make_part(number, runs, 40) for number in range(2)], np.linspace(0.0005, 0.1, 40)
+    tables, values = [make_part(number, runs, 40) for number in range(2)], np.linspace(0.0005, 0.5, 40)
     place = tables[0].column_names.index("typicality")
     tables[0] = tables[0].set_column(place, "typicality", pa.array(values.astype(np.float32)))
     survey = write_prediction(tmp_path / "out", tables, runs)
@@ -128,6 +129,7 @@ def test_a_prediction_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     assert "0 of 2 units complete" in html and "No galaxy has a class." in html and "have no positions" in html
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_page_and_asks_for_nothing(page: Path, open_page: Any) -> None:
     tab = open_page(page)
     assert tab.locator("h2").all_inner_texts() == [
