@@ -19,7 +19,7 @@ from rich.console import Console
 
 from galaxyhpc.launch.dispatch import LaunchError, dispatch, find_unfinished_runs
 from galaxyhpc.launch.slurm_executor import SubmissionError
-from galaxyhpc.prediction.survey import is_survey
+from galaxyhpc.prediction.survey import refuse_survey
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.job import print_error
 from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold, is_busy
@@ -164,8 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs = find_runs(options.path)
         selected = select_runs(runs, options.patterns) if options.patterns else runs
         sweep_dir = find_sweep_dir(options.path)
-        if is_survey(sweep_dir):
-            raise LaunchError(f"{options.path}: got the prediction of a survey; rerun predict, which resumes it")
+        refuse_survey(sweep_dir)
         with hold(sweep_dir / LAUNCH_LOCK):
             return retry(make_console(), sweep_dir, selected, not options.failed, options)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.prediction.survey import refuse_survey
 from galaxyhpc.runtime.job import StopSignal, print_error, run_job
 from galaxyhpc.storage.run_dir import RunDir, RunDirError, read_state
 from galaxyhpc.storage.sweep_dir import find_runs
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         share, num_shares = map(int, options.share.split("/"))
         if not 0 <= share < num_shares:
             raise ValueError
+        refuse_survey(options.path)
         runs = find_runs(options.path)[share::num_shares]
     except RunDirError as error:
         print_error(error)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from galaxyhpc.prediction.survey import refuse_survey
 from galaxyhpc.runtime.job import StopSignal, print_error, run_job
 from galaxyhpc.runtime.lock import BusyError
 from galaxyhpc.runtime.rank import get_rank_info
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="runs/SWEEP/RUN_ID")
     path = parser.parse_args(arguments).path
     try:
+        refuse_survey(path)
         (run,) = find_runs(path, expected=EXPECTED_PATH)
     except RunDirError as error:
         print_error(error)

@@ -103,14 +103,14 @@ def make_prediction_table(results: Sequence[JsonDict]) -> ConsoleTable:
             result["network"],
             result["format"],
             *(_format_number(result["images_per_second"][stage]) for stage in ("decoded", "classified", "both")),
-            _format_number(result["limit"]),
+            f"{result['fraction_of_slower']:.0%}",
             f"{result['fraction_of_limit']:.0%}",
             f"{value:.0%}" if (value := result.get("fraction_of_limit_by_cpu_time")) else "",
         )
         for result in results
     ]
-    stages = ("decoded\n/s", "classified\n/s", "both\n/s", "limit\n/s")
-    heads = ("network", "images", *stages, "reached", "by CPU\ntime")
+    stages = ("decoded\n/s", "classified\n/s", "both\n/s", "of the\nslower", "of the\nlimit", "by CPU\ntime")
+    heads = ("network", "images", *stages)
     title = f"predict: images of {results[0]['side']} px, networks of {results[0]['size']} px"
     return ConsoleTable(title, heads, rows, texts=("images",))
 

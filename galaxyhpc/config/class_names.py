@@ -30,3 +30,13 @@ def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
     if doubled := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"got class name {doubled!r} twice; expected names that differ")
     return tuple(names)
+
+
+def get_probability_columns(class_names: Sequence[str], is_calibrated: bool) -> list[str]:
+    """Return the names of the columns with the probabilities of the classes: those not calibrated are called raw.
+
+    `p_` and the name of the class, with _ for spaces unless two classes would have one column.
+    """
+    underscored = [name.replace(" ", "_") for name in class_names]
+    endings = underscored if len(set(underscored)) == len(class_names) else class_names
+    return [f"{'' if is_calibrated else 'raw_'}p_{ending}" for ending in endings]

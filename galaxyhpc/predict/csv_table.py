@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from galaxyhpc.config.class_names import get_probability_columns
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.images import image_files
 from galaxyhpc.data.sources.conversion import resize
@@ -85,14 +86,9 @@ def classify(classifier: Classifier, images: Sequence[image_files.UInt8Array]) -
 
 
 def get_columns(classifier: Classifier) -> list[str]:
-    """Return the names of the columns: probabilities that are not calibrated are called raw.
-
-    `p_` and the name of the class, with _ for spaces unless two classes would have one column.
-    """
-    raw, names = "" if classifier.temperature else "raw_", classifier.config.data.class_names
-    with_underscores = [name.replace(" ", "_") for name in names]
-    endings = with_underscores if len(set(with_underscores)) == len(names) else names
-    columns = [f"{raw}p_{ending}" for ending in endings]
+    """Return the names of the columns: probabilities that are not calibrated are called raw."""
+    raw = "" if classifier.temperature else "raw_"
+    columns = get_probability_columns(classifier.config.data.class_names, bool(classifier.temperature))
     known = ["source", "index", "id", "ra", "dec"]
     return [*known, "class", "name", f"{raw}probability", *columns, "run_id", "trained_on", "note", "error"]
 

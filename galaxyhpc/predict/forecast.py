@@ -6,9 +6,11 @@ model of `analysis.run_cost`, refitted to the trainings beside the run, and deco
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -133,12 +135,14 @@ def _estimate_forward(classifier: Classifier, uses_gpu: bool) -> float:
 
 
 def show_forecast(
-    console: Console, units: Sequence[Unit], forecast: Forecast, num_tasks: int, start: float | None
+    console: Console, units: Sequence[Unit], forecast: Forecast, num_tasks: int, start: float | None, path: Path
 ) -> None:
     """Print the inputs, and the cost of what is to be done and of 10^8 galaxies."""
     console.print(make_inputs_table(units))
     for line in _format_lines(forecast, num_tasks, start):
         console.print(line, soft_wrap=True)
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    console.print(f"disk: {free / 1e9:,.3g} GB are free in {path.parent}", soft_wrap=True)
 
 
 def make_inputs_table(units: Sequence[Unit]) -> ConsoleTable:

@@ -14,7 +14,7 @@ from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.prediction import part
 from galaxyhpc.prediction.pipeline import make_decoder
 from galaxyhpc.prediction.survey import Attempts, SurveyDir, SurveyError, SurveySettings, is_survey
-from galaxyhpc.storage.sweep_dir import resolve_path
+from galaxyhpc.storage.sweep_dir import get_report_records, resolve_path
 
 
 def make_settings(classifiers: Sequence[Classifier], inputs: Sequence[str], with_embeddings: bool) -> SurveySettings:
@@ -98,8 +98,9 @@ def _check_same_survey(survey: SurveyDir, settings: SurveySettings, units: Seque
 
 
 def remove_results(survey: SurveyDir) -> None:
-    """Remove the parts and the plan of an earlier prediction."""
-    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts", survey.hats_dir):
+    """Remove the parts, the plan and the records of an earlier prediction."""
+    records = [*survey.path.glob("task-*"), get_report_records(survey.path).path]
+    for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts", survey.hats_dir, *records):
         shutil.rmtree(path, ignore_errors=True)
     for path in (survey.settings_file, survey.units_file, survey.report_file):
         path.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import entr
 
+from galaxyhpc.config.class_names import get_probability_columns
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.storage.files import sanitize
@@ -70,16 +71,6 @@ def check_same_classes(classifiers: Sequence[Classifier]) -> None:
             example = f", such as {differing[0][0]!r}, not {differing[0][1]!r}" if differing else ""
             got = f"got {len(names)} classes{example}; expected the {len(expected)} of {first.run.path}, in their order"
             raise RunsDifferError(sanitize(f"{other.run.path}: {got}: predict with each of these runs on its own"))
-
-
-def get_probability_columns(class_names: Sequence[str], is_calibrated: bool) -> list[str]:
-    """Return the names of the columns of the classes: not calibrated probabilities are called raw.
-
-    `p_` and the name of the class, with _ for spaces unless two classes would have one column.
-    """
-    underscored = [name.replace(" ", "_") for name in class_names]
-    endings = underscored if len(set(underscored)) == len(class_names) else class_names
-    return [f"{'' if is_calibrated else 'raw_'}p_{ending}" for ending in endings]
 
 
 def compute_entropy(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

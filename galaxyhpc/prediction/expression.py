@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
@@ -22,7 +23,7 @@ from pyarrow import dataset
 
 from galaxyhpc.storage.files import sanitize
 
-MAX_EXPRESSION_LENGTH = 10_000  # characters
+MAX_EXPRESSION_LENGTH, MAX_SHOWN_LENGTH = 10_000, 200  # characters
 
 # in texts nothing is replaced; `class` is a word of Python
 _NAMES = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|`([^`]*)`|\b(class)\b""")
@@ -61,6 +62,27 @@ def parse_expression(text: str, schema: pa.Schema) -> pc.Expression:
     ------
     SelectionError
     """
+    tree, columns = _parse(text)
+    try:
+        condition = _Translator(text, schema, columns).translate(tree.body)
+        kind = dataset.dataset(schema.empty_table()).to_table(columns={"selected": condition}).schema[0].type
+    except RecursionError:
+        raise _make_error(text, "a deeply nested expression", "a simpler one") from None
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _make_error(text, reason, "numbers compared with numbers and texts with texts") from None
+    if kind != pa.bool_():
+        raise _make_error(text, f"values of type {kind}", "a condition, such as p_Merging > 0.9")
+    return condition
+
+
+def _parse(text: str) -> tuple[ast.Expression, dict[str, str]]:
+    """Return the syntax tree of an expression, and the columns that names in it stand for.
+
+    Raises
+    ------
+    SelectionError
+    """
     names: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
@@ -70,33 +92,18 @@ def parse_expression(text: str, schema: pa.Schema) -> pc.Expression:
         return f" _{len(names) - 1}_column_ "
 
     if len(text) > MAX_EXPRESSION_LENGTH:
-        raise _make_error(text[:40], f"{len(text):,} characters", f"at most {MAX_EXPRESSION_LENGTH:,}")
+        raise _make_error(text, f"{len(text):,} characters", f"at most {MAX_EXPRESSION_LENGTH:,}")
     try:
-        tree = ast.parse(_NAMES.sub(replace, text).strip(), mode="eval")
-        columns = {f"_{number}_column_": name for number, name in enumerate(names)}
-        condition = _Translator(text, schema, columns).translate(tree.body)
-        empty = dataset.dataset(schema.empty_table()).to_table(columns={"selected": condition})
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, (SelectionError, pa.ArrowException)):
-            raise _explain(text, error) from None
+        with warnings.catch_warnings(action="ignore"):  # of Python, such as of "x" is None
+            tree = ast.parse(_NAMES.sub(replace, text).strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _make_error(text, "no expression", "one such as p_Merging > 0.9 and entropy < 0.5") from None
-    except (pa.ArrowException, TypeError, OverflowError, AttributeError) as error:
-        raise _explain(text, error) from None
-    if empty.schema.field("selected").type != pa.bool_():
-        got = f"values of type {empty.schema.field('selected').type}"
-        raise _make_error(text, got, "a condition, such as p_Merging > 0.9")
-    return condition
-
-
-def _explain(text: str, error: Exception) -> SelectionError:
-    if isinstance(error, SelectionError):
-        return error
-    reason = " ".join(str(error).split())[:200]
-    return _make_error(text, reason, "numbers compared with numbers and texts with texts")
+    return tree, {f"_{number}_column_": name for number, name in enumerate(names)}
 
 
 def _make_error(text: str, got: str, expected: str) -> SelectionError:
-    return SelectionError(sanitize(f"--select {text!r}: got {got}; expected {expected}"))
+    shown = text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}..."
+    return SelectionError(sanitize(f"--select {shown!r}: got {got}; expected {expected}"))
 
 
 class _Translator(NamedTuple):

@@ -6,8 +6,9 @@ runs; pixels reach the GPU as uint8, and the next batch is launched before the r
 Either way a few batches per worker are in memory, however many galaxies there are.
 
 Pixels are those of the short form of `predict`, bit for bit: the same functions crop and, on a CPU, resize them.
-Networks run as in the evaluation, with the kernels that the run chose, in float32; on a GPU, runs that were trained in
-bfloat16 compute in it.
+Networks run as in the evaluation, with the kernels that the run chose, in float32. On a GPU, runs that were trained in
+bfloat16 compute in it: probabilities of 600 galaxies of EFIGI then differ by 0.002 (rms), at most by 0.015, and for six
+networks the class remains for 98.3 to 99.8 % (bfloat16 of a CPU).
 """
 
 from __future__ import annotations

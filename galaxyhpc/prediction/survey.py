@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from galaxyhpc.runtime.lock import find_holder
 from galaxyhpc.storage.files import atomic_write, write_text
-from galaxyhpc.storage.run_dir import RunDir
+from galaxyhpc.storage.run_dir import RunDir, RunDirError
 
 if TYPE_CHECKING:
     from galaxyhpc.data.survey.unit import Unit
@@ -198,6 +198,17 @@ class SurveyDir:
 def is_survey(path: Path) -> bool:
     """Whether a directory holds the prediction of a survey."""
     return (path / "settings.json").is_file() and (path / "units.parquet").is_file()
+
+
+def refuse_survey(path: Path) -> None:
+    """Refuse the directory of a prediction where runs are expected.
+
+    Raises
+    ------
+    RunDirError
+    """
+    if is_survey(path):
+        raise RunDirError(f"{path}: got the prediction of a survey; expected a sweep or a run; rerun predict to resume")
 
 
 def _list_numbers(directory: Path, ending: str) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,9 +114,20 @@ def test_it_is_made_once_for_the_weights_of_a_run_and_again_where_its_file_is_da
 
 def test_two_processes_at_once_make_one_file(classifier: Classifier, tmp_path: Path) -> None:
     """The second waits for the first, and reads what that wrote."""
-    from concurrent.futures import ThreadPoolExecutor
-
     get_typicality_file(classifier.run).unlink(missing_ok=True)
     with ThreadPoolExecutor(2) as threads:
         one, two = threads.map(get_typicality, [classifier] * 2)
     np.testing.assert_array_equal(one.whitening, two.whitening)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_in_a_directory_without_write_permission_it_is_computed_and_not_kept(classifier: Classifier) -> None:
+    path, expected = classifier.run.path, get_typicality(classifier)
+    get_typicality_file(classifier.run).unlink()
+    (path / ".lock-typicality").unlink()
+    path.chmod(0o555)
+    try:
+        np.testing.assert_array_equal(get_typicality(classifier).whitening, expected.whitening)
+    finally:
+        path.chmod(0o755)
+    assert not get_typicality_file(classifier.run).exists()

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.classifiers import read_parts, write_galaxies, write_run
 
-from galaxyhpc import fsck
+import jobs.evaluate
+import jobs.train
+from galaxyhpc import fsck, retry
 from galaxyhpc.predict.__main__ import main
 from galaxyhpc.predict.plan import write_plan
 from galaxyhpc.prediction.job import predict_units
@@ -105,7 +107,11 @@ def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
     assert predict(run, tmp_path / "*.h5", output) == 0
     parts, before = sorted((output / "parts").iterdir()), read_parts(output)
     stamps = [path.stat().st_mtime_ns for path in parts]
-    parts[1].write_bytes(before["000001.parquet"][:-50])  # damaged
+    damaged = bytearray(before["000001.parquet"])
+    damaged[100] ^= 1
+    parts[1].write_bytes(damaged)
+    assert fsck.main([str(output)]) == 1 and "000001.parquet: damaged: " in capsys.readouterr().out
+    parts[1].write_bytes(damaged[:-50])
     os.utime(tmp_path / "2.h5")  # another input, for all that is known
     assert predict(run, tmp_path / "*.h5", output) == 0 and "3 units, 1 done" in capsys.readouterr().out
     after = read_parts(output)
@@ -162,6 +168,12 @@ def test_a_unit_that_fails_three_times_is_set_aside_and_the_rest_goes_on(
     write_plan(survey, survey.read_settings(), survey.read_units(), [])  # as the same command does, called again
     assert predict_units(survey, survey.write_tasks(1)[0], StopSignal(), RankInfo())
     assert survey.list_set_aside() == {} and read_parts(survey.path) == read_parts(unbroken)
+
+
+def test_a_prediction_is_no_sweep(unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for main_of, more in ((jobs.train.main, []), (jobs.evaluate.main, []), (retry.main, ["--failed"])):
+        assert main_of([str(unbroken), *more]) == 2
+        assert "got the prediction of a survey" in capsys.readouterr().err
 
 
 def test_a_unit_whose_process_dies_three_times_is_set_aside(unbroken: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.tiers import num_examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import dataset
 
 from galaxyhpc.prediction.expression import SelectionError, parse_expression
@@ -101,9 +104,25 @@ def test_everything_else_is_refused_in_one_line(expression: str) -> None:
         ("", "no expression; expected one such as"),
         ("p_E > 0.9; row", "no expression; expected one such as"),
         ("(" * 4000 + "row" + ")" * 4000 + " == 1", "no expression; expected one such as"),
+        ("not " * 2000 + "blank", "a deeply nested expression; expected a simpler one"),
         ("row == 1 and " * 2000 + "row == 1", "26,008 characters; expected at most 10,000"),
     ],
 )
 def test_what_is_wrong_is_said(expression: str, message: str) -> None:
     with pytest.raises(SelectionError, match=re.escape(message)):
         parse_expression(expression, TABLE.schema)
+
+
+TOKENS = (
+    "row p_E blank name class error `p_In-between (a.b)` `x` embedding 0 -1 1e400 0.5 'E' \"it\" None True () [] [1,2] "
+    "( ) [ ] and or not in is < <= == != + - * / & | ~ . , : := lambda if else ** @ # \\ ` ' { } \x00 é"
+)
+
+
+@given(tokens=st.lists(st.sampled_from(TOKENS.split(" ")), max_size=9))
+@settings(max_examples=num_examples(500))
+def test_any_text_selects_or_is_refused_in_one_line(tokens: list[str]) -> None:
+    try:
+        find_rows(" ".join(tokens))
+    except SelectionError as error:
+        assert re.fullmatch(r"--select .*: got .*; expected [^\n]*", str(error))

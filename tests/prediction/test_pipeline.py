@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,7 +26,6 @@ from galaxyhpc.models.profile import profile_network
 from galaxyhpc.predict.csv_table import classify, read_galaxies
 from galaxyhpc.prediction import pipeline
 from galaxyhpc.prediction.pipeline import Pipeline, PredictedBatch, classify_galaxies
-from galaxyhpc.prediction.workers import ITEMS_PER_WORKER, WorkerError
 from galaxyhpc.storage.run_dir import RunDir
 
 COUNT = 23
@@ -189,72 +183,3 @@ def test_batches_are_as_large_as_the_maps_of_the_networks_allow() -> None:
     count = pipeline.choose_batch_size([small, wide], cpu)
     map_bytes = 4 * pipeline.MAPS_IN_MEMORY * profile_network(large, 127).largest_activation
     assert 1 <= count < 32 and count * map_bytes <= pipeline.MAX_CPU_BYTES < 2 * count * map_bytes
-
-
-def test_a_failure_in_a_worker_is_raised_here(conventional: list[Classifier]) -> None:
-    broken = UnitGalaxies(np.arange(1), [""], np.zeros(1), np.zeros(1), [None])  # type: ignore[list-item]  # on purpose
-    with pytest.raises(AttributeError), Pipeline(conventional, 1) as started:
-        list(started.classify([*make_galaxies(), broken]))
-
-
-def read_forever() -> Iterator[UnitGalaxies]:
-    while True:
-        yield from make_galaxies()
-
-
-def test_a_killed_worker_is_an_error_after_which_others_start(conventional: list[Classifier]) -> None:
-    with Pipeline(conventional, 2, 4) as started:
-        batches = started.classify(read_forever())
-        next(batches)
-        os.kill(started.workers.list_pids()[0], signal.SIGKILL)
-        with pytest.raises(WorkerError, match=r"^worker process: got one that was killed; .* use fewer workers$"):
-            list(batches)
-        assert len(join(started.classify(make_galaxies())).rows) == COUNT
-
-
-def test_reading_is_never_far_ahead_of_results(conventional: list[Classifier]) -> None:
-    num_read = 0
-
-    def read() -> Iterator[UnitGalaxies]:
-        nonlocal num_read
-        for part in read_forever():
-            num_read += len(part.rows)
-            yield part
-
-    with Pipeline(conventional, 2, 4) as started:
-        batches = started.classify(read())
-        for _ in range(5):
-            next(batches)
-        assert num_read <= 4 * (5 + 2 * ITEMS_PER_WORKER) + 5
-        batches.close()  # type: ignore[attr-defined]  # a generator
-
-
-SCRIPT = """
-import sys
-sys.path[:0] = {path!r}
-from test_pipeline import classify_galaxies, make_classifier, read_forever
-if __name__ == "__main__":
-    from galaxyhpc.prediction.pipeline import Pipeline
-    with Pipeline([make_classifier()], 2, 4) as started:
-        for _ in started.classify(read_forever()):
-            print(*started.workers.list_pids(), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_killed_parent_and_live_through_the_signal_to_stop(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    tests = Path(__file__).parents[1]
-    script.write_text(SCRIPT.format(path=[str(tests), str(tests / "prediction")]))
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        for pid in workers:
-            os.kill(pid, signal.SIGUSR2)
-        for _ in range(40):
-            assert process.stdout.readline()
-        process.kill()
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

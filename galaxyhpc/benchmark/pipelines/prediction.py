@@ -1,8 +1,9 @@
 """Predictions of a survey: images per second decoded, classified, and both, from files of each format.
 
 Three sets of workers take turns: they decode, run the network on decoded images, or do both as `predict` does. On a CPU
-the first two would need the same cores, so the limit of both is 1 / (1 / decoded + 1 / classified); on a GPU it is the
-smaller of the two. Ratios are also given by CPU time, which the load of other programs hardly changes.
+each set has all cores, which both stages share: the limit of both is 1 / (1 / decoded + 1 / classified), and the slower
+stage is compared as it would be with half of the cores. On a GPU the limit is the slower stage. The ratio to the limit
+is also given by CPU time, which the load of other programs hardly changes.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def measure_file(classifier: Classifier, path: Path, num_workers: int, budget: T
         stages = make_stages(classifier, path, num_workers, stack)
         seconds = {name: stage(2 * num_workers)[0] for name, stage in stages.items()}  # processes start
         seconds = {name: stage(2 * num_workers)[0] for name, stage in stages.items()}
-        wanted = budget.round_seconds / max(seconds.values())
-        num_batches = num_workers * max(MIN_BATCHES, math.ceil(2 * wanted))
+        num_per_worker = math.ceil(2 * budget.round_seconds / max(seconds.values()))
+        num_batches = num_workers * max(MIN_BATCHES, num_per_worker)
         rounds = [{name: stage(num_batches) for name, stage in stages.items()} for _ in range(budget.num_rounds)]
     num_galaxies = num_batches * pipeline.choose_batch_size([classifier.config], get_device(classifier))
     speeds = {name: num_galaxies / min(times[name][0] for times in rounds) for name in stages}
@@ -86,7 +87,7 @@ def measure_file(classifier: Classifier, path: Path, num_workers: int, budget: T
     stage_speeds = speeds["decoded"], speeds["classified"]
     limit = 1 / sum(1 / speed for speed in stage_speeds) if is_cpu else min(stage_speeds)
     result: JsonDict = {"images_per_second": speeds, "limit": limit, "fraction_of_limit": speeds["both"] / limit}
-    result["fraction_of_slower"] = speeds["both"] / min(stage_speeds)
+    result["fraction_of_slower"] = speeds["both"] / min(stage_speeds) * (2 if is_cpu else 1)
     if is_cpu:
         result["cpu_seconds_per_image"] = cpu_seconds
         needed = cpu_seconds["decoded"] + cpu_seconds["classified"]

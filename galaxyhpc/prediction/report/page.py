@@ -158,11 +158,10 @@ def _make_classes_section(summary: SurveySummary) -> Section:
         caption += (
             " The sum of the probabilities estimates the true number of a class without a bias to the common ones; in "
             "brackets its 95 % interval, if the probabilities are calibrated for this survey and galaxies independent. "
-            "That they are was tested on galaxies of the training's survey alone."
+            "They were calibrated on galaxies of the training's survey."
         )
-    alt = "Bars of galaxies per class: " + "; ".join(
-        f"{name} {count:,}" for name, count in zip(summary.class_names, summary.counts, strict=True)
-    )
+    commonest = int(summary.counts.argmax())
+    alt = f"Bars of galaxies per class; most, {summary.counts[commonest]:,}, are {summary.class_names[commonest]}"
     drawn = figures.draw_classes(summary.counts, summary.confident, summary.class_names, summary.generated)
     title = "Galaxies of each class"
     figure = make_page_figure(title, "Most probable classes; dark: with a probability above 0.9.", alt, drawn)
@@ -247,7 +246,7 @@ def _make_failures_section(
 ) -> Section:
     tables = [
         *_make_units_table(missing, set_aside, sources),
-        *_make_pair_table("Damaged parts", "Rerun predict, which makes them again.", "part", summary.damaged),
+        *_make_damaged_table(summary),
         *_make_errors_table(summary),
     ]
     return Section("Failures", paragraphs=() if tables else ("None.",), tables=tuple(tables))
@@ -264,11 +263,12 @@ def _make_units_table(missing: list[int], set_aside: dict[int, Attempts], source
     return [Table("Units without predictions", caption, frame, columns)]
 
 
-def _make_pair_table(title: str, caption: str, noun: str, reasons: dict[str, str]) -> list[Table]:
-    if not reasons:
+def _make_damaged_table(summary: SurveySummary) -> list[Table]:
+    if not summary.damaged:
         return []
-    frame = pd.DataFrame({noun: list(reasons), "reason": list(reasons.values())})
-    return [Table(title, caption, frame, (Column(noun, noun), Column("reason", "reason")))]
+    frame = pd.DataFrame({"part": list(summary.damaged), "reason": list(summary.damaged.values())})
+    columns = (Column("part", "part"), Column("reason", "reason"))
+    return [Table("Damaged parts", "Rerun predict, which makes them again.", frame, columns)]
 
 
 def _make_errors_table(summary: SurveySummary) -> list[Table]:

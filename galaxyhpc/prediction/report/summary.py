@@ -21,7 +21,7 @@ BATCH_ROWS = 65_536
 NSIDE = 64  # HEALPix resolution: 49,152 cells of 0.84 square degrees
 NUM_BINS = 50
 CONFIDENT = 0.9  # probability
-ATYPICAL = 0.01
+ATYPICAL = 0.05  # typicality; not below what 19 validation galaxies can tell
 MAX_REASONS = 20  # that are counted by their text
 FLAGS = {
     "blank": "nothing is visible",
@@ -45,12 +45,12 @@ class SurveySummary:
     is_calibrated: bool = True
     generated: bool = False  # a run was trained on demo galaxies
     has_typicality: bool = False
-    counts: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # (K,) predicted galaxies
-    confident: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # (K,) with more than CONFIDENT
-    expected: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (K,) sums of p
-    variance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (K,) sums of p (1 - p)
+    counts: Counts = field(init=False)  # (K,) predicted galaxies
+    confident: Counts = field(init=False)  # (K,) with more than CONFIDENT
+    expected: NDArray[np.float64] = field(init=False)  # (K,) sums of p
+    variance: NDArray[np.float64] = field(init=False)  # (K,) sums of p (1 - p)
     sky: Counts = field(default_factory=lambda: np.zeros(12 * NSIDE**2, np.int64))  # RING order, equatorial
-    histograms: dict[str, Counts] = field(default_factory=dict)  # (NUM_BINS,) each
+    histograms: dict[str, Counts] = field(init=False)  # (NUM_BINS,) each
     num_atypical: int = 0  # typicality of at most ATYPICAL
     flags: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)  # by their text, without names of files

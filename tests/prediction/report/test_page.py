@@ -91,7 +91,7 @@ def test_the_map_counts_galaxies_in_cells_of_equal_area(survey: SurveyDir) -> No
 def test_what_a_reader_has_to_know_is_a_warning(tmp_path: Path) -> None:
     """Of a network on demo galaxies, not calibrated, with a damaged part and galaxies unlike those of the training."""
     runs = [make_classifier(temperature=None, generated=True)]
-    tables, values = [make_part(number, runs, 40) for number in range(2)], np.linspace(0.0005, 0.1, 40)
+    tables, values = [make_part(number, runs, 40) for number in range(2)], np.linspace(0.0005, 0.5, 40)
     place = tables[0].column_names.index("typicality")
     tables[0] = tables[0].set_column(place, "typicality", pa.array(values.astype(np.float32)))
     survey = write_prediction(tmp_path / "out", tables, runs)
