@@ -8,6 +8,7 @@ second ones.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -106,7 +107,7 @@ def make_submitit_parameters(job_name: str, resources: ResourcesConfig, max_para
     if has_gpus(gres := options.get("gres")):  # asks for the GPUs already
         options, gpus_per_node = options | {"gres": set_num_gpus(str(gres), resources.gpus_per_node)}, None
     parameters = {
-        "job_name": job_name,
+        "job_name": re.sub(r"[^\w.+-]", "_", job_name),  # written unquoted in an sbatch file
         "time": resources.time_minutes,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,

@@ -31,7 +31,7 @@ from galaxyhpc.runtime.console import format_count, make_console
 from galaxyhpc.runtime.lock import LAUNCH_LOCK, hold, is_busy
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, refuse_symlinks, resolve_path
+from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, resolve_sweep_dir
 from jobs.predict import LastPredictJob, PredictJob
 
 MAX_LISTED = 5  # units that were set aside
@@ -46,7 +46,7 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     ------
     ValueError, OSError, NotTrainedError, BusyError
     """
-    console, survey = make_console(), SurveyDir(resolve_path(output, "--output"))
+    console, survey = make_console(), SurveyDir(resolve_sweep_dir(output.parent, output.name, "--output"))
     check_directory(survey)
     requested, executor = load_resources(options.profile), choose_executor(options.executor)
     classifiers = [trained_model.load(path, torch.device("cpu")) for path in runs]
@@ -101,9 +101,8 @@ def check_directory(survey: SurveyDir) -> None:
 
     Raises
     ------
-    SurveyError, RunDirError
+    SurveyError
     """
-    refuse_symlinks(survey.path)
     if survey.path.exists() and not is_survey(survey.path) and any(survey.path.glob("[!.]*")):
         expected = "expected a new directory, or one of a prediction"
         raise SurveyError(f"{sanitize(str(survey.path))}: got other files; {expected}")
@@ -199,7 +198,8 @@ def submit(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_
             ids = submission.submit_stage("predict", PredictJob, arrays, [""] * len(arrays))
             single = slurm_executor.make_single_process(resources)
             parameters = slurm_executor.make_submitit_parameters(f"{survey.path.name}-report", single, None)
-            after = slurm_executor.make_end_dependency(*ids)
+            waiting = [event["job"] for event in last.read_events() if event.get("job") in (slurm.get_queue() or {})]
+            after = slurm_executor.make_end_dependency(*ids, waiting)
             (job_id,) = submission.submit_array("report", [LastPredictJob(str(last.path))], parameters, after)
             last.record("submitted", job=job_id, executor="slurm")
         array_ids = ", ".join(slurm_executor.get_array_ids(submission.job_ids["predict"]))

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from galaxyhpc.prediction import part
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError
 
-RERUN = "rerun predict, which makes it again"
+RERUN = "remove it and rerun predict, which makes it again"
 
 
 class SurveyCheck(NamedTuple):

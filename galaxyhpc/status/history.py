@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 
+from galaxyhpc.prediction.survey import is_survey
 from galaxyhpc.status.logs import find_newest_logs, read_tail
 from galaxyhpc.status.run_status import NO_RECORD, RunRecords, RunStatus
 from galaxyhpc.storage.events import RunState, describe_events, format_time
 
 MAX_LOG_LINES = 30
+ENDED_STATES = (RunState.FAILED, RunState.LOST, RunState.STOPPED)
 NUM_QUOTED_LINES = 12  # of a log, where no error is recorded
 ADVICE_BY_CAUSE = {
     "memory": "retry it: this halves the micro-batch and keeps the global batch",
@@ -34,7 +36,9 @@ ADVICE_BY_STATE = {
 
 
 def suggest_next_step(status: RunStatus) -> str:
-    """Return what the user should do about a run."""
+    """Return what the user should do about a run, or about a task of a survey's prediction."""
+    if is_survey(status.run.sweep_dir) and status.state in ENDED_STATES:
+        return "nothing if all units are done, by other tasks; else fix the cause and rerun predict, which resumes"
     if status.state == RunState.FAILED:
         return ADVICE_BY_CAUSE.get(status.note, ADVICE_BY_CAUSE["error"])
     if status.state == RunState.WAITING and "held" in status.note.lower():
@@ -51,7 +55,7 @@ def explain_run(status: RunStatus) -> str:
     ]
     parts += [f"  {line.time or '?':19}  {line.text}" for line in describe_events(status.run.read_events())]
     next_step = [f"next: {suggest_next_step(status)}"]
-    if status.state in (RunState.FAILED, RunState.LOST, RunState.STOPPED):
+    if status.state in ENDED_STATES and not is_survey(status.run.sweep_dir):
         next_step.append(f"  galaxyhpc retry {shlex.quote(str(status.run.sweep_dir))} {status.run.run_id}")
     return "\n".join([*parts, *next_step])
 

@@ -39,9 +39,8 @@ STATE_COLOURS: dict[str, str] = {
     RunState.LOST: "red",
     RunState.STOPPED: "magenta",
 }
-ENDED_STATES = (RunState.FAILED, RunState.LOST, RunState.STOPPED)
 # shown first if not all runs fit
-URGENT_STATES = (*ENDED_STATES, RunState.RUNNING, RunState.EVALUATING, RunState.STARTING, RunState.WAITING)
+URGENT_STATES = (*history.ENDED_STATES, RunState.RUNNING, RunState.EVALUATING, RunState.STARTING, RunState.WAITING)
 COLUMNS = ("run", "state", "epochs", "best", "left", "note")
 MAX_RUNS_PER_REASON = 3  # named below a reason; the rest are counted
 MAX_REASONS = 12
@@ -127,7 +126,7 @@ def _format_reasons(statuses: Sequence[RunStatus], alarms_by_run: dict[RunDir, l
     groups: dict[str, tuple[str, str, list[str]]] = {}
     for status in statuses:
         reasons = [(alarm, "") for alarm in alarms_by_run.get(status.run, ())]
-        if status.state in ENDED_STATES:
+        if status.state in history.ENDED_STATES:
             reasons.insert(0, (f"{status.state}: {_shorten(status.reason)}", history.suggest_next_step(status)))
         for reason, step in reasons:
             groups.setdefault(re.sub(r"[\d.]+", "#", reason), (reason, step, []))[2].append(status.run.run_id)

@@ -46,18 +46,18 @@ def make_absolute(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"source": source, "images": images})
 
 
-def resolve_sweep_dir(runs_dir: Path, name: str) -> Path:
-    """Return the directory of a sweep.
+def resolve_sweep_dir(runs_dir: Path, name: str, label: str = "--runs") -> Path:
+    """Return the directory of a sweep, or of a survey's prediction; `label` names the option in the error.
 
     Raises
     ------
     RunDirError
         The path is a symbolic link, or Slurm could not write its logs there.
     """
-    directory = resolve_path(runs_dir, "--runs") / name
+    directory = resolve_path(runs_dir, label) / name
     if match := re.search(r"[%\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", str(directory)):
         expected = "expected a path without %, \\ and unprintable characters, which Slurm misreads in log names"
-        raise RunDirError(f"--runs: got {match[0]!r} in {str(directory)!r}; {expected}")
+        raise RunDirError(f"{label}: got {match[0]!r} in {str(directory)!r}; {expected}")
     refuse_symlinks(directory)
     return directory
 

@@ -8,6 +8,7 @@ import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.config.sweep import SweepError, load_resources
+from galaxyhpc.launch.slurm_executor import make_sbatch_script
 from galaxyhpc.predict.forecast import STARTUP_SECONDS, Forecast
 from galaxyhpc.predict.submit import resolve_resources
 
@@ -50,3 +51,8 @@ def test_device_hours_are_those_of_the_gpus_or_else_of_the_cpus() -> None:
     assert (gpu.device, cpu.device) == ("GPU", "CPU")
     assert gpu.get_device_hours(360_000) == pytest.approx(1) and cpu.get_device_hours(360_000) == pytest.approx(8)
     assert gpu.get_seconds(2) == pytest.approx(STARTUP_SECONDS + 10**6 / 100 / 8)
+
+
+def test_a_directory_with_spaces_makes_no_other_options_of_sbatch() -> None:
+    script = make_sbatch_script(Path("/data/my survey --hold"), ResourcesConfig(), num_runs=2, max_parallel=None)
+    assert "#SBATCH --job-name=my_survey_--hold-train\n" in script
