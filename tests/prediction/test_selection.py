@@ -117,6 +117,7 @@ def measure_memory() -> Iterator[list[int]]:
         pa.set_memory_pool(usual)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_parts(tmp_path: Path) -> None:
     table, peaks = make_part(0, RUNS, 1000), {}
     for count in (2, 16):
