@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def predict(run: RunDir, source: Path | str, output: Path, *more: str, executor: str = "debug") -> int:
-    command = [str(run.path), "--input", str(source), "--output", str(output)]
-    return main([*command, "--executor", executor, *more])
+def predict(run: RunDir, source: Path | str, output: Path, *more: str, others: Sequence[RunDir] = ()) -> int:
+    runs = [str(each.path) for each in (run, *others)]
+    return main([*runs, "--input", str(source), "--output", str(output), "--executor", "debug", *more])
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,8 @@ def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
 ) -> None:
     for number in range(3):
         write_galaxies(tmp_path / f"{number}.h5", 5, first=5 * number)
-    output = tmp_path / "out"
-    assert predict(run, tmp_path / "*.h5", output) == 0
+    output, others = tmp_path / "out", [write_run(tmp_path / "runs" / "sweep", seed=1)]
+    assert predict(run, tmp_path / "*.h5", output, others=others) == 0
     parts, before = sorted((output / "parts").iterdir()), read_parts(output)
     stamps = [path.stat().st_mtime_ns for path in parts]
     damaged = bytearray(before["000001.parquet"])
@@ -113,8 +114,10 @@ def test_what_is_done_is_left_alone_and_what_does_not_match_is_made_again(
     assert fsck.main([str(output)]) == 1 and "000001.parquet: damaged: " in capsys.readouterr().out
     parts[1].write_bytes(damaged[:-50])
     os.utime(tmp_path / "2.h5")  # another input, for all that is known
-    assert predict(run, tmp_path / "*.h5", output) == 0 and "3 units, 1 done" in capsys.readouterr().out
+    assert predict(run, tmp_path / "*.h5", output, others=others) == 0
+    assert "3 units, 1 done" in capsys.readouterr().out
     after = read_parts(output)
+    assert pq.read_table(parts[1], columns=["disagreement"])["disagreement"].to_numpy().min() > 0
     assert after["000001.parquet"] == before["000001.parquet"] and after["000002.parquet"] != before["000002.parquet"]
     assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(parts, stamps, strict=True)] == [True, False, False]
 
