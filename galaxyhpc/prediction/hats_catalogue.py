@@ -9,6 +9,7 @@ of open files grows with the survey, but the disk has to hold the catalogue twic
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -242,13 +243,16 @@ def _write_skymap(path: Path, counts: NDArray[np.int64]) -> None:
 
 def _write_properties(directory: Path, schema: pa.Schema, name: str, num_rows: list[int]) -> None:
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    default = [column for column in schema.names if column not in LARGE_COLUMNS]
+    if any(re.search("[ ,;]", column) for column in default):  # which divide the list: then readers load all columns
+        default = []
     properties = {
         "obs_collection": name,
         "dataproduct_type": "object",
         "hats_nrows": sum(num_rows),
         "hats_col_ra": "ra",
         "hats_col_dec": "dec",
-        "hats_cols_default": " ".join(column for column in schema.names if column not in LARGE_COLUMNS),
+        **({"hats_cols_default": " ".join(default)} if default else {}),
         "hats_col_healpix": COLUMN,
         "hats_col_healpix_order": ORDER,
         "hats_npix_suffix": ".parquet",

@@ -106,6 +106,12 @@ def test_properties_and_summaries_say_what_is_there(catalogue: Path, rows: pd.Da
     assert "galaxyhpc.input" not in (parquet.read_schema(catalogue / "dataset" / "_common_metadata").metadata or {})
 
 
+def test_columns_whose_names_have_spaces_are_not_listed_as_they_cannot_be(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"ra": [1.0], "dec": [2.0], "p_Edge on": [0.5]}), tmp_path / "a.parquet")
+    write_hats_catalogue([tmp_path / "a.parquet"], tmp_path / "catalogue", "x")
+    assert "hats_cols_default" not in (tmp_path / "catalogue" / "hats.properties").read_text()
+
+
 def test_the_files_do_not_depend_on_how_many_rows_are_held(catalogue: Path, parts: list[Path], tmp_path: Path) -> None:
     write_hats_catalogue(parts, tmp_path / "catalogue", "predictions", max_rows=MAX_ROWS)
     names = [path.relative_to(catalogue) for path in list_partitions(catalogue)]

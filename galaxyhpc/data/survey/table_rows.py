@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey.unit import NUM_THREADS, Encoded, UnitGalaxies
 from galaxyhpc.storage.files import sanitize
 
-ABSENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)  # for good
+PASSING_ERRNOS = {  # of a file system or a process that is in trouble for a while
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EMFILE", "ENFILE", "ENOMEM", "EHOSTDOWN", "ENOTCONN")
+}
 LIMITS = {"ra": (0.0, 360.0), "dec": (-90.0, 90.0)}  # degrees
 
 
@@ -52,20 +56,22 @@ def read_files(names: list[str], directory: Path, source: str, rows: NDArray[np.
     Raises
     ------
     DataError
-        If a file cannot be read for another reason than its absence: it may be readable later.
+        If a file may be readable later: an error of its row would stay in the predictions.
     """
 
     def read(name: str, row: int) -> Encoded:
         path, place = directory / name, sanitize(f" ({Path(source).name}, row {row})")
+        if not name:
+            return ImageError(sanitize(f"{source}: got nothing in row {row}; expected the name of an image file"))
         try:
-            if name:
-                return path.read_bytes()
-        except ABSENT as error:
-            reason = str(error.strerror if isinstance(error, OSError) else error)
-            return ImageError(f"{make_error(path, reason, 'an image file')}{place}")
-        except OSError as error:
-            raise DataError(f"{make_error(path, str(error.strerror), 'an image file')}{place}") from error
-        return ImageError(sanitize(f"{source}: got nothing in row {row}; expected the name of an image file"))
+            return path.read_bytes()
+        except (OSError, ValueError) as error:  # the latter of a name with a null byte
+            is_passing = isinstance(error, OSError) and error.errno in PASSING_ERRNOS
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            message = f"{make_error(path, str(reason), 'an image file')}{place}"
+            if is_passing:
+                raise DataError(message) from error
+            return ImageError(message)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(read, names, rows.tolist()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +160,27 @@ def test_images_of_a_catalogue_that_are_absent_or_damaged_are_errors_of_their_ro
     assert table["image"][4].startswith("image: got 6 bytes that are none, or damaged; expected a PNG, JPEG")
     rest = table.drop([3, 4, 70])
     assert np.array_equal(stack(rest), sample.images[rest.index])
+
+
+def test_an_image_that_may_be_readable_later_fails_its_unit(tmp_path: Path) -> None:
+    path = sources.write_catalogue(tmp_path, make_sample(), file=["\0.png", 300 * "a", *make_sample().names[2:]])
+    (unit,) = find_units([str(path)], DataConfig())
+    chunks = read_unit(unit, DataConfig())
+    assert [type(encoded) for encoded in next(chunks).encoded[:3]] == [ImageError, ImageError, bytes]
+    limits, opened = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(
+            DataError, match=r"png: got Too many open files; expected an image file \(catalogue.csv, row"
+        ):
+            next(chunks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def test_a_long_catalogue_is_read_from_where_a_unit_begins(tmp_path: Path) -> None:
