@@ -99,6 +99,9 @@ def test_what_cannot_be_selected_is_said_and_nothing_is_written(survey: SurveyDi
     damaged.get_part(1).write_bytes(damaged.get_part(1).read_bytes()[:-2000])
     with pytest.raises(SelectionError, match=r"000001.parquet: got .*; expected a part of this prediction"):
         select(damaged.path, "p_E > 0", tmp_path / "x.csv")
+    mixed = write_prediction(tmp_path / "mixed", [make_part(0, RUNS), make_part(1, RUNS).drop_columns("margin")], RUNS)
+    with pytest.raises(SelectionError, match=r"000001.parquet: got other columns than those of 000000.parquet"):
+        select(mixed.path, "p_E > 0", tmp_path / "x.csv")
     assert not list(tmp_path.glob("*x.*"))
 
 
@@ -117,6 +120,7 @@ def measure_memory() -> Iterator[list[int]]:
         pa.set_memory_pool(usual)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_parts(tmp_path: Path) -> None:
     table, peaks = make_part(0, RUNS, 1000), {}
     for count in (2, 16):

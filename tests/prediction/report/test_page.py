@@ -88,6 +88,7 @@ def test_the_map_counts_galaxies_in_cells_of_equal_area(survey: SurveyDir) -> No
     np.testing.assert_array_equal(np.flatnonzero(summary.sky), np.unique(cells))
 
 
+@pytest.mark.slow
 def test_what_a_reader_has_to_know_is_a_warning(tmp_path: Path) -> None:
     """Of a network on demo galaxies, not calibrated, with a damaged part and galaxies unlike those of the training."""
     runs = [make_classifier(temperature=None, generated=True)]
@@ -128,6 +129,7 @@ def test_a_prediction_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     assert "0 of 2 units complete" in html and "No galaxy has a class." in html and "have no positions" in html
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_page_and_asks_for_nothing(page: Path, open_page: Any) -> None:
     tab = open_page(page)
     assert tab.locator("h2").all_inner_texts() == [
