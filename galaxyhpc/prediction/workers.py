@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from typing import Any
 
+from galaxyhpc.runtime.child_python import make_child_environment
 from galaxyhpc.runtime.parallel import init_worker
 from galaxyhpc.runtime.process import keep_heap
 
@@ -86,10 +87,13 @@ def _start_pool(task: Callable[[Any], Any], num_workers: int) -> ProcessPoolExec
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(SERVER_MODULES)
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    previous, environment = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}), dict(os.environ)
+    os.environ.update(make_child_environment())
     try:
         forkserver.ensure_running()
     finally:
+        os.environ.clear()
+        os.environ.update(environment)
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     # as bytes: torch would move tensors to shared memory, of which a container may have little
     return ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), pickle.dumps(task)))

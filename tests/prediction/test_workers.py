@@ -72,6 +72,12 @@ if __name__ == "__main__":
         print(*started.list_pids(), flush=True)
 """
 
+SHORT_SCRIPT = """
+from galaxyhpc.prediction.workers import Workers
+if __name__ == "__main__":
+    print(*Workers(int.bit_length, 1).map([1, 2, 4]))
+"""
+
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_parent_and_live_through_the_signal_to_stop(tmp_path: Path) -> None:
@@ -95,3 +101,13 @@ def test_workers_end_with_a_killed_parent_and_live_through_the_signal_to_stop(tm
 
 def is_running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.slow
+def test_workers_import_nothing_from_the_users_directory(tmp_path: Path) -> None:
+    (tmp_path / "selectors.py").write_text("raise SystemExit('the user's own')", encoding="utf-8")
+    script = tmp_path / "bin" / "run.py"  # where a console script lies, elsewhere
+    script.parent.mkdir()
+    script.write_text(SHORT_SCRIPT, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("1 2 3\n", "")
