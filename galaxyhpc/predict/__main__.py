@@ -26,13 +26,12 @@ Exit status 1: units were set aside, after three failures each.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 from galaxyhpc.data import DataError
-from galaxyhpc.data.sources.tables import INSTALL_ADVICE
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.predict import csv_table
 from galaxyhpc.runtime.console import make_console
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.input:
             runs = [options.run, *map(Path, options.files)]
-            return int(_import("submit").predict_survey(runs, options.input, options.output, options))
+            return int(_import("predict.submit").predict_survey(runs, options.input, options.output, options))
         if options.select:
             return _select(options.run, options.select, options.to, options.overwrite)
         return csv_table.classify_files(options.run, options.files, options.output, options.skip_bad, options.overwrite)
@@ -64,27 +63,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _import(name: str) -> Any:
-    """Return a module of this folder or, by its full name, of another, that needs pyarrow.
+    """Return a module that needs the extra `survey`.
 
     Raises
     ------
     DataError
-        pyarrow is not installed.
+        It is not installed.
     """
-    try:
-        return importlib.import_module(name if "." in name else f"galaxyhpc.predict.{name}")
-    except ImportError as error:
-        if error.name != "pyarrow":
-            raise
-        raise DataError(
-            f"predict: got no pyarrow, which writes and reads the parts; expected {INSTALL_ADVICE}"
-        ) from None
+    for package in ("pyarrow", "astropy_healpix"):  # the latter is for the report, long after the beginning
+        if importlib.util.find_spec(package) is None:
+            raise DataError(f"predict: got no {package}; expected the extra `survey`: `pip install galaxyhpc[survey]`")
+    return importlib.import_module(f"galaxyhpc.{name}")
 
 
 def _select(directory: Path, expression: str, output: Path, may_overwrite: bool) -> int:
     """Write the galaxies of a prediction that an expression is true for; return 1 if units are missing."""
     check_output(output, may_overwrite)
-    selection = _import("galaxyhpc.prediction.selection").select(directory, expression, output)
+    selection = _import("prediction.selection").select(directory, expression, output)
     text = f"{output}: {selection.num_selected:,} of {selection.num_galaxies:,} galaxies"
     if selection.num_missing:
         text += f"; {selection.num_missing:,} of {selection.num_units:,} units are not done, and left out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.config.sweep import SweepError, load_resources
 from galaxyhpc.launch.slurm_executor import make_sbatch_script
+from galaxyhpc.predict.__main__ import main
 from galaxyhpc.predict.forecast import STARTUP_SECONDS, Forecast
 from galaxyhpc.predict.submit import resolve_resources
 
@@ -56,3 +58,31 @@ def test_device_hours_are_those_of_the_gpus_or_else_of_the_cpus() -> None:
 def test_a_directory_with_spaces_makes_no_other_options_of_sbatch() -> None:
     script = make_sbatch_script(Path("/data/my survey --hold"), ResourcesConfig(), num_runs=2, max_parallel=None)
     assert "#SBATCH --job-name=my_survey_--hold-train\n" in script
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "astropy_healpix"])
+def test_a_survey_without_its_extra_says_what_to_install(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    assert main(["runs/none", "--input", "a.parquet", "--output", "out"]) == 2
+    assert f"got no {package}; expected " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "got no FILE; expected files of galaxies, or --input"),
+        (["run", "a.png", "--embeddings"], "--embeddings: is for a survey; expected --input with it"),
+        (["run", "--input", "a"], "--input: got no --output; expected --output DIRECTORY"),
+        (["run", "--input", "a", "--output", "b", "--skip-bad"], "--skip-bad: is for files"),
+        (["out", "--select", "blank"], "--select and --to: expected both"),
+    ],
+)
+def test_options_of_another_form_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
