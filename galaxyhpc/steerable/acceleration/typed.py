@@ -14,7 +14,7 @@ from e2cnn import gspaces
 from e2cnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
-import galaxyhpc.steerable.e2cnn_compat  # noqa: F401  (first: e2cnn is broken without it)
+import galaxyhpc.steerable.compat  # noqa: F401  (first: e2cnn is broken without it)
 
 
 class TensorModule(nn.Module):
