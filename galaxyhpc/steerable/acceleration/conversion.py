@@ -42,7 +42,7 @@ def _convert(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Module:
     """Convert a module with those it holds; one that occurs twice is converted once."""
     if id(module) not in converted:
         make = CONVERSIONS.get(type(module))
-        if type(module) is modules.SequentialModule:
+        if type(module) is modules.SequentialModule and _has_fast_form(module):
             parts = {name: _convert(part, converted) for name, part in module._modules.items() if part is not None}
             converted[id(module)] = FastSequential(module, parts)
         elif make is None or not _has_fast_form(module):
@@ -57,8 +57,7 @@ def _copy_module(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Modul
     copied: nn.Module = type(module).__new__(type(module))
     converted[id(module)] = copied
     state = dict(module.__dict__)
-    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-        state[name] = type(state[name])(state[name])
+    state |= {name: value.copy() for name, value in state.items() if isinstance(value, dict | set)}  # hooks, too
     state["_modules"] = {name: part and _convert(part, converted) for name, part in module._modules.items()}
     copied.__dict__ = {name: _convert_attribute(value, converted) for name, value in state.items()}
     return copied
@@ -74,7 +73,9 @@ def _convert_attribute(value: Any, converted: dict[int, nn.Module]) -> Any:
 
 
 def _has_fast_form(module: Any) -> bool:
-    """Whether a module that is in the table has what its fast form has: batch norms, a moving average."""
+    """Whether a module that is in the table computes what its fast form does: without hooks, as its class defines."""
+    if "forward" in vars(module) or any(vars(module)[name] for name in HOOKS):
+        return False
     if type(module) in BATCH_NORMS and module.momentum is None:
         return False
     return type(module) is not modules.InnerBatchNorm or (module.affine and module.track_running_stats)
@@ -88,6 +89,7 @@ def _convert_pointwise(module: Any) -> nn.Module:
     return pointwise.FastPointwise(module, module._function)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 AVERAGE_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 BATCH_NORMS = {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.acceleration.typed import call_typed
+from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
 from galaxyhpc.steerable.kernels import cpu_timing, operator, selection
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
@@ -78,7 +78,9 @@ class FastConv(ExpandedConv):
             irreps = [
                 find_irreps(t, name) for t, name in zip((expansion._in_type, expansion._out_type), pair, strict=True)
             ]
-            self._add_buffer(f"_basis_{len(self._blocks)}", basis.unflatten(-1, (self.kernel_size, self.kernel_size)))
+            # e2cnn shares bases between networks, so that another one's type may have changed this one's
+            basis = basis.to(self.weights).unflatten(-1, (self.kernel_size, self.kernel_size))
+            self._add_buffer(f"_basis_{len(self._blocks)}", basis)
             self._blocks.append(Block(in_repr, out_repr, expansion._weights_ranges[pair], *irreps))
         self._register_bases()
         self._choices: dict[Any, bool] = {}  # by the shape of the input
@@ -172,7 +174,7 @@ class FastConv(ExpandedConv):
         if is_exported():
             return False  # files hold no kernels
         if self.harmonic is not None:
-            return self.harmonic and has_harmonic_form(self._basis_specs)
+            return self.harmonic and bool(has_harmonic_form(self._basis_specs))
         is_training = torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad)
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return self._last_choices.get(is_training, False)
@@ -202,14 +204,19 @@ class FastConv(ExpandedConv):
         return super().__getstate__() | {"_choices": {}, "_last_choices": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register_bases()  # the process may be another one
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Load a state of e2cnn's module, too."""
+        super()._load_from_state_dict(*arguments)
+        ignore_derived_state(*arguments)
 
     def extra_repr(self) -> str:
         return f"{self.in_type} -> {self.out_type}, {self.kernel_size}x{self.kernel_size}, stride={self.stride}"
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_harmonic_form(basis_specs: tuple[BasisSpec, ...]) -> bool:
     """Whether all blocks of weights can do without a dense filter."""
     try:

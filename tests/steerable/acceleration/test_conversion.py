@@ -104,6 +104,46 @@ def test_a_derived_class_is_kept_because_it_may_compute_anything() -> None:
     assert "kept" in report(fast)
 
 
+def test_a_module_with_hooks_is_kept_because_they_may_change_anything() -> None:
+    network = make_sequence("C4").train()  # a new R2Conv has filters, until train() is called
+    layer = network._modules["5"]
+    layer.register_forward_hook(lambda module, inputs, output: output * 2.0)
+    fast = accelerate(network)
+    line = next(line for line in report(fast).splitlines() if line.startswith("5 "))
+    assert "kept" in line
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+
+
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_a_nonlinearity_may_work_in_place_on_the_output_of_a_convolution(harmonic: bool) -> None:
+    space = groups.make_gspace("C4")
+    from e2cnn import nn as modules
+
+    fields = modules.FieldType(space, [space.regular_repr] * 2)
+    layer = modules.R2Conv(fields, fields, 3, bias=False)
+    network = modules.SequentialModule(layer, modules.ReLU(fields, inplace=True))
+    fast = accelerate(copy_network(network))
+    set_harmonic(fast, harmonic)
+    assert_equal_function(network, fast, torch.randn(2, 8, 5, 5))
+
+
+def test_it_loads_a_checkpoint_of_e2cnn() -> None:
+    network, other = make_sequence("C4").eval(), make_sequence("C4")
+    fast = accelerate(other).eval()
+    fast.load_state_dict(network.state_dict())
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fast.load_state_dict({})
+
+
+def test_another_networks_type_is_no_matter() -> None:
+    network = make_sequence("C4")
+    expected = accelerate(network).eval()(torch.ones(1, 3, 13, 13))
+    twin = make_sequence("C4").double()  # shares its bases with the first
+    torch.testing.assert_close(accelerate(network).eval()(torch.ones(1, 3, 13, 13)), expected)
+    twin.float()
+
+
 def test_parameters_are_those_of_the_network() -> None:
     network = make_sequence("C4")
     names = dict(network.named_parameters())
