@@ -79,7 +79,7 @@ def make_network_of_irreps() -> Any:
         gates,
         modules.R2Conv(gates.out_type, vectors, 3, padding=1, stride=2),
         modules.NormBatchNorm(vectors),
-        modules.NormNonLinearity(vectors),
+        modules.NormNonLinearity(vectors, "n_sigmoid"),
         modules.NormPool(vectors),
     )
 

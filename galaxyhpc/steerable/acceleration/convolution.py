@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
-from galaxyhpc.steerable.kernels import cpu_timing, operator, selection
+from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
 
+MAX_TIME_RATIO = 0.75  # harmonic to dense: estimates err by a fifth, more for narrow layers of any network
 MAX_SHAPES = 64  # of inputs whose choice is remembered
 
 
@@ -96,6 +97,11 @@ class FastConv(ExpandedConv):
 
     def expand_filter(self, dtype: torch.dtype | None = None) -> Tensor:
         """Expand the weights to (C_out, C_in / groups, k, k), in autocast's precision or another."""
+        dense = self._assemble_filter(dtype)
+        # maps of one channel, for which layouts are the same, make the filter's layout that of the output
+        return dense if torch.compiler.is_compiling() else dense.contiguous(memory_format=torch.channels_last)
+
+    def _assemble_filter(self, dtype: torch.dtype | None) -> Tensor:
         parts = {(b.out_repr, b.in_repr): self._expand_block(i, dtype) for i, b in enumerate(self._blocks)}
         if len(parts) == 1 and len(self._in_order.counts) == len(self._out_order.counts) == 1:
             return next(iter(parts.values()))
@@ -127,10 +133,10 @@ class FastConv(ExpandedConv):
         if self._is_harmonic(x, padding):
             y, bias = self._convolve_blocks(x.to(get_compute_dtype(self.weight)), padding), self._expand_bias()
             return y if bias is None else y + bias[:, None, None]
-        dense = self._get_filter()
         if not torch.compiler.is_compiling():  # a compiler chooses layouts itself
-            x, dense = (values.contiguous(memory_format=torch.channels_last) for values in (x, dense))
-        return F.conv2d(x, dense, self._expand_bias(), self.stride, padding, self.dilation, self.groups)
+            x = x.contiguous(memory_format=torch.channels_last)
+        options = (self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, self._get_filter(), self._expand_bias(), *options)
 
     def _expand_bias(self) -> Tensor | None:
         """Return the bias of each channel."""
@@ -197,7 +203,7 @@ class FastConv(ExpandedConv):
             layer_input = cpu_timing.LayerInput(spec, fields, self.stride, padding, len(x), sides, x.requires_grad)
             for kernel in seconds:
                 seconds[kernel] += cpu_timing.estimate_seconds(layer_input, rates, kernel, is_training)
-        return seconds["harmonic"] < selection.MAX_CPU_TIME_RATIO * seconds["dense"]
+        return seconds["harmonic"] < MAX_TIME_RATIO * seconds["dense"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""

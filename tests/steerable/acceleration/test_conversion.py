@@ -187,6 +187,13 @@ def test_a_network_trained_fast_is_restored_in_e2cnn() -> None:
     assert_equal_function(network, fast.eval(), images)
 
 
+def test_what_cannot_be_converted_or_restored_is_refused() -> None:
+    with pytest.raises(ValueError, match="got Linear without modules of e2cnn; expected some"):
+        accelerate(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"restore: got 0.mask; expected the state of ResidualNetwork"):
+        restore(accelerate(make_sequence("C4")), ResidualNetwork())
+
+
 def test_the_library_imports_torch_numpy_and_e2cnn_only() -> None:
     code = "import sys, galaxyhpc.steerable; print('torch' in sys.modules, 'e2cnn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
