@@ -144,6 +144,17 @@ def test_another_networks_type_is_no_matter() -> None:
     twin.float()
 
 
+@pytest.mark.slow  # measures the rates of the machine
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_forms_that_are_chosen_agree_with_e2cnn(is_training: bool) -> None:
+    torch.manual_seed(0)
+    network = make_sequence("D8", (12, 24)).train(is_training)
+    fast = accelerate(copy_network(network))
+    assert "chosen with the first input" in report(fast)
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+    assert "training" in report(fast)  # with gradients, which evaluation has here, too
+
+
 def test_parameters_are_those_of_the_network() -> None:
     network = make_sequence("C4")
     names = dict(network.named_parameters())
