@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -32,6 +34,8 @@ class FastSequential(TensorModule):
             x = call_untyped(module, x)
         return x
 
+    _load_from_state_dict = nn.Module._load_from_state_dict  # only its parts have a state of e2cnn's own
+
 
 def accelerate(network: nn.Module) -> nn.Module:
     """Return a network of e2cnn's modules with fast modules in their place: the same function of the same parameters.
@@ -40,7 +44,8 @@ def accelerate(network: nn.Module) -> nn.Module:
     GeometricTensor. The result has the same structure, names, parameters, statistics and mode; modules of e2cnn take
     and return tensors (N, C, H, W), or GeometricTensors. Outputs and gradients agree to 1e-5 in float32 and to 1e-10
     in float64. Parameters and statistics are shared: an optimizer of `network` trains both. `network` itself stays as
-    it is; `restore` brings it up to date after training, and `fast.load_state_dict` takes its checkpoints.
+    it is; `restore` brings it up to date after training, and `fast.load_state_dict` takes its checkpoints. Accelerate
+    a copy of a network that shall keep its own parameters, or its device and type when the other's change.
 
     A convolution is computed in the basis of irreps or by its dense filter (`kernels.harmonic`), whichever is
     estimated to be faster for the shape of its input. `report` lists the forms of all layers, and times them.
@@ -88,19 +93,22 @@ def _copy_module(module: nn.Module, converted: dict[int, nn.Module]) -> nn.Modul
     """Copy a module that has no fast form, with its parameters and buffers shared and its parts converted."""
     copied: nn.Module = type(module).__new__(type(module))
     converted[id(module)] = copied
-    state = dict(module.__dict__)
-    state |= {name: value.copy() for name, value in state.items() if isinstance(value, dict | set)}  # hooks, too
-    state["_modules"] = {name: part and _convert(part, converted) for name, part in module._modules.items()}
-    copied.__dict__ = {name: _convert_attribute(value, converted) for name, value in state.items()}
+    copied.__dict__ = {name: _convert_attribute(value, converted) for name, value in vars(module).items()}
     return copied
 
 
 def _convert_attribute(value: Any, converted: dict[int, nn.Module]) -> Any:
-    """Convert modules in an attribute: lists of modules, which torch does not know, refer to the same ones."""
+    """Convert the modules in an attribute: a list of modules, which torch does not know, has the same ones."""
     if isinstance(value, nn.Module):
         return _convert(value, converted)
-    if type(value) in (list, tuple) and any(isinstance(part, nn.Module) for part in value):
-        return type(value)(_convert_attribute(part, converted) for part in value)
+    if isinstance(value, dict | set):
+        value = copy.copy(value)  # of parameters, buffers, hooks
+    if isinstance(value, dict):
+        for key, part in value.items():
+            value[key] = _convert_attribute(part, converted)
+    if type(value) in (list, tuple):
+        parts = [_convert_attribute(part, converted) for part in value]
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
     return value
 
 

@@ -70,15 +70,12 @@ class FastConv(ExpandedConv):
         self._add_buffer("_out_channels", None if self._out_order.is_sorted else out_channels)
         self._add_buffer("bias_expansion", getattr(original, "bias_expansion", None))
         self._blocks: list[Block] = []
-        names = [
-            list(dict.fromkeys(r.name for r in t.representations)) for t in (expansion._in_type, expansion._out_type)
-        ]
+        types = (expansion._in_type, expansion._out_type)
+        names = [list(dict.fromkeys(r.name for r in field_type.representations)) for field_type in types]
         for pair in expansion._representations_pairs:
             basis = getattr(expansion, f"block_expansion_{pair}").sampled_basis
             in_repr, out_repr = (order.index(name) for order, name in zip(names, pair, strict=True))
-            irreps = [
-                find_irreps(t, name) for t, name in zip((expansion._in_type, expansion._out_type), pair, strict=True)
-            ]
+            irreps = [find_irreps(field_type, name) for field_type, name in zip(types, pair, strict=True)]
             # e2cnn shares bases between networks, so that another one's type may have changed this one's
             basis = basis.to(self.weights).unflatten(-1, (self.kernel_size, self.kernel_size))
             self._add_buffer(f"_basis_{len(self._blocks)}", basis)
@@ -126,6 +123,8 @@ class FastConv(ExpandedConv):
 
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'), channels last in memory unless in a graph."""
+        if x.dim() != 4 or x.shape[1] != self.in_type.size:
+            raise RuntimeError(f"R2Conv: got a shape of {tuple(x.shape)}; expected (N, {self.in_type.size}, H, W)")
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             rows, columns = (padding, padding) if isinstance(padding, int) else padding

@@ -63,7 +63,7 @@ def test_a_users_own_module_keeps_its_code_and_gets_fast_parts(harmonic: bool) -
     network = ResidualNetwork()
     fast = accelerate(copy_network(network))
     assert isinstance(fast, ResidualNetwork)
-    assert fast.convolutions[1] is fast.convolution1
+    assert fast.convolutions[1] is fast.by_name["all"][0][1] is fast.convolution1
     assert not isinstance(fast.convolution1, type(network.convolution1))
     set_harmonic(fast, harmonic)
     assert_equal_function(network, fast, torch.randn(2, 3, 9, 9))
@@ -203,6 +203,20 @@ def test_what_cannot_be_converted_or_restored_is_refused() -> None:
         accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"restore: got 0.mask; expected the state of ResidualNetwork"):
         restore(accelerate(make_sequence("C4")), ResidualNetwork())
+
+
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_maps_of_other_channels_are_refused(harmonic: bool) -> None:
+    fast = accelerate(make_sequence("C4"))
+    set_harmonic(fast, harmonic)
+    with pytest.raises(RuntimeError, match=r"R2Conv: got a shape of \(1, 4, 13, 13\); expected \(N, 3, H, W\)"):
+        fast(torch.ones(1, 4, 13, 13))
+
+
+def test_an_unknown_part_of_a_checkpoint_is_refused() -> None:
+    fast = accelerate(make_sequence("C4"))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        fast.load_state_dict(fast.state_dict() | {"9.weights": torch.ones(1)})
 
 
 def test_the_library_imports_torch_numpy_and_e2cnn_only() -> None:
