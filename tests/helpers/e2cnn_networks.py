@@ -46,6 +46,7 @@ class ResidualNetwork(nn.Module):
         regular = modules.FieldType(space, [space.regular_repr] * fields)
         self.stem = modules.R2Conv(self.colours, regular, 3, padding=1)
         self.convolutions = [modules.R2Conv(regular, regular, 3, padding=1, bias=False) for _ in range(2)]
+        self.by_name = {"all": [self.convolutions]}
         self.norms = modules.ModuleList([modules.InnerBatchNorm(regular) for _ in range(2)])
         for number, layer in enumerate(self.convolutions):
             self.add_module(f"convolution{number}", layer)
@@ -79,7 +80,7 @@ def make_network_of_irreps() -> Any:
         gates,
         modules.R2Conv(gates.out_type, vectors, 3, padding=1, stride=2),
         modules.NormBatchNorm(vectors),
-        modules.NormNonLinearity(vectors),
+        modules.NormNonLinearity(vectors, "n_sigmoid"),
         modules.NormPool(vectors),
     )
 

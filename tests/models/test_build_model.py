@@ -21,7 +21,7 @@ from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.steerable_cnn import BLOCK_FIELDS, compute_stem_geometry
-from galaxyhpc.steerable import groups
+from galaxyhpc.steerable import accelerate, groups
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, enable_sync_batchnorm
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, GroupPooling, SteerableConv
 
@@ -91,6 +91,18 @@ def test_a_network_learns_as_one_of_e2cnns_own_modules_does(group: str) -> None:
     gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, theirs)]
     assert_near(*gradients, 1e-3)  # four images through thirteen batch norms: float32 rounds either by 1e-4
     assert_near(ours.eval()(x), theirs.eval()(x), 1e-4)  # by the statistics of the batches before
+
+
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_accelerated_a_network_of_e2cnns_modules_is_ours_again(group: str) -> None:
+    ours = network(group)
+    fast = accelerate(E2cnnModel(ours, 33))
+    x = torch.rand(4, 3, 33, 33)
+    assert_near(ours(x), fast(x), 1e-4)
+    gradients = [torch.autograd.grad(model(x)[:, 0].sum(), model.mlp[0].weight)[0] for model in (ours, fast)]
+    assert_near(*gradients, 1e-3)
+    for name, value in fast.named_parameters():
+        assert name == "layers.0.mask" or any(torch.equal(value, other) for other in ours.parameters()), name
 
 
 def test_the_gradients_are_those_of_e2cnn() -> None:

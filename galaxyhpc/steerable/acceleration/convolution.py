@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.acceleration.typed import call_typed
-from galaxyhpc.steerable.kernels import cpu_timing, operator, selection
+from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
+from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
 
+MAX_TIME_RATIO = 0.75  # harmonic to dense: estimates err by a fifth, more for narrow layers of any network
 MAX_SHAPES = 64  # of inputs whose choice is remembered
 
 
@@ -69,16 +70,15 @@ class FastConv(ExpandedConv):
         self._add_buffer("_out_channels", None if self._out_order.is_sorted else out_channels)
         self._add_buffer("bias_expansion", getattr(original, "bias_expansion", None))
         self._blocks: list[Block] = []
-        names = [
-            list(dict.fromkeys(r.name for r in t.representations)) for t in (expansion._in_type, expansion._out_type)
-        ]
+        types = (expansion._in_type, expansion._out_type)
+        names = [list(dict.fromkeys(r.name for r in field_type.representations)) for field_type in types]
         for pair in expansion._representations_pairs:
             basis = getattr(expansion, f"block_expansion_{pair}").sampled_basis
             in_repr, out_repr = (order.index(name) for order, name in zip(names, pair, strict=True))
-            irreps = [
-                find_irreps(t, name) for t, name in zip((expansion._in_type, expansion._out_type), pair, strict=True)
-            ]
-            self._add_buffer(f"_basis_{len(self._blocks)}", basis.unflatten(-1, (self.kernel_size, self.kernel_size)))
+            irreps = [find_irreps(field_type, name) for field_type, name in zip(types, pair, strict=True)]
+            # e2cnn shares bases between networks, so that another one's type may have changed this one's
+            basis = basis.to(self.weights).unflatten(-1, (self.kernel_size, self.kernel_size))
+            self._add_buffer(f"_basis_{len(self._blocks)}", basis)
             self._blocks.append(Block(in_repr, out_repr, expansion._weights_ranges[pair], *irreps))
         self._register_bases()
         self._choices: dict[Any, bool] = {}  # by the shape of the input
@@ -94,6 +94,11 @@ class FastConv(ExpandedConv):
 
     def expand_filter(self, dtype: torch.dtype | None = None) -> Tensor:
         """Expand the weights to (C_out, C_in / groups, k, k), in autocast's precision or another."""
+        dense = self._assemble_filter(dtype)
+        # maps of one channel, for which layouts are the same, make the filter's layout that of the output
+        return dense if torch.compiler.is_compiling() else dense.contiguous(memory_format=torch.channels_last)
+
+    def _assemble_filter(self, dtype: torch.dtype | None) -> Tensor:
         parts = {(b.out_repr, b.in_repr): self._expand_block(i, dtype) for i, b in enumerate(self._blocks)}
         if len(parts) == 1 and len(self._in_order.counts) == len(self._out_order.counts) == 1:
             return next(iter(parts.values()))
@@ -118,6 +123,8 @@ class FastConv(ExpandedConv):
 
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'), channels last in memory unless in a graph."""
+        if x.dim() != 4 or x.shape[1] != self.in_type.size:
+            raise RuntimeError(f"R2Conv: got a shape of {tuple(x.shape)}; expected (N, {self.in_type.size}, H, W)")
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             rows, columns = (padding, padding) if isinstance(padding, int) else padding
@@ -125,10 +132,10 @@ class FastConv(ExpandedConv):
         if self._is_harmonic(x, padding):
             y, bias = self._convolve_blocks(x.to(get_compute_dtype(self.weight)), padding), self._expand_bias()
             return y if bias is None else y + bias[:, None, None]
-        dense = self._get_filter()
         if not torch.compiler.is_compiling():  # a compiler chooses layouts itself
-            x, dense = (values.contiguous(memory_format=torch.channels_last) for values in (x, dense))
-        return F.conv2d(x, dense, self._expand_bias(), self.stride, padding, self.dilation, self.groups)
+            x = x.contiguous(memory_format=torch.channels_last)
+        options = (self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, self._get_filter(), self._expand_bias(), *options)
 
     def _expand_bias(self) -> Tensor | None:
         """Return the bias of each channel."""
@@ -172,7 +179,7 @@ class FastConv(ExpandedConv):
         if is_exported():
             return False  # files hold no kernels
         if self.harmonic is not None:
-            return self.harmonic and has_harmonic_form(self._basis_specs)
+            return self.harmonic and bool(has_harmonic_form(self._basis_specs))
         is_training = torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad)
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return self._last_choices.get(is_training, False)
@@ -195,21 +202,26 @@ class FastConv(ExpandedConv):
             layer_input = cpu_timing.LayerInput(spec, fields, self.stride, padding, len(x), sides, x.requires_grad)
             for kernel in seconds:
                 seconds[kernel] += cpu_timing.estimate_seconds(layer_input, rates, kernel, is_training)
-        return seconds["harmonic"] < selection.MAX_CPU_TIME_RATIO * seconds["dense"]
+        return seconds["harmonic"] < MAX_TIME_RATIO * seconds["dense"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
         return super().__getstate__() | {"_choices": {}, "_last_choices": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register_bases()  # the process may be another one
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Load a state of e2cnn's module, too."""
+        super()._load_from_state_dict(*arguments)
+        ignore_derived_state(*arguments)
 
     def extra_repr(self) -> str:
         return f"{self.in_type} -> {self.out_type}, {self.kernel_size}x{self.kernel_size}, stride={self.stride}"
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_harmonic_form(basis_specs: tuple[BasisSpec, ...]) -> bool:
     """Whether all blocks of weights can do without a dense filter."""
     try:

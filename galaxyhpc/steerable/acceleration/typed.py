@@ -37,6 +37,18 @@ class TensorModule(nn.Module):
         """Compute a tensor, or a GeometricTensor."""
         return call_typed(self, x)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Load a state of e2cnn's module, too."""
+        super()._load_from_state_dict(*arguments)
+        ignore_derived_state(*arguments)
+
+
+def ignore_derived_state(
+    state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: list[str], errors: Any
+) -> None:
+    """Let a state hold what e2cnn keeps beside parameters and statistics: filters, bases and indices."""
+    unexpected[:] = [key for key in unexpected if not key.startswith(prefix)]
+
 
 def call_typed(module: Any, x: Any) -> Any:
     """Compute a tensor, or a GeometricTensor of the module's type, and return the same."""

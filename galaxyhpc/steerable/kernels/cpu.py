@@ -43,9 +43,11 @@ def forward(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, paddi
     shape.by_field, shape.by_out_field = plan.basis.num_weights, plan.basis.num_weights * shape.fields
     shape.spread, shape.pad, shape.step = 1, padding, stride
     sides = [(side + 2 * padding - plan.basis.kernel_size) // stride + 1 for side in x_nhwc.shape[1:3]]
-    y = x.new_empty(len(x), *sides, shape.out_fields * len(plan.basis.outputs.change_of_basis))
+    channels = shape.out_fields * len(plan.basis.outputs.change_of_basis)
+    # not a view of another tensor, so that what follows may work in place
+    y = torch.empty(len(x), channels, *sides, dtype=x.dtype, memory_format=torch.channels_last)
     _convolve(plan, shape, sides, x_nhwc, weight, out=y)
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 def backward(

@@ -85,8 +85,9 @@ def get_harmonic_basis(basis_spec: BasisSpec, is_transposed: bool = False) -> Ha
     sampled = groups.get_basis(*basis_spec).filters.astype(np.float64)
     if is_transposed:
         inputs, outputs, sampled = outputs, inputs, sampled.swapaxes(1, 2)[..., ::-1, ::-1]
-    rotated = np.einsum("ao,boikl,ic->backl", outputs.change_of_basis.T, sampled, inputs.change_of_basis, optimize=True)
-    filters = rotated.reshape(*sampled.shape[:3], -1)
+    n_basis, d_out, d_in = sampled.shape[:3]
+    rotated = outputs.change_of_basis.T @ sampled.reshape(n_basis, d_out, -1)  # einsum would copy it several times
+    filters = inputs.change_of_basis.T @ rotated.reshape(n_basis, d_out, d_in, -1)
     in_components, out_components = _list_components(inputs), _list_components(outputs)
     # id of the output irrep -> (index of the input irrep, block, {copy: index of its weight})
     blocks_by_irrep: dict[int, list[tuple[int, NDArray[Any], dict[int, int]]]] = {}

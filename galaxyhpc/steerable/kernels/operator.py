@@ -123,7 +123,8 @@ def _differentiate_reference(ctx: Any, gradient: Tensor) -> tuple[Tensor | None,
     x, weight = ctx.saved_tensors
     stride, padding = ctx.args[5:]
     y = harmonic_conv_reference(x.to(weight.dtype), weight, ctx.args[:5], stride, padding)
-    wanted = [tensor for tensor, is_wanted in zip((x, weight), ctx.needs_input_grad, strict=False) if is_wanted]
-    gradients = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=True))
-    of_inputs = [next(gradients) if is_wanted else None for is_wanted in ctx.needs_input_grad[:2]]
+    needs_grad = ctx.needs_input_grad[:2]
+    inputs = [tensor for tensor, is_needed in zip((x, weight), needs_grad, strict=True) if is_needed]
+    gradients = iter(torch.autograd.grad(y, inputs, gradient.to(y.dtype), create_graph=True))
+    of_inputs = [next(gradients) if is_needed else None for is_needed in needs_grad]
     return (*of_inputs, *[None] * len(ctx.args))

@@ -63,7 +63,7 @@ def test_a_users_own_module_keeps_its_code_and_gets_fast_parts(harmonic: bool) -
     network = ResidualNetwork()
     fast = accelerate(copy_network(network))
     assert isinstance(fast, ResidualNetwork)
-    assert fast.convolutions[1] is fast.convolution1
+    assert fast.convolutions[1] is fast.by_name["all"][0][1] is fast.convolution1
     assert not isinstance(fast.convolution1, type(network.convolution1))
     set_harmonic(fast, harmonic)
     assert_equal_function(network, fast, torch.randn(2, 3, 9, 9))
@@ -102,6 +102,57 @@ def test_a_derived_class_is_kept_because_it_may_compute_anything() -> None:
     fast = accelerate(copy_network(network))
     assert_equal_function(network, fast, torch.randn(2, 8, 5, 5))
     assert "kept" in report(fast)
+
+
+def test_a_module_with_hooks_is_kept_because_they_may_change_anything() -> None:
+    network = make_sequence("C4").train()  # a new R2Conv has filters, until train() is called
+    layer = network._modules["5"]
+    layer.register_forward_hook(lambda module, inputs, output: output * 2.0)
+    fast = accelerate(network)
+    line = next(line for line in report(fast).splitlines() if line.startswith("5 "))
+    assert "kept" in line
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+
+
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_a_nonlinearity_may_work_in_place_on_the_output_of_a_convolution(harmonic: bool) -> None:
+    space = groups.make_gspace("C4")
+    from e2cnn import nn as modules
+
+    fields = modules.FieldType(space, [space.regular_repr] * 2)
+    layer = modules.R2Conv(fields, fields, 3, bias=False)
+    network = modules.SequentialModule(layer, modules.ReLU(fields, inplace=True))
+    fast = accelerate(copy_network(network))
+    set_harmonic(fast, harmonic)
+    assert_equal_function(network, fast, torch.randn(2, 8, 5, 5))
+
+
+def test_it_loads_a_checkpoint_of_e2cnn() -> None:
+    network, other = make_sequence("C4").eval(), make_sequence("C4")
+    fast = accelerate(other).eval()
+    fast.load_state_dict(network.state_dict())
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fast.load_state_dict({})
+
+
+def test_another_networks_type_is_no_matter() -> None:
+    network = make_sequence("C4")
+    expected = accelerate(network).eval()(torch.ones(1, 3, 13, 13))
+    twin = make_sequence("C4").double()  # shares its bases with the first
+    torch.testing.assert_close(accelerate(network).eval()(torch.ones(1, 3, 13, 13)), expected)
+    twin.float()
+
+
+@pytest.mark.slow  # measures the rates of the machine
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_forms_that_are_chosen_agree_with_e2cnn(is_training: bool) -> None:
+    torch.manual_seed(0)
+    network = make_sequence("D8", (12, 24)).train(is_training)
+    fast = accelerate(copy_network(network))
+    assert "chosen with the first input" in report(fast)
+    assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
+    assert "training" in report(fast)  # with gradients, which evaluation has here, too
 
 
 def test_parameters_are_those_of_the_network() -> None:
@@ -145,6 +196,27 @@ def test_a_network_trained_fast_is_restored_in_e2cnn() -> None:
     assert not torch.equal(before, fast.state_dict()["1.weights"])
     assert restore(fast, network) is network
     assert_equal_function(network, fast.eval(), images)
+
+
+def test_what_cannot_be_converted_or_restored_is_refused() -> None:
+    with pytest.raises(ValueError, match="got Linear without modules of e2cnn; expected some"):
+        accelerate(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"restore: got 0.mask; expected the state of ResidualNetwork"):
+        restore(accelerate(make_sequence("C4")), ResidualNetwork())
+
+
+@pytest.mark.parametrize("harmonic", [False, True])
+def test_maps_of_other_channels_are_refused(harmonic: bool) -> None:
+    fast = accelerate(make_sequence("C4"))
+    set_harmonic(fast, harmonic)
+    with pytest.raises(RuntimeError, match=r"R2Conv: got a shape of \(1, 4, 13, 13\); expected \(N, 3, H, W\)"):
+        fast(torch.ones(1, 4, 13, 13))
+
+
+def test_an_unknown_part_of_a_checkpoint_is_refused() -> None:
+    fast = accelerate(make_sequence("C4"))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        fast.load_state_dict(fast.state_dict() | {"9.weights": torch.ones(1)})
 
 
 def test_the_library_imports_torch_numpy_and_e2cnn_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,35 @@ def test_a_convolution_is_that_of_e2cnn(name: str, harmonic: bool) -> None:
     fast = accelerate(copy_network(layer))
     set_harmonic(fast, harmonic)
     assert_equal_function(layer, fast, torch.randn(2, layer.in_type.size, 7, 7))
+
+
+def make_spaces() -> dict[str, Any]:
+    from e2cnn import gspaces
+
+    return {
+        "SO(2)": gspaces.Rot2dOnR2(-1, maximum_frequency=2),
+        "O(2)": gspaces.FlipRot2dOnR2(-1, maximum_frequency=2),
+        "reflections": gspaces.Flip2dOnR2(axis=0.0),
+        "no symmetry": gspaces.TrivialOnR2(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # of e2cnn
+@pytest.mark.parametrize("harmonic", [False, True])
+@pytest.mark.parametrize("name", ["SO(2)", "O(2)", "reflections", "no symmetry"])
+def test_so_it_is_for_other_groups_and_pickled(name: str, harmonic: bool) -> None:
+    make_types()  # first: e2cnn is patched with it
+    space = make_spaces()[name]
+    from e2cnn import nn as modules
+
+    torch.manual_seed(0)
+    irreps = list(space.irreps.values())
+    fields = modules.FieldType(space, [*irreps, *irreps[::-1]])
+    layer = modules.R2Conv(fields, fields, 3, padding=1)
+    fast = pickle.loads(pickle.dumps(accelerate(layer)))
+    set_harmonic(fast, harmonic)
+    assert fast.in_type == layer.in_type
+    assert_equal_function(layer.train(), fast.train(), torch.randn(2, fields.size, 7, 7))
 
 
 @pytest.mark.parametrize("is_training", [True, False])

@@ -1,0 +1,181 @@
+"""Networks in the style of e2cnn's examples, in e2cnn and accelerated: training, inference, start-up. Minutes each.
+
+    python tests/benchmarks/acceleration.py OUT.json [NETWORK ...]
+
+The steerable CNN of e2cnn's tutorial (kernels of 7 and 5 px, masks, anti-aliased pools) at full and at half width, and
+a Wide-ResNet of 10 layers in the style of Weiler and Cesa (2019, arXiv:1911.08251), with as many parameters as a
+conventional one of 64, 128 and 256 channels. Both forms alternate in one process, and the shortest time of each counts,
+because machines are shared: CPU time of one thread, elapsed time of two.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from galaxyhpc.steerable import accelerate, groups
+
+ROUNDS = 3
+TUTORIAL_FIELDS = (24, 48, 48, 96, 96, 64)  # of blocks; a pool follows the second and the fourth
+
+
+class TutorialCNN(nn.Module):
+    """Six blocks on 29 px images of one colour."""
+
+    image_shape = (1, 29, 29)
+
+    def __init__(self, group: str, width: float) -> None:
+        super().__init__()
+        space = groups.make_gspace(group)
+        from e2cnn import nn as modules
+
+        self.colours = modules.FieldType(space, [space.trivial_repr])
+        layers: list[Any] = [modules.MaskModule(self.colours, 29, margin=1)]
+        for number, count in enumerate(TUTORIAL_FIELDS):
+            fields = modules.FieldType(space, [space.regular_repr] * round(count * width))
+            size, padding = (7, 1) if number == 0 else (5, 1 if number == 5 else 2)
+            layers.append(modules.R2Conv(layers[-1].out_type, fields, size, padding=padding, bias=False))
+            layers += [modules.InnerBatchNorm(fields), modules.ReLU(fields, inplace=True)]
+            if number in (1, 3):
+                layers.append(modules.PointwiseAvgPoolAntialiased(fields, 0.66, 2))
+        self.layers = modules.SequentialModule(*layers, modules.GroupPooling(layers[-1].out_type))
+        self.linear = nn.Linear(len(fields), 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, 29, 29) -> logits (N, 10)."""
+        from e2cnn.nn import GeometricTensor
+
+        logits: Tensor = self.linear(self.layers(GeometricTensor(images, self.colours)).tensor.mean((2, 3)))
+        return logits
+
+
+class WideBlock(nn.Module):
+    """Batch norm, ReLU and convolution, twice, and a shortcut."""
+
+    def __init__(self, in_type: Any, out_type: Any, stride: int) -> None:
+        super().__init__()
+        from e2cnn import nn as modules
+
+        self.first_norm, self.second_norm = modules.InnerBatchNorm(in_type), modules.InnerBatchNorm(out_type)
+        self.first_relu, self.second_relu = modules.ReLU(in_type, inplace=True), modules.ReLU(out_type, inplace=True)
+        self.first = modules.R2Conv(in_type, out_type, 3, padding=1, stride=stride, bias=False)
+        self.second = modules.R2Conv(out_type, out_type, 3, padding=1, bias=False)
+        self.shortcut = modules.R2Conv(in_type, out_type, 1, stride=stride, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        """GeometricTensor -> GeometricTensor."""
+        x = self.first_relu(self.first_norm(x))
+        return self.second(self.second_relu(self.second_norm(self.first(x)))) + self.shortcut(x)
+
+
+class WideResNet(nn.Module):
+    """A stem and three stages of one block on 32 px images."""
+
+    image_shape = (3, 32, 32)
+
+    def __init__(self, group: str, channels: Sequence[int]) -> None:
+        super().__init__()
+        space = groups.make_gspace(group)
+        from e2cnn import nn as modules
+
+        counts = [max(1, round(count / math.sqrt(groups.group_order(group)))) for count in (16, *channels)]
+        types = [modules.FieldType(space, [space.regular_repr] * count) for count in counts]
+        self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
+        self.stem = modules.R2Conv(self.colours, types[0], 3, padding=1, bias=False)
+        pairs = zip(types[:-1], types[1:], (1, 2, 2), strict=True)
+        self.blocks = nn.Sequential(*(WideBlock(*pair) for pair in pairs))
+        self.norm, self.relu = modules.InnerBatchNorm(types[-1]), modules.ReLU(types[-1], inplace=True)
+        self.pool, self.linear = modules.GroupPooling(types[-1]), nn.Linear(counts[-1], 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> logits (N, 10)."""
+        from e2cnn.nn import GeometricTensor
+
+        x = self.blocks(self.stem(GeometricTensor(images, self.colours)))
+        logits: Tensor = self.linear(self.pool(self.relu(self.norm(x))).tensor.mean((2, 3)))
+        return logits
+
+
+# name: (network, batch size)
+NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
+    "tutorial C8": (lambda: TutorialCNN("C8", 1.0), 8),
+    "tutorial C8, half as wide": (lambda: TutorialCNN("C8", 0.5), 8),
+    "tutorial D8, half as wide": (lambda: TutorialCNN("D8", 0.5), 4),
+    "tutorial D16, half as wide": (lambda: TutorialCNN("D16", 0.5), 2),
+    "Wide-ResNet C8": (lambda: WideResNet("C8", (64, 128, 256)), 4),
+    "Wide-ResNet D8": (lambda: WideResNet("D8", (64, 128, 256)), 4),
+    "Wide-ResNet D8, narrow": (lambda: WideResNet("D8", (16, 32, 64)), 16),
+}
+
+
+def run_training_step(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network.zero_grad()
+    F.cross_entropy(network(images), labels).backward()
+
+
+@torch.no_grad()
+def run_inference(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network(images)
+
+
+def time_both(run: Callable[..., None], networks: Sequence[nn.Module], *batch: Tensor) -> list[float]:
+    """Return the shortest time of each network, s; the first pass of each is a warm-up."""
+    get_time = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: list[list[float]] = [[] for _ in networks]
+    for _ in range(ROUNDS + 1):
+        for network, values in zip(networks, seconds, strict=True):
+            start = get_time()
+            run(network, *batch)
+            values.append(get_time() - start)
+    return [min(values[1:]) for values in seconds]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Build a network, accelerate it, and time both."""
+    make, batch_size = NETWORKS[name]
+    start = time.process_time()
+    network = make().train()
+    built = time.process_time()
+    fast = accelerate(copy.deepcopy(network))
+    result: dict[str, Any] = {"batch_size": batch_size, "build_s": built - start}
+    images, labels = torch.rand(batch_size, *network.image_shape), torch.randint(10, (batch_size,))
+    start = time.process_time()
+    run_training_step(fast, images, labels)
+    result["first_step_s"] = time.process_time() - start
+    for threads, (key, run) in product((1, 2), (("training", run_training_step), ("inference", run_inference))):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            networks = [model.train(key == "training") for model in (network, fast)]
+        before, after = time_both(run, networks, images, labels)
+        times = {"e2cnn_s": before, "s": after, "gain": before / after}
+        result |= {f"{key}_{threads}_threads_{name}": value for name, value in times.items()}
+    torch.set_num_threads(1)
+    return result
+
+
+def main() -> None:
+    out, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    results = json.loads(Path(out).read_text()) if Path(out).exists() else {"networks": {}}
+    results["machine"] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    for name in names or NETWORKS:
+        results["networks"][name] = measure(name)
+        gains = {key: round(value, 2) for key, value in results["networks"][name].items()}
+        print(name, gains, flush=True)
+        Path(out).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
