@@ -150,6 +150,7 @@ def test_the_forms_that_are_chosen_agree_with_e2cnn(is_training: bool) -> None:
     torch.manual_seed(0)
     network = make_sequence("D8", (12, 24)).train(is_training)
     fast = accelerate(copy_network(network))
+    set_harmonic(fast, None)
     assert "chosen with the first input" in report(fast)
     assert_equal_function(network, fast, torch.randn(2, 3, 13, 13))
     assert "training" in report(fast)  # with gradients, which evaluation has here, too

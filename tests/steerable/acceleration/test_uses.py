@@ -73,7 +73,7 @@ def test_it_moves_to_another_type(name: str) -> None:
 
 @each_network
 def test_autocast_computes_in_bfloat16(name: str) -> None:
-    fast, images = make_fast(name, None, is_training=True), make_images()
+    fast, images = make_fast(name, True, is_training=True), make_images()
     expected = copy.deepcopy(fast)(images)
     with torch.autocast("cpu", torch.bfloat16):
         actual = fast(images)
