@@ -165,5 +165,6 @@ def _format_lines(forecast: Forecast, num_tasks: int, start: float | None) -> It
     seconds = forecast.get_seconds(num_tasks)
     end = time.strftime("%A %Y-%m-%d %H:%M", time.localtime((start or time.time()) + seconds))
     begin = "the start that sbatch --test-only expects" if start else "a start at once"
-    jobs = f"{format_count(num_tasks, 'job')}, {num_tasks * resources.num_tasks} processes in all"
+    jobs = format_count(num_tasks, "job")
+    jobs += f" of {resources.num_tasks} processes" if resources.num_tasks > 1 else ""
     yield f"expected end: {end}, {format_duration(seconds)} after {begin}; {jobs}"
