@@ -76,8 +76,8 @@ def write_summaries(survey: SurveyDir) -> None:
     from galaxyhpc.prediction.report.page import write_report
 
     write_report(survey)
-    numbers = [unit.number for unit in survey.read_units()]
-    parts = [survey.get_part(number) for number in numbers if number in survey.list_done()]
+    numbers, done = [unit.number for unit in survey.read_units()], survey.list_done()
+    parts = [survey.get_part(number) for number in numbers if number in done]
     if survey.read_settings().has_hats and all(survey.is_finished(number) for number in numbers):
         shutil.rmtree(survey.hats_dir, ignore_errors=True)
         write_hats_catalogue(parts, survey.hats_dir, survey.path.name)
