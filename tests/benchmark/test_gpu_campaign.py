@@ -142,6 +142,8 @@ def test_a_campaign_that_is_terminated_leaves_no_process(faulty_campaign: Path, 
         time.sleep(0.01)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
+    while any(map(is_running, pids)) and time.monotonic() < end:  # a killed process may take a moment to end
+        time.sleep(0.01)
     assert len(pids) == 2 and not any(map(is_running, pids))
 
 

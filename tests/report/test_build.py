@@ -336,7 +336,7 @@ def test_a_run_with_an_unusable_config_is_missing(sweep: Path, finished: list[Ru
 
 @pytest.mark.slow
 def test_reports_made_by_several_processes_at_once_are_complete(sweep: Path, finished: list[RunDir]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(results.__file__).parents[2]), "COLUMNS": "200"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "galaxyhpc.aggregate", str(sweep), "--no-intervals"]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [process.communicate()[0] for process in processes]

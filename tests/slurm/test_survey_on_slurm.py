@@ -56,8 +56,10 @@ def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk) -> None:
     assert len(list((ours.path / "out" / "parts").glob("*.parquet"))) < NUM_SHARDS
     ours.wait_for_jobs()
     assert sorted(read_ids(ours.path / "out")) == ids, ours.evidence()
+    # a job that has just left the queue may still be writing its last event
+    ours.wait(lambda: "2 lost" in ours.command(status.main, "out"), "the end of both jobs")
     shown = ours.command(status.main, "out")
-    assert "units: 60 of 60 done" in shown and "2 lost" in shown and "next: nothing if all units are done" in shown
+    assert "units: 60 of 60 done" in shown and "next: nothing if all units are done" in shown
     assert "1 valid, 0 damaged" in ours.command(fsck.main, "out")
     ours.command(predict.main, *command, "unbroken", "--executor", "debug")
     assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
