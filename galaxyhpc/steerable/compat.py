@@ -34,7 +34,7 @@ from numpy.polynomial.hermite import hermval
 from scipy.linalg import block_diag
 
 
-class _StandIn:
+class StandIn:
     """A module with some names replaced, for the one module of e2cnn that it is given to."""
 
     def __init__(self, module: ModuleType, **replaced: Any) -> None:
@@ -91,15 +91,15 @@ def _patch_diffops() -> None:
 
 def _patch_e2cnn() -> None:
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
-        e2cnn.kernels.utils.np = _StandIn(np, array=_array_copy_if_needed)
+        e2cnn.kernels.utils.np = StandIn(np, array=_array_copy_if_needed)
     optimized_einsum = partial(np.einsum, optimize=True)
-    e2cnn.kernels.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
-    diffops.steerable_basis.np = _StandIn(np, einsum=optimized_einsum)
-    e2cnn.group.groups.o2group.np = _StandIn(np, float=float)
+    e2cnn.kernels.steerable_basis.np = StandIn(np, einsum=optimized_einsum)
+    diffops.steerable_basis.np = StandIn(np, einsum=optimized_einsum)
+    e2cnn.group.groups.o2group.np = StandIn(np, float=float)
     e2cnn.group.representation.compute_change_of_basis = _compute_change_of_basis
-    blocks.torch = _StandIn(torch, meshgrid=partial(torch.meshgrid, indexing="ij"))
-    singleblock.np = _StandIn(np, uint8=bool)
-    singleblock.torch = _StandIn(torch, uint8=torch.bool)
+    blocks.torch = StandIn(torch, meshgrid=partial(torch.meshgrid, indexing="ij"))
+    singleblock.np = StandIn(np, uint8=bool)
+    singleblock.torch = StandIn(torch, uint8=torch.bool)
     for basis_class in vars(e2cnn.kernels.irreps_basis).values():
         code = getattr(getattr(basis_class, "__hash__", None), "__code__", None)
         if code is not None and "tostring" in code.co_names:

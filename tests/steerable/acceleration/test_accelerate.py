@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from helpers.e2cnn_networks import (
 )
 
 from galaxyhpc.steerable import accelerate, groups, report, restore
+from galaxyhpc.steerable.compat import StandIn
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     modules = [module for name, module in sys.modules.items() if name.startswith("e2cnn.nn.modules")]
     for module in modules:
         if hasattr(module, "torch"):
-            stand_in = SimpleNamespace(**{**vars(module.torch), "float": torch.float64})
-            monkeypatch.setattr(module, "torch", stand_in)
+            monkeypatch.setattr(module, "torch", StandIn(module.torch, float=torch.float64))
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
