@@ -25,7 +25,11 @@ from xdist.scheduler import LoadFileScheduling
 TESTS_DIRECTORY = Path(__file__).parent
 CLUSTER_SCRIPT = TESTS_DIRECTORY / "slurm" / "cluster"
 CHROMIUM = Path("/usr/bin/chromium")
-LONGEST_FILES = ("test_trainer.py", "test_launch.py", "test_hostile_runs.py", "test_build.py", "test_style.py")
+LONGEST_FILES = (
+    *("test_launch.py", "test_trainer.py", "test_environment.py", "test_verify_resume.py", "test_benchmark.py"),
+    *("test_commands.py", "test_style.py", "test_compiled.py", "test_other_classes.py", "test_gpu_campaign.py"),
+    *("test_fused_blocks.py", "test_hostile_runs.py", "test_build.py"),
+)
 
 os.environ.pop("COLUMNS", None)  # readline, which pytest imports, hands it to the workers; tests print as into a log
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
