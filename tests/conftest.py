@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torchvision_operators.sitecustomize as operators
-from helpers.tiers import IS_FULL_TIER
+from helpers.tiers import IS_FULL_TIER, skip_or_fail
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
@@ -126,13 +126,6 @@ def pytest_unconfigure() -> None:
 def lower_priority() -> None:
     """Leave the cores to the Slurm tests, which wait for more."""
     os.nice(10)
-
-
-def skip_or_fail(reason: str) -> None:
-    """Skip a test, or fail it where skipping is forbidden."""
-    if IS_FULL_TIER:
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,3 +26,10 @@ def slow(*values: Any) -> Any:
 def num_examples(full: int) -> int:
     """Return how many examples hypothesis draws: all in the full tier, a tenth in the fast one."""
     return full if IS_FULL_TIER else max(10, full // 10)
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skip a test, or fail it where skipping is forbidden."""
+    if IS_FULL_TIER:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

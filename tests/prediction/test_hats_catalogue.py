@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
-from conftest import skip_or_fail
+from helpers.tiers import skip_or_fail
 from pyarrow import parquet
 
 from galaxyhpc.data.survey.hats import list_partitions
