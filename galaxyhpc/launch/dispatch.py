@@ -91,9 +91,9 @@ def _describe_difference(run: RunDir, configs: Sequence[RunConfig]) -> str:
     return ", ".join(smallest)
 
 
-def add_executor_options(parser: argparse.ArgumentParser) -> None:
-    """Add --executor and --max-parallel."""
-    executor_help = "auto: Slurm if it is available, else local; debug: one run after another in this process"
+def add_executor_options(parser: argparse._ActionsContainer) -> None:
+    """Add --executor and --max-parallel to a parser, or to a group of its options."""
+    executor_help = "auto: Slurm if it is available, else local; debug: one job after another in this process"
     parser.add_argument("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
     parallel_help = "run at most N jobs of a stage at a time"
     parser.add_argument("--max-parallel", type=_parse_positive_int, metavar="N", help=parallel_help)

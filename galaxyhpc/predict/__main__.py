@@ -33,6 +33,7 @@ from typing import Any
 
 from galaxyhpc.data import DataError
 from galaxyhpc.evaluation.evaluate import NotTrainedError
+from galaxyhpc.launch.dispatch import add_executor_options
 from galaxyhpc.predict import csv_table
 from galaxyhpc.runtime.console import make_console
 from galaxyhpc.runtime.lock import BusyError
@@ -116,12 +117,11 @@ def _make_parser() -> argparse.ArgumentParser:
     skip_help = "classify the others where images cannot be used, and list these in the column `error`"
     parser.add_argument("--skip-bad", action="store_true", help=skip_help)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    add = parser.add_argument_group("a survey").add_argument
+    survey = parser.add_argument_group("a survey")
+    add_executor_options(survey)
+    add = survey.add_argument
     add("--input", nargs="+", metavar="SOURCE", help="HATS catalogue, shards, HDF5, catalogue of files, tar shards")
     add("--profile", type=Path, metavar="YAML", help="resource settings of a cluster, such as slurm/gpu.yaml")
-    executor_help = "auto: Slurm if it is available, else local; debug: in this process"
-    add("--executor", choices=("auto", "slurm", "local", "debug"), default="auto", help=executor_help)
-    add("--max-parallel", type=_parse_positive_int, metavar="N", help="run at most N jobs at a time")
     add("--embeddings", action="store_true", help="also write the pooled features of the first run")
     add("--hats", action="store_true", help="also write the predictions as a HATS catalogue, DIRECTORY/hats")
     add("--dry-run", action="store_true", help="only show units, cost, expected end and disk space")
@@ -129,12 +129,6 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--select", metavar="EXPRESSION", help="of columns of the parts, such as 'p_Merging > 0.9 and not blank'")
     add("--to", type=Path, metavar="FILE", help="the table to write, .csv or .fits")
     return parser
-
-
-def _parse_positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from galaxyhpc.models.activations import compute_activations
 from galaxyhpc.models.profile import profile_network
 from galaxyhpc.prediction.survey import SurveyDir
 from galaxyhpc.runtime.console import ConsoleTable, format_count, format_duration
-from galaxyhpc.storage.run_dir import RunDir
 
 DECODE_SECONDS = 1 / 380  # of a core per galaxy: PNG of 256 px, the slowest of the usual formats
 STARTUP_SECONDS = 30.0  # of a task: imports, networks, workers
@@ -93,8 +92,7 @@ def count_features(classifier: Classifier) -> int:
 
 def _measure_seconds(survey: SurveyDir) -> tuple[float, str] | None:
     """Return the seconds of a process per galaxy in the units that are done, and how many these are."""
-    runs = [RunDir(path) for path in sorted(survey.path.glob("task-*"))]
-    events = [event for run in runs for event in run.read_events() if event["event"] == "unit"]
+    events = [event for task in survey.list_tasks() for event in task.read_events() if event["event"] == "unit"]
     num_galaxies = sum(event["galaxies"] for event in events)
     if not num_galaxies:
         return None

@@ -99,7 +99,7 @@ def _check_same_survey(survey: SurveyDir, settings: SurveySettings, units: Seque
 
 def remove_results(survey: SurveyDir) -> None:
     """Remove the parts, the plan and the records of an earlier prediction."""
-    records = [*survey.path.glob("task-*"), get_report_records(survey.path).path]
+    records = [run.path for run in (*survey.list_tasks(), get_report_records(survey.path))]
     for path in (survey.parts_dir, survey.claims_dir, survey.path / "attempts", survey.hats_dir, *records):
         shutil.rmtree(path, ignore_errors=True)
     for path in (survey.settings_file, survey.units_file, survey.report_file):

@@ -19,7 +19,7 @@ from galaxyhpc.data.survey.unit import Unit
 from galaxyhpc.data.survey.units import find_units
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.launch import local_executor, slurm_executor
-from galaxyhpc.launch.dispatch import LaunchError, is_queued
+from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
 from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.predict.forecast import make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
@@ -118,24 +118,6 @@ def check_idle(survey: SurveyDir) -> None:
     tasks = find_runs(survey.path) if is_survey(survey.path) else []
     if len(find_idle_tasks(tasks)) < len(tasks):
         raise LaunchError(f"{survey.path}: jobs work on it; cancel them first: galaxyhpc cancel {survey.path}")
-
-
-def choose_executor(executor: str) -> str:
-    """Return slurm, local or debug.
-
-    Raises
-    ------
-    LaunchError
-    """
-    if executor == "auto":
-        if slurm.is_down():
-            raise LaunchError(
-                "--executor auto: this machine's Slurm does not answer; try again, or run here with --executor local"
-            )
-        return "slurm" if slurm.is_up() else "local"
-    if executor == "slurm" and not slurm.is_up():
-        raise LaunchError("--executor slurm: no Slurm answers here (scontrol ping); expected local or debug")
-    return executor
 
 
 def resolve_resources(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from galaxyhpc import __version__
+from galaxyhpc.data.survey.hats import PARTITION_INFO, format_partition
 from galaxyhpc.storage.files import check_output, fsync, sanitize
 
 COLUMN, ORDER = "_healpix_29", 29
@@ -35,7 +36,6 @@ PARTITION_BYTES = 2**28  # of a partition in memory, about
 BATCH_ROWS = 2**16  # of a part that are read at once
 SPILL_BYTES = 2**26  # of rows that are held before they are divided
 ROWS_PER_GROUP = 100_000
-PIXELS_PER_DIRECTORY = 10_000
 LARGE_COLUMNS = ("embedding",)  # which readers load only if they ask for it
 
 
@@ -196,7 +196,7 @@ def _write_partition(directory: Path, key: tuple[int, int], schema: pa.Schema) -
             batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(file), schema))
     table = pa.Table.from_batches(batches, schema)
     table = table.take(pa.array(np.argsort(table[COLUMN].to_numpy(), kind="stable")))  # equal ones stay in order
-    name = f"Norder={order}/Dir={pixel // PIXELS_PER_DIRECTORY * PIXELS_PER_DIRECTORY}/Npix={pixel}.parquet"
+    name = f"{format_partition(order, pixel)}.parquet"
     path = directory / "dataset" / name
     metadata: list[Any] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def _write_summary(directory: Path, schema: pa.Schema, metadata: list[Any]) -> N
     names = [item.row_group(0).column(0).file_path for item in metadata]
     pixels = [(name.split("/")[0].partition("=")[2], name.rpartition("=")[2].partition(".")[0]) for name in names]
     lines = ["Norder,Npix", *(",".join(pair) for pair in sorted(pixels, key=lambda pair: (int(pair[0]), int(pair[1]))))]
-    (directory / "partition_info.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / PARTITION_INFO).write_text("\n".join(lines) + "\n", encoding="utf-8")
     parquet.write_metadata(schema, directory / "dataset" / "_common_metadata")
     parquet.write_metadata(schema, directory / "dataset" / "_metadata", metadata_collector=metadata)
 

@@ -102,8 +102,8 @@ def predict_units(survey: SurveyDir, run: RunDir, stop: StopSignal, rank_info: R
 
 def rotate(units: Sequence[Unit], run: RunDir, rank_info: RankInfo) -> list[Unit]:
     """Return all units from a place of this process's own on: processes that start together do not compete."""
-    tasks = [path.name for path in sorted(run.sweep_dir.glob("task-*"))]
-    index = tasks.index(run.path.name) if run.path.name in tasks else 0
+    tasks = SurveyDir(run.sweep_dir).list_tasks()
+    index = tasks.index(run) if run in tasks else 0
     position = (index + rank_info.rank / rank_info.world_size) / max(len(tasks), 1)
     start = int(position * len(units))
     return [*units[start:], *units[:start]]

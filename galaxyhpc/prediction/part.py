@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from galaxyhpc.config.schema import flatten
 from galaxyhpc.data.survey.unit import Unit
 from galaxyhpc.prediction.survey import SurveyError
 from galaxyhpc.storage.files import atomic_write
@@ -109,7 +110,7 @@ def is_done(path: Path, expected: Metadata) -> bool:
 
 def describe_difference(old: object, new: object) -> str:
     """Name the values that differ, as `key: got OLD; expected NEW`."""
-    pairs_old, pairs_new = _flatten(old), _flatten(new)
+    pairs_old, pairs_new = flatten(old), flatten(new)
     keys = [key for key in pairs_old | pairs_new if pairs_old.get(key) != pairs_new.get(key)]
     texts = [
         f"{key or 'value'}: got {_shorten(pairs_old.get(key))}; expected {_shorten(pairs_new.get(key))}"
@@ -119,16 +120,6 @@ def describe_difference(old: object, new: object) -> str:
     return ", ".join([*texts, *more])
 
 
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """Return the leaves of nested objects by dotted key."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    pairs: dict[str, object] = {}
-    for key, item in value.items():
-        pairs |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return pairs
-
-
-def _shorten(value: object) -> str:
-    text = "nothing" if value is None else str(value)
+def _shorten(value: str | None) -> str:
+    text = "nothing" if value in (None, "None") else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."

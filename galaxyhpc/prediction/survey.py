@@ -103,6 +103,14 @@ class SurveyDir:
     def get_attempts_file(self, number: int) -> Path:
         return self.path / "attempts" / f"{number:06}.json"
 
+    def list_tasks(self) -> list[RunDir]:
+        """Return the tasks of all submissions, by number."""
+        numbers = sorted(int(path.name.removeprefix("task-")) for path in self.path.glob("task-*[0-9]"))
+        return [self.get_task(number) for number in numbers]
+
+    def get_task(self, number: int) -> RunDir:
+        return RunDir(self.path / f"task-{number}")
+
     def list_done(self) -> set[int]:
         """Return the numbers of the units that have a part."""
         return _list_numbers(self.parts_dir, ".parquet")
@@ -186,7 +194,7 @@ class SurveyDir:
 
     def write_tasks(self, num_tasks: int) -> list[RunDir]:
         """Write plan.csv with this many tasks; return them."""
-        tasks = [RunDir(self.path / f"task-{number}") for number in range(num_tasks)]
+        tasks = [self.get_task(number) for number in range(num_tasks)]
         rows = io.StringIO()
         csv.writer(rows, lineterminator="\n").writerows([["run_id"], *([task.run_id] for task in tasks)])
         write_text(self.path / "plan.csv", rows.getvalue())

@@ -7,24 +7,15 @@ frequencies, is refused. escnn is not imported: its modules come from the caller
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.kernels.harmonic import BasisSpec
 
 TOLERANCE = 1e-5  # of the largest entry: filters and bases are sampled in float32
-
-
-class BasisSpec(NamedTuple):
-    """The arguments of `groups.get_basis`."""
-
-    group: str
-    kernel_size: int
-    kind: groups.FieldKind
-    out_kind: groups.FieldKind
-    cutoff: float | None = None
 
 
 def get_basis_spec(convolution: Any) -> BasisSpec:
@@ -34,7 +25,7 @@ def get_basis_spec(convolution: Any) -> BasisSpec:
     if order < 1:
         raise ValueError(f"{space.name}: got a continuous group; expected C_N or D_N")
     kinds = [_get_kind(fields) for fields in (convolution.in_type, convolution.out_type)]
-    return BasisSpec(f"{'D' if is_mirrored else 'C'}{order}", convolution.kernel_size, kinds[0], kinds[1])
+    return f"{'D' if is_mirrored else 'C'}{order}", convolution.kernel_size, kinds[0], kinds[1], None
 
 
 def convert_weights(convolution: Any) -> Tensor:
@@ -48,7 +39,7 @@ def restore_weights(weight: Tensor, convolution: Any) -> None:
     """Give an escnn `R2Conv` the weights with which it has the filter of a `SteerableConv`."""
     spec = get_basis_spec(convolution)
     (block,) = convolution.basisexpansion.children()
-    theirs = block.sampled_basis.unflatten(-1, (spec.kernel_size, spec.kernel_size))
+    theirs = block.sampled_basis.unflatten(-1, (spec[1], spec[1]))
     ours_from_theirs = torch.stack([project_filter(filters, spec) for filters in theirs])
     ours = weight.view(-1, ours_from_theirs.shape[1]).to(ours_from_theirs)
     convolution.weights.copy_(torch.linalg.solve(ours_from_theirs, ours, left=False).flatten())
@@ -68,7 +59,7 @@ def project_filter(filters: Tensor, spec: BasisSpec) -> Tensor:
     error = (basis.view(n_basis, -1).T @ weights - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
     if error > TOLERANCE:
         raise ValueError(
-            f"filter: got {error:.1e} of it outside the basis of {spec.group}, {spec.kernel_size}x{spec.kernel_size}; "
+            f"filter: got {error:.1e} of it outside the basis of {spec[0]}, {spec[1]}x{spec[1]}; "
             "expected the default rings, sigma, frequencies_cutoff and dilation, and the vertical axis of reflection"
         )
     return weights.T.flatten()

@@ -77,6 +77,16 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(Path(name) for group in names for name in group))
 
 
+def list_files(path: Path, endings: tuple[str, ...]) -> list[str]:
+    """Return the sorted names of the files below a directory, relative to it, that end so; hidden ones are left out."""
+    names = []
+    for parent, directories, files in os.walk(path):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        matching = [name for name in files if name.lower().endswith(endings) and not name.startswith(".")]
+        names += [os.path.relpath(os.path.join(parent, name), path) for name in matching]
+    return sorted(names)
+
+
 def count_images(path: Path, config: DataConfig, allow_grey: bool = False) -> int:
     """Return the number of images in a file, from its header alone; `config` and `allow_grey` as for `read_images`.
 

@@ -5,7 +5,6 @@ A catalogue's image files are relative to its directory, or to data.images if th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,16 +70,10 @@ def _list_directory(path: Path, config: DataConfig, allow_grey: bool) -> Iterato
         for shard in shards:
             yield from list_galaxy_files(shard, config, allow_grey)
         return
-    names = sorted(
-        os.path.relpath(os.path.join(parent, name), path)
-        for parent, _, files in os.walk(path)
-        for name in files
-        if name.lower().endswith(image_files.IMAGE_ENDINGS)
-    )
-    visible = [name for name in names if not any(part[0] == "." for part in Path(name).parts)]
-    if not visible:
+    names = image_files.list_files(path, image_files.IMAGE_ENDINGS)
+    if not names:
         raise make_error(path, "directory", "no images", ", ".join(f"*{end}" for end in image_files.IMAGE_ENDINGS))
-    for name in visible:
+    for name in names:
         try:
             yield _open_file(path / name, name, config, allow_grey)
         except ImageError as error:

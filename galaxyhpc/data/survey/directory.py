@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from galaxyhpc.config.schema import DataConfig
-from galaxyhpc.data.images.image_files import IMAGE_ENDINGS
+from galaxyhpc.data.images.image_files import IMAGE_ENDINGS, list_files
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.data.survey.table_rows import read_files
 from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Unit, UnitGalaxies, divide_rows, make_units
-
-
-def list_files(path: Path, endings: tuple[str, ...]) -> list[str]:
-    """Return the sorted names of the files below a directory, relative to it, that end so; hidden ones are left out."""
-    names = []
-    for parent, directories, files in os.walk(path):
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        ours = [name for name in files if name.lower().endswith(endings) and not name.startswith(".")]
-        names += [os.path.relpath(os.path.join(parent, name), path) for name in ours]
-    return sorted(names)
 
 
 def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:

@@ -30,6 +30,11 @@ def is_hats(path: Path) -> bool:
     return has_pixels or (path / COLLECTION).is_file()
 
 
+def format_partition(order: int, pixel: int) -> str:
+    """Return the path of a pixel's partition below `dataset`, without an ending."""
+    return f"Norder={order}/Dir={pixel // PIXELS_PER_DIRECTORY * PIXELS_PER_DIRECTORY}/Npix={pixel}"
+
+
 def find_root(path: Path) -> Path:
     """Return the directory of the catalogue that a parquet file is a partition of, or else the file's own."""
     parents = path.parents
@@ -117,8 +122,7 @@ def _check_listed(info: Path, files_by_pixel: dict[tuple[int, int], list[Path]])
         raise DataError(f"{info}: got {' '.join(str(error).split())}; expected columns Norder and Npix") from error
     if absent := sorted(listed - files_by_pixel.keys()):
         order, pixel = absent[0]
-        name = f"Norder={order}/Dir={pixel // PIXELS_PER_DIRECTORY * PIXELS_PER_DIRECTORY}/Npix={pixel}"
-        got = f"{len(absent)} of {len(listed)} partitions that do not exist, such as {name}"
+        got = f"{len(absent)} of {len(listed)} partitions that do not exist, such as {format_partition(order, pixel)}"
         raise make_error(info, "partitions", got, "the whole catalogue: download the rest")
     if others := sorted(files_by_pixel.keys() - listed):
         got = f"no partition Norder={others[0][0]}, Npix={others[0][1]}, which exists"

@@ -24,6 +24,7 @@ from galaxyhpc.data.images.image_files import (
     IMAGE_ENDINGS,
     convert_pixels,
     find_files,
+    list_files,
     read_image,
 )
 from galaxyhpc.data.images.read_errors import translate_read_errors
@@ -87,7 +88,7 @@ def _list_files(path: Path) -> tuple[str, list[Path]]:
         return _find_kind(path), [path]
     if hats.is_hats(path):
         return "parquet", hats.list_partitions(path)
-    names = directory.list_files(path, sum(ENDINGS.values(), ()))
+    names = list_files(path, sum(ENDINGS.values(), ()))
     for kind, endings in ENDINGS.items():
         if members := [path / name for name in names if name.lower().endswith(endings)]:
             return kind, [path] if kind == "directory" else members

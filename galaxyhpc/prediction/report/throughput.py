@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import pandas as pd
 
 from galaxyhpc.prediction.survey import SurveyDir
-from galaxyhpc.storage.run_dir import RunDir
 
 Interval = tuple[float, float]  # seconds since 1970
 COLUMNS = ("task", "hosts", "units", "galaxies", "hours", "rate")
@@ -20,24 +19,19 @@ def measure_throughput(survey: SurveyDir) -> tuple[pd.DataFrame, dict[str, float
     galaxies per second of them. Units that were made again count twice.
     """
     rows, intervals, num_galaxies = [], [], 0
-    for path in sorted(survey.path.glob("task-*"), key=_get_number):
-        events = [event for event in RunDir(path).read_events() if event["event"] == "unit"]
+    for task in survey.list_tasks():
+        events = [event for event in task.read_events() if event["event"] == "unit"]
         if not events:
             continue
         own = [(event["time"] - event["seconds"], event["time"]) for event in events]
         galaxies, seconds = sum(event["galaxies"] for event in events), measure_union(own)
         hosts = ", ".join(sorted({event["host"] for event in events}))
-        rows.append((path.name, hosts, len(events), galaxies, seconds / 3600, galaxies / max(seconds, 1e-3)))
+        rows.append((task.run_id, hosts, len(events), galaxies, seconds / 3600, galaxies / max(seconds, 1e-3)))
         intervals += own
         num_galaxies += galaxies
     seconds = measure_union(intervals)
     total = {"galaxies": num_galaxies, "hours": seconds / 3600, "rate": num_galaxies / max(seconds, 1e-3)}
     return pd.DataFrame(rows, columns=list(COLUMNS)), total
-
-
-def _get_number(path: object) -> int:
-    ending = str(path).rpartition("-")[2]
-    return int(ending) if ending.isdecimal() else -1
 
 
 def measure_union(intervals: Iterable[Interval]) -> float:

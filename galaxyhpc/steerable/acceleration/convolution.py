@@ -6,6 +6,7 @@ kind need no care. A pair of representations of input and output has a block of 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
+from galaxyhpc.steerable.acceleration.fields import list_channels
 from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
 from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
@@ -239,16 +241,11 @@ def is_exported() -> bool:
 
 def sort_fields(field_type: Any) -> tuple[FieldOrder, Tensor]:
     """Return the fields in the order of their representations' first appearance, and the channels in that order."""
-    representations = {r.name: r for r in reversed(field_type.representations)}
-    names = list(dict.fromkeys(r.name for r in field_type.representations))
-    channels: dict[str, list[int]] = {name: [] for name in names}
-    begin = 0
-    for representation in field_type.representations:
-        channels[representation.name] += range(begin, begin + representation.size)
-        begin += representation.size
-    order = [channel for name in names for channel in channels[name]]
-    sizes = tuple(representations[name].size for name in names)
-    counts = tuple(len(channels[name]) // size for name, size in zip(names, sizes, strict=True))
+    representations = {r.name: r for r in field_type.representations}
+    channels = list_channels(field_type, [r.name for r in field_type.representations])
+    order = list(chain.from_iterable(channels.values()))
+    sizes = tuple(representations[name].size for name in channels)
+    counts = tuple(len(channels[name]) // size for name, size in zip(channels, sizes, strict=True))
     return FieldOrder(counts, sizes, order == sorted(order)), torch.tensor(order)
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def list_channels(field_type: Any, labels: Sequence[Any]) -> dict[Any, list[int]]:
+    """Return the channels of the fields of each label, in the order in which the labels appear."""
+    channels: dict[Any, list[int]] = {label: [] for label in labels}
+    begin = 0
+    for label, representation in zip(labels, field_type.representations, strict=True):
+        channels[label] += range(begin, begin + representation.size)
+        begin += representation.size
+    return channels
 
 
 class FieldSplit(nn.Module):
@@ -18,16 +29,12 @@ class FieldSplit(nn.Module):
 
     def __init__(self, field_type: Any, labels: Sequence[Any]) -> None:
         super().__init__()
+        channels_by_label = list_channels(field_type, labels)
         sizes = [representation.size for representation in field_type.representations]
-        begins = [sum(sizes[:index]) for index in range(len(sizes))] if len(set(labels)) > 1 else []
-        self.labels = list(dict.fromkeys(labels))
+        self.labels = list(channels_by_label)
         self.fields = {label: [i for i, other in enumerate(labels) if other == label] for label in self.labels}
         self.sizes = [sizes[self.fields[label][0]] for label in self.labels]
-        channels = (
-            [begins[i] + c for label in self.labels for i in self.fields[label] for c in range(sizes[i])]
-            if begins
-            else []
-        )
+        channels = list(chain.from_iterable(channels_by_label.values()))
         is_sorted = channels == sorted(channels)
         order = None if is_sorted else torch.tensor(channels)
         self.register_buffer("order", order, persistent=False)
