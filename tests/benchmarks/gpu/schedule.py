@@ -35,6 +35,8 @@ TIMINGS = {  # one after the other, alone on the machine, the most valuable firs
     "inference": Step("timings.time_inference", 45),
     "data": Step("timings.time_data", 15),
     "e2cnn": Step("timings.time_e2cnn", 50),
+    "accelerated": Step("user_timings.time_accelerated_networks", 50),
+    "survey": Step("user_timings.time_survey", 40),
     "prediction": Step("timings.compare_prediction", 70),
 }
 

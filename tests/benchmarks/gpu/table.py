@@ -19,6 +19,8 @@ LISTED_STEPS = (
     "selection",
     "inference",
     "prediction",
+    "accelerated",
+    "survey",
 )
 HIDDEN_KEYS = ("time", "seconds", "min_ms", "max_ms")
 MAX_CHARACTERS = 230  # of a line
