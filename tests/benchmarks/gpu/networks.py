@@ -28,7 +28,9 @@ def use_gpu_kernels_on_cpu() -> None:
         return is_harmonic and (self.training or not torch.is_grad_enabled())
 
     def is_fusable(x: Tensor) -> bool:
-        return x.dim() == 4 and not x.is_meta and x.dtype in batch_norm.FUSED_DTYPES and not torch.compiler.is_compiling()
+        return (
+            x.dim() == 4 and not x.is_meta and x.dtype in batch_norm.FUSED_DTYPES and not torch.compiler.is_compiling()
+        )
 
     BlockSequence._should_fuse = should_fuse  # type: ignore[method-assign]
     batch_norm._is_fusable = is_fusable

@@ -16,7 +16,6 @@ from campaign import Campaign
 from networks import (
     autocast,
     choose_kernels,
-    make_harmonic,
     make_images,
     make_limit,
     make_network,
@@ -26,6 +25,7 @@ from networks import (
 from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
 from torch import Tensor, nn
+from training_steps import profile_trainer
 
 from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
@@ -113,15 +113,32 @@ def _time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict
 
 
 def _measure_step(campaign: Campaign, network: nn.Module, batch_size: int) -> JsonDict:
-    """Time a training step after its first call, with fewer images where memory runs out."""
+    """Time a training step from its graph and launched by the host, with fewer images where memory runs out."""
 
     def measure(batch_size: int) -> JsonDict:
         step = _bind_step(network, *make_images(campaign, batch_size), campaign.precision)
         first_seconds = measure_seconds(step, campaign.device)  # with what is compiled
-        return {"first_seconds": round(first_seconds, 2), **campaign.measure(step, max_calls=6, num_warmup_calls=1)}
+        eager = campaign.measure(step, max_calls=6, num_warmup_calls=1)
+        result = {"first_seconds": round(first_seconds, 2), **eager, "eager_ms": eager["ms"]}
+        if campaign.is_cuda:
+            times = campaign.measure(_capture(step), max_calls=10, num_warmup_calls=1)
+            result |= {key: times[key] for key in ("ms", "min_ms", "max_ms")}
+        return result
 
     campaign.free_memory()
     return campaign.measure_batch(batch_size, measure)
+
+
+def _capture(step: Callable[[], None]) -> Callable[[], object]:
+    """Return the replay of a step that was taken before: of no network can the host's launches then be the limit."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is kept between steps then belongs to the stream of the capture
+        step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
 
 
 def _bind_step(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
@@ -200,16 +217,18 @@ def _time_convolutions(campaign: Campaign, layer: SteerableConv, side: int) -> J
 
 def profile_steps(campaign: Campaign) -> None:
     """Profile steps: the kernels that take the time, and how busy the GPU is."""
-    cases = [("D16", "harmonic"), ("C4", "dense"), ("cnn", "dense")]
-    for name, kernels in [("C4", "harmonic")] if campaign.is_tiny else cases:
+    batch_size = campaign.scale.batch_size
+    for name in ("C4",) if campaign.is_tiny else ("D16", "D8", "C16", "D4", "C4", "C1", "cnn"):
         if campaign.seconds_left < 5:
             return
         campaign.free_memory()
         set_backend_flags(campaign.precision)
         network = make_network(campaign, name)
-        make_harmonic(network, lambda _, kernels=kernels: kernels == "harmonic")
-        step = _bind_step(network, *make_images(campaign, campaign.scale.micro_batch), campaign.precision)
-        campaign.record(network=name, kernels=kernels, **profile_call(step, campaign.device))
+        num_harmonic, _ = choose_kernels(campaign, network, "auto", batch_size, campaign.precision, True)
+        step = _bind_step(network, *make_images(campaign, batch_size), campaign.precision)
+        values = {"network": name, "harmonic_layers": num_harmonic, "batch": batch_size}
+        campaign.record(**values, **profile_call(step, campaign.device))
+    profile_trainer(campaign)
 
 
 def time_compiled_steps(campaign: Campaign) -> None:

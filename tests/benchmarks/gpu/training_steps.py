@@ -13,6 +13,7 @@ from networks import NUM_CLASSES, make_model
 from results import JsonDict
 from torch import Tensor, nn
 
+from galaxyhpc.benchmark.device_timer import profile_call
 from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from galaxyhpc.data.loader import DeviceDataset
 from galaxyhpc.runtime.distributed import Process
@@ -131,6 +132,20 @@ def _measure_steps(campaign: Campaign, training: Training) -> JsonDict:
     num_steps = 1 if campaign.is_tiny else NUM_TIMED_STEPS
     times = campaign.measure(partial(take_steps, training, num_steps), max_calls=5, num_warmup_calls=1)
     return {key: value / num_steps if key.endswith("ms") else value for key, value in times.items()}
+
+
+def profile_trainer(campaign: Campaign) -> None:
+    """Profile a step of a small network as the trainer takes it, with all that stands beside the network."""
+    capture = prepare_device(campaign)
+    settings = {"group": "C4" if campaign.is_tiny else "C1", "scale": campaign.scale.field_factor}
+    try:
+        training = _make(campaign, settings, (campaign.scale.micro_batch, campaign.scale.image_size), capture)
+        take_steps(training, 1 if campaign.is_tiny else NUM_STEPS)
+        step = partial(take_steps, training, 1)
+        campaign.record(trainer=settings["group"], batch=training.batch_size, **profile_call(step, campaign.device))
+    finally:
+        if campaign.is_cuda:
+            torch.cuda.set_stream(torch.cuda.default_stream())
 
 
 @contextmanager
