@@ -178,8 +178,9 @@ def _time_norms(case: LayerCase, device: torch.device, dtype: torch.dtype, time_
 
 def _apply_layers(x: Tensor, norm: FieldBatchNorm, pool: nn.Module | None) -> Tensor:
     """Apply the layers one after the other, in torch's own functions."""
-    y = F.relu(norm(x), inplace=True)
-    return y if pool is None else pool(y)
+    with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
+        y = F.relu(norm(x), inplace=True)
+        return y if pool is None else pool(y)
 
 
 def _divide(amount: float, milliseconds: float) -> float:

@@ -13,6 +13,7 @@ OUT/table.txt a table at the end. The exit status is 0 if no step failed, else 1
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from processes import EXIT_DEVICE_LOST, Settings, run_one_by_one, run_side_by_side
 from results import read_results, record
-from schedule import CHECKS, TIMINGS
+from schedule import CHECKS, NETWORKS_DIR, TIMINGS
 from table import format_results
 
 if TYPE_CHECKING:
@@ -41,15 +42,18 @@ MIN_STEP_SECONDS = 5.0  # for which a step is worth starting
 def main() -> int:
     """Run the command line; return its exit status."""
     options = _parse_options()
-    settings = Settings(options.out, time.time() + options.seconds, options.tiny, options.sample)
+    settings = Settings(options.out, time.time() + options.seconds, options.tiny, options.sample, options.networks)
     if options.run:
         return run_steps(settings, options.steps)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the sessions of steps end, too
     options.out.mkdir(parents=True, exist_ok=True)
     num_before = len(read_results(options.out))
     record(options.out, "campaign", missing_packages=[name for name in PACKAGES if find_spec(name) is None])
-    run_side_by_side(settings, [step for step in CHECKS if step in options.steps])
-    run_one_by_one(settings, [step for step in TIMINGS if step in options.steps])
+    try:
+        run_side_by_side(settings, [step for step in CHECKS if step in options.steps])
+        run_one_by_one(settings, [step for step in TIMINGS if step in options.steps])
+    finally:
+        shutil.rmtree(options.out / NETWORKS_DIR, ignore_errors=True)  # gigabytes
     lines = list(format_results(read_results(options.out)))
     (options.out / "table.txt").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -66,7 +70,7 @@ def run_steps(settings: Settings, steps: list[str]) -> int:
             break
         start = time.time()
         deadline = min(settings.deadline, start + settings.get_limit(step))
-        campaign = Campaign(settings.out_dir, step, deadline, settings.is_tiny, settings.sample)
+        campaign = Campaign(settings.out_dir, step, deadline, settings.is_tiny, settings.sample, settings.networks)
         if settings.is_tiny:
             use_gpu_kernels_on_cpu()
         record(settings.out_dir, step, event="start")
@@ -99,6 +103,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=470.0, help="for all steps (%(default)s)")
     parser.add_argument("--steps", default=",".join(steps), help="only these (%(default)s)")
     parser.add_argument("--sample", type=Path, help="galaxies to train on, laid out as Galaxy10_DECals.h5")
+    parser.add_argument("--networks", default="", help="whose training steps are timed, as D16,C4,cnn (all)")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on a CPU, in Triton's interpreter")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)  # steps in this process
     options = parser.parse_args()

@@ -28,6 +28,7 @@ class Campaign:
     deadline: float  # s, as time.time()
     is_tiny: bool
     sample: Path | None
+    networks: str = ""  # of those whose training steps are timed, with commas
 
     @property
     def is_cuda(self) -> bool:
@@ -45,6 +46,10 @@ class Campaign:
     @property
     def scale(self) -> Scale:
         return TINY if self.is_tiny else FULL
+
+    def list_networks(self) -> list[str]:
+        """Return the networks whose training steps are timed."""
+        return [name for name in self.scale.networks if not self.networks or name in self.networks.split(",")]
 
     @property
     def seconds_left(self) -> float:

@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     deadline: float  # s, as time.time()
     is_tiny: bool
     sample: Path | None  # file of galaxies
+    networks: str = ""  # whose steps are timed, with commas; all by default
 
     def get_limit(self, step: str) -> float:
         """Return the seconds that a step may take."""
@@ -46,6 +47,7 @@ def open_session(settings: Settings, steps: Sequence[str]) -> Iterator[Process]:
     command = [sys.executable, str(Path(__file__).parent), "--run", "--steps", ",".join(steps)]
     command += ["--out", str(settings.out_dir), "--seconds", str(settings.deadline - time.time())]
     command += ["--tiny"] if settings.is_tiny else []
+    command += ["--networks", settings.networks] if settings.networks else []
     command += ["--sample", str(settings.sample)] if settings.sample else []
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if settings.is_tiny else {})
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 GRACE_SECONDS = 20.0  # that a step may exceed its limit before it is killed
 TINY_LIMIT_FACTOR = 8  # Triton's interpreter is slow
 COMPILED_GROUPS = ("D16", "D8", "C16", "D4", "C8", "C4")  # whose kernels are compiled beforehand
+NETWORKS_DIR = "networks"  # in the directory of results, of those that are built beforehand
 
 
 class Step(NamedTuple):
@@ -22,22 +23,23 @@ CHECKS = {  # right or wrong: side by side, nothing is timed
     "bits": Step("training_checks.compare_bits", 60),
     "resume": Step("training_checks.kill_and_resume", 110),
     "pair": Step("training_checks.compare_two_processes", 60),
+    "build": Step("e2cnn_networks.build_networks", 60),  # nothing to check, but all to do meanwhile
 }
 TIMINGS = {  # one after the other, alone on the machine, the most valuable first
     "ceilings": Step("timings.measure_ceilings", 15),
     "steps": Step("timings.time_training_steps", 150),
     "graphs": Step("training_steps.compare_graphs", 40),
+    "profile": Step("timings.profile_steps", 40),
+    "e2cnn": Step("timings.time_e2cnn", 50),
     "layers": Step("timings.time_layers", 45),
-    "fused": Step("timings.time_fused_convolutions", 90),
-    "profile": Step("timings.profile_steps", 25),
-    "compiled": Step("timings.time_compiled_steps", 80),
-    "selection": Step("timings.try_selection", 60),
     "inference": Step("timings.time_inference", 45),
     "data": Step("timings.time_data", 15),
-    "e2cnn": Step("timings.time_e2cnn", 50),
     "accelerated": Step("user_timings.time_accelerated_networks", 50),
     "survey": Step("user_timings.time_survey", 40),
+    "fused": Step("timings.time_fused_convolutions", 90),
+    "selection": Step("timings.try_selection", 60),
     "prediction": Step("timings.compare_prediction", 70),
+    "compiled": Step("timings.time_compiled_steps", 150),
 }
 
 

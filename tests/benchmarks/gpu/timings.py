@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from campaign import Campaign
+from e2cnn_networks import list_study_networks, load_network
 from networks import (
     autocast,
     choose_kernels,
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 from training_steps import profile_trainer
 
 from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
-from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
 from galaxyhpc.benchmark.environment import describe_environment
 from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
 from galaxyhpc.benchmark.timing import TimingBudget
@@ -92,7 +92,7 @@ def time_training_steps(campaign: Campaign) -> None:
 
 
 def _list_step_cases(campaign: Campaign) -> Iterator[tuple[str, str]]:
-    for name in campaign.scale.networks:
+    for name in campaign.list_networks():
         yield name, "dense"
         if name in COMPILED_GROUPS:
             yield name, "harmonic"
@@ -327,18 +327,14 @@ def time_data(campaign: Campaign) -> None:
 
 def time_e2cnn(campaign: Campaign) -> None:
     """Time e2cnn's own modules in float32, with torch's own flags, as the study ran them."""
-    for name in ("C4",) if campaign.is_tiny else ("D16", "D8", "C4"):
+    for name in list_study_networks(campaign):
         if campaign.seconds_left < 8:
             return
         set_backend_flags("float32", is_deterministic=False)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
         try:
-            start = time.time()
-            network = E2cnnModel(make_network(campaign, name), campaign.scale.image_size)
-            network = network.to(campaign.device).train()
-            build_seconds = round(time.time() - start, 1)
-            times = _measure_e2cnn_step(campaign, network)
-            campaign.record(network=name, kernels="e2cnn", build_seconds=build_seconds, **times)
+            times = _measure_e2cnn_step(campaign, load_network(campaign, name))
+            campaign.record(network=name, kernels="e2cnn", **times)
         except Exception as error:
             campaign.record_failure(error, network=name, kernels="e2cnn")
 

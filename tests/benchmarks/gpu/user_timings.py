@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from campaign import Campaign
+from e2cnn_networks import list_example_networks, load_network
 from networks import autocast, set_backend_flags
 from results import JsonDict
 from torch import nn
@@ -21,9 +20,6 @@ from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import accelerate
 from galaxyhpc.steerable.acceleration.convolution import FastConv
 
-ACCELERATION_DIR = Path(__file__).parents[1]
-ACCELERATED_NETWORKS = ("Wide-ResNet C8", "tutorial C8", "Wide-ResNet D8", "tutorial D16, half as wide")
-TINY_NETWORKS = ("Wide-ResNet D8, narrow",)
 ACCELERATED_BATCH_SIZE = 64
 SURVEY_FORMAT = "parquet of JPEG"
 SURVEY_NETWORKS = ({"group": "D4"}, {"group": "D16"}, {"architecture": "cnn"})
@@ -31,17 +27,13 @@ SURVEY_NETWORKS = ({"group": "D4"}, {"group": "D16"}, {"architecture": "cnn"})
 
 def time_accelerated_networks(campaign: Campaign) -> None:
     """Time training steps and inference of networks as in e2cnn's examples, in e2cnn and accelerated."""
-    sys.path.append(str(ACCELERATION_DIR))
-    from acceleration import NETWORKS
-
-    for name in TINY_NETWORKS if campaign.is_tiny else ACCELERATED_NETWORKS:
+    for name in list_example_networks(campaign):
         if campaign.seconds_left < 10:
             return
+        network = load_network(campaign, name)
         start = time.time()
-        torch.manual_seed(0)
-        network = NETWORKS[name][0]().train()
         fast = accelerate(copy.deepcopy(network))
-        build_seconds = round(time.time() - start, 1)
+        seconds = round(time.time() - start, 1)
         for kernels, model in (("e2cnn", network), ("accelerated", fast), ("harmonic", fast)):
             for layer in model.modules():
                 if isinstance(layer, FastConv):
@@ -50,7 +42,7 @@ def time_accelerated_networks(campaign: Campaign) -> None:
                 values = {"accelerated_network": name, "kernels": kernels, "precision": precision}
                 try:
                     result = _time_example(campaign, model, precision)
-                    campaign.record(**values, build_seconds=build_seconds, **result)
+                    campaign.record(**values, accelerate_seconds=seconds, **result)
                 except Exception as error:
                     campaign.record_failure(error, **values)
 
@@ -69,7 +61,7 @@ def _time_example(campaign: Campaign, network: nn.Module, precision: str) -> Jso
     batch_size = 2 if campaign.is_tiny else ACCELERATED_BATCH_SIZE
     images = torch.rand(batch_size, *network.image_shape, device=campaign.device)
     labels = torch.randint(10, (batch_size,), device=campaign.device)
-    network = network.to(campaign.device).train()
+    network.train()
 
     def train() -> None:
         network.zero_grad(set_to_none=True)
