@@ -1,9 +1,9 @@
 """Estimate the time and resources of a run: a rough prior from multiply-adds, refitted to the records of earlier runs.
 
 The prior's constants are those of one CPU core (measured: 10 to 14 G multiply-adds/s on an AMD EPYC in float32) and of
-one data-centre GPU (NOT measured: half of what `gpu_roofline` estimates for a small network on an H100, which may be
-ten times less than for a large one). They may be wrong by several times; after a few epochs on the same kind of device,
-recorded times replace them.
+one data-centre GPU (half as fast as an H100 with the study's networks at 255 px, from C1 to D16, in bfloat16 and in
+evaluation: tests/benchmarks/gpu/h100-2026-11-28.json; training in float32 and TF32 is not measured). They may be wrong
+by several times; after a few epochs on the same kind of device, recorded times replace them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from galaxyhpc.storage.run_dir import RunDir, RunDirError
 from galaxyhpc.storage.sweep_dir import find_runs, read_plan
 
 CORE_MACS_PER_SECOND = 1.2e10  # multiply-adds per second
-GPU_MACS_PER_SECOND = {"float32": 1e13, "tf32": 5e13, "bfloat16": 1e14}  # validation and evaluation: float32
-CORE_SECONDS_PER_IMAGE, GPU_SECONDS_PER_PASS = 1e-3, 20e-3  # fixed overhead
+GPU_MACS_PER_SECOND = {"float32": 1.5e13, "tf32": 5e13, "bfloat16": 1.5e14}  # validation and evaluation: float32
+CORE_SECONDS_PER_IMAGE, GPU_SECONDS_PER_PASS = 1e-3, 8e-3  # fixed overhead
 THREAD_SCALING_EXPONENT = 0.8  # n threads are as fast as n**exponent cores
 FORWARD_PASSES_PER_TRAINING_IMAGE = 3  # cost of training on an image
 STARTUP_SECONDS = 300.0  # of a job: imports, images, first pass

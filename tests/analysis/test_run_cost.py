@@ -126,7 +126,7 @@ def test_numbers_win_over_auto() -> None:
 
 
 def test_a_run_of_over_a_day_gets_more_gpus_with_one_process_each() -> None:
-    small, large = resolve(make_config(AUTO), 1e10), resolve(make_config(AUTO), 3e11)
+    small, large = resolve(make_config(AUTO), 1e10), resolve(make_config(AUTO), 5e11)
     assert (small.gpus_per_node, small.tasks_per_node) == (1, 1)
     assert (large.gpus_per_node, large.tasks_per_node) == (2, 2)
     assert large.memory_gb is not None and small.memory_gb is not None and large.memory_gb > small.memory_gb

@@ -13,6 +13,8 @@ from networks import make_network
 from schedule import NETWORKS_DIR
 from torch import nn
 
+import galaxyhpc.steerable.compat  # noqa: F401  files of networks hold e2cnn's bases, which it makes hashable
+
 sys.path.append(str(Path(__file__).parents[1]))  # with acceleration.py, here and where files are read
 STUDY_NETWORKS = ("D16", "C4", "D8")  # the study's, by their group
 EXAMPLE_NETWORKS = ("Wide-ResNet C8", "tutorial C8", "Wide-ResNet D8", "tutorial D16, half as wide")  # as e2cnn's own
