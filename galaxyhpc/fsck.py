@@ -286,7 +286,7 @@ def _validate_split(path: Path, configs: list[RunConfig]) -> None:
     assigned = table[table["split"] != DROPPED]
     is_divided = (assigned.groupby("sky_group")[["split", "fold", "half"]].nunique() > 1).any(axis=1)
     if is_divided.any():
-        raise CorruptFileError(f"{int(is_divided.sum())} sky groups are divided among the splits or folds")
+        raise CorruptFileError(f"{int(is_divided.sum())} groups are divided among the splits or folds")
     if (table["fold"] >= 0).any() and not table["split"].equals(divide_by_fold(table, 0)["split"]):
         raise CorruptFileError("split: got other galaxies for test and validation than fold 0 and half 0 of fold 1")
 

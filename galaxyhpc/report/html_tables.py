@@ -30,7 +30,7 @@ def _make_number_column(heading: str, source: str, digits: int | None = 0) -> Co
 
 
 NETWORK_COLUMN = Column("network", "network")
-INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and sky groups."
+INTERVAL_NOTE = "In brackets: 95 % interval of the mean, by bootstrap over seeds and groups of galaxies."
 BOLD_NOTE = "Bold: the best, and all whose intervals overlap its interval."
 SCALED_NOTE = "Scaled: after temperature scaling on the validation galaxies."
 MAX_CONFUSED_PAIRS = 100  # of each network

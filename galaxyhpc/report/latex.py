@@ -74,7 +74,7 @@ def format_main_table(tables: Tables, info: ReportInfo) -> str:
     body = {heading: [write(row) for row in clean.to_dict("records")] for heading, write in columns.items()}
     body = {heading: texts for heading, texts in body.items() if set(texts) != {MISSING_VALUE}}
     rows = list(zip(_format_names(networks), *body.values(), strict=True))
-    notes = ["In brackets: 95 % intervals over seeds and sky groups. Rotated: mean over all angles.", note]
+    notes = ["In brackets: 95 % intervals over seeds and groups of galaxies. Rotated: mean over all angles.", note]
     notes += ["Balanced: mean recall of the classes."] if r"Balanced (\%)" in body else []
     notes += ["mCE: mean corruption error, relative to the CNN (1)."] if "mCE" in body else []
     notes += _explain_marks(networks, any(bold.values()))

@@ -126,7 +126,7 @@ def _explain_marks(networks: pd.DataFrame, cells: list[SummaryCell]) -> list[str
     """Explain the marks that occur in the table."""
     lines = []
     if any(math.isfinite(cell["ci_low"]) for cell in cells):
-        lines.append("In brackets: 95 % interval of the mean over runs (bootstrap over seeds and sky groups).")
+        lines.append("In brackets: 95 % interval of the mean over runs (bootstrap over seeds and groups of galaxies).")
     if any(cell["is_bold"] for cell in cells):
         lines.append("Bold: the best, and all whose intervals overlap its interval.")
     if (networks["seeds_done"] < networks["seeds_planned"]).any():

@@ -33,7 +33,7 @@ MARKERS = "osD^vPX*"  # distinguish networks of one group
 MAX_NETWORKS = 16  # in one figure
 LEGEND_LINE_INCHES = 0.6  # width of a legend's lines, without names
 NOTE_COLOUR = "0.35"  # grey
-INTERVAL_NOTE = "Bands or bars: 95 % intervals by bootstrap over seeds and sky groups."
+INTERVAL_NOTE = "Bands or bars: 95 % intervals by bootstrap over seeds and groups of galaxies."
 
 LineStyle = dict[str, Any]
 

@@ -23,7 +23,8 @@ CHECKS = {  # right or wrong: side by side, nothing is timed
     "bits": Step("training_checks.compare_bits", 60),
     "resume": Step("training_checks.kill_and_resume", 110),
     "pair": Step("training_checks.compare_two_processes", 60),
-    "build": Step("e2cnn_networks.build_networks", 60),  # nothing to check, but all to do meanwhile
+    "compile": Step("timings.compile_limits", 120),  # nothing to check either
+    "build": Step("e2cnn_networks.build_networks", 60),  # nothing to check, but to do meanwhile
 }
 TIMINGS = {  # one after the other, alone on the machine, the most valuable first
     "ceilings": Step("timings.measure_ceilings", 15),
@@ -31,12 +32,12 @@ TIMINGS = {  # one after the other, alone on the machine, the most valuable firs
     "graphs": Step("training_steps.compare_graphs", 40),
     "profile": Step("timings.profile_steps", 40),
     "e2cnn": Step("timings.time_e2cnn", 50),
-    "layers": Step("timings.time_layers", 45),
+    "layers": Step("layer_timings.time_layers", 45),
     "inference": Step("timings.time_inference", 45),
     "data": Step("timings.time_data", 15),
     "accelerated": Step("user_timings.time_accelerated_networks", 50),
     "survey": Step("user_timings.time_survey", 40),
-    "fused": Step("timings.time_fused_convolutions", 90),
+    "fused": Step("layer_timings.time_fused_convolutions", 90),
     "selection": Step("timings.try_selection", 60),
     "prediction": Step("timings.compare_prediction", 70),
     "compiled": Step("timings.time_compiled_steps", 150),

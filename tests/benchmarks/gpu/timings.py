@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,17 +30,10 @@ from training_steps import profile_trainer
 
 from galaxyhpc.benchmark.device_timer import measure_seconds, profile_call
 from galaxyhpc.benchmark.environment import describe_environment
-from galaxyhpc.benchmark.layer_timing import LayerCase, list_layers, time_layer
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.steerable.kernels import selection
-from galaxyhpc.steerable.layers import SteerableConv
 
 PREDICTION_SCRIPT = Path(__file__).parents[1] / "prediction.py"
-# in an order in which few kernels are compiled at first
-FUSED_LAYERS = (
-    *(("D16", 48, 48, 65), ("D8", 48, 48, 65), ("D16", 48, 48, 33), ("C16", 48, 48, 65)),
-    *(("D16", 24, 48, 65), ("D8", 24, 48, 65), ("D16", 12, 24, 129), ("D16", 96, 96, 17)),
-)
 CACHE_BYTES = 12 << 20  # that stay in the L2 cache
 
 Result = TypeVar("Result")
@@ -85,7 +78,7 @@ def time_training_steps(campaign: Campaign) -> None:
             return
         start = time.time()
         try:
-            for result in _time_step(campaign, name, kernels):
+            for result in time_step(campaign, name, kernels):
                 campaign.record(network=name, **result, seconds=round(time.time() - start, 1))
         except Exception as error:  # of memory, or of a compiler
             campaign.record_failure(error, network=name, kernels=kernels)
@@ -99,7 +92,7 @@ def _list_step_cases(campaign: Campaign) -> Iterator[tuple[str, str]]:
         yield name, "auto"
 
 
-def _time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict]:
+def time_step(campaign: Campaign, name: str, kernels: str) -> Iterator[JsonDict]:
     """Yield the times of a large batch; of the trainer's choice also of a micro-batch, where launches may dominate."""
     set_backend_flags(campaign.precision, is_deterministic=kernels != "dense")
     for batch_size in (campaign.scale.batch_size, campaign.scale.micro_batch)[: 2 if kernels == "auto" else 1]:
@@ -145,76 +138,6 @@ def _bind_step(network: nn.Module, images: Tensor, labels: Tensor, precision: st
     return lambda: run_step(network, images, labels, precision)
 
 
-def time_layers(campaign: Campaign) -> None:
-    """Time single layers: cuDNN and our kernels, batch norm fused and by torch's own layers."""
-    set_backend_flags(campaign.precision)
-    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
-    for case in _list_layer_cases(campaign):
-        if campaign.seconds_left < 4:
-            return
-        campaign.free_memory()
-        try:
-            campaign.record(**time_layer(case, campaign.device, dtype, campaign.scale.round_seconds / 6))
-        except Exception as error:
-            campaign.record_failure(error, layer=case.name)
-
-
-def _list_layer_cases(campaign: Campaign) -> list[LayerCase]:
-    if campaign.is_tiny:
-        return [LayerCase("C4", 2, 3, 9, 2)]
-    batch_shape = selection.BatchShape(campaign.scale.micro_batch, campaign.scale.image_size)
-    cases = {name: list_layers(make_network(campaign, name), batch_shape) for name in ("D16", "C4", "D8", "C16", "D4")}
-    return [case for name, layers in cases.items() for case in (layers if name == "D16" else layers[::2])]
-
-
-def time_fused_convolutions(campaign: Campaign) -> None:
-    """Time convolutions in irreps in one kernel and in two steps, and cuDNN's with a ready-made filter."""
-    set_backend_flags(campaign.precision)
-    for group, in_fields, out_fields, side in [("C2", 2, 3, 5)] if campaign.is_tiny else FUSED_LAYERS:
-        if campaign.seconds_left < 4:
-            return
-        campaign.free_memory()
-        name = f"{group} {in_fields}->{out_fields} {side} px"
-        try:
-            layer = SteerableConv(group, in_fields, out_fields, padding=1).to(campaign.device)
-            campaign.record(layer=name, **_time_convolutions(campaign, layer, side))
-        except Exception as error:
-            campaign.record_failure(error, layer=name)
-    if campaign.seconds_left > 30 and not campaign.is_tiny:
-        for result in _time_step(campaign, "D16", "fused"):
-            campaign.record(network="D16", **result)
-
-
-@torch.no_grad()
-def _time_convolutions(campaign: Campaign, layer: SteerableConv, side: int) -> JsonDict:
-    """Return the milliseconds of a layer's forward pass by each kernel, and how far each is from the dense one."""
-    from galaxyhpc.steerable import fused_blocks, fused_convolution  # Triton is not everywhere
-    from galaxyhpc.steerable.kernels import gpu
-
-    shape = (campaign.scale.batch_size, layer.in_fields * layer.basis.shape[2], side, side)
-    dtype = torch.bfloat16 if campaign.is_cuda else torch.float32
-    x = torch.randn(shape, device=campaign.device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    filters = layer.expand_filter(dtype).contiguous(memory_format=torch.channels_last)
-    weight = gpu.reshape_weights(layer.weight, layer.basis_spec, layer.in_fields)
-    maps, plan = fused_blocks.to_irrep_maps(x, layer), gpu.get_plan(layer.basis_spec, False, x)
-    y = nn.functional.conv2d(x, filters, padding=1)
-    result = campaign.measure(lambda: nn.functional.conv2d(x, filters, padding=1))
-    times, errors = {"dense_ms": result["ms"]}, {}
-    functions = {"two_step": gpu.convolve, "fused": fused_convolution.convolve}
-    functions["wide_fused"] = partial(fused_convolution.convolve, step_values=32)
-    for name, convolve in functions.items():
-        own_y = torch.empty_like(y)
-        y_hat = convolve(plan, maps.values, weight, maps.grid)
-        maps.grid.irreps_to_field(y_hat, own_y, plan.outputs, 1, 1)
-        errors[f"{name}_error"] = float(
-            f"{float((own_y - y).norm(dtype=torch.float32) / y.norm(dtype=torch.float32)):.3g}"
-        )
-        del own_y, y_hat
-        run = partial(convolve, plan, maps.values, weight, maps.grid)
-        times[f"{name}_ms"] = campaign.measure(run)["ms"]
-    return times | errors
-
-
 def profile_steps(campaign: Campaign) -> None:
     """Profile steps: the kernels that take the time, and how busy the GPU is."""
     batch_size = campaign.scale.batch_size
@@ -231,21 +154,42 @@ def profile_steps(campaign: Campaign) -> None:
     profile_trainer(campaign)
 
 
+def compile_limits(campaign: Campaign) -> None:
+    """Compile the dense limits, a process each; inductor keeps the code on the disk for `time_compiled_steps`."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_time_compiled_step, args=(campaign, name)) for name in _list_compiled(campaign)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
 def time_compiled_steps(campaign: Campaign) -> None:
     """Time the dense limit as torch.compile makes it."""
-    for name in ("C4",) if campaign.is_tiny else ("D16", "C4", "D8"):
+    for name in _list_compiled(campaign):
         if campaign.seconds_left < 25:
             return
         torch.compiler.reset()
-        set_backend_flags(campaign.precision, is_deterministic=False)
-        limit = make_limit(make_network(campaign, name))
-        network = torch.compile(limit, fullgraph=True, backend="inductor" if campaign.is_cuda else "aot_eager")
-        try:
-            campaign.record(
-                network=name, kernels="compiled", **_measure_step(campaign, network, campaign.scale.batch_size)
-            )
-        except Exception as error:
-            campaign.record_failure(error, network=name, kernels="compiled")
+        _time_compiled_step(campaign, name)
+
+
+def _list_compiled(campaign: Campaign) -> tuple[str, ...]:
+    return ("C4",) if campaign.is_tiny else ("D16", "C4", "D8")
+
+
+def _time_compiled_step(campaign: Campaign, name: str) -> None:
+    set_backend_flags(campaign.precision, is_deterministic=False)
+    limit = make_limit(make_network(campaign, name))
+    network = torch.compile(limit, fullgraph=True, backend="inductor" if campaign.is_cuda else "aot_eager")
+    # other processes compile at the same time: their times are no measurements, and have another name
+    kernels = "compiled" if campaign.step == "compiled" else "compiled meanwhile"
+    try:
+        step = _measure_step(campaign, network, campaign.scale.batch_size)
+        campaign.record(network=name, kernels=kernels, **step)
+    except Exception as error:
+        campaign.record_failure(error, network=name, kernels=kernels)
 
 
 def try_selection(campaign: Campaign) -> None:

@@ -18,7 +18,6 @@ from galaxyhpc.benchmark.implementations import Case
 from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import accelerate
-from galaxyhpc.steerable.acceleration.convolution import FastConv
 
 ACCELERATED_BATCH_SIZE = 64
 SURVEY_FORMAT = "parquet of JPEG"
@@ -34,24 +33,14 @@ def time_accelerated_networks(campaign: Campaign) -> None:
         start = time.time()
         fast = accelerate(copy.deepcopy(network))
         seconds = round(time.time() - start, 1)
-        for kernels, model in (("e2cnn", network), ("accelerated", fast), ("harmonic", fast)):
-            for layer in model.modules():
-                if isinstance(layer, FastConv):
-                    layer.harmonic = kernels == "harmonic"
-            for precision in _list_precisions(campaign, kernels):
+        for kernels, model in (("e2cnn", network), ("accelerated", fast)):
+            for precision in ("float32", "bfloat16")[: 1 + campaign.is_cuda]:
                 values = {"accelerated_network": name, "kernels": kernels, "precision": precision}
                 try:
                     result = _time_example(campaign, model, precision)
                     campaign.record(**values, accelerate_seconds=seconds, **result)
                 except Exception as error:
                     campaign.record_failure(error, **values)
-
-
-def _list_precisions(campaign: Campaign, kernels: str) -> tuple[str, ...]:
-    """Return what is timed: in float32, harmonic kernels take long to compile."""
-    if not campaign.is_cuda:
-        return ("float32",)
-    return ("bfloat16",) if kernels == "harmonic" else ("float32", "bfloat16")
 
 
 def _time_example(campaign: Campaign, network: nn.Module, precision: str) -> JsonDict:
