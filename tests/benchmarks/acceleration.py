@@ -3,9 +3,11 @@
     python tests/benchmarks/acceleration.py OUT.json [NETWORK ...]
 
 The steerable CNN of e2cnn's tutorial (kernels of 7 and 5 px, masks, anti-aliased pools) at full and at half width, and
-a Wide-ResNet of 10 layers in the style of Weiler and Cesa (2019, arXiv:1911.08251), with as many parameters as a
-conventional one of 64, 128 and 256 channels. Both forms alternate in one process, and the shortest time of each counts,
-because machines are shared: CPU time of one thread, elapsed time of two.
+Wide-ResNets of 10 and 16 layers in the style of Weiler and Cesa (2019, arXiv:1911.08251), with as many parameters as a
+conventional one of 64, 128 and 256 channels. From descriptions in two papers, at half of their width: the second stage
+of a ResNet-50 on regular fields (ReDet, Han et al. 2021, arXiv:2103.07733), and the image encoder of a robot's policy
+(Wang et al. 2024, arXiv:2407.01812). Both forms alternate in one process, and the shortest time of each counts, because
+machines are shared: CPU time of one thread, elapsed time of two.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +83,11 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A stem and three stages of one block on 32 px images."""
+    """A stem and three stages on 32 px images."""
 
     image_shape = (3, 32, 32)
 
-    def __init__(self, group: str, channels: Sequence[int]) -> None:
+    def __init__(self, group: str, channels: Sequence[int], blocks_per_stage: int = 1) -> None:
         super().__init__()
         space = groups.make_gspace(group)
         from e2cnn import nn as modules
@@ -94,8 +96,11 @@ class WideResNet(nn.Module):
         types = [modules.FieldType(space, [space.regular_repr] * count) for count in counts]
         self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
         self.stem = modules.R2Conv(self.colours, types[0], 3, padding=1, bias=False)
-        pairs = zip(types[:-1], types[1:], (1, 2, 2), strict=True)
-        self.blocks = nn.Sequential(*(WideBlock(*pair) for pair in pairs))
+        blocks = []
+        for in_type, out_type, stride in zip(types[:-1], types[1:], (1, 2, 2), strict=True):
+            blocks += [WideBlock(in_type, out_type, stride)]
+            blocks += [WideBlock(out_type, out_type, 1) for _ in range(blocks_per_stage - 1)]
+        self.blocks = nn.Sequential(*blocks)
         self.norm, self.relu = modules.InnerBatchNorm(types[-1]), modules.ReLU(types[-1], inplace=True)
         self.pool, self.linear = modules.GroupPooling(types[-1]), nn.Linear(counts[-1], 10)
 
@@ -108,6 +113,103 @@ class WideResNet(nn.Module):
         return logits
 
 
+class Bottleneck(nn.Module):
+    """Convolutions of 1, 3 and 1 px, the middle one on a quarter of the fields, and a shortcut."""
+
+    def __init__(self, in_type: Any, out_type: Any, stride: int) -> None:
+        super().__init__()
+        from e2cnn import nn as modules
+
+        inner = modules.FieldType(in_type.gspace, [in_type.gspace.regular_repr] * (len(out_type) // 4))
+        layers: list[Any] = []
+        for ends, size, step in (((in_type, inner), 1, 1), ((inner, inner), 3, stride), ((inner, out_type), 1, 1)):
+            layers += [modules.R2Conv(*ends, size, padding=size // 2, stride=step, bias=False)]
+            layers += [modules.InnerBatchNorm(ends[1]), modules.ReLU(ends[1], inplace=True)]
+        self.layers, self.relu = modules.SequentialModule(*layers[:-1]), layers[-1]
+        self.shortcut: Any = None
+        if stride > 1 or in_type != out_type:
+            conv = modules.R2Conv(in_type, out_type, 1, stride=stride, bias=False)
+            self.shortcut = modules.SequentialModule(conv, modules.InnerBatchNorm(out_type))
+
+    def forward(self, x: Any) -> Any:
+        """GeometricTensor -> GeometricTensor."""
+        return self.relu(self.layers(x) + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class DetectorStage(nn.Module):
+    """A stem of 7 px and the second stage of a ResNet-50, of four bottlenecks, on 64 px images."""
+
+    image_shape = (3, 64, 64)
+
+    def __init__(self, group: str, channels: tuple[int, int]) -> None:
+        super().__init__()
+        space = groups.make_gspace(group)
+        from e2cnn import nn as modules
+
+        order = groups.group_order(group)
+        in_type, out_type = (modules.FieldType(space, [space.regular_repr] * (count // order)) for count in channels)
+        self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
+        stem = [modules.R2Conv(self.colours, in_type, 7, padding=3, stride=2, bias=False)]
+        stem += [modules.InnerBatchNorm(in_type), modules.ReLU(in_type, inplace=True)]
+        self.stem = modules.SequentialModule(*stem)
+        blocks = [Bottleneck(in_type, out_type, 2), *(Bottleneck(out_type, out_type, 1) for _ in range(3))]
+        self.blocks = nn.Sequential(*blocks)
+        self.pool, self.linear = modules.GroupPooling(out_type), nn.Linear(len(out_type), 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) -> logits (N, 10)."""
+        from e2cnn.nn import GeometricTensor
+
+        x = self.blocks(self.stem(GeometricTensor(images, self.colours)))
+        logits: Tensor = self.linear(self.pool(x).tensor.mean((2, 3)))
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with bias and ReLU, and a shortcut; no norm."""
+
+    def __init__(self, in_type: Any, out_type: Any) -> None:
+        super().__init__()
+        from e2cnn import nn as modules
+
+        first = [modules.R2Conv(in_type, out_type, 3, padding=1), modules.ReLU(out_type, inplace=True)]
+        self.layers = modules.SequentialModule(*first, modules.R2Conv(out_type, out_type, 3, padding=1))
+        self.relu = modules.ReLU(out_type, inplace=True)
+        self.shortcut = None if in_type == out_type else modules.R2Conv(in_type, out_type, 1, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        """GeometricTensor -> GeometricTensor."""
+        return self.relu(self.layers(x) + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class PolicyEncoder(nn.Module):
+    """A stem of 5 px and four stages of two residual blocks, each followed by a max pool, on 76 px images."""
+
+    image_shape = (3, 76, 76)
+
+    def __init__(self, group: str, fields: Sequence[int]) -> None:
+        super().__init__()
+        space = groups.make_gspace(group)
+        from e2cnn import nn as modules
+
+        types = [modules.FieldType(space, [space.regular_repr] * count) for count in (fields[0], *fields)]
+        self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
+        layers: list[Any] = [modules.R2Conv(self.colours, types[0], 5), modules.ReLU(types[0], inplace=True)]
+        for in_type, out_type in pairwise(types):
+            layers += [ResidualBlock(in_type, out_type), ResidualBlock(out_type, out_type)]
+            layers += [modules.PointwiseMaxPool(out_type, 2)]
+        self.layers = nn.Sequential(*layers)
+        self.pool, self.linear = modules.GroupPooling(types[-1]), nn.Linear(fields[-1], 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 76, 76) -> logits (N, 10)."""
+        from e2cnn.nn import GeometricTensor
+
+        x = self.layers(GeometricTensor(images, self.colours))
+        logits: Tensor = self.linear(self.pool(x).tensor.mean((2, 3)))
+        return logits
+
+
 # name: (network, batch size)
 NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "tutorial C8": (lambda: TutorialCNN("C8", 1.0), 8),
@@ -117,6 +219,9 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
     "Wide-ResNet C8": (lambda: WideResNet("C8", (64, 128, 256)), 4),
     "Wide-ResNet D8": (lambda: WideResNet("D8", (64, 128, 256)), 4),
     "Wide-ResNet D8, narrow": (lambda: WideResNet("D8", (16, 32, 64)), 16),
+    "Wide-ResNet C8, 16 layers": (lambda: WideResNet("C8", (64, 128, 256), 2), 4),
+    "detector's stage C8": (lambda: DetectorStage("C8", (128, 256)), 4),
+    "policy's encoder C8": (lambda: PolicyEncoder("C8", (8, 16, 32, 64)), 4),
 }
 
 
