@@ -162,6 +162,31 @@ def test_ddp_trains_it(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close([p.grad for p in copied.parameters()], [p.grad for p in fast.parameters()])
 
 
+def compute_gradients(network: nn.Module, images: Tensor) -> list[Tensor | None]:
+    network(images).square().flatten(1).sum(1).mean().backward()
+    return [parameter.grad for parameter in network.parameters()]
+
+
+def compute_halves(rank: int, folder: str) -> None:
+    """Compute the gradients of every second image, in one of two processes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for name in NETWORKS:
+        parallel = nn.parallel.DistributedDataParallel(make_fast(name, True))
+        torch.save(compute_gradients(parallel, make_images(4)[rank::2]), f"{folder}/{name} {rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(compute_halves, (str(tmp_path),), nprocs=2)
+    for name in NETWORKS:
+        expected = compute_gradients(make_fast(name, True), make_images(4))
+        for rank in range(2):
+            actual = torch.load(tmp_path / f"{name} {rank}.pt")
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
 @each_network
 def test_the_report_names_every_layer_and_its_gain(name: str) -> None:
     network = NETWORKS[name]()
