@@ -15,7 +15,8 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.images.image_files import HDF5_TYPE, ImageError, get_hdf5_layout, to_galaxy_image
 from galaxyhpc.data.images.read_errors import translate_read_errors
-from galaxyhpc.data.sources.hdf5 import read_known_columns
+from galaxyhpc.data.sources.hdf5 import list_columns, read_known_columns
+from galaxyhpc.data.sources.tables import match_columns
 from galaxyhpc.data.survey.table_rows import make_galaxies
 from galaxyhpc.data.survey.unit import CHUNK_BYTES, CHUNK_GALAXIES, Encoded, Unit, UnitGalaxies, divide_rows, make_units
 
@@ -29,6 +30,8 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     """
     for path in paths:
         count, chunk_length, _ = _read_layout(path)
+        with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+            match_columns(path, list_columns(file), config.columns)  # refuses two of the same name
         counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
         yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
 

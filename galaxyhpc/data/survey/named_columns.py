@@ -111,11 +111,12 @@ def _find_mistake(path: Path, named: Mapping[str, str], config: ColumnsConfig) -
             got = f"no column {quote(name)}{' of texts or numbers' if key != 'file' else ''}"
             return f"{path}: --columns {key}: got {got}; expected {list_nearest(name, names[key])}"
     try:
-        matched = {**read_position_columns(path), **tables.match_columns(path, names["id"], config)}
+        known = {key for key, name in read_position_columns(path).items() if name in names["id"]}
+        known.update(tables.match_columns(path, names["id"], config))
     except DataError as error:  # of two columns with the same name
         return str(error)
     for key, other in (("ra", "dec"), ("dec", "ra")):
-        if key in named and other not in matched:
+        if key in named and other not in known:
             return f"{path}: --columns: got {key}={named[key]} alone; expected {other}=NAME, too"
     return ""
 

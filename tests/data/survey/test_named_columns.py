@@ -118,6 +118,18 @@ def test_files_without_columns_and_positions_of_one_column_are_refused(tmp_path:
         check(lone, "ra=alpha")
 
 
+def test_two_columns_of_a_common_name_are_refused_unless_one_is_named(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file["RA"] = SAMPLE.ra
+    with pytest.raises(
+        DataError, match=r"a.h5: column RA: got 2 of this name \(RA, ra\); .* \(of predict: --columns\)"
+    ):
+        find_units([str(path)], DataConfig())
+    check(path, "ra=RA")
+    assert np.array_equal(find_and_read(path, columns={"ra": "RA"})["ra"], SAMPLE.ra)
+
+
 def test_columns_with_which_no_galaxy_can_be_read_are_refused(tmp_path: Path) -> None:
     path, columns = write_catalogue(tmp_path / "a.csv", NAMES), NAMES | {"ra": "label"}
     config = name_columns(DataConfig(), columns)
