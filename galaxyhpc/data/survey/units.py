@@ -1,8 +1,9 @@
 """The units of a survey's inputs, and the galaxies of a unit, whatever the kind of its file.
 
 Inputs are HATS catalogues, parquet with images inside or the names of their files, HDF5, tar archives of images, tables
-of image files (CSV, ECSV, FITS), and directories and globs of these. Columns are found by common names, or named in
-data.columns. Files are divided so that a unit has about as many galaxies as asked for.
+of image files (CSV, ECSV, FITS), and directories and globs of these. Columns are found by common names, or named by the
+run (data.columns) or the user (`named_columns`). Files are divided so that a unit has about as many galaxies as asked
+for.
 """
 
 from __future__ import annotations
