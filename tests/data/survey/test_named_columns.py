@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -33,12 +34,13 @@ def write_catalogue(path: Path, names: dict[str, str]) -> Path:
     """Write a catalogue of image files with these names, and positions of zeros under the usual ones."""
     sources.write_images(path.parent, SAMPLE)
     table = SAMPLE.table.rename(columns={key: names[key] for key in ("file", "ra", "dec")})
-    return sources.write_table(path, table.assign(**{names["id"]: range(100, 106), "ra": 0.0, "dec": 0.0}))
+    table[names["id"]], table["ra"], table["dec"] = range(100, 106), 0.0, 0.0
+    return sources.write_table(path, table)
 
 
 def write_parquet(path: Path, sample: Sample = SAMPLE) -> Path:
     """Write parquet with images inside, by these names and the usual ones."""
-    columns = {"cutout": sources.make_parquet_images(sample, "bytes"), "Objekt Nr": np.arange(100, 106)}
+    columns: dict[str, Any] = {"cutout": sources.make_parquet_images(sample, "bytes"), "Objekt Nr": np.arange(100, 106)}
     columns |= {"RA=2000": sample.ra, "déc": sample.dec, "ra": np.zeros(6), "dec": np.zeros(6)}
     return sources.write_parquet(path, sample, "struct", **columns)
 
