@@ -7,9 +7,10 @@ A table of some of its galaxies: `galaxyhpc predict DIRECTORY --select 'p_Mergin
 Files: HDF5 with `images` (N, S, S, 3), uint8 or floats in [0, 1]; images (PNG, JPEG, TIFF and WebP of 8 bits, FITS); a
 directory, for all images below it; a catalogue (CSV, TSV, ECSV, FITS table, parquet) with a column of image files,
 relative to its directory; parquet with images inside, or a directory of such shards. Columns are found as in the
-training (data.columns); labels are not needed. Images are square or cropped as in the training (data.crop), of any
-size, and should look like the training images: the galaxy in the middle of a field of the same size on the sky. Bands
-and stretch of FITS are those of the run (data.fits). Grey images are taken where the run was trained on such.
+training (data.columns), or named: `--columns file=cutout ra=RAJ2000 dec=DEJ2000`, and then every file must have them.
+Labels are not needed. Images are square or cropped as in the training (data.crop), of any size, and should look like
+the training images: the galaxy in the middle of a field of the same size on the sky. Bands and stretch of FITS are
+those of the run (data.fits). Grey images are taken where the run was trained on such.
 
 Writes one CSV row per galaxy: source and index (its row in it, from 0), id (the catalogue's, or the name of the image),
 ra and dec in degrees where the source has them, and the probability of each class in a column `p_NAME`; the column
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from galaxyhpc.data import DataError
+from galaxyhpc.data.survey.named_columns import parse_columns
 from galaxyhpc.evaluation.evaluate import NotTrainedError
 from galaxyhpc.launch.dispatch import add_executor_options
 from galaxyhpc.predict import csv_table
@@ -41,6 +43,7 @@ from galaxyhpc.storage.files import OVERWRITE_HELP, check_output
 
 FILES_HELP = "HDF5, an image, a directory, a catalogue (CSV, ECSV, FITS, parquet), parquet with images; globs may be "
 FILES_HELP += "quoted; with --input, further runs"
+COLUMNS_HELP = "columns of the files: KEY is file, id, ra or dec; without a NAME it is not used"
 SURVEY_OPTIONS = ("profile", "embeddings", "hats", "max_parallel", "dry_run", "executor")
 
 
@@ -48,14 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Classify the galaxies named on the command line."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
-    _check_form(parser, options)
     try:
+        options.columns = parse_columns(options.columns)
+        _check_form(parser, options)
         if options.input:
             runs = [options.run, *map(Path, options.files)]
             return int(_import("predict.submit").predict_survey(runs, options.input, options.output, options))
         if options.select:
             return _select(options.run, options.select, options.to, options.overwrite)
-        return csv_table.classify_files(options.run, options.files, options.output, options.skip_bad, options.overwrite)
+        more = options.columns, options.skip_bad, options.overwrite
+        return csv_table.classify_files(options.run, options.files, options.output, *more)
     except (ValueError, OSError, NotTrainedError, BusyError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -99,6 +104,8 @@ def _check_form(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.select or options.to:
         if not (options.select and options.to) or options.files:
             parser.error("--select and --to: expected both, behind one DIRECTORY of a prediction")
+        if options.columns:
+            parser.error("--columns: is for galaxies that are classified; --select takes the columns of the parts")
         return
     if not options.files:
         parser.error("got no FILE; expected files of galaxies, or --input")
@@ -115,6 +122,7 @@ def _make_parser() -> argparse.ArgumentParser:
     output_help = "CSV to write (predictions.csv), or with --input a directory"
     parser.add_argument("--output", type=Path, metavar="CSV", help=output_help)
     skip_help = "classify the others where images cannot be used, and list these in the column `error`"
+    parser.add_argument("--columns", nargs="+", action="extend", default=[], metavar="KEY=NAME", help=COLUMNS_HELP)
     parser.add_argument("--skip-bad", action="store_true", help=skip_help)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     survey = parser.add_argument_group("a survey")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from galaxyhpc.config.class_names import get_probability_columns
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.images import image_files
 from galaxyhpc.data.sources.conversion import resize
+from galaxyhpc.data.sources.parquet import find_shards
 from galaxyhpc.data.sources.unlabelled import GalaxyFile, list_galaxy_files
+from galaxyhpc.data.survey.named_columns import check_columns, name_columns
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.evaluation.calibration import softmax
 from galaxyhpc.evaluation.trained_model import Classifier
@@ -154,9 +156,14 @@ def get_warnings(classifier: Classifier) -> list[str]:
 
 
 def classify_files(
-    run_path: Path, patterns: Sequence[str], output: Path, should_skip_bad: bool = False, may_overwrite: bool = False
+    run_path: Path,
+    patterns: Sequence[str],
+    output: Path,
+    columns: Mapping[str, str],
+    should_skip_bad: bool = False,
+    may_overwrite: bool = False,
 ) -> int:
-    """Write one CSV of the galaxies of these files; return 1 if some were left out.
+    """Write one CSV of the galaxies of these files, with columns that the user names; return 1 if some were left out.
 
     Raises
     ------
@@ -169,7 +176,9 @@ def classify_files(
     run = trained_model.open_run(run_path)
     config = run.load_config()
     allow_grey = trained_model.is_trained_on_grey(run, config)
-    files = list_files(image_files.find_files(patterns), config.data, allow_grey)
+    paths, data = image_files.find_files(patterns), name_columns(config.data, columns)
+    check_columns(chain(*(find_shards(path) or [path] for path in paths)), columns, data)
+    files = list_files(paths, data, allow_grey)
     errors = [file.error for file in files if file.error]
     if errors and (not should_skip_bad or len(errors) == len(files)):
         raise BadImagesError(errors, len(files), "; damage to their pixels is found then")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from galaxyhpc.config.schema import ColumnsConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME
@@ -14,11 +15,13 @@ from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.prediction import part
 from galaxyhpc.prediction.pipeline import make_decoder
 from galaxyhpc.prediction.survey import Attempts, SurveyDir, SurveyError, SurveySettings, is_survey
-from galaxyhpc.storage.sweep_dir import get_report_records, resolve_path
+from galaxyhpc.storage.sweep_dir import get_report_records
 
 
-def make_settings(classifiers: Sequence[Classifier], inputs: Sequence[str], with_embeddings: bool) -> SurveySettings:
-    """Return what decides the bytes of the parts.
+def make_settings(
+    classifiers: Sequence[Classifier], inputs: Sequence[str], columns: ColumnsConfig, with_embeddings: bool
+) -> SurveySettings:
+    """Return what decides the bytes of the parts, given the absolute paths of the inputs.
 
     Raises
     ------
@@ -32,13 +35,13 @@ def make_settings(classifiers: Sequence[Classifier], inputs: Sequence[str], with
         "classes": list(decoder.config.class_names),
         "crop": decoder.config.crop,
         "fits": decoder.config.fits.model_dump(mode="json"),
-        "columns": decoder.config.columns.model_dump(mode="json"),
+        "columns": columns.model_dump(mode="json"),
         "allow_grey": decoder.allow_grey,
         "embeddings": with_embeddings,
         "typicality": has_typicality(classifiers[0]),
     }
     paths = tuple(str(classifier.run.path) for classifier in classifiers)
-    return SurveySettings(paths, tuple(str(resolve_path(text, "--input")) for text in inputs), identity)
+    return SurveySettings(paths, tuple(inputs), identity)
 
 
 def has_typicality(classifier: Classifier) -> bool:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from rich.console import Console
 from galaxyhpc.analysis.run_cost import choose_time_limit_minutes
 from galaxyhpc.config.schema import RequestedResources, ResourcesConfig
 from galaxyhpc.config.sweep import load_resources
+from galaxyhpc.data.survey.named_columns import check_columns, check_first_galaxies, name_columns
 from galaxyhpc.data.survey.unit import Unit
-from galaxyhpc.data.survey.units import find_units
+from galaxyhpc.data.survey.units import find_units, list_inputs
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
@@ -31,7 +33,7 @@ from galaxyhpc.runtime.console import format_count, make_console
 from galaxyhpc.runtime.lock import LAUNCH_LOCK, hold, is_busy
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
-from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, resolve_sweep_dir
+from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, resolve_path, resolve_sweep_dir
 from jobs.predict import LastPredictJob, PredictJob
 
 MAX_LISTED = 5  # units that were set aside
@@ -51,8 +53,12 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     requested, executor = load_resources(options.profile), choose_executor(options.executor)
     classifiers = [trained_model.load(path, torch.device("cpu")) for path in runs]
     check_same_classes(classifiers)
-    settings = make_settings(classifiers, inputs, options.embeddings)
-    units = find_units(settings.inputs, classifiers[0].config.data)
+    inputs = [str(resolve_path(text, "--input")) for text in inputs]
+    config = name_columns(classifiers[0].config.data, options.columns)
+    check_columns(chain(*list_inputs(inputs).values()), options.columns, config)
+    settings = make_settings(classifiers, inputs, config.columns, options.embeddings)
+    units = find_units(settings.inputs, config)
+    check_first_galaxies(units, options.columns, config)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
         missing, stale = find_pending(survey, settings, units)
         pending = sorted([*missing, *stale])

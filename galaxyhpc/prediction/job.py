@@ -182,13 +182,14 @@ class Predictor:
         ------
         StopRequested
         """
+        from galaxyhpc.data.survey.named_columns import name_columns
         from galaxyhpc.data.survey.units import read_unit
         from galaxyhpc.prediction.columns import make_table
 
-        classifiers, decoder = self.pipeline.classifiers, self.pipeline.decoder
-        galaxies = read_unit(unit, decoder.config)
+        classifiers, identity = self.pipeline.classifiers, self.settings.identity
+        galaxies = read_unit(unit, name_columns(self.pipeline.decoder.config, identity["columns"]))
         for batch in self.pipeline.classify(galaxies, unit.source):
-            yield make_table(batch, classifiers, self.typicality, self.settings.identity["embeddings"])
+            yield make_table(batch, classifiers, self.typicality, identity["embeddings"])
             if should_stop():
                 raise StopRequested
 

@@ -121,5 +121,5 @@ def describe_difference(old: object, new: object) -> str:
 
 
 def _shorten(value: str | None) -> str:
-    text = "nothing" if value in (None, "None") else str(value)
+    text = "nothing" if value in (None, "None") else str(value) or "''"
     return text if len(text) <= 40 else f"{text[:12]}..."

@@ -78,6 +78,10 @@ def test_a_survey_without_its_extra_says_what_to_install(
         (["run", "--input", "a"], "--input: got no --output; expected --output DIRECTORY"),
         (["run", "--input", "a", "--output", "b", "--skip-bad"], "--skip-bad: is for files"),
         (["out", "--select", "blank"], "--select and --to: expected both"),
+        (
+            ["out", "--select", "x", "--to", "a.csv", "--columns", "id=x"],
+            "--columns: is for galaxies that are classified",
+        ),
     ],
 )
 def test_options_of_another_form_are_refused(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from galaxyhpc.data import DataError
 from galaxyhpc.data.images.galaxy_image import ImageError
 from galaxyhpc.data.sources.read_errors import explain_read_error
 from galaxyhpc.storage.files import sanitize
@@ -24,7 +25,7 @@ def translate_read_errors(path: Path, file_type: str, file: Path | io.BytesIO | 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImageError:
+    except (DataError, ImageError):
         raise
     except Exception as error:  # a damaged file may raise anything
         if size is None:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
-from galaxyhpc.config.schema import DataConfig
+from galaxyhpc.config.schema import ColumnsConfig, DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.sources.read_errors import describe_missing_array, explain_read_error, find_missing_parts
 from galaxyhpc.data.sources.source import (
@@ -28,6 +30,7 @@ from galaxyhpc.data.sources.source import (
     check_positions_differ,
     make_error,
 )
+from galaxyhpc.data.sources.tables import match_columns
 
 FILE_TYPE = "an HDF5 file laid out as Galaxy10_DECals.h5 (Zenodo 10845026)"
 FIELD_ARCSEC = 256 * 0.262  # side of a published image
@@ -89,16 +92,29 @@ def _read_positions(path: Path, file: h5py.File, count: int) -> tuple[np.ndarray
     return ra, _validate_range(path, "dec", _read_column(path, file, "dec", count, "f"), -90.0, 90.0)
 
 
-def read_known_positions(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ra and dec of `count` galaxies, NaN where they are unknown.
+def list_columns(file: h5py.File) -> list[str]:
+    """Return the names of the arrays with one value for each of the images."""
+    shape = file["images"].shape[:1]
+    return [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.shape == shape]
+
+
+def read_known_columns(
+    path: Path, file: h5py.File, rows: slice, config: ColumnsConfig
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return what is known of these rows, and the names of the columns of id, ra and dec, where they exist.
 
     Raises
     ------
     DataError
     """
-    with _translate_hdf5_errors(path), h5py.File(path, "r", locking=False) as file:
-        ra, dec = (_read_column_or_nan(path, file, key, count) for key in ("ra", "dec"))
-    return ra, dec
+    matched = match_columns(path, list_columns(file), config)
+    columns = {key: name for key, name in matched.items() if key in ("id", "ra", "dec")}
+    values = {name: _read_values(file[name], rows) for name in columns.values()}
+    return pd.DataFrame(values, index=range(rows.start, rows.stop)), columns
+
+
+def _read_values(dataset: h5py.Dataset, rows: slice) -> Any:
+    return dataset.asstr()[rows] if h5py.check_string_dtype(dataset.dtype) else dataset[rows]
 
 
 def _read_field_arcsec(path: Path, file: h5py.File, count: int, size: int) -> float:

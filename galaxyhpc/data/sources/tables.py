@@ -163,7 +163,7 @@ def match_columns(path: Path, names: list[str], config: ColumnsConfig) -> dict[s
             by_name = ([name for name in names if name.lower() == usual] for usual in common)
             same = next(filter(None, by_name), [])
         if len(same) > 1:
-            advice = f"one: rename the other, or name it in data.columns.{key}"
+            advice = f"one: rename the other, or name it in data.columns.{key} (of predict: --columns)"
             raise make_error(path, f"column {same[0]}", f"{len(same)} of this name ({', '.join(same)})", advice)
         if same:
             columns[key] = same[0]

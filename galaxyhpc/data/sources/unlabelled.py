@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -18,8 +19,9 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.images import image_files
 from galaxyhpc.data.images.fits_images import FITS_ENDINGS, is_fits_table
 from galaxyhpc.data.images.image_files import GalaxyImage, ImageError
+from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import parquet, tables
-from galaxyhpc.data.sources.hdf5 import read_known_positions
+from galaxyhpc.data.sources.hdf5 import read_known_columns
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.storage.files import sanitize
 
@@ -48,7 +50,7 @@ def list_galaxy_files(path: Path, config: DataConfig, allow_grey: bool = False) 
             yield from _list_directory(path, config, allow_grey)
         elif tables.has_ending(path, tables.PARQUET_ENDINGS):
             yield from _list_parquet(path, config, allow_grey)
-        elif _is_table(path):
+        elif is_table(path):
             table = tables.read_table(path)
             columns = find_columns(path, list(map(str, table.columns)), config)
             yield from _list_catalogue(path, table, columns, config, allow_grey)
@@ -58,7 +60,8 @@ def list_galaxy_files(path: Path, config: DataConfig, allow_grey: bool = False) 
         yield GalaxyFile(sanitize(str(path)), error=sanitize(str(error)))
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
+    """Whether a file is a table in CSV, ECSV or FITS, by its ending and, of FITS, its content."""
     if not tables.has_ending(path, (*tables.CSV_ENDINGS, *tables.ASTROPY_FORMATS)):
         return False
     return not tables.has_ending(path, FITS_ENDINGS) or (path.is_file() and is_fits_table(path))
@@ -85,7 +88,10 @@ def _open_file(path: Path, name: str, config: DataConfig, allow_grey: bool) -> G
     read_images = partial(image_files.read_images, path, config, allow_grey)
     if not tables.has_ending(path, image_files.HDF5_ENDINGS):
         return GalaxyFile(source, ids=(name,), read_images=read_images)
-    return GalaxyFile(source, 0, ("",) * count, *read_known_positions(path, count), read_images)
+    with translate_read_errors(path, image_files.HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+        table, columns = read_known_columns(path, file, np.s_[0:count], config.columns)
+    ids = tables.to_texts(table[columns["id"]]).tolist() if "id" in columns else ("",) * count
+    return GalaxyFile(source, 0, ids, *tables.read_positions(path, table, columns), read_images)
 
 
 def find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str, str]:
@@ -98,7 +104,7 @@ def find_columns(path: Path, names: list[str], config: DataConfig) -> dict[str, 
     columns = tables.match_columns(path, names, config.columns)
     if "file" not in columns:
         listed = ", ".join(tables.COMMON_NAMES["file"])
-        expected = f"one with the images, or with the names of their files, called as in data.columns.file or {listed}"
+        expected = f"one with the images, or with the names of their files, called {listed}, or --columns file=NAME"
         raise make_error(path, "columns", ", ".join(names) or "none", expected)
     return {key: name for key, name in columns.items() if key in ("file", "id", "ra", "dec")}
 

@@ -32,7 +32,7 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     DataError
     """
     for path in paths:
-        columns = find_columns(path, _read_names(path), config)
+        columns = find_columns(path, read_names(path), config)
         yield from make_units(path, "catalogue", divide_rows([_count_rows(path, columns["file"])], galaxies_per_unit))
 
 
@@ -44,7 +44,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
     DataError
     """
     path = Path(unit.source)
-    columns, directory = find_columns(path, _read_names(path), config), choose_directory(path, config)
+    columns, directory = find_columns(path, read_names(path), config), choose_directory(path, config)
     first = unit.first
     for table in _iterate_rows(path, list(columns.values()), unit.first, unit.stop):
         rows = np.arange(first, first + len(table))
@@ -85,7 +85,7 @@ def _iterate_text(path: Path, names: list[str]) -> Iterator[pd.DataFrame]:
         yield from pd.read_csv(path, usecols=names, chunksize=ROWS_AT_ONCE, **tables.get_csv_format(path))
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
     """Return the names of the columns that have one value per row."""
     if tables.has_ending(path, FITS_ENDINGS):
         with _open_table(path) as hdu:

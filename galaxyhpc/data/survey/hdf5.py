@@ -9,14 +9,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.images.image_files import HDF5_TYPE, ImageError, get_hdf5_layout, to_galaxy_image
 from galaxyhpc.data.images.read_errors import translate_read_errors
-from galaxyhpc.data.sources import tables
+from galaxyhpc.data.sources.hdf5 import list_columns, read_known_columns
+from galaxyhpc.data.sources.tables import match_columns
 from galaxyhpc.data.survey.table_rows import make_galaxies
 from galaxyhpc.data.survey.unit import CHUNK_BYTES, CHUNK_GALAXIES, Encoded, Unit, UnitGalaxies, divide_rows, make_units
 
@@ -30,6 +30,8 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     """
     for path in paths:
         count, chunk_length, _ = _read_layout(path)
+        with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+            match_columns(path, list_columns(file), config.columns)  # refuses two of the same name
         counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
         yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
 
@@ -70,11 +72,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[UnitGalaxies]:
 
 def _read_slice(path: Path, first: int, stop: int, config: DataConfig) -> Iterator[UnitGalaxies]:
     with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
-        count = len(file["images"])
-        names = [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.shape == (count,)]
-        matched = tables.match_columns(path, names, config.columns)
-        columns = {key: name for key, name in matched.items() if key in ("id", "ra", "dec")}
-        table = pd.DataFrame({name: _read_column(file[name], first, stop) for name in columns.values()})
+        table, columns = read_known_columns(path, file, np.s_[first:stop], config.columns)
         images = file["images"][first:stop]
     for start in range(0, stop - first, CHUNK_GALAXIES):
         part = np.s_[start : start + CHUNK_GALAXIES]
@@ -89,7 +87,3 @@ def _to_encoded(path: Path, values: NDArray[Any], row: int) -> Encoded:
         return values
     image = to_galaxy_image(path, values, row)
     return image if isinstance(image, ImageError) else image.pixels
-
-
-def _read_column(dataset: h5py.Dataset, first: int, stop: int) -> Any:
-    return dataset.asstr()[first:stop] if h5py.check_string_dtype(dataset.dtype) else dataset[first:stop]

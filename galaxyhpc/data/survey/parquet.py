@@ -99,13 +99,21 @@ def choose_columns(path: Path, schema: Any, config: DataConfig) -> tuple[ImageCo
     if not images:
         listed = ", ".join(f"{name} ({schema.field(name).type})"[:80] for name in candidates) or ", ".join(names)
         expected = "one with images (bytes of files, or nested lists of pixels) or with the names of their files"
-        raise make_error(path, "columns", listed or "none", f"{expected}: name it in data.columns.file")
+        raise make_error(path, "columns", listed or "none", f"{expected}: name it, --columns file=NAME")
     columns = tables.match_columns(path, names, config.columns)
     for key, name in read_position_columns(path).items():
         if name in names and getattr(config.columns, key) not in ("", *names):
             columns[key] = name
     known = {key: name for key, name in columns.items() if key in ("id", "ra", "dec")}
     return min(images, key=lambda image: image.form == "files"), known
+
+
+def is_nested_or_binary(kind: Any) -> bool:
+    """Whether a column of this type of pyarrow holds neither texts nor numbers."""
+    from pyarrow import BaseExtensionType, types
+
+    tests = (types.is_nested, types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    return isinstance(kind, BaseExtensionType) or any(test(kind) for test in tests)
 
 
 def _describe_images(name: str, kind: Any) -> ImageColumn | None:

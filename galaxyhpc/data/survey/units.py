@@ -1,8 +1,9 @@
 """The units of a survey's inputs, and the galaxies of a unit, whatever the kind of its file.
 
 Inputs are HATS catalogues, parquet with images inside or the names of their files, HDF5, tar archives of images, tables
-of image files (CSV, ECSV, FITS), and directories and globs of these. Columns are found by common names, or named in
-data.columns. Files are divided so that a unit has about as many galaxies as asked for.
+of image files (CSV, ECSV, FITS), and directories and globs of these. Columns are found by common names, or named by the
+run (data.columns) or the user (`named_columns`). Files are divided so that a unit has about as many galaxies as asked
+for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
 from galaxyhpc.data.survey.unit import Encoded, Unit, UnitGalaxies, check_unchanged
 from galaxyhpc.storage.files import sanitize
 
-__all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "read_unit"]
+__all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "list_inputs", "read_unit"]
 
 GALAXIES_PER_UNIT = 20_000
 TAR_ENDINGS = (".tar",)
@@ -63,18 +64,28 @@ def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int
     DataError
         If there is none, or a file cannot be used.
     """
-    paths: dict[str, dict[Path, None]] = {}  # each once, by kind
-    for path in find_files(inputs):
-        kind, members = _list_files(Path(os.path.abspath(path)))
-        paths.setdefault(kind, {}).update(dict.fromkeys(file for file in members if file.name != hats.THUMBNAIL))
     units = [
         unit
-        for kind, members in paths.items()
-        for unit in READERS[kind].find_units([*members], config, galaxies_per_unit)
+        for kind, paths in list_inputs(inputs).items()
+        for unit in READERS[kind].find_units(paths, config, galaxies_per_unit)
     ]
     if not units:
         raise DataError(sanitize(f"{', '.join(inputs)}: got no galaxies; expected one or more"))
     return [unit._replace(number=number) for number, unit in enumerate(units)]
+
+
+def list_inputs(inputs: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files, or directories of images, of these inputs, each once, by kind.
+
+    Raises
+    ------
+    DataError
+    """
+    paths: dict[str, dict[Path, None]] = {}
+    for path in find_files(inputs):
+        kind, members = _list_files(Path(os.path.abspath(path)))
+        paths.setdefault(kind, {}).update(dict.fromkeys(file for file in members if file.name != hats.THUMBNAIL))
+    return {kind: list(members) for kind, members in paths.items()}
 
 
 def _list_files(path: Path) -> tuple[str, list[Path]]:

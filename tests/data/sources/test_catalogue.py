@@ -124,6 +124,7 @@ def test_two_columns_of_a_needed_name_are_refused_and_others_are_not(tmp_path: P
     twice = table.rename(columns={"name": "id", "comment": "note"})
     line = get_error(sources.write_table(tmp_path / "a.csv", twice))
     expected = "column id: got 2 of this name (id, id); expected one: rename the other, or name it in data.columns.id"
+    expected += " (of predict: --columns)"
     assert line == f"{tmp_path}/a.csv: {expected}"
     assert open_path(tmp_path / "a.csv", columns={"id": "file"}).columns.ids.tolist() == sample.names
     by_case = sources.write_table(tmp_path / "b.csv", table.rename(columns={"name": "ID"}))

@@ -1,0 +1,157 @@
+"""Columns that a user names, `--columns KEY=NAME`: a file that lacks one is refused before anything is written.
+
+Those of a run's settings name columns of the training's catalogue, and give way to common names in other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from difflib import SequenceMatcher
+from pathlib import Path
+from unicodedata import normalize
+
+import h5py
+
+from galaxyhpc.config.schema import ColumnsConfig, DataConfig
+from galaxyhpc.data import DataError
+from galaxyhpc.data.images.image_files import HDF5_ENDINGS, HDF5_TYPE, ImageError
+from galaxyhpc.data.images.read_errors import translate_read_errors
+from galaxyhpc.data.sources import tables
+from galaxyhpc.data.sources.hdf5 import list_columns
+from galaxyhpc.data.sources.parquet import FILE_TYPE
+from galaxyhpc.data.sources.unlabelled import is_table
+from galaxyhpc.data.survey import catalogue, parquet
+from galaxyhpc.data.survey.hats import read_position_columns
+from galaxyhpc.data.survey.unit import NUM_THREADS, Unit
+from galaxyhpc.data.survey.units import read_unit
+from galaxyhpc.storage.files import sanitize
+
+KEYS = ("file", "id", "ra", "dec")
+MAX_LISTED = 8  # columns in a message
+NUM_TRIED = 64  # galaxies
+
+
+def parse_columns(texts: Sequence[str]) -> dict[str, str]:
+    """Return the names of columns by key, of `KEY=NAME` each; empty: not used.
+
+    Raises
+    ------
+    DataError
+    """
+    columns: dict[str, str] = {}
+    for text in texts:
+        key, equals, name = text.partition("=")
+        if key not in KEYS or not equals:
+            expected = f"KEY=NAME, where KEY is {', '.join(KEYS[:-1])} or dec; files stand before it"
+            raise DataError(f"--columns: got {text!a}; expected {expected}")
+        if key in columns:
+            raise DataError(f"--columns {key}: got {quote(columns[key])} and {quote(name)}; expected one name")
+        columns[key] = name
+    if columns.get("file") == "":
+        raise DataError("--columns file: got nothing; expected the column of the images or of their files")
+    if (columns.get("ra") == "") != (columns.get("dec") == ""):
+        got = "dec" if columns.get("ra") else "ra"
+        raise DataError(f"--columns: got {got}= alone; expected ra= and dec=, for positions that are not used")
+    if columns.get("ra") and columns.get("ra") == columns.get("dec"):
+        raise DataError(f"--columns: got {quote(columns['ra'])} for ra and dec; expected a column for each")
+    return columns
+
+
+def name_columns(config: DataConfig, columns: Mapping[str, str | None]) -> DataConfig:
+    """Return the settings with other names for the columns of these keys."""
+    return config.model_copy(update={"columns": config.columns.model_copy(update=dict(columns))})
+
+
+def check_columns(paths: Iterable[Path], columns: Mapping[str, str], config: DataConfig) -> None:
+    """Refuse files without the columns that a user names, by their headers; `config` has these names, too.
+
+    Files that cannot be read are left to their readers, which say why.
+
+    Raises
+    ------
+    DataError
+    """
+    named = {key: name for key, name in columns.items() if name}
+    if not named:
+        return
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        results = list(pool.map(lambda path: _find_mistake(path, named, config.columns), paths))
+    if mistakes := [text for text in results if text]:
+        others = f" ({len(mistakes) - 1} more of {len(results)} files are refused, too)" if len(mistakes) > 1 else ""
+        raise DataError(sanitize(f"{mistakes[0]}{others}"))
+
+
+def check_first_galaxies(units: Sequence[Unit], columns: Mapping[str, str], config: DataConfig) -> None:
+    """Refuse columns with which none of the first galaxies can be read, such as names for ra.
+
+    Raises
+    ------
+    DataError
+    """
+    if not any(columns.values()):
+        return
+    unit = units[0]._replace(stop=min(units[0].stop, units[0].first + NUM_TRIED))
+    images = [image for galaxies in read_unit(unit, config) for image in galaxies.encoded]
+    errors = [str(image) for image in images if isinstance(image, ImageError)]
+    if len(errors) == len(images):
+        raise DataError(f"{errors[0]}; so it is for the first {len(errors)} galaxies: see --columns")
+
+
+def _find_mistake(path: Path, named: Mapping[str, str], config: ColumnsConfig) -> str:
+    """Return what is wrong with the columns of a file, or nothing."""
+    try:
+        names = _read_names(path)
+    except (DataError, ImageError, OSError):
+        return ""
+    for key, name in named.items():
+        if not names[key]:
+            return f"{path}: --columns {key}: got no columns; expected a table, parquet or HDF5 with {quote(name)}"
+        if name not in names[key]:
+            got = f"no column {quote(name)}{' of texts or numbers' if key != 'file' else ''}"
+            return f"{path}: --columns {key}: got {got}; expected {list_nearest(name, names[key])}"
+    try:
+        known = {key for key, name in read_position_columns(path).items() if name in names["id"]}
+        known.update(tables.match_columns(path, names["id"], config))
+    except DataError as error:  # of two columns with the same name
+        return str(error)
+    for key, other in (("ra", "dec"), ("dec", "ra")):
+        if key in named and other not in known:
+            return f"{path}: --columns: got {key}={named[key]} alone; expected {other}=NAME, too"
+    return ""
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    """Return the names that each key can have in a file, from its header.
+
+    Raises
+    ------
+    DataError, ImageError, OSError
+    """
+    path.stat()
+    if tables.has_ending(path, HDF5_ENDINGS):
+        with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
+            return dict.fromkeys(KEYS, list_columns(file)) | {"file": ["images"]}
+    if tables.has_ending(path, tables.PARQUET_ENDINGS):
+        with tables.translate_table_errors(path, FILE_TYPE), parquet.open_file(path) as file:
+            schema = file.schema_arrow
+        simple = [field.name for field in schema if not parquet.is_nested_or_binary(field.type)]
+        return dict.fromkeys(KEYS, simple) | {"file": schema.names}
+    return dict.fromkeys(KEYS, catalogue.read_names(path) if is_table(path) else [])
+
+
+def list_nearest(name: str, names: Sequence[str]) -> str:
+    """Return the first of these names, those nearest to `name` in front, and how many more there are."""
+
+    def get_distance(other: str) -> float:
+        return -SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
+
+    listed = ", ".join(quote(other) for other in sorted(names, key=get_distance)[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{'one of ' if len(names) > 1 else ''}{listed}{more}"
+
+
+def quote(name: str) -> str:
+    """Return a name in quotes, with escapes where it looks like another one."""
+    is_plain = name.isprintable() and name == normalize("NFKC", name)
+    return repr(name) if is_plain else ascii(name)
