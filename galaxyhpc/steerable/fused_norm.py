@@ -2,8 +2,8 @@
 
 A training step reads or writes a map 5.75 times in all for norm, ReLU and pool, and 8 times without the pool;
 torch's own layers do so 10.5 times with the pool. Maps are channels-last, or in irreps (`fused_blocks`), where the
-kernels change the basis of each tile on the chip. In irreps, too, a field's mean is the component along the constant
-field, and its variance the mean square of the deviation from it (Parseval).
+kernels change the basis of each tile on the chip. Each direction has three launches: programs sum over parts of a map,
+one launch makes factors of columns from their sums (two if processes share statistics), and programs apply these.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
-from galaxyhpc.steerable.batch_norm import (
-    FieldBatchNorm,
-    all_reduce_moments,
-    all_reduce_sums,
-    compute_gradient_factors,
-)
+from galaxyhpc.steerable import norm_statistics
+from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.kernels import norm_kernels as kernels
 from galaxyhpc.steerable.kernels.gpu import Grid
 from galaxyhpc.steerable.kernels.gpu_plan import FieldLayout
@@ -34,6 +30,7 @@ NUM_WARPS = 8
 TILE_BYTES = 32 * NUM_WARPS * 16
 IRREPS_TILE_BYTES = 2 * TILE_BYTES
 TILES_PER_PROGRAM = 16  # of a program that sums
+BLOCK = 256 * NUM_WARPS  # partial sums that a program adds at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,11 @@ class MapLayout:
         """Components of a column."""
         return 1 if self.field is None else len(self.field.table)
 
+    @property
+    def field_columns(self) -> int:
+        """Columns of a field."""
+        return self.field_size if self.field is None else 1
+
     def pool(self) -> MapLayout:
         """Return the layout of the map that has every second pixel."""
         return replace(self, grid=Grid(*((side - self.border + 1) // 2 + self.border for side in self.grid)))
@@ -70,24 +72,6 @@ class MapLayout:
             return x.new_empty(self.field.num_planes * self.pixels * self.columns)
         shape = (self.batch_size, self.columns, *self.grid)
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-    def make_constant_field(self, x: Tensor) -> Tensor:
-        """Return the components of a field whose channels are one, (components, 1) float64."""
-        if self.field is None:
-            return x.new_ones(self.field_size, 1, dtype=torch.float64)
-        return self.field.to_field.double().sum((0, 1))[: self.num_components, None]
-
-    def group_by_field(self, values: Tensor, fields: int) -> Tensor:
-        """(..., values of all components) -> (..., components, fields)."""
-        if self.field is None:
-            return values.view(*values.shape[:-1], fields, self.field_size).transpose(-1, -2)
-        return values.view(*values.shape[:-1], values.shape[-1] // self.columns, self.columns)[..., :fields]
-
-    def repeat_per_column(self, *per_field: Tensor) -> Tensor:
-        """(fields,) each -> (number, columns) float32; zeros for columns that belong to no field."""
-        repeats = self.field_size if self.field is None else 1
-        columns = torch.stack(per_field).float().repeat_interleave(repeats, 1)
-        return pad(columns, (0, self.columns - columns.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -107,19 +91,25 @@ class _Pass:
         tile = self._get_tile(tensors[0])
         self._launch(function, triton.cdiv(tiled.pixels, tile["BP"]), tensors, tile)
 
+    def scale_and_shift(self, x: Tensor, factors: Tensor) -> Tensor:
+        """Return x * scale + shift with ReLU and pool."""
+        y = self.pooled.make_map(x)
+        self.launch(kernels.normalise, self.pooled, x, y, factors)
+        return y
+
     def launch_sums(self, function: Any, num_sums: int, *tensors: Tensor) -> Tensor:
-        """Launch programs that sum over pixels; return (programs, sums, columns) float32."""
+        """Launch programs that sum over pixels; return (sums, columns, programs) float32."""
         tile = self._get_tile(tensors[0]) | {"TILES": TILES_PER_PROGRAM}
         num_programs = triton.cdiv(self.layout.pixels, tile["BP"] * TILES_PER_PROGRAM)
-        sums = torch.empty(num_programs, num_sums, self.layout.columns, device=tensors[0].device)
+        sums = torch.empty(num_sums, self.layout.columns, num_programs, device=tensors[0].device)
         self._launch(function, num_programs, (*tensors, sums), tile)
         return sums
 
     def launch_moments(self, x: Tensor) -> Tensor:
-        """Return (programs, 3, components x columns) float32: pixels, means and sums of squared deviations."""
+        """Return (3, components, columns, programs) float32: pixels, means and sums of squared deviations."""
         components, tile = self.layout.num_components, _make_tile(TILE_BYTES // x.element_size(), 32)
         num_programs = triton.cdiv(self.layout.pixels, tile["BP"] * TILES_PER_PROGRAM)
-        moments = torch.empty(num_programs, 3, components * self.layout.columns, device=x.device)
+        moments = torch.empty(3, components, self.layout.columns, num_programs, device=x.device)
         self._launch(kernels.sum_moments, num_programs * components, (x, moments), tile | {"TILES": TILES_PER_PROGRAM})
         return moments
 
@@ -167,68 +157,76 @@ def normalise_map(
     """
     step = _Pass(layout, has_relu, None if pool is None else pool.kernel)
     if not norm.training:
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return _scale_and_shift(x, norm.running_mean, scale, norm.bias, step)[0]
-    mean, variance, count = _compute_field_moments(x.detach(), step, norm)
-    norm.update_statistics(mean, variance, count)
-    moments = (mean, (variance + norm.eps).rsqrt(), count)
-    y: Tensor = _Normalise.apply(x, norm.weight, norm.bias, *moments, norm.is_synchronised, step)  # type: ignore[no-untyped-call]
+        return step.scale_and_shift(x, _make_running_factors(layout, norm, x.device))
+    y: Tensor = _Normalise.apply(x, norm.weight, norm.bias, norm, step)  # type: ignore[no-untyped-call]
     return y
 
 
-def _compute_field_moments(x: Tensor, step: _Pass, norm: FieldBatchNorm) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Return mean and variance of every field, (fields,) float64, and the number of values, over all processes."""
-    layout, constant = step.layout, step.layout.make_constant_field(x)
-    moments = layout.group_by_field(step.launch_moments(x).double(), norm.fields)
-    pixels, means, squares = moments.unbind(1)  # (programs, components, fields) each
-    count = layout.batch_size * math.prod(side - layout.border for side in layout.grid) * layout.field_size
-    mean = (constant * pixels * means).sum((0, 1)) / max(count, 1)
-    variance = (squares + pixels * (means - constant * mean).square()).sum((0, 1)) / max(count, 1)
-    return all_reduce_moments(mean, variance, count) if norm.is_synchronised else (mean, variance, count)
+def _make_running_factors(layout: MapLayout, norm: FieldBatchNorm, device: torch.device) -> Tensor:
+    """Return the factors (scale and shift, columns) of running statistics."""
+    factors = torch.empty(2, layout.columns, device=device)
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias, factors)
+    grid, constants = _plan_launch(layout)
+    norm_statistics.make_running_factors[grid](*tensors, norm.eps, norm.fields, layout.columns, **constants)
+    return factors
 
 
-def _scale_and_shift(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, step: _Pass) -> tuple[Tensor, Tensor]:
-    """Return (x - mean) * scale + bias with ReLU and pool, and its factors: scale, shift and mean by columns."""
-    factors = step.layout.repeat_per_column(scale, bias.to(scale.dtype) - mean * scale, mean.to(scale.dtype))
-    y = step.pooled.make_map(x)
-    step.launch(kernels.normalise, step.pooled, x, y, factors)
-    return y, factors
+def _make_factors(moments: Tensor, layout: MapLayout, norm: FieldBatchNorm) -> tuple[Tensor, Tensor]:
+    """Update the running statistics; return factors (scale, shift and mean, columns) and statistics.
+
+    Statistics are those of all processes, (number of values, mean, inverse std and scale, fields) float64.
+    """
+    factors = moments.new_empty(3, layout.columns)
+    sums, statistics = (moments.new_empty(kinds, norm.fields, dtype=torch.float64) for kinds in (3, 4))
+    constant = None if layout.field is None else layout.field.constant
+    parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    arguments = (constant, *parameters, statistics, factors, norm.momentum, norm.eps)
+    _launch_statistics(norm_statistics.make_factors, layout, norm.is_synchronised, moments, sums, *arguments)
+    return factors, statistics
+
+
+def _launch_statistics(
+    function: Any, layout: MapLayout, is_synchronised: bool, partial_sums: Tensor, sums: Tensor, *arguments: Any
+) -> None:
+    """Launch a kernel that sums, and makes factors; twice if sums (kinds, fields) are those of all processes."""
+    arguments = (partial_sums, sums, *arguments, partial_sums.shape[-1], sums.shape[1], layout.columns)
+    grid, constants = _plan_launch(layout)
+    constants |= {"R": 0 if layout.field is None else layout.num_components, "SIZE": layout.field_size, "BLOCK": BLOCK}
+    if is_synchronised:  # no process skips it, not even one without images
+        function[grid](*arguments, SUMS=True, FACTORS=False, **constants)
+        dist.all_reduce(sums)
+    function[grid](*arguments, SUMS=not is_synchronised, FACTORS=True, **constants)
+
+
+def _plan_launch(layout: MapLayout) -> tuple[tuple[int], dict[str, int]]:
+    """Return the grid and the constants of kernels that have a program per field."""
+    repeats = layout.field_columns
+    constants = {"REPEATS": repeats, "COLUMNS": triton.next_power_of_2(repeats), "num_warps": NUM_WARPS}
+    return (layout.columns // repeats,), constants
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise by moments per field, of `count` values over all processes; then ReLU and pool if asked for."""
+    """Normalise a map by its moments per field, over all processes if they share them; then ReLU and pool if asked."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        inverse_std: Tensor,
-        count: int | Tensor,
-        is_synchronised: bool,
-        step: _Pass,
-    ) -> Tensor:
-        scale = weight.double() * inverse_std
-        y, factors = _scale_and_shift(x, mean, scale, bias, step)
-        ctx.save_for_backward(x, factors, mean, inverse_std, scale)
-        ctx.count, ctx.is_synchronised, ctx.step = count, is_synchronised, step
-        return y
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: FieldBatchNorm, step: _Pass) -> Tensor:
+        factors, statistics = _make_factors(step.launch_moments(x), step.layout, norm)
+        ctx.save_for_backward(x, factors, statistics)
+        ctx.is_synchronised, ctx.step = norm.is_synchronised, step
+        return step.scale_and_shift(x, factors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, factors, mean, inverse_std, scale), step = ctx.saved_tensors, ctx.step
+        (x, factors, statistics), step = ctx.saved_tensors, ctx.step
         if gradient.dim() == 4:
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         partial_sums = step.launch_sums(kernels.sum_gradients, 2, x, gradient, factors)
-        local_sums = step.layout.group_by_field(partial_sums.double().sum(0), len(mean)).sum(1)
-        local_sums[1] *= inverse_std
-        grad_bias, grad_weight = local_sums.float()  # of this process: the trainer adds those of all processes
-        sums = all_reduce_sums(local_sums) if ctx.is_synchronised else local_sums
-        slope, offset = compute_gradient_factors(sums / ctx.count, mean, inverse_std, scale)
-        factors = torch.cat([factors[:2], step.layout.repeat_per_column(slope, offset)])
+        sums = torch.empty_like(statistics[:2])
+        grad_weight, grad_bias = (partial_sums.new_empty(sums.shape[1]) for _ in range(2))
+        gradient_factors = partial_sums.new_empty(4, step.layout.columns)
+        tensors = (partial_sums, sums, statistics, factors, grad_weight, grad_bias, gradient_factors)
+        _launch_statistics(norm_statistics.make_gradient_factors, step.layout, ctx.is_synchronised, *tensors)
         grad_x = torch.empty_like(x)
-        step.launch(kernels.normalise_backward, step.layout, x, gradient, grad_x, factors)
-        return grad_x, grad_weight, grad_bias, *[None] * 5
+        step.launch(kernels.normalise_backward, step.layout, x, gradient, grad_x, gradient_factors)
+        return grad_x, grad_weight, grad_bias, None, None

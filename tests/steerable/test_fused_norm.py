@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.device import UNINITIALISED, get_name
 from helpers.tiers import slow
 from helpers.warm_processes import start_python
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model
@@ -19,7 +21,8 @@ from galaxyhpc.steerable.batch_norm import FieldBatchNorm
 from galaxyhpc.steerable.layers import AntialiasedPool
 
 pytest.importorskip("triton")
-from galaxyhpc.steerable import fused_norm
+from galaxyhpc.steerable import fused_norm, norm_statistics
+from galaxyhpc.steerable.kernels import gpu, norm_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -92,6 +95,91 @@ def test_a_process_without_images_has_an_empty_map_and_gradients_of_zero() -> No
     y.sum().backward()
     assert y.shape == (0, 8, 5, 5) and x.grad is not None and x.grad.shape == x.shape
     assert norm.weight.grad is not None and not norm.weight.grad.any()
+    layers = make_norm(2, 4)
+    layers(x.detach())
+    assert torch.equal(norm.running_mean, layers.running_mean) and torch.equal(norm.running_var, layers.running_var)
+
+
+def test_statistics_of_a_single_value_are_finite() -> None:
+    norm = make_norm(2, 1)
+    fused_norm.normalise(torch.full((1, 2, 1, 1), 3.0, device=DEVICE), norm, False, None)
+    assert norm.running_mean.allclose(torch.full_like(norm.running_mean, 0.3))
+    assert norm.running_var.allclose(torch.full_like(norm.running_var, 0.9))
+
+
+def make_irreps_layout(dtype: torch.dtype) -> fused_norm.MapLayout:
+    """Return the layout of two maps of C3, 7 x 7 px, 3 fields in memory for 4."""
+    plan = gpu.get_plan(("C3", 3, "regular", "regular", None), False, torch.empty(0, dtype=dtype, device=DEVICE))
+    return fused_norm.MapLayout(2, gpu.Grid(9, 9), 4, 3, plan.inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_variance_in_irreps_is_exact_where_the_mean_is_large(dtype: torch.dtype) -> None:
+    """Fields of 1000 plus deviations of variance 1, in a basis as it is rounded."""
+    layout, norm = make_irreps_layout(dtype), make_norm(3, 3)
+    assert layout.field is not None
+    moments = torch.full((3, 3, 4, 5), 64.0, device=DEVICE)  # pixels, means, squares; components, columns, programs
+    moments[1] = 1000 * layout.field.constant[:, None, None]
+    factors, statistics = fused_norm._make_factors(moments, layout, norm)
+    values, mean, inverse_std, _ = statistics
+    assert (values == 5 * 64 * 3).all() and not factors[:, 3].any()
+    assert mean.allclose(torch.full_like(mean, 1000.0), rtol=1e-4)
+    assert inverse_std.allclose(torch.full_like(mean, (1 + norm.eps) ** -0.5), rtol=1e-6)
+
+
+class LaunchRecorder(TorchDispatchMode):
+    """Collects torch's operations on a GPU and, in place of Triton's kernels, their launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(value.alias_info for value in function._schema.returns) and not function._schema.is_mutable
+        if not is_view and get_name(function) not in UNINITIALISED:
+            self.names.append(get_name(function))
+        return function(*args, **(kwargs or {}))
+
+    def replace_kernels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module, names in KERNELS.items():
+            for name in names:
+                monkeypatch.setattr(module, name, _RecordedKernel(name, self.names))
+
+
+class _RecordedKernel:
+    def __init__(self, name: str, names: list[str]) -> None:
+        self.name, self.names = name, names
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **constants: self.names.append(self.name)
+
+
+KERNELS = {
+    norm_kernels: ("sum_moments", "normalise", "sum_gradients", "normalise_backward"),
+    norm_statistics: ("make_factors", "make_gradient_factors", "make_running_factors"),
+}
+FORWARD = ["sum_moments", "make_factors", "normalise"]
+BACKWARD = ["sum_gradients", "make_gradient_factors", "normalise_backward"]
+
+
+@pytest.mark.parametrize("is_in_irreps", [False, True], ids=["channels last", "irreps"])
+def test_a_norm_has_three_launches_in_each_direction_and_two_in_evaluation(
+    is_in_irreps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training step of a small network takes the time of its launches, not of their work."""
+    norm, pool, recorder = make_norm(3, 3), AntialiasedPool().to(DEVICE), LaunchRecorder()
+    layout = make_irreps_layout(torch.float32) if is_in_irreps else fused_norm.MapLayout(2, gpu.Grid(7, 7), 9, 3)
+    x = layout.make_map(torch.empty(0, device=DEVICE)).requires_grad_()
+    recorder.replace_kernels(monkeypatch)
+    upstream = torch.empty_like(fused_norm.normalise_map(x, layout, norm, True, pool))
+    recorder.names.clear()
+    with recorder:
+        fused_norm.normalise_map(x, layout, norm, True, pool).backward(upstream)
+    assert recorder.names == FORWARD + BACKWARD
+    recorder.names.clear()
+    with recorder, torch.no_grad():
+        fused_norm.normalise_map(x, layout, norm.eval(), True, pool)
+    assert recorder.names == ["make_running_factors", "normalise"]
 
 
 def test_two_steps_have_the_same_bits() -> None:

@@ -34,6 +34,7 @@ class FieldLayout:
     to_irreps: Tensor  # (parts, RP, DP)
     to_field: Tensor  # (parts, DP, RP)
     table: Tensor  # (components, 3) int32, a `Place` of each
+    constant: Tensor  # (components,) float64, of a field whose channels are one
     channels: int
     max_copies: int  # of an irrep
 
@@ -207,7 +208,9 @@ def _make_field_layout(
     matrix[:channels, :rows] = torch.tensor(change_of_basis[:, list(layout)])
     to_irreps, to_field = (_split_precision(values, dtype, device) for values in (matrix.T, matrix))
     table = torch.tensor(list(layout.values()), dtype=torch.int32, device=device)
-    return FieldLayout(to_irreps, to_field, table, channels, max(len(irrep.components) for irrep in basis.irreps))
+    constant = to_field.double().sum((0, 1))[:rows]  # as rounded
+    max_copies = max(len(irrep.components) for irrep in basis.irreps)
+    return FieldLayout(to_irreps, to_field, table, constant, channels, max_copies)
 
 
 def _round_up_to_tile(count: int) -> int:

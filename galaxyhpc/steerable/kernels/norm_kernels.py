@@ -87,7 +87,7 @@ def sum_moments(
     R: tl.constexpr, RP: tl.constexpr, DP: tl.constexpr, SPLIT: tl.constexpr, ALIGN: tl.constexpr,
     HAS_RELU: tl.constexpr, RADIUS: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write (programs, 3, rows, F): a program's pixels, their mean, and the sum of squared deviations from it.
+    """Write (3, rows, F, programs): a program's pixels, their mean, and the sum of squared deviations from it.
 
     A row is a component of irreps, or all channels. Every place of a tile has its own moments (Welford 1962), merged at
     the end: no difference of nearly equal sums.
@@ -113,10 +113,12 @@ def sum_moments(
     total = tl.sum(count)
     total_mean = tl.sum(count * mean, 0) / tl.maximum(total, 1.0)
     deviation = mean - total_mean[None, :]
-    offsets = moments + (chunk * 3 * rows + row) * F + column
+    chunks = tl.num_programs(0) // (tl.cdiv(F, BF) * rows)
+    offsets = moments + (row * F + column) * chunks + chunk
+    kind = rows * F * chunks
     tl.store(offsets, tl.zeros_like(total_mean) + total, mask=column < F)
-    tl.store(offsets + rows * F, total_mean, mask=column < F)
-    tl.store(offsets + 2 * rows * F, tl.sum(squares + count * deviation * deviation, 0), mask=column < F)
+    tl.store(offsets + kind, total_mean, mask=column < F)
+    tl.store(offsets + 2 * kind, tl.sum(squares + count * deviation * deviation, 0), mask=column < F)
 
 
 @triton.jit
@@ -201,7 +203,7 @@ def sum_gradients(
     R: tl.constexpr, RP: tl.constexpr, DP: tl.constexpr, SPLIT: tl.constexpr, ALIGN: tl.constexpr,
     HAS_RELU: tl.constexpr, RADIUS: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write (programs, 2, F): sums of the gradient, and of its products with x - mean, the third of the factors."""
+    """Write (2, F, programs): sums of the gradient, and of its products with x - mean, the third of the factors."""
     chunk, column_tile = tl.program_id(0) // tl.cdiv(F, BF), tl.program_id(0) % tl.cdiv(F, BF)
     first = tl.zeros((BP, BF), tl.float32)
     second = tl.zeros((BP, BF), tl.float32)
@@ -215,9 +217,10 @@ def sum_gradients(
         first += sum_field(part, R, BP, BF)
         second += sum_field(part * (value - load_factor(factors, 2, column, F)), R, BP, BF)
     column = column_tile * BF + tl.arange(0, BF)
-    offsets = sums + chunk * 2 * F + column
+    chunks = tl.num_programs(0) // tl.cdiv(F, BF)
+    offsets = sums + column * chunks + chunk
     tl.store(offsets, tl.sum(first, 0), mask=column < F)
-    tl.store(offsets + F, tl.sum(second, 0), mask=column < F)
+    tl.store(offsets + F * chunks, tl.sum(second, 0), mask=column < F)
 
 
 @triton.jit
