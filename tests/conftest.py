@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,14 @@ def pytest_unconfigure() -> None:
 def lower_priority() -> None:
     """Leave the cores to the Slurm tests, which wait for more."""
     os.nice(10)
+
+
+@pytest.fixture(autouse=True)
+def forget_slurm() -> Iterator[None]:
+    """Let no test see whether Slurm answered another one, which may have stood in for it."""
+    yield
+    if slurm := sys.modules.get("galaxyhpc.runtime.slurm"):
+        slurm._ping.cache_clear()
 
 
 @pytest.hookimpl(tryfirst=True)
