@@ -1,4 +1,4 @@
-"""Settings of all tests: two tiers, four workers, Slurm tests first and only where Slurm answers, a thread a process.
+"""Settings of all tests: two tiers, three workers, Slurm tests first and only where Slurm answers, a thread a process.
 
 The fast tier leaves out the tests marked `slow`, and draws a tenth of hypothesis' examples. With
 GALAXYHPC_TEST_EVERYTHING=1 everything runs, and a missing Slurm, compiler or browser is a failure instead of a skip.
