@@ -173,6 +173,7 @@ def test_the_dense_limit_says_what_the_network_says() -> None:
     assert all(value.grad is None for value in network.parameters())
 
 
+@pytest.mark.slow
 def test_a_failed_implementation_is_recorded_and_the_others_continue(
     in_one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

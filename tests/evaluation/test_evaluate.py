@@ -202,6 +202,7 @@ def test_a_signal_before_the_first_condition_leaves_nothing_behind(tmp_path: Pat
     assert not run.results_file.exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_at_any_moment_ends_with_the_same_numbers(tmp_path: Path, cache: Path) -> None:
     uninterrupted, run = make_run(tmp_path / "a", cache, "rotation"), make_run(tmp_path / "b", cache, "rotation")
     evaluate(uninterrupted, StopSignal())

@@ -68,6 +68,7 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
     assert {path.stem for path in report.glob("*.pdf")} == {path.stem for path in report.glob("*.png")}
 
 
+@pytest.mark.slow
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
     before = {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")}
     result = launch(done)

@@ -318,7 +318,8 @@ print(estimate / (1024 * peak))
 """
 
 
-@pytest.mark.parametrize(("group", "size", "batch"), [slow("C16", "33", "2"), ("", "65", "192")])
+@pytest.mark.parametrize(("group", "size", "batch"), [("C16", "33", "2"), ("", "65", "192")])
+@pytest.mark.slow
 def test_the_memory_estimate_is_near_what_a_process_takes_at_its_peak(group: str, size: str, batch: str) -> None:
     answer = subprocess.run([sys.executable, "-c", RSS, group, size, batch], capture_output=True, text=True, check=True)
     assert 0.75 < float(answer.stdout) < 1.33

@@ -203,7 +203,8 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("first", [5, slow(7)])  # of 7 images
+@pytest.mark.parametrize("first", [5, 7])  # of 7 images
+@pytest.mark.slow
 def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path, first: int) -> None:
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path), first), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiers import slow, slow_unless
+from helpers.tiers import slow_unless
 from torch import Tensor, nn
 
 from galaxyhpc.config.schema import ModelConfig
@@ -67,7 +67,7 @@ def assert_as_compiled(family: str, backend: str) -> None:
     torch.testing.assert_close(compiled(images), model(images), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", slow_unless(("steerable_cnn", "cnn"), FAMILIES))
+@pytest.mark.parametrize("family", slow_unless(("steerable_cnn",), FAMILIES))
 def test_a_network_is_one_graph_that_computes_the_same(family: str) -> None:
     assert_as_compiled(family, "aot_eager")
 
@@ -101,7 +101,8 @@ def test_batches_of_any_size_share_a_graph() -> None:
     assert graphs == 1
 
 
-@pytest.mark.parametrize("family", [slow("steerable_cnn"), "e2wrn"])
+@pytest.mark.parametrize("family", ["steerable_cnn", "e2wrn"])
+@pytest.mark.slow
 def test_a_network_under_autocast_is_one_graph(family: str) -> None:
     model = network(family)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

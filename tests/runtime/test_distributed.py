@@ -48,6 +48,7 @@ def test_jobs_that_start_together_on_one_node_do_not_mix_and_leave_nothing_behin
     assert all(list(path.iterdir()) == [] for path, _ in jobs)
 
 
+@pytest.mark.slow
 def test_the_address_of_a_killed_start_is_replaced(tmp_path: Path) -> None:
     address_file = tmp_path / ".meeting-a.0.json"
     address_file.write_text(json.dumps({"host": "127.0.0.1", "port": 9}))  # where nobody listens

@@ -182,6 +182,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(
     assert_same_end(run, unbroken)
 
 
+@pytest.mark.slow
 def test_three_processes_killed_and_resumed_end_with_the_same_bits(tmp_path: Path, cache: Path) -> None:
     unbroken = finish(make_run(tmp_path / "whole", cache, checkpoint_minutes=0.0), processes=3)
     run = make_run(tmp_path / "broken", cache, checkpoint_minutes=0.0)

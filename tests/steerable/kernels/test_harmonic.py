@@ -128,6 +128,7 @@ def test_a_pair_of_fields_costs_as_many_products_as_there_are_weights_and_compon
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.autograd.function.Function.*should not be instantiated")  # torch's own
+@pytest.mark.slow
 def test_torch_compiles_a_network_of_harmonic_layers_as_one_graph() -> None:
     network = build_model(ModelConfig(group="D4", scale=0.1), 33).double().train()
     assert selection.apply_choice(
