@@ -87,6 +87,7 @@ def test_every_kind_of_layer_can_be_turned_into_code() -> None:
     torch.testing.assert_close(dict(twin.named_buffers()), dict(model.named_buffers()))
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_share_a_graph() -> None:
     model, graphs = network("steerable_cnn"), 0
 
