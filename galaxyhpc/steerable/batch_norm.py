@@ -57,15 +57,15 @@ class FieldBatchNorm(nn.Module):
             count: int | Tensor = x.numel() // self.fields
             total = None
             if should_sync:
-                mean, variance, total = all_reduce_moments(mean, variance, x.numel() // self.fields)
+                mean, variance, total = _all_reduce_moments(mean, variance, x.numel() // self.fields)
                 count = total
-        self.update_statistics(mean, variance, count)
+        self._update_statistics(mean, variance, count)
         moments = (mean, variance, total, self.eps)
         y: Tensor = _Normalise.apply(x, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
         return y
 
     @torch.no_grad()
-    def update_statistics(self, mean: Tensor, variance: Tensor, count: float | Tensor) -> None:
+    def _update_statistics(self, mean: Tensor, variance: Tensor, count: float | Tensor) -> None:
         """Move the running statistics towards those of a batch, (fields,) each, of `count` values per field."""
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), self.momentum)
@@ -137,7 +137,7 @@ class _Normalise(torch.autograd.Function):
         inverse_std = (variance + ctx.eps).rsqrt()
         sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
         grad_bias, grad_weight = sums  # of this process: the trainer adds those of all processes
-        means = sums / (x.numel() // fields) if total is None else all_reduce_sums(sums) / total
+        means = sums / (x.numel() // fields) if total is None else _all_reduce_sums(sums) / total
         scale = weight * inverse_std
         slope, shift = compute_gradient_factors(means, mean, inverse_std, scale)
         shape = (1, -1, *[1] * (x.dim() - 2))
@@ -207,7 +207,7 @@ def _compute_channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and number of values over all processes from those of this process.
 
     In float64, where the difference of two sums loses nothing that float32 held.
@@ -220,7 +220,7 @@ def all_reduce_moments(mean: Tensor, variance: Tensor, count: int) -> tuple[Tens
     return mean.to(dtype), (second / total - mean.square()).clamp_min(0.0).to(dtype), total.to(dtype)
 
 
-def all_reduce_sums(sums: Tensor) -> Tensor:
+def _all_reduce_sums(sums: Tensor) -> Tensor:
     """Return the sums over all processes."""
     total = sums.clone()
     dist.all_reduce(total)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ class Campaign:
     def synchronize(self) -> None:
         if self.is_cuda:
             torch.cuda.synchronize()
+
+    def run_side_by_side(self, function: Callable[[Campaign, str], None], names: Iterable[str]) -> None:
+        """Call a function with this and each name, in a process each; write which of them failed."""
+        context = multiprocessing.get_context("spawn")
+        processes = {name: context.Process(target=function, args=(self, name)) for name in names}
+        for process in processes.values():
+            process.start()
+        for name, process in processes.items():
+            process.join()
+            if process.exitcode != 0:
+                self.record(network=name, failed=f"its process ended with status {process.exitcode}")
 
     def free_memory(self) -> None:
         """Return unused memory to the device, and start to record its peak."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,15 +37,8 @@ Outcome = dict[str, Tensor]  # output, gradients and running statistics by name
 
 def compile_kernels(campaign: Campaign) -> None:
     """Compile the kernels of all groups, a process each; Triton keeps them on the disk for all later steps."""
-    context = multiprocessing.get_context("spawn")
     names = [group for group in COMPILED_GROUPS if group in campaign.scale.networks]
-    processes = {name: context.Process(target=compile_network_kernels, args=(campaign, name)) for name in names}
-    for process in processes.values():
-        process.start()
-    for name, process in processes.items():
-        process.join()
-        if process.exitcode != 0:
-            campaign.record(network=name, failed=f"its process ended with status {process.exitcode}")
+    campaign.run_side_by_side(compile_network_kernels, names)
 
 
 def compile_network_kernels(campaign: Campaign, name: str) -> None:

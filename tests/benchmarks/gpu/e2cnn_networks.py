@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -32,13 +31,7 @@ def list_example_networks(campaign: Campaign) -> tuple[str, ...]:
 def build_networks(campaign: Campaign) -> None:
     """Build all networks side by side, a process each, and keep them in files."""
     get_path(campaign, "").parent.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    names = [*list_study_networks(campaign), *list_example_networks(campaign)]
-    processes = [context.Process(target=save_network, args=(campaign, name)) for name in names]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    campaign.run_side_by_side(save_network, [*list_study_networks(campaign), *list_example_networks(campaign)])
 
 
 def save_network(campaign: Campaign, name: str) -> None:

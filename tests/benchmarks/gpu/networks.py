@@ -56,6 +56,12 @@ def set_backend_flags(precision: str, is_deterministic: bool = True) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = not is_deterministic
 
 
+def set_torch_defaults() -> None:
+    """Set torch's flags as they are by default: TF32 in convolutions alone, cuDNN's heuristics."""
+    set_backend_flags("float32", is_deterministic=False)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 

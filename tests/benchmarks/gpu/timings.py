@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from networks import (
     make_network,
     run_step,
     set_backend_flags,
+    set_torch_defaults,
 )
 from results import JsonDict, read_results
 from schedule import COMPILED_GROUPS
@@ -156,14 +156,7 @@ def profile_steps(campaign: Campaign) -> None:
 
 def compile_limits(campaign: Campaign) -> None:
     """Compile the dense limits, a process each; inductor keeps the code on the disk for `time_compiled_steps`."""
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_time_compiled_step, args=(campaign, name)) for name in _list_compiled(campaign)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    campaign.run_side_by_side(_time_compiled_step, _list_compiled(campaign))
 
 
 def time_compiled_steps(campaign: Campaign) -> None:
@@ -274,8 +267,7 @@ def time_e2cnn(campaign: Campaign) -> None:
     for name in list_study_networks(campaign):
         if campaign.seconds_left < 8:
             return
-        set_backend_flags("float32", is_deterministic=False)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
+        set_torch_defaults()
         try:
             times = _measure_e2cnn_step(campaign, load_network(campaign, name))
             campaign.record(network=name, kernels="e2cnn", **times)

@@ -7,10 +7,9 @@ import os
 import time
 
 import torch
-import torch.nn.functional as F
 from campaign import Campaign
 from e2cnn_networks import list_example_networks, load_network
-from networks import autocast, set_backend_flags
+from networks import autocast, run_step, set_torch_defaults
 from results import JsonDict
 from torch import nn
 
@@ -45,25 +44,18 @@ def time_accelerated_networks(campaign: Campaign) -> None:
 
 def _time_example(campaign: Campaign, network: nn.Module, precision: str) -> JsonDict:
     """Return the milliseconds of a training step and of inference, with torch's own flags."""
-    set_backend_flags(precision, is_deterministic=False)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
+    set_torch_defaults()
     batch_size = 2 if campaign.is_tiny else ACCELERATED_BATCH_SIZE
     images = torch.rand(batch_size, *network.image_shape, device=campaign.device)
     labels = torch.randint(10, (batch_size,), device=campaign.device)
     network.train()
-
-    def train() -> None:
-        network.zero_grad(set_to_none=True)
-        with autocast(campaign.device, precision):
-            logits = network(images)
-        F.cross_entropy(logits.float(), labels).backward()
 
     def infer() -> None:
         with torch.no_grad(), autocast(campaign.device, precision):
             network(images)
 
     campaign.free_memory()
-    training = campaign.measure(train, max_calls=5)
+    training = campaign.measure(lambda: run_step(network, images, labels, precision), max_calls=5)
     network.eval()
     return {"batch": batch_size, **training, "inference_ms": campaign.measure(infer, max_calls=5)["ms"]}
 
