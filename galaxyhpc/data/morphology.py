@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
-from scipy import special
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -202,7 +202,7 @@ def _compute_arm_pattern(
     ripple = rng.uniform(0.1, 0.6) * np.sin(int(rng.integers(1, 4)) * azimuth + 3 * radius + rng.uniform(0, 6))
     phase = arms.num_arms * (azimuth - arms.angle - arms.winding * np.log(radius / arms.start_radius)) + ripple
     sharpness = rng.uniform(0.8, 2.0)
-    density = np.exp(sharpness * (np.cos(phase) - 1)) / float(special.i0e(sharpness))
+    density = np.exp(sharpness * (np.cos(phase) - 1)) / float(scipy.special.i0e(sharpness))
     fraction = arms.contrast * (1 - np.exp(-((radius / (0.7 * arms.start_radius)) ** 2)))  # none inside the bar
     return fraction, density
 
@@ -239,7 +239,7 @@ def _draw_edge_on(
     peak = galaxy.flux * 0.5 * (1 - bulge_fraction) * DECALS_PIXEL_ARCSEC**2 / (2 * math.pi * scale * height)
     radius, thick_fraction = _compute_softened_radius(u, z / galaxy.axis_ratio, grid), 0.5 * (1 - bulge_fraction)
     disc = _sersic_profile(radius, galaxy, thick_fraction, 1.25 * galaxy.radius, rng.uniform(0.5, 0.9))
-    disc += peak * r * special.k1(r) / np.cosh(np.clip(z / height, -20, 20)) ** 2
+    disc += peak * r * scipy.special.k1(r) / np.cosh(np.clip(z / height, -20, 20)) ** 2
     light = _split_into_bands(disc, galaxy.colour - 0.02)
     bulge = replace(galaxy, axis_ratio=rng.uniform(0.55, 0.9))
     bulge_radius, index = rng.uniform(0.25, 0.45) * galaxy.radius, rng.uniform(1.5, 3.0)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import scipy
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from scipy import fft, ndimage
 
 from galaxyhpc.data.morphology import (
     DECALS_PIXEL_ARCSEC,
@@ -110,8 +110,10 @@ def _observe(rng: Generator, light: Float32Array, grid: Grid) -> Float32Array:
     pixel_ratio = DECALS_PIXEL_ARCSEC / grid.pixel_arcsec
     noise = rng.standard_normal((4, *light.shape[1:]), np.float32)
     shot_noise = np.sqrt(np.maximum(light, 0) / ELECTRONS_PER_NANOMAGGIE) * noise[:3]
-    grey = ndimage.gaussian_filter(noise[3], 0.12 / grid.pixel_arcsec, truncate=3.0)
-    coloured = ndimage.gaussian_filter(noise[:3], (0, 0.4 / grid.pixel_arcsec, 0.4 / grid.pixel_arcsec), truncate=3.0)
+    grey = scipy.ndimage.gaussian_filter(noise[3], 0.12 / grid.pixel_arcsec, truncate=3.0)
+    coloured = scipy.ndimage.gaussian_filter(
+        noise[:3], (0, 0.4 / grid.pixel_arcsec, 0.4 / grid.pixel_arcsec), truncate=3.0
+    )
     coloured *= np.array([2.7, 1.6, 1.8], np.float32)[:, None, None] * rng.lognormal(0, 0.3)
     sky = SKY_NOISE * rng.lognormal(0, 0.25) * (grey + coloured) / BAND_SCALES
     observed: Float32Array = light + (sky + shot_noise) * pixel_ratio
@@ -121,11 +123,11 @@ def _observe(rng: Generator, light: Float32Array, grid: Grid) -> Float32Array:
 def _blur(light: Float32Array, pixel_arcsec: float, seeing_arcsec: float) -> Float32Array:
     """Convolve (3, F, F) with Kolmogorov seeing, exp(-3.44 (k FWHM / 0.976)^(5/3)), of this FWHM in r."""
     side = light.shape[1]
-    padded = fft.next_fast_len(side + math.ceil(12 / pixel_arcsec), real=True)  # the wings do not wrap round
+    padded = scipy.fft.next_fast_len(side + math.ceil(12 / pixel_arcsec), real=True)  # the wings do not wrap round
     fwhm = seeing_arcsec * np.array([0.95, 1.0, 1.1], np.float32)[:, None, None]  # redder light is blurred less
     transfer = np.exp(-3.44 * (fwhm / 0.976) ** (5 / 3) * _compute_scaled_frequencies(padded, pixel_arcsec))
-    spectrum = fft.rfft2(light, (padded, padded)) * transfer
-    blurred: Float32Array = fft.irfft2(spectrum, (padded, padded))[:, :side, :side]
+    spectrum = scipy.fft.rfft2(light, (padded, padded)) * transfer
+    blurred: Float32Array = scipy.fft.irfft2(spectrum, (padded, padded))[:, :side, :side]
     return blurred
 
 

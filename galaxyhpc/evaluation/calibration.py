@@ -10,9 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
-from scipy.optimize import minimize_scalar
 
 from galaxyhpc.evaluation.metrics import compute_counts
 
@@ -28,7 +27,7 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.intege
     ------
     MetricsError
     """
-    minimum = minimize_scalar(
+    minimum = scipy.optimize.minimize_scalar(
         lambda log: float(compute_counts(logits, labels, math.exp(log)).nll_sum),
         bounds=np.log(TEMPERATURE_BOUNDS),
         method="bounded",
@@ -38,5 +37,5 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.intege
 
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
     """Return the probabilities, (n, classes) with sums of 1, of (n, classes) logits divided by the temperature."""
-    probabilities: NDArray[np.float64] = special.softmax(logits.astype(np.float64) / temperature, axis=1)
+    probabilities: NDArray[np.float64] = scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1)
     return probabilities

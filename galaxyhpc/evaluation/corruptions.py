@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
@@ -118,7 +118,7 @@ def draw_poisson(rates: np.ndarray, rate_indices: Tensor, uniforms: Tensor) -> T
 def _compute_poisson_cdfs(rates: tuple[float, ...]) -> NDArray[np.float64]:
     """Return the distribution function of each rate, one per row, each row 2 above the previous one."""
     max_count = int(max(rates) + 12 * np.sqrt(max(rates)) + 20)
-    table: NDArray[np.float64] = stats.poisson.cdf(np.arange(max_count), np.array(rates)[:, None])
+    table: NDArray[np.float64] = scipy.special.pdtr(np.arange(max_count), np.array(rates)[:, None])
     return table + 2.0 * np.arange(len(rates))[:, None]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 NUM_BINS = 15  # of the confidence, equally wide
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece")  # of `compute_metrics`
@@ -51,7 +51,7 @@ def compute_counts(
     if not np.isfinite(logits).all():
         num_bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise MetricsError(f"logits: got non-finite values for {num_bad} of {len(labels)} galaxies; expected none")
-    log_p = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    log_p = scipy.special.log_softmax(logits.astype(np.float64) / temperature, axis=1)
     p, truth, predicted = np.exp(log_p), labels.astype(np.int64), logits.argmax(axis=1)
     is_correct, confidence = predicted == truth, p.max(axis=1)
     bin_indices = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)

@@ -32,7 +32,7 @@ base:
   data: {image_size: 33, demo: {galaxies: 300, size: 32}}
   model: {scale: 0.1}
   train: {epochs: 2, batch_size: 32}
-  resources: {tasks_per_node: 2, time_minutes: 30}
+  resources: {tasks_per_node: 1, time_minutes: 30}
 """
 
 

@@ -31,7 +31,7 @@ blocks:
 """
 
 
-LONG = SWEEP.replace("epochs: 2", "epochs: 300")
+LONG = SWEEP.replace("epochs: 2", "epochs: 300").replace("  - grid: {model.group: [C2]}\n", "")
 
 
 def launch(folder: Path, *options: str, text: str = SWEEP) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def test_one_run_is_cancelled_then_all_then_they_are_retried_by_failure_type(our
     gate = ours.path / "gate"
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
-    ours.launch("control", "--set", wait, "--set", "resources.tasks_per_node=1", "--max-parallel", "1")
+    ours.launch("control", "--set", wait, "--max-parallel", "1")
     first, second, third = ours.runs("control")
     ours.wait(lambda: "RUNNING" in {state for _, state, _ in queue(ours.path)}, "a job that runs")
     shown = control(ours, status)

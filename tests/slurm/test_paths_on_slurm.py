@@ -20,7 +20,7 @@ TINY = "  evaluate.conditions: [clean]\nblocks: [{points: [{model.architecture: 
 
 def launch(runs: str) -> list[str]:
     command = [sys.executable, "-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "slurm", "--runs", runs]
-    return [*command, "--set", "resources.tasks_per_node=1", "--set", "resources.memory_gb=1"]
+    return [*command, "--set", "resources.memory_gb=1"]
 
 
 def test_a_sweep_launched_inside_a_job_from_a_directory_of_any_name_is_trained_and_reported(tmp_path: Path) -> None:

@@ -120,12 +120,7 @@ def test_jobs_wait_for_drained_nodes_with_all_options_and_start_when_the_nodes_r
     place: Path, drained: None
 ) -> None:
     ours = desk(place / "drained", tiny="blocks: [points: [{model.architecture: cnn}]]\n")
-    options = (
-        "--set",
-        "resources.sbatch={gres: 'gpu:2', nice: 77, hold: false}",
-        "--set",
-        "resources.tasks_per_node=1",
-    )
+    options = ("--set", "resources.sbatch={gres: 'gpu:2', nice: 77, hold: false}")
     assert "warning: sbatch for 1 run" in ours.launch("tiny", "--dry-run", *options)
     output = ours.launch("tiny", *options)
     assert "warning: sbatch for 1 run" in output and "report: 1 job submitted" in output

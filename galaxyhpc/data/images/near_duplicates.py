@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import fft, ndimage
+import scipy
 
 THUMBNAIL_SIZE = 32  # px
 MIN_CORRELATION = 0.73
@@ -79,14 +79,14 @@ def _divide(values: np.ndarray) -> Iterator[np.ndarray]:
 def _have_detail(thumbnails: np.ndarray) -> np.ndarray:
     """Return whether images show more than a plain shape without noise, (n,)."""
     values = thumbnails.astype(np.float32)
-    changes = np.abs(values - ndimage.uniform_filter(values, (0, 3, 3)))
+    changes = np.abs(values - scipy.ndimage.uniform_filter(values, (0, 3, 3)))
     return np.asarray((changes > MIN_CHANGE_DN).mean(axis=(1, 2)) >= MIN_CHANGED_FRACTION)
 
 
 def _compute_details(thumbnails: np.ndarray) -> np.ndarray:
     """Return the detail of images, (n, T, T) float16 of length 1."""
     roots = np.sqrt(thumbnails.astype(np.float32))
-    details = roots - ndimage.gaussian_filter(roots, (0, SMOOTHING_PX, SMOOTHING_PX))
+    details = roots - scipy.ndimage.gaussian_filter(roots, (0, SMOOTHING_PX, SMOOTHING_PX))
     details -= details.mean(axis=(1, 2), keepdims=True)
     lengths = np.sqrt((details**2).sum(axis=(1, 2), keepdims=True))
     return np.asarray(details / np.maximum(lengths, 1e-3), np.float16)
@@ -94,7 +94,7 @@ def _compute_details(thumbnails: np.ndarray) -> np.ndarray:
 
 def _compute_spectra(details: np.ndarray) -> np.ndarray:
     """Return (n, F) square roots of amplitudes of the cosine transform, the same for all turns and mirror images."""
-    amplitudes = np.abs(fft.dctn(details.astype(np.float32), axes=(1, 2), norm="ortho"))
+    amplitudes = np.abs(scipy.fft.dctn(details.astype(np.float32), axes=(1, 2), norm="ortho"))
     amplitudes = amplitudes[:, :NUM_FREQUENCIES, :NUM_FREQUENCIES]
     first, second = np.triu_indices(NUM_FREQUENCIES)
     return np.asarray(np.sqrt(amplitudes[:, first, second] + amplitudes[:, second, first]))
