@@ -56,7 +56,7 @@ def test_two_interrupted_processes_end_with_the_bits_of_an_uninterrupted_trainin
     lines = [line for line in output.splitlines() if line.startswith(verify_resume.FAULTS)]
     rows = [re.split(" {2,}", line.strip()) for line in lines]
     assert [row[0] for row in rows] == list(verify_resume.FAULTS)
-    for fault, fault_step, resumed, lost, seconds, equal in rows:
+    for _, fault_step, resumed, lost, seconds, equal in rows:
         assert int(lost) == int(fault_step) - int(resumed)
         assert int(lost) == 1
         assert float(seconds) > 0 and equal == "yes"

@@ -111,13 +111,8 @@ def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(p
     slow.parent.mkdir()
     slow.write_text(f'#!/bin/sh\nsleep 8\nexec {shutil.which("scontrol")} "$@"\n')
     slow.chmod(0o755)
-    ours.launch(
-        "long",
-        "--set",
-        "resources.tasks_per_node=2",
-        "--set",
-        f"resources.setup=['export PATH=\"{slow.parent}:$PATH\"']",
-    )
+    setup = f"resources.setup=['export PATH=\"{slow.parent}:$PATH\"']"
+    ours.launch("long", "--set", "resources.tasks_per_node=2", "--set", setup)
     (run,) = ours.runs("long")
     after = [job for job, _, name in queue(ours.path) if name != "long-train"]
     subprocess.run(["scancel", *after], check=True)  # other tests cover the evaluation and the report
@@ -139,10 +134,7 @@ def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(p
 
 def test_a_canary_that_cannot_be_trained_says_why_and_nothing_starts_after_it(place: Path) -> None:
     galaxies, gate = place / "galaxies.h5", place / "gate of the failing"
-    ours = desk(
-        place / "failing",
-        lost="blocks: [points: [{model.architecture: cnn}, {model.architecture: cnn, model.scale: 0.2}]]\n",
-    )
+    ours = desk(place / "failing", lost="blocks: [grid: {model.architecture: [cnn], model.scale: [0.1, 0.2]}]\n")
     ours.call(sys.executable, "-m", "galaxyhpc.demo", galaxies, "--n", "300", "--size", "32")
     gate.touch()
     wait = f"resources.setup=['while [ -e \"{gate}\" ]; do sleep 0.1; done']"
