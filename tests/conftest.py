@@ -137,6 +137,12 @@ def forget_slurm() -> Iterator[None]:
         slurm._ping.cache_clear()
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of reports, which take most of their time."""
+    monkeypatch.setattr("galaxyhpc.report.figures.FIGURES", {})
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if not item.get_closest_marker("slurm"):

@@ -165,7 +165,8 @@ def run_job(
         except Exception as error:
             record_failure(run, rank_info, error)
             raise
-        gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
+        if rank_info.world_size > 1:
+            gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
         reason = "preempted or at its time limit" if stop.should_requeue else stop.reason
         if not is_done and rank_info.rank == 0:
             run.record("stopped", why=reason)

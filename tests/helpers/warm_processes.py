@@ -1,7 +1,7 @@
 """Processes forked from a server that has loaded torch and galaxyhpc: they start in a tenth of an interpreter's time.
 
 Not for tests of imports, of memory, or of what each interpreter draws anew, such as the order of sets: verify_resume,
-launch and the Slurm tests start interpreters of their own.
+launch and the jobs of Slurm start interpreters of their own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch.multiprocessing
 
 SCRATCH = os.environ["XDG_CACHE_HOME"]  # of this session, by conftest.py
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -75,6 +78,11 @@ def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[s
     """Do the same to its end."""
     process = start_python(*arguments, **options)
     return subprocess.CompletedProcess(arguments, process.wait(), process.output, process.errors.read_text())
+
+
+def run_two(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function with a rank, 0 or 1, and these arguments in two processes; raise what one of them raises."""
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
 
 
 def _make_file() -> Path:

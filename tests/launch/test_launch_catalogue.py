@@ -48,6 +48,7 @@ def make_shapes(n: int = 240, side: int = 40) -> Sample:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_catalogue_is_trained_on_evaluated_and_reported(tmp_path: Path) -> None:
     sample = make_shapes()
     parts = np.where(np.arange(240) < 180, "train", "test")

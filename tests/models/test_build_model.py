@@ -11,9 +11,9 @@ import e2cnn.nn
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from e2cnn.nn.init import generalized_he_init
 from helpers.tiers import GROUPS_OF_FAST_TIER, slow, slow_unless
+from helpers.warm_processes import run_two
 from torch import Tensor, nn
 
 from galaxyhpc.benchmark.e2cnn_model import E2cnnModel
@@ -206,7 +206,7 @@ def one_of_two(rank: int, folder: str, first: int) -> None:
 @pytest.mark.parametrize("first", [5, 7])  # of 7 images
 @pytest.mark.slow
 def test_two_processes_normalise_their_uneven_shares_as_one_process_does_the_whole(tmp_path: Path, first: int) -> None:
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), first), nprocs=2)
+    run_two(one_of_two, str(tmp_path), first)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     expected_step = step(two_layers(), *batch())
     first_part = step(two_layers(), *(part[:5] for part in batch()))

@@ -22,7 +22,6 @@ from galaxyhpc.analysis.statistics import bootstrap_accuracies, percentile_inter
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.results import Pair, RunLogits
-from galaxyhpc.report import figures
 from galaxyhpc.report.build import AggregateError, Report, aggregate
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -35,10 +34,10 @@ N = 120
 
 
 @pytest.fixture(autouse=True)
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures, which take most of the time, unless a test is about them."""
+def undrawn(request: pytest.FixtureRequest) -> None:
+    """Leave out the figures unless a test is about them."""
     if "drawn" not in request.keywords:
-        monkeypatch.setattr(figures, "FIGURES", {})
+        request.getfixturevalue("without_figures")
 
 
 def configured(group: str | None, seed: int, **settings: Any) -> RunConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.slurm import CONDITIONS, MEASURED, Desk, desk, queue, started
+from helpers.warm_processes import start_python
 
 from galaxyhpc import cancel
 from galaxyhpc.config.schema import ResourcesConfig
@@ -164,18 +165,18 @@ def test_two_launches_at_once_and_one_that_is_killed_submit_every_run_once(place
     test_only = f'case "$*" in *--test-only*) exec {real} "$@" ;; esac'
     deadly.write_text(f'#!/bin/sh\n{test_only}\n{real} "$@"; kill -9 $PPID\n')
     deadly.chmod(0o755)
-    command = [sys.executable, "-m", "galaxyhpc.launch", "many.yaml", "--executor", "slurm", "--runs", "my runs"]
+    command = ["-m", "galaxyhpc.launch", "many.yaml", "--executor", "slurm", "--runs", "my runs"]
     command += ["--max-parallel", "3", "--set", "resources.setup=['sleep 600']"]
     environment = ours.environment | {"PATH": f"{deadly.parent}:{ours.environment['PATH']}"}
-    assert subprocess.run(command, cwd=ours.path, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert start_python(*command, cwd=ours.path, **environment).wait() == -signal.SIGKILL
     assert len(queue(ours.path)) == 8 and not any(
         event["event"] == "submitted" for run in ours.runs("many") for event in run.read_events()
     )
-    processes = [
-        subprocess.Popen(command, cwd=ours.path, env=ours.environment, stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
-    outputs = sorted("".join(process.communicate()) for process in processes)
+    processes = [start_python(*command, cwd=ours.path, **ours.environment) for _ in range(2)]
+    outputs = []
+    for process in processes:
+        process.wait()
+        outputs.append(process.output + process.errors.read_text())
     assert sum("train: 1 job " in output for output in outputs) == 1, outputs
     refusals = ("another launch of this sweep is running", "9 complete or active")
     assert any(refusal in output for output in outputs for refusal in refusals), outputs

@@ -99,6 +99,7 @@ blocks:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_sweep_over_folds_tests_every_galaxy_once_and_reports_one_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

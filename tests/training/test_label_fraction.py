@@ -125,6 +125,7 @@ blocks:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_two_fractions_of_a_sweep_are_trained_on_their_galaxies_and_reported_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from helpers.e2cnn_networks import (
     make_sequence,
     set_harmonic,
 )
+from helpers.warm_processes import run_two
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import accelerate, report
@@ -179,7 +180,7 @@ def compute_halves(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(compute_halves, (str(tmp_path),), nprocs=2)
+    run_two(compute_halves, str(tmp_path))
     for name in NETWORKS:
         expected = compute_gradients(make_fast(name, True), make_images(4))
         for rank in range(2):
