@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from rich.console import Console
 from galaxyhpc.analysis.run_cost import choose_time_limit_minutes
 from galaxyhpc.config.schema import RequestedResources, ResourcesConfig
 from galaxyhpc.config.sweep import load_resources
-from galaxyhpc.data.survey.named_columns import check_columns, check_first_galaxies, name_columns
+from galaxyhpc.data.survey.named_columns import check_first_galaxies, make_column_check, name_columns
 from galaxyhpc.data.survey.unit import Unit
-from galaxyhpc.data.survey.units import find_units, list_inputs
+from galaxyhpc.data.survey.units import find_units
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
@@ -55,9 +54,8 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     check_same_classes(classifiers)
     inputs = [str(resolve_path(text, "--input")) for text in inputs]
     config = name_columns(classifiers[0].config.data, options.columns)
-    check_columns(chain(*list_inputs(inputs).values()), options.columns, config)
     settings = make_settings(classifiers, inputs, config.columns, options.embeddings)
-    units = find_units(settings.inputs, config)
+    units = find_units(settings.inputs, config, check=make_column_check(options.columns, config))
     check_first_galaxies(units, options.columns, config)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
         missing, stale = find_pending(survey, settings, units)

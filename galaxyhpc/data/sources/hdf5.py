@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,12 @@ def _read_positions(path: Path, file: h5py.File, count: int) -> tuple[np.ndarray
 
 def list_columns(file: h5py.File) -> list[str]:
     """Return the names of the arrays with one value for each of the images."""
-    shape = file["images"].shape[:1]
-    return [name for name, item in file.items() if isinstance(item, h5py.Dataset) and item.shape == shape]
+    shape, names = h5py.h5o.open(file.id, b"images").shape[:1], []  # a fifth of the time of file["images"]
+    for name in file:
+        with suppress(KeyError):  # a link to nothing
+            item = h5py.h5o.open(file.id, name.encode("utf-8", "surrogateescape"))
+            names += [name] if isinstance(item, h5py.h5d.DatasetID) and item.shape == shape else []
+    return names
 
 
 def read_known_columns(

@@ -31,7 +31,7 @@ from galaxyhpc.data.images.image_files import (
 from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
-from galaxyhpc.data.survey.unit import Encoded, Unit, UnitGalaxies, check_unchanged
+from galaxyhpc.data.survey.unit import CheckColumns, Encoded, Unit, UnitGalaxies, check_unchanged
 from galaxyhpc.storage.files import sanitize
 
 __all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "list_inputs", "read_unit"]
@@ -56,8 +56,15 @@ ENDINGS = {  # of the files of a kind, in the order in which a directory is sear
 KINDS = "a HATS catalogue, parquet, HDF5, tar, a table of image files (CSV, ECSV, FITS), or a directory of such files"
 
 
-def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int = GALAXIES_PER_UNIT) -> list[Unit]:
+def find_units(
+    inputs: Sequence[str],
+    config: DataConfig,
+    galaxies_per_unit: int = GALAXIES_PER_UNIT,
+    check: CheckColumns = lambda path, names: None,
+) -> list[Unit]:
     """Return the units of these files, globs and directories, numbered, without reading pixels.
+
+    `check` is called with the columns of each file, or of one of those that have the same.
 
     Raises
     ------
@@ -67,7 +74,7 @@ def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int
     units = [
         unit
         for kind, paths in list_inputs(inputs).items()
-        for unit in READERS[kind].find_units(paths, config, galaxies_per_unit)
+        for unit in READERS[kind].find_units(paths, config, galaxies_per_unit, check)
     ]
     if not units:
         raise DataError(sanitize(f"{', '.join(inputs)}: got no galaxies; expected one or more"))

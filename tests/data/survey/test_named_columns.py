@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from galaxyhpc.data.survey.named_columns import (
     check_columns,
     check_first_galaxies,
     list_nearest,
+    make_column_check,
     name_columns,
     parse_columns,
 )
@@ -72,9 +74,17 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
 
 
 def check(path: Path, *texts: str) -> None:
+    """Check a file on its own, as the short form does, and when its units are found; both say the same."""
     columns = parse_columns(texts)
+    config = name_columns(DataConfig(), columns)
     files = [file for members in list_inputs([str(path)]).values() for file in members]
-    check_columns(files, columns, name_columns(DataConfig(), columns))
+    try:
+        find_units([str(path)], config, check=make_column_check(columns, config))
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error))}$"):
+            check_columns(files, columns, config)
+        raise
+    check_columns(files, columns, config)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
