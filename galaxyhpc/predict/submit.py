@@ -22,14 +22,14 @@ from galaxyhpc.evaluation import trained_model
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
 from galaxyhpc.launch.slurm_check import ask_slurm
-from galaxyhpc.predict.forecast import make_forecast, show_forecast
+from galaxyhpc.predict.forecast import choose_unit_size, find_speed, make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
 from galaxyhpc.prediction.columns import check_same_classes
 from galaxyhpc.prediction.job import write_summaries
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError, is_survey
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import format_count, make_console
-from galaxyhpc.runtime.lock import LAUNCH_LOCK, hold, is_busy
+from galaxyhpc.runtime.lock import hold_directory, is_busy
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, resolve_path, resolve_sweep_dir
@@ -54,21 +54,28 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     check_same_classes(classifiers)
     inputs = [str(resolve_path(text, "--input")) for text in inputs]
     config = name_columns(classifiers[0].config.data, options.columns)
-    settings = make_settings(classifiers, inputs, config.columns, options.embeddings)
-    units = find_units(settings.inputs, config, check=make_column_check(options.columns, config))
+    resources, num_tasks = resolve_resources(requested, executor, options.max_parallel)
+    begun = survey if is_survey(survey.path) and not options.overwrite else None
+    speed = find_speed(begun, classifiers, resources)
+    has_limit = executor == "slurm" and requested.time_minutes != "auto"
+    size = choose_unit_size(begun, speed, resources.time_minutes if has_limit else None)
+    settings = make_settings(classifiers, inputs, config.columns, options.embeddings, size)
+    units = find_units(settings.inputs, config, size, make_column_check(options.columns, config))
     check_first_galaxies(units, options.columns, config)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
         missing, stale = find_pending(survey, settings, units)
         pending = sorted([*missing, *stale])
         print_plan(console, survey, units, len(pending))
-        resources, num_tasks = resolve_resources(requested, executor, options.max_parallel)
-        forecast = make_forecast(survey, pending, classifiers, resources, options.embeddings)
+        forecast = make_forecast(survey, pending, classifiers, resources, speed, options.embeddings)
         num_tasks = min(num_tasks, len(pending)) or forecast.choose_num_tasks(options.max_parallel)
         if requested.time_minutes == "auto":
             minutes = choose_time_limit_minutes(forecast.get_seconds(num_tasks), SAFETY_FACTOR)
             resources = resources.model_copy(update={"time_minutes": minutes})
+        start = None
+        if executor == "slurm" and pending:
+            replace(forecast, resources=resources).check_time_limit(str(options.profile or "--profile"))
+            start = check_slurm(survey, resources, num_tasks)
         if options.dry_run:
-            start = check_slurm(survey, resources, num_tasks) if executor == "slurm" else None
             show_forecast(console, pending, forecast, num_tasks, start, survey.path)
             return 0
         settings = replace(settings, cpus_per_task=resources.cpus_per_task, has_hats=options.hats)
@@ -92,8 +99,7 @@ def open_directory(survey: SurveyDir, may_overwrite: bool) -> Iterator[None]:
     ------
     LaunchError, BusyError
     """
-    survey.path.mkdir(parents=True, exist_ok=True)
-    with hold(survey.path / LAUNCH_LOCK):
+    with hold_directory(survey.path):
         if may_overwrite:
             check_idle(survey)
             remove_results(survey)
@@ -175,7 +181,6 @@ def submit(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_
     ------
     LaunchError, SubmissionError
     """
-    check_slurm(survey, resources, num_tasks)
     tasks, last = choose_tasks(survey, num_tasks), get_report_records(survey.path)
     if tasks:
         submission = slurm_executor.Submission(survey.path)

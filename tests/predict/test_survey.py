@@ -21,7 +21,7 @@ import jobs.train
 from galaxyhpc import fsck, retry
 from galaxyhpc.predict.__main__ import main
 from galaxyhpc.predict.plan import write_plan
-from galaxyhpc.prediction.job import predict_units
+from galaxyhpc.prediction.job import TimeLimitError, predict_units
 from galaxyhpc.prediction.survey import Attempts, SurveyDir
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.lock import hold
@@ -234,6 +234,19 @@ def test_a_job_begins_no_unit_that_its_time_limit_would_end(unbroken: Path, tmp_
     stop = StopSignal(job_id="no job", end_time=time.time() + 29)
     assert not predict_units(survey, survey.write_tasks(1)[0], stop, RankInfo()) and stop.should_requeue
     assert survey.list_done() == set() and not (survey.path / "attempts").exists()
+
+
+def test_a_job_whose_time_limit_ends_before_its_first_unit_fails_and_says_what_it_needs(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    (task,), end_time = survey.write_tasks(1), time.time() + 100  # Slurm asks to stop 90 to 150 s before
+    with pytest.raises(TimeLimitError, match=r"a limit that ended at galaxy 20 of 20 of the .*; expected 3 or more: "):
+        predict_units(survey, task, StopAfter(num_looks=1, end_time=end_time), RankInfo())
+    assert not list((survey.path / "attempts").iterdir()) and not survey.list_done()
+    assert not predict_units(survey, task, StopAfter(num_looks=1, end_time=end_time + 100), RankInfo())  # preempted
+    assert not predict_units(survey, task, StopAfter(num_looks=3, end_time=end_time), RankInfo())
+    assert len(survey.list_done()) == 1
 
 
 def test_the_dry_run_tells_the_cost_and_writes_nothing(
