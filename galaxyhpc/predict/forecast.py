@@ -89,8 +89,8 @@ class Forecast:
         seconds = self.largest_unit * self.speed.seconds
         needed = math.ceil((STARTUP_SECONDS + STOP_SECONDS + seconds) / 60)
         if self.resources.time_minutes < needed:
-            unit = f"a unit, {self.largest_unit:,} galaxies, takes {format_duration(seconds)} ({self.speed.source})"
-            expected = f"expected {needed} or more: {unit}; in another --output, units are made for a shorter limit"
+            unit = f"{format_duration(seconds)} for a unit of {self.largest_unit:,} galaxies ({self.speed.source})"
+            expected = f"expected {needed} or more: two to start and stop, and {unit}"
             raise LaunchError(f"{place}: time_minutes: got {self.resources.time_minutes}; {expected}")
 
 

@@ -65,7 +65,7 @@ def test_units_are_so_small_that_a_time_limit_is_enough_for_four() -> None:
 
 
 def test_a_time_limit_that_ends_before_a_unit_is_refused_with_one_that_does_not() -> None:
-    message = "^mine.yaml: time_minutes: got 5; expected 6 or more: a unit, 20,000 galaxies, takes 0:03:20 "
+    message = "^mine.yaml: time_minutes: got 5; expected 6 or more: two to start and stop, and 0:03:20 for a unit "
     with pytest.raises(LaunchError, match=message):
         make_forecast(60_000, 3, time_minutes=5).check_time_limit("mine.yaml")
     make_forecast(60_000, 3, time_minutes=6).check_time_limit("mine.yaml")

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from h5py.h5o import open as open_object
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
 from galaxyhpc.config.schema import ColumnsConfig, DataConfig
@@ -94,10 +95,10 @@ def _read_positions(path: Path, file: h5py.File, count: int) -> tuple[np.ndarray
 
 def list_columns(file: h5py.File) -> list[str]:
     """Return the names of the arrays with one value for each of the images."""
-    shape, names = h5py.h5o.open(file.id, b"images").shape[:1], []  # a fifth of the time of file["images"]
+    shape, names = open_object(file.id, b"images").shape[:1], []  # a fifth of the time of file["images"]
     for name in file:
-        with suppress(KeyError):  # a link to nothing
-            item = h5py.h5o.open(file.id, name.encode("utf-8", "surrogateescape"))
+        with suppress(KeyError, OSError):  # a link to nothing
+            item = open_object(file.id, name.encode("utf-8", "surrogateescape"))
             names += [name] if isinstance(item, h5py.h5d.DatasetID) and item.shape == shape else []
     return names
 
