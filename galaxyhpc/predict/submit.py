@@ -24,6 +24,7 @@ from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
 from galaxyhpc.launch.slurm_check import ask_slurm
 from galaxyhpc.predict.forecast import choose_unit_size, find_speed, make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
+from galaxyhpc.prediction import part
 from galaxyhpc.prediction.columns import check_same_classes
 from galaxyhpc.prediction.job import write_summaries
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError, is_survey
@@ -61,7 +62,8 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     size = choose_unit_size(begun, speed, resources.time_minutes if has_limit else None)
     settings = make_settings(classifiers, inputs, config.columns, options.embeddings, size)
     units = find_units(settings.inputs, config, size, make_column_check(options.columns, config))
-    check_first_galaxies(units, options.columns, config)
+    if warning := check_first_galaxies(units, options.columns, config, bool(settings.identity["allow_grey"])):
+        console.print(f"warning: {warning}", soft_wrap=True)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
         missing, stale = find_pending(survey, settings, units)
         pending = sorted([*missing, *stale])
@@ -107,15 +109,17 @@ def open_directory(survey: SurveyDir, may_overwrite: bool) -> Iterator[None]:
 
 
 def check_directory(survey: SurveyDir) -> None:
-    """Refuse a directory with other files than those of a prediction.
+    """Refuse a file, and a directory with other files than those of a prediction.
 
     Raises
     ------
     SurveyError
     """
-    if survey.path.exists() and not is_survey(survey.path) and any(survey.path.glob("[!.]*")):
+    is_file = survey.path.exists() and not survey.path.is_dir()
+    if is_file or (not is_survey(survey.path) and any(survey.path.glob("[!.]*"))):
+        got = "a file" if is_file else "other files"
         expected = "expected a new directory, or one of a prediction"
-        raise SurveyError(f"{sanitize(str(survey.path))}: got other files; {expected}")
+        raise SurveyError(f"{sanitize(str(survey.path))}: got {got}; {expected}")
 
 
 def check_idle(survey: SurveyDir) -> None:
@@ -249,6 +253,8 @@ def print_result(console: Console, survey: SurveyDir, units: Sequence[Unit]) -> 
         console.print(f"set aside: unit {number}, {sources.get(number, '')}: {attempts.reason}", soft_wrap=True)
     text = f"{len(units) - len(left):,} of {format_count(len(units), 'unit')} predicted"
     text += f", {len(aside):,} set aside" if aside else ""
+    num_errors = sum(part.count_errors(survey.get_part(number)) for number in survey.list_done())
+    text += f", {format_count(num_errors, 'galaxy', 'galaxies')} without a class (column error)" if num_errors else ""
     text += f", {len(left - aside.keys()):,} left; rerun the same command to resume" if left - aside.keys() else ""
     console.print(f"{survey.parts_dir}: {text}; report: {survey.report_file}", soft_wrap=True)
     return 1 if left else 0

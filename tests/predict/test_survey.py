@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.classifiers import read_parts, write_galaxies, write_run
@@ -144,10 +145,21 @@ def test_a_part_of_other_weights_or_settings_is_refused_and_named(
     assert fsck.main([str(tmp_path / "out")]) == 1 and read_parts(unbroken) == before
 
 
+def test_galaxies_without_an_image_are_told_before_and_after(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"image": pa.array([None, b"x"], pa.binary())}), tmp_path / "a.parquet")
+    assert predict(run, tmp_path / "a.parquet", tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert "warning: " in shown and "got nothing in row 0" in shown and "so it is for the first 2 galaxies" in shown
+    assert "1 of 1 unit predicted, 2 galaxies without a class (column error)" in shown
+
+
 def test_files_of_a_user_are_no_prediction(run: RunDir, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = sorted(files.iterdir())
     assert predict(run, files, files, "--overwrite") == 2
     assert "got other files; expected a new directory" in capsys.readouterr().err and sorted(files.iterdir()) == names
+    assert predict(run, files, files / "0.h5") == 2 and "0.h5: got a file; expected" in capsys.readouterr().err
 
 
 def test_a_unit_that_fails_three_times_is_set_aside_and_the_rest_goes_on(

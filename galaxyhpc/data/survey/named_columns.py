@@ -24,7 +24,8 @@ from galaxyhpc.data.sources.unlabelled import is_table
 from galaxyhpc.data.survey import catalogue, hdf5, parquet
 from galaxyhpc.data.survey.hats import read_position_columns
 from galaxyhpc.data.survey.unit import KEYS, NUM_THREADS, CheckColumns, ColumnNames, Unit
-from galaxyhpc.data.survey.units import read_unit
+from galaxyhpc.data.survey.units import decode_image, read_unit
+from galaxyhpc.runtime.console import format_count
 from galaxyhpc.storage.files import sanitize
 
 MAX_LISTED = 8  # columns in a message
@@ -90,20 +91,33 @@ def make_column_check(columns: Mapping[str, str], config: DataConfig) -> CheckCo
     return check
 
 
-def check_first_galaxies(units: Sequence[Unit], columns: Mapping[str, str], config: DataConfig) -> None:
-    """Refuse columns with which none of the first galaxies can be read, such as names for ra.
+def check_first_galaxies(
+    units: Sequence[Unit], columns: Mapping[str, str], config: DataConfig, allow_grey: bool
+) -> str:
+    """Return why none of the first galaxies has an image, or nothing; `allow_grey` as for `decode_image`.
 
     Raises
     ------
     DataError
+        With named columns, as of names for ra.
     """
-    if not any(columns.values()):
-        return
     unit = units[0]._replace(stop=min(units[0].stop, units[0].first + NUM_TRIED))
-    images = [image for galaxies in read_unit(unit, config) for image in galaxies.encoded]
-    errors = [str(image) for image in images if isinstance(image, ImageError)]
-    if len(errors) == len(images):
-        raise DataError(f"{errors[0]}; so it is for the first {len(errors)} galaxies: see --columns")
+    try:
+        errors = [
+            decode_image(image, config, allow_grey, f"{unit.source}: row {row}")
+            for galaxies in read_unit(unit, config)
+            for row, image in zip(galaxies.rows, galaxies.encoded, strict=True)
+        ]
+    except DataError as error:
+        if any(columns.values()):
+            raise
+        return str(error)
+    if not all(isinstance(error, ImageError) for error in errors):
+        return ""
+    text = sanitize(f"{errors[0]}; so it is for the first {format_count(len(errors), 'galaxy', 'galaxies')}")
+    if any(columns.values()):
+        raise DataError(f"{text}: see --columns")
+    return text
 
 
 def _find_mistake_in_file(path: Path, columns: Mapping[str, str], config: ColumnsConfig) -> str:

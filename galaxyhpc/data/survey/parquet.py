@@ -102,7 +102,9 @@ def choose_columns(path: Path, schema: Any, config: DataConfig) -> tuple[ImageCo
     images = [image for name in candidates if (image := _describe_images(name, schema.field(name).type))]
     if not images:
         listed = ", ".join(f"{name} ({schema.field(name).type})"[:80] for name in candidates) or ", ".join(names)
-        expected = "one with images (bytes of files, or nested lists of pixels) or with the names of their files"
+        expected = (
+            "one with images (bytes of files, {bytes, path}, nested lists of pixels) or with the names of their files"
+        )
         raise make_error(path, "columns", listed or "none", f"{expected}: name it, --columns file=NAME")
     columns = tables.match_columns(path, names, config.columns)
     for key, name in read_position_columns(path).items():

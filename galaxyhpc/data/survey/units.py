@@ -53,6 +53,7 @@ ENDINGS = {  # of the files of a kind, in the order in which a directory is sear
     "directory": IMAGE_ENDINGS,
     "catalogue": (*tables.CSV_ENDINGS, *tables.ASTROPY_FORMATS),
 }
+SHARDS = ("parquet", "hdf5", "tar")  # a directory has one of these
 KINDS = "a HATS catalogue, parquet, HDF5, tar, a table of image files (CSV, ECSV, FITS), or a directory of such files"
 
 
@@ -107,9 +108,16 @@ def _list_files(path: Path) -> tuple[str, list[Path]]:
     if hats.is_hats(path):
         return "parquet", hats.list_partitions(path)
     names = list_files(path, sum(ENDINGS.values(), ()))
-    for kind, endings in ENDINGS.items():
-        if members := [path / name for name in names if name.lower().endswith(endings)]:
-            return kind, [path] if kind == "directory" else members
+    by_kind = {kind: [path / name for name in names if name.lower().endswith(ENDINGS[kind])] for kind in ENDINGS}
+    kinds = [kind for kind in ENDINGS if by_kind[kind]]
+    if len(kinds_of_shards := [kind for kind in kinds if kind in SHARDS]) > 1:
+        first = by_kind[kinds_of_shards[1]][0].relative_to(path)
+        got = f"a directory with {' and '.join(kinds_of_shards)}, such as {first}"
+        raise DataError(
+            sanitize(f"{path}: got {got}; expected one of these: name the files, such as '{path}/*.parquet'")
+        )
+    if kinds:
+        return kinds[0], [path] if kinds[0] == "directory" else by_kind[kinds[0]]
     raise DataError(sanitize(f"{path}: got a directory without such files; expected {KINDS}"))
 
 

@@ -106,6 +106,7 @@ def test_named_columns_are_read_from_every_kind_of_file(kind: str, tmp_path: Pat
     ("kind", "texts", "message"),
     [
         ("parquet", ["id=cutout"], "id: got no column 'cutout' of texts or numbers; expected one of "),
+        ("parquet", ["file=cutout.bytes"], "file: got no column 'cutout.bytes'; expected one of 'cutout', "),
         ("HDF5", ["id=short"], "id: got no column 'short' of texts or numbers; expected one of "),
         ("HDF5", ["file=stamps"], "file: got no column 'stamps'; expected 'images'"),
         ("CSV", ["file=CUTOUT"], "file: got no column 'CUTOUT'; expected one of 'cutout', "),
@@ -148,7 +149,21 @@ def test_columns_with_which_no_galaxy_can_be_read_are_refused(tmp_path: Path) ->
     with pytest.raises(
         DataError, match=r"a.csv: label: got E in row 0; .*; so it is for the first 6 galaxies: see --c"
     ):
-        check_first_galaxies(find_units([str(path)], config), columns, config)
+        check_first_galaxies(find_units([str(path)], config), columns, config, True)
+
+
+def test_an_input_whose_first_galaxies_all_lack_an_image_is_told_and_a_good_one_is_not(tmp_path: Path) -> None:
+    path, columns = write_catalogue(tmp_path / "a.csv", NAMES), {"file": "cutout"}
+    config = name_columns(DataConfig(), columns)
+    units = find_units([str(path)], config)
+    assert check_first_galaxies(units, columns, config, True) == check_first_galaxies(units, {}, config, True) == ""
+    for image in tmp_path.rglob("*.png"):
+        image.write_bytes(b"none")
+    assert re.search(
+        r"a.csv: row 0: got 4 bytes .*; so it is for .* 6 gal", check_first_galaxies(units, {}, config, True)
+    )
+    path.write_text("")
+    assert "a file of 0 bytes that was changed" in check_first_galaxies(units, {}, config, True)
 
 
 @pytest.mark.parametrize(

@@ -291,8 +291,12 @@ def write_other_columns(path: Path) -> None:
             lambda path: (path / "a.txt").write_text(""),
             "got a directory without such files; expected a HATS catalogue, ",
         ),
+        (
+            lambda path: [(path / name).write_text("") for name in ("a.parquet", "b.h5", "c.png")],
+            "got a directory with parquet and hdf5, such as b.h5; expected one of these: name the files, such as '/",
+        ),
     ],
-    ids=["cut off", "other columns", "HDF5", "tar", "CSV", "nothing"],
+    ids=["cut off", "other columns", "HDF5", "tar", "CSV", "nothing", "two kinds"],
 )
 def test_inputs_that_cannot_be_used_are_named_before_anything_is_read(
     tmp_path: Path, write: Callable[[Path], object], message: str
