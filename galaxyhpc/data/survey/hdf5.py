@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +33,30 @@ from galaxyhpc.data.survey.unit import (
     divide_rows,
     make_units,
 )
+from galaxyhpc.runtime.parallel import parallel_map
+
+MIN_FILES_PER_PROCESS = 2000  # whose headers are read in a second
 
 
 def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> Iterator[Unit]:
-    """Yield the units of HDF5 files, from their headers.
+    """Yield the units of HDF5 files, from their headers; of many files by several processes, as HDF5 has one lock.
 
     Raises
     ------
     DataError
     """
-    for path in paths:
-        with _open_file(path) as file:
-            count, chunk_length, _ = _find_layout(path, file)
-            names = list_columns(file)
-        check(path, sort_columns(names))
-        match_columns(path, names, config.columns)  # refuses two of the same name
-        counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
-        yield from make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
+    find = partial(_find_units_of_file, config=config, galaxies_per_unit=galaxies_per_unit, check=check)
+    yield from chain.from_iterable(parallel_map(find, paths, "reading headers", MIN_FILES_PER_PROCESS))
+
+
+def _find_units_of_file(path: Path, config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> list[Unit]:
+    with _open_file(path) as file:
+        count, chunk_length, _ = _find_layout(path, file)
+        names = list_columns(file)
+    check(path, sort_columns(names))
+    match_columns(path, names, config.columns)  # refuses two of the same name
+    counts = [min(chunk_length, count - start) for start in range(0, count, chunk_length)]
+    return make_units(path, "hdf5", divide_rows(counts, max(galaxies_per_unit, chunk_length)))
 
 
 def sort_columns(names: list[str]) -> ColumnNames:

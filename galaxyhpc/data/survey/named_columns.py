@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
@@ -83,12 +84,12 @@ def check_columns(paths: Iterable[Path], columns: Mapping[str, str], config: Dat
 
 def make_column_check(columns: Mapping[str, str], config: DataConfig) -> CheckColumns:
     """Return what does the same for a file whose header has been read."""
+    return partial(_check_names, columns=columns, config=config.columns)
 
-    def check(path: Path, names: ColumnNames) -> None:
-        if any(columns.values()) and (mistake := _find_mistake(path, names, columns, config.columns)):
-            raise DataError(sanitize(mistake))
 
-    return check
+def _check_names(path: Path, names: ColumnNames, columns: Mapping[str, str], config: ColumnsConfig) -> None:
+    if any(columns.values()) and (mistake := _find_mistake(path, names, columns, config)):
+        raise DataError(sanitize(mistake))
 
 
 def check_first_galaxies(

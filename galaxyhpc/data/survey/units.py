@@ -31,7 +31,7 @@ from galaxyhpc.data.images.image_files import (
 from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
-from galaxyhpc.data.survey.unit import CheckColumns, Encoded, Unit, UnitGalaxies, check_unchanged
+from galaxyhpc.data.survey.unit import CheckColumns, ColumnNames, Encoded, Unit, UnitGalaxies, check_unchanged
 from galaxyhpc.storage.files import sanitize
 
 __all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "list_inputs", "read_unit"]
@@ -57,11 +57,15 @@ SHARDS = ("parquet", "hdf5", "tar")  # a directory has one of these
 KINDS = "a HATS catalogue, parquet, HDF5, tar, a table of image files (CSV, ECSV, FITS), or a directory of such files"
 
 
+def accept_columns(path: Path, names: ColumnNames) -> None:
+    """Accept any columns: none are named."""
+
+
 def find_units(
     inputs: Sequence[str],
     config: DataConfig,
     galaxies_per_unit: int = GALAXIES_PER_UNIT,
-    check: CheckColumns = lambda path, names: None,
+    check: CheckColumns = accept_columns,
 ) -> list[Unit]:
     """Return the units of these files, globs and directories, numbered, without reading pixels.
 
