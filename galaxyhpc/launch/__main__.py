@@ -29,7 +29,7 @@ from galaxyhpc.launch.galaxy_checks import fill_in_class_names
 from galaxyhpc.launch.plan import with_absolute_paths, write_plan
 from galaxyhpc.launch.preflight import PreflightError, check_sweep, make_symmetry_table, print_problems, print_warnings
 from galaxyhpc.runtime.console import format_count, make_console
-from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, hold
+from galaxyhpc.runtime.lock import BusyError, hold_directory
 from galaxyhpc.storage.run_dir import RunDirError
 from galaxyhpc.storage.sweep_dir import refuse_symlinks, resolve_sweep_dir
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         console.print(make_symmetry_table(checked_sweep))
         executor = choose_executor(options.executor)
-        with hold(_ensure_directory(directory) / LAUNCH_LOCK):
+        with hold_directory(directory):
             check_no_orphaned_runs(directory, configs)
             question = read_leading_comment(options.sweep.read_text(encoding="utf-8-sig"))  # the report begins with it
             text = f"{question}\n{sweep.resolved_yaml}"
@@ -92,11 +92,6 @@ def _parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--canary", action="store_true", help="on Slurm, first train a few steps of the heaviest run")
     parser.add_argument("--dry-run", action="store_true", help="only show runs, resource classes and sbatch files")
     return parser.parse_args(arguments)
-
-
-def _ensure_directory(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 if __name__ == "__main__":

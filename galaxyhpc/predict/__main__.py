@@ -61,8 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
             return _select(options.run, options.select, options.to, options.overwrite)
         more = options.columns, options.skip_bad, options.overwrite
         return csv_table.classify_files(options.run, options.files, options.output, *more)
-    except (ValueError, OSError, NotTrainedError, BusyError) as error:
+    except (ValueError, NotTrainedError, BusyError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or options.output}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -6,11 +6,13 @@ model of `analysis.run_cost`, refitted to the trainings beside the run, and deco
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -19,7 +21,9 @@ from rich.console import Console
 from galaxyhpc.analysis import run_cost
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.data.survey.unit import Unit
+from galaxyhpc.data.survey.units import GALAXIES_PER_UNIT
 from galaxyhpc.evaluation.trained_model import Classifier
+from galaxyhpc.launch.dispatch import LaunchError
 from galaxyhpc.models.activations import compute_activations
 from galaxyhpc.models.profile import profile_network
 from galaxyhpc.prediction.survey import SurveyDir
@@ -27,22 +31,31 @@ from galaxyhpc.runtime.console import ConsoleTable, format_count, format_duratio
 
 DECODE_SECONDS = 1 / 380  # of a core per galaxy: PNG of 256 px, the slowest of the usual formats
 STARTUP_SECONDS = 30.0  # of a task: imports, networks, workers
+STOP_SECONDS = 90.0  # before a time limit, when Slurm asks a task to stop
+MIN_UNITS_PER_TASK = 4  # before its time limit: the speed is an estimate
 MAX_TASKS = 64
 TASK_SECONDS = 3600.0  # that a task takes about, if the number is not given
 SURVEY = 10**8  # galaxies, for comparison
 KNOWN_BYTES, FLOAT_BYTES = 40, 4  # per row: id, position, source, flags; of a column of float32. Measured, compressed
 
 
+class Speed(NamedTuple):
+    """How long a process takes."""
+
+    seconds: float  # per galaxy
+    source: str  # of this number
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Speed and size of a prediction."""
 
-    seconds: float  # of a process per galaxy
-    source: str  # of this number
+    speed: Speed
     bytes_per_galaxy: float
     num_galaxies: int  # to predict
     resources: ResourcesConfig  # of a task
     num_units: int
+    largest_unit: int  # galaxies
 
     @property
     def device(self) -> str:
@@ -53,7 +66,7 @@ class Forecast:
         resources = self.resources
         num_gpus = resources.nodes * resources.gpus_per_node
         per_process = num_gpus / resources.num_tasks if num_gpus else resources.cpus_per_task
-        return num_galaxies * self.seconds * per_process / 3600
+        return num_galaxies * self.speed.seconds * per_process / 3600
 
     def choose_num_tasks(self, max_parallel: int | None) -> int:
         """Return how many tasks share the units: `max_parallel`, or as many as take an hour each, within limits."""
@@ -62,8 +75,23 @@ class Forecast:
         return max(1, min(wanted_tasks, most, max_parallel or MAX_TASKS))
 
     def get_seconds(self, num_tasks: int) -> float:
-        """Return the time that these tasks need."""
-        return STARTUP_SECONDS + self.num_galaxies * self.seconds / (num_tasks * self.resources.num_tasks)
+        """Return the time that these tasks need: not less than one for its largest unit."""
+        per_process = self.num_galaxies / (num_tasks * self.resources.num_tasks)
+        return STARTUP_SECONDS + max(per_process, self.largest_unit) * self.speed.seconds
+
+    def check_time_limit(self, place: str) -> None:
+        """Refuse a limit, set in `place`, that ends a task before its largest unit is done, time after time.
+
+        Raises
+        ------
+        LaunchError
+        """
+        seconds = self.largest_unit * self.speed.seconds
+        needed = math.ceil((STARTUP_SECONDS + STOP_SECONDS + seconds) / 60)
+        if self.resources.time_minutes < needed:
+            unit = f"{format_duration(seconds)} for a unit of {self.largest_unit:,} galaxies ({self.speed.source})"
+            expected = f"expected {needed} or more: two to start and stop, and {unit}"
+            raise LaunchError(f"{place}: time_minutes: got {self.resources.time_minutes}; {expected}")
 
 
 def make_forecast(
@@ -71,16 +99,31 @@ def make_forecast(
     units: Sequence[Unit],
     classifiers: Sequence[Classifier],
     resources: ResourcesConfig,
+    speed: Speed,
     with_embeddings: bool,
 ) -> Forecast:
     """Return the forecast of these units."""
     width = count_features(classifiers[0]) if with_embeddings else 0
-    measured = _measure_seconds(survey)
-    seconds, source = measured or _estimate_seconds(classifiers, resources)
     num_floats = len(classifiers[0].config.data.class_names) + 4
     size = _measure_bytes(survey) or KNOWN_BYTES + FLOAT_BYTES * num_floats + 2.0 * width
-    num_galaxies = sum(unit.num_galaxies for unit in units)
-    return Forecast(seconds, source, size, num_galaxies, resources, len(units))
+    counts = [unit.num_galaxies for unit in units]
+    return Forecast(speed, size, sum(counts), resources, len(counts), max(counts, default=0))
+
+
+def choose_unit_size(begun: SurveyDir | None, speed: Speed, time_minutes: int | None) -> int:
+    """Return the number of galaxies in a unit: as in what was begun, or such that a time limit is enough for several.
+
+    Raises
+    ------
+    SurveyError
+    """
+    if begun is not None:
+        return begun.read_settings().galaxies_per_unit
+    if time_minutes is None:
+        return GALAXIES_PER_UNIT
+    seconds = 60 * time_minutes - STARTUP_SECONDS - STOP_SECONDS
+    size = int(seconds / MIN_UNITS_PER_TASK / speed.seconds)
+    return min(size, GALAXIES_PER_UNIT) if size > 0 else GALAXIES_PER_UNIT
 
 
 def count_features(classifier: Classifier) -> int:
@@ -90,14 +133,18 @@ def count_features(classifier: Classifier) -> int:
         return int(compute_activations(classifier.network, image).pooled.shape[1])
 
 
-def _measure_seconds(survey: SurveyDir) -> tuple[float, str] | None:
-    """Return the seconds of a process per galaxy in the units that are done, and how many these are."""
+def find_speed(begun: SurveyDir | None, classifiers: Sequence[Classifier], resources: ResourcesConfig) -> Speed:
+    """Return the speed of the units that are done, or else the expected one."""
+    return (begun and _measure_speed(begun)) or _estimate_speed(classifiers, resources)
+
+
+def _measure_speed(survey: SurveyDir) -> Speed | None:
     events = [event for task in survey.list_tasks() for event in task.read_events() if event["event"] == "unit"]
     num_galaxies = sum(event["galaxies"] for event in events)
     if not num_galaxies:
         return None
     seconds = sum(event["seconds"] for event in events) / num_galaxies
-    return seconds, f"measured on {format_count(len(events), 'unit')} that are done"
+    return Speed(seconds, f"measured on {format_count(len(events), 'unit')} that are done")
 
 
 def _measure_bytes(survey: SurveyDir) -> float:
@@ -109,8 +156,8 @@ def _measure_bytes(survey: SurveyDir) -> float:
     return sum(sizes.values()) / max(sum(num_galaxies.get(number, 0) for number in sizes), 1)
 
 
-def _estimate_seconds(classifiers: Sequence[Classifier], resources: ResourcesConfig) -> tuple[float, str]:
-    """Return the seconds of a process per galaxy by the cost model; on a GPU, decoding runs beside the networks."""
+def _estimate_speed(classifiers: Sequence[Classifier], resources: ResourcesConfig) -> Speed:
+    """Return the speed by the cost model; on a GPU, decoding runs beside the networks."""
     uses_gpu = resources.gpus_per_node > 0
     runs_dir = classifiers[0].run.sweep_dir.parent
     costs = run_cost.fit_cost_models(run_cost.read_timing_records(runs_dir), num_galaxies=0)
@@ -120,7 +167,7 @@ def _estimate_seconds(classifiers: Sequence[Classifier], resources: ResourcesCon
         seconds = max(forward, DECODE_SECONDS / resources.cpus_per_task)
     else:
         seconds = (forward + DECODE_SECONDS) / resources.cpus_per_task
-    return seconds, f"networks: {model.source}; decoding: 256 px PNG"
+    return Speed(seconds, f"networks: {model.source}; decoding: 256 px PNG")
 
 
 def _estimate_forward(classifier: Classifier, uses_gpu: bool) -> float:
@@ -156,7 +203,7 @@ def make_inputs_table(units: Sequence[Unit]) -> ConsoleTable:
 
 def _format_lines(forecast: Forecast, num_tasks: int, start: float | None) -> Iterator[str]:
     resources, unit = forecast.resources, f"{forecast.device}-hours"
-    yield f"speed: {1 / forecast.seconds:,.0f} galaxies/s per process ({forecast.source})"
+    yield f"speed: {1 / forecast.speed.seconds:,.0f} galaxies/s per process ({forecast.speed.source})"
     for count, name in ((forecast.num_galaxies, f"{forecast.num_galaxies:,} galaxies"), (SURVEY, "10^8 galaxies")):
         hours, size = forecast.get_device_hours(count), count * forecast.bytes_per_galaxy / 1e9
         yield f"{name}: {hours:,.3g} {unit}, {size:,.3g} GB in parts"

@@ -10,6 +10,7 @@ from galaxyhpc.data import DataError
 from galaxyhpc.data.dataset import open_dataset
 from galaxyhpc.data.split_file import SPLIT_FILE_NAME
 from galaxyhpc.data.survey.unit import Unit
+from galaxyhpc.data.survey.units import GALAXIES_PER_UNIT
 from galaxyhpc.evaluation import typicality
 from galaxyhpc.evaluation.trained_model import Classifier
 from galaxyhpc.prediction import part
@@ -19,7 +20,11 @@ from galaxyhpc.storage.sweep_dir import get_report_records
 
 
 def make_settings(
-    classifiers: Sequence[Classifier], inputs: Sequence[str], columns: ColumnsConfig, with_embeddings: bool
+    classifiers: Sequence[Classifier],
+    inputs: Sequence[str],
+    columns: ColumnsConfig,
+    with_embeddings: bool,
+    galaxies_per_unit: int = GALAXIES_PER_UNIT,
 ) -> SurveySettings:
     """Return what decides the bytes of the parts, given the absolute paths of the inputs.
 
@@ -41,7 +46,7 @@ def make_settings(
         "typicality": has_typicality(classifiers[0]),
     }
     paths = tuple(str(classifier.run.path) for classifier in classifiers)
-    return SurveySettings(paths, tuple(inputs), identity)
+    return SurveySettings(paths, tuple(inputs), identity, galaxies_per_unit)
 
 
 def has_typicality(classifier: Classifier) -> bool:

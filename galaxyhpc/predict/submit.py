@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,21 +15,22 @@ from rich.console import Console
 from galaxyhpc.analysis.run_cost import choose_time_limit_minutes
 from galaxyhpc.config.schema import RequestedResources, ResourcesConfig
 from galaxyhpc.config.sweep import load_resources
-from galaxyhpc.data.survey.named_columns import check_columns, check_first_galaxies, name_columns
+from galaxyhpc.data.survey.named_columns import check_first_galaxies, make_column_check, name_columns
 from galaxyhpc.data.survey.unit import Unit
-from galaxyhpc.data.survey.units import find_units, list_inputs
+from galaxyhpc.data.survey.units import find_units
 from galaxyhpc.evaluation import trained_model
 from galaxyhpc.launch import local_executor, slurm_executor
 from galaxyhpc.launch.dispatch import LaunchError, choose_executor, is_queued
 from galaxyhpc.launch.slurm_check import ask_slurm
-from galaxyhpc.predict.forecast import make_forecast, show_forecast
+from galaxyhpc.predict.forecast import choose_unit_size, find_speed, make_forecast, show_forecast
 from galaxyhpc.predict.plan import find_pending, make_settings, remove_results, write_plan
+from galaxyhpc.prediction import part
 from galaxyhpc.prediction.columns import check_same_classes
 from galaxyhpc.prediction.job import write_summaries
 from galaxyhpc.prediction.survey import SurveyDir, SurveyError, is_survey
 from galaxyhpc.runtime import slurm
 from galaxyhpc.runtime.console import format_count, make_console
-from galaxyhpc.runtime.lock import LAUNCH_LOCK, hold, is_busy
+from galaxyhpc.runtime.lock import hold_directory, is_busy
 from galaxyhpc.storage.files import sanitize
 from galaxyhpc.storage.run_dir import RunDir
 from galaxyhpc.storage.sweep_dir import find_runs, get_report_records, resolve_path, resolve_sweep_dir
@@ -55,22 +55,29 @@ def predict_survey(runs: Sequence[Path], inputs: Sequence[str], output: Path, op
     check_same_classes(classifiers)
     inputs = [str(resolve_path(text, "--input")) for text in inputs]
     config = name_columns(classifiers[0].config.data, options.columns)
-    check_columns(chain(*list_inputs(inputs).values()), options.columns, config)
-    settings = make_settings(classifiers, inputs, config.columns, options.embeddings)
-    units = find_units(settings.inputs, config)
-    check_first_galaxies(units, options.columns, config)
+    resources, num_tasks = resolve_resources(requested, executor, options.max_parallel)
+    begun = survey if is_survey(survey.path) and not options.overwrite else None
+    speed = find_speed(begun, classifiers, resources)
+    has_limit = executor == "slurm" and requested.time_minutes != "auto"
+    size = choose_unit_size(begun, speed, resources.time_minutes if has_limit else None)
+    settings = make_settings(classifiers, inputs, config.columns, options.embeddings, size)
+    units = find_units(settings.inputs, config, size, make_column_check(options.columns, config))
+    if warning := check_first_galaxies(units, options.columns, config, bool(settings.identity["allow_grey"])):
+        console.print(f"warning: {warning}", soft_wrap=True)
     with nullcontext() if options.dry_run else open_directory(survey, options.overwrite):
         missing, stale = find_pending(survey, settings, units)
         pending = sorted([*missing, *stale])
         print_plan(console, survey, units, len(pending))
-        resources, num_tasks = resolve_resources(requested, executor, options.max_parallel)
-        forecast = make_forecast(survey, pending, classifiers, resources, options.embeddings)
+        forecast = make_forecast(survey, pending, classifiers, resources, speed, options.embeddings)
         num_tasks = min(num_tasks, len(pending)) or forecast.choose_num_tasks(options.max_parallel)
         if requested.time_minutes == "auto":
             minutes = choose_time_limit_minutes(forecast.get_seconds(num_tasks), SAFETY_FACTOR)
             resources = resources.model_copy(update={"time_minutes": minutes})
+        start = None
+        if executor == "slurm" and pending:
+            replace(forecast, resources=resources).check_time_limit(str(options.profile or "--profile"))
+            start = check_slurm(survey, resources, num_tasks)
         if options.dry_run:
-            start = check_slurm(survey, resources, num_tasks) if executor == "slurm" else None
             show_forecast(console, pending, forecast, num_tasks, start, survey.path)
             return 0
         settings = replace(settings, cpus_per_task=resources.cpus_per_task, has_hats=options.hats)
@@ -94,8 +101,7 @@ def open_directory(survey: SurveyDir, may_overwrite: bool) -> Iterator[None]:
     ------
     LaunchError, BusyError
     """
-    survey.path.mkdir(parents=True, exist_ok=True)
-    with hold(survey.path / LAUNCH_LOCK):
+    with hold_directory(survey.path):
         if may_overwrite:
             check_idle(survey)
             remove_results(survey)
@@ -103,15 +109,17 @@ def open_directory(survey: SurveyDir, may_overwrite: bool) -> Iterator[None]:
 
 
 def check_directory(survey: SurveyDir) -> None:
-    """Refuse a directory with other files than those of a prediction.
+    """Refuse a file, and a directory with other files than those of a prediction.
 
     Raises
     ------
     SurveyError
     """
-    if survey.path.exists() and not is_survey(survey.path) and any(survey.path.glob("[!.]*")):
+    is_file = survey.path.exists() and not survey.path.is_dir()
+    if is_file or (not is_survey(survey.path) and any(survey.path.glob("[!.]*"))):
+        got = "a file" if is_file else "other files"
         expected = "expected a new directory, or one of a prediction"
-        raise SurveyError(f"{sanitize(str(survey.path))}: got other files; {expected}")
+        raise SurveyError(f"{sanitize(str(survey.path))}: got {got}; {expected}")
 
 
 def check_idle(survey: SurveyDir) -> None:
@@ -177,7 +185,6 @@ def submit(console: Console, survey: SurveyDir, resources: ResourcesConfig, num_
     ------
     LaunchError, SubmissionError
     """
-    check_slurm(survey, resources, num_tasks)
     tasks, last = choose_tasks(survey, num_tasks), get_report_records(survey.path)
     if tasks:
         submission = slurm_executor.Submission(survey.path)
@@ -246,6 +253,8 @@ def print_result(console: Console, survey: SurveyDir, units: Sequence[Unit]) -> 
         console.print(f"set aside: unit {number}, {sources.get(number, '')}: {attempts.reason}", soft_wrap=True)
     text = f"{len(units) - len(left):,} of {format_count(len(units), 'unit')} predicted"
     text += f", {len(aside):,} set aside" if aside else ""
+    num_errors = sum(part.count_errors(survey.get_part(number)) for number in survey.list_done())
+    text += f", {format_count(num_errors, 'galaxy', 'galaxies')} without a class (column error)" if num_errors else ""
     text += f", {len(left - aside.keys()):,} left; rerun the same command to resume" if left - aside.keys() else ""
     console.print(f"{survey.parts_dir}: {text}; report: {survey.report_file}", soft_wrap=True)
     return 1 if left else 0

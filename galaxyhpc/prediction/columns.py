@@ -49,7 +49,12 @@ if TYPE_CHECKING:
 
 UNITS = {"ra": "deg", "dec": "deg", "entropy": "nat", "disagreement": "nat"}  # metadata `unit` of a field
 NOT_FINITE = "got logits that are not finite; expected numbers: the weights may be damaged"
-FLAGS = ("blank", "empty_band", "saturated", "upsampled")
+FLAGS = {
+    "blank": "nothing is visible",
+    "empty_band": "one or two bands show nothing",
+    "saturated": "white where a galaxy is not",
+    "upsampled": "smaller than the images of the training",
+}
 
 
 class RunsDifferError(ValueError):

@@ -7,6 +7,7 @@ before it and every failure after it; after three, killed processes included, th
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from galaxyhpc.evaluation.typicality import Typicality
     from galaxyhpc.prediction.pipeline import Pipeline
 
+SIGNAL_SECONDS = 150.0  # before a time limit, at most, Slurm asks to stop: 90, up to a minute earlier
 STOP_MARGIN_SECONDS = 30.0  # between a batch and the time limit
 UNIT_MARGIN = 1.2  # times the longest unit so far: what has to be left for another one
 WAIT_SECONDS = 1.0
@@ -38,7 +40,15 @@ MAX_REASON_CHARS = 300
 
 
 class StopRequested(Exception):
-    """A unit was left because the job has to end."""
+    """A unit was left because the job has to end, after a number of galaxies."""
+
+    def __init__(self, num_galaxies: int) -> None:
+        super().__init__(num_galaxies)
+        self.num_galaxies = num_galaxies
+
+
+class TimeLimitError(RuntimeError):
+    """A time limit that is too short for a unit."""
 
 
 def run_task(run: RunDir, stop: StopSignal) -> bool:
@@ -84,7 +94,13 @@ def write_summaries(survey: SurveyDir) -> None:
 
 
 def predict_units(survey: SurveyDir, run: RunDir, stop: StopSignal, rank_info: RankInfo) -> bool:
-    """Write the part of every unit that no other process works on; False if it was asked to stop."""
+    """Write the part of every unit that no other process works on; False if it was asked to stop.
+
+    Raises
+    ------
+    TimeLimitError
+        The time limit ended before the first unit was done, as it would the next time.
+    """
     settings, units, longest = survey.read_settings(), survey.read_units(), 0.0
     with ExitStack() as stack:
         predictor = None
@@ -94,10 +110,28 @@ def predict_units(survey: SurveyDir, run: RunDir, stop: StopSignal, rank_info: R
             start = time.monotonic()
             if predictor is None:  # not before there is a unit: loading takes seconds
                 predictor = stack.enter_context(open_predictor(settings, rank_info))
-            if not predict_unit(survey, run, unit, predictor, stop):
+            try:
+                if not predict_unit(survey, run, unit, predictor, stop):
+                    return False
+            except StopRequested as stopped:
+                if not longest and stop.end_time is not None:
+                    check_time_limit(unit, stopped.num_galaxies, time.monotonic() - start, stop.end_time - time.time())
                 return False
             longest = max(longest, time.monotonic() - start)
     return not stop.is_requested
+
+
+def check_time_limit(unit: Unit, num_done: int, seconds: float, seconds_left: float) -> None:
+    """Refuse to go on if a limit, and not a preemption before it, left a unit after these galaxies and seconds.
+
+    Raises
+    ------
+    TimeLimitError
+    """
+    if seconds_left < SIGNAL_SECONDS:
+        needed = math.ceil((seconds * unit.num_galaxies / num_done * UNIT_MARGIN + SIGNAL_SECONDS) / 60)
+        got = f"a limit that ended at galaxy {num_done:,} of {unit.num_galaxies:,} of the first unit"
+        raise TimeLimitError(f"time_minutes: got {got}; expected {needed} or more: set it in the profile, and rerun")
 
 
 def rotate(units: Sequence[Unit], run: RunDir, rank_info: RankInfo) -> list[Unit]:
@@ -187,15 +221,21 @@ class Predictor:
         from galaxyhpc.prediction.columns import make_table
 
         classifiers, identity = self.pipeline.classifiers, self.settings.identity
-        galaxies = read_unit(unit, name_columns(self.pipeline.decoder.config, identity["columns"]))
+        num_galaxies, galaxies = 0, read_unit(unit, name_columns(self.pipeline.decoder.config, identity["columns"]))
         for batch in self.pipeline.classify(galaxies, unit.source):
             yield make_table(batch, classifiers, self.typicality, identity["embeddings"])
+            num_galaxies += len(batch.rows)
             if should_stop():
-                raise StopRequested
+                raise StopRequested(num_galaxies)
 
 
 def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predictor, stop: StopSignal) -> bool:
-    """Write the part of a unit or record why that failed; False if it was left because the job has to end."""
+    """Write the part of a unit or record why that failed; False if workers ended because the job has to.
+
+    Raises
+    ------
+    StopRequested
+    """
     from galaxyhpc.prediction import part
     from galaxyhpc.prediction.workers import WorkerError
 
@@ -212,7 +252,7 @@ def predict_unit(survey: SurveyDir, run: RunDir, unit: Unit, predictor: Predicto
         count = part.write_part(survey.get_part(unit.number), tables, metadata, num_galaxies)
     except StopRequested:
         survey.write_attempts(unit.number, attempts)
-        return False
+        raise
     except Exception as error:  # of any library that reads or decodes
         if isinstance(error, WorkerError):
             time.sleep(WAIT_SECONDS)  # TERM may have reached the workers first

@@ -43,6 +43,7 @@ class SurveySettings:
     runs: tuple[str, ...]  # directories
     inputs: tuple[str, ...]  # files, directories or globs
     identity: dict[str, Any]  # weights by run id, temperatures, reading of the images, columns
+    galaxies_per_unit: int  # about; the plan is made again with as many
     cpus_per_task: int = 1
     has_hats: bool = False  # a HATS catalogue is wanted, too
 
@@ -157,8 +158,8 @@ class SurveyDir:
         try:
             values = json.loads(self.settings_file.read_text(encoding="utf-8"))
             paths = tuple(values["runs"]), tuple(values["inputs"])
-            identity, cpus_per_task = dict(values["identity"]), int(values["cpus_per_task"])
-            return SurveySettings(*paths, identity, cpus_per_task, bool(values["has_hats"]))
+            numbers = int(values["galaxies_per_unit"]), int(values["cpus_per_task"])
+            return SurveySettings(*paths, dict(values["identity"]), *numbers, bool(values["has_hats"]))
         except FileNotFoundError:
             raise SurveyError(f"{self.path}: got no settings.json; expected the directory of a prediction") from None
         except (ValueError, TypeError, KeyError) as error:

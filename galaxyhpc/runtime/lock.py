@@ -84,6 +84,33 @@ def hold(path: Path, timeout: float | None = 0.0) -> Iterator[None]:
         os.close(descriptor)  # releases the flock
 
 
+@contextmanager
+def hold_directory(directory: Path) -> Iterator[None]:
+    """Make a directory and hold its lock; what was made goes again if an error leaves nothing in it.
+
+    Raises
+    ------
+    BusyError
+        With the holder.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = directory / LAUNCH_LOCK
+    try:
+        with hold(lock):
+            try:
+                yield
+            except BaseException:
+                if made and {path.name for path in directory.iterdir()} <= {lock.name, _get_holder_file(lock).name}:
+                    lock.unlink(missing_ok=True)
+                raise
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def _acquire(path: Path, timeout: float | None) -> int:
     """Return the open lock file."""
     start, was_told, queue_time = time.monotonic(), False, 0.0

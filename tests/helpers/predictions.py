@@ -79,7 +79,7 @@ def write_prediction(
         "classes": list(classifiers[0].config.data.class_names),
     }
     runs = tuple(str(classifier.run.path) for classifier in classifiers)
-    survey.write_settings(SurveySettings(runs, ("/sky*.h5",), identity))
+    survey.write_settings(SurveySettings(runs, ("/sky*.h5",), identity, 20_000))
     survey.parts_dir.mkdir()
     for number, table in enumerate(parts):
         parquet.write_table(table, survey.get_part(number))

@@ -9,9 +9,10 @@ import pytest
 
 from galaxyhpc.config.schema import ResourcesConfig
 from galaxyhpc.config.sweep import SweepError, load_resources
+from galaxyhpc.launch.dispatch import LaunchError
 from galaxyhpc.launch.slurm_executor import make_sbatch_script
 from galaxyhpc.predict.__main__ import main
-from galaxyhpc.predict.forecast import STARTUP_SECONDS, Forecast
+from galaxyhpc.predict.forecast import STARTUP_SECONDS, Forecast, Speed, choose_unit_size
 from galaxyhpc.predict.submit import resolve_resources
 
 PROFILES = Path(__file__).parents[2] / "slurm"
@@ -35,7 +36,8 @@ def test_a_mistake_in_a_profile_is_named(tmp_path: Path) -> None:
 
 def make_forecast(num_galaxies: int, num_units: int, **resources: int) -> Forecast:
     """Return a forecast of 100 galaxies per second and process."""
-    return Forecast(0.01, "measured", 100.0, num_galaxies, ResourcesConfig(**resources), num_units)
+    size = -(-num_galaxies // num_units)
+    return Forecast(Speed(0.01, "measured"), 100.0, num_galaxies, ResourcesConfig(**resources), num_units, size)
 
 
 def test_tasks_take_an_hour_each_unless_told_otherwise_and_have_a_unit_for_each_process() -> None:
@@ -53,6 +55,20 @@ def test_device_hours_are_those_of_the_gpus_or_else_of_the_cpus() -> None:
     assert (gpu.device, cpu.device) == ("GPU", "CPU")
     assert gpu.get_device_hours(360_000) == pytest.approx(1) and cpu.get_device_hours(360_000) == pytest.approx(8)
     assert gpu.get_seconds(2) == pytest.approx(STARTUP_SECONDS + 10**6 / 100 / 8)
+
+
+def test_units_are_so_small_that_a_time_limit_is_enough_for_four() -> None:
+    assert [choose_unit_size(None, Speed(0.01, ""), limit) for limit in (None, 720, 60)] == [20_000] * 3
+    size = choose_unit_size(None, Speed(0.1, ""), 30)
+    assert size == (30 * 60 - 120) / 4 / 0.1
+    make_forecast(size, 1, time_minutes=30).check_time_limit("a.yaml")
+
+
+def test_a_time_limit_that_ends_before_a_unit_is_refused_with_one_that_does_not() -> None:
+    message = "^mine.yaml: time_minutes: got 5; expected 6 or more: two to start and stop, and 0:03:20 for a unit "
+    with pytest.raises(LaunchError, match=message):
+        make_forecast(60_000, 3, time_minutes=5).check_time_limit("mine.yaml")
+    make_forecast(60_000, 3, time_minutes=6).check_time_limit("mine.yaml")
 
 
 def test_a_directory_with_spaces_makes_no_other_options_of_sbatch() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.classifiers import read_parts, write_galaxies, write_run
@@ -21,7 +22,7 @@ import jobs.train
 from galaxyhpc import fsck, retry
 from galaxyhpc.predict.__main__ import main
 from galaxyhpc.predict.plan import write_plan
-from galaxyhpc.prediction.job import predict_units
+from galaxyhpc.prediction.job import TimeLimitError, predict_units
 from galaxyhpc.prediction.survey import Attempts, SurveyDir
 from galaxyhpc.runtime.job import StopSignal
 from galaxyhpc.runtime.lock import hold
@@ -144,10 +145,21 @@ def test_a_part_of_other_weights_or_settings_is_refused_and_named(
     assert fsck.main([str(tmp_path / "out")]) == 1 and read_parts(unbroken) == before
 
 
+def test_galaxies_without_an_image_are_told_before_and_after(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"image": pa.array([None, b"x"], pa.binary())}), tmp_path / "a.parquet")
+    assert predict(run, tmp_path / "a.parquet", tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert "warning: " in shown and "got nothing in row 0" in shown and "so it is for the first 2 galaxies" in shown
+    assert "1 of 1 unit predicted, 2 galaxies without a class (column error)" in shown
+
+
 def test_files_of_a_user_are_no_prediction(run: RunDir, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = sorted(files.iterdir())
     assert predict(run, files, files, "--overwrite") == 2
     assert "got other files; expected a new directory" in capsys.readouterr().err and sorted(files.iterdir()) == names
+    assert predict(run, files, files / "0.h5") == 2 and "0.h5: got a file; expected" in capsys.readouterr().err
 
 
 def test_a_unit_that_fails_three_times_is_set_aside_and_the_rest_goes_on(
@@ -234,6 +246,19 @@ def test_a_job_begins_no_unit_that_its_time_limit_would_end(unbroken: Path, tmp_
     stop = StopSignal(job_id="no job", end_time=time.time() + 29)
     assert not predict_units(survey, survey.write_tasks(1)[0], stop, RankInfo()) and stop.should_requeue
     assert survey.list_done() == set() and not (survey.path / "attempts").exists()
+
+
+def test_a_job_whose_time_limit_ends_before_its_first_unit_fails_and_says_what_it_needs(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    survey = copy_plan(unbroken, tmp_path)
+    (task,), end_time = survey.write_tasks(1), time.time() + 100  # Slurm asks to stop 90 to 150 s before
+    with pytest.raises(TimeLimitError, match=r"a limit that ended at galaxy 20 of 20 of the .*; expected 3 or more: "):
+        predict_units(survey, task, StopAfter(num_looks=1, end_time=end_time), RankInfo())
+    assert not list((survey.path / "attempts").iterdir()) and not survey.list_done()
+    assert not predict_units(survey, task, StopAfter(num_looks=1, end_time=end_time + 100), RankInfo())  # preempted
+    assert not predict_units(survey, task, StopAfter(num_looks=3, end_time=end_time), RankInfo())
+    assert len(survey.list_done()) == 1
 
 
 def test_the_dry_run_tells_the_cost_and_writes_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from galaxyhpc.config.schema import DataConfig, ModelConfig, RunConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.images.galaxy_image import ImageError
 from galaxyhpc.data.simulate import render_image
+from galaxyhpc.data.sources.conversion import resample
 from galaxyhpc.data.sources.unlabelled import list_galaxy_files
 from galaxyhpc.data.survey.units import UnitGalaxies
 from galaxyhpc.evaluation.calibration import softmax
@@ -132,6 +134,28 @@ def test_decoding_ahead_of_the_networks_changes_nothing(
     ahead = join(pipeline.classify_decoded(classifiers, True, decoded))
     np.testing.assert_allclose(ahead.logits, predicted.logits, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(ahead.rows, predicted.rows)
+
+
+@pytest.mark.parametrize(("side", "is_resized_later"), [(40, True), (24, True), (33, True), (64, False)])
+def test_a_batch_that_the_device_resizes_has_the_pixels_of_single_images(
+    side: int, is_resized_later: bool, conventional: list[Classifier]
+) -> None:
+    images: list[Any] = [render_image(row, [1, row], side) for row in range(5)]
+    images[2] = ImageError("none")
+    images[3][2:18, 2:18] = 255
+    galaxies = UnitGalaxies(np.arange(5), [""] * 5, np.zeros(5), np.zeros(5), images)
+    encoded = pipeline.EncodedBatch("", next(pipeline.make_batches([galaxies], 5)))
+    here, later = (pipeline.decode(pipeline.make_decoder(conventional, keeps), encoded) for keeps in (False, True))
+    assert list(here.pixels) == [SIDE] and list(later.pixels) == [side if is_resized_later else SIDE]
+    assert sum(pixels.nbytes for pixels in later.pixels.values()) <= 2 * here.pixels[SIDE].nbytes
+    (sent,) = later.pixels.values()
+    difference = resample(torch.from_numpy(sent).float(), SIDE) - torch.from_numpy(here.pixels[SIDE])
+    assert difference.abs().max() == 0  # grey levels; a GPU sums in another order
+    expected = pipeline.collect(here, pipeline.run_networks(conventional, here.pixels, True))
+    (batch,) = pipeline.classify_decoded(conventional, True, [later])
+    for name, value in batch._asdict().items():
+        np.testing.assert_array_equal(value, getattr(expected, name), err_msg=name)
+    assert batch.saturated.tolist() == [False, False, False, True, False]
 
 
 def test_features_are_the_pooled_ones_of_the_first_run(

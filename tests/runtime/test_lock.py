@@ -18,7 +18,7 @@ from helpers.file_systems import make_environment
 from helpers.runs import HOSTNAME, make_run, record_start, write_sweep_plan
 
 from galaxyhpc.runtime import lock
-from galaxyhpc.runtime.lock import BusyError, Holder, exclusive_lock, is_busy
+from galaxyhpc.runtime.lock import LAUNCH_LOCK, BusyError, Holder, exclusive_lock, hold_directory, is_busy
 from galaxyhpc.runtime.rank import RankInfo
 from galaxyhpc.storage.run_dir import RunDir
 
@@ -51,6 +51,21 @@ def test_a_second_process_is_refused_while_one_works_and_welcome_when_it_was_kil
     assert not is_busy(run)
     with exclusive_lock(run, RankInfo()):
         assert is_busy(run)
+
+
+def test_an_error_removes_a_directory_that_was_made_for_its_lock_and_nothing_else(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "sweep"
+    with pytest.raises(KeyError), hold_directory(directory):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyError), hold_directory(directory):
+        (directory / "plan.csv").touch()
+        raise KeyError
+    assert sorted(path.name for path in directory.iterdir()) == [LAUNCH_LOCK, "plan.csv"]
+    (directory / "plan.csv").unlink()
+    with pytest.raises(KeyError), hold_directory(directory):  # that was there before
+        raise KeyError
+    assert directory.exists()
 
 
 def test_the_error_names_host_process_and_time_of_the_holder(run: RunDir) -> None:

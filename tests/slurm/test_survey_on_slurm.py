@@ -1,16 +1,18 @@
-"""A survey predicted on a real Slurm: jobs are killed at random or requeued, and no galaxy is lost or repeated."""
+"""A survey predicted on a real Slurm: jobs are killed at random, or requeued at their time limit: each galaxy once."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from helpers.classifiers import read_ids, read_parts, write_run, write_shards
-from helpers.slurm import Desk
+from helpers.slurm import Desk, queue, started
 
 from galaxyhpc import cancel, fsck
 from galaxyhpc.predict import __main__ as predict
@@ -38,11 +40,25 @@ def send(ours: Desk, task: RunDir, number: int) -> None:
     before = count_parts(task)
     ours.wait(lambda: count_parts(task) > before, f"{task.run_id} at work")
     time.sleep(random.uniform(0, 1))
-    started = [event for event in task.read_events() if event["event"] == "started"]
-    os.kill(started[-1]["pid"], number)
+    os.kill(started(task)[-1]["pid"], number)
 
 
-def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_limit(job: str, minutes: int) -> None:
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
+
+
+def run_out_of_time(ours: Desk, task: RunDir) -> None:
+    """Let a task wait until Slurm, which looks every 30 s, signals it 90 s before a new time limit, and requeues it."""
+    send(ours, task, signal.SIGSTOP)
+    job, start = started(task)[-1]["job"].rpartition(".")[0], started(task)[-1]["time"]
+    set_limit(job, math.ceil((time.time() - start + 45) / 60))
+    ours.wait(lambda: (job, "PENDING") in [row[:2] for row in queue(ours.path)], "the end of the time limit")
+    set_limit(job, 60)
+
+
+def test_jobs_that_are_killed_or_at_their_time_limit_lose_and_repeat_no_galaxy(
+    ours: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_run(ours.path / "runs" / "sweep")
     ids = write_shards(ours.path / "shards", NUM_SHARDS, NUM_GALAXIES)
     command = [str(run.path), "--input", "shards/*.parquet", "--output"]
@@ -50,9 +66,10 @@ def test_killed_and_requeued_jobs_lose_and_repeat_no_galaxy(ours: Desk, monkeypa
     printed = ours.command(predict.main, *command, "out", *slurm)
     assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
     tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
-    send(ours, tasks[0], signal.SIGUSR2)  # requeued
     send(ours, tasks[1], signal.SIGKILL)
-    ours.wait(lambda: sum(event["event"] == "started" for event in tasks[0].read_events()) == 2, "the requeued job")
+    run_out_of_time(ours, tasks[0])
+    assert tasks[0].read_events()[-1]["why"] == "preempted or at its time limit", ours.evidence()
+    ours.wait(lambda: len(started(tasks[0])) == 2, "the requeued job")
     send(ours, tasks[0], signal.SIGKILL)
     assert len(list((ours.path / "out" / "parts").glob("*.parquet"))) < NUM_SHARDS
     ours.wait_for_jobs()

@@ -245,25 +245,36 @@ def get_hdf5_layout(path: Path) -> tuple[int, int]:
     ImageError
     """
     with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
-        images = file.get("images")
-        if not isinstance(images, h5py.Dataset):
-            got = describe_missing_array(file, "images")
-            raise ImageError(sanitize(f"{path}: images: got {got}; expected an array (N, S, S, 3)"))
-        if missing := find_missing_parts(images):
-            raise make_error(path, f"images in {missing[0]}, which does not exist", "that file beside this one")
-        if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
-            raise make_error(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
-        if images.dtype != np.uint8 and images.dtype.kind != "f":
-            raise make_error(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
-        check_shape(path, *images.shape[1:3])
-        try:
-            layout = len(images), compute_slice_size(path, images)
-        except DataError as error:
-            raise ImageError(str(error)) from error
-        if explain_array(images):  # a filter is missing, which chunks that it did not shrink do without
-            for corner in (0, -1):
-                images[corner, corner, corner, corner]
-        return layout
+        images = get_hdf5_images(path, file)
+        return len(images), compute_slice_size(path, images)
+
+
+def get_hdf5_images(path: Path, file: h5py.File) -> h5py.Dataset:
+    """Return the images of an open HDF5 file, which can be read.
+
+    Raises
+    ------
+    ImageError
+    """
+    images = file.get("images")
+    if not isinstance(images, h5py.Dataset):
+        got = describe_missing_array(file, "images")
+        raise ImageError(sanitize(f"{path}: images: got {got}; expected an array (N, S, S, 3)"))
+    if missing := find_missing_parts(images):
+        raise make_error(path, f"images in {missing[0]}, which does not exist", "that file beside this one")
+    if images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
+        raise make_error(path, f"images of shape {images.shape}", "(N, S, S, 3), one or more")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise make_error(path, f"images of {images.dtype}", "uint8, or floats in [0, 1]")
+    check_shape(path, *images.shape[1:3])
+    try:
+        compute_slice_size(path, images)
+    except DataError as error:
+        raise ImageError(str(error)) from error
+    if explain_array(images):  # a filter is missing, which chunks that it did not shrink do without
+        for corner in (0, -1):
+            images[corner, corner, corner, corner]
+    return images
 
 
 def to_galaxy_image(path: Path, values: NDArray[Any], index: int) -> GalaxyImage | ImageError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from galaxyhpc.data.images.galaxy_image import is_grey
 from galaxyhpc.data.images.near_duplicates import SharedPatternError, find_near_duplicates, make_thumbnails
 from galaxyhpc.data.sources.source import Columns, Source
 from galaxyhpc.storage.files import fsync, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESIZE_BATCH_BYTES = 2**25  # of float32 pixels resized at once
 
@@ -143,8 +146,14 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     import torch  # here: a process that finds the galaxies converted starts without it
 
     pixels = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2)  # channels last is faster, and the same
-    pixels = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(pixels.round_().clamp_(0, 255).to(torch.uint8).numpy())
+    return np.ascontiguousarray(resample(pixels, size).to(torch.uint8).numpy())
+
+
+def resample(pixels: Tensor, size: int) -> Tensor:
+    """Resample (n, 3, S, S) floats from 0 to 255 to (n, 3, size, size) whole ones, with anti-aliasing."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(pixels, (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255)
 
 
 def compute_fingerprint(classes: tuple[str, ...], columns: Columns, digests: np.ndarray, sizes: set[int]) -> str:

@@ -19,12 +19,20 @@ from galaxyhpc.data.images.fits_images import FITS_ENDINGS
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.unlabelled import choose_directory, find_columns
 from galaxyhpc.data.survey.table_rows import make_galaxies, read_files
-from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Unit, UnitGalaxies, divide_rows, make_units
+from galaxyhpc.data.survey.unit import (
+    CHUNK_GALAXIES,
+    KEYS,
+    CheckColumns,
+    Unit,
+    UnitGalaxies,
+    divide_rows,
+    make_units,
+)
 
 ROWS_AT_ONCE = 2**14  # of CSV
 
 
-def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> Iterator[Unit]:
     """Yield the units of catalogues, whose rows are counted.
 
     Raises
@@ -32,7 +40,9 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     DataError
     """
     for path in paths:
-        columns = find_columns(path, read_names(path), config)
+        names = read_names(path)
+        check(path, dict.fromkeys(KEYS, names))
+        columns = find_columns(path, names, config)
         yield from make_units(path, "catalogue", divide_rows([_count_rows(path, columns["file"])], galaxies_per_unit))
 
 

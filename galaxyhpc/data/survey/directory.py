@@ -11,12 +11,13 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.images.image_files import IMAGE_ENDINGS, list_files
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.data.survey.table_rows import read_files
-from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, Unit, UnitGalaxies, divide_rows, make_units
+from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, CheckColumns, Unit, UnitGalaxies, divide_rows, make_units
 
 
-def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> Iterator[Unit]:
     """Yield the units of directories, which say themselves when images were added or taken away."""
     for path in paths:
+        check(path, {})
         count = len(list_files(path, IMAGE_ENDINGS))
         yield from make_units(path, "directory", divide_rows([count], galaxies_per_unit))
 

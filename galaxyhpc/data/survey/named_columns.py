@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from unicodedata import normalize
 
@@ -21,13 +22,13 @@ from galaxyhpc.data.sources import tables
 from galaxyhpc.data.sources.hdf5 import list_columns
 from galaxyhpc.data.sources.parquet import FILE_TYPE
 from galaxyhpc.data.sources.unlabelled import is_table
-from galaxyhpc.data.survey import catalogue, parquet
+from galaxyhpc.data.survey import catalogue, hdf5, parquet
 from galaxyhpc.data.survey.hats import read_position_columns
-from galaxyhpc.data.survey.unit import NUM_THREADS, Unit
-from galaxyhpc.data.survey.units import read_unit
+from galaxyhpc.data.survey.unit import KEYS, NUM_THREADS, CheckColumns, ColumnNames, Unit
+from galaxyhpc.data.survey.units import decode_image, read_unit
+from galaxyhpc.runtime.console import format_count
 from galaxyhpc.storage.files import sanitize
 
-KEYS = ("file", "id", "ra", "dec")
 MAX_LISTED = 8  # columns in a message
 NUM_TRIED = 64  # galaxies
 
@@ -72,47 +73,74 @@ def check_columns(paths: Iterable[Path], columns: Mapping[str, str], config: Dat
     ------
     DataError
     """
-    named = {key: name for key, name in columns.items() if name}
-    if not named:
+    if not any(columns.values()):
         return
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        results = list(pool.map(lambda path: _find_mistake(path, named, config.columns), paths))
+        results = list(pool.map(lambda path: _find_mistake_in_file(path, columns, config.columns), paths))
     if mistakes := [text for text in results if text]:
         others = f" ({len(mistakes) - 1} more of {len(results)} files are refused, too)" if len(mistakes) > 1 else ""
         raise DataError(sanitize(f"{mistakes[0]}{others}"))
 
 
-def check_first_galaxies(units: Sequence[Unit], columns: Mapping[str, str], config: DataConfig) -> None:
-    """Refuse columns with which none of the first galaxies can be read, such as names for ra.
+def make_column_check(columns: Mapping[str, str], config: DataConfig) -> CheckColumns:
+    """Return what does the same for a file whose header has been read."""
+    return partial(_check_names, columns=columns, config=config.columns)
+
+
+def _check_names(path: Path, names: ColumnNames, columns: Mapping[str, str], config: ColumnsConfig) -> None:
+    if any(columns.values()) and (mistake := _find_mistake(path, names, columns, config)):
+        raise DataError(sanitize(mistake))
+
+
+def check_first_galaxies(
+    units: Sequence[Unit], columns: Mapping[str, str], config: DataConfig, allow_grey: bool
+) -> str:
+    """Return why none of the first galaxies has an image, or nothing; `allow_grey` as for `decode_image`.
 
     Raises
     ------
     DataError
+        With named columns, as of names for ra.
     """
-    if not any(columns.values()):
-        return
     unit = units[0]._replace(stop=min(units[0].stop, units[0].first + NUM_TRIED))
-    images = [image for galaxies in read_unit(unit, config) for image in galaxies.encoded]
-    errors = [str(image) for image in images if isinstance(image, ImageError)]
-    if len(errors) == len(images):
-        raise DataError(f"{errors[0]}; so it is for the first {len(errors)} galaxies: see --columns")
-
-
-def _find_mistake(path: Path, named: Mapping[str, str], config: ColumnsConfig) -> str:
-    """Return what is wrong with the columns of a file, or nothing."""
     try:
-        names = _read_names(path)
+        errors = [
+            decode_image(image, config, allow_grey, f"{unit.source}: row {row}")
+            for galaxies in read_unit(unit, config)
+            for row, image in zip(galaxies.rows, galaxies.encoded, strict=True)
+        ]
+    except DataError as error:
+        if any(columns.values()):
+            raise
+        return str(error)
+    if not all(isinstance(error, ImageError) for error in errors):
+        return ""
+    text = sanitize(f"{errors[0]}; so it is for the first {format_count(len(errors), 'galaxy', 'galaxies')}")
+    if any(columns.values()):
+        raise DataError(f"{text}: see --columns")
+    return text
+
+
+def _find_mistake_in_file(path: Path, columns: Mapping[str, str], config: ColumnsConfig) -> str:
+    """Return what is wrong with the columns of a file that can be read, or nothing."""
+    try:
+        return _find_mistake(path, _read_names(path), columns, config)
     except (DataError, ImageError, OSError):
         return ""
+
+
+def _find_mistake(path: Path, names: ColumnNames, columns: Mapping[str, str], config: ColumnsConfig) -> str:
+    """Return what is wrong with the columns of a file, or nothing."""
+    named = {key: name for key, name in columns.items() if name}
     for key, name in named.items():
-        if not names[key]:
+        if not names.get(key):
             return f"{path}: --columns {key}: got no columns; expected a table, parquet or HDF5 with {quote(name)}"
         if name not in names[key]:
             got = f"no column {quote(name)}{' of texts or numbers' if key != 'file' else ''}"
             return f"{path}: --columns {key}: got {got}; expected {list_nearest(name, names[key])}"
     try:
         known = {key for key, name in read_position_columns(path).items() if name in names["id"]}
-        known.update(tables.match_columns(path, names["id"], config))
+        known.update(tables.match_columns(path, list(names["id"]), config))
     except DataError as error:  # of two columns with the same name
         return str(error)
     for key, other in (("ra", "dec"), ("dec", "ra")):
@@ -121,7 +149,7 @@ def _find_mistake(path: Path, named: Mapping[str, str], config: ColumnsConfig) -
     return ""
 
 
-def _read_names(path: Path) -> dict[str, list[str]]:
+def _read_names(path: Path) -> ColumnNames:
     """Return the names that each key can have in a file, from its header.
 
     Raises
@@ -131,12 +159,10 @@ def _read_names(path: Path) -> dict[str, list[str]]:
     path.stat()
     if tables.has_ending(path, HDF5_ENDINGS):
         with translate_read_errors(path, HDF5_TYPE), h5py.File(path, "r", locking=False) as file:
-            return dict.fromkeys(KEYS, list_columns(file)) | {"file": ["images"]}
+            return hdf5.sort_columns(list_columns(file))
     if tables.has_ending(path, tables.PARQUET_ENDINGS):
         with tables.translate_table_errors(path, FILE_TYPE), parquet.open_file(path) as file:
-            schema = file.schema_arrow
-        simple = [field.name for field in schema if not parquet.is_nested_or_binary(field.type)]
-        return dict.fromkeys(KEYS, simple) | {"file": schema.names}
+            return parquet.sort_columns(file.schema_arrow)
     return dict.fromkeys(KEYS, catalogue.read_names(path) if is_table(path) else [])
 
 

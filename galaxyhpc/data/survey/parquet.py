@@ -26,7 +26,10 @@ from galaxyhpc.data.survey.table_rows import make_galaxies, read_files
 from galaxyhpc.data.survey.unit import (
     CHUNK_BYTES,
     CHUNK_GALAXIES,
+    KEYS,
     NUM_THREADS,
+    CheckColumns,
+    ColumnNames,
     Encoded,
     Unit,
     UnitGalaxies,
@@ -46,7 +49,7 @@ class ImageColumn(NamedTuple):
     fields: tuple[str, ...] = ()  # of a struct: "bytes", "path"
 
 
-def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> Iterator[Unit]:
     """Yield the units of parquet files, from their footers.
 
     Raises
@@ -61,6 +64,7 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
         try:
             with tables.translate_table_errors(path, FILE_TYPE), open_file(path) as file:
                 if not any(file.metadata.schema.equals(schema) for schema in checked):
+                    check(path, sort_columns(file.schema_arrow))
                     choose_columns(path, file.schema_arrow, config)
                     checked.append(file.metadata.schema)
                 counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -98,7 +102,9 @@ def choose_columns(path: Path, schema: Any, config: DataConfig) -> tuple[ImageCo
     images = [image for name in candidates if (image := _describe_images(name, schema.field(name).type))]
     if not images:
         listed = ", ".join(f"{name} ({schema.field(name).type})"[:80] for name in candidates) or ", ".join(names)
-        expected = "one with images (bytes of files, or nested lists of pixels) or with the names of their files"
+        expected = (
+            "one with images (bytes of files, {bytes, path}, nested lists of pixels) or with the names of their files"
+        )
         raise make_error(path, "columns", listed or "none", f"{expected}: name it, --columns file=NAME")
     columns = tables.match_columns(path, names, config.columns)
     for key, name in read_position_columns(path).items():
@@ -106,6 +112,12 @@ def choose_columns(path: Path, schema: Any, config: DataConfig) -> tuple[ImageCo
             columns[key] = name
     known = {key: name for key, name in columns.items() if key in ("id", "ra", "dec")}
     return min(images, key=lambda image: image.form == "files"), known
+
+
+def sort_columns(schema: Any) -> ColumnNames:
+    """Return the names that each key can have."""
+    simple = [field.name for field in schema if not is_nested_or_binary(field.type)]
+    return dict.fromkeys(KEYS, simple) | {"file": schema.names}
 
 
 def is_nested_or_binary(kind: Any) -> bool:

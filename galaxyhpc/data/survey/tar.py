@@ -20,7 +20,16 @@ from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data.images.image_files import IMAGE_ENDINGS
 from galaxyhpc.data.sources.source import make_error
 from galaxyhpc.data.sources.tables import translate_table_errors
-from galaxyhpc.data.survey.unit import CHUNK_GALAXIES, NUM_THREADS, Encoded, Unit, UnitGalaxies, divide_rows, make_units
+from galaxyhpc.data.survey.unit import (
+    CHUNK_GALAXIES,
+    NUM_THREADS,
+    CheckColumns,
+    Encoded,
+    Unit,
+    UnitGalaxies,
+    divide_rows,
+    make_units,
+)
 
 TAR_TYPE = "a tar archive"
 BLOCK_BYTES = 512
@@ -36,7 +45,7 @@ class Member(NamedTuple):
     stop: int  # byte of the next header
 
 
-def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) -> Iterator[Unit]:
+def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int, check: CheckColumns) -> Iterator[Unit]:
     """Yield the units of archives, whose images are counted by their headers.
 
     Raises
@@ -45,6 +54,7 @@ def find_units(paths: list[Path], config: DataConfig, galaxies_per_unit: int) ->
     """
 
     def find(path: Path) -> list[Unit]:
+        check(path, {})
         count = sum(1 for _ in iterate_images(path))
         if not count:
             raise make_error(path, "members", "no images", ", ".join(f"*{ending}" for ending in IMAGE_ENDINGS))

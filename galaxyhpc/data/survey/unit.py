@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ CHUNK_GALAXIES = 64  # at most, that are in memory
 CHUNK_BYTES = 2**25  # of their images, about
 NUM_THREADS = 16  # that wait for a shared file system
 
+KEYS = ("file", "id", "ra", "dec")  # of columns that a user can name
+
+ColumnNames = Mapping[str, Sequence[str]]  # by key: those that a file has, from its header
+CheckColumns = Callable[[Path, ColumnNames], None]  # refuses a file without the columns that a user names
 Encoded = bytes | NDArray[Any] | ImageError  # of an image file; pixels (H, W, C) or (C, H, W); why there is none
 
 

@@ -31,7 +31,7 @@ from galaxyhpc.data.images.image_files import (
 from galaxyhpc.data.images.read_errors import translate_read_errors
 from galaxyhpc.data.sources import tables
 from galaxyhpc.data.survey import catalogue, directory, hats, hdf5, parquet, tar
-from galaxyhpc.data.survey.unit import Encoded, Unit, UnitGalaxies, check_unchanged
+from galaxyhpc.data.survey.unit import CheckColumns, ColumnNames, Encoded, Unit, UnitGalaxies, check_unchanged
 from galaxyhpc.storage.files import sanitize
 
 __all__ = ["Unit", "UnitGalaxies", "decode_image", "find_units", "list_inputs", "read_unit"]
@@ -53,11 +53,23 @@ ENDINGS = {  # of the files of a kind, in the order in which a directory is sear
     "directory": IMAGE_ENDINGS,
     "catalogue": (*tables.CSV_ENDINGS, *tables.ASTROPY_FORMATS),
 }
+SHARDS = ("parquet", "hdf5", "tar")  # a directory has one of these
 KINDS = "a HATS catalogue, parquet, HDF5, tar, a table of image files (CSV, ECSV, FITS), or a directory of such files"
 
 
-def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int = GALAXIES_PER_UNIT) -> list[Unit]:
+def accept_columns(path: Path, names: ColumnNames) -> None:
+    """Accept any columns: none are named."""
+
+
+def find_units(
+    inputs: Sequence[str],
+    config: DataConfig,
+    galaxies_per_unit: int = GALAXIES_PER_UNIT,
+    check: CheckColumns = accept_columns,
+) -> list[Unit]:
     """Return the units of these files, globs and directories, numbered, without reading pixels.
+
+    `check` is called with the columns of each file, or of one of those that have the same.
 
     Raises
     ------
@@ -67,7 +79,7 @@ def find_units(inputs: Sequence[str], config: DataConfig, galaxies_per_unit: int
     units = [
         unit
         for kind, paths in list_inputs(inputs).items()
-        for unit in READERS[kind].find_units(paths, config, galaxies_per_unit)
+        for unit in READERS[kind].find_units(paths, config, galaxies_per_unit, check)
     ]
     if not units:
         raise DataError(sanitize(f"{', '.join(inputs)}: got no galaxies; expected one or more"))
@@ -100,9 +112,16 @@ def _list_files(path: Path) -> tuple[str, list[Path]]:
     if hats.is_hats(path):
         return "parquet", hats.list_partitions(path)
     names = list_files(path, sum(ENDINGS.values(), ()))
-    for kind, endings in ENDINGS.items():
-        if members := [path / name for name in names if name.lower().endswith(endings)]:
-            return kind, [path] if kind == "directory" else members
+    by_kind = {kind: [path / name for name in names if name.lower().endswith(ENDINGS[kind])] for kind in ENDINGS}
+    kinds = [kind for kind in ENDINGS if by_kind[kind]]
+    if len(kinds_of_shards := [kind for kind in kinds if kind in SHARDS]) > 1:
+        first = by_kind[kinds_of_shards[1]][0].relative_to(path)
+        got = f"a directory with {' and '.join(kinds_of_shards)}, such as {first}"
+        raise DataError(
+            sanitize(f"{path}: got {got}; expected one of these: name the files, such as '{path}/*.parquet'")
+        )
+    if kinds:
+        return kinds[0], [path] if kinds[0] == "directory" else by_kind[kinds[0]]
     raise DataError(sanitize(f"{path}: got a directory without such files; expected {KINDS}"))
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from galaxyhpc.prediction.columns import FLAGS
 from galaxyhpc.prediction.report import figures
 from galaxyhpc.prediction.report.summary import (
     ATYPICAL,
     CONFIDENT,
-    FLAGS,
     Counts,
     SurveySummary,
     compute_sky_facts,

@@ -15,6 +15,7 @@ from astropy_healpix import HEALPix, nside_to_pixel_area
 from numpy.typing import NDArray
 from pyarrow import dataset
 
+from galaxyhpc.prediction.columns import FLAGS
 from galaxyhpc.storage.files import sanitize
 
 BATCH_ROWS = 65_536
@@ -23,12 +24,6 @@ NUM_BINS = 50
 CONFIDENT = 0.9  # probability
 ATYPICAL = 0.05  # typicality; not below what 19 validation galaxies can tell
 MAX_REASONS = 20  # that are counted by their text
-FLAGS = {
-    "blank": "nothing is visible",
-    "empty_band": "one or two bands show nothing",
-    "saturated": "white where a galaxy is not",
-    "upsampled": "smaller than the images of the training",
-}
 
 Counts = NDArray[np.int64]
 

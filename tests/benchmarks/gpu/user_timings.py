@@ -6,10 +6,12 @@ import copy
 import os
 import time
 
+import numpy as np
 import torch
 from campaign import Campaign
 from e2cnn_networks import list_example_networks, load_network
 from networks import autocast, run_step, set_torch_defaults
+from numpy.typing import NDArray
 from results import JsonDict
 from torch import nn
 
@@ -19,6 +21,7 @@ from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.steerable import accelerate
 
 ACCELERATED_BATCH_SIZE = 64
+RESIZED_SIZES = (65, 129, 224, 255)  # px
 SURVEY_FORMAT = "parquet of JPEG"
 SURVEY_NETWORKS = ({"group": "D4"}, {"group": "D16"}, {"architecture": "cnn"})
 
@@ -60,10 +63,22 @@ def _time_example(campaign: Campaign, network: nn.Module, precision: str) -> Jso
     return {"batch": batch_size, **training, "inference_ms": campaign.measure(infer, max_calls=5)["ms"]}
 
 
+def compare_resizing(images: NDArray[np.uint8], device: torch.device) -> JsonDict:
+    """Return by how many grey levels images (n, S, S, 3) that this device resizes differ from those of a CPU."""
+    from galaxyhpc.data.sources.conversion import resample, resize
+
+    pixels, result = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device), {}
+    for size in RESIZED_SIZES:
+        differences = (resample(pixels.float(), size).cpu() - torch.from_numpy(resize(images, size))).abs()
+        result[f"to_{size}"] = {"max": differences.max().item(), "share": (differences > 0).float().mean().item()}
+    return {"grey_levels": result}
+
+
 def time_survey(campaign: Campaign) -> None:
     """Time predictions from parquet files: decoded by all cores, classified, and both."""
     from galaxyhpc.benchmark.pipelines import prediction  # with its packages, which other steps do without
 
+    campaign.record(**compare_resizing(prediction.render_galaxies(prediction.SIDE), campaign.device))
     device = campaign.device.type
     num_threads = 1 if campaign.is_tiny else len(os.sched_getaffinity(0))
     cases = [

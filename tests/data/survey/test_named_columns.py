@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from galaxyhpc.data.survey.named_columns import (
     check_columns,
     check_first_galaxies,
     list_nearest,
+    make_column_check,
     name_columns,
     parse_columns,
 )
@@ -72,9 +74,17 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
 
 
 def check(path: Path, *texts: str) -> None:
+    """Check a file on its own, as the short form does, and when its units are found; both say the same."""
     columns = parse_columns(texts)
+    config = name_columns(DataConfig(), columns)
     files = [file for members in list_inputs([str(path)]).values() for file in members]
-    check_columns(files, columns, name_columns(DataConfig(), columns))
+    try:
+        find_units([str(path)], config, check=make_column_check(columns, config))
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error))}$"):
+            check_columns(files, columns, config)
+        raise
+    check_columns(files, columns, config)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -96,6 +106,7 @@ def test_named_columns_are_read_from_every_kind_of_file(kind: str, tmp_path: Pat
     ("kind", "texts", "message"),
     [
         ("parquet", ["id=cutout"], "id: got no column 'cutout' of texts or numbers; expected one of "),
+        ("parquet", ["file=cutout.bytes"], "file: got no column 'cutout.bytes'; expected one of 'cutout', "),
         ("HDF5", ["id=short"], "id: got no column 'short' of texts or numbers; expected one of "),
         ("HDF5", ["file=stamps"], "file: got no column 'stamps'; expected 'images'"),
         ("CSV", ["file=CUTOUT"], "file: got no column 'CUTOUT'; expected one of 'cutout', "),
@@ -138,7 +149,21 @@ def test_columns_with_which_no_galaxy_can_be_read_are_refused(tmp_path: Path) ->
     with pytest.raises(
         DataError, match=r"a.csv: label: got E in row 0; .*; so it is for the first 6 galaxies: see --c"
     ):
-        check_first_galaxies(find_units([str(path)], config), columns, config)
+        check_first_galaxies(find_units([str(path)], config), columns, config, True)
+
+
+def test_an_input_whose_first_galaxies_all_lack_an_image_is_told_and_a_good_one_is_not(tmp_path: Path) -> None:
+    path, columns = write_catalogue(tmp_path / "a.csv", NAMES), {"file": "cutout"}
+    config = name_columns(DataConfig(), columns)
+    units = find_units([str(path)], config)
+    assert check_first_galaxies(units, columns, config, True) == check_first_galaxies(units, {}, config, True) == ""
+    for image in tmp_path.rglob("*.png"):
+        image.write_bytes(b"none")
+    assert re.search(
+        r"a.csv: row 0: got 4 bytes .*; so it is for .* 6 gal", check_first_galaxies(units, {}, config, True)
+    )
+    path.write_text("")
+    assert "a file of 0 bytes that was changed" in check_first_galaxies(units, {}, config, True)
 
 
 @pytest.mark.parametrize(

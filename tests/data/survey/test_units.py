@@ -23,6 +23,7 @@ from pyarrow import parquet
 from galaxyhpc.config.schema import DataConfig
 from galaxyhpc.data import DataError
 from galaxyhpc.data.images.image_files import ImageError
+from galaxyhpc.data.survey import hdf5
 from galaxyhpc.data.survey.unit import divide_rows
 from galaxyhpc.data.survey.units import decode_image, find_units, read_unit
 
@@ -291,8 +292,12 @@ def write_other_columns(path: Path) -> None:
             lambda path: (path / "a.txt").write_text(""),
             "got a directory without such files; expected a HATS catalogue, ",
         ),
+        (
+            lambda path: [(path / name).write_text("") for name in ("a.parquet", "b.h5", "c.png")],
+            "got a directory with parquet and hdf5, such as b.h5; expected one of these: name the files, such as '/",
+        ),
     ],
-    ids=["cut off", "other columns", "HDF5", "tar", "CSV", "nothing"],
+    ids=["cut off", "other columns", "HDF5", "tar", "CSV", "nothing", "two kinds"],
 )
 def test_inputs_that_cannot_be_used_are_named_before_anything_is_read(
     tmp_path: Path, write: Callable[[Path], object], message: str
@@ -326,3 +331,17 @@ def test_damage_behind_a_sound_footer_is_an_error_of_the_file(tmp_path: Path) ->
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a.parquet: got a file cut off or damaged \(.*\); expected a parquet file"):
         find_and_read(path)
+
+
+def test_the_headers_of_many_hdf5_files_are_read_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            file["images"] = make_sample(number + 1).images
+    expected = find_units([str(tmp_path)], DataConfig())
+    monkeypatch.setattr(hdf5, "MIN_FILES_PER_PROCESS", 2)
+    assert find_units([str(tmp_path)], DataConfig()) == expected and [unit.stop for unit in expected] == [1, 2, 3, 4]
+    (tmp_path / "2.h5").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2.h5: got an empty file; expected an HDF5 file"):
+        find_units([str(tmp_path)], DataConfig())
