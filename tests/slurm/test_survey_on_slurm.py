@@ -21,7 +21,7 @@ from galaxyhpc.status import run_status
 from galaxyhpc.storage.events import RunState
 from galaxyhpc.storage.run_dir import RunDir, read_state
 
-NUM_SHARDS, NUM_GALAXIES = 60, 300  # in each
+NUM_SHARDS, NUM_GALAXIES = 30, 200  # in each
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_jobs_that_are_killed_or_at_their_time_limit_lose_and_repeat_no_galaxy(
     command = [str(run.path), "--input", "shards/*.parquet", "--output"]
     slurm = ("--executor", "slurm", "--max-parallel", "2")
     printed = ours.command(predict.main, *command, "out", *slurm)
-    assert "60 units, 0 done" in printed and "2 jobs submitted" in printed, printed
+    assert "30 units, 0 done" in printed and "2 jobs submitted" in printed, printed
     tasks = [RunDir(ours.path / "out" / f"task-{number}") for number in range(2)]
     send(ours, tasks[1], signal.SIGKILL)
     run_out_of_time(ours, tasks[0])
@@ -76,7 +76,7 @@ def test_jobs_that_are_killed_or_at_their_time_limit_lose_and_repeat_no_galaxy(
     assert sorted(read_ids(ours.path / "out")) == ids, ours.evidence()
     monkeypatch.setattr(run_status, "GRACE_SECONDS", 0)  # on one machine clocks and files agree
     shown = ours.command(status.main, "out")
-    assert "units: 60 of 60 done" in shown and "2 lost" in shown and "next: nothing if all units are done" in shown
+    assert "units: 30 of 30 done" in shown and "2 lost" in shown and "next: nothing if all units are done" in shown
     assert "1 valid, 0 damaged" in ours.command(fsck.main, "out")
     ours.command(predict.main, *command, "unbroken", "--executor", "debug")
     assert read_parts(ours.path / "out") == read_parts(ours.path / "unbroken")
