@@ -1,23 +1,54 @@
-"""Networks of e2cnn's modules, and the comparison of one with its accelerated form."""
+"""Networks of e2cnn's modules, and the comparison of one with its accelerated form.
+
+With GALAXYHPC_TEST_ESCNN=1 they are networks of escnn's modules, where that is installed: no index holds all it needs.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import os
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
 
+LIBRARY = "escnn" if os.environ.get("GALAXYHPC_TEST_ESCNN") == "1" else "e2cnn"
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def make_space(group: str) -> Any:
+    """Return the plane with rotations and reflections of a group."""
+    space = groups.make_gspace(group)  # also imports compat
+    if LIBRARY == "e2cnn":
+        return space
+    spaces = importlib.import_module("escnn.gspaces")
+    return (spaces.flipRot2dOnR2 if group.startswith("D") else spaces.rot2dOnR2)(int(group[1:]))
+
+
+def get_modules() -> Any:
+    """Return the library's modules."""
+    groups.make_gspace("C1")  # first: e2cnn is patched with it
+    if LIBRARY == "escnn":  # whose bases for reflections need what scikit-learn withdrew
+        numerical = importlib.import_module("escnn.group._numerical")
+        numerical.randomized_svd = lambda a, **options: randomized_svd(np.asarray(a), **options)
+    return importlib.import_module(f"{LIBRARY}.nn")
+
+
+def make_geometric(x: Tensor, field_type: Any) -> Any:
+    """Return a GeometricTensor."""
+    return get_modules().GeometricTensor(x, field_type)
 
 
 def make_sequence(group: str, fields: tuple[int, int] = (4, 6), kernel_size: int = 3, side: int = 13) -> Any:
     """Return a small network with all that a classifier needs, from three colours to `fields[1]` invariant maps."""
-    space = groups.make_gspace(group)
-    from e2cnn import nn as modules
+    space = make_space(group)
+    modules = get_modules()
 
     colours = modules.FieldType(space, [space.trivial_repr] * 3)
     narrow, wide = (modules.FieldType(space, [space.regular_repr] * count) for count in fields)
@@ -39,15 +70,15 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, group: str = "D4", fields: int = 3) -> None:
         super().__init__()
-        space = groups.make_gspace(group)
-        from e2cnn import nn as modules
+        space = make_space(group)
+        modules = get_modules()
 
         self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
         regular = modules.FieldType(space, [space.regular_repr] * fields)
         self.stem = modules.R2Conv(self.colours, regular, 3, padding=1)
         self.convolutions = [modules.R2Conv(regular, regular, 3, padding=1, bias=False) for _ in range(2)]
         self.by_name = {"all": [self.convolutions]}
-        self.norms = modules.ModuleList([modules.InnerBatchNorm(regular) for _ in range(2)])
+        self.norms = getattr(modules, "ModuleList", nn.ModuleList)([modules.InnerBatchNorm(regular) for _ in range(2)])
         for number, layer in enumerate(self.convolutions):
             self.add_module(f"convolution{number}", layer)
         self.relu, self.pool = modules.ReLU(regular), modules.GroupPooling(regular)
@@ -55,9 +86,7 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 4)."""
-        from e2cnn.nn import GeometricTensor
-
-        fields = self.stem(GeometricTensor(x, self.colours))
+        fields = self.stem(make_geometric(x, self.colours))
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
             fields = fields + self.relu(norm(layer(fields)))
         pooled = self.pool(fields).tensor
@@ -67,8 +96,8 @@ class ResidualNetwork(nn.Module):
 
 def make_network_of_irreps() -> Any:
     """Return a network whose fields are irreps, with norms and gates."""
-    space = groups.make_gspace("C8")
-    from e2cnn import nn as modules
+    space = make_space("C8")
+    modules = get_modules()
 
     colours = modules.FieldType(space, [space.trivial_repr] * 3)
     gated = modules.FieldType(space, [space.trivial_repr] * 4 + [space.irrep(1)] * 2 + [space.irrep(2)] * 2)
@@ -108,12 +137,7 @@ def compute(network: nn.Module, x: Tensor, seed: int) -> dict[str, Tensor]:
     for parameter in network.parameters():
         parameter.grad = None
     is_typed = hasattr(network, "in_type") and not hasattr(network, "compute")
-    if is_typed:
-        from e2cnn.nn import GeometricTensor
-
-        y = network(GeometricTensor(x, network.in_type)).tensor
-    else:
-        y = network(x)
+    y = network(make_geometric(x, network.in_type)).tensor if is_typed else network(x)
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).sin().view(y.shape)
     y.backward(weights)
     values = {"output": y.detach(), "input gradient": x.grad}

@@ -1,4 +1,4 @@
-"""e2cnn's modules that treat every channel alike, on tensors."""
+"""Modules of e2cnn and escnn that treat every channel alike, on tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from e2cnn.nn import GeometricTensor
 from torch import Tensor
 
 from galaxyhpc.steerable.acceleration.fields import split_by_size
-from galaxyhpc.steerable.acceleration.typed import TensorModule
+from galaxyhpc.steerable.acceleration.typed import TensorModule, make_geometric
 
 
 class FastPointwise(TensorModule):
@@ -115,8 +114,10 @@ class FastChannelMap(TensorModule):
 
 def make_channel_matrix(original: Any) -> Tensor:
     """Return the matrix (C', C) by which a module multiplies the channels of a pixel."""
-    identity = torch.eye(original.in_type.size)[:, :, None, None]
-    y: Tensor = original(GeometricTensor(identity, original.in_type)).tensor
+    values = [buffer for buffer in original.buffers() if buffer.is_floating_point()]
+    options = {"dtype": values[0].dtype, "device": values[0].device} if values else {}
+    identity = torch.eye(original.in_type.size, **options)[:, :, None, None]
+    y: Tensor = original(make_geometric(identity, original.in_type)).tensor
     return y[:, :, 0, 0].T.contiguous()
 
 

@@ -17,6 +17,7 @@ from helpers.e2cnn_networks import (
     ResidualNetwork,
     assert_equal_function,
     copy_network,
+    make_geometric,
     make_network_of_irreps,
     make_sequence,
     set_harmonic,
@@ -104,9 +105,7 @@ def call(network: Any, images: Tensor) -> Tensor:
     if not hasattr(network, "in_type") or hasattr(network, "compute"):
         y: Tensor = network(images)
         return y
-    from e2cnn.nn import GeometricTensor
-
-    y = network(GeometricTensor(images, network.in_type)).tensor
+    y = network(make_geometric(images, network.in_type)).tensor
     return y
 
 
