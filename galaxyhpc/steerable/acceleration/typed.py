@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def is_equivariant(module: nn.Module) -> bool:
 
 def make_geometric(x: Tensor, field_type: Any) -> Any:
     """Return a GeometricTensor of the library of its type."""
-    return importlib.import_module(f"{find_library(field_type)}.nn").GeometricTensor(x, field_type)
+    return sys.modules[f"{find_library(field_type)}.nn"].GeometricTensor(x, field_type)
 
 
 class TensorModule(nn.Module):
