@@ -131,14 +131,20 @@ def copy_network(network: Any) -> Any:
         return copied.train(is_training)
 
 
+def call(network: Any, x: Tensor) -> Tensor:
+    """Compute a tensor by a network that takes tensors, or only GeometricTensors."""
+    is_typed = hasattr(network, "in_type") and not hasattr(network, "compute")
+    y: Tensor = network(make_geometric(x, network.in_type)).tensor if is_typed else network(x)
+    return y
+
+
 def compute(network: nn.Module, x: Tensor, seed: int) -> dict[str, Tensor]:
     """Return the output, the gradients of a weighted sum of it, and the state afterwards."""
     torch.manual_seed(seed)
     x = x.clone().requires_grad_()
     for parameter in network.parameters():
         parameter.grad = None
-    is_typed = hasattr(network, "in_type") and not hasattr(network, "compute")
-    y = network(make_geometric(x, network.in_type)).tensor if is_typed else network(x)
+    y = call(network, x)
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).sin().view(y.shape)
     y.backward(weights)
     values = {"output": y.detach(), "input gradient": x.grad}

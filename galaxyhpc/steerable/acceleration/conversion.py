@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +33,12 @@ class FastSequential(TensorModule):
         for module in parts.values():
             x = call_untyped(module, x)
         return x
+
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output, which modules that hold others ask for."""
+        for module in self:
+            input_shape = module.evaluate_output_shape(input_shape)
+        return tuple(input_shape)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -81,7 +87,7 @@ def accelerate(network: nn.Module) -> nn.Module:
         where the network holds no module of e2cnn or escnn
     """
     libraries = {find_library(module) for module in network.modules() if is_equivariant(module)}
-    if not libraries:
+    if not libraries and not any(hasattr(module, "compute") for module in network.modules()):
         raise ValueError(f"accelerate: got {type(network).__name__} without modules of e2cnn or escnn; expected some")
     for library in libraries:
         make_types_picklable(library)

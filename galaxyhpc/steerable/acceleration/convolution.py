@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.acceleration.fields import list_channels
-from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
+from galaxyhpc.steerable.acceleration.typed import call_typed, compute_convolved_sides, ignore_derived_state
 from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
@@ -139,6 +139,11 @@ class FastConv(ExpandedConv):
             x = x.contiguous(memory_format=torch.channels_last)
         options = (self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, self._get_filter(), self._expand_bias(), *options)
+
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output, which modules that hold others ask for."""
+        settings = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return (input_shape[0], self.out_type.size, *compute_convolved_sides(input_shape[2:], *settings))
 
     def _expand_bias(self) -> Tensor | None:
         """Return the bias of each channel."""

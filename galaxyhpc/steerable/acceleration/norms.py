@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class FastNormNonLinearity(TensorModule):
             shifted = norms
             if self.log_bias is not None:
                 bias = self.log_bias[:, begin : begin + part.shape[1]].exp()
-                shifted = norms - bias.view(1, -1, 1, 1, 1)
+                shifted = norms - bias.view(1, -1, *[1] * (x.dim() - 1))
             factors = self.function(shifted) / torch.max(norms, self.eps)
             parts[size] = part * factors.masked_fill(norms <= self.eps, 0.0)
             begin += part.shape[1]
@@ -60,7 +61,7 @@ class FastGatedNonLinearity(TensorModule):
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H, W)."""
         parts = dict(zip(self.inputs.labels, self.inputs.split(x), strict=True))
-        gates = torch.sigmoid(parts.pop(GATE) - self.bias.view(1, -1, 1, 1, 1))
+        gates = torch.sigmoid(parts.pop(GATE) - self.bias.view(1, -1, *[1] * (x.dim() - 1)))
         begin = 0
         for size in sorted(parts):
             part = parts[size]
@@ -144,3 +145,7 @@ class FastUpsampling(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         y: Tensor = F.interpolate(x, **self.options)
         return y
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return self.compute(torch.empty(1, 1, *sides, device="meta")).shape[2:]

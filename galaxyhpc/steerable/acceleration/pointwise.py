@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galaxyhpc.steerable.acceleration.fields import split_by_size
-from galaxyhpc.steerable.acceleration.typed import TensorModule, make_geometric
+from galaxyhpc.steerable.acceleration.typed import TensorModule, compute_convolved_sides, make_geometric
 
 
 class FastPointwise(TensorModule):
@@ -23,6 +24,10 @@ class FastPointwise(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         y: Tensor = self.function(x, **self.options)
         return y
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return self.compute(torch.empty(1, 1, *sides, device="meta")).shape[2:]
 
     def extra_repr(self) -> str:
         return ", ".join([self.function.__name__, *(f"{key}={value}" for key, value in self.options.items())])
@@ -54,6 +59,13 @@ class FastBlur(TensorModule):
             x = F.max_pool2d(x, stride=1, **self.maximum)
         kernel = self.filter.expand(x.shape[1], 1, -1, -1)
         return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        if self.maximum is not None:
+            sides = F.max_pool2d(torch.empty(1, 1, *sides, device="meta"), stride=1, **self.maximum).shape[2:]
+        blurred: Sequence[int] = compute_convolved_sides(sides, self.filter.shape[2:], self.stride, self.padding, 1)
+        return blurred
 
 
 class FastMask(TensorModule):

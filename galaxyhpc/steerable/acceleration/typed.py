@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +48,14 @@ class TensorModule(nn.Module):
         """(N, C, H, W) -> (N, C', H', W')."""
         raise NotImplementedError
 
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output, which modules that hold others ask for."""
+        return (input_shape[0], self.out_type.size, *self.compute_sides(input_shape[2:]))
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return sides
+
     def forward(self, x: Any) -> Any:
         """Compute a tensor, or a GeometricTensor."""
         return call_typed(self, x)
@@ -62,6 +71,13 @@ def ignore_derived_state(
 ) -> None:
     """Let a state hold what the original keeps beside parameters and statistics: filters, bases and indices."""
     unexpected[:] = [key for key in unexpected if not key.startswith(prefix)]
+
+
+def compute_convolved_sides(sides: Sequence[int], kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """Return the sides of maps after a convolution, whose settings are numbers or one for each side."""
+    per_side = [[value] * len(sides) if isinstance(value, int) else value for value in (kernel_size, stride, padding)]
+    settings = zip(sides, *per_side, strict=True)
+    return tuple((side + 2 * pad - dilation * (size - 1) - 1) // step + 1 for side, size, step, pad in settings)
 
 
 def call_typed(module: Any, x: Any) -> Any:

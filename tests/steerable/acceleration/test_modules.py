@@ -12,13 +12,14 @@ import torch
 from helpers.e2cnn_networks import (
     LIBRARY,
     assert_equal_function,
+    call,
     copy_network,
     get_modules,
     make_space,
     set_harmonic,
 )
 
-from galaxyhpc.steerable import accelerate
+from galaxyhpc.steerable import accelerate, report
 
 
 def make_types() -> dict[str, Any]:
@@ -108,6 +109,15 @@ MODULES_OF_ESCNN: Modules = {
 }
 if LIBRARY == "escnn":
     MODULES |= MODULES_OF_ESCNN
+HOLDERS: Modules = {
+    "MultipleModule": lambda m, t: hold_two(m, t["pointwise"], lambda fields: m.ReLU(fields)),
+    "MultipleModule of convolutions": lambda m, t: hold_two(
+        m, t["pointwise"], lambda fields: m.R2Conv(fields, fields, 3, padding=1, stride=2)
+    ),
+    "MultipleModule of networks": lambda m, t: hold_two(
+        m, t["pointwise"], lambda fields: m.SequentialModule(m.ELU(fields), m.PointwiseMaxPool(fields, 3, 2))
+    ),
+}
 KEPT: Modules = {
     "NormMaxPool": lambda m, t: m.NormMaxPool(t["vectors"], 2),
     "R2ConvTransposed": lambda m, t: m.R2ConvTransposed(t["regular"], t["regular"], 3),
@@ -117,6 +127,13 @@ KEPT: Modules = {
 def restrict_and_disentangle(modules: Any, field_type: Any, subgroup: Any) -> Any:
     restriction = modules.RestrictionModule(field_type, subgroup)
     return modules.SequentialModule(restriction, modules.DisentangleModule(restriction.out_type))
+
+
+def hold_two(modules: Any, fields: Any, make: Callable[[Any], Any]) -> Any:
+    """Return a module that gives fields of one channel to one module, and others to another."""
+    labels = ["one" if representation.size == 1 else "more" for representation in fields.representations]
+    types = fields.group_by_labels(labels)
+    return modules.MultipleModule(fields, labels, [(make(field_type), name) for name, field_type in types.items()])
 
 
 def make_module(make: Callable[[Any, dict[str, Any]], Any], is_training: bool) -> Any:
@@ -182,6 +199,21 @@ def test_a_module_is_that_of_e2cnn(name: str, is_training: bool) -> None:
     x = torch.randn(2, module.in_type.size, 7, 7)
     fast = accelerate(copy_network(module))
     assert_equal_function(module, fast, x)  # with the same random numbers
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_module_of_e2cnn_that_holds_others_holds_fast_ones(name: str) -> None:
+    module = make_module(HOLDERS[name], True)
+    fast = accelerate(copy_network(module))
+    assert "Fast" in report(fast)
+    assert_equal_function(module, fast, torch.randn(2, module.in_type.size, 7, 7))
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, *MODULES])
+def test_the_shape_of_an_output_is_known_beforehand(name: str) -> None:
+    fast = accelerate(make_module((CONVOLUTIONS | MODULES)[name], False))
+    x = torch.randn(2, fast.in_type.size, 7, 7)
+    assert call(fast, x).shape == fast.evaluate_output_shape(x.shape)
 
 
 @pytest.mark.parametrize("name", KEPT)
