@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from galaxyhpc.steerable.acceleration import normalization, norms, pointwise
 from galaxyhpc.steerable.acceleration.convolution import FastConv
 from galaxyhpc.steerable.acceleration.copying import make_types_picklable
-from galaxyhpc.steerable.acceleration.typed import TensorModule, call_untyped, find_library, get_library, is_equivariant
+from galaxyhpc.steerable.acceleration.typed import (
+    TensorModule,
+    call_untyped,
+    find_library,
+    get_library,
+    is_equivariant,
+    is_fast,
+)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -69,9 +76,10 @@ def accelerate(network: nn.Module) -> nn.Module:
     Limits
     ------
     A module that is in no table here stays as it is and works on as before: unknown classes and classes derived from
-    e2cnn's, modules with hooks, `R2ConvTransposed`, `R2Diffop`, `NormMaxPool`, `GatedNonLinearity2` and the
-    `Induced`, `Concatenated` and `VectorField` non-linearities. One of your own that derives from `EquivariantModule`
-    still takes GeometricTensors only.
+    these libraries', modules with hooks, `R2ConvTransposed`, `R2Diffop`, `NormMaxPool`, `GatedNonLinearity2`, the
+    `Induced`, `Concatenated`, `VectorField`, `Fourier` and `TensorProduct` non-linearities, convolutions on points, and
+    all modules on spaces other than the plane. One of your own that derives from `EquivariantModule` still takes
+    GeometricTensors only.
 
     Without dense filters are float32 layers on a CPU with a C++ compiler, with dilation 1, without groups and with
     equal strides. The first input on a machine measures its rates, in about ten seconds. On a GPU every layer is
@@ -79,7 +87,7 @@ def accelerate(network: nn.Module) -> nn.Module:
     is dense without one; one for a file (`torch.export`, ONNX) is always dense.
 
     Maps are channels-last in memory, so that `view` may have to be `reshape`; those of invariant pooling are not.
-    Random dropout draws other values than in e2cnn from the same seed.
+    Random dropout draws other values from the same seed.
 
     Raises
     ------
@@ -87,7 +95,7 @@ def accelerate(network: nn.Module) -> nn.Module:
         where the network holds no module of e2cnn or escnn
     """
     libraries = {find_library(module) for module in network.modules() if is_equivariant(module)}
-    if not libraries and not any(hasattr(module, "compute") for module in network.modules()):
+    if not libraries and not any(map(is_fast, network.modules())):
         raise ValueError(f"accelerate: got {type(network).__name__} without modules of e2cnn or escnn; expected some")
     for library in libraries:
         make_types_picklable(library)

@@ -57,6 +57,7 @@ class FastConv(ExpandedConv):
     bias_expansion: Tensor | None  # (C', number of biases)
     _in_channels: Tensor | None  # in the order of `_in_order`, unless they lie so
     _out_channels: Tensor | None
+    original_class = "R2Conv"
     harmonic: bool | None = None  # without a dense filter; None: where that is estimated to be faster
 
     def __init__(self, original: Any) -> None:

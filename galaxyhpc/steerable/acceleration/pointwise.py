@@ -11,6 +11,7 @@ from torch import Tensor
 
 from galaxyhpc.steerable.acceleration.fields import split_by_size
 from galaxyhpc.steerable.acceleration.typed import TensorModule, compute_convolved_sides, make_geometric
+from galaxyhpc.steerable.layers import blur
 
 
 class FastPointwise(TensorModule):
@@ -44,11 +45,11 @@ class FastDropout(FastPointwise):
 class FastBlur(TensorModule):
     """`PointwiseAvgPoolAntialiased`, and the `Max` one with its maximum first: one filter for all channels."""
 
-    filter: Tensor  # (1, 1, k, k)
+    filter: Tensor  # (k, k)
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.register_buffer("filter", original.filter[:1].clone(), persistent=False)
+        self.register_buffer("filter", original.filter[0, 0].clone(), persistent=False)
         self.stride, self.padding = original.stride, getattr(original, "_pad", original.padding)
         names = ("kernel_size", "padding", "dilation", "ceil_mode")
         self.maximum = {name: getattr(original, name) for name in names} if hasattr(original, "_pad") else None
@@ -57,14 +58,13 @@ class FastBlur(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         if self.maximum is not None:
             x = F.max_pool2d(x, stride=1, **self.maximum)
-        kernel = self.filter.expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+        return blur(x, self.filter, self.stride, self.padding)
 
     def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
         """Return the sides of maps of these sides afterwards, in px."""
         if self.maximum is not None:
             sides = F.max_pool2d(torch.empty(1, 1, *sides, device="meta"), stride=1, **self.maximum).shape[2:]
-        blurred: Sequence[int] = compute_convolved_sides(sides, self.filter.shape[2:], self.stride, self.padding, 1)
+        blurred: Sequence[int] = compute_convolved_sides(sides, self.filter.shape, self.stride, self.padding, 1)
         return blurred
 
 

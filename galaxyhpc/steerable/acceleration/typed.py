@@ -80,6 +80,11 @@ def compute_convolved_sides(sides: Sequence[int], kernel_size: Any, stride: Any,
     return tuple((side + 2 * pad - dilation * (size - 1) - 1) // step + 1 for side, size, step, pad in settings)
 
 
+def is_fast(module: nn.Module) -> bool:
+    """Whether a module is one of e2cnn or escnn that was converted, and takes tensors."""
+    return hasattr(module, "original_class")
+
+
 def call_typed(module: Any, x: Any) -> Any:
     """Compute a tensor, or a GeometricTensor of the module's type, and return the same."""
     if isinstance(x, Tensor):
@@ -92,5 +97,5 @@ def call_typed(module: Any, x: Any) -> Any:
 
 def call_untyped(module: nn.Module, x: Tensor) -> Tensor:
     """Compute a tensor by any equivariant module."""
-    y: Tensor = module(x) if hasattr(module, "compute") else module(make_geometric(x, module.in_type)).tensor
+    y: Tensor = module(x) if is_fast(module) else module(make_geometric(x, module.in_type)).tensor
     return y
