@@ -86,6 +86,9 @@ def accelerate(network: nn.Module) -> nn.Module:
     dense unless its `harmonic` is set. A graph for `torch.compile` keeps the choices of the last call before it, and
     is dense without one; one for a file (`torch.export`, ONNX) is always dense.
 
+    A deep float32 network rounds as much as its original does: gradients of two wide ones can differ by 1e-3 where a
+    value near zero passes ReLU in one of them only.
+
     Maps are channels-last in memory, so that `view` may have to be `reshape`; those of invariant pooling are not.
     Random dropout draws other values from the same seed.
 
@@ -188,12 +191,12 @@ CONVERSIONS: dict[str, Callable[[Any], nn.Module]] = {
     "PointwiseNonLinearity": _convert_pointwise,
     "NormNonLinearity": norms.FastNormNonLinearity,
     "GatedNonLinearity1": norms.FastGatedNonLinearity,
-    "PointwiseMaxPool": _pool(F.max_pool2d, *MAX_POOL),
+    "PointwiseMaxPool": _pool(torch.max_pool2d, *MAX_POOL),
     "PointwiseMaxPoolAntialiased": pointwise.FastBlur,
     "PointwiseAvgPool": _pool(F.avg_pool2d, *AVERAGE_POOL),
     "PointwiseAvgPoolAntialiased": pointwise.FastBlur,
     "PointwiseAdaptiveAvgPool": _pool(F.adaptive_avg_pool2d, "output_size"),
-    "PointwiseAdaptiveMaxPool": _pool(F.adaptive_max_pool2d, "output_size"),
+    "PointwiseAdaptiveMaxPool": _pool(pointwise.adaptive_max_pool2d, "output_size"),
     "GroupPooling": pointwise.FastGroupPooling,
     "NormPool": norms.FastNormPool,
     "InducedNormPool": norms.FastNormPool,

@@ -15,6 +15,7 @@ from e2cnn import group as e2cnn_groups
 from e2cnn import gspaces
 
 import galaxyhpc.steerable.compat  # noqa: F401  (first: e2cnn is broken without it)
+from galaxyhpc.steerable.acceleration.typed import get_library
 
 
 @cache
@@ -71,6 +72,7 @@ def _reduce_escnn_gspace(space: Any) -> tuple[Any, ...]:
 
 
 def _make_gspace(space_class: Any, arguments: dict[str, Any]) -> Any:
+    make_types_picklable(get_library(space_class))  # also in a process that only loads
     return space_class(**arguments)
 
 

@@ -139,3 +139,9 @@ class FastRestriction(TensorModule):
     def compute(self, x: Tensor) -> Tensor:
         """Return x."""
         return x
+
+
+def adaptive_max_pool2d(x: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) -> (N, C, *output_size); torch's function cannot be pickled."""
+    y: Tensor = F.adaptive_max_pool2d(x, output_size)
+    return y

@@ -216,6 +216,15 @@ def test_the_shape_of_an_output_is_known_beforehand(name: str) -> None:
     assert call(fast, x).shape == fast.evaluate_output_shape(x.shape)
 
 
+@pytest.mark.parametrize("name", [*MODULES, *HOLDERS])
+def test_an_accelerated_module_can_be_pickled(name: str) -> None:
+    module = make_module((MODULES | HOLDERS)[name], False)
+    fast = accelerate(get_modules().SequentialModule(module)).eval()
+    copied = pickle.loads(pickle.dumps(fast))
+    x = torch.randn(2, module.in_type.size, 7, 7)
+    assert torch.equal(call(copied, x), call(fast, x))
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_a_module_without_a_fast_form_is_kept(name: str) -> None:
     module = make_module(KEPT[name], True)
