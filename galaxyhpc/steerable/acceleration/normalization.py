@@ -201,18 +201,18 @@ class FastIIDBatchNorm(TensorModule):
         scale = (1.0 if weight is None else weight) / (variance + self.eps).sqrt()  # (fields, 1)
         y: Tensor = part * scale[:, :, None, None]
         if mean is None:
-            return y
+            return y.to(part.dtype)  # of autocast
         shift = -mean * scale  # (fields, size)
         if bias is not None:
             shift = shift + bias @ getattr(self, f"_change_of_basis_{name}").T
         y = y + shift[:, :, None, None]
-        return y
+        return y.to(part.dtype)
 
     @torch.no_grad()
     def _update(self, name: str, part: Tensor) -> tuple[Tensor | None, Tensor]:
         """Move the running statistics towards those of a batch, and return these."""
         running_mean, running_variance = getattr(self, f"{name}_running_mean"), getattr(self, f"{name}_running_var")
-        variance, mean = torch.var_mean(part, (0, 3, 4))
+        variance, mean = torch.var_mean(part.to(running_variance.dtype), (0, 3, 4))
         variance = variance.mean(1, keepdim=True)
         running_variance.mul_(1 - self.momentum).add_(variance, alpha=self.momentum)
         if running_mean is None:
