@@ -2,7 +2,7 @@
 
 A library of its own: of the project it imports only `config.group_names`, `storage.files` and `runtime.native`.
 Networks built from these layers live in `models`. `accelerate`, `restore` and `report` serve networks of e2cnn's
-modules; they are imported on use, because they need e2cnn.
+and escnn's modules; they are imported on use, because they need e2cnn. escnn is never imported.
 """
 
 from __future__ import annotations

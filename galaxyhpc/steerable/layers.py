@@ -200,21 +200,26 @@ class AntialiasedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), zeros outside."""
-        if x.is_cuda and torch.compiler.is_compiling():
-            # cuDNN is slow at depthwise convolutions of channels-last maps; sums of slices are fused into one pass
-            return self._convolve_separably(x)
-        # on a CPU, and without fusion, slices take 5 to 20 times as long as the convolution
-        kernel = self.kernel.expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+        return blur(x, self.kernel, (self.stride, self.stride), (self.padding, self.padding))
 
-    def _convolve_separably(self, x: Tensor) -> Tensor:
-        """Blur along columns, then along rows."""
-        x, line = F.pad(x, [self.padding] * 4), self.kernel.sum(0)
-        for axis in (2, 3):
-            last = x.shape[axis] - len(line) + 1
-            parts = [x.narrow(axis, i, last).unfold(axis, 1, self.stride)[..., 0] * line[i] for i in range(len(line))]
-            x = torch.stack(parts).sum(0)
-        return x
+
+def blur(x: Tensor, kernel: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """Convolve every channel of (N, C, H, W) with a kernel (k, k) that is a product of two equal lines of sum 1."""
+    if x.is_cuda and torch.compiler.is_compiling():
+        # cuDNN is slow at depthwise convolutions of channels-last maps; sums of slices are fused into one pass
+        return blur_separably(x, kernel, stride, padding)
+    # on a CPU, and without fusion, slices take 5 to 20 times as long as the convolution
+    return F.conv2d(x, kernel.expand(x.shape[1], 1, -1, -1), stride=stride, padding=padding, groups=x.shape[1])
+
+
+def blur_separably(x: Tensor, kernel: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """Blur along columns, then along rows."""
+    x, line = F.pad(x, [padding[1], padding[1], padding[0], padding[0]]), kernel.sum(0)
+    for axis in (2, 3):
+        last = x.shape[axis] - len(line) + 1
+        parts = [x.narrow(axis, i, last).unfold(axis, 1, stride[axis - 2])[..., 0] * line[i] for i in range(len(line))]
+        x = torch.stack(parts).sum(0)
+    return x
 
 
 class GroupPooling(nn.Module):

@@ -1,4 +1,4 @@
-"""Networks of e2cnn's modules, accelerated: `accelerate`, `restore`, the way back, and `report`.
+"""Networks of modules of e2cnn or escnn, accelerated: `accelerate`, `restore`, the way back, and `report`.
 
 A module becomes one on tensors with the same parameters under the same names; `conversion` has the table of them.
 """

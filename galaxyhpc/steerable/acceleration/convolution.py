@@ -1,11 +1,12 @@
-"""e2cnn's `R2Conv` on tensors: dense, or harmonic where that is faster, with the weights in e2cnn's order.
+"""The `R2Conv` of e2cnn or escnn on tensors: dense, or harmonic where that is faster, with its weights in their order.
 
-The basis is the one that e2cnn sampled for this very layer, so that groups, fields, rings and frequency limits of any
+The basis is the one that was sampled for this very layer, so that groups, fields, rings and frequency limits of any
 kind need no care. A pair of representations of input and output has a block of weights of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
 from galaxyhpc.steerable.acceleration.fields import list_channels
-from galaxyhpc.steerable.acceleration.typed import call_typed, ignore_derived_state
+from galaxyhpc.steerable.acceleration.typed import call_typed, compute_convolved_sides, ignore_derived_state
 from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
@@ -56,6 +57,7 @@ class FastConv(ExpandedConv):
     bias_expansion: Tensor | None  # (C', number of biases)
     _in_channels: Tensor | None  # in the order of `_in_order`, unless they lie so
     _out_channels: Tensor | None
+    original_class = "R2Conv"
     harmonic: bool | None = None  # without a dense filter; None: where that is estimated to be faster
 
     def __init__(self, original: Any) -> None:
@@ -64,22 +66,22 @@ class FastConv(ExpandedConv):
         self.in_type, self.out_type = original.in_type, original.out_type
         self.kernel_size, self.groups, self.dilation = original.kernel_size, original.groups, original.dilation
         self.stride, self.padding, self.padding_mode = original.stride, original.padding, original.padding_mode
-        self.bias, self.weights = original.bias, original.weights  # in e2cnn's order, which optimizers keep
+        self.bias, self.weights = original.bias, original.weights  # in their order, which optimizers keep
         expansion = original.basisexpansion
-        self._in_order, in_channels = sort_fields(expansion._in_type)
-        self._out_order, out_channels = sort_fields(expansion._out_type)
+        fields = [list_representations(expansion, side) for side in ("in", "out")]
+        self._in_order, in_channels = sort_fields(fields[0])
+        self._out_order, out_channels = sort_fields(fields[1])
         self._add_buffer("_in_channels", None if self._in_order.is_sorted else in_channels)
         self._add_buffer("_out_channels", None if self._out_order.is_sorted else out_channels)
         self._add_buffer("bias_expansion", getattr(original, "bias_expansion", None))
         self._blocks: list[Block] = []
-        types = (expansion._in_type, expansion._out_type)
-        names = [list(dict.fromkeys(r.name for r in field_type.representations)) for field_type in types]
+        names = [list(dict.fromkeys(r.name for r in representations)) for representations in fields]
         for pair in expansion._representations_pairs:
-            basis = getattr(expansion, f"block_expansion_{pair}").sampled_basis
+            basis = find_basis(expansion, pair)
             in_repr, out_repr = (order.index(name) for order, name in zip(names, pair, strict=True))
-            irreps = [find_irreps(field_type, name) for field_type, name in zip(types, pair, strict=True)]
-            # e2cnn shares bases between networks, so that another one's type may have changed this one's
-            basis = basis.to(self.weights).unflatten(-1, (self.kernel_size, self.kernel_size))
+            irreps = [find_irreps(representations, name) for representations, name in zip(fields, pair, strict=True)]
+            # networks share their bases, so that another one's type may have changed this one's
+            basis = basis.to(self.weights).unflatten(-1, (self.kernel_size, self.kernel_size)).contiguous()
             self._add_buffer(f"_basis_{len(self._blocks)}", basis)
             self._blocks.append(Block(in_repr, out_repr, expansion._weights_ranges[pair], *irreps))
         self._register_bases()
@@ -139,6 +141,11 @@ class FastConv(ExpandedConv):
         options = (self.stride, padding, self.dilation, self.groups)
         return F.conv2d(x, self._get_filter(), self._expand_bias(), *options)
 
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output, which modules that hold others ask for."""
+        settings = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return (input_shape[0], self.out_type.size, *compute_convolved_sides(input_shape[2:], *settings))
+
     def _expand_bias(self) -> Tensor | None:
         """Return the bias of each channel."""
         if self.bias is None or self.bias_expansion is None:
@@ -175,7 +182,7 @@ class FastConv(ExpandedConv):
     def _is_harmonic(self, x: Tensor, padding: Any) -> bool:
         dtype = get_compute_dtype(self.weight)
         if self.harmonic is False or dtype == torch.float64 or (x.device.type, dtype) not in operator.SUPPORTED:
-            return False  # e2cnn's basis has float32 errors, which the harmonic one does not share
+            return False  # the sampled basis has float32 errors, which the harmonic one does not share
         if self.groups != 1 or self.dilation != 1 or not isinstance(self.stride, int) or not isinstance(padding, int):
             return False
         if is_exported():
@@ -215,7 +222,7 @@ class FastConv(ExpandedConv):
         self._register_bases()  # the process may be another one
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        """Load a state of e2cnn's module, too."""
+        """Load a state of the original module, too."""
         super()._load_from_state_dict(*arguments)
         ignore_derived_state(*arguments)
 
@@ -239,24 +246,43 @@ def is_exported() -> bool:
     return bool(is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
-def sort_fields(field_type: Any) -> tuple[FieldOrder, Tensor]:
+def list_representations(expansion: Any, side: str) -> Sequence[Any]:
+    """Return the representations of the fields on the side "in" or "out" of an expansion of e2cnn or escnn."""
+    if hasattr(expansion, f"_{side}_reprs"):
+        representations: Sequence[Any] = getattr(expansion, f"_{side}_reprs")  # escnn
+    else:
+        representations = getattr(expansion, f"_{side}_type").representations
+    return representations
+
+
+def find_basis(expansion: Any, pair: tuple[str, str]) -> Tensor:
+    """Return the sampled basis (n_basis, d_out, d_in, k x k) of a pair of representations."""
+    key = tuple(name.replace(".", "^") for name in pair)  # no module's name may have a point
+    basis: Tensor = getattr(expansion, f"block_expansion_{key}").sampled_basis
+    return basis
+
+
+def sort_fields(representations: Sequence[Any]) -> tuple[FieldOrder, Tensor]:
     """Return the fields in the order of their representations' first appearance, and the channels in that order."""
-    representations = {r.name: r for r in field_type.representations}
-    channels = list_channels(field_type, [r.name for r in field_type.representations])
+    by_name = {r.name: r for r in representations}
+    channels = list_channels(representations, [r.name for r in representations])
     order = list(chain.from_iterable(channels.values()))
-    sizes = tuple(representations[name].size for name in channels)
+    sizes = tuple(by_name[name].size for name in channels)
     counts = tuple(len(channels[name]) // size for name, size in zip(channels, sizes, strict=True))
     return FieldOrder(counts, sizes, order == sorted(order)), torch.tensor(order)
 
 
-def find_irreps(field_type: Any, name: str) -> groups.Irreps:
+def find_irreps(representations: Sequence[Any], name: str) -> groups.Irreps:
     """Return the decomposition of the field of a name."""
-    representation = next(r for r in field_type.representations if r.name == name)
-    irreps = representation.group.irreps
+    representation = next(r for r in representations if r.name == name)
+    group = representation.group
     ids = {irrep: index for index, irrep in enumerate(dict.fromkeys(representation.irreps))}
-    sizes = tuple(irreps[irrep].size for irrep in representation.irreps)
+    # by its name in e2cnn, by its numbers in escnn
+    irreps = [group.irreps[key] if isinstance(key, str) else group.irrep(*key) for key in representation.irreps]
     change_of_basis = np.array(representation.change_of_basis, dtype=np.float64)
-    return groups.Irreps(change_of_basis, sizes, tuple(ids[irrep] for irrep in representation.irreps))
+    return groups.Irreps(
+        change_of_basis, tuple(irrep.size for irrep in irreps), tuple(ids[key] for key in representation.irreps)
+    )
 
 
 def is_orthogonal(irreps: groups.Irreps) -> bool:

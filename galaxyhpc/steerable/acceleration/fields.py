@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-def list_channels(field_type: Any, labels: Sequence[Any]) -> dict[Any, list[int]]:
+def list_channels(representations: Sequence[Any], labels: Sequence[Any]) -> dict[Any, list[int]]:
     """Return the channels of the fields of each label, in the order in which the labels appear."""
     channels: dict[Any, list[int]] = {label: [] for label in labels}
     begin = 0
-    for label, representation in zip(labels, field_type.representations, strict=True):
+    for label, representation in zip(labels, representations, strict=True):
         channels[label] += range(begin, begin + representation.size)
         begin += representation.size
     return channels
@@ -29,7 +29,7 @@ class FieldSplit(nn.Module):
 
     def __init__(self, field_type: Any, labels: Sequence[Any]) -> None:
         super().__init__()
-        channels_by_label = list_channels(field_type, labels)
+        channels_by_label = list_channels(field_type.representations, labels)
         sizes = [representation.size for representation in field_type.representations]
         self.labels = list(channels_by_label)
         self.fields = {label: [i for i, other in enumerate(labels) if other == label] for label in self.labels}

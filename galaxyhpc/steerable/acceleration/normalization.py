@@ -1,4 +1,4 @@
-"""e2cnn's batch normalisations on tensors, with their parameters and statistics under the same names."""
+"""The batch normalisations of e2cnn and escnn on tensors, with their parameters and statistics under the same names."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class FastNormBatchNorm(TensorModule):
 class FastGNormBatchNorm(TensorModule):
     """`GNormBatchNorm`: every irrep of a field divided by its deviation, trivial ones centred.
 
-    The statistics are constants to the gradient, as in e2cnn.
+    The statistics are constants to the gradient, as in the original.
     """
 
     num_batches_tracked: Tensor
@@ -106,14 +106,15 @@ class FastGNormBatchNorm(TensorModule):
         self.eps, self.momentum = original.eps, original.momentum
         self.by_name = FieldSplit(original.in_type, [r.name for r in original.in_type.representations])
         self.register_buffer("num_batches_tracked", original.num_batches_tracked)
-        for name in self.by_name.labels:
+        for label in self.by_name.labels:
+            name = escape(label)
             for suffix in ("running_var", "running_mean"):
                 self.register_buffer(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}"))
             for suffix in ("weight", "bias"):
                 self.register_parameter(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
             constants = {"aggregator": getattr(original, f"vars_aggregator_{name}")}
             constants["propagator"] = getattr(original, f"vars_propagator_{name}")
-            constants["trivial"] = original._trivial_idxs[name]
+            constants["trivial"] = original._trivial_idxs[label]
             for suffix in ("change_of_basis", "change_of_basis_inv"):
                 constants[suffix] = getattr(original, f"{name}_{suffix}", None)
             for suffix, values in constants.items():
@@ -123,7 +124,7 @@ class FastGNormBatchNorm(TensorModule):
         """(N, C, H, W) -> the same shape."""
         if self.training:
             self.num_batches_tracked.add_(1)
-        names = self.by_name.labels
+        names = map(escape, self.by_name.labels)
         parts = [self._normalise(name, part) for name, part in zip(names, self.by_name.split(x), strict=True)]
         return self.by_name.join(parts)
 
@@ -160,3 +161,67 @@ class FastGNormBatchNorm(TensorModule):
 
     def _get(self, name: str) -> Any:
         return getattr(self, name)
+
+
+class FastIIDBatchNorm(TensorModule):
+    """escnn's `IIDBatchNorm2d`: a mean of the trivial irreps of a field, and one variance for all its channels.
+
+    The statistics are constants to the gradient, as in the original.
+    """
+
+    num_batches_tracked: Tensor
+
+    def __init__(self, original: Any) -> None:
+        super().__init__(original)
+        self.eps, self.momentum = original.eps, original.momentum
+        self.by_name = FieldSplit(original.in_type, [r.name for r in original.in_type.representations])
+        self.register_buffer("num_batches_tracked", original.num_batches_tracked)
+        for name in map(escape, self.by_name.labels):
+            for suffix in ("running_var", "running_mean"):  # without a mean: fields that have no trivial irrep
+                self.register_buffer(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
+            for suffix in ("weight", "bias"):
+                self.register_parameter(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
+            for suffix in ("avg", "change_of_basis"):
+                self.register_buffer(f"_{suffix}_{name}", getattr(original, f"{name}_{suffix}", None), persistent=False)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        names = map(escape, self.by_name.labels)
+        parts = [self._normalise(name, part) for name, part in zip(names, self.by_name.split(x), strict=True)]
+        return self.by_name.join(parts)
+
+    def _normalise(self, name: str, part: Tensor) -> Tensor:
+        if self.training:
+            mean, variance = self._update(name, part.detach())
+        else:
+            mean, variance = getattr(self, f"{name}_running_mean"), getattr(self, f"{name}_running_var")
+        weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+        scale = (1.0 if weight is None else weight) / (variance + self.eps).sqrt()  # (fields, 1)
+        y: Tensor = part * scale[:, :, None, None]
+        if mean is None:
+            return y.to(part.dtype)  # of autocast
+        shift = -mean * scale  # (fields, size)
+        if bias is not None:
+            shift = shift + bias @ getattr(self, f"_change_of_basis_{name}").T
+        y = y + shift[:, :, None, None]
+        return y.to(part.dtype)
+
+    @torch.no_grad()
+    def _update(self, name: str, part: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Move the running statistics towards those of a batch, and return these."""
+        running_mean, running_variance = getattr(self, f"{name}_running_mean"), getattr(self, f"{name}_running_var")
+        variance, mean = torch.var_mean(part.to(running_variance.dtype), (0, 3, 4))
+        variance = variance.mean(1, keepdim=True)
+        running_variance.mul_(1 - self.momentum).add_(variance, alpha=self.momentum)
+        if running_mean is None:
+            return None, variance
+        mean = mean @ getattr(self, f"_avg_{name}").T
+        running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
+        return mean, variance
+
+
+def escape(name: str) -> str:
+    """Return the name of a representation without points, which no parameter's name may have."""
+    return name.replace(".", "^")

@@ -1,7 +1,8 @@
-"""e2cnn's modules on the norms of fields, on tensors: non-linearities and pooling."""
+"""Modules of e2cnn and escnn on the norms of fields, on tensors: non-linearities and pooling."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ class FastNormNonLinearity(TensorModule):
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        known = (torch.relu, torch.sigmoid)
-        self.function = original._function if original._function in known else squash  # e2cnn's cannot be pickled
+        known = (torch.relu, torch.sigmoid, F.softplus)
+        self.function = original._function if original._function in known else squash  # the original has a lambda
         self.log_bias, self.eps = original.log_bias, original.eps
         self.by_size = split_by_size(original.in_type)
 
@@ -28,13 +29,13 @@ class FastNormNonLinearity(TensorModule):
         """(N, C, H, W) -> the same shape."""
         parts = dict(zip(self.by_size.sizes, self.by_size.split(x), strict=True))
         begin = 0
-        for size in sorted(parts):  # e2cnn's order of biases
+        for size in sorted(parts):  # the order of the biases
             part = parts[size]
             norms = part.norm(dim=2, keepdim=True)
             shifted = norms
             if self.log_bias is not None:
                 bias = self.log_bias[:, begin : begin + part.shape[1]].exp()
-                shifted = norms - bias[:, :, None]
+                shifted = norms - bias.view(1, -1, *[1] * (x.dim() - 1))
             factors = self.function(shifted) / torch.max(norms, self.eps)
             parts[size] = part * factors.masked_fill(norms <= self.eps, 0.0)
             begin += part.shape[1]
@@ -60,7 +61,7 @@ class FastGatedNonLinearity(TensorModule):
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H, W)."""
         parts = dict(zip(self.inputs.labels, self.inputs.split(x), strict=True))
-        gates = torch.sigmoid(parts.pop(GATE) - self.bias[:, :, None])
+        gates = torch.sigmoid(parts.pop(GATE) - self.bias.view(1, -1, *[1] * (x.dim() - 1)))
         begin = 0
         for size in sorted(parts):
             part = parts[size]
@@ -144,3 +145,7 @@ class FastUpsampling(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         y: Tensor = F.interpolate(x, **self.options)
         return y
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return self.compute(torch.empty(1, 1, *sides, device="meta")).shape[2:]

@@ -1,16 +1,17 @@
-"""e2cnn's modules that treat every channel alike, on tensors."""
+"""Modules of e2cnn and escnn that treat every channel alike, on tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from e2cnn.nn import GeometricTensor
 from torch import Tensor
 
 from galaxyhpc.steerable.acceleration.fields import split_by_size
-from galaxyhpc.steerable.acceleration.typed import TensorModule
+from galaxyhpc.steerable.acceleration.typed import TensorModule, compute_convolved_sides, make_geometric
+from galaxyhpc.steerable.layers import blur
 
 
 class FastPointwise(TensorModule):
@@ -24,6 +25,10 @@ class FastPointwise(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         y: Tensor = self.function(x, **self.options)
         return y
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return self.compute(torch.empty(1, 1, *sides, device="meta")).shape[2:]
 
     def extra_repr(self) -> str:
         return ", ".join([self.function.__name__, *(f"{key}={value}" for key, value in self.options.items())])
@@ -40,11 +45,11 @@ class FastDropout(FastPointwise):
 class FastBlur(TensorModule):
     """`PointwiseAvgPoolAntialiased`, and the `Max` one with its maximum first: one filter for all channels."""
 
-    filter: Tensor  # (1, 1, k, k)
+    filter: Tensor  # (k, k)
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.register_buffer("filter", original.filter[:1].clone(), persistent=False)
+        self.register_buffer("filter", original.filter[0, 0].clone(), persistent=False)
         self.stride, self.padding = original.stride, getattr(original, "_pad", original.padding)
         names = ("kernel_size", "padding", "dilation", "ceil_mode")
         self.maximum = {name: getattr(original, name) for name in names} if hasattr(original, "_pad") else None
@@ -53,8 +58,14 @@ class FastBlur(TensorModule):
         """(N, C, H, W) -> (N, C, H', W')."""
         if self.maximum is not None:
             x = F.max_pool2d(x, stride=1, **self.maximum)
-        kernel = self.filter.expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+        return blur(x, self.filter, self.stride, self.padding)
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        if self.maximum is not None:
+            sides = F.max_pool2d(torch.empty(1, 1, *sides, device="meta"), stride=1, **self.maximum).shape[2:]
+        blurred: Sequence[int] = compute_convolved_sides(sides, self.filter.shape, self.stride, self.padding, 1)
+        return blurred
 
 
 class FastMask(TensorModule):
@@ -115,8 +126,10 @@ class FastChannelMap(TensorModule):
 
 def make_channel_matrix(original: Any) -> Tensor:
     """Return the matrix (C', C) by which a module multiplies the channels of a pixel."""
-    identity = torch.eye(original.in_type.size)[:, :, None, None]
-    y: Tensor = original(GeometricTensor(identity, original.in_type)).tensor
+    values = [buffer for buffer in original.buffers() if buffer.is_floating_point()]
+    options = {"dtype": values[0].dtype, "device": values[0].device} if values else {}
+    identity = torch.eye(original.in_type.size, **options)[:, :, None, None]
+    y: Tensor = original(make_geometric(identity, original.in_type)).tensor
     return y[:, :, 0, 0].T.contiguous()
 
 
@@ -126,3 +139,9 @@ class FastRestriction(TensorModule):
     def compute(self, x: Tensor) -> Tensor:
         """Return x."""
         return x
+
+
+def adaptive_max_pool2d(x: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) -> (N, C, *output_size); torch's function cannot be pickled."""
+    y: Tensor = F.adaptive_max_pool2d(x, output_size)
+    return y

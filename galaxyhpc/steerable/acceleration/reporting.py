@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from e2cnn.nn import EquivariantModule, GeometricTensor
 from torch import Tensor, nn
 
 from galaxyhpc.steerable.acceleration.convolution import FastConv
-from galaxyhpc.steerable.acceleration.typed import TensorModule
+from galaxyhpc.steerable.acceleration.typed import TensorModule, is_equivariant, make_geometric
 
 NUM_ROUNDS = 5  # of timing; the shortest counts
 
@@ -21,13 +20,13 @@ class Layer(NamedTuple):
     """A row of the report."""
 
     name: str
-    original: str  # class of e2cnn
+    original: str  # class of e2cnn or escnn
     form: str
-    milliseconds: tuple[float, float] | None  # of e2cnn, and of this
+    milliseconds: tuple[float, float] | None  # of the original, and of this
 
 
 def report(fast: nn.Module, network: nn.Module | None = None, x: Tensor | None = None) -> str:
-    """Return a table of the layers of an accelerated network: e2cnn's module, its form here, and the gain.
+    """Return a table of the layers of an accelerated network: the original module, its form here, and the gain.
 
     With the network that it was made from and an input of it, every layer is timed: forward and backward in training,
     forward alone in evaluation. Layers that no input reaches, and those that hold others, are not.
@@ -36,21 +35,21 @@ def report(fast: nn.Module, network: nn.Module | None = None, x: Tensor | None =
     if network is not None and x is not None:
         seconds = _time_layers(fast, network, x, [layer.name for layer in layers])
         layers = [layer._replace(milliseconds=seconds.get(layer.name)) for layer in layers]
-    rows = [("layer", "e2cnn", "form", "ms in e2cnn", "ms", "gain"), *map(_format_row, layers)]
+    rows = [("layer", "original", "form", "original ms", "ms", "gain"), *map(_format_row, layers)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
 def list_layers(fast: nn.Module) -> list[Layer]:
-    """Return the layers that are, or were, modules of e2cnn."""
+    """Return the layers that are, or were, modules of e2cnn or escnn."""
     layers = []
     for name, module in fast.named_modules():
         if isinstance(module, FastConv):
             layers.append(Layer(name, "R2Conv", f"FastConv, {_describe_kernel(module)}", None))
         elif isinstance(module, TensorModule):
             layers.append(Layer(name, module.original_class, type(module).__name__, None))
-        elif isinstance(module, EquivariantModule):
+        elif is_equivariant(module):
             layers.append(Layer(name, type(module).__name__, "kept", None))
     return layers
 
@@ -72,7 +71,7 @@ def _format_row(layer: Layer) -> tuple[str, ...]:
 
 
 def _time_layers(fast: nn.Module, network: nn.Module, x: Tensor, names: list[str]) -> dict[str, tuple[float, float]]:
-    """Return the milliseconds of each layer in e2cnn and here; copies are timed, and the networks left as they are."""
+    """Return the milliseconds of each layer in the original and here; copies are timed."""
     network, fast = _copy_mode(network, fast.training), copy.deepcopy(fast)
     inputs: dict[str, Tensor] = {}
     modules, originals = dict(fast.named_modules()), dict(network.named_modules())
@@ -84,7 +83,7 @@ def _time_layers(fast: nn.Module, network: nn.Module, x: Tensor, names: list[str
     milliseconds = {}
     for name, values in inputs.items():
         original, module = originals[name], modules[name]
-        run = [lambda v, m=original: m(GeometricTensor(v, m.in_type)).tensor, lambda v, m=module: m(v)]
+        run = [lambda v, m=original: m(make_geometric(v, m.in_type)).tensor, lambda v, m=module: m(v)]
         before, after = (1e3 * _time(function, values, fast.training) for function in run)
         milliseconds[name] = before, after
     return milliseconds
@@ -92,7 +91,7 @@ def _time_layers(fast: nn.Module, network: nn.Module, x: Tensor, names: list[str
 
 @torch.no_grad()
 def _copy_mode(network: nn.Module, is_training: bool) -> nn.Module:
-    """Return a copy in training or in evaluation: the filters that e2cnn keeps in evaluation cannot be copied."""
+    """Return a copy in training or in evaluation: the filters that are kept in evaluation cannot be copied."""
     was_training = network.training
     copied = copy.deepcopy(network.train()).train(is_training)
     network.train(was_training)

@@ -1,24 +1,39 @@
-"""Modules on plain tensors that take e2cnn's GeometricTensor, too; e2cnn's types can be copied and pickled.
-
-The representations of e2cnn hold functions, which pickle refuses, and a deep copy of a network copies its groups. With
-this module imported both store how a type is built: its group, and the names of representations.
-"""
+"""Modules on plain tensors that take a GeometricTensor, too, of e2cnn or escnn: known by name, as escnn is optional."""
 
 from __future__ import annotations
 
-import copyreg
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from e2cnn import group as e2cnn_groups
-from e2cnn import gspaces
-from e2cnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
-import galaxyhpc.steerable.compat  # noqa: F401  (first: e2cnn is broken without it)
+LIBRARIES = ("e2cnn", "escnn")  # escnn, its successor, has the same modules; it is imported by nobody but its user
+
+
+def get_library(class_: type) -> str | None:
+    """Return the library that defines a class, or None."""
+    library = class_.__module__.partition(".")[0]
+    return library if library in LIBRARIES else None
+
+
+def find_library(value: Any) -> str | None:
+    """Return the library that defines the class of a value or one that it is derived from, or None."""
+    return next(filter(None, map(get_library, type(value).__mro__)), None)
+
+
+def is_equivariant(module: nn.Module) -> bool:
+    """Whether a module is one of e2cnn or escnn, or derived from one."""
+    return any(class_.__name__ == "EquivariantModule" and get_library(class_) for class_ in type(module).__mro__)
+
+
+def make_geometric(x: Tensor, field_type: Any) -> Any:
+    """Return a GeometricTensor of the library of its type."""
+    return sys.modules[f"{find_library(field_type)}.nn"].GeometricTensor(x, field_type)
 
 
 class TensorModule(nn.Module):
-    """A module of e2cnn as `compute`, a function of tensors."""
+    """A module of e2cnn or escnn as `compute`, a function of tensors."""
 
     in_type: Any
     out_type: Any
@@ -33,12 +48,20 @@ class TensorModule(nn.Module):
         """(N, C, H, W) -> (N, C', H', W')."""
         raise NotImplementedError
 
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the output, which modules that hold others ask for."""
+        return (input_shape[0], self.out_type.size, *self.compute_sides(input_shape[2:]))
+
+    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
+        """Return the sides of maps of these sides afterwards, in px."""
+        return sides
+
     def forward(self, x: Any) -> Any:
         """Compute a tensor, or a GeometricTensor."""
         return call_typed(self, x)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        """Load a state of e2cnn's module, too."""
+        """Load a state of the original module, too."""
         super()._load_from_state_dict(*arguments)
         ignore_derived_state(*arguments)
 
@@ -46,8 +69,20 @@ class TensorModule(nn.Module):
 def ignore_derived_state(
     state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: list[str], errors: Any
 ) -> None:
-    """Let a state hold what e2cnn keeps beside parameters and statistics: filters, bases and indices."""
+    """Let a state hold what the original keeps beside parameters and statistics: filters, bases and indices."""
     unexpected[:] = [key for key in unexpected if not key.startswith(prefix)]
+
+
+def compute_convolved_sides(sides: Sequence[int], kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """Return the sides of maps after a convolution, whose settings are numbers or one for each side."""
+    per_side = [[value] * len(sides) if isinstance(value, int) else value for value in (kernel_size, stride, padding)]
+    settings = zip(sides, *per_side, strict=True)
+    return tuple((side + 2 * pad - dilation * (size - 1) - 1) // step + 1 for side, size, step, pad in settings)
+
+
+def is_fast(module: nn.Module) -> bool:
+    """Whether a module is one of e2cnn or escnn that was converted, and takes tensors."""
+    return hasattr(module, "original_class")
 
 
 def call_typed(module: Any, x: Any) -> Any:
@@ -56,65 +91,11 @@ def call_typed(module: Any, x: Any) -> Any:
         return module.compute(x)
     if x.type is not module.in_type and x.type != module.in_type:
         raise ValueError(f"{type(module).__name__}: got fields of type {x.type}; expected {module.in_type}")
-    return GeometricTensor(module.compute(x.tensor), module.out_type)
+    points = () if getattr(x, "coords", None) is None else (x.coords,)  # of a cloud, which escnn has
+    return type(x)(module.compute(x.tensor), module.out_type, *points)
 
 
 def call_untyped(module: nn.Module, x: Tensor) -> Tensor:
     """Compute a tensor by any equivariant module."""
-    y: Tensor = module(x) if hasattr(module, "compute") else module(GeometricTensor(x, module.in_type)).tensor
+    y: Tensor = module(x) if is_fast(module) else module(make_geometric(x, module.in_type)).tensor
     return y
-
-
-def _reduce_group(group: Any) -> tuple[Any, ...]:
-    if isinstance(group, e2cnn_groups.CyclicGroup):
-        return e2cnn_groups.cyclic_group, (group.order(),)
-    if isinstance(group, e2cnn_groups.DihedralGroup):
-        return e2cnn_groups.dihedral_group, (group.rotation_order,)
-    make = e2cnn_groups.so2_group if isinstance(group, e2cnn_groups.SO2) else e2cnn_groups.o2_group
-    return make, (group._maximum_frequency,)
-
-
-def _reduce_gspace(space: Any) -> tuple[Any, ...]:
-    arguments = {"fibergroup": space.fibergroup}
-    if hasattr(space, "axis"):
-        arguments["axis"] = space.axis
-    return _make_gspace, (type(space), arguments)
-
-
-def _make_gspace(space_class: Any, arguments: dict[str, Any]) -> Any:
-    return space_class(**arguments)
-
-
-def _reduce_representation(representation: Any) -> tuple[Any, ...]:
-    arrays = (representation.change_of_basis, representation.change_of_basis_inv)
-    nonlinearities = sorted(representation.supported_nonlinearities)
-    names = (representation.name, list(representation.irreps))
-    return _make_representation, (representation.group, *names, *arrays, nonlinearities)
-
-
-def _make_representation(
-    group: Any, name: str, irreps: list[str], change_of_basis: Any, inverse: Any, nonlinearities: list[str]
-) -> Any:
-    known = group.representations.get(name)
-    if known is not None and known.irreps == irreps:
-        return known
-    options = {"change_of_basis_inv": inverse}
-    return e2cnn_groups.Representation(group, name, irreps, change_of_basis, set(nonlinearities), **options)
-
-
-def _reduce_field_type(field_type: Any) -> tuple[Any, ...]:
-    return FieldType, (field_type.gspace, field_type.representations)
-
-
-def _register_reducers() -> None:
-    for group_class in (e2cnn_groups.CyclicGroup, e2cnn_groups.DihedralGroup, e2cnn_groups.SO2, e2cnn_groups.O2):
-        copyreg.pickle(group_class, _reduce_group)
-    for space_class in (gspaces.Rot2dOnR2, gspaces.FlipRot2dOnR2, gspaces.Flip2dOnR2, gspaces.TrivialOnR2):
-        copyreg.pickle(space_class, _reduce_gspace)
-    for class_ in vars(e2cnn_groups).values():
-        if isinstance(class_, type) and issubclass(class_, e2cnn_groups.Representation):
-            copyreg.pickle(class_, _reduce_representation)
-    copyreg.pickle(FieldType, _reduce_field_type)
-
-
-_register_reducers()

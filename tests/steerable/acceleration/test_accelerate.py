@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,29 +11,34 @@ from typing import Any
 import pytest
 import torch
 from helpers.e2cnn_networks import (
+    LIBRARY,
     ResidualNetwork,
     assert_equal_function,
     copy_network,
+    get_modules,
+    make_geometric,
     make_sequence,
+    make_space,
     set_harmonic,
 )
 
-from galaxyhpc.steerable import accelerate, groups, report, restore
+from galaxyhpc.steerable import accelerate, report, restore
 from galaxyhpc.steerable.compat import StandIn
 
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let e2cnn compute in float64 what it computes in float32 whatever its input."""
-    from e2cnn.nn.modules.r2_conv import basisexpansion_singleblock
-
+    folder = "basismanager" if LIBRARY == "escnn" else "r2_conv"
+    get_modules()
+    basisexpansion_singleblock = importlib.import_module(f"{LIBRARY}.nn.modules.{folder}.basisexpansion_singleblock")
     monkeypatch.setattr(basisexpansion_singleblock, "_stored_filters", {})  # shared by all networks
-    modules = [module for name, module in sys.modules.items() if name.startswith("e2cnn.nn.modules")]
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{LIBRARY}.nn.modules")]
     for module in modules:
         if hasattr(module, "torch"):
             monkeypatch.setattr(module, "torch", StandIn(module.torch, float=torch.float64))
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64 if LIBRARY == "e2cnn" else default)  # escnn knows no other
     yield
     torch.set_default_dtype(default)
 
@@ -69,9 +75,7 @@ def test_a_users_own_module_keeps_its_code_and_gets_fast_parts(harmonic: bool) -
 
 
 def test_a_module_that_occurs_twice_is_one_and_is_called_twice() -> None:
-    space = groups.make_gspace("C4")
-    from e2cnn import nn as modules
-
+    space, modules = make_space("C4"), get_modules()
     fields = modules.FieldType(space, [space.regular_repr] * 2)
     layer = modules.R2Conv(fields, fields, 3, padding=1)
     network = modules.SequentialModule(layer, modules.ReLU(fields), layer)
@@ -89,8 +93,7 @@ def test_the_original_stays_as_it_is() -> None:
 
 
 def test_a_derived_class_is_kept_because_it_may_compute_anything() -> None:
-    space = groups.make_gspace("C4")
-    from e2cnn import nn as modules
+    space, modules = make_space("C4"), get_modules()
 
     class Doubled(modules.ReLU):
         def forward(self, x: Any) -> Any:
@@ -115,9 +118,7 @@ def test_a_module_with_hooks_is_kept_because_they_may_change_anything() -> None:
 
 @pytest.mark.parametrize("harmonic", [False, True])
 def test_a_nonlinearity_may_work_in_place_on_the_output_of_a_convolution(harmonic: bool) -> None:
-    space = groups.make_gspace("C4")
-    from e2cnn import nn as modules
-
+    space, modules = make_space("C4"), get_modules()
     fields = modules.FieldType(space, [space.regular_repr] * 2)
     layer = modules.R2Conv(fields, fields, 3, bias=False)
     network = modules.SequentialModule(layer, modules.ReLU(fields, inplace=True))
@@ -164,22 +165,18 @@ def test_parameters_are_those_of_the_network() -> None:
 
 def test_a_geometric_tensor_gives_a_geometric_tensor() -> None:
     network = make_sequence("C4").eval()
-    from e2cnn.nn import GeometricTensor
-
     images = torch.randn(1, 3, 13, 13)
     fast = accelerate(network)
-    y = fast(GeometricTensor(images, network.in_type))
+    y = fast(make_geometric(images, network.in_type))
     assert y.type == network.out_type
     torch.testing.assert_close(y.tensor, fast(images))
 
 
 def test_fields_of_another_type_are_refused() -> None:
     network = make_sequence("C4")
-    from e2cnn.nn import FieldType, GeometricTensor
-
-    space = network.in_type.gspace
+    space, FieldType = network.in_type.gspace, get_modules().FieldType
     with pytest.raises(ValueError, match=r"got fields of type .*; expected"):
-        accelerate(network)(GeometricTensor(torch.randn(1, 4, 13, 13), FieldType(space, [space.regular_repr])))
+        accelerate(network)(make_geometric(torch.randn(1, 4, 13, 13), FieldType(space, [space.regular_repr])))
 
 
 def test_a_network_trained_fast_is_restored_in_e2cnn() -> None:
@@ -199,7 +196,7 @@ def test_a_network_trained_fast_is_restored_in_e2cnn() -> None:
 
 
 def test_what_cannot_be_converted_or_restored_is_refused() -> None:
-    with pytest.raises(ValueError, match="got Linear without modules of e2cnn; expected some"):
+    with pytest.raises(ValueError, match="got Linear without modules of e2cnn or escnn; expected some"):
         accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"restore: got 0.mask; expected the state of ResidualNetwork"):
         restore(accelerate(make_sequence("C4")), ResidualNetwork())

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from helpers.e2cnn_networks import (
     ResidualNetwork,
     assert_equal_function,
+    call,
     copy_network,
     make_network_of_irreps,
     make_sequence,
@@ -99,16 +100,6 @@ def test_a_penalty_of_gradients_has_the_gradient_of_e2cnn(name: str) -> None:
         gradients.append(torch.cat(grads))
     expected, actual = gradients
     assert float((actual - expected).norm() / expected.norm()) < 1e-4
-
-
-def call(network: Any, images: Tensor) -> Tensor:
-    if not hasattr(network, "in_type") or hasattr(network, "compute"):
-        y: Tensor = network(images)
-        return y
-    from e2cnn.nn import GeometricTensor
-
-    y = network(GeometricTensor(images, network.in_type)).tensor
-    return y
 
 
 @pytest.mark.slow
