@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,8 +56,11 @@ def find_shards(path: Path) -> list[Path]:
     """Return the parquet files of a directory, but for hidden ones, in the order of their names; or the file itself."""
     if not path.is_dir():
         return [path]
-    shards = [file for ending in tables.PARQUET_ENDINGS for file in path.rglob(f"*{ending}")]
-    return sorted(file for file in shards if not any(part[0] == "." for part in file.relative_to(path).parts))
+    shards = []
+    for root, directories, names in os.walk(path):
+        directories[:] = [name for name in directories if name[0] != "."]
+        shards += [Path(root, name) for name in names if name[0] != "." and name.endswith(tables.PARQUET_ENDINGS)]
+    return sorted(shards)
 
 
 def open_parquet(path: Path, config: DataConfig) -> Source:
