@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy
+import scipy  # its parts load when they are used: most processes find the galaxies
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from rich.console import Console

@@ -207,7 +207,7 @@ CONVERSIONS: dict[str, Callable[[Any], nn.Module]] = {
     "IdentityModule": pointwise.FastRestriction,
     "DisentangleModule": pointwise.FastChannelMap,
     "ReshuffleModule": pointwise.FastChannelMap,
-    "R2Upsampling": norms.FastUpsampling,
+    "R2Upsampling": pointwise.FastUpsampling,
 }
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from galaxyhpc.steerable import groups
-from galaxyhpc.steerable.acceleration.fields import list_channels
+from galaxyhpc.steerable.acceleration.fields import escape, list_channels
 from galaxyhpc.steerable.acceleration.typed import call_typed, compute_convolved_sides, ignore_derived_state
 from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
@@ -257,7 +257,7 @@ def list_representations(expansion: Any, side: str) -> Sequence[Any]:
 
 def find_basis(expansion: Any, pair: tuple[str, str]) -> Tensor:
     """Return the sampled basis (n_basis, d_out, d_in, k x k) of a pair of representations."""
-    key = tuple(name.replace(".", "^") for name in pair)  # no module's name may have a point
+    key = tuple(map(escape, pair))
     basis: Tensor = getattr(expansion, f"block_expansion_{key}").sampled_basis
     return basis
 

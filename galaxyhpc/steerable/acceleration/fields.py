@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def escape(name: str) -> str:
+    """Return the name of a representation without points, which no module's or parameter's name may have."""
+    return name.replace(".", "^")
+
+
 def list_channels(representations: Sequence[Any], labels: Sequence[Any]) -> dict[Any, list[int]]:
     """Return the channels of the fields of each label, in the order in which the labels appear."""
     channels: dict[Any, list[int]] = {label: [] for label in labels}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from galaxyhpc.steerable.acceleration.fields import FieldSplit, split_by_size
+from galaxyhpc.steerable.acceleration.fields import FieldSplit, escape, split_by_size
 from galaxyhpc.steerable.acceleration.norms import find_part_size
 from galaxyhpc.steerable.acceleration.typed import TensorModule
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
@@ -93,8 +93,8 @@ class FastNormBatchNorm(TensorModule):
         variance.mul_(1 - self.momentum).add_(means.view_as(variance), alpha=self.momentum)
 
 
-class FastGNormBatchNorm(TensorModule):
-    """`GNormBatchNorm`: every irrep of a field divided by its deviation, trivial ones centred.
+class NamedFieldBatchNorm(TensorModule):
+    """Batch normalisation that keeps parameters and statistics for each name of a representation.
 
     The statistics are constants to the gradient, as in the original.
     """
@@ -106,19 +106,11 @@ class FastGNormBatchNorm(TensorModule):
         self.eps, self.momentum = original.eps, original.momentum
         self.by_name = FieldSplit(original.in_type, [r.name for r in original.in_type.representations])
         self.register_buffer("num_batches_tracked", original.num_batches_tracked)
-        for label in self.by_name.labels:
-            name = escape(label)
+        for name in map(escape, self.by_name.labels):
             for suffix in ("running_var", "running_mean"):
-                self.register_buffer(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}"))
+                self.register_buffer(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
             for suffix in ("weight", "bias"):
                 self.register_parameter(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
-            constants = {"aggregator": getattr(original, f"vars_aggregator_{name}")}
-            constants["propagator"] = getattr(original, f"vars_propagator_{name}")
-            constants["trivial"] = original._trivial_idxs[label]
-            for suffix in ("change_of_basis", "change_of_basis_inv"):
-                constants[suffix] = getattr(original, f"{name}_{suffix}", None)
-            for suffix, values in constants.items():
-                self.register_buffer(f"_{suffix}_{name}", values, persistent=False)
 
     def compute(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
@@ -127,6 +119,26 @@ class FastGNormBatchNorm(TensorModule):
         names = map(escape, self.by_name.labels)
         parts = [self._normalise(name, part) for name, part in zip(names, self.by_name.split(x), strict=True)]
         return self.by_name.join(parts)
+
+    def _normalise(self, name: str, part: Tensor) -> Tensor:
+        """(N, fields, size, H, W), the fields of an escaped name -> the same shape."""
+        raise NotImplementedError
+
+
+class FastGNormBatchNorm(NamedFieldBatchNorm):
+    """`GNormBatchNorm`: every irrep of a field divided by its deviation, trivial ones centred."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__(original)
+        for label in self.by_name.labels:
+            name = escape(label)
+            constants = {"aggregator": getattr(original, f"vars_aggregator_{name}")}
+            constants["propagator"] = getattr(original, f"vars_propagator_{name}")
+            constants["trivial"] = original._trivial_idxs[label]
+            for suffix in ("change_of_basis", "change_of_basis_inv"):
+                constants[suffix] = getattr(original, f"{name}_{suffix}", None)
+            for suffix, values in constants.items():
+                self.register_buffer(f"_{suffix}_{name}", values, persistent=False)
 
     def _normalise(self, name: str, part: Tensor) -> Tensor:
         inverse, change_of_basis = self._get(f"_change_of_basis_inv_{name}"), self._get(f"_change_of_basis_{name}")
@@ -163,34 +175,17 @@ class FastGNormBatchNorm(TensorModule):
         return getattr(self, name)
 
 
-class FastIIDBatchNorm(TensorModule):
+class FastIIDBatchNorm(NamedFieldBatchNorm):
     """escnn's `IIDBatchNorm2d`: a mean of the trivial irreps of a field, and one variance for all its channels.
 
-    The statistics are constants to the gradient, as in the original.
+    Fields without a trivial irrep have no mean.
     """
-
-    num_batches_tracked: Tensor
 
     def __init__(self, original: Any) -> None:
         super().__init__(original)
-        self.eps, self.momentum = original.eps, original.momentum
-        self.by_name = FieldSplit(original.in_type, [r.name for r in original.in_type.representations])
-        self.register_buffer("num_batches_tracked", original.num_batches_tracked)
         for name in map(escape, self.by_name.labels):
-            for suffix in ("running_var", "running_mean"):  # without a mean: fields that have no trivial irrep
-                self.register_buffer(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
-            for suffix in ("weight", "bias"):
-                self.register_parameter(f"{name}_{suffix}", getattr(original, f"{name}_{suffix}", None))
             for suffix in ("avg", "change_of_basis"):
                 self.register_buffer(f"_{suffix}_{name}", getattr(original, f"{name}_{suffix}", None), persistent=False)
-
-    def compute(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        names = map(escape, self.by_name.labels)
-        parts = [self._normalise(name, part) for name, part in zip(names, self.by_name.split(x), strict=True)]
-        return self.by_name.join(parts)
 
     def _normalise(self, name: str, part: Tensor) -> Tensor:
         if self.training:
@@ -220,8 +215,3 @@ class FastIIDBatchNorm(TensorModule):
         mean = mean @ getattr(self, f"_avg_{name}").T
         running_mean.mul_(1 - self.momentum).add_(mean, alpha=self.momentum)
         return mean, variance
-
-
-def escape(name: str) -> str:
-    """Return the name of a representation without points, which no parameter's name may have."""
-    return name.replace(".", "^")

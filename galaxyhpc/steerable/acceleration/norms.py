@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -127,25 +126,3 @@ class FastFieldDropout(TensorModule):
         uniform = torch.empty(batch_size, fields, 1, *sides, device=part.device).uniform_()
         mask: Tensor = uniform > self.p
         return mask.to(part.dtype)
-
-
-class FastUpsampling(TensorModule):
-    """`R2Upsampling`."""
-
-    def __init__(self, original: Any) -> None:
-        super().__init__(original)
-        self.options: dict[str, Any] = {
-            "scale_factor": original._scale_factor,
-            "size": original._size,
-            "mode": original._mode,
-        }
-        self.options["align_corners"] = original._align_corners
-
-    def compute(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H', W')."""
-        y: Tensor = F.interpolate(x, **self.options)
-        return y
-
-    def compute_sides(self, sides: Sequence[int]) -> Sequence[int]:
-        """Return the sides of maps of these sides afterwards, in px."""
-        return self.compute(torch.empty(1, 1, *sides, device="meta")).shape[2:]

@@ -42,6 +42,14 @@ class FastDropout(FastPointwise):
         return F.dropout(x, training=self.training, **self.options)
 
 
+class FastUpsampling(FastPointwise):
+    """`R2Upsampling`."""
+
+    def __init__(self, original: Any) -> None:
+        options = {"scale_factor": original._scale_factor, "size": original._size}
+        super().__init__(original, F.interpolate, **options, mode=original._mode, align_corners=original._align_corners)
+
+
 class FastBlur(TensorModule):
     """`PointwiseAvgPoolAntialiased`, and the `Max` one with its maximum first: one filter for all channels."""
 
