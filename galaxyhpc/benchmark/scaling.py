@@ -24,6 +24,7 @@ from galaxyhpc.benchmark.timing import TimingBudget
 from galaxyhpc.config.class_names import GALAXY10_CLASSES
 from galaxyhpc.models.build_model import build_model
 from galaxyhpc.runtime.child_python import die_with_parent
+from galaxyhpc.runtime.distributed import join_group
 from galaxyhpc.runtime.process import keep_heap
 
 WORLD_SIZE = 2
@@ -91,7 +92,15 @@ def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directo
     if Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "nccl" if case.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{directory}/meeting", rank=rank, world_size=world_size)
+    meeting = f"file://{directory}/meeting"
+    with join_group(backend, init_method=meeting, rank=rank, world_size=world_size):
+        fastest = _time_ddp(case, rank, budget)
+    if rank == 0:
+        (directory / "seconds.json").write_text(json.dumps(fastest), encoding="utf-8")
+
+
+def _time_ddp(case: Case, rank: int, budget: TimingBudget) -> float:
+    """Return the seconds of the fastest round's steps."""
     device = torch.device("cuda", rank) if case.device == "cuda" else torch.device("cpu")
     torch.manual_seed(0)
     network = build_model(case.model, case.image_size).to(device)
@@ -109,10 +118,7 @@ def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directo
         step_seconds = _time_steps(step, 1, device)
     count = torch.tensor(max(1.0, min(200.0, budget.round_seconds / step_seconds)), device=device)
     dist.broadcast(count, 0)  # equal numbers of steps, or one process would wait for ever
-    fastest = min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
-    dist.destroy_process_group()
-    if rank == 0:
-        (directory / "seconds.json").write_text(json.dumps(fastest), encoding="utf-8")
+    return min(_time_steps(step, int(count.item()), device) for _ in range(budget.num_rounds))
 
 
 def _time_steps(step: Any, num_steps: int, device: torch.device) -> float:

@@ -6,15 +6,18 @@ probed, or computed from a job id, may belong to another job by the time it is u
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,9 +28,6 @@ from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 
 RENDEZVOUS_TIMEOUT_SECONDS = 600  # nodes of a big job may start minutes apart
-# Gloo's thread (torch 2.13) needs the GIL to release the last sum, while destroying the group holds the GIL and waits
-# for that thread: a deadlock, seen as a process that had finished and never exited.
-GLOO_RELEASE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,30 @@ def process_group(run: RunDir) -> Iterator[Process]:
     address_file = run.path / f".meeting-{rank_info.job_attempt.replace('/', '_')}.json"
     store = _host_store(rank_info, address_file) if rank_info.rank == 0 else _connect_store(rank_info, address_file)
     backend = _choose_backend(store, rank_info, _get_gpu_id(device)) if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size)
-    try:
+    with join_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size):
         process = Process(rank_info, device)
         process.barrier()
         if process.is_main:
             address_file.unlink(missing_ok=True)
         yield process
+
+
+@contextmanager
+def join_group(backend: str, **options: Any) -> Iterator[None]:
+    """Be in a process group; DDP has to be made in a function that is called within, whose variables end with it.
+
+    DDP that outlives its group destroys gloo's threads (torch 2.13) while it holds the GIL. A thread may need that to
+    release its last sum: a deadlock, seen as a process that had finished and never exited. Torch's own destruction of
+    the group releases the GIL.
+    """
+    dist.init_process_group(backend, **options)
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # their variables
+        raise
     finally:
-        time.sleep(GLOO_RELEASE_SECONDS)
+        gc.collect()  # DDP is in cycles
         dist.destroy_process_group()
 
 

@@ -8,7 +8,6 @@ returns False; the job is then requeued (USR2, the time limit, or TERM while Slu
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import re
 import signal
@@ -165,8 +164,6 @@ def run_job(
         except Exception as error:
             record_failure(run, rank_info, error)
             raise
-        if rank_info.world_size > 1:
-            gc.collect()  # cycles in DDP hold the process group, whose threads must not outlive the interpreter
         reason = "preempted or at its time limit" if stop.should_requeue else stop.reason
         if not is_done and rank_info.rank == 0:
             run.record("stopped", why=reason)

@@ -83,7 +83,12 @@ def train(run: RunDir, stop: StopSignal, max_steps: float = math.inf) -> bool:
     keep_heap()
     torch.set_num_threads(config.resources.cpus_per_task)
     make_deterministic()
-    with process_group(run) as process, _make_progress_bar(process) as bar:
+    with process_group(run) as process:
+        return _train_in_group(run, config, process, stop, max_steps)
+
+
+def _train_in_group(run: RunDir, config: RunConfig, process: Process, stop: StopSignal, max_steps: float) -> bool:
+    with _make_progress_bar(process) as bar:
         training = set_up(run, config, process)
         resume(run, training, bar.console)
         _record_start(run, training)

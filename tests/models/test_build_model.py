@@ -10,7 +10,6 @@ from typing import Any
 import e2cnn.nn
 import pytest
 import torch
-import torch.distributed as dist
 from e2cnn.nn.init import generalized_he_init
 from helpers.e2cnn_networks import set_harmonic
 from helpers.tiers import GROUPS_OF_FAST_TIER, slow, slow_unless
@@ -22,6 +21,7 @@ from galaxyhpc.config.schema import ModelConfig
 from galaxyhpc.models.build_model import build_model, count_parameters, multiply_adds
 from galaxyhpc.models.equivariance import invariance_error
 from galaxyhpc.models.steerable_cnn import BLOCK_FIELDS, compute_stem_geometry
+from galaxyhpc.runtime.distributed import join_group
 from galaxyhpc.steerable import accelerate, groups, restore
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm, enable_sync_batchnorm
 from galaxyhpc.steerable.layers import AntialiasedPool, CircularMask, ExpandedConv, GroupPooling, SteerableConv
@@ -218,13 +218,12 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def one_of_two(rank: int, folder: str, first: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model, (x, upstream) = two_layers(), batch()
     enable_sync_batchnorm(model)
     local_batch = (slice(None, first), slice(first, None))[rank]
-    results = step(model, x[local_batch], upstream[local_batch])
+    with join_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
+        results = step(model, x[local_batch], upstream[local_batch])
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("first", [5, 7])  # of 7 images

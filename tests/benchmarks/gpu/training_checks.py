@@ -37,6 +37,7 @@ from galaxyhpc.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from galaxyhpc.runtime.distributed import join_group
 from galaxyhpc.steerable.batch_norm import enable_sync_batchnorm
 from galaxyhpc.training.cuda_graph import StepGraph
 
@@ -170,15 +171,14 @@ def _run_rank(rank: int, campaign: Campaign, folder: str) -> None:
     if campaign.is_tiny:
         use_gpu_kernels_on_cpu()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     cases = [("dense", "float32"), ("harmonic", "float32"), ("dense", "bfloat16"), ("harmonic", "bfloat16")]
-    for kernels, precision in cases[: 4 if campaign.is_cuda else 2]:
-        set_backend_flags(precision)
-        error = _compare_gradients(rank, campaign, kernels, precision)
-        if rank == 0:
-            campaign.record(processes=2, backend="gloo", kernels=kernels, precision=precision, gradient_error=error)
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2):
+        for kernels, precision in cases[: 4 if campaign.is_cuda else 2]:
+            set_backend_flags(precision)
+            error = _compare_gradients(rank, campaign, kernels, precision)
+            if rank == 0:
+                campaign.record(processes=2, backend="gloo", kernels=kernels, precision=precision, gradient_error=error)
+        dist.barrier()
 
 
 def _compare_gradients(rank: int, campaign: Campaign, kernels: str, precision: str) -> float:

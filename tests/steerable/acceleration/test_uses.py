@@ -24,7 +24,9 @@ from helpers.e2cnn_networks import (
 )
 from helpers.warm_processes import run_two
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from galaxyhpc.runtime.distributed import join_group
 from galaxyhpc.steerable import accelerate, report
 
 NETWORKS: dict[str, Callable[[], Any]] = {
@@ -144,14 +146,9 @@ def test_it_becomes_an_onnx_file(name: str, tmp_path: Path) -> None:
 def test_ddp_trains_it(name: str, tmp_path: Path) -> None:
     fast, images = make_fast(name, True, is_training=True), make_images()
     copied = copy.deepcopy(fast)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(copied)
-        for network in (fast, parallel):
-            network(images).square().sum().backward()
-    finally:
-        dist.destroy_process_group()
-    torch.testing.assert_close([p.grad for p in copied.parameters()], [p.grad for p in fast.parameters()])
+    with join_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1):
+        actual = compute_gradients(DistributedDataParallel(copied), images)
+    torch.testing.assert_close(actual, compute_gradients(fast, images))
 
 
 def compute_gradients(network: nn.Module, images: Tensor) -> list[Tensor | None]:
@@ -161,12 +158,11 @@ def compute_gradients(network: nn.Module, images: Tensor) -> list[Tensor | None]
 
 def compute_halves(rank: int, folder: str) -> None:
     """Compute the gradients of every second image, in one of two processes."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for name in NETWORKS:
-        parallel = nn.parallel.DistributedDataParallel(make_fast(name, True))
-        torch.save(compute_gradients(parallel, make_images(4)[rank::2]), f"{folder}/{name} {rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with join_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2):
+        for name in NETWORKS:
+            gradients = compute_gradients(DistributedDataParallel(make_fast(name, True)), make_images(4)[rank::2])
+            torch.save(gradients, f"{folder}/{name} {rank}.pt")
+        dist.barrier()
 
 
 @pytest.mark.slow
