@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import process_start.sitecustomize as process_start
 import pytest
-import torchvision_operators.sitecustomize as operators
 from helpers.tiers import IS_FULL_TIER, skip_or_fail
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
@@ -36,9 +36,9 @@ os.environ.pop("COLUMNS", None)  # readline, which pytest imports, hands it to t
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels run without one; asked for when Triton is imported
-# processes that the tests start may import torchvision, too
+# of processes that the tests start
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (os.path.dirname(operators.__file__), os.environ.get("PYTHONPATH")))
+    filter(None, (os.path.dirname(process_start.__file__), os.environ.get("PYTHONPATH")))
 )
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not IS_WORKER:  # workers inherit it: what is sampled and compiled once per machine is, here, once per session
@@ -139,8 +139,9 @@ def forget_slurm() -> Iterator[None]:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures of reports, which take most of their time."""
+    """Leave out the figures of reports, which take most of their time, in processes that the test starts, too."""
     monkeypatch.setattr("galaxyhpc.report.figures.FIGURES", {})
+    monkeypatch.setenv("GALAXYHPC_TEST_WITHOUT_FIGURES", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -172,6 +172,7 @@ def test_the_python_api_is_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_users_own_jobs_and_inspect_modules_break_no_launch_and_no_job(hostile: Path, script: Path) -> None:
     for start in ((script, "launch"), ("-m", "galaxyhpc.launch")):  # trains and evaluates, then evaluates again
         answer = call(hostile, *start, "tiny.yaml", "--executor", "local")

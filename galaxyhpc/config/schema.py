@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -146,6 +147,13 @@ class DataConfig(BaseConfig):
     # the same pixels count too where positions are unknown; to refuse them, a launch converts the images first
     conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        if (path := Path(source)).anchor == str(path):
+            raise ValueError(f"got {source}, a whole file system; expected a file, or the directory of the galaxies")
+        return source
 
     @field_validator("classes", mode="before")
     @classmethod

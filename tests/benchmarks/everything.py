@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "torchvision_operators"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "process_start"))
 import sitecustomize  # noqa: F401  # declares torchvision's operators
 
 from galaxyhpc.benchmark.__main__ import main

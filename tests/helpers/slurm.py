@@ -44,8 +44,9 @@ class Desk:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables as after `activate`: the scripts of the jobs find this Python."""
+        """Environment variables as after `activate`: the scripts of the jobs find this Python; they draw no figures."""
         variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        variables["GALAXYHPC_TEST_WITHOUT_FIGURES"] = "1"
         return variables if sys.prefix == sys.base_prefix else {**variables, "VIRTUAL_ENV": sys.prefix}
 
     def call(self, *command: str | Path, status: int = 0) -> str:

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import process_start.sitecustomize as process_start
 import torch.multiprocessing
 
 SCRATCH = os.environ["XDG_CACHE_HOME"]  # of this session, by conftest.py
@@ -95,6 +96,7 @@ def _execute(arguments: tuple[str, ...], outputs: tuple[Path, Path], cwd: Path, 
     """Become the process, in the child."""
     os.environ.clear()
     os.environ.update(environment)
+    process_start.start()
     os.chdir(cwd)
     for number, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)

@@ -69,6 +69,7 @@ def test_one_command_trains_evaluates_and_reports(done: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
     before = {run.path: run.events_file.read_text() for run in find_runs(done / "runs" / "tiny")}
     result = launch(done)
@@ -77,6 +78,7 @@ def test_a_second_launch_does_nothing_but_the_report(done: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_new_condition_is_measured_without_training_again(done: Path) -> None:
     result = launch(done, "--set", "evaluate.conditions=[clean, shot_noise, pedestal_noise]")
     assert result.returncode == 0, result.stderr
@@ -105,6 +107,7 @@ def test_status_shows_the_states_and_changes_nothing(done: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_the_debug_executor_does_all_of_it_in_one_process_and_so_does_a_retry(tmp_path: Path) -> None:
     result = launch(tmp_path, "--executor", "debug", "--set", "train.epochs=1")
     assert result.returncode == 0, result.stderr
@@ -120,6 +123,7 @@ def test_the_debug_executor_does_all_of_it_in_one_process_and_so_does_a_retry(tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_a_second_launch_is_refused_meanwhile_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     process = start_launch(tmp_path)
     runs = _wait_for_epochs(tmp_path, process)
@@ -155,6 +159,7 @@ def _wait_for_epochs(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_the_trainings_of_a_killed_launch_save_and_end_and_the_same_command_resumes(tmp_path: Path) -> None:
     process = start_launch(tmp_path)
     runs = [run for run in _wait_for_epochs(tmp_path, process) if run.read_metrics()]
