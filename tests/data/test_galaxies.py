@@ -194,8 +194,8 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
     with h5py.File(path, "a") as file:  # 1.3 GB of pixels, laid out as published; what is not written takes no space
         shape, chunks = (n, side, side, 3), (555, 16, 16, 1)
         images = file.create_dataset("images", shape, np.uint8, chunks=chunks, compression="gzip", shuffle=False)
-        last = rng.integers(0, 256, (n - 11 * 555, side, side, 3), np.uint8)
-        images[11 * 555 :] = last
+        last = rng.integers(0, 256, (20, side, side, 3), np.uint8)
+        images[-20:] = last
         images[555:1110, :64, :64] = rng.integers(0, 256, (555, 64, 64, 3), np.uint8)
     job = process(settings(tmp_path, path, image_size=65))
     out, err = job.communicate()
@@ -204,7 +204,7 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
     galaxies = prepare(settings(tmp_path, path, image_size=65))
     assert galaxies.images.shape == (n, 3, 65, 65)
     assert galaxies.images[-1].mean() == pytest.approx(last[-1].mean(), abs=1.0)
-    assert galaxies.images[-395:].any() and galaxies.images[600].any() and not galaxies.images[1200].any()
+    assert galaxies.images[-20:].any() and galaxies.images[600].any() and not galaxies.images[1200].any()
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 32, 32, 3), (600, 4, 4, 1), (7, 5, 3, 2)])
