@@ -188,10 +188,10 @@ def test_a_damaged_conversion_is_made_again(tmp_path, name, damage):
 
 
 @pytest.mark.slow
-def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
-    n, side, rng = 6500, 256, np.random.default_rng(0)
+def test_a_file_is_converted_in_less_memory_than_its_pixels_take(tmp_path):
+    n, side, rng = 4460, 256, np.random.default_rng(0)
     path = write_file(tmp_path / "a.h5", n=n, images=None)
-    with h5py.File(path, "a") as file:  # 1.3 GB of pixels, laid out as published; what is not written takes no space
+    with h5py.File(path, "a") as file:  # 836 MiB of pixels, laid out as published; what is not written takes no space
         shape, chunks = (n, side, side, 3), (555, 16, 16, 1)
         images = file.create_dataset("images", shape, np.uint8, chunks=chunks, compression="gzip", shuffle=False)
         last = rng.integers(0, 256, (20, side, side, 3), np.uint8)
@@ -200,7 +200,7 @@ def test_a_larger_file_is_converted_in_less_than_a_gigabyte_of_memory(tmp_path):
     job = process(settings(tmp_path, path, image_size=65))
     out, err = job.communicate()
     assert job.returncode == 0, err
-    assert float(out.split()[-1]) < 1024, "MiB"
+    assert float(out.split()[-1]) < 800, "MiB"
     galaxies = prepare(settings(tmp_path, path, image_size=65))
     assert galaxies.images.shape == (n, 3, 65, 65)
     assert galaxies.images[-1].mean() == pytest.approx(last[-1].mean(), abs=1.0)
