@@ -201,7 +201,16 @@ class SurveyDir:
         write_text(self.path / "plan.csv", rows.getvalue())
         for path in (self.claims_dir, *(task.path for task in tasks)):
             path.mkdir(exist_ok=True)
+        self._remove_leftovers()
         return tasks
+
+    def _remove_leftovers(self) -> None:
+        """Remove the claims and attempts of units that are done: of processes that were killed just after that."""
+        numbers = _list_numbers(self.claims_dir, "") | _list_numbers(self.path / "attempts", ".json")
+        for number in numbers & self.list_done():
+            if find_holder(self.get_claim(number)) is None:
+                for path in (self.get_attempts_file(number), *self.claims_dir.glob(f"{number:06}*")):
+                    path.unlink(missing_ok=True)
 
 
 def is_survey(path: Path) -> bool:

@@ -166,7 +166,7 @@ def test_the_trainings_of_a_killed_launch_save_and_end_and_the_same_command_resu
     process.kill()
     process.wait()
     end = time.monotonic() + 120
-    while any(read_state(run).name == "running" for run in runs) and time.monotonic() < end:
+    while any(read_state(run).name == "running" or is_busy(run) for run in runs) and time.monotonic() < end:
         time.sleep(0.1)
     states = {(read_state(run).name, read_state(run).reason) for run in runs}
     assert states == {("stopped", "the process that started it was killed")}

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow  # loads torch in three processes
 def kill_soon(survey: SurveyDir, number: int) -> None:
     """Kill the process of a task at random, but not before it has written a part."""
     task = RunDir(survey.path / f"task-{number}")
+    end = time.monotonic() + 120
     while not (written := [event for event in task.read_events() if event["event"] == "unit"]):
+        assert time.monotonic() < end
         time.sleep(0.01)
     time.sleep(random.uniform(0, 3 * written[0]["seconds"]))
     (pid,) = [event["pid"] for event in task.read_events() if event["event"] == "started"]
