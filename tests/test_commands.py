@@ -174,12 +174,12 @@ def test_the_python_api_is_there() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_a_users_own_jobs_and_inspect_modules_break_no_launch_and_no_job(hostile: Path, script: Path) -> None:
-    for start in ((script, "launch"), ("-m", "galaxyhpc.launch")):  # trains and evaluates, then evaluates again
-        answer = call(hostile, *start, "tiny.yaml", "--executor", "local")
+    for start in (("-m", "galaxyhpc.launch", "tiny.yaml", "--executor", "local"), (script, "status", "runs/tiny")):
+        answer = call(hostile, *start)
         assert answer.returncode == 0, answer.stdout + answer.stderr
-        (run,) = find_runs(hostile / "runs" / "tiny")
-        assert read_state(run).name == "evaluated"
-        run.results_file.unlink()
+    (run,) = find_runs(hostile / "runs" / "tiny")
+    assert read_state(run).name == "evaluated"
+    run.results_file.unlink()
     repro = subprocess.run(["sh", run.path / "repro.sh"], cwd=hostile, capture_output=True, text=True)
     assert repro.returncode == 0 and run.results_file.exists(), repro.stderr
 
