@@ -132,24 +132,31 @@ void sum_vector(T *out, Index out_pixel, const T *const *sources, Index pixel, c
     }
 }
 
-// out = or += the sum of factors times sources, for some pixels: whole vectors, then what is left in halves of halves.
-template <typename T, int count, int lanes = LANES<T>>
-void sum(T *out, Index out_pixel, const T **sources, Index pixel, const T *factors, Index pixels, Index fields,
-         bool add) {
-    for (; fields >= lanes; fields -= lanes, out += lanes) {
-        sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
-        for (int i = 0; i < count; ++i) sources[i] += lanes;
-    }
-    if constexpr (lanes > 1)
-        if (fields) sum<T, count, lanes / 2>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
+// out = the sum of factors times sources, for some pixels and the fields of one vector.
+template <typename T, int lanes, int count = TOGETHER>
+void sum_group(Index wanted, T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors,
+               Index pixels, bool add) {
+    if (wanted == count) return sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
+    if constexpr (count > 1)
+        sum_group<T, lanes, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, add);
 }
 
-template <typename T, int count = TOGETHER>
-void sum_of(Index wanted, T *out, Index out_pixel, const T **sources, Index pixel, const T *factors,
-            Index pixels, Index fields, bool add) {
-    if (wanted == count) return sum<T, count>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
-    if constexpr (count > 1)
-        sum_of<T, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, fields, add);
+// The same for all fields; where whole vectors do not end with the last field, two of them overlap.
+template <typename T, int lanes = LANES<T>>
+void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index terms, Index pixels,
+         Index fields) {
+    if constexpr (lanes > 1)
+        if (fields < lanes)
+            return sum<T, lanes / 2>(out, out_pixel, sources, pixel, factors, terms, pixels, fields);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        for (Index i = 0; i < terms; i += TOGETHER) {
+            const Index some = std::min<Index>(TOGETHER, terms - i);
+            const T *from[TOGETHER];
+            for (Index k = 0; k < some; ++k) from[k] = sources[i + k] + begin;
+            sum_group<T, lanes>(some, out + begin, out_pixel, from, pixel, factors + i, pixels, i > 0);
+        }
+    }
 }
 
 template <typename T, int rows>
@@ -177,7 +184,7 @@ class Convolution {
   public:
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
         row = padded(shape.fields), out_row = padded(shape.out_fields);
-        pixel = row * plan.rows_in, out_pixel = out_row * plan.rows_out;
+        pixel = row * plan.rows_in + LANES<T>, out_pixel = out_row * plan.rows_out + LANES<T>;
         z_pixel = plan.maps * shape.fields + LANES<T>;  // strides that are powers of two would share cache sets
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
@@ -187,6 +194,8 @@ class Convolution {
             const Index tap = plan.source[i] % taps;
             near.push_back((tap / plan.size * grid_columns + tap % plan.size) * pixel + plan.source[i] / taps * row);
         }
+        for (Index step = 0; step < plan.steps; ++step)
+            most_terms = std::max(most_terms, plan.start[step + 1] - plan.start[step]);
         for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) add_panels(begin);
     }
 
@@ -257,8 +266,11 @@ class Convolution {
         explicit Scratch(const Convolution &of)
             : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
               hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
-              line(std::max(of.pixel, of.out_pixel)) {}
+              line(std::max(of.pixel, of.out_pixel)), sources(of.most_terms) {
+            std::memset(line.get(), 0, std::max(of.pixel, of.out_pixel) * sizeof(T));
+        }
         Space<T> z, parts, hats, others, line;
+        std::vector<const T *> sources;  // of a sum
     };
 
     static Index padded(Index fields) { return (fields + LANES<T> - 1) / LANES<T> * LANES<T>; }
@@ -326,14 +338,11 @@ class Convolution {
             T *to = target >= 0 ? z + target * fields : own.parts.get() + ~target * fields;
             const Index to_pixel = target >= 0 ? z_pixel : part_pixel;
             const bool of_parts = plan.of_parts[step];
-            for (Index i = plan.start[step], end = plan.start[step + 1]; i < end; i += TOGETHER) {
-                const T *sources[TOGETHER];
-                const Index terms = std::min<Index>(TOGETHER, end - i);
-                for (Index k = 0; k < terms; ++k)
-                    sources[k] = of_parts ? own.parts.get() + plan.source[i + k] * fields : first + near[i + k];
-                sum_of<T>(terms, to, to_pixel, sources, of_parts ? part_pixel : shape.step * pixel, plan.factor + i,
-                          count, fields, i > plan.start[step]);
-            }
+            const Index begin = plan.start[step], terms = plan.start[step + 1] - begin;
+            for (Index k = 0; k < terms; ++k)
+                own.sources[k] = of_parts ? own.parts.get() + plan.source[begin + k] * fields : first + near[begin + k];
+            sum(to, to_pixel, own.sources.data(), of_parts ? part_pixel : shape.step * pixel, plan.factor + begin, terms,
+                count, fields);
         }
     }
 
@@ -393,7 +402,7 @@ class Convolution {
 
     const Plan<T> &plan;
     const Shape &shape;
-    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0;
+    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0, most_terms = 0;
     std::vector<Index> near;
     std::vector<Panel> panels;
 };
