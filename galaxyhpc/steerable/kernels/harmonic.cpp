@@ -55,8 +55,8 @@ struct Plan {
 
 struct Shape {
     Index images, rows, columns;        // of the input
-    Index spread, pad;                  // grid steps from one input pixel to the next, and before the first
-    Index out_rows, out_columns, step;  // of the output, and grid steps between its pixels
+    Index pad;                          // zeros before the first row and column
+    Index out_rows, out_columns, step;  // of the output, and pixels of the input between its pixels
     Index fields, out_fields;
     Index by_field, by_out_field;  // strides of the weights
     Index tile, threads;           // pixels of a tile, number of threads
@@ -139,6 +139,21 @@ void sum_group(Index wanted, T *out, Index out_pixel, const T *const *sources, I
     if (wanted == count) return sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
     if constexpr (count > 1)
         sum_group<T, lanes, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, add);
+}
+
+// Add factors times a vector per pixel to targets: the transpose of `sum_vector`.
+template <typename T, int count = TOGETHER>
+void spread(Index wanted, const T *from, Index from_pixel, T *const *targets, Index pixel, const T *factors,
+            Index pixels) {
+    using Vector = typename Vectors<T, LANES<T>>::type;
+    if constexpr (count > 1)
+        if (wanted < count) return spread<T, count - 1>(wanted, from, from_pixel, targets, pixel, factors, pixels);
+    T factor[count], *target[count];
+    for (int i = 0; i < count; ++i) factor[i] = factors[i], target[i] = targets[i];
+    for (Index p = 0; p < pixels; ++p) {
+        const Vector value = *reinterpret_cast<const Vector *>(from + p * from_pixel);
+        for (int i = 0; i < count; ++i) *reinterpret_cast<Vector *>(target[i] + p * pixel) += factor[i] * value;
+    }
 }
 
 // The same for all fields; where whole vectors do not end with the last field, two of them overlap.
@@ -235,6 +250,47 @@ class Convolution {
         }
     }
 
+    // From the gradient of the output that of the input, whose rows beyond the last of the grid have none.
+    void differentiate(const T *other, const T *weights, T *by_given) const {
+        const Index block_size = shape.out_fields * row, maps_pixel = plan.maps * row + LANES<T>;
+        const Index grid_size = grid_rows * grid_columns * pixel, per_image = shape.out_rows * shape.out_columns;
+        Index num_blocks = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) num_blocks += plan.kind[3 * kind + 1] * plan.kind[3 * kind + 2];
+        Space<T> right(num_blocks * block_size);
+        std::vector<Scratch> scratch;
+        std::vector<Space<T>> grids, maps, parts;
+        for (Index t = 0; t < shape.threads; ++t) {
+            scratch.emplace_back(*this), grids.emplace_back(grid_size), maps.emplace_back(shape.tile * maps_pixel);
+            parts.emplace_back(RUN * plan.parts * row);
+        }
+#pragma omp parallel num_threads(static_cast<int>(shape.threads))
+        {
+            const int thread = omp_get_thread_num();
+            Scratch &own = scratch[thread];
+            T *grid = grids[thread].get(), *own_maps = maps[thread].get(), *own_parts = parts[thread].get();
+            std::memset(own_parts, 0, RUN * plan.parts * row * sizeof(T));
+#pragma omp for schedule(static)
+            for (Index field = 0; field < shape.out_fields; ++field) pack_transposed(weights, right.get(), field);
+#pragma omp for schedule(static)
+            for (Index image = 0; image < shape.images; ++image) {
+                std::memset(grid, 0, grid_size * sizeof(T));
+                for (Index begin = 0; begin < per_image; begin += shape.tile) {
+                    const Index count = std::min(shape.tile, per_image - begin);
+                    turn_others(other, image * per_image + begin, count, own);
+                    multiply_transposed(right.get(), own_maps, maps_pixel, count, own);
+                    for (Index done = 0; done < count;) {
+                        const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
+                        const Index some = std::min({RUN, count - done, shape.out_columns - column});
+                        spread_run(own_maps + done * maps_pixel, maps_pixel,
+                                   grid + (line * grid_columns + column) * shape.step * pixel, own_parts, some, own);
+                        done += some;
+                    }
+                }
+                empty(grid, by_given, image, own);
+            }
+        }
+    }
+
   private:
     // The product for some output fields of one copy of an irrep, (pixels, blocks x fields) by (blocks x fields, width
     // vectors), with the same weights for all components.
@@ -302,20 +358,19 @@ class Convolution {
     // Write a line of the padded grid.
     void fill(const T *given, T *grid, Index line, Scratch &own) const {
         const Index image = line / grid_rows, i = line % grid_rows - shape.pad;
-        const bool empty = i < 0 || i % shape.spread || i / shape.spread >= shape.rows;
         T *out = grid + line * grid_columns * pixel;
-        if (empty) {
+        if (i < 0 || i >= shape.rows) {
             std::memset(out, 0, grid_columns * pixel * sizeof(T));
             return;
         }
-        const T *from = given + (image * shape.rows + i / shape.spread) * shape.columns * shape.fields * plan.rows_in;
+        const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
         for (Index column = 0; column < grid_columns; ++column, out += pixel) {
             const Index j = column - shape.pad;
-            if (j < 0 || j % shape.spread || j / shape.spread >= shape.columns)
+            if (j < 0 || j >= shape.columns)
                 std::memset(out, 0, pixel * sizeof(T));
             else
-                turn(from + j / shape.spread * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields,
-                     plan.turn_in, own.line.get());
+                turn(from + j * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields, plan.turn_in,
+                     own.line.get());
         }
     }
 
@@ -358,12 +413,16 @@ class Convolution {
                       shape.out_fields, plan.turn_out, own.line.get());
     }
 
-    // Add a tile's contribution to the gradient of the weights.
-    void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
+    void turn_others(const T *other, Index begin, Index count, Scratch &own) const {
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
             turn(other + (begin + p) * values, own.others.get() + p * out_pixel, plan.rows_out, out_row,
                  shape.out_fields, plan.turn_out, own.line.get());
+    }
+
+    // Add a tile's contribution to the gradient of the weights.
+    void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
+        turn_others(other, begin, count, own);
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 products(panel.width, panel.blocks * shape.fields,
@@ -400,6 +459,75 @@ class Convolution {
             }
     }
 
+    // Pack the weights of one output field, (copies, blocks) of every irrep, each (output fields, row).
+    void pack_transposed(const T *weights, T *right, Index field) const {
+        Index numbers = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index blocks = plan.kind[3 * kind + 1], copies = plan.kind[3 * kind + 2];
+            for (Index copy = 0; copy < copies; ++copy)
+                for (Index block = 0; block < blocks; ++block) {
+                    T *to = right + ((numbers + copy * blocks + block) * shape.out_fields + field) * row;
+                    const T *from = weights + field * shape.by_out_field + plan.number[numbers + block * copies + copy];
+                    for (Index j = 0; j < shape.fields; ++j) to[j] = from[j * shape.by_field];
+                    std::fill(to + shape.fields, to + row, T(0));
+                }
+            numbers += blocks * copies;
+        }
+    }
+
+    // Compute the gradients of the maps z of a tile, (count, maps_pixel), in rows of whole vectors.
+    void multiply_transposed(const T *right, T *maps, Index maps_pixel, Index count, const Scratch &own) const {
+        Index rows = 0, map = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
+            const Index copies = plan.kind[3 * kind + 2];
+            for (Index copy = 0; copy < copies; ++copy)
+                for (Index block = 0; block < blocks; ++block, right += shape.out_fields * row)
+                    for (Index c = 0; c < components; ++c)
+                        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
+                            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), count,
+                                     own.others.get() + plan.row[rows + copy * components + c] * out_row, out_pixel, 1,
+                                     right + at, row, shape.out_fields, maps + (map + c * blocks + block) * row + at,
+                                     maps_pixel, copy > 0);
+            rows += copies * components, map += components * blocks;
+        }
+    }
+
+    // Add the gradients of maps z to the grid: the transpose of `make_run`. The parts are zero before and after.
+    void spread_run(const T *maps, Index maps_pixel, T *first, T *parts, Index count, Scratch &own) const {
+        const Index part_pixel = plan.parts * row;
+        for (Index step = plan.steps - 1; step >= 0; --step) {
+            const Index target = plan.target[step], begin = plan.start[step], end = plan.start[step + 1];
+            const T *from = target >= 0 ? maps + target * row : parts + ~target * row;
+            const Index from_pixel = target >= 0 ? maps_pixel : part_pixel;
+            const bool of_parts = plan.of_parts[step];
+            for (Index at = 0; at < row; at += LANES<T>)
+                for (Index i = begin; i < end; i += TOGETHER) {
+                    T *targets[TOGETHER];
+                    const Index some = std::min<Index>(TOGETHER, end - i);
+                    for (Index k = 0; k < some; ++k)
+                        targets[k] = (of_parts ? parts + plan.source[i + k] * row : first + near[i + k]) + at;
+                    spread<T>(some, from + at, from_pixel, targets, of_parts ? part_pixel : shape.step * pixel,
+                              plan.factor + i, count);
+                }
+            if (target < 0)
+                for (Index p = 0; p < count; ++p) std::memset(parts + ~target * row + p * part_pixel, 0, row * sizeof(T));
+        }
+    }
+
+    // Write the gradient of an image from its grid.
+    void empty(const T *grid, T *by_given, Index image, Scratch &own) const {
+        const Index values = shape.fields * plan.rows_in;
+        T *to = by_given + image * shape.rows * shape.columns * values;
+        for (Index i = shape.pad; i < shape.rows + shape.pad; ++i)
+            for (Index j = shape.pad; j < shape.columns + shape.pad; ++j, to += values)
+                if (i < grid_rows && j < grid_columns)
+                    turn_back(grid + (i * grid_columns + j) * pixel, to, plan.rows_in, row, shape.fields, plan.turn_in,
+                              own.line.get());
+                else
+                    std::memset(to, 0, values * sizeof(T));
+    }
+
     const Plan<T> &plan;
     const Shape &shape;
     Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0, most_terms = 0;
@@ -409,12 +537,21 @@ class Convolution {
 
 }  // namespace
 
-// Returns false if memory is exhausted.
+// Both return false if memory is exhausted.
 #define EXPORT(T, name)                                                                                             \
     extern "C" bool convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
                                     const T *other, T *out, T *by_weights) {                                        \
         try {                                                                                                       \
             Convolution<T>(*plan, *shape)(given, weights, other, out, by_weights);                                  \
+            return true;                                                                                            \
+        } catch (const std::bad_alloc &) {                                                                          \
+            return false;                                                                                           \
+        }                                                                                                           \
+    }                                                                                                               \
+    extern "C" bool differentiate_##name(const Plan<T> *plan, const Shape *shape, const T *other, const T *weights, \
+                                         T *by_given) {                                                             \
+        try {                                                                                                       \
+            Convolution<T>(*plan, *shape).differentiate(other, weights, by_given);                                  \
             return true;                                                                                            \
         } catch (const std::bad_alloc &) {                                                                          \
             return false;                                                                                           \
