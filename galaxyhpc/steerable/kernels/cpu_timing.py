@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_h
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT_VERSION = 5  # raised when counts or calibration layers change
+FORMAT_VERSION = 6  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
@@ -124,12 +124,15 @@ def count_dense_operations(layer_input: LayerInput, is_training: bool) -> list[f
 def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> list[float]:
     """Count calls, vectors of z, products, values and products of the changes of basis, and weights, of all passes.
 
-    The backward pass computes z of the gradient, at the pixels of the input, for two products.
+    The backward pass computes z of the gradient, at the pixels of the input, for two products; with a stride it has the
+    counts of the forward pass for each product.
     """
     d_in, d_out = get_field_sizes(get_harmonic_basis(layer_input.basis_spec))
     pixels = (layer_input.batch_size * math.prod(layer_input.input_size), layer_input.num_output_pixels)
     passes = [(False, pixels, layer_input.fields, 1, (d_in, d_out))]
-    if is_training:
+    if is_training and layer_input.stride > 1:
+        passes *= 2 + layer_input.needs_input_grad
+    elif is_training:
         num_products = 1 + layer_input.needs_input_grad
         passes.append((True, pixels[::-1], layer_input.fields[::-1], num_products, (d_out, d_in)))
     total = np.zeros(6)

@@ -174,24 +174,54 @@ void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T 
     }
 }
 
-template <typename T, int rows>
-void into_rows(const T *field, T *out, Index row, Index fields, const T *turn) {
-    for (Index f = 0; f < fields; ++f)
-        for (int r = 0; r < rows; ++r) {
-            T value = 0;
-            for (int i = 0; i < rows; ++i) value += turn[r * rows + i] * field[f * rows + i];
-            out[r * row + f] = value;
-        }
+// Multiply the fields of a vector by a matrix, and write its rows: a transpose of constant size, by shuffles.
+template <typename T, int rows, int lanes>
+void into_rows_of(const T *__restrict field, T *__restrict out, Index row, const T *__restrict turn) {
+    using Vector = typename Vectors<T, lanes>::type;
+    T line[rows * lanes];
+    for (int f = 0; f < lanes; ++f)
+        for (int i = 0; i < rows; ++i) line[i * lanes + f] = field[f * rows + i];
+    for (int r = 0; r < rows; ++r) {
+        Vector value = {};
+        for (int i = 0; i < rows; ++i)
+            value += turn[r * rows + i] * *reinterpret_cast<const Vector *>(line + i * lanes);
+        *reinterpret_cast<Vector *>(out + r * row) = value;
+    }
 }
 
-template <typename T, int rows>
+// The inverse: multiply rows by the transpose of the matrix, and write fields.
+template <typename T, int rows, int lanes>
+void out_of_rows_of(const T *__restrict given, Index row, T *__restrict field, const T *__restrict turn) {
+    using Vector = typename Vectors<T, lanes>::type;
+    T line[rows * lanes];
+    for (int i = 0; i < rows; ++i) {
+        Vector value = {};
+        for (int r = 0; r < rows; ++r) value += turn[r * rows + i] * *reinterpret_cast<const Vector *>(given + r * row);
+        *reinterpret_cast<Vector *>(line + i * lanes) = value;
+    }
+    for (int f = 0; f < lanes; ++f)
+        for (int i = 0; i < rows; ++i) field[f * rows + i] = line[i * lanes + f];
+}
+
+// The same for all fields, as in `sum`.
+template <typename T, int rows, int lanes = LANES<T>>
+void into_rows(const T *field, T *out, Index row, Index fields, const T *turn) {
+    if constexpr (lanes > 1)
+        if (fields < lanes) return into_rows<T, rows, lanes / 2>(field, out, row, fields, turn);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        into_rows_of<T, rows, lanes>(field + begin * rows, out + begin, row, turn);
+    }
+}
+
+template <typename T, int rows, int lanes = LANES<T>>
 void out_of_rows(const T *given, Index row, T *field, Index fields, const T *turn) {
-    for (Index f = 0; f < fields; ++f)
-        for (int i = 0; i < rows; ++i) {
-            T value = 0;
-            for (int r = 0; r < rows; ++r) value += turn[r * rows + i] * given[r * row + f];
-            field[f * rows + i] = value;
-        }
+    if constexpr (lanes > 1)
+        if (fields < lanes) return out_of_rows<T, rows, lanes / 2>(given, row, field, fields, turn);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        out_of_rows_of<T, rows, lanes>(given + begin, row, field + begin * rows, turn);
+    }
 }
 
 template <typename T>
@@ -229,6 +259,8 @@ class Convolution {
         {
             Scratch &own = scratch[omp_get_thread_num()];
             std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // for rows without an irrep
+            // what memory holds after the last field may be denormal, which makes arithmetic a hundred times as slow
+            if (by_weights) std::memset(own.others.get(), 0, shape.tile * out_pixel * sizeof(T));
 #pragma omp for schedule(static) nowait
             for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
 #pragma omp for schedule(static)
@@ -323,7 +355,7 @@ class Convolution {
             : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
               hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
               line(std::max(of.pixel, of.out_pixel)), sources(of.most_terms) {
-            std::memset(line.get(), 0, std::max(of.pixel, of.out_pixel) * sizeof(T));
+            std::memset(line.get(), 0, std::max(of.pixel, of.out_pixel) * sizeof(T));  // see `others` above
         }
         Space<T> z, parts, hats, others, line;
         std::vector<const T *> sources;  // of a sum
@@ -335,6 +367,8 @@ class Convolution {
         if (rows == 1) return into_rows<T, 1>(field, out, row, fields, turn);
         if (rows == 2) return into_rows<T, 2>(field, out, row, fields, turn);
         if (rows == 4) return into_rows<T, 4>(field, out, row, fields, turn);
+        if (rows == 8) return into_rows<T, 8>(field, out, row, fields, turn);
+        if (rows == 16) return into_rows<T, 16>(field, out, row, fields, turn);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) line[i * row + f] = field[f * rows + i];
         turned(turn, rows, 1, rows, line, out, row);
@@ -344,6 +378,8 @@ class Convolution {
         if (rows == 1) return out_of_rows<T, 1>(hats, row, field, fields, turn);
         if (rows == 2) return out_of_rows<T, 2>(hats, row, field, fields, turn);
         if (rows == 4) return out_of_rows<T, 4>(hats, row, field, fields, turn);
+        if (rows == 8) return out_of_rows<T, 8>(hats, row, field, fields, turn);
+        if (rows == 16) return out_of_rows<T, 16>(hats, row, field, fields, turn);
         turned(turn, 1, rows, rows, hats, line, row);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) field[f * rows + i] = line[i * row + f];
@@ -396,8 +432,8 @@ class Convolution {
             const Index begin = plan.start[step], terms = plan.start[step + 1] - begin;
             for (Index k = 0; k < terms; ++k)
                 own.sources[k] = of_parts ? own.parts.get() + plan.source[begin + k] * fields : first + near[begin + k];
-            sum(to, to_pixel, own.sources.data(), of_parts ? part_pixel : shape.step * pixel, plan.factor + begin, terms,
-                count, fields);
+            sum(to, to_pixel, own.sources.data(), of_parts ? part_pixel : shape.step * pixel, plan.factor + begin,
+                terms, count, fields);
         }
     }
 
@@ -510,8 +546,8 @@ class Convolution {
                     spread<T>(some, from + at, from_pixel, targets, of_parts ? part_pixel : shape.step * pixel,
                               plan.factor + i, count);
                 }
-            if (target < 0)
-                for (Index p = 0; p < count; ++p) std::memset(parts + ~target * row + p * part_pixel, 0, row * sizeof(T));
+            for (Index p = 0; target < 0 && p < count; ++p)
+                std::memset(parts + ~target * row + p * part_pixel, 0, row * sizeof(T));
         }
     }
 
