@@ -7,7 +7,6 @@ that it computes from the gradient give the weights' gradient, too. The compiled
 from __future__ import annotations
 
 import ctypes
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -19,9 +19,9 @@ CPU = torch.device("cpu")
 # two cores of an EPYC
 MACHINE = {
     "dense training": [2.7e-4, 3.7e-10, 3.8e-12, 1.5e-9, 3.7e-10, 1.7e-11],
-    "harmonic training": [8.9e-5, 2.7e-11, 4.5e-12, 1.4e-10, 8.3e-12, 5.1e-10],
+    "harmonic training": [8.9e-5, 1.0e-11, 4.5e-12, 1.4e-10, 8.3e-12, 5.1e-10],
     "dense inference": [5.3e-5, 2.6e-10, 4.0e-12, 2.1e-10, 5.5e-11],
-    "harmonic inference": [8.2e-5, 2.7e-11, 3.6e-12, 2.4e-10, 0.0, 3.0e-10],
+    "harmonic inference": [8.2e-5, 1.0e-11, 3.6e-12, 2.4e-10, 0.0, 3.0e-10],
 }
 
 
