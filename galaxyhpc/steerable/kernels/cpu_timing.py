@@ -139,10 +139,11 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     for is_transposed, (pixels_in, pixels_out), (fields_in, fields_out), num_products, channels in passes:
         basis = get_harmonic_basis(layer_input.basis_spec, is_transposed)
         pairs = sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps)
-        pairs *= fields_in * round_up_to_lanes(fields_out)
-        values = np.array([pixels_in * fields_in * channels[0], num_products * pixels_out * fields_out * channels[1]])
+        lanes_in, lanes_out = round_up_to_lanes(fields_in), round_up_to_lanes(fields_out)
+        pairs *= fields_in * lanes_out
+        values = np.array([pixels_in * lanes_in * channels[0], num_products * pixels_out * lanes_out * channels[1]])
         weights = num_products * fields_in * fields_out * basis.num_weights
-        z = pixels_out * count_additions(basis) * round_up_to_lanes(fields_in)
+        z = pixels_out * count_additions(basis) * lanes_in
         total += np.array([1, z, num_products * pixels_out * pairs, values.sum(), values @ channels, weights])
     return [float(count) for count in total]
 
