@@ -77,7 +77,7 @@ def backward(
         plan, shape = _make_forward_plan(x_nhwc, weight, basis_spec, stride, padding)
         _convolve(plan, shape, x_nhwc, weight, grad_nhwc, grad_weight=grad_weight)
         if grad_x is not None:
-            shape.threads = max(1, min(shape.threads, len(x)))  # an image is summed by one
+            shape.threads = max(1, min(shape.threads, len(x)))  # an image is summed by one, in the same tiles
             _call(plan.differentiate, plan, shape, grad_nhwc, weight.detach().contiguous(), grad_x)
     else:
         plan = _make_plan(basis_spec, x.dtype, True)
