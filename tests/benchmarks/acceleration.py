@@ -7,7 +7,7 @@ Wide-ResNets of 10 and 16 layers in the style of Weiler and Cesa (2019, arXiv:19
 conventional one of 64, 128 and 256 channels. From descriptions in two papers, at half of their width: the second stage
 of a ResNet-50 on regular fields (ReDet, Han et al. 2021, arXiv:2103.07733), and the image encoder of a robot's policy
 (Wang et al. 2024, arXiv:2407.01812). Both forms alternate in one process, and the shortest time of each counts, because
-machines are shared: CPU time of one thread, elapsed time of two.
+machines are shared: CPU time of one thread, elapsed time of two. With GALAXYHPC_TEST_ESCNN=1 they are escnn's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.e2cnn_networks import LIBRARY, get_modules, make_geometric, make_space
+
 from galaxyhpc.steerable import accelerate, groups
 
 ROUNDS = 3
@@ -40,8 +43,7 @@ class TutorialCNN(nn.Module):
 
     def __init__(self, group: str, width: float) -> None:
         super().__init__()
-        space = groups.make_gspace(group)
-        from e2cnn import nn as modules
+        space, modules = make_space(group), get_modules()
 
         self.colours = modules.FieldType(space, [space.trivial_repr])
         layers: list[Any] = [modules.MaskModule(self.colours, 29, margin=1)]
@@ -57,9 +59,7 @@ class TutorialCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1, 29, 29) -> logits (N, 10)."""
-        from e2cnn.nn import GeometricTensor
-
-        logits: Tensor = self.linear(self.layers(GeometricTensor(images, self.colours)).tensor.mean((2, 3)))
+        logits: Tensor = self.linear(self.layers(make_geometric(images, self.colours)).tensor.mean((2, 3)))
         return logits
 
 
@@ -68,8 +68,7 @@ class WideBlock(nn.Module):
 
     def __init__(self, in_type: Any, out_type: Any, stride: int) -> None:
         super().__init__()
-        from e2cnn import nn as modules
-
+        modules = get_modules()
         self.first_norm, self.second_norm = modules.InnerBatchNorm(in_type), modules.InnerBatchNorm(out_type)
         self.first_relu, self.second_relu = modules.ReLU(in_type, inplace=True), modules.ReLU(out_type, inplace=True)
         self.first = modules.R2Conv(in_type, out_type, 3, padding=1, stride=stride, bias=False)
@@ -89,8 +88,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, group: str, channels: Sequence[int], blocks_per_stage: int = 1) -> None:
         super().__init__()
-        space = groups.make_gspace(group)
-        from e2cnn import nn as modules
+        space, modules = make_space(group), get_modules()
 
         counts = [max(1, round(count / math.sqrt(groups.group_order(group)))) for count in (16, *channels)]
         types = [modules.FieldType(space, [space.regular_repr] * count) for count in counts]
@@ -106,9 +104,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 32, 32) -> logits (N, 10)."""
-        from e2cnn.nn import GeometricTensor
-
-        x = self.blocks(self.stem(GeometricTensor(images, self.colours)))
+        x = self.blocks(self.stem(make_geometric(images, self.colours)))
         logits: Tensor = self.linear(self.pool(self.relu(self.norm(x))).tensor.mean((2, 3)))
         return logits
 
@@ -118,8 +114,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_type: Any, out_type: Any, stride: int) -> None:
         super().__init__()
-        from e2cnn import nn as modules
-
+        modules = get_modules()
         inner = modules.FieldType(in_type.gspace, [in_type.gspace.regular_repr] * (len(out_type) // 4))
         layers: list[Any] = []
         for ends, size, step in (((in_type, inner), 1, 1), ((inner, inner), 3, stride), ((inner, out_type), 1, 1)):
@@ -143,8 +138,7 @@ class DetectorStage(nn.Module):
 
     def __init__(self, group: str, channels: tuple[int, int]) -> None:
         super().__init__()
-        space = groups.make_gspace(group)
-        from e2cnn import nn as modules
+        space, modules = make_space(group), get_modules()
 
         order = groups.group_order(group)
         in_type, out_type = (modules.FieldType(space, [space.regular_repr] * (count // order)) for count in channels)
@@ -158,9 +152,7 @@ class DetectorStage(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) -> logits (N, 10)."""
-        from e2cnn.nn import GeometricTensor
-
-        x = self.blocks(self.stem(GeometricTensor(images, self.colours)))
+        x = self.blocks(self.stem(make_geometric(images, self.colours)))
         logits: Tensor = self.linear(self.pool(x).tensor.mean((2, 3)))
         return logits
 
@@ -170,8 +162,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_type: Any, out_type: Any) -> None:
         super().__init__()
-        from e2cnn import nn as modules
-
+        modules = get_modules()
         first = [modules.R2Conv(in_type, out_type, 3, padding=1), modules.ReLU(out_type, inplace=True)]
         self.layers = modules.SequentialModule(*first, modules.R2Conv(out_type, out_type, 3, padding=1))
         self.relu = modules.ReLU(out_type, inplace=True)
@@ -189,8 +180,7 @@ class PolicyEncoder(nn.Module):
 
     def __init__(self, group: str, fields: Sequence[int]) -> None:
         super().__init__()
-        space = groups.make_gspace(group)
-        from e2cnn import nn as modules
+        space, modules = make_space(group), get_modules()
 
         types = [modules.FieldType(space, [space.regular_repr] * count) for count in (fields[0], *fields)]
         self.colours = modules.FieldType(space, [space.trivial_repr] * 3)
@@ -203,9 +193,7 @@ class PolicyEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, 76, 76) -> logits (N, 10)."""
-        from e2cnn.nn import GeometricTensor
-
-        x = self.layers(GeometricTensor(images, self.colours))
+        x = self.layers(make_geometric(images, self.colours))
         logits: Tensor = self.linear(self.pool(x).tensor.mean((2, 3)))
         return logits
 
@@ -264,7 +252,7 @@ def measure(name: str) -> dict[str, Any]:
         with torch.no_grad():
             networks = [model.train(key == "training") for model in (network, fast)]
         before, after = time_both(run, networks, images, labels)
-        times = {"e2cnn_s": before, "s": after, "gain": before / after}
+        times = {f"{LIBRARY}_s": before, "s": after, "gain": before / after}
         result |= {f"{key}_{threads}_threads_{name}": value for name, value in times.items()}
     torch.set_num_threads(1)
     return result
@@ -276,9 +264,10 @@ def main() -> None:
     results = json.loads(Path(out).read_text()) if Path(out).exists() else {"networks": {}}
     results["machine"] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
     for name in names or NETWORKS:
-        results["networks"][name] = measure(name)
-        gains = {key: round(value, 2) for key, value in results["networks"][name].items()}
-        print(name, gains, flush=True)
+        row = name if LIBRARY == "e2cnn" else f"{LIBRARY}: {name}"
+        results["networks"][row] = measure(name)
+        gains = {key: round(value, 2) for key, value in results["networks"][row].items()}
+        print(row, gains, flush=True)
         Path(out).write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -7,7 +7,6 @@ that it computes from the gradient give the weights' gradient, too. The compiled
 from __future__ import annotations
 
 import ctypes
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, Term,
 SOURCE = "steerable/kernels/harmonic.cpp"
 TILE_BYTES = 1 << 20  # of z, per thread: about the size of a core's own cache
 MIN_PIXELS_PER_THREAD = 16  # every thread sums a gradient of all weights of its own
+ADDITIONS_PER_STORE = 9  # in time, from layers of 3 and 5 px
 MIN_FILTER_ENTRY = 1e-9  # smaller entries of a filter count as zero
 
 Summands = list[tuple[int, float]]  # of a sum: (index of the source, factor)
@@ -38,16 +38,27 @@ def is_available() -> bool:
 
 def forward(x: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int) -> Tensor:
     """(N, fields_in x d_in, H, W), weights of `SteerableConv` -> (N, fields_out x d_out, H', W'), channels last."""
-    plan, x_nhwc = _make_plan(basis_spec, x.dtype, False), _to_nhwc(x)
-    shape = _make_shape(plan, x_nhwc, weight)
-    shape.by_field, shape.by_out_field = plan.basis.num_weights, plan.basis.num_weights * shape.fields
-    shape.spread, shape.pad, shape.step = 1, padding, stride
-    sides = [(side + 2 * padding - plan.basis.kernel_size) // stride + 1 for side in x_nhwc.shape[1:3]]
+    x_nhwc = _to_nhwc(x)
+    plan, shape = _make_forward_plan(x_nhwc, weight, basis_spec, stride, padding)
     channels = shape.out_fields * len(plan.basis.outputs.change_of_basis)
     # not a view of another tensor, so that what follows may work in place
-    y = torch.empty(len(x), channels, *sides, dtype=x.dtype, memory_format=torch.channels_last)
-    _convolve(plan, shape, sides, x_nhwc, weight, out=y)
+    y = torch.empty(
+        len(x), channels, shape.out_rows, shape.out_columns, dtype=x.dtype, memory_format=torch.channels_last
+    )
+    _convolve(plan, shape, x_nhwc, weight, out=y)
     return y
+
+
+def _make_forward_plan(
+    x_nhwc: Tensor, weight: Tensor, basis_spec: BasisSpec, stride: int, padding: int
+) -> tuple[_Plan, _CShape]:
+    plan = _make_plan(basis_spec, x_nhwc.dtype, False)
+    shape = _make_shape(plan, x_nhwc, weight)
+    shape.by_field, shape.by_out_field = plan.basis.num_weights, plan.basis.num_weights * shape.fields
+    shape.pad, shape.step = padding, stride
+    sides = [(side + 2 * padding - plan.basis.kernel_size) // stride + 1 for side in x_nhwc.shape[1:3]]
+    shape.out_rows, shape.out_columns = sides
+    return plan, shape
 
 
 def backward(
@@ -60,12 +71,21 @@ def backward(
     needs_input_grad: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of x, where it is needed, and of the weights."""
-    plan, grad_nhwc, x_nhwc = _make_plan(basis_spec, x.dtype, True), _to_nhwc(gradient), _to_nhwc(x)
-    shape = _make_shape(plan, grad_nhwc, weight)
-    shape.by_field, shape.by_out_field = plan.basis.num_weights * shape.out_fields, plan.basis.num_weights
-    shape.spread, shape.pad, shape.step = stride, plan.basis.kernel_size - 1 - padding, 1
+    grad_nhwc, x_nhwc = _to_nhwc(gradient), _to_nhwc(x)
     grad_x, grad_weight = torch.empty_like(x_nhwc) if needs_input_grad else None, weight.new_empty(weight.shape)
-    _convolve(plan, shape, x_nhwc.shape[1:3], grad_nhwc, weight, x_nhwc, grad_x, grad_weight)
+    if stride > 1:  # z of the gradient would be made at every pixel of x, mostly from zeros
+        plan, shape = _make_forward_plan(x_nhwc, weight, basis_spec, stride, padding)
+        _convolve(plan, shape, x_nhwc, weight, grad_nhwc, grad_weight=grad_weight)
+        if grad_x is not None:
+            shape.threads = max(1, min(shape.threads, len(x)))  # an image is summed by one, in the same tiles
+            _call(plan.differentiate, plan, shape, grad_nhwc, weight.detach().contiguous(), grad_x)
+    else:
+        plan = _make_plan(basis_spec, x.dtype, True)
+        shape = _make_shape(plan, grad_nhwc, weight)
+        shape.by_field, shape.by_out_field = plan.basis.num_weights * shape.out_fields, plan.basis.num_weights
+        shape.pad, shape.step = plan.basis.kernel_size - 1 - padding, 1
+        shape.out_rows, shape.out_columns = x_nhwc.shape[1:3]
+        _convolve(plan, shape, grad_nhwc, weight, x_nhwc, grad_x, grad_weight)
     return None if grad_x is None else grad_x.permute(0, 3, 1, 2), grad_weight
 
 
@@ -75,7 +95,7 @@ class _CShape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
-            *("images", "rows", "columns", "spread", "pad", "out_rows", "out_columns", "step"),
+            *("images", "rows", "columns", "pad", "out_rows", "out_columns", "step"),
             *("fields", "out_fields", "by_field", "by_out_field", "tile", "threads"),
         )
     ]
@@ -96,24 +116,26 @@ def _make_shape(plan: _Plan, x_nhwc: Tensor, weight: Tensor) -> _CShape:
 def _convolve(
     plan: _Plan,
     shape: _CShape,
-    out_size: Sequence[int],
     inputs: Tensor,
     weight: Tensor,
     x: Tensor | None = None,
     out: Tensor | None = None,
     grad_weight: Tensor | None = None,
 ) -> None:
-    shape.out_rows, shape.out_columns = out_size
-    pixels = max(1, len(inputs) * math.prod(out_size))
+    pixels = max(1, shape.images * shape.out_rows * shape.out_columns)
     shape.threads = max(1, min(torch.get_num_threads(), pixels // MIN_PIXELS_PER_THREAD))
     max_tile = max(1, TILE_BYTES // (inputs.element_size() * shape.fields * len(plan.basis.terms)))
     num_tiles = -(-pixels // min(max_tile, -(-pixels // shape.threads)))
     num_tiles = -(-num_tiles // shape.threads) * shape.threads  # equally many per thread
     shape.tile = -(-pixels // num_tiles)
-    tensors = (inputs, weight.detach().contiguous(), x, out, grad_weight)
+    _call(plan.convolve, plan, shape, inputs, weight.detach().contiguous(), x, out, grad_weight)
+
+
+def _call(function: Any, plan: _Plan, shape: _CShape, *tensors: Tensor | None) -> None:
     pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    if not plan.convolve(ctypes.byref(plan.c_plan), ctypes.byref(shape), *pointers):
-        raise MemoryError(f"harmonic convolution: out of memory for {pixels} pixels")
+    if not function(ctypes.byref(plan.c_plan), ctypes.byref(shape), *pointers):
+        sides = f"{shape.out_rows} x {shape.out_columns}"
+        raise MemoryError(f"harmonic convolution: out of memory for {shape.images} images of {sides} pixels")
 
 
 class _CPlan(ctypes.Structure):
@@ -135,6 +157,7 @@ class _Plan:
     c_plan: _CPlan
     arrays: list[NDArray[Any]]  # kept alive: `c_plan` points to them
     convolve: Any
+    differentiate: Any
 
 
 @cache
@@ -164,9 +187,10 @@ def _make_plan(basis_spec: BasisSpec, dtype: torch.dtype, is_transposed: bool) -
         keep_array(np.concatenate([irrep.components.flatten() for irrep in basis.irreps])),
         keep_array(np.concatenate([irrep.weight_indices.flatten() for irrep in basis.irreps])),
     )
-    convolve = getattr(library, f"convolve_{dtype_name}")
-    convolve.restype = ctypes.c_bool
-    return _Plan(basis, c_plan, arrays, convolve)
+    functions = [getattr(library, f"{name}_{dtype_name}") for name in ("convolve", "differentiate")]
+    for function in functions:
+        function.restype = ctypes.c_bool
+    return _Plan(basis, c_plan, arrays, *functions)
 
 
 @cache
@@ -207,8 +231,8 @@ def _plan_sums(basis: HarmonicBasis) -> tuple[list[tuple[int, bool, Summands]], 
 
 
 def count_additions(basis: HarmonicBasis) -> int:
-    """Count the additions, and the sums stored, that make z of one pixel and one field."""
-    return sum(1 + len(summands) for _, _, summands in _plan_sums(basis)[0])
+    """Count the additions that make z of one pixel and one field, or take as long as storing the sums."""
+    return sum(ADDITIONS_PER_STORE + len(summands) for _, _, summands in _plan_sums(basis)[0])
 
 
 def _list_shared_parts(terms: Sequence[Term]) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_h
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT_VERSION = 5  # raised when counts or calibration layers change
+FORMAT_VERSION = 6  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
@@ -90,14 +90,19 @@ CALIBRATION_LAYERS = (
     ("D8", 32, 32, 5, 8),
     ("C16", 24, 24, 9, 4),
 )
+# the same of 1 px: most of their time is not that of products, which layers of 3 px cannot tell apart
+CALIBRATION_SHORTCUTS = (("C4", 12, 24, 33, 4), ("C8", 8, 24, 17, 4), ("C8", 32, 64, 9, 4))
 CALIBRATION_STEMS = (("C4", 12, 33, 8), ("D8", 12, 33, 4))  # group, fields out, side, images: from colours, stride 2
 
 
 def make_calibration_inputs() -> list[LayerInput]:
     """Return the layers that are timed."""
     inner = [
-        LayerInput((group, 3, "regular", "regular", None), (fields_in, fields_out), 1, 1, batch_size, (side, side))
-        for group, fields_in, fields_out, side, batch_size in CALIBRATION_LAYERS
+        LayerInput(
+            (group, size, "regular", "regular", None), (fields_in, fields_out), 1, size // 2, batch_size, (side, side)
+        )
+        for size, layers in ((3, CALIBRATION_LAYERS), (1, CALIBRATION_SHORTCUTS))
+        for group, fields_in, fields_out, side, batch_size in layers
     ]
     stems = [
         LayerInput((group, 3, "trivial", "regular", None), (3, fields_out), 2, 1, batch_size, (side, side), False)
@@ -124,22 +129,26 @@ def count_dense_operations(layer_input: LayerInput, is_training: bool) -> list[f
 def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> list[float]:
     """Count calls, vectors of z, products, values and products of the changes of basis, and weights, of all passes.
 
-    The backward pass computes z of the gradient, at the pixels of the input, for two products.
+    The backward pass computes z of the gradient, at the pixels of the input, for two products; with a stride it has the
+    counts of the forward pass for each product.
     """
     d_in, d_out = get_field_sizes(get_harmonic_basis(layer_input.basis_spec))
     pixels = (layer_input.batch_size * math.prod(layer_input.input_size), layer_input.num_output_pixels)
     passes = [(False, pixels, layer_input.fields, 1, (d_in, d_out))]
-    if is_training:
+    if is_training and layer_input.stride > 1:
+        passes *= 2 + layer_input.needs_input_grad
+    elif is_training:
         num_products = 1 + layer_input.needs_input_grad
         passes.append((True, pixels[::-1], layer_input.fields[::-1], num_products, (d_out, d_in)))
     total = np.zeros(6)
     for is_transposed, (pixels_in, pixels_out), (fields_in, fields_out), num_products, channels in passes:
         basis = get_harmonic_basis(layer_input.basis_spec, is_transposed)
         pairs = sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps)
-        pairs *= fields_in * round_up_to_lanes(fields_out)
-        values = np.array([pixels_in * fields_in * channels[0], num_products * pixels_out * fields_out * channels[1]])
+        lanes_in, lanes_out = round_up_to_lanes(fields_in), round_up_to_lanes(fields_out)
+        pairs *= fields_in * lanes_out
+        values = np.array([pixels_in * lanes_in * channels[0], num_products * pixels_out * lanes_out * channels[1]])
         weights = num_products * fields_in * fields_out * basis.num_weights
-        z = pixels_out * count_additions(basis) * round_up_to_lanes(fields_in)
+        z = pixels_out * count_additions(basis) * lanes_in
         total += np.array([1, z, num_products * pixels_out * pairs, values.sum(), values @ channels, weights])
     return [float(count) for count in total]
 

@@ -55,8 +55,8 @@ struct Plan {
 
 struct Shape {
     Index images, rows, columns;        // of the input
-    Index spread, pad;                  // grid steps from one input pixel to the next, and before the first
-    Index out_rows, out_columns, step;  // of the output, and grid steps between its pixels
+    Index pad;                          // zeros before the first row and column
+    Index out_rows, out_columns, step;  // of the output, and pixels of the input between its pixels
     Index fields, out_fields;
     Index by_field, by_out_field;  // strides of the weights
     Index tile, threads;           // pixels of a tile, number of threads
@@ -132,44 +132,96 @@ void sum_vector(T *out, Index out_pixel, const T *const *sources, Index pixel, c
     }
 }
 
-// out = or += the sum of factors times sources, for some pixels: whole vectors, then what is left in halves of halves.
-template <typename T, int count, int lanes = LANES<T>>
-void sum(T *out, Index out_pixel, const T **sources, Index pixel, const T *factors, Index pixels, Index fields,
-         bool add) {
-    for (; fields >= lanes; fields -= lanes, out += lanes) {
-        sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
-        for (int i = 0; i < count; ++i) sources[i] += lanes;
-    }
-    if constexpr (lanes > 1)
-        if (fields) sum<T, count, lanes / 2>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
-}
-
-template <typename T, int count = TOGETHER>
-void sum_of(Index wanted, T *out, Index out_pixel, const T **sources, Index pixel, const T *factors,
-            Index pixels, Index fields, bool add) {
-    if (wanted == count) return sum<T, count>(out, out_pixel, sources, pixel, factors, pixels, fields, add);
+// out = the sum of factors times sources, for some pixels and the fields of one vector.
+template <typename T, int lanes, int count = TOGETHER>
+void sum_group(Index wanted, T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors,
+               Index pixels, bool add) {
+    if (wanted == count) return sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
     if constexpr (count > 1)
-        sum_of<T, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, fields, add);
+        sum_group<T, lanes, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, add);
 }
 
-template <typename T, int rows>
+// Add factors times a vector per pixel to targets: the transpose of `sum_vector`.
+template <typename T, int count = TOGETHER>
+void spread(Index wanted, const T *from, Index from_pixel, T *const *targets, Index pixel, const T *factors,
+            Index pixels) {
+    using Vector = typename Vectors<T, LANES<T>>::type;
+    if constexpr (count > 1)
+        if (wanted < count) return spread<T, count - 1>(wanted, from, from_pixel, targets, pixel, factors, pixels);
+    T factor[count], *target[count];
+    for (int i = 0; i < count; ++i) factor[i] = factors[i], target[i] = targets[i];
+    for (Index p = 0; p < pixels; ++p) {
+        const Vector value = *reinterpret_cast<const Vector *>(from + p * from_pixel);
+        for (int i = 0; i < count; ++i) *reinterpret_cast<Vector *>(target[i] + p * pixel) += factor[i] * value;
+    }
+}
+
+// The same for all fields; where whole vectors do not end with the last field, two of them overlap.
+template <typename T, int lanes = LANES<T>>
+void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index terms, Index pixels,
+         Index fields) {
+    if constexpr (lanes > 1)
+        if (fields < lanes)
+            return sum<T, lanes / 2>(out, out_pixel, sources, pixel, factors, terms, pixels, fields);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        for (Index i = 0; i < terms; i += TOGETHER) {
+            const Index some = std::min<Index>(TOGETHER, terms - i);
+            const T *from[TOGETHER];
+            for (Index k = 0; k < some; ++k) from[k] = sources[i + k] + begin;
+            sum_group<T, lanes>(some, out + begin, out_pixel, from, pixel, factors + i, pixels, i > 0);
+        }
+    }
+}
+
+// Multiply the fields of a vector by a matrix, and write its rows: a transpose of constant size, by shuffles.
+template <typename T, int rows, int lanes>
+void into_rows_of(const T *__restrict field, T *__restrict out, Index row, const T *__restrict turn) {
+    using Vector = typename Vectors<T, lanes>::type;
+    T line[rows * lanes];
+    for (int f = 0; f < lanes; ++f)
+        for (int i = 0; i < rows; ++i) line[i * lanes + f] = field[f * rows + i];
+    for (int r = 0; r < rows; ++r) {
+        Vector value = {};
+        for (int i = 0; i < rows; ++i)
+            value += turn[r * rows + i] * *reinterpret_cast<const Vector *>(line + i * lanes);
+        *reinterpret_cast<Vector *>(out + r * row) = value;
+    }
+}
+
+// The inverse: multiply rows by the transpose of the matrix, and write fields.
+template <typename T, int rows, int lanes>
+void out_of_rows_of(const T *__restrict given, Index row, T *__restrict field, const T *__restrict turn) {
+    using Vector = typename Vectors<T, lanes>::type;
+    T line[rows * lanes];
+    for (int i = 0; i < rows; ++i) {
+        Vector value = {};
+        for (int r = 0; r < rows; ++r) value += turn[r * rows + i] * *reinterpret_cast<const Vector *>(given + r * row);
+        *reinterpret_cast<Vector *>(line + i * lanes) = value;
+    }
+    for (int f = 0; f < lanes; ++f)
+        for (int i = 0; i < rows; ++i) field[f * rows + i] = line[i * lanes + f];
+}
+
+// The same for all fields, as in `sum`.
+template <typename T, int rows, int lanes = LANES<T>>
 void into_rows(const T *field, T *out, Index row, Index fields, const T *turn) {
-    for (Index f = 0; f < fields; ++f)
-        for (int r = 0; r < rows; ++r) {
-            T value = 0;
-            for (int i = 0; i < rows; ++i) value += turn[r * rows + i] * field[f * rows + i];
-            out[r * row + f] = value;
-        }
+    if constexpr (lanes > 1)
+        if (fields < lanes) return into_rows<T, rows, lanes / 2>(field, out, row, fields, turn);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        into_rows_of<T, rows, lanes>(field + begin * rows, out + begin, row, turn);
+    }
 }
 
-template <typename T, int rows>
+template <typename T, int rows, int lanes = LANES<T>>
 void out_of_rows(const T *given, Index row, T *field, Index fields, const T *turn) {
-    for (Index f = 0; f < fields; ++f)
-        for (int i = 0; i < rows; ++i) {
-            T value = 0;
-            for (int r = 0; r < rows; ++r) value += turn[r * rows + i] * given[r * row + f];
-            field[f * rows + i] = value;
-        }
+    if constexpr (lanes > 1)
+        if (fields < lanes) return out_of_rows<T, rows, lanes / 2>(given, row, field, fields, turn);
+    for (Index end = lanes; end < fields + lanes; end += lanes) {
+        const Index begin = std::min(end, fields) - lanes;
+        out_of_rows_of<T, rows, lanes>(given + begin, row, field + begin * rows, turn);
+    }
 }
 
 template <typename T>
@@ -177,7 +229,7 @@ class Convolution {
   public:
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
         row = padded(shape.fields), out_row = padded(shape.out_fields);
-        pixel = row * plan.rows_in, out_pixel = out_row * plan.rows_out;
+        pixel = row * plan.rows_in + LANES<T>, out_pixel = out_row * plan.rows_out + LANES<T>;
         z_pixel = plan.maps * shape.fields + LANES<T>;  // strides that are powers of two would share cache sets
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
@@ -187,6 +239,8 @@ class Convolution {
             const Index tap = plan.source[i] % taps;
             near.push_back((tap / plan.size * grid_columns + tap % plan.size) * pixel + plan.source[i] / taps * row);
         }
+        for (Index step = 0; step < plan.steps; ++step)
+            most_terms = std::max(most_terms, plan.start[step + 1] - plan.start[step]);
         for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) add_panels(begin);
     }
 
@@ -205,6 +259,8 @@ class Convolution {
         {
             Scratch &own = scratch[omp_get_thread_num()];
             std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // for rows without an irrep
+            // what memory holds after the last field may be denormal, which makes arithmetic a hundred times as slow
+            if (by_weights) std::memset(own.others.get(), 0, shape.tile * out_pixel * sizeof(T));
 #pragma omp for schedule(static) nowait
             for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
 #pragma omp for schedule(static)
@@ -223,6 +279,47 @@ class Convolution {
 #pragma omp for schedule(static)
             for (Index field = 0; field < shape.fields; ++field)
                 if (by_weights) unpack(sums, by_weights, field);
+        }
+    }
+
+    // From the gradient of the output that of the input, whose rows beyond the last of the grid have none.
+    void differentiate(const T *other, const T *weights, T *by_given) const {
+        const Index block_size = shape.out_fields * row, maps_pixel = plan.maps * row + LANES<T>;
+        const Index grid_size = grid_rows * grid_columns * pixel, per_image = shape.out_rows * shape.out_columns;
+        Index num_blocks = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) num_blocks += plan.kind[3 * kind + 1] * plan.kind[3 * kind + 2];
+        Space<T> right(num_blocks * block_size);
+        std::vector<Scratch> scratch;
+        std::vector<Space<T>> grids, maps, parts;
+        for (Index t = 0; t < shape.threads; ++t) {
+            scratch.emplace_back(*this), grids.emplace_back(grid_size), maps.emplace_back(shape.tile * maps_pixel);
+            parts.emplace_back(RUN * plan.parts * row);
+        }
+#pragma omp parallel num_threads(static_cast<int>(shape.threads))
+        {
+            const int thread = omp_get_thread_num();
+            Scratch &own = scratch[thread];
+            T *grid = grids[thread].get(), *own_maps = maps[thread].get(), *own_parts = parts[thread].get();
+            std::memset(own_parts, 0, RUN * plan.parts * row * sizeof(T));
+#pragma omp for schedule(static)
+            for (Index field = 0; field < shape.out_fields; ++field) pack_transposed(weights, right.get(), field);
+#pragma omp for schedule(static)
+            for (Index image = 0; image < shape.images; ++image) {
+                std::memset(grid, 0, grid_size * sizeof(T));
+                for (Index begin = 0; begin < per_image; begin += shape.tile) {
+                    const Index count = std::min(shape.tile, per_image - begin);
+                    turn_others(other, image * per_image + begin, count, own);
+                    multiply_transposed(right.get(), own_maps, maps_pixel, count, own);
+                    for (Index done = 0; done < count;) {
+                        const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
+                        const Index some = std::min({RUN, count - done, shape.out_columns - column});
+                        spread_run(own_maps + done * maps_pixel, maps_pixel,
+                                   grid + (line * grid_columns + column) * shape.step * pixel, own_parts, some, own);
+                        done += some;
+                    }
+                }
+                empty(grid, by_given, image, own);
+            }
         }
     }
 
@@ -257,8 +354,11 @@ class Convolution {
         explicit Scratch(const Convolution &of)
             : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
               hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
-              line(std::max(of.pixel, of.out_pixel)) {}
+              line(std::max(of.pixel, of.out_pixel)), sources(of.most_terms) {
+            std::memset(line.get(), 0, std::max(of.pixel, of.out_pixel) * sizeof(T));  // see `others` above
+        }
         Space<T> z, parts, hats, others, line;
+        std::vector<const T *> sources;  // of a sum
     };
 
     static Index padded(Index fields) { return (fields + LANES<T> - 1) / LANES<T> * LANES<T>; }
@@ -267,6 +367,8 @@ class Convolution {
         if (rows == 1) return into_rows<T, 1>(field, out, row, fields, turn);
         if (rows == 2) return into_rows<T, 2>(field, out, row, fields, turn);
         if (rows == 4) return into_rows<T, 4>(field, out, row, fields, turn);
+        if (rows == 8) return into_rows<T, 8>(field, out, row, fields, turn);
+        if (rows == 16) return into_rows<T, 16>(field, out, row, fields, turn);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) line[i * row + f] = field[f * rows + i];
         turned(turn, rows, 1, rows, line, out, row);
@@ -276,6 +378,8 @@ class Convolution {
         if (rows == 1) return out_of_rows<T, 1>(hats, row, field, fields, turn);
         if (rows == 2) return out_of_rows<T, 2>(hats, row, field, fields, turn);
         if (rows == 4) return out_of_rows<T, 4>(hats, row, field, fields, turn);
+        if (rows == 8) return out_of_rows<T, 8>(hats, row, field, fields, turn);
+        if (rows == 16) return out_of_rows<T, 16>(hats, row, field, fields, turn);
         turned(turn, 1, rows, rows, hats, line, row);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) field[f * rows + i] = line[i * row + f];
@@ -290,20 +394,19 @@ class Convolution {
     // Write a line of the padded grid.
     void fill(const T *given, T *grid, Index line, Scratch &own) const {
         const Index image = line / grid_rows, i = line % grid_rows - shape.pad;
-        const bool empty = i < 0 || i % shape.spread || i / shape.spread >= shape.rows;
         T *out = grid + line * grid_columns * pixel;
-        if (empty) {
+        if (i < 0 || i >= shape.rows) {
             std::memset(out, 0, grid_columns * pixel * sizeof(T));
             return;
         }
-        const T *from = given + (image * shape.rows + i / shape.spread) * shape.columns * shape.fields * plan.rows_in;
+        const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
         for (Index column = 0; column < grid_columns; ++column, out += pixel) {
             const Index j = column - shape.pad;
-            if (j < 0 || j % shape.spread || j / shape.spread >= shape.columns)
+            if (j < 0 || j >= shape.columns)
                 std::memset(out, 0, pixel * sizeof(T));
             else
-                turn(from + j / shape.spread * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields,
-                     plan.turn_in, own.line.get());
+                turn(from + j * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields, plan.turn_in,
+                     own.line.get());
         }
     }
 
@@ -326,14 +429,11 @@ class Convolution {
             T *to = target >= 0 ? z + target * fields : own.parts.get() + ~target * fields;
             const Index to_pixel = target >= 0 ? z_pixel : part_pixel;
             const bool of_parts = plan.of_parts[step];
-            for (Index i = plan.start[step], end = plan.start[step + 1]; i < end; i += TOGETHER) {
-                const T *sources[TOGETHER];
-                const Index terms = std::min<Index>(TOGETHER, end - i);
-                for (Index k = 0; k < terms; ++k)
-                    sources[k] = of_parts ? own.parts.get() + plan.source[i + k] * fields : first + near[i + k];
-                sum_of<T>(terms, to, to_pixel, sources, of_parts ? part_pixel : shape.step * pixel, plan.factor + i,
-                          count, fields, i > plan.start[step]);
-            }
+            const Index begin = plan.start[step], terms = plan.start[step + 1] - begin;
+            for (Index k = 0; k < terms; ++k)
+                own.sources[k] = of_parts ? own.parts.get() + plan.source[begin + k] * fields : first + near[begin + k];
+            sum(to, to_pixel, own.sources.data(), of_parts ? part_pixel : shape.step * pixel, plan.factor + begin,
+                terms, count, fields);
         }
     }
 
@@ -349,12 +449,16 @@ class Convolution {
                       shape.out_fields, plan.turn_out, own.line.get());
     }
 
-    // Add a tile's contribution to the gradient of the weights.
-    void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
+    void turn_others(const T *other, Index begin, Index count, Scratch &own) const {
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
             turn(other + (begin + p) * values, own.others.get() + p * out_pixel, plan.rows_out, out_row,
                  shape.out_fields, plan.turn_out, own.line.get());
+    }
+
+    // Add a tile's contribution to the gradient of the weights.
+    void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
+        turn_others(other, begin, count, own);
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 products(panel.width, panel.blocks * shape.fields,
@@ -391,21 +495,99 @@ class Convolution {
             }
     }
 
+    // Pack the weights of one output field, (copies, blocks) of every irrep, each (output fields, row).
+    void pack_transposed(const T *weights, T *right, Index field) const {
+        Index numbers = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index blocks = plan.kind[3 * kind + 1], copies = plan.kind[3 * kind + 2];
+            for (Index copy = 0; copy < copies; ++copy)
+                for (Index block = 0; block < blocks; ++block) {
+                    T *to = right + ((numbers + copy * blocks + block) * shape.out_fields + field) * row;
+                    const T *from = weights + field * shape.by_out_field + plan.number[numbers + block * copies + copy];
+                    for (Index j = 0; j < shape.fields; ++j) to[j] = from[j * shape.by_field];
+                    std::fill(to + shape.fields, to + row, T(0));
+                }
+            numbers += blocks * copies;
+        }
+    }
+
+    // Compute the gradients of the maps z of a tile, (count, maps_pixel), in rows of whole vectors.
+    void multiply_transposed(const T *right, T *maps, Index maps_pixel, Index count, const Scratch &own) const {
+        Index rows = 0, map = 0;
+        for (Index kind = 0; kind < plan.kinds; ++kind) {
+            const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
+            const Index copies = plan.kind[3 * kind + 2];
+            for (Index copy = 0; copy < copies; ++copy)
+                for (Index block = 0; block < blocks; ++block, right += shape.out_fields * row)
+                    for (Index c = 0; c < components; ++c)
+                        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
+                            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), count,
+                                     own.others.get() + plan.row[rows + copy * components + c] * out_row, out_pixel, 1,
+                                     right + at, row, shape.out_fields, maps + (map + c * blocks + block) * row + at,
+                                     maps_pixel, copy > 0);
+            rows += copies * components, map += components * blocks;
+        }
+    }
+
+    // Add the gradients of maps z to the grid: the transpose of `make_run`. The parts are zero before and after.
+    void spread_run(const T *maps, Index maps_pixel, T *first, T *parts, Index count, Scratch &own) const {
+        const Index part_pixel = plan.parts * row;
+        for (Index step = plan.steps - 1; step >= 0; --step) {
+            const Index target = plan.target[step], begin = plan.start[step], end = plan.start[step + 1];
+            const T *from = target >= 0 ? maps + target * row : parts + ~target * row;
+            const Index from_pixel = target >= 0 ? maps_pixel : part_pixel;
+            const bool of_parts = plan.of_parts[step];
+            for (Index at = 0; at < row; at += LANES<T>)
+                for (Index i = begin; i < end; i += TOGETHER) {
+                    T *targets[TOGETHER];
+                    const Index some = std::min<Index>(TOGETHER, end - i);
+                    for (Index k = 0; k < some; ++k)
+                        targets[k] = (of_parts ? parts + plan.source[i + k] * row : first + near[i + k]) + at;
+                    spread<T>(some, from + at, from_pixel, targets, of_parts ? part_pixel : shape.step * pixel,
+                              plan.factor + i, count);
+                }
+            for (Index p = 0; target < 0 && p < count; ++p)
+                std::memset(parts + ~target * row + p * part_pixel, 0, row * sizeof(T));
+        }
+    }
+
+    // Write the gradient of an image from its grid.
+    void empty(const T *grid, T *by_given, Index image, Scratch &own) const {
+        const Index values = shape.fields * plan.rows_in;
+        T *to = by_given + image * shape.rows * shape.columns * values;
+        for (Index i = shape.pad; i < shape.rows + shape.pad; ++i)
+            for (Index j = shape.pad; j < shape.columns + shape.pad; ++j, to += values)
+                if (i < grid_rows && j < grid_columns)
+                    turn_back(grid + (i * grid_columns + j) * pixel, to, plan.rows_in, row, shape.fields, plan.turn_in,
+                              own.line.get());
+                else
+                    std::memset(to, 0, values * sizeof(T));
+    }
+
     const Plan<T> &plan;
     const Shape &shape;
-    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0;
+    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0, most_terms = 0;
     std::vector<Index> near;
     std::vector<Panel> panels;
 };
 
 }  // namespace
 
-// Returns false if memory is exhausted.
+// Both return false if memory is exhausted.
 #define EXPORT(T, name)                                                                                             \
     extern "C" bool convolve_##name(const Plan<T> *plan, const Shape *shape, const T *given, const T *weights,      \
                                     const T *other, T *out, T *by_weights) {                                        \
         try {                                                                                                       \
             Convolution<T>(*plan, *shape)(given, weights, other, out, by_weights);                                  \
+            return true;                                                                                            \
+        } catch (const std::bad_alloc &) {                                                                          \
+            return false;                                                                                           \
+        }                                                                                                           \
+    }                                                                                                               \
+    extern "C" bool differentiate_##name(const Plan<T> *plan, const Shape *shape, const T *other, const T *weights, \
+                                         T *by_given) {                                                             \
+        try {                                                                                                       \
+            Convolution<T>(*plan, *shape).differentiate(other, weights, by_given);                                  \
             return true;                                                                                            \
         } catch (const std::bad_alloc &) {                                                                          \
             return false;                                                                                           \

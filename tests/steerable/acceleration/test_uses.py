@@ -59,6 +59,26 @@ def test_a_copy_and_a_pickle_are_the_same_network(name: str) -> None:
         torch.testing.assert_close(copied(images), expected, rtol=1e-4, atol=1e-5)
 
 
+def pickle_again(rank: int, folder: str) -> None:
+    """Load networks in a process that has made none, compute them, and pickle them again; one dense, one harmonic."""
+    fasts = pickle.loads(Path(folder, f"{rank}.pickle").read_bytes())
+    Path(folder, f"{rank} again.pickle").write_bytes(pickle.dumps(fasts))
+    torch.save([fast(make_images()) for fast in fasts], f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_a_pickle_that_another_process_loads_and_pickles_again_is_the_same_network(tmp_path: Path) -> None:
+    fasts_by_rank = [[make_fast(name, bool(rank)) for name in NETWORKS] for rank in range(2)]
+    for rank, fasts in enumerate(fasts_by_rank):
+        (tmp_path / f"{rank}.pickle").write_bytes(pickle.dumps(fasts))
+    run_two(pickle_again, str(tmp_path))
+    for rank, fasts in enumerate(fasts_by_rank):
+        expected = [fast(make_images()) for fast in fasts]
+        again = pickle.loads((tmp_path / f"{rank} again.pickle").read_bytes())
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close([fast(make_images()) for fast in again], expected, rtol=1e-5, atol=1e-6)
+
+
 @each_network
 def test_a_network_of_e2cnn_can_be_pickled_too(name: str) -> None:
     network = NETWORKS[name]()

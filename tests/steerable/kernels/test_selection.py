@@ -16,12 +16,12 @@ from galaxyhpc.models.build_model import build_model
 from galaxyhpc.steerable.kernels import cpu, cpu_timing, selection
 
 CPU = torch.device("cpu")
-# two cores of an EPYC
+# a core of a Xeon
 MACHINE = {
-    "dense training": [2.7e-4, 3.7e-10, 3.8e-12, 1.5e-9, 3.7e-10, 1.7e-11],
-    "harmonic training": [8.9e-5, 2.7e-11, 4.5e-12, 1.4e-10, 8.3e-12, 5.1e-10],
-    "dense inference": [5.3e-5, 2.6e-10, 4.0e-12, 2.1e-10, 5.5e-11],
-    "harmonic inference": [8.2e-5, 2.7e-11, 3.6e-12, 2.4e-10, 0.0, 3.0e-10],
+    "dense training": [4.5e-4, 7.4e-10, 1.2e-11, 4.3e-9, 4.5e-9, 2.5e-11],
+    "harmonic training": [1.8e-4, 2.9e-11, 1.3e-11, 9.9e-10, 0.0, 1.7e-9],
+    "dense inference": [1.5e-4, 3.7e-10, 1.1e-11, 6.7e-10, 3.5e-10],
+    "harmonic inference": [2.1e-4, 2.0e-11, 1.5e-11, 7.7e-10, 0.0, 8.1e-10],
 }
 
 
