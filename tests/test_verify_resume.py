@@ -79,7 +79,7 @@ def test_a_resume_that_forgets_the_optimizer_is_detected(
     (tmp_path / "broken" / "sitecustomize.py").write_text(FORGETFUL)  # read by every Python that is started
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
     monkeypatch.setattr(verify_resume, "FAULTS", ("USR2",))
-    run = make_run(tmp_path, make_config(cache))
+    run = make_run(tmp_path, make_config(cache, group=None))
     assert main([str(run.path)]) == 1
     output = capsys.readouterr().out
     assert "no: checkpoint.model." in output and "NOT exact" in output

@@ -113,7 +113,7 @@ def test_a_preempted_job_is_requeued_and_no_other_job_trains_its_run_meanwhile(p
     slow.write_text(f'#!/bin/sh\nsleep 8\nexec {shutil.which("scontrol")} "$@"\n')
     slow.chmod(0o755)
     setup = f"resources.setup=['export PATH=\"{slow.parent}:$PATH\"']"
-    ours.launch("long", "--set", "resources.tasks_per_node=2", "--set", setup)
+    ours.launch("long", "--set", setup)
     (run,) = ours.runs("long")
     after = [job for job, _, name in queue(ours.path) if name != "long-train"]
     subprocess.run(["scancel", *after], check=True)  # other tests cover the evaluation and the report
