@@ -37,7 +37,7 @@ os.environ.pop("COLUMNS", None)  # readline, which pytest imports, hands it to t
 os.environ["OMP_NUM_THREADS"] = "1"  # several processes at a time on few cores
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels run without one; asked for when Triton is imported
-# of processes that the tests start
+# which every Python that the tests start looks through for a sitecustomize
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (os.path.dirname(process_start.__file__), os.environ.get("PYTHONPATH")))
 )
@@ -147,7 +147,7 @@ def forget_slurm() -> Iterator[None]:
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of reports, which take most of their time, in processes that the test starts, too."""
-    monkeypatch.setattr("galaxyhpc.report.figures.FIGURES", {})
+    monkeypatch.setattr("galaxyhpc.report.html_report.FIGURES", {})  # where it is used, as that is loaded late
     monkeypatch.setenv("GALAXYHPC_TEST_WITHOUT_FIGURES", "1")
 
 

@@ -215,6 +215,7 @@ def choose_tasks(survey: SurveyDir, num_tasks: int) -> list[RunDir]:
     known = find_runs(survey.path) if (survey.path / "plan.csv").is_file() else []
     idle = find_idle_tasks(known)
     active = [index for index, task in enumerate(known) if task not in idle]
+    survey.remove_leftovers()
     tasks = survey.write_tasks(max(num_tasks, *(index + 1 for index in active), 0))
     free = [task for index, task in enumerate(tasks) if index not in active]
     return free[: max(0, num_tasks - len(active))]

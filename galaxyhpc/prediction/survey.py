@@ -201,10 +201,9 @@ class SurveyDir:
         write_text(self.path / "plan.csv", rows.getvalue())
         for path in (self.claims_dir, *(task.path for task in tasks)):
             path.mkdir(exist_ok=True)
-        self._remove_leftovers()
         return tasks
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove the claims and attempts of units that are done: of processes that were killed just after that."""
         numbers = _list_numbers(self.claims_dir, "") | _list_numbers(self.path / "attempts", ".json")
         for number in numbers & self.list_done():

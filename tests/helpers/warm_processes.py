@@ -96,7 +96,7 @@ def _execute(arguments: tuple[str, ...], outputs: tuple[Path, Path], cwd: Path, 
     """Become the process, in the child."""
     os.environ.clear()
     os.environ.update(environment)
-    process_start.start()
+    process_start.leave_out_figures_if_asked()
     os.chdir(cwd)
     for number, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)

@@ -208,16 +208,14 @@ def copy_plan(unbroken: Path, tmp_path: Path) -> SurveyDir:
     return survey
 
 
-def test_what_a_process_leaves_that_is_killed_after_its_part_goes_with_the_next_tasks(
-    unbroken: Path, tmp_path: Path
-) -> None:
+def test_what_a_process_leaves_that_is_killed_after_its_part_is_removed(unbroken: Path, tmp_path: Path) -> None:
     survey = copy_plan(unbroken, tmp_path)
     assert predict_units(survey, survey.write_tasks(1)[0], StopSignal(), RankInfo())
     survey.write_attempts(1, Attempts(1))
     for path in (survey.get_claim(1), survey.get_claim(2)):
         path.touch()
     with hold(survey.get_claim(2)):  # by a process that is about to end it
-        survey.write_tasks(1)
+        survey.remove_leftovers()
         assert sorted(path.name for path in survey.claims_dir.iterdir()) == ["000002", "000002.holder"]
     assert not list((survey.path / "attempts").iterdir())
 

@@ -141,21 +141,6 @@ void sum_group(Index wanted, T *out, Index out_pixel, const T *const *sources, I
         sum_group<T, lanes, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, add);
 }
 
-// Add factors times a vector per pixel to targets: the transpose of `sum_vector`.
-template <typename T, int count = TOGETHER>
-void spread(Index wanted, const T *from, Index from_pixel, T *const *targets, Index pixel, const T *factors,
-            Index pixels) {
-    using Vector = typename Vectors<T, LANES<T>>::type;
-    if constexpr (count > 1)
-        if (wanted < count) return spread<T, count - 1>(wanted, from, from_pixel, targets, pixel, factors, pixels);
-    T factor[count], *target[count];
-    for (int i = 0; i < count; ++i) factor[i] = factors[i], target[i] = targets[i];
-    for (Index p = 0; p < pixels; ++p) {
-        const Vector value = *reinterpret_cast<const Vector *>(from + p * from_pixel);
-        for (int i = 0; i < count; ++i) *reinterpret_cast<Vector *>(target[i] + p * pixel) += factor[i] * value;
-    }
-}
-
 // The same for all fields; where whole vectors do not end with the last field, two of them overlap.
 template <typename T, int lanes = LANES<T>>
 void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index terms, Index pixels,
@@ -171,6 +156,21 @@ void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T 
             for (Index k = 0; k < some; ++k) from[k] = sources[i + k] + begin;
             sum_group<T, lanes>(some, out + begin, out_pixel, from, pixel, factors + i, pixels, i > 0);
         }
+    }
+}
+
+// Add factors times a vector per pixel to targets: the transpose of `sum_vector`.
+template <typename T, int count = TOGETHER>
+void spread(Index wanted, const T *from, Index from_pixel, T *const *targets, Index pixel, const T *factors,
+            Index pixels) {
+    using Vector = typename Vectors<T, LANES<T>>::type;
+    if constexpr (count > 1)
+        if (wanted < count) return spread<T, count - 1>(wanted, from, from_pixel, targets, pixel, factors, pixels);
+    T factor[count], *target[count];
+    for (int i = 0; i < count; ++i) factor[i] = factors[i], target[i] = targets[i];
+    for (Index p = 0; p < pixels; ++p) {
+        const Vector value = *reinterpret_cast<const Vector *>(from + p * from_pixel);
+        for (int i = 0; i < count; ++i) *reinterpret_cast<Vector *>(target[i] + p * pixel) += factor[i] * value;
     }
 }
 
@@ -318,7 +318,7 @@ class Convolution {
                         done += some;
                     }
                 }
-                empty(grid, by_given, image, own);
+                write_gradient(grid, by_given, image, own);
             }
         }
     }
@@ -552,7 +552,7 @@ class Convolution {
     }
 
     // Write the gradient of an image from its grid.
-    void empty(const T *grid, T *by_given, Index image, Scratch &own) const {
+    void write_gradient(const T *grid, T *by_given, Index image, Scratch &own) const {
         const Index values = shape.fields * plan.rows_in;
         T *to = by_given + image * shape.rows * shape.columns * values;
         for (Index i = shape.pad; i < shape.rows + shape.pad; ++i)

@@ -5,8 +5,8 @@ then the whole network is tried.
 
 On a CPU the rule "a layer that sees the image is dense, every other one harmonic" would need no rates. It is not used:
 layers of few fields are often faster dense. Seconds of a network's layers by the rule, relative to the choice here,
-lowest and highest of nine groups (C1 to D16) and 33, 65 and 129 px (tests/benchmarks/selection_rule.json; kernels and
-rates are faster since):
+lowest and highest of nine groups (C1 to D16) and 33, 65 and 129 px (tests/benchmarks/selection_rule.json; older
+than the kernels and rates of today):
 
                        training                            inference
                        equal fields   equal parameters     equal fields   equal parameters

@@ -137,6 +137,7 @@ def test_a_choice_is_kept_if_it_is_faster_and_right(
 def test_a_trial_compares_gradients_or_logits_and_leaves_the_network_alone(
     is_broken: bool, is_training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)  # of a hundred networks one has a ReLU that turns a rounding into an error of 0.02
     network = build_model(ModelConfig(group="D8", scale=0.25), 33).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     choice = {name: number > 0 for number, name in enumerate(selection.get_steerable_layers(network))}
