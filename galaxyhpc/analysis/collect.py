@@ -17,7 +17,7 @@ import pandas as pd
 
 from galaxyhpc.config import conditions
 from galaxyhpc.config.schema import RunConfig, flatten
-from galaxyhpc.config.setting_parser import DEFAULTS
+from galaxyhpc.config.settings import DEFAULTS
 from galaxyhpc.evaluation import results
 from galaxyhpc.evaluation.attacks.attack_results import AttackResults, read_finished_attack
 from galaxyhpc.evaluation.results import Pair

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from galaxyhpc.config.class_names import GALAXY10_CLASSES, check_class_names
 from galaxyhpc.config.conditions import DEFAULT_CONDITIONS, describe_expected, is_condition
@@ -67,8 +67,38 @@ def _check_condition(name: str) -> str:
     return name
 
 
+def _check_conditions(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("at least one item, each once")
+    return names
+
+
+def _check_source(source: str) -> str:
+    if (path := Path(source)).anchor == str(path):
+        raise ValueError(f"got {source}, a whole file system; expected a file, or the directory of the galaxies")
+    return source
+
+
+def _make_texts(names: Any) -> Any:
+    """Take the classes 0 and 1 for what they are called in a catalogue."""
+    if not isinstance(names, list | tuple):
+        return names
+    return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
+
+
+def _check_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    return check_class_names(names) if names else names
+
+
+# A setting's type checks whatever can be said about its value alone: each value of a sweep's file is checked by it.
 GroupName = Annotated[str, AfterValidator(check_group_name)]
-ConditionName = Annotated[str, AfterValidator(_check_condition)]
+ConditionNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_condition)], ...], Field(strict=False), AfterValidator(_check_conditions)
+]
+Source = Annotated[str, Field(min_length=1), AfterValidator(_check_source)]
+ClassNames = Annotated[
+    tuple[str, ...], Field(strict=False), BeforeValidator(_make_texts), AfterValidator(_check_classes)
+]
 
 
 class BaseConfig(BaseModel):
@@ -125,10 +155,10 @@ class DataConfig(BaseConfig):
 
     # demo, or a path: an HDF5 file laid out as Galaxy10_DECals.h5; a catalogue (CSV, ECSV, FITS, parquet) of image
     # files; a directory with a subdirectory of images per class; parquet with images inside, or a directory of those
-    source: Annotated[str, Field(min_length=1)] = "demo"
+    source: Source = "demo"
     # names in the order of their labels, which galaxies of other classes are left out for; empty: those of the source,
     # which a launch fills in where they are not Galaxy10's
-    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    classes: ClassNames = ()
     columns: ColumnsConfig = ColumnsConfig()
     images: str = ""  # directory that a catalogue's image files are relative to; empty: that of the catalogue
     crop: Literal["none", "center"] = "none"  # center: of images that are not square, which are refused otherwise
@@ -147,26 +177,6 @@ class DataConfig(BaseConfig):
     # the same pixels count too where positions are unknown; to refuse them, a launch converts the images first
     conflicting_duplicates: Literal["drop", "keep", "refuse"] = "drop"
     demo: DemoConfig = DemoConfig()
-
-    @field_validator("source")
-    @classmethod
-    def _check_source(cls, source: str) -> str:
-        if (path := Path(source)).anchor == str(path):
-            raise ValueError(f"got {source}, a whole file system; expected a file, or the directory of the galaxies")
-        return source
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _make_texts(cls, names: Any) -> Any:
-        """Take the classes 0 and 1 for what they are called in a catalogue."""
-        if not isinstance(names, list | tuple):
-            return names
-        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in names]
-
-    @field_validator("classes")
-    @classmethod
-    def _check_classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return check_class_names(names) if names else names
 
     @model_validator(mode="after")
     def _check_training_fraction(self) -> DataConfig:
@@ -302,16 +312,9 @@ class AttackConfig(BaseConfig):
 class EvaluateConfig(BaseConfig):
     """Conditions under which a finished run is evaluated; see `conditions.CONDITIONS`."""
 
-    conditions: Annotated[tuple[ConditionName, ...], Field(strict=False)] = DEFAULT_CONDITIONS
+    conditions: ConditionNames = DEFAULT_CONDITIONS
     batch_size: PositiveInt = 256
     attack: AttackConfig = AttackConfig()
-
-    @field_validator("conditions")
-    @classmethod
-    def _check_conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("at least one item, each once")
-        return value
 
 
 class RequestedResources(BaseConfig):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Minutes = Annotated[int, Field(ge=2, le=10**6)]
 Gigabytes = Annotated[float, Field(ge=0.01, le=10**6)]
@@ -79,9 +80,13 @@ class SbatchOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if expected := _find_expected_option(name, value):
-                raise ValueError(f"resources.sbatch.{name} {value} is expected {expected}")
+        errors = [
+            InitErrorDetails(type=PydanticCustomError("option", "{text}", {"text": text}), loc=(name,), input=value)
+            for name, value in (self.model_extra or {}).items()
+            if (text := _find_expected_option(name, value))
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
         return self
 
     @property

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,20 +26,27 @@ from typing import Any
 
 from galaxyhpc.config import MAX_RUNS
 from galaxyhpc.config.schema import DataConfig, RequestedResources, RunConfig
-from galaxyhpc.config.setting_parser import (
+from galaxyhpc.config.settings import (
     DEFAULTS,
-    PRESET_KEY,
-    SettingParser,
     Settings,
+    build_run_config,
+    flatten_settings,
     get_all_settings,
     get_value,
     merge,
 )
-from galaxyhpc.config.yaml_loader import Entry, EntryReader, ErrorCollector, SourceLocation, dump_yaml, format_value
+from galaxyhpc.config.sweep_file import BLOCK_KINDS, SettingsFile, SweepFile, find_errors, is_any_of
+from galaxyhpc.config.yaml_loader import (
+    ConfigError,
+    Entry,
+    SourceLocation,
+    dump_yaml,
+    format_errors,
+    format_value,
+    read_yaml,
+    read_yaml_file,
+)
 
-_TOP_LEVEL_KEYS = ("name", "overrides", "base", "blocks", "exclude", "seeds", "resources")
-_BLOCK_KINDS = ("grid", "zip", "points")
-_EXPECTED_BLOCK_KIND = "exactly one of grid, zip, points"
 _RESOLVED_HEADER = "# Resolved: defaults, profile, environment and --set are filled in; loads to the same runs.\n"
 
 
@@ -126,52 +132,48 @@ class _SweepParser:
     """Reads one sweep; `errors` collects those of the file, the profile and --set."""
 
     def __init__(self) -> None:
-        self.errors = ErrorCollector()
-        self.reader = EntryReader(self.errors)
-        self.parser = SettingParser(self.errors)
+        self.errors: list[ConfigError] = []
         self.override_settings: Settings = {}
 
     def parse(self, path: Path, overrides: Sequence[str], profile: Path | None) -> Sweep:
-        override_top = self._parse_overrides(overrides)
-        file = self.reader.read_file(path)
-        profile_file = None if profile is None else self.reader.read_file(profile)
-        profile_settings = {} if profile_file is None else self.parser.read_settings(profile_file, "", "resources.")
-        top = {} if file is None else self.reader.read_mapping(file, "", _TOP_LEVEL_KEYS) | override_top
-        if file is None or not isinstance(file.value, dict):
-            raise SweepError(self.errors.format_lines())
-        name = self._read_name(top.get("name", Entry(path.stem, file.location)))
-        seeds = self._read_seeds(top["seeds"]) if "seeds" in top else [0]
-        configs = self._build_configs(top, profile_settings, seeds, file.location)
-        recorded = [*self._read_recorded_overrides(top), *overrides]
-        if self.errors.errors:
-            raise SweepError(self.errors.format_lines())
+        override_top = self._read_overrides(overrides)
+        profile_settings = self._read_profile(profile)
+        file, errors = read_yaml_file(path)
+        self.errors += errors
+        if file is not None:
+            self.errors += find_errors(SweepFile, file)
+        if file is None or not file.members:
+            raise SweepError(format_errors(self.errors))
+        top = file.members | override_top
+        seeds = _read_seeds(top["seeds"]) if "seeds" in top else [0]
+        configs = self._build_configs(top, profile_settings, seeds)
+        if self.errors:
+            raise SweepError(format_errors(self.errors))
         runs = tuple(config.model_copy(update={"seed": seed}) for config in configs for seed in seeds)
+        name = str(top["name"].value) if "name" in top else path.stem
+        recorded = [*top["overrides"].to_python(), *overrides] if "overrides" in top else list(overrides)
         return Sweep(name, runs, _RESOLVED_HEADER + _dump_resolved(name, recorded, configs, seeds))
 
     def parse_data(self, source: str, overrides: Sequence[str]) -> DataConfig:
         location = SourceLocation("--set")
-        top = self._parse_overrides(overrides)
+        top = self._read_overrides(overrides)
         for key in (*top, *self.override_settings):
-            if not key.startswith("data.") and not self.errors.errors:
-                self.errors.add(location, key, "got a setting without use here; expected those of data")
-        fixed = {"data.source": Entry(source, location), "model.architecture": Entry("cnn", location)}
-        config = self.parser.build_run_config(merge(self.override_settings, fixed), location, seed=0)
-        if self.errors.errors or config is None:
-            raise SweepError(self.errors.format_lines())
-        return config.data
+            if not key.startswith("data.") and not self.errors:
+                self.errors.append(ConfigError(location, key, "got a setting without use here; expected those of data"))
+        return self._build_without_model(merge(self.override_settings, {"data.source": Entry(source, location)})).data
 
     def parse_resources(self, profile: Path | None) -> RequestedResources:
-        file = None if profile is None else self.reader.read_file(profile)
-        settings = {} if file is None else self.parser.read_settings(file, "", "resources.")
-        location = SourceLocation(str(profile or "resources"))
-        config = self.parser.build_run_config(
-            merge(settings, {"model.architecture": Entry("cnn", location)}), location, seed=0
-        )
-        if self.errors.errors or config is None:
-            raise SweepError(self.errors.format_lines())
-        return config.resources
+        return self._build_without_model(self._read_profile(profile)).resources
 
-    def _parse_overrides(self, overrides: Sequence[str]) -> dict[str, Entry]:
+    def _build_without_model(self, settings: Settings) -> RunConfig:
+        location = SourceLocation("model")  # is named by no error: there is nothing that a cnn needs
+        config, errors = build_run_config(settings | {"model.architecture": Entry("cnn", location)}, location, seed=0)
+        self.errors += errors
+        if self.errors or config is None:
+            raise SweepError(format_errors(self.errors))
+        return config
+
+    def _read_overrides(self, overrides: Sequence[str]) -> dict[str, Entry]:
         """Read --set, the last one for a key counts; return what belongs at the top of the file."""
         top: dict[str, Entry] = {}
         location = SourceLocation("--set")
@@ -179,126 +181,88 @@ class _SweepParser:
             key, equals, value = text.partition("=")
             key = key.strip()
             if not equals or not key:
-                self.errors.add_unexpected(Entry(text, location), "", "dotted.key=value")
+                self.errors.append(ConfigError.unexpected(Entry(text, location), "", "dotted.key=value"))
                 continue
-            entry = self.reader.read_text(value, location, key)
-            if entry is None:
-                continue
-            if key in ("name", "seeds"):
-                top[key] = entry
-            else:
-                settings = self.parser.read_settings(Entry({key: entry}, location), "")
-                self.override_settings = merge(self.override_settings, settings)
+            entry, errors = read_yaml(value, location, key)
+            self.errors += errors
+            if entry is not None and key in ("name", "seeds"):
+                self.errors += find_errors(SettingsFile, entry)
+                top |= entry.members
+            elif entry is not None:
+                self.override_settings = merge(self.override_settings, self._read_settings(entry))
         return top
 
-    def _build_configs(
-        self, top: dict[str, Entry], profile_settings: Settings, seeds: list[int], file_location: SourceLocation
-    ) -> list[RunConfig]:
+    def _read_profile(self, profile: Path | None) -> Settings:
+        """Read a file of resources."""
+        if profile is None:
+            return {}
+        entry, errors = read_yaml_file(profile)
+        self.errors += errors
+        return {} if entry is None else self._read_settings(Entry({"resources": entry}, entry.location))
+
+    def _read_settings(self, entry: Entry) -> Settings:
+        """Check and return settings that are in no sweep's file."""
+        self.errors += find_errors(SettingsFile, Entry({"base": entry}, entry.location))
+        return flatten_settings(entry)
+
+    def _build_configs(self, top: dict[str, Entry], profile_settings: Settings, seeds: list[int]) -> list[RunConfig]:
         """Return the distinct points that are not excluded, each with the first seed."""
-        base = profile_settings
-        if "base" in top:
-            base = merge(base, self.parser.read_settings(top["base"], "base"))
-        points, is_complete = self._read_blocks(top.get("blocks"), base, len(seeds), file_location)
-        exclude_items = self.reader.read_list(top.get("exclude"), "exclude", min_items=0)
-        rule_items = self.reader.read_list(top.get("resources"), "resources", min_items=0)
-        excludes = [_Rule(item.location, label, self._read_match_values(item, label)) for label, item in exclude_items]
-        rules = [self._read_rule(item, label) for label, item in rule_items]
+        base = merge(profile_settings, flatten_settings(top.get("base")))
+        points, is_complete = self._read_blocks(top["blocks"], base, len(seeds))
+        excludes, rules = (
+            [_read_rule(item, f"{key}[{i}]") for i, item in enumerate(top[key].items)] if key in top else []
+            for key in ("exclude", "resources")
+        )
         selected, used = self._apply_rules(points, excludes, rules)
         for rule in (*excludes, *rules) if is_complete else ():
             if id(rule) not in used and rule.match_values:
-                self.errors.add(rule.location, rule.label, "matches no point")
+                self.errors.append(ConfigError(rule.location, rule.label, "matches no point"))
         if points and not selected:
             message = f"excludes every point ({len(points)}); expected to leave at least one"
-            self.errors.add(top["exclude"].location, "exclude", message)
+            self.errors.append(ConfigError(top["exclude"].location, "exclude", message))
         return self._deduplicate_points(selected, seeds[0])
 
-    def _read_blocks(
-        self, entry: Entry | None, base: Settings, num_seeds: int, file_location: SourceLocation
-    ) -> tuple[list[_Point], bool]:
+    def _read_blocks(self, entry: Entry, base: Settings, num_seeds: int) -> tuple[list[_Point], bool]:
         """Return the points of all blocks, and whether every block could be read."""
         points: list[_Point] = []
-        is_complete = entry is not None
-        if entry is None:
-            message = f"got nothing; expected a list of blocks, each with {_EXPECTED_BLOCK_KIND}"
-            self.errors.add(file_location, "blocks", message)
-        for label, item in self.reader.read_list(entry, "blocks"):
-            block_points = self._read_block(item, label, base)
+        is_complete = entry.is_valid
+        for number, block in enumerate(entry.items):
+            label = f"blocks[{number}]"
+            block_points = self._read_block(block, label, base)
             is_complete = is_complete and bool(block_points)
             points += block_points
             if len(points) * num_seeds > MAX_RUNS:
-                self.errors.add_unexpected(item, label, f"at most {MAX_RUNS:,} runs", "more")
+                self.errors.append(ConfigError.unexpected(block, label, f"at most {MAX_RUNS:,} runs", "more"))
                 return [], False
         return points, is_complete
 
-    def _read_block(self, entry: Entry, label: str, base: Settings) -> list[_Point]:
+    def _read_block(self, block: Entry, label: str, base: Settings) -> list[_Point]:
         """Return the points of one block; none after an error in its structure."""
-        parts = self.reader.read_mapping(entry, label, ("base", *_BLOCK_KINDS))
-        if "base" in parts:
-            base = merge(base, self.parser.read_settings(parts["base"], f"{label}.base"))
-        kinds = [kind for kind in _BLOCK_KINDS if kind in parts]
+        base = merge(base, flatten_settings(block.members.get("base")))
         points: list[_Point] = []
-        for kind in kinds:
-            read = self._read_points if kind == "points" else self._combine_axes
-            points = read(parts[kind], f"{label}.{kind}")
-        if isinstance(entry.value, dict) and len(kinds) != 1 and (kinds or len(parts) == len(entry.value)):
-            self.errors.add_unexpected(entry, label, _EXPECTED_BLOCK_KIND, " and ".join(kinds) or "none")
-        return [_Point(merge(base, point.settings), point.location) for point in points] if len(kinds) == 1 else []
-
-    def _read_points(self, entry: Entry, label: str) -> list[_Point]:
-        """Return explicit points."""
-        items = self.reader.read_list(entry, label)
-        return [_Point(self.parser.read_settings(item, name), item.location) for name, item in items]
+        for kind in filter(block.members.get, BLOCK_KINDS):
+            entry = block.members[kind]
+            points = _read_points(entry) if kind == "points" else self._combine_axes(entry, f"{label}.{kind}")
+        return [_Point(merge(base, point.settings), point.location) for point in points]
 
     def _combine_axes(self, entry: Entry, label: str) -> list[_Point]:
         """Return the product (grid) or the pairing (zip) of lists of values."""
-        flattened = self.parser.flatten_settings(entry, label)
-        axes = {key: self._read_axis(key, values) for key, values in flattened.items()}
+        if not entry.is_valid:
+            return []
+        axes = {key: values.items or [values] for key, values in flatten_settings(entry).items()}
         lengths = {key: len(values) for key, values in axes.items()}
         combinations: Iterable[tuple[Entry, ...]] = ()
-        if not axes:
-            self.errors.add_unexpected(entry, label, "at least one setting with a list of values")
-        elif label.endswith("grid") and math.prod(lengths.values()) > MAX_RUNS:
-            self.errors.add_unexpected(entry, label, f"at most {MAX_RUNS:,} points", f"{math.prod(lengths.values()):,}")
-        elif label.endswith("grid"):
-            combinations = itertools.product(*axes.values())
-        elif len(set(lengths.values())) > 1:
-            self.errors.add_unexpected(entry, label, "equal lengths", f"lists of lengths {format_value(lengths)}")
-        else:
+        if label.endswith("zip") and len(set(lengths.values())) > 1:
+            got = f"lists of lengths {format_value(lengths)}"
+            self.errors.append(ConfigError.unexpected(entry, label, "equal lengths", got))
+        elif label.endswith("zip"):
             combinations = zip(*axes.values(), strict=True)
+        elif math.prod(lengths.values()) > MAX_RUNS:
+            got = f"{math.prod(lengths.values()):,}"
+            self.errors.append(ConfigError.unexpected(entry, label, f"at most {MAX_RUNS:,} points", got))
+        else:
+            combinations = itertools.product(*axes.values())
         return [_Point(dict(zip(axes, c, strict=True)), max(value.location for value in c)) for c in combinations]
-
-    def _read_axis(self, key: str, entry: Entry) -> list[Entry]:
-        """Return the values of one setting."""
-        if not entry.is_valid:
-            return [entry]
-        return [self.parser.validate(key, item) for _, item in self.reader.read_list(entry, key)]
-
-    def _read_rule(self, entry: Entry, label: str) -> _Rule:
-        """Read a resource rule."""
-        parts = self.reader.read_mapping(entry, label, ("when", "set"))
-        if isinstance(entry.value, dict) and len(parts) < 2:
-            self.errors.add_unexpected(entry, label, "both when and set", " ".join(parts) or "neither")
-        match_values = self._read_match_values(parts["when"], f"{label}.when") if "when" in parts else {}
-        settings = self.parser.read_settings(parts["set"], f"{label}.set", "resources.") if "set" in parts else {}
-        return _Rule(entry.location, label, match_values, settings)
-
-    def _read_match_values(self, entry: Entry, label: str) -> dict[str, list[Any]]:
-        """Read a combination of settings; a list means any of its values. It is empty after an error."""
-        num_errors = len(self.errors.errors)
-        settings = self.parser.flatten_settings(entry, label)
-        if not settings:
-            self.errors.add_unexpected(entry, label, "at least one setting")
-        match_values = {}
-        for key, value in settings.items():
-            if key == PRESET_KEY:
-                self.errors.add_unexpected(value, f"{label}.{key}", "the settings a preset stands for", "a preset")
-                continue
-            items = value.value if isinstance(value.value, list) else None
-            is_tuple = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them
-            is_any_of = items is not None and (not is_tuple or all(isinstance(item.value, list) for item in items))
-            alternatives = self._read_axis(key, value) if is_any_of else [self.parser.validate(key, value)]
-            match_values[key] = [alternative.to_python() for alternative in alternatives]
-        return match_values if len(self.errors.errors) == num_errors else {}
 
     def _apply_rules(
         self, points: list[_Point], excludes: list[_Rule], rules: list[_Rule]
@@ -330,7 +294,8 @@ class _SweepParser:
         duplicates: dict[tuple[SourceLocation, SourceLocation], list[str]] = {}
         override_keys = [key for key in self.override_settings if key in DEFAULTS]
         for point, settings in selected:
-            config = self.parser.build_run_config(settings, point.location, seed)
+            config, errors = build_run_config(settings, point.location, seed)
+            self.errors += errors
             if config is None:
                 continue
             first_point, _ = first.setdefault(config.run_id, (point, config))
@@ -340,42 +305,36 @@ class _SweepParser:
                 duplicates.setdefault((first_point.location, point.location), []).append(config.run_id)
         for (original, location), names in duplicates.items():
             others_text = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.errors.add(location, "blocks", f"duplicate run, first at {original} ({names[0]}{others_text})")
+            message = f"duplicate run, first at {original} ({names[0]}{others_text})"
+            self.errors.append(ConfigError(location, "blocks", message))
         return [config for _, config in first.values()]
 
-    def _read_name(self, entry: Entry) -> str:
-        """Return the name, which names a directory."""
-        if isinstance(entry.value, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", entry.value):
-            return entry.value
-        quotes = ", in quotes" if isinstance(entry.value, int | float) else ""
-        expected = f"1 to 100 characters from A-Z a-z 0-9 . _ -, not starting with a dot{quotes}"
-        self.errors.add_unexpected(entry, "name", expected)
-        return ""
 
-    def _read_seeds(self, entry: Entry) -> list[int]:
-        """Return the seeds: a list of them, or how many from 0."""
-        if type(entry.value) is int and 1 <= entry.value <= MAX_RUNS:
-            return list(range(entry.value))
-        if not isinstance(entry.value, list):
-            self.errors.add_unexpected(entry, "seeds", f"a list, or how many: 1 to {MAX_RUNS:,}")
-            return [0]
-        seeds: dict[int, SourceLocation] = {}
-        for label, item in self.reader.read_list(entry, "seeds"):
-            if type(item.value) is not int or not 0 <= item.value < 2**31:
-                self.errors.add_unexpected(item, label, "an integer from 0 to 2**31 - 1")
-            elif item.value in seeds:
-                self.errors.add(item.location, label, f"duplicate {item.value}, first at {seeds[item.value]}")
-            else:
-                seeds[item.value] = item.location
-        return list(seeds) or [0]
+def _read_points(entry: Entry) -> list[_Point]:
+    """Return explicit points."""
+    return [_Point(flatten_settings(item), item.location) for item in entry.items]
 
-    def _read_recorded_overrides(self, top: dict[str, Entry]) -> list[str]:
-        """Return the overrides that a resolved file was made with; they are in its settings already."""
-        recorded = self.reader.read_list(top.get("overrides"), "overrides", min_items=0)
-        for label, item in recorded:
-            if not isinstance(item.value, str):
-                self.errors.add_unexpected(item, label, "text, as a record of --set")
-        return [str(item.value) for _, item in recorded]
+
+def _read_seeds(entry: Entry) -> list[int]:
+    """Return the seeds: a list of them, or how many from 0."""
+    if not entry.is_all_valid:
+        return [0]
+    return list(range(entry.value)) if isinstance(entry.value, int) else entry.to_python()
+
+
+def _read_rule(entry: Entry, label: str) -> _Rule:
+    """Read a resource rule, or the combination of an exclude."""
+    settings = flatten_settings(entry.members.get("set"), "resources")
+    return _Rule(entry.location, label, _read_match_values(entry.members.get("when", entry)), settings)
+
+
+def _read_match_values(entry: Entry) -> dict[str, list[Any]]:
+    """Read a combination of settings; a list means any of its values. It is empty after an error."""
+    settings = flatten_settings(entry)
+    if not all(value.is_all_valid for value in settings.values()):
+        return {}
+    values = {key: value.to_python() for key, value in settings.items()}
+    return {key: value if is_any_of(key, value) else [value] for key, value in values.items()}
 
 
 def _dump_resolved(name: str, overrides: list[str], configs: list[RunConfig], seeds: list[int]) -> str:

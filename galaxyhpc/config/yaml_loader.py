@@ -1,16 +1,15 @@
-"""YAML whose every value knows its file and line, so that errors can name them.
+"""YAML as entries: every value knows its file and line, so that errors can name them.
 
 Plain scalars are read as YAML 1.2 reads them: `1e-3` is a number, `yes` and `12:30` are text. Nothing is ever
 constructed from a tag, and values multiplied by aliases are counted, so that any text ends as an `Entry` or as an
-error. All errors of all files end in one `ErrorCollector`, which readers hold and no function passes on.
+error. `a.b: 1` is the same as `a: {b: 1}`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,13 @@ class SourceLocation:
         return f"{self.file}:{self.line}" if self.line else self.file
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """A value and its location: the line of its key in a mapping, its own line in a list."""
 
     value: bool | int | float | str | dict[str, Entry] | list[Entry] | None
     location: SourceLocation
-    is_valid: bool = True  # false once an error was reported, so that nothing is concluded from it
+    is_valid: bool = True  # false once an error was found, so that nothing is concluded from it
 
     def to_python(self) -> Any:
         """Return the value without locations."""
@@ -52,25 +51,54 @@ class Entry:
             return [child.to_python() for child in self.value]
         return self.value
 
+    def find(self, path: Iterable[str | int]) -> Entry:
+        """Return the entry at a path of keys and indices, or the innermost one on the way that exists."""
+        entry = self
+        for part in path:
+            if isinstance(entry.value, dict) and part in entry.value:
+                entry = entry.value[str(part)]
+            elif isinstance(entry.value, list) and isinstance(part, int) and part < len(entry.value):
+                entry = entry.value[part]
+            else:
+                break
+        return entry
 
-@dataclass
-class ErrorCollector:
-    """The user's errors so far."""
+    @property
+    def members(self) -> dict[str, Entry]:
+        """The values of a mapping by key; none of what is invalid."""
+        return self.value if self.is_valid and isinstance(self.value, dict) else {}
 
-    errors: list[tuple[SourceLocation, str]] = field(default_factory=list)
+    @property
+    def items(self) -> list[Entry]:
+        """The items of a list; none of what is invalid."""
+        return self.value if self.is_valid and isinstance(self.value, list) else []
 
-    def add(self, location: SourceLocation, key: str, message: str) -> None:
-        """Record `message` about `key`, which may be empty."""
-        self.errors.append((location, f"{make_printable(key)}: {message}" if key else message))
+    @property
+    def is_all_valid(self) -> bool:
+        """Whether no error was found in a value, nor in a list's items."""
+        return self.is_valid and all(item.is_all_valid for item in self.items)
 
-    def add_unexpected(self, entry: Entry, key: str, expected: str, got: str = "") -> None:
-        """Record that `entry` is not what is expected; `got` describes what it is, by default its value."""
-        self.add(entry.location, key, f"got {got or format_value(entry.to_python())}; expected {expected}")
 
-    def format_lines(self) -> tuple[str, ...]:
-        """Return each distinct error once, `file:line: key: message`, in the order of the files' lines."""
-        ordered = sorted(self.errors, key=lambda error: error[0])
-        return tuple(dict.fromkeys(f"{location}: {message}" for location, message in ordered))
+@dataclass(frozen=True, slots=True)
+class ConfigError:
+    """What is wrong with a key, which may be empty, and where it was written."""
+
+    location: SourceLocation
+    key: str
+    message: str
+
+    @classmethod
+    def unexpected(cls, entry: Entry, key: str, expected: str, got: str = "") -> ConfigError:
+        """Return the error that `entry` is not what is expected; `got` describes it, by default its value."""
+        return cls(entry.location, key, f"got {got or format_value(entry.to_python())}; expected {expected}")
+
+    def __str__(self) -> str:
+        return f"{self.location}: " + (f"{make_printable(self.key)}: " if self.key else "") + self.message
+
+
+def format_errors(errors: Iterable[ConfigError]) -> tuple[str, ...]:
+    """Return each distinct error once, `file:line: key: message`, in the order of the files' lines."""
+    return tuple(dict.fromkeys(map(str, sorted(errors, key=lambda error: error.location))))
 
 
 def make_printable(text: str) -> str:
@@ -131,68 +159,45 @@ def _resolve_scalar_type(text: str) -> str:
 
 
 def dump_yaml(value: object) -> str:
-    """Write plain data as YAML that `EntryReader` reads back to the same."""
+    """Write plain data as YAML that `read_yaml` reads back to the same."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
     return text
 
 
-class EntryReader:
-    """Reads YAML as entries, and the structure of entries; `errors` receives every error."""
+def read_yaml_file(path: Path) -> tuple[Entry | None, list[ConfigError]]:
+    """Read a YAML file; return its value, none where it cannot be read, and every error."""
+    location = SourceLocation(str(path))
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) <= MAX_BYTES:
+            return read_yaml(content.decode("utf-8-sig"), SourceLocation(str(path), 1))
+        message = f"got more than {MAX_BYTES:,} bytes; expected a YAML file of at most as many"
+    except UnicodeDecodeError as error:
+        location = SourceLocation(str(path), content.count(b"\n", 0, error.start) + 1)
+        message = f"got byte 0x{content[error.start]:02x}; expected UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return None, [ConfigError(location, "", message)]
 
-    def __init__(self, errors: ErrorCollector) -> None:
-        self.errors = errors
 
-    def read_file(self, path: Path) -> Entry | None:
-        """Read a YAML file; none where it cannot be read, which is then among the errors."""
-        location = SourceLocation(str(path))
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) <= MAX_BYTES:
-                return self.read_text(content.decode("utf-8-sig"), SourceLocation(str(path), 1))
-            self.errors.add(location, "", f"got more than {MAX_BYTES:,} bytes; expected a YAML file of at most as many")
-        except UnicodeDecodeError as error:
-            location = SourceLocation(str(path), content.count(b"\n", 0, error.start) + 1)
-            self.errors.add(location, "", f"got byte 0x{content[error.start]:02x}; expected UTF-8 text")
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            self.errors.add(location, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")
-        return None
+def read_yaml(text: str, start: SourceLocation, key: str = "") -> tuple[Entry | None, list[ConfigError]]:
+    """Read the one document in `text`, null if there is none; lines are counted where `start` has one.
 
-    def read_text(self, text: str, start: SourceLocation, key: str = "") -> Entry | None:
-        """Read the one document in `text`; lines are counted where `start` has one. Empty text is null."""
-        try:
-            node = yaml.compose(text, Loader=_Loader)
-            return Entry(None, start) if node is None else _NodeConverter(start, self.errors).convert(node, start, key)
-        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
-            line = _find_error_line(error, text)
-            location = SourceLocation(start.file, start.line and line)
-            self.errors.add(location, key, f"not valid YAML: {_describe_yaml_error(error, text, line)}")
-        except _TooLargeError as error:
-            self.errors.add(error.location, key, str(error))
-        return None
-
-    def read_mapping(self, entry: Entry, label: str, known_keys: tuple[str, ...]) -> dict[str, Entry]:
-        """Return the known members of a mapping; the others are errors."""
-        known = ", ".join(known_keys)
-        if not isinstance(entry.value, dict):
-            if entry.is_valid:
-                got = "nothing" if entry.value is None else ""
-                self.errors.add_unexpected(entry, label, f"a mapping with {known}", got)
-            return {}
-        for key, child in entry.value.items():
-            if key not in known_keys:
-                hint = "".join(f" did you mean {name}?" for name in get_close_matches(key, known_keys, 1))
-                self.errors.add(child.location, f"{label}.{key}".lstrip("."), f"unknown key;{hint} known: {known}")
-        return {key: child for key, child in entry.value.items() if key in known_keys}
-
-    def read_list(self, entry: Entry | None, label: str, min_items: int = 1) -> list[tuple[str, Entry]]:
-        """Return the items of a list, each with its label; an absent list has none."""
-        if entry is None or not entry.is_valid:
-            return []
-        if not isinstance(entry.value, list) or len(entry.value) < min_items:
-            self.errors.add_unexpected(entry, label, "a list with at least one item" if min_items else "a list")
-            return []
-        return [(f"{label}[{index}]", item) for index, item in enumerate(entry.value)]
+    With a key, the text is its value, and the entry that is returned is the mapping with this key.
+    """
+    converter = _NodeConverter(start)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        entry = Entry(None, start) if node is None else converter.convert(node, start, key, depth=key.count("."))
+        return converter.nest(Entry({key: entry}, start) if key else entry), converter.errors
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
+        line = _find_error_line(error, text)
+        location = SourceLocation(start.file, start.line and line)
+        message = f"not valid YAML: {_describe_yaml_error(error, text, line)}"
+        return None, [*converter.errors, ConfigError(location, key, message)]
+    except _TooLargeError as error:
+        return None, [*converter.errors, ConfigError(error.location, key, str(error))]
 
 
 def _find_error_line(error: Exception, text: str) -> int:
@@ -219,8 +224,9 @@ class _TooLargeError(Exception):
 class _NodeConverter:
     """One pass over the composed nodes of a document; every use of an alias is a visit."""
 
-    def __init__(self, start: SourceLocation, errors: ErrorCollector) -> None:
-        self.start, self.errors, self.num_visits = start, errors, 0
+    def __init__(self, start: SourceLocation) -> None:
+        self.start, self.num_visits = start, 0
+        self.errors: list[ConfigError] = []
 
     def get_location(self, node: yaml.Node) -> SourceLocation:
         return SourceLocation(self.start.file, self.start.line and node.start_mark.line + 1)
@@ -244,9 +250,10 @@ class _NodeConverter:
             try:
                 return Entry(_SCALAR_PARSERS[tag](node.value), location)
             except (ValueError, KeyError):  # only an explicit tag can be wrong
-                self.errors.add(location, key, f"got {format_value(node.value)}; expected !!{tag}, as its tag says")
+                message = f"got {format_value(node.value)}; expected !!{tag}, as its tag says"
         else:
-            self.errors.add(location, key, f"got the tag {make_printable(node.tag)}; expected plain values")
+            message = f"got the tag {make_printable(node.tag)}; expected plain values"
+        self.errors.append(ConfigError(location, key, message))
         return Entry(None, location, is_valid=False)
 
     def convert_mapping(self, node: yaml.MappingNode, key: str, depth: int) -> dict[str, Entry]:
@@ -258,12 +265,14 @@ class _NodeConverter:
                 for merged_name, child in self.expand_merge(value_node, location, key, depth):
                     merged.setdefault(merged_name, child)
             elif key_node.tag != _TAG + "str" or not isinstance(key_node, yaml.ScalarNode):
-                self.errors.add(location, key, f"got the key {format_value(name)}; expected names as keys")
+                self.errors.append(
+                    ConfigError(location, key, f"got the key {format_value(name)}; expected names as keys")
+                )
             elif name in own:
-                message = f"duplicate key, first at {own[name].location}"
-                self.errors.add(location, f"{key}.{name}".lstrip("."), message)
+                self.add_duplicate(_join(key, name), location, own[name])
             else:
-                own[name] = self.convert(value_node, location, f"{key}.{name}".lstrip("."), depth + 1)
+                self.num_visits += name.count(".")
+                own[name] = self.convert(value_node, location, _join(key, name), depth + 1 + name.count("."))
         return {**merged, **own}
 
     def expand_merge(
@@ -274,7 +283,39 @@ class _NodeConverter:
             if isinstance(entry.value, dict):
                 yield from entry.value.items()
             else:
-                self.errors.add_unexpected(entry, key, "a mapping to merge with <<")
+                self.errors.append(ConfigError.unexpected(entry, key, "a mapping to merge with <<"))
+
+    def nest(self, entry: Entry, key: str = "") -> Entry:
+        """Return an entry with `a.b: 1` as a part of `a`."""
+        if isinstance(entry.value, list):
+            return replace(entry, value=[self.nest(item, f"{key}[{i}]") for i, item in enumerate(entry.value)])
+        if not isinstance(entry.value, dict):
+            return entry
+        members: dict[str, Entry] = {}
+        for name, child in entry.value.items():
+            first, *others = name.split(".")
+            inner = self.nest(child, _join(key, name))
+            for part in reversed(others):
+                inner = Entry({part: inner}, child.location)
+            self.add_member(members, first, inner, key)
+        return replace(entry, value=members)
+
+    def add_member(self, members: dict[str, Entry], name: str, child: Entry, key: str) -> None:
+        """Add a member, or those of a mapping to a mapping that is there already."""
+        known = members.setdefault(name, child)
+        if known is child:
+            return
+        if not isinstance(known.value, dict) or not isinstance(child.value, dict):
+            return self.add_duplicate(_join(key, name), child.location, known)
+        for inner_name, inner in child.value.items():
+            self.add_member(known.value, inner_name, inner, _join(key, name))
+
+    def add_duplicate(self, key: str, location: SourceLocation, first: Entry) -> None:
+        self.errors.append(ConfigError(location, key, f"duplicate key, first at {first.location}"))
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
 
 
 def read_leading_comment(text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from galaxyhpc.config.schema import RunConfig, find_nearest_image_sizes, is_exact_image_size
-from galaxyhpc.config.setting_parser import DEFAULTS
+from galaxyhpc.config.settings import DEFAULTS
 from galaxyhpc.storage.files import write_text
 from galaxyhpc.storage.run_dir import RunDir
 

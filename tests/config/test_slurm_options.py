@@ -76,7 +76,7 @@ def test_resources_with_different_options_are_different_and_can_be_told_apart_in
         ("reservation:", "reservation: got null; expected to be text without spaces"),
         ("reservation: a b", "reservation: got 'a b'; expected to be text without spaces"),
         ("gres: 'gpu:a:1,gpu:b:1'", "gres: got 'gpu:a:1,gpu:b:1'; expected to name one kind of GPU"),
-        ("licenses.x: 1", "licenses.x: unknown setting; expected the name of one option"),
+        ("licenses.x: 1", "licenses: got {x: 1}; expected to be text without spaces"),
     ],
 )
 def test_an_option_that_is_a_setting_or_galaxyhpcs_own_is_refused_with_file_and_line(

@@ -11,22 +11,23 @@ from hypothesis import strategies as st
 
 from galaxyhpc.config import yaml_loader
 from galaxyhpc.config.yaml_loader import (
+    ConfigError,
     Entry,
-    EntryReader,
-    ErrorCollector,
     SourceLocation,
     dump_yaml,
+    format_errors,
     format_value,
     parse_question,
     read_leading_comment,
+    read_yaml,
+    read_yaml_file,
 )
 
 
-def read(text: str, start: SourceLocation | None = None) -> tuple[Entry | None, list[str]]:
+def read(text: str, start: SourceLocation | None = None, key: str = "") -> tuple[Entry | None, list[str]]:
     """Read text as the file `x.yaml`; return the entry and the errors."""
-    errors = ErrorCollector()
-    entry = EntryReader(errors).read_text(text, start or SourceLocation("x.yaml", 1))
-    return entry, list(errors.format_lines())
+    entry, errors = read_yaml(text, start or SourceLocation("x.yaml", 1), key)
+    return entry, list(format_errors(errors))
 
 
 def read_valid(text: str) -> Entry:
@@ -135,46 +136,71 @@ def test_a_file_has_as_many_bytes_as_allowed_or_is_refused_unread(
 ) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1")  # a byte order mark counts
-    errors = ErrorCollector()
+    start = SourceLocation(str(path), 1)
     monkeypatch.setattr(yaml_loader, "MAX_BYTES", 7)
-    assert EntryReader(errors).read_file(path) == Entry(
-        {"a": Entry(1, SourceLocation(str(path), 1))}, SourceLocation(str(path), 1)
-    )
+    assert read_yaml_file(path) == (Entry({"a": Entry(1, start)}, start), [])
     monkeypatch.setattr(yaml_loader, "MAX_BYTES", 6)
-    assert EntryReader(errors).read_file(path) is None
-    assert errors.format_lines() == (f"{path}: got more than 6 bytes; expected a YAML file of at most as many",)
+    entry, errors = read_yaml_file(path)
+    assert entry is None
+    assert format_errors(errors) == (f"{path}: got more than 6 bytes; expected a YAML file of at most as many",)
 
 
 def test_a_zero_byte_in_a_path_is_an_error_on_one_line() -> None:
-    errors = ErrorCollector()
-    assert EntryReader(errors).read_file(Path("a\0b")) is None
-    assert len(errors.errors) == 1 and "cannot be read: embedded null byte" in errors.format_lines()[0]
+    entry, (error,) = read_yaml_file(Path("a\0b"))
+    assert entry is None and "cannot be read: embedded null byte" in str(error)
+
+
+def test_a_dotted_key_is_a_part_of_a_part_beside_those_written_nested() -> None:
+    entry = read_valid("a.b: 1\na:\n  c.d: 2\na.c: {e: 3}\nlist: [{x.y: 4}]\n")
+    assert entry.to_python() == {"a": {"b": 1, "c": {"d": 2, "e": 3}}, "list": [{"x": {"y": 4}}]}
+    assert (list_lines(entry)[".a.c.d"], list_lines(entry)[".list[0].x.y"]) == (3, 5)
+    assert read("a.b: 1\na: {b: 2}\na.b.c: 3\n")[1] == [
+        "x.yaml:2: a.b: duplicate key, first at x.yaml:1",
+        "x.yaml:3: a.b: duplicate key, first at x.yaml:1",
+    ]
+
+
+def test_a_merge_yields_to_the_key_that_is_written_and_nested_parts_are_joined_after_it() -> None:
+    entry = read_valid("a: &a {x.y: 1, x.z: 2}\nb: {<<: *a, x.y: 3}\nc: {<<: *a, x: {w: 4}}\n")
+    assert entry.to_python()["b"] == {"x": {"y": 3, "z": 2}}
+    assert entry.to_python()["c"] == {"x": {"y": 1, "z": 2, "w": 4}}
+
+
+def test_a_text_may_be_the_value_of_a_key() -> None:
+    entry, errors = read("{c: 1}", SourceLocation("--set"), key="a.b")
+    assert entry is not None and entry.to_python() == {"a": {"b": {"c": 1}}} and not errors
+
+
+def test_forty_dots_in_a_key_are_read_and_more_are_refused() -> None:
+    assert read("a" + ".a" * 39 + ": 1")[1] == []
+    for _, (error,) in (
+        read("a" + ".a" * 40 + ": 1"),
+        read("a" + ".a" * 400 + ": 1"),
+        read("1", key="a" + ".a" * 4000),
+    ):
+        assert "got more than 40 levels" in error
+
+
+def test_a_path_leads_to_the_innermost_entry_that_exists() -> None:
+    entry = read_valid("a:\n  - 1\n  - b: 2\n")
+    for path, line in (((), 1), (("a", 1, "b"), 3), (("a", 1, "c", 7), 3), (("a", 5), 1), (("x",), 1), (("a", "x"), 1)):
+        assert entry.find(path).location.line == line, path
+
+
+def test_what_is_invalid_has_no_parts_and_makes_a_list_not_all_valid() -> None:
+    entry = read_valid("a: {b: [1, [2]]}")
+    inner = entry.find(["a", "b"])
+    assert [item.value for item in inner.items][:1] == [1] and inner.is_all_valid
+    entry.find(["a", "b", 1, 0]).is_valid = False
+    assert inner.is_valid and not inner.is_all_valid
+    inner.is_valid = entry.is_valid = False
+    assert inner.items == [] and entry.members == {}
 
 
 def test_errors_are_sorted_by_file_and_line_and_told_once() -> None:
-    errors = ErrorCollector()
-    for line in (12, 3, 12):
-        errors.add(SourceLocation("x.yaml", line), "a.b", "wrong")
-    errors.add(SourceLocation("--set"), "", "wrong")
-    assert errors.format_lines() == ("--set: wrong", "x.yaml:3: a.b: wrong", "x.yaml:12: a.b: wrong")
-
-
-def test_an_unknown_key_is_reported_at_its_line_with_the_most_similar_known_one() -> None:
-    errors = ErrorCollector()
-    members = EntryReader(errors).read_mapping(read_valid("grid: 1\npoint: 2\n"), "blocks[0]", ("grid", "points"))
-    assert list(members) == ["grid"]
-    assert errors.format_lines() == (
-        "x.yaml:2: blocks[0].point: unknown key; did you mean points? known: grid, points",
-    )
-
-
-def test_nothing_more_is_said_about_an_entry_that_is_already_wrong() -> None:
-    errors = ErrorCollector()
-    invalid = Entry(None, SourceLocation("x.yaml", 1), is_valid=False)
-    assert EntryReader(errors).read_mapping(invalid, "a", ("b",)) == {}
-    assert EntryReader(errors).read_list(invalid, "a") == []
-    assert EntryReader(errors).read_list(None, "a") == []
-    assert not errors.errors
+    errors = [ConfigError(SourceLocation("x.yaml", line), "a.b", "wrong") for line in (12, 3, 12)]
+    errors.append(ConfigError(SourceLocation("--set"), "", "wrong"))
+    assert format_errors(errors) == ("--set: wrong", "x.yaml:3: a.b: wrong", "x.yaml:12: a.b: wrong")
 
 
 @pytest.mark.parametrize(
