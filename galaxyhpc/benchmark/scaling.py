@@ -89,8 +89,6 @@ def _run_worker(parent_pid: int, case: Case, rank: int, world_size: int, directo
     die_with_parent(parent_pid)
     keep_heap()
     torch.set_num_threads(case.num_threads)
-    if Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "nccl" if case.device == "cuda" else "gloo"
     meeting = f"file://{directory}/meeting"
     with join_group(backend, init_method=meeting, rank=rank, world_size=world_size):

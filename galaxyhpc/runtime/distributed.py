@@ -76,12 +76,11 @@ def process_group(run: RunDir) -> Iterator[Process]:
     device = torch.device("cuda", rank_info.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if rank_info.num_nodes == 1 and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name of a laptop may not resolve
     address_file = run.path / f".meeting-{rank_info.job_attempt.replace('/', '_')}.json"
     store = _host_store(rank_info, address_file) if rank_info.rank == 0 else _connect_store(rank_info, address_file)
     backend = _choose_backend(store, rank_info, _get_gpu_id(device)) if cuda else "gloo"
-    with join_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.world_size):
+    options = {"store": store, "rank": rank_info.rank, "world_size": rank_info.world_size}
+    with join_group(backend, num_nodes=rank_info.num_nodes, **options):
         process = Process(rank_info, device)
         process.barrier()
         if process.is_main:
@@ -90,13 +89,15 @@ def process_group(run: RunDir) -> Iterator[Process]:
 
 
 @contextmanager
-def join_group(backend: str, **options: Any) -> Iterator[None]:
+def join_group(backend: str, num_nodes: int = 1, **options: Any) -> Iterator[None]:
     """Be in a process group; DDP has to be made in a function that is called within, whose variables end with it.
 
     DDP that outlives its group destroys gloo's threads (torch 2.13) while it holds the GIL. A thread may need that to
     release its last sum: a deadlock, seen as a process that had finished and never exited. Torch's own destruction of
     the group releases the GIL.
     """
+    if num_nodes == 1 and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name of a laptop may not resolve
     dist.init_process_group(backend, **options)
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 import time
 import warnings
@@ -170,7 +169,6 @@ def _run_rank(rank: int, campaign: Campaign, folder: str) -> None:
     """Compare by kernels and precision, in one of the two processes."""
     if campaign.is_tiny:
         use_gpu_kernels_on_cpu()
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cases = [("dense", "float32"), ("harmonic", "float32"), ("dense", "bfloat16"), ("harmonic", "bfloat16")]
     with join_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2):
         for kernels, precision in cases[: 4 if campaign.is_cuda else 2]:
