@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -73,6 +74,12 @@ def _check_conditions(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_bands(bands: str) -> str:
+    if re.fullmatch("[A-Za-z]{3}", bands) is None:
+        raise ValueError("three letters, the bands for red, green and blue")
+    return bands
+
+
 def _check_source(source: str) -> str:
     if (path := Path(source)).anchor == str(path):
         raise ValueError(f"got {source}, a whole file system; expected a file, or the directory of the galaxies")
@@ -132,7 +139,7 @@ class FitsConfig(BaseConfig):
     """FITS images: the bands that become red, green and blue, and the stretch of their flux to 0 to 255."""
 
     # letters of the header's BANDS, for red, green and blue; the same one three times makes grey images
-    bands: Annotated[str, Field(pattern="^[A-Za-z]{3}$")] = "zrg"
+    bands: Annotated[str, AfterValidator(_check_bands)] = "zrg"
     # legacy: of the Legacy Surveys' viewer, for nanomaggies in g, r and z; lupton: keeps colours; asinh: band by band
     stretch: Literal["legacy", "lupton", "asinh"] = "legacy"
     scale: Annotated[float, Field(gt=0.0)] = 1.0  # multiplies the flux; lupton and asinh: white is about 1 / scale

@@ -104,7 +104,9 @@ def build_run_config(
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        return None, [_locate_error(details, valid_settings, location) for details in error.errors(include_url=False)]
+        return None, [
+            _locate_run_error(details, valid_settings, location) for details in error.errors(include_url=False)
+        ]
     return (None if bad_sections else config), []
 
 
@@ -185,14 +187,15 @@ def _nest_settings(settings: Settings, default_model: dict[str, Any]) -> dict[st
     return values
 
 
-def _locate_error(error: ErrorDetails, settings: Settings, location: SourceLocation) -> ConfigError:
+def _locate_run_error(error: ErrorDetails, settings: Settings, location: SourceLocation) -> ConfigError:
     """Return pydantic's error about these settings with the key and location of the last of those it mentions."""
     key = get_setting_key(error["loc"])
     if key in settings:
         return ConfigError(settings[key].location, key, describe_error(error))
     message = error["msg"].removeprefix("Value error, ")
     keys = [known for known in settings if known.startswith(f"{key}.".lstrip("."))]
-    mentioned_keys = [known for known in keys if re.search(rf"\b{known.rpartition('.')[2]}\b", message)] or keys
+    names = {known: re.escape(known.rpartition(".")[2]) for known in keys}
+    mentioned_keys = [known for known, name in names.items() if re.search(rf"\b{name}\b", message)] or keys
     if not mentioned_keys:
         return ConfigError(location, key, f"got nothing; {message}")
     key = mentioned_keys[-1]

@@ -80,19 +80,26 @@ class SbatchOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
-        errors = [
-            InitErrorDetails(type=PydanticCustomError("option", "{text}", {"text": text}), loc=(name,), input=value)
-            for name, value in (self.model_extra or {}).items()
-            if (text := _find_expected_option(name, value))
-        ]
-        if errors:
-            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        check_options({name: [value] for name, value in (self.model_extra or {}).items()})
         return self
 
     @property
     def requested(self) -> dict[str, str | int]:
         """The options to hand to sbatch."""
         return {name: value for name, value in (self.model_extra or {}).items() if value is not False}
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of sbatch by name, each with a value or a list of its values; an error has the path of a value."""
+    errors = [
+        InitErrorDetails(type=PydanticCustomError("option", "{text}", {"text": text}), loc=(name, *index), input=value)
+        for name, values in options.items()
+        for *index, value in (enumerate(values) if isinstance(values, list) and values else [(values,)])
+        if (text := _find_expected_option(name, value))
+    ]
+    if errors:
+        raise ValidationError.from_exception_data(SbatchOptions.__name__, errors)
+    return options
 
 
 def _find_expected_option(name: str, value: object) -> str:

@@ -35,7 +35,15 @@ from galaxyhpc.config.settings import (
     get_value,
     merge,
 )
-from galaxyhpc.config.sweep_file import BLOCK_KINDS, SettingsFile, SweepFile, find_errors, is_any_of
+from galaxyhpc.config.sweep_file import (
+    BLOCK_KINDS,
+    EXPECTED_KIND,
+    Block,
+    SettingsFile,
+    SweepFile,
+    is_any_of,
+    validate_file,
+)
 from galaxyhpc.config.yaml_loader import (
     ConfigError,
     Entry,
@@ -141,11 +149,11 @@ class _SweepParser:
         file, errors = read_yaml_file(path)
         self.errors += errors
         if file is not None:
-            self.errors += find_errors(SweepFile, file)
+            self.errors += validate_file(SweepFile, file)
         if file is None or not file.members:
             raise SweepError(format_errors(self.errors))
         top = file.members | override_top
-        seeds = _read_seeds(top["seeds"]) if "seeds" in top else [0]
+        seeds = self._read_seeds(top["seeds"]) if "seeds" in top else [0]
         configs = self._build_configs(top, profile_settings, seeds)
         if self.errors:
             raise SweepError(format_errors(self.errors))
@@ -186,7 +194,7 @@ class _SweepParser:
             entry, errors = read_yaml(value, location, key)
             self.errors += errors
             if entry is not None and key in ("name", "seeds"):
-                self.errors += find_errors(SettingsFile, entry)
+                self.errors += validate_file(SettingsFile, entry)
                 top |= entry.members
             elif entry is not None:
                 self.override_settings = merge(self.override_settings, self._read_settings(entry))
@@ -202,33 +210,30 @@ class _SweepParser:
 
     def _read_settings(self, entry: Entry) -> Settings:
         """Check and return settings that are in no sweep's file."""
-        self.errors += find_errors(SettingsFile, Entry({"base": entry}, entry.location))
+        self.errors += validate_file(SettingsFile, Entry({"base": entry}, entry.location))
         return flatten_settings(entry)
 
     def _build_configs(self, top: dict[str, Entry], profile_settings: Settings, seeds: list[int]) -> list[RunConfig]:
         """Return the distinct points that are not excluded, each with the first seed."""
         base = merge(profile_settings, flatten_settings(top.get("base")))
-        points, is_complete = self._read_blocks(top["blocks"], base, len(seeds))
-        excludes, rules = (
-            [_read_rule(item, f"{key}[{i}]") for i, item in enumerate(top[key].items)] if key in top else []
-            for key in ("exclude", "resources")
-        )
+        points, is_complete = self._read_blocks(top, base, len(seeds))
+        excludes = [_read_exclude(label, item) for label, item in _list_items(top, "exclude")]
+        rules = [_read_rule(label, item) for label, item in _list_items(top, "resources")]
         selected, used = self._apply_rules(points, excludes, rules)
         for rule in (*excludes, *rules) if is_complete else ():
             if id(rule) not in used and rule.match_values:
                 self.errors.append(ConfigError(rule.location, rule.label, "matches no point"))
-        if points and not selected:
+        if is_complete and not selected:
             message = f"excludes every point ({len(points)}); expected to leave at least one"
             self.errors.append(ConfigError(top["exclude"].location, "exclude", message))
         return self._deduplicate_points(selected, seeds[0])
 
-    def _read_blocks(self, entry: Entry, base: Settings, num_seeds: int) -> tuple[list[_Point], bool]:
+    def _read_blocks(self, top: dict[str, Entry], base: Settings, num_seeds: int) -> tuple[list[_Point], bool]:
         """Return the points of all blocks, and whether every block could be read."""
         points: list[_Point] = []
-        is_complete = entry.is_valid
-        for number, block in enumerate(entry.items):
-            label = f"blocks[{number}]"
-            block_points = self._read_block(block, label, base)
+        is_complete = top["blocks"].is_valid
+        for label, block in _list_items(top, "blocks"):
+            block_points = self._read_block(label, block, base)
             is_complete = is_complete and bool(block_points)
             points += block_points
             if len(points) * num_seeds > MAX_RUNS:
@@ -236,33 +241,54 @@ class _SweepParser:
                 return [], False
         return points, is_complete
 
-    def _read_block(self, block: Entry, label: str, base: Settings) -> list[_Point]:
+    def _read_block(self, label: str, block: Entry, base: Settings) -> list[_Point]:
         """Return the points of one block; none after an error in its structure."""
+        readers = {"grid": self._read_grid, "zip": self._read_zip, "points": self._read_points}
+        kinds = [kind for kind in BLOCK_KINDS if kind in block.members]
+        has_unknown = not block.members.keys() <= Block.model_fields.keys()
+        if block.is_valid and len(kinds) != 1 and (kinds or not has_unknown):
+            self.errors.append(ConfigError.unexpected(block, label, EXPECTED_KIND, " and ".join(kinds) or "none"))
+        if len(kinds) != 1:
+            return []
         base = merge(base, flatten_settings(block.members.get("base")))
-        points: list[_Point] = []
-        for kind in filter(block.members.get, BLOCK_KINDS):
-            entry = block.members[kind]
-            points = _read_points(entry) if kind == "points" else self._combine_axes(entry, f"{label}.{kind}")
+        points = readers[kinds[0]](f"{label}.{kinds[0]}", block.members[kinds[0]])
         return [_Point(merge(base, point.settings), point.location) for point in points]
 
-    def _combine_axes(self, entry: Entry, label: str) -> list[_Point]:
-        """Return the product (grid) or the pairing (zip) of lists of values."""
-        if not entry.is_valid:
+    def _read_grid(self, label: str, entry: Entry) -> list[_Point]:
+        """Return the product of lists of values."""
+        axes = _read_axes(entry)
+        num_points = math.prod(map(len, axes.values()))
+        if num_points > MAX_RUNS:
+            self.errors.append(ConfigError.unexpected(entry, label, f"at most {MAX_RUNS:,} points", f"{num_points:,}"))
             return []
-        axes = {key: values.items or [values] for key, values in flatten_settings(entry).items()}
+        return _combine(axes, itertools.product(*axes.values()))
+
+    def _read_zip(self, label: str, entry: Entry) -> list[_Point]:
+        """Return the pairing of lists of values."""
+        axes = _read_axes(entry)
         lengths = {key: len(values) for key, values in axes.items()}
-        combinations: Iterable[tuple[Entry, ...]] = ()
-        if label.endswith("zip") and len(set(lengths.values())) > 1:
+        if len(set(lengths.values())) > 1:
             got = f"lists of lengths {format_value(lengths)}"
             self.errors.append(ConfigError.unexpected(entry, label, "equal lengths", got))
-        elif label.endswith("zip"):
-            combinations = zip(*axes.values(), strict=True)
-        elif math.prod(lengths.values()) > MAX_RUNS:
-            got = f"{math.prod(lengths.values()):,}"
-            self.errors.append(ConfigError.unexpected(entry, label, f"at most {MAX_RUNS:,} points", got))
-        else:
-            combinations = itertools.product(*axes.values())
-        return [_Point(dict(zip(axes, c, strict=True)), max(value.location for value in c)) for c in combinations]
+            return []
+        return _combine(axes, zip(*axes.values(), strict=True))
+
+    def _read_points(self, label: str, entry: Entry) -> list[_Point]:
+        """Return explicit points."""
+        return [_Point(flatten_settings(item), item.location) for item in entry.items]
+
+    def _read_seeds(self, entry: Entry) -> list[int]:
+        """Return the seeds: a list of them, or how many from 0."""
+        if isinstance(entry.value, int) and entry.is_valid:
+            return list(range(entry.value))
+        seeds: dict[int, SourceLocation] = {}
+        for index, item in enumerate(entry.items):
+            if item.is_valid and isinstance(item.value, int):
+                first = seeds.setdefault(item.value, item.location)
+                if first is not item.location:
+                    message = f"duplicate {item.value}, first at {first}"
+                    self.errors.append(ConfigError(item.location, f"seeds[{index}]", message))
+        return list(seeds) or [0]
 
     def _apply_rules(
         self, points: list[_Point], excludes: list[_Rule], rules: list[_Rule]
@@ -310,25 +336,35 @@ class _SweepParser:
         return [config for _, config in first.values()]
 
 
-def _read_points(entry: Entry) -> list[_Point]:
-    """Return explicit points."""
-    return [_Point(flatten_settings(item), item.location) for item in entry.items]
+def _list_items(top: dict[str, Entry], key: str) -> list[tuple[str, Entry]]:
+    """Return the items of one of the file's lists, which may be absent, each with its label."""
+    return [(f"{key}[{index}]", item) for index, item in enumerate(top[key].items)] if key in top else []
 
 
-def _read_seeds(entry: Entry) -> list[int]:
-    """Return the seeds: a list of them, or how many from 0."""
-    if not entry.is_all_valid:
-        return [0]
-    return list(range(entry.value)) if isinstance(entry.value, int) else entry.to_python()
+def _read_axes(entry: Entry) -> dict[str, list[Entry]]:
+    """Return the values of each setting; nothing where a list is invalid."""
+    axes = {key: values.items for key, values in flatten_settings(entry).items()}
+    return axes if all(axes.values()) else {}
 
 
-def _read_rule(entry: Entry, label: str) -> _Rule:
-    """Read a resource rule, or the combination of an exclude."""
+def _combine(axes: dict[str, list[Entry]], combinations: Iterable[tuple[Entry, ...]]) -> list[_Point]:
+    """Return points at the last of their lines; none where there are no axes."""
+    return [
+        _Point(dict(zip(axes, values, strict=True)), max(value.location for value in values))
+        for values in (combinations if axes else ())
+    ]
+
+
+def _read_exclude(label: str, entry: Entry) -> _Rule:
+    return _Rule(entry.location, label, _read_match_values(entry))
+
+
+def _read_rule(label: str, entry: Entry) -> _Rule:
     settings = flatten_settings(entry.members.get("set"), "resources")
-    return _Rule(entry.location, label, _read_match_values(entry.members.get("when", entry)), settings)
+    return _Rule(entry.location, label, _read_match_values(entry.members.get("when")), settings)
 
 
-def _read_match_values(entry: Entry) -> dict[str, list[Any]]:
+def _read_match_values(entry: Entry | None) -> dict[str, list[Any]]:
     """Read a combination of settings; a list means any of its values. It is empty after an error."""
     settings = flatten_settings(entry)
     if not all(value.is_all_valid for value in settings.values()):

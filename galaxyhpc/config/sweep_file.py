@@ -1,6 +1,6 @@
 """The grammar of what a person writes, as pydantic models: a sweep's file, and settings wherever they stand in it.
 
-`find_errors` fills in environment variables, validates a file once, and gives each of pydantic's errors the line of
+`validate_file` fills in environment variables, validates a file once, and gives each of pydantic's errors the line of
 the value it is about. What only several settings together can show is checked for each run (`settings`).
 """
 
@@ -9,22 +9,21 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from functools import partial
 from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     create_model,
-    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -39,12 +38,11 @@ from galaxyhpc.config.settings import (
     get_setting_key,
     is_setting,
 )
-from galaxyhpc.config.slurm_options import SbatchOptions
+from galaxyhpc.config.slurm_options import SbatchOptions, check_options
 from galaxyhpc.config.yaml_loader import ConfigError, Entry, format_value
 
 BLOCK_KINDS = ("grid", "zip", "points")
-_EXPECTED_KIND = f"exactly one of {', '.join(BLOCK_KINDS)}"
-_EXPECTED_BLOCKS = f"a list of blocks, each with {_EXPECTED_KIND}"
+EXPECTED_KIND = f"exactly one of {', '.join(BLOCK_KINDS)}"
 _ENVIRONMENT_SETTINGS = ("data.source", "data.images", "data.cache", "model.pretrained", "resources.setup")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 
@@ -62,10 +60,6 @@ def is_any_of(key: str, value: Any) -> bool:
     """Whether a value that points are compared with is a list of values, any of which they may have."""
     is_tuple = isinstance(DEFAULTS.get(key), tuple)  # then only a list of lists means any of them
     return isinstance(value, list) and (not is_tuple or all(isinstance(item, list) for item in value))
-
-
-def _list_alternatives(key: str, value: Any) -> Any:
-    return value if is_any_of(key, value) else [value]
 
 
 def _check_preset(name: Any) -> Any:
@@ -89,19 +83,22 @@ def _make_axis_type(key: str, value_type: Any) -> Any:
 def _make_criterion_type(key: str, value_type: Any) -> Any:
     if key == PRESET_KEY:
         return Annotated[Any, BeforeValidator(_refuse_preset)]
-    return Annotated[_make_axis_type(key, value_type), BeforeValidator(partial(_list_alternatives, key))]
+    kinds: Any = Annotated[_make_axis_type(key, value_type), Tag("values")] | Annotated[value_type, Tag("value")]
+    return Annotated[kinds, Discriminator(lambda setting: "values" if is_any_of(key, setting) else "value")]
 
 
 def _make_settings_model(
     make_type: Callable[[str, Any], Any], model: type[BaseModel] = RunConfig, prefix: str = ""
 ) -> type[BaseModel]:
     """Return the model of some settings; `make_type` gives a field's type from the setting's key and type."""
-    types = get_type_hints(model, include_extras=True)
     fields: dict[str, Any] = {}
-    for name in (name for name in model.model_fields if prefix or name != "seed"):
-        key, value_type = prefix + name, types[name]
+    for name, field in model.model_fields.items():
+        key, value_type = prefix + name, field.rebuild_annotation()
+        if key == "seed":
+            continue
         if value_type is SbatchOptions:
-            fields[name] = GenericAlias(dict, (str, make_type(key, Any)))
+            options_type: Any = GenericAlias(dict, (str, make_type(key, Any)))
+            fields[name] = Annotated[options_type, AfterValidator(check_options)]
         elif isinstance(value_type, type) and issubclass(value_type, BaseModel):
             fields[name] = _make_settings_model(make_type, value_type, f"{key}.")
         else:
@@ -112,22 +109,26 @@ def _make_settings_model(
     return create_model("Settings", __base__=_FileModel, **optional_fields)
 
 
-def _check_not_empty(settings: BaseModel) -> BaseModel:
-    if not settings.model_fields_set:
+def _is_empty(settings: Any) -> bool:
+    return isinstance(settings, dict) and all(map(_is_empty, settings.values()))
+
+
+def _check_not_empty(settings: Any) -> Any:
+    if _is_empty(settings):
         raise ValueError("at least one setting")
     return settings
 
 
 if TYPE_CHECKING:
-    Settings: TypeAlias = BaseModel
-    Axes: TypeAlias = BaseModel
-    Criteria: TypeAlias = BaseModel
-    Resources: TypeAlias = BaseModel
+    SettingsModel: TypeAlias = Any
+    ResourcesModel: TypeAlias = Any
+    AxesModel: TypeAlias = Any
+    CriteriaModel: TypeAlias = Any
 else:
-    Settings = _make_settings_model(_make_value_type)
-    Resources = _make_settings_model(_make_value_type, RequestedResources, "resources.")
-    Axes = Annotated[_make_settings_model(_make_axis_type), AfterValidator(_check_not_empty)]
-    Criteria = Annotated[_make_settings_model(_make_criterion_type), AfterValidator(_check_not_empty)]
+    SettingsModel = _make_settings_model(_make_value_type)
+    ResourcesModel = _make_settings_model(_make_value_type, RequestedResources, "resources.")
+    AxesModel = Annotated[_make_settings_model(_make_axis_type), BeforeValidator(_check_not_empty)]
+    CriteriaModel = Annotated[_make_settings_model(_make_criterion_type), BeforeValidator(_check_not_empty)]
 
 
 # The file
@@ -148,54 +149,35 @@ def _make_seeds(seeds: Any) -> Any:
     return seeds
 
 
-def _check_distinct(seeds: list[int]) -> list[int]:
-    doubled = [seed for seed, count in Counter(seeds).items() if count > 1]
-    if doubled:
-        raise ValueError(f"got {doubled[0]} twice; expected each seed once")
-    return seeds
-
-
 Name = Annotated[str, BeforeValidator(_check_name)]
-Seeds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**31)]],
-    Field(min_length=1),
-    BeforeValidator(_make_seeds),
-    AfterValidator(_check_distinct),
-]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), BeforeValidator(_make_seeds)]
 
 
 class Block(_FileModel):
-    """Points: the product of lists of values, their pairing, or each by itself."""
+    """Points: by one of its kinds the product of lists of values, their pairing, or each point by itself."""
 
-    base: Settings = Settings()
-    grid: Axes = Settings()
-    zip: Axes = Settings()
-    points: Annotated[list[Settings], Field(min_length=1)] = []
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        kinds = [kind for kind in BLOCK_KINDS if kind in self.model_fields_set]
-        if len(kinds) != 1:
-            raise ValueError(f"got {' and '.join(kinds) or 'none'}; expected {_EXPECTED_KIND}")
-        return self
+    base: SettingsModel = Field(None)
+    grid: AxesModel = Field(None)
+    zip: AxesModel = Field(None)
+    points: Annotated[list[SettingsModel], Field(min_length=1)] = []
 
 
 class ResourceRule(_FileModel):
     """Resources of the points that have some settings."""
 
-    when: Criteria
-    set: Resources
+    when: CriteriaModel
+    set: ResourcesModel
 
 
 class SweepFile(_FileModel):
-    """A sweep, as `sweep` describes it."""
+    """A sweep, as `sweep` describes it. `_get_path_of_setting` says where it has settings."""
 
     name: Name = ""
     overrides: list[str] = []  # that a resolved file was made with
-    base: Settings = Settings()
+    base: SettingsModel = Field(None)
     blocks: Annotated[list[Block], Field(min_length=1)]
-    exclude: list[Criteria] = []
-    seeds: Seeds = [0]
+    exclude: list[CriteriaModel] = []
+    seeds: Seeds = []
     resources: list[ResourceRule] = []
 
 
@@ -203,15 +185,19 @@ class SettingsFile(_FileModel):
     """A profile, or one setting of the command line, as a sweep's file would have it."""
 
     name: Name = ""
-    base: Settings = Settings()
-    seeds: Seeds = [0]
+    base: SettingsModel = Field(None)
+    seeds: Seeds = []
 
 
 _STRUCTURE: dict[EntryPath, type[BaseModel]] = {(): SweepFile, ("blocks",): Block, ("resources",): ResourceRule}
+_EXPECTED_LISTS: dict[EntryPath, str] = {
+    ("blocks",): f"a list of blocks, each with {EXPECTED_KIND}",
+    ("resources",): "a list of rules with when and set; resources of all points are given in base",
+}
 
 
-def find_errors(model: type[BaseModel], file: Entry) -> list[ConfigError]:
-    """Fill in a file's environment variables and check it; mark what is invalid, and return every error."""
+def validate_file(model: type[BaseModel], file: Entry) -> list[ConfigError]:
+    """Fill in a file's environment variables, check it, mark what is invalid, and return every error."""
     errors = _expand_texts(file)
     try:
         model.model_validate(file.to_python())
@@ -230,8 +216,9 @@ def _locate_error(error: ErrorDetails, entry: Entry) -> ConfigError:
     if error["type"] == "extra_forbidden":
         message = describe_unknown_setting(key) if path_of_setting else _describe_unknown_part(path)
     elif error["type"] == "missing":
-        is_blocks = path == ("blocks",)
-        message = f"got nothing; expected {_EXPECTED_BLOCKS if is_blocks else 'a mapping of settings'}"
+        message = f"got nothing; expected {_EXPECTED_LISTS.get(path, 'a mapping of settings')}"
+    elif error["type"] == "list_type" and path in _EXPECTED_LISTS:
+        message = f"got {format_value(error['input'])}; expected {_EXPECTED_LISTS[path]}"
     elif error["type"] == "model_type" and (names := _list_parts(path)):
         got = format_value(error["input"]) if path or error["input"] is not None else "nothing"
         message = f"got {got}; expected a mapping with {', '.join(names)}"
@@ -244,9 +231,9 @@ def _locate_error(error: ErrorDetails, entry: Entry) -> ConfigError:
 def _get_path_of_setting(path: EntryPath) -> EntryPath:
     """Return the part of a value's path that is below all settings; none of a value outside of settings."""
     match path:
-        case ("base", *names) | ("blocks", int(), "base" | "grid" | "zip", *names) | ("exclude", int(), *names):
-            return tuple(names)
-        case ("blocks", int(), "points", int(), *names) | ("resources", int(), "when", *names):
+        case ("blocks", int(), part, *names) if part in Block.model_fields:
+            return tuple(names[1:] if names and isinstance(names[0], int) else names)
+        case ("base", *names) | ("exclude", int(), *names) | ("resources", int(), "when", *names):
             return tuple(names)
         case ("resources", int(), "set", *names) if names:
             return ("resources", *names)
@@ -260,8 +247,10 @@ def _list_parts(path: EntryPath) -> list[str]:
 
 
 def _describe_unknown_part(path: EntryPath) -> str:
-    names = _list_parts(path[:-1])
-    hint = "".join(f" did you mean {name}?" for name in get_close_matches(str(path[-1]), names, 1))
+    names, name = _list_parts(path[:-1]), str(path[-1])
+    hint = "".join(f" did you mean {similar}?" for similar in get_close_matches(name, names, 1))
+    if name in RunConfig.model_fields:
+        hint = " settings of all points are given in base;"
     return f"unknown key;{hint} known: {', '.join(names)}"
 
 

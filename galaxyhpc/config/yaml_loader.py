@@ -52,15 +52,13 @@ class Entry:
         return self.value
 
     def find(self, path: Iterable[str | int]) -> Entry:
-        """Return the entry at a path of keys and indices, or the innermost one on the way that exists."""
+        """Return the entry at a path of keys and indices; what does not exist is skipped, as names of types."""
         entry = self
         for part in path:
             if isinstance(entry.value, dict) and part in entry.value:
                 entry = entry.value[str(part)]
             elif isinstance(entry.value, list) and isinstance(part, int) and part < len(entry.value):
                 entry = entry.value[part]
-            else:
-                break
         return entry
 
     @property
@@ -75,8 +73,8 @@ class Entry:
 
     @property
     def is_all_valid(self) -> bool:
-        """Whether no error was found in a value, nor in a list's items."""
-        return self.is_valid and all(item.is_all_valid for item in self.items)
+        """Whether no error was found in a value, nor in its parts."""
+        return self.is_valid and all(part.is_all_valid for part in (*self.items, *self.members.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,8 @@ def read_yaml(text: str, start: SourceLocation, key: str = "") -> tuple[Entry | 
     converter = _NodeConverter(start)
     try:
         node = yaml.compose(text, Loader=_Loader)
-        entry = Entry(None, start) if node is None else converter.convert(node, start, key, depth=key.count("."))
+        node = node or yaml.ScalarNode(_TAG + "null", "")
+        entry = converter.convert(node, start, key, depth=key.count("."))
         return converter.nest(Entry({key: entry}, start) if key else entry), converter.errors
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: "\UFFFFFFFF"
         line = _find_error_line(error, text)
@@ -225,7 +224,7 @@ class _NodeConverter:
     """One pass over the composed nodes of a document; every use of an alias is a visit."""
 
     def __init__(self, start: SourceLocation) -> None:
-        self.start, self.num_visits = start, 0
+        self.start, self.num_visits, self.num_dots = start, 0, 0
         self.errors: list[ConfigError] = []
 
     def get_location(self, node: yaml.Node) -> SourceLocation:
@@ -233,7 +232,7 @@ class _NodeConverter:
 
     def convert(self, node: yaml.Node, location: SourceLocation, key: str, depth: int = 0) -> Entry:
         self.num_visits += 1
-        if self.num_visits > MAX_VALUES:
+        if self.num_visits > MAX_VALUES or self.num_dots > 2 * MAX_VALUES:
             raise _TooLargeError(location, f"got more than {MAX_VALUES:,} values, aliases expanded; expected fewer")
         if depth > MAX_DEPTH:
             raise _TooLargeError(location, f"got more than {MAX_DEPTH} levels, or an alias inside its own anchor")
@@ -271,7 +270,7 @@ class _NodeConverter:
             elif name in own:
                 self.add_duplicate(_join(key, name), location, own[name])
             else:
-                self.num_visits += name.count(".")
+                self.num_dots += name.count(".")
                 own[name] = self.convert(value_node, location, _join(key, name), depth + 1 + name.count("."))
         return {**merged, **own}
 
@@ -311,6 +310,7 @@ class _NodeConverter:
             self.add_member(known.value, inner_name, inner, _join(key, name))
 
     def add_duplicate(self, key: str, location: SourceLocation, first: Entry) -> None:
+        first.is_valid = first.is_valid and isinstance(first.value, dict | list)  # nobody knows which was meant
         self.errors.append(ConfigError(location, key, f"duplicate key, first at {first.location}"))
 
 

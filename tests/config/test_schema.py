@@ -225,3 +225,13 @@ def test_the_nearest_image_sizes_are_exact(size: int, nearest: list[int]) -> Non
     assert find_nearest_image_sizes(size) == nearest
     assert all(map(is_exact_image_size, nearest))
     assert not is_exact_image_size(size)
+
+
+def test_no_setting_is_checked_by_a_method_that_a_sweeps_file_would_not_know() -> None:
+    models: list[Any] = [RunConfig]
+    for model in models:
+        assert not model.__pydantic_decorators__.field_validators, f"{model.__name__}: check it in the setting's type"
+        models += [
+            field.annotation for field in model.model_fields.values() if hasattr(field.annotation, "model_fields")
+        ]
+    assert len(models) > 8

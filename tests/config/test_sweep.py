@@ -196,6 +196,17 @@ def test_the_resolved_yaml_loads_to_the_same_runs_and_text(write: Write, monkeyp
     assert sweep.runs[0].data.source == "/da ta/é: 'x' #1.h5"
 
 
+@pytest.mark.slow
+def test_a_resolved_sweep_of_many_runs_and_settings_loads_again(write: Write) -> None:
+    names = [f"data.demo.{name}: [100, 200]" for name in ("galaxies", "seed")]
+    names += [f"train.{name}: [0.1, 0.2]" for name in ("momentum", "decay", "warmup", "label_smoothing", "clip_norm")]
+    names += [f"augment.{name}: [0.1, 0.2]" for name in ("rotation", "shift", "flip")]
+    names += [f"data.{name}: [0.1, 0.2]" for name in ("validation_fraction", "label_fraction", "link_arcsec")]
+    sweep = load_sweep(write(f"base: {{model.group: C4}}\nblocks: [{{grid: {{{', '.join(names)}}}}}]\n"))
+    assert len(sweep.runs) == 2**13
+    assert load_sweep(write(sweep.resolved_yaml, "again.yaml")).runs == sweep.runs
+
+
 @pytest.mark.parametrize(
     ("name", "tags", "seeds"),
     [
@@ -284,7 +295,7 @@ seeds: [1, 1]
         "x.yaml:11: model.group: got E4; expected C1 to C64 (rotations) or D1 to D64 (rotations and reflections)",
         "x.yaml:13: blocks[1].zip: got lists of lengths {model.group: 2, train.warmup: 1}; expected equal lengths",
         "x.yaml:15: model.group: got C4; architecture cnn takes no group",
-        "x.yaml:16: seeds: got 1 twice; expected each seed once",
+        "x.yaml:16: seeds[1]: duplicate 1, first at x.yaml:16",
     ]
 
 
@@ -296,6 +307,7 @@ EXPECTED_ERRORS = {
     "{}": "x.yaml:1: blocks: got nothing; expected a list of blocks, each with exactly one of grid, zip, points",
     "blocks: []": "x.yaml:1: blocks: got []; expected a list with at least one item",
     "blocks: 3": "x.yaml:1: blocks: got 3; expected a list",
+    "train.epochs: 3\n" + C4: "x.yaml:1: train: unknown key; settings of all points are given in base; known: name",
     "block: []\n" + C4: "x.yaml:1: block: unknown key; did you mean blocks? known: name, overrides, base,",
     "a: [1\n": "x.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'",
     "a: b: c": "x.yaml:1: not valid YAML: mapping values are not allowed here",
@@ -349,7 +361,16 @@ EXPECTED_ERRORS = {
     C4 + "resources: [{when: {model.group: D4}, set: {nodes: 2}}]": "x.yaml:2: resources[0]: matches no point",
     C4 + "resources: [{when: {model.group: C4}}]": "x.yaml:2: resources[0].set: got nothing; expected a mapping",
     C4 + "resources: [{when: {model.group: C4}, set: {gpu: 1}}]": "x.yaml:2: resources.gpu: unknown setting; known:",
-    C4 + "resources: {when: 1}": "x.yaml:2: resources: got {when: 1}; expected a list",
+    C4 + "resources: {nodes: 1}": "x.yaml:2: resources: got {nodes: 1}; expected a list of rules with when",
+    C4 + "exclude: [{train: {}}]": "x.yaml:2: exclude[0]: got {train: {}}; expected at least one setting",
+    C4 + "exclude:\n- train.milestones:\n  - 0.5\n  - 7": "x.yaml:5: train.milestones: got 7; expected a number < 1.0",
+    C4 + "exclude: [{resources.sbatch.bad_name: 1}]": "x.yaml:2: resources.sbatch.bad_name: got 1; expected under the",
+    C4 + "base: {resources: {gpus_per_node: 2, sbatch: {gres: 'gpu:3', 'a(': 1}}}": "x.yaml:2: resources.sbatch.a(: go",
+    C4 + "base: {data.fits.bands: gr}": "x.yaml:2: data.fits.bands: got gr; expected three letters, the bands for red",
+    C4 + "base: {model.group: C4, model: {group: C8}}": "x.yaml:2: base.model.group: duplicate key, first at x.yaml:2",
+    "blocks:\n- grid: {resources.sbatch: {}}": "x.yaml:2: blocks[0].grid: got {resources: {sbatch: {}}}; expected at",
+    "blocks:\n- zip: {train: {}}": "x.yaml:2: blocks[0].zip: got {train: {}}; expected at least one setting",
+    "blocks:\n- grid: {model.group: C4}\nexclude: [{train.epochs: 100}]": "x.yaml:2: model.group: got C4; expected a l",
     C4 + "seeds: []": "x.yaml:2: seeds: got []; expected a list with at least one item",
     C4 + "seeds: 0": "x.yaml:2: seeds: got 0; expected a list, or how many: 1 to 10,000",
     C4 + "seeds: true": "x.yaml:2: seeds: got true; expected a list, or how many",
@@ -369,6 +390,19 @@ def test_an_error_has_its_line_the_value_it_got_and_what_was_expected(
     monkeypatch.delenv("UNSET", raising=False)
     (error,) = load_errors(write(text))
     assert error.startswith(EXPECTED_ERRORS[text])
+
+
+def test_the_kind_of_a_block_is_checked_beside_its_settings(write: Write) -> None:
+    text = "blocks:\n- base: {train.epochs: 0}\n- grid: {train.epochs: [0]}\n  zip: {train.epochs: [3]}\n"
+    text += "seeds: [1, 1, -1]\n"
+    assert [error.partition(";")[0] for error in load_errors(write(text))] == [
+        "x.yaml:2: train.epochs: got 0",
+        "x.yaml:2: blocks[0]: got none",
+        "x.yaml:3: train.epochs: got 0",
+        "x.yaml:3: blocks[1]: got grid and zip",
+        "x.yaml:5: seeds[2]: got -1",
+        "x.yaml:5: seeds[1]: duplicate 1, first at x.yaml:5",
+    ]
 
 
 def test_two_points_with_the_same_run_id_are_an_error_with_both_lines(write: Write) -> None:

@@ -7,7 +7,7 @@ from helpers.settings import SettingsReader, to_python
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.settings import get_all_settings
-from galaxyhpc.config.sweep_file import SweepFile, find_errors, is_any_of
+from galaxyhpc.config.sweep_file import SweepFile, is_any_of, validate_file
 from galaxyhpc.config.yaml_loader import SourceLocation, dump_yaml, format_errors, read_yaml
 
 
@@ -152,7 +152,7 @@ resources:
 """
     entry, errors = read_yaml(text, SourceLocation("x.yaml", 1))
     assert entry is not None and not errors
-    assert format_errors(find_errors(SweepFile, entry)) == tuple(
+    assert format_errors(validate_file(SweepFile, entry)) == tuple(
         f"x.yaml:{line}: {key}: got {value}; expected a number >= 1"
         for line, key, value in (
             *((1, "train.epochs", -1), (3, "train.epochs", -2), (7, "train.epochs", -4), (8, "train.epochs", -5)),
@@ -169,4 +169,4 @@ def test_what_yaml_could_not_read_is_not_reported_again() -> None:
         "base: !secret {}\nblocks: [{points: [{model.group: !!int x}]}]", SourceLocation("x.yaml", 1)
     )
     assert entry is not None and len(errors) == 2
-    assert find_errors(SweepFile, entry) == []
+    assert validate_file(SweepFile, entry) == []

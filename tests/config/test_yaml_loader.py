@@ -95,7 +95,7 @@ def test_all_errors_of_a_document_are_reported_in_the_order_of_its_lines_and_the
     ]
     assert entry is not None and isinstance(entry.value, dict)
     assert entry.to_python() == {"b": None, "a": 1, "c": None, "d": {}}
-    assert [name for name, child in entry.value.items() if not child.is_valid] == ["b", "c"]
+    assert [name for name, child in entry.value.items() if not child.is_valid] == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_values_are_counted_as_often_as_aliases_use_them(monkeypatch: pytest.Mon
     read_valid(text)
     monkeypatch.setattr(yaml_loader, "MAX_VALUES", 10)
     assert read(text)[1] == ["x.yaml:1: got more than 10 values, aliases expanded; expected fewer"]
+    assert read("a.b.c: 1\n" * 3)[1] and "more than 10 values" in read(f"a{'.b' * 21}: [1]")[1][0]
 
 
 def test_a_file_has_as_many_bytes_as_allowed_or_is_refused_unread(
@@ -183,7 +184,7 @@ def test_forty_dots_in_a_key_are_read_and_more_are_refused() -> None:
 
 def test_a_path_leads_to_the_innermost_entry_that_exists() -> None:
     entry = read_valid("a:\n  - 1\n  - b: 2\n")
-    for path, line in (((), 1), (("a", 1, "b"), 3), (("a", 1, "c", 7), 3), (("a", 5), 1), (("x",), 1), (("a", "x"), 1)):
+    for path, line in (((), 1), (("a", 1, "b"), 3), (("a", 1, "number", "b"), 3), (("a", 5), 1), (("x",), 1)):
         assert entry.find(path).location.line == line, path
 
 

@@ -200,7 +200,7 @@ def test_settings_of_the_data_are_tried_before_there_is_a_sweep(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.colums.label=type", "--set: data.colums.label: unknown setting; did you mean columns?"),
+        ("data.colums.label=type", "--set: data.colums: unknown setting; did you mean columns?"),
         ("data.crop=middle", "--set: data.crop: got middle; expected "),
         ("train.epochs=3", "--set: train.epochs: got a setting without use here; expected those of data"),
         ("seeds=3", "--set: seeds: got a setting without use here"),

@@ -106,7 +106,13 @@ def install_fake_slurm(path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm
 
     def answer(rows: list[str] | None, ended: Sequence[str] = ()) -> Path:
         slurm._ping.cache_clear()
-        said = {"squeue": rows or [], "sacct": ended, "scontrol": ["Slurmctld(primary) at here is UP"], "scancel": []}
+        said = {
+            "squeue": rows or [],
+            "sacct": ended,
+            "scontrol": ["Slurmctld(primary) at here is UP"],
+            "scancel": [],
+            "srun": [],
+        }
         texts = {name: "\n".join(f"echo '{line}'" for line in lines) for name, lines in said.items()}
         texts["sbatch"] = f"echo Submitted batch job $((100 + $(grep -c sbatch '{calls}')))"
         for name, text in texts.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from galaxyhpc.config.schema import RunConfig
 from galaxyhpc.config.settings import Settings, build_run_config, flatten_settings, merge
-from galaxyhpc.config.sweep_file import SettingsFile, find_errors
+from galaxyhpc.config.sweep_file import SettingsFile, validate_file
 from galaxyhpc.config.yaml_loader import ConfigError, Entry, SourceLocation, format_errors, read_yaml
 
 POINT = SourceLocation("x.yaml", 99)
@@ -25,7 +25,7 @@ class SettingsReader:
     def read(self, text: str) -> Settings:
         entry, errors = read_yaml(text, SourceLocation("x.yaml", 1))
         assert entry is not None
-        self.found += [*errors, *find_errors(SettingsFile, Entry({"base": entry}, entry.location))]
+        self.found += [*errors, *validate_file(SettingsFile, Entry({"base": entry}, entry.location))]
         return flatten_settings(entry)
 
     def build(self, *texts: str) -> RunConfig | None:
