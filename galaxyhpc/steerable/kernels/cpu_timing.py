@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_h
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT_VERSION = 6  # raised when counts or calibration layers change
+FORMAT_VERSION = 7  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
