@@ -185,7 +185,9 @@ class TimedLayer:
         self.is_training, self.dtype = is_training, dtype
         channels = layer_input.fields[0] * self.layer.basis.shape[2]
         shape = (layer_input.batch_size, channels, *layer_input.input_size)
-        self.x = torch.rand(shape, device=device, requires_grad=is_training and layer_input.needs_input_grad)
+        is_inner = layer_input.needs_input_grad  # maps between layers are channels last, images are not
+        x = torch.rand(shape, device=device).to(memory_format=torch.channels_last if is_inner else torch.contiguous_format)
+        self.x = x.requires_grad_(is_training and is_inner)
 
     def time_pass(self) -> float:
         """Return the time of one pass, and of its backward in training, s."""

@@ -410,16 +410,21 @@ class Convolution {
                      to_row, Into::SET);
     }
 
+    // Whether any filter covers a line or a column of the grid.
+    bool is_read(Index position) const { return position % shape.step < plan.size; }
+
     // Write a line of the padded grid, (rows_in, columns, row).
     void fill(const T *given, T *grid, Index line, Scratch &own) const {
         const Index image = line / grid_rows, i = line % grid_rows - shape.pad;
         T *out = grid + line * line_size;
+        if (!is_read(line % grid_rows)) return;
         if (i < 0 || i >= shape.rows) {
             std::memset(out, 0, line_size * sizeof(T));
             return;
         }
         const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
         for (Index column = 0; column < grid_columns; ++column, out += row) {
+            if (!is_read(column)) continue;
             const Index j = column - shape.pad;
             const bool inside = j >= 0 && j < shape.columns;
             if (!inside || row > shape.fields)
@@ -520,11 +525,10 @@ class Convolution {
                 const Index at = panel.packed + (block * shape.fields + field) * width;
                 T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
                         panel.numbers[block * panel.copies];
-                for (Index j = 0; j < some; ++j) {
-                    T total = 0;
-                    for (const Space<T> &each : sums) total += each.get()[at + j];
-                    to[j * shape.by_out_field] = total;
-                }
+                T total[WIDEST * LANES<T>] = {};
+                for (const Space<T> &each : sums)
+                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j];
+                for (Index j = 0; j < some; ++j) to[j * shape.by_out_field] = total[j];
             }
     }
 
