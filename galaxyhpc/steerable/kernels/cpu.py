@@ -24,7 +24,7 @@ SOURCE = "steerable/kernels/harmonic.cpp"
 VECTOR_BYTES = 64  # at most; rows of fields are whole vectors
 TILE_BYTES = 1 << 20  # of z, per thread: about the size of a core's own cache
 MIN_PIXELS_PER_THREAD = 16  # every thread sums a gradient of all weights of its own
-ADDITIONS_PER_STORE = 9  # in time, from layers of 3 and 5 px
+ADDITIONS_PER_STORE = 3  # in time, from layers of 3 and 5 px
 MIN_FILTER_ENTRY = 1e-9  # smaller entries of a filter count as zero
 
 Part = tuple[int, int]  # component of x', index of the spatial filter

@@ -133,7 +133,10 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     counts of the forward pass for each product.
     """
     d_in, d_out = get_field_sizes(get_harmonic_basis(layer_input.basis_spec))
-    pixels = (layer_input.batch_size * math.prod(layer_input.input_size), layer_input.num_output_pixels)
+    is_skipping = layer_input.stride > layer_input.basis_spec[1]  # pixels of the input, all but those at outputs
+    num_output_pixels = layer_input.num_output_pixels
+    num_input_pixels = layer_input.batch_size * math.prod(layer_input.input_size)
+    pixels = (num_output_pixels if is_skipping else num_input_pixels, num_output_pixels)
     passes = [(False, pixels, layer_input.fields, 1, (d_in, d_out))]
     if is_training and layer_input.stride > 1:
         passes *= 2 + layer_input.needs_input_grad
@@ -186,7 +189,9 @@ class TimedLayer:
         channels = layer_input.fields[0] * self.layer.basis.shape[2]
         shape = (layer_input.batch_size, channels, *layer_input.input_size)
         is_inner = layer_input.needs_input_grad  # maps between layers are channels last, images are not
-        x = torch.rand(shape, device=device).to(memory_format=torch.channels_last if is_inner else torch.contiguous_format)
+        x = torch.rand(shape, device=device).to(
+            memory_format=torch.channels_last if is_inner else torch.contiguous_format
+        )
         self.x = x.requires_grad_(is_training and is_inner)
 
     def time_pass(self) -> float:
