@@ -427,12 +427,14 @@ class Convolution {
         for (Index column = 0; column < grid_columns; ++column, out += row) {
             if (!is_read(column)) continue;
             const Index j = column - shape.pad;
-            const bool inside = j >= 0 && j < shape.columns;
-            if (!inside || row > shape.fields)
+            if (j < 0 || j >= shape.columns) {
                 for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane, 0, row * sizeof(T));
-            if (inside)
-                turn(from + j * shape.fields * plan.rows_in, out, plane, plan.rows_in, row, shape.fields, plan.turn_in,
-                     own.line.get());
+                continue;
+            }
+            if (row > shape.fields)  // the last vector has values that are no field's
+                for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane + row - LANES<T>, 0, BYTES);
+            turn(from + j * shape.fields * plan.rows_in, out, plane, plan.rows_in, row, shape.fields, plan.turn_in,
+                 own.line.get());
         }
     }
 
@@ -552,7 +554,7 @@ class Convolution {
 
     // Compute the gradients of the maps z of a tile.
     void multiply_transposed(const T *right, Index count, const Scratch &own) const {
-        std::memset(own.z.get(), 0, plan.maps * map_size * sizeof(T));
+        std::vector<bool> made(plan.maps);
         Index rows = 0;
         const Index *maps = plan.map;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
@@ -560,15 +562,16 @@ class Convolution {
             const Index copies = plan.kind[3 * kind + 2];
             for (Index copy = 0; copy < copies; ++copy)
                 for (Index block = 0; block < blocks; ++block, right += shape.out_fields * row)
-                    for (Index c = 0; c < components; ++c)
-                        for (Index at = 0; at < row; at += WIDEST * LANES<T>) {
-                            const Index map = maps[c * blocks + block];
+                    for (Index c = 0; c < components; ++c) {
+                        const Index map = maps[c * blocks + block];  // a map comes before its negative
+                        const Into into = map < 0 ? Into::SUBTRACT : made[map] ? Into::ADD : Into::SET;
+                        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
                             products(std::min<Index>(WIDEST, (row - at) / LANES<T>), count,
                                      {own.others.get() + plan.row[rows + copy * components + c] * out_map_size,
                                       out_row, 1, shape.out_fields, 0, 1, FIRST_MAP},
-                                     right + at, row, find_map(map, own) + at, row,
-                                     map < 0 ? Into::SUBTRACT : Into::ADD);
-                        }
+                                     right + at, row, find_map(map, own) + at, row, into);
+                        if (map >= 0) made[map] = true;
+                    }
             rows += copies * components, maps += components * blocks;
         }
     }
