@@ -1,6 +1,6 @@
 """Batch normalisation over fields of adjacent channels, in any memory format.
 
-A field's moments are merged from those of its channels, which torch computes and applies without copying the map: a
+A field's moments are merged from those of its channels, which torch, or on a CPU `norm_cpu`, computes without a copy: a
 reshape to (N, fields, -1) would copy every channels-last map. Saved for the gradient are the map and two numbers per
 field.
 """
