@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_h
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT_VERSION = 7  # raised when counts or calibration layers change
+FORMAT_VERSION = 8  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
@@ -147,7 +147,8 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     for is_transposed, (pixels_in, pixels_out), (fields_in, fields_out), num_products, channels in passes:
         basis = get_harmonic_basis(layer_input.basis_spec, is_transposed)
         pairs = sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps)
-        lanes_in, lanes_out = round_up_to_lanes(fields_in), round_up_to_lanes(fields_out)
+        lanes_in = round_up_to_lanes(fields_in, layer_input.stride == 1)
+        lanes_out = round_up_to_lanes(fields_out, fields_in % 2 == 0)
         pairs *= fields_in * lanes_out
         values = np.array([pixels_in * lanes_in * channels[0], num_products * pixels_out * lanes_out * channels[1]])
         weights = num_products * fields_in * fields_out * basis.num_weights
@@ -156,9 +157,10 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     return [float(count) for count in total]
 
 
-def round_up_to_lanes(num_fields: int) -> int:
-    """Return the lanes of the vectors that hold some fields."""
-    return -(-num_fields // VECTOR_LANES) * VECTOR_LANES
+def round_up_to_lanes(num_fields: int, may_share: bool) -> int:
+    """Return the lanes of the vectors that hold some fields; two values of half a vector may share one."""
+    unit = VECTOR_LANES // 2 if may_share and num_fields <= VECTOR_LANES // 2 else VECTOR_LANES
+    return -(-num_fields // unit) * unit
 
 
 OPERATION_COUNTERS = {"dense": count_dense_operations, "harmonic": count_harmonic_operations}

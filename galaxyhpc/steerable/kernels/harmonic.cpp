@@ -15,13 +15,13 @@ namespace {
 using Index = std::int64_t;
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, MOST_ROWS[] = {0, 14, 12, 8};  // of a vector; rows of a product, by vectors per row
+constexpr int BYTES = 64, MOST_ROWS[] = {14, 14, 12, 8};  // of a vector; rows of a product, by vectors per row
 #elif defined(__AVX__)
-constexpr int BYTES = 32, MOST_ROWS[] = {0, 8, 6, 4};
+constexpr int BYTES = 32, MOST_ROWS[] = {8, 8, 6, 4};
 #elif defined(__aarch64__)
-constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
+constexpr int BYTES = 16, MOST_ROWS[] = {14, 14, 12, 8};
 #else
-constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
+constexpr int BYTES = 16, MOST_ROWS[] = {8, 8, 6, 4};
 #endif
 constexpr int WIDEST = 3;    // vectors per row of a product
 constexpr Index RUN = 1024;  // values of a map of z that are computed at once: their sources stay in the L1 cache
@@ -87,12 +87,49 @@ constexpr Index FIRST_MAP[] = {0};
 
 enum class Into { SET, ADD, SUBTRACT };
 
+// Two values of half a vector at a time, the first in the lower half of an integer.
+typedef std::int64_t Pairs __attribute__((vector_size(BYTES)));
+typedef std::int32_t HalfVector __attribute__((vector_size(BYTES / 2)));
+
+// Write half a vector, the sums of the pairs of a vector.
+template <typename T, typename Vector>
+void write_pair_sums(Vector value, T *to) {
+    value += reinterpret_cast<Vector>(reinterpret_cast<Pairs>(value) >> 32);
+    const HalfVector sums = __builtin_convertvector(reinterpret_cast<Pairs>(value), HalfVector);
+    std::memcpy(to, &sums, sizeof(sums));
+}
+
+// Write each value of half a vector twice.
+template <typename T>
+void repeat(T *values) {
+    HalfVector once;
+    std::memcpy(&once, values, sizeof(once));
+    const Pairs low = __builtin_convertvector(once, Pairs) & 0xffffffff, twice = low | low << 32;
+    std::memcpy(values, &twice, sizeof(twice));
+}
+
+// A value of the left factor; for rows of half a vector (width 0) a vector of two adjacent values, by turns.
+template <typename T, int width>
+auto load_left(const T *at) {
+    if constexpr (width > 0) {
+        return *at;
+    } else {
+        std::int64_t pair;
+        std::memcpy(&pair, at, sizeof(pair));
+        return reinterpret_cast<typename Vectors<T, LANES<T>>::type>(Pairs{} + pair);
+    }
+}
+
 // c (rows, width vectors) = or += or -= the sum over blocks and k of a[row, block, k] b[block, k]; the sum is completed
 // before it is added, for exactness.
+//
+// Width 0: a vector of b holds half a vector of results for two of k, by turns, and `count` is a number of pairs. The
+// sums of the two are added where c is set, and stay by turns where c is a row for each of the two.
 template <typename T, int width, int rows>
 void product(const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into into) {
     using Vector = typename Vectors<T, LANES<T>>::type;
-    Vector sum[rows][width] = {};
+    constexpr int vectors = std::max(width, 1);
+    Vector sum[rows][vectors] = {};
     for (Index block = 0; block < a.blocks; ++block) {
         const Index map = a.maps[block], next = a.maps[std::min(block + 1, a.blocks - 1)];
         const T *left = a.at + (map < 0 ? ~map : map) * a.map_size;
@@ -100,21 +137,27 @@ void product(const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into in
         const auto add_block = [&](auto add) {
             for (Index k = 0; k < a.count; ++k, left += a.k, b += b_k, ahead += LANES<T>) {
                 __builtin_prefetch(ahead);  // its rows are adjacent, and fewer than the lanes of a vector
-                Vector right[width];
-                for (int j = 0; j < width; ++j) right[j] = *reinterpret_cast<const Vector *>(b + j * LANES<T>);
+                Vector right[vectors];
+                for (int j = 0; j < vectors; ++j) right[j] = *reinterpret_cast<const Vector *>(b + j * LANES<T>);
                 for (int i = 0; i < rows; ++i)
-                    for (int j = 0; j < width; ++j) add(sum[i][j], left[i * a.row], right[j]);
+                    for (int j = 0; j < vectors; ++j)
+                        add(sum[i][j], load_left<T, width>(left + i * a.row), right[j]);
             }
         };
         if (map < 0)
-            add_block([](Vector &to, T factor, Vector value) { to -= factor * value; });
+            add_block([](Vector &to, auto factor, Vector value) { to -= factor * value; });
         else
-            add_block([](Vector &to, T factor, Vector value) { to += factor * value; });
+            add_block([](Vector &to, auto factor, Vector value) { to += factor * value; });
     }
     for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < width; ++j) {
-            Vector *to = reinterpret_cast<Vector *>(c + i * c_row + j * LANES<T>);
-            *to = into == Into::SET ? sum[i][j] : into == Into::ADD ? *to + sum[i][j] : *to - sum[i][j];
+        for (int j = 0; j < vectors; ++j) {
+            T *to = c + i * c_row + j * LANES<T>;
+            if (width == 0 && into == Into::SET) {
+                write_pair_sums(sum[i][j], to);
+            } else {
+                Vector *whole = reinterpret_cast<Vector *>(to);
+                *whole = into == Into::SET ? sum[i][j] : into == Into::ADD ? *whole + sum[i][j] : *whole - sum[i][j];
+            }
         }
 }
 
@@ -136,6 +179,8 @@ void products(Index width, Index rows, const Left<T> &a, const T *b, Index b_k, 
         if (width == 3) product_of<T, 3>(some, from, b, b_k, to, c_row, into);
         if (width == 2) product_of<T, 2>(some, from, b, b_k, to, c_row, into);
         if (width == 1) product_of<T, 1>(some, from, b, b_k, to, c_row, into);
+        if constexpr (sizeof(T) == 4)
+            if (width == 0) product_of<T, 0>(some, from, b, b_k, to, c_row, into);
     }
 }
 
@@ -246,6 +291,9 @@ class Convolution {
   public:
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
         row = padded(shape.fields), out_row = padded(shape.out_fields);
+        const bool is_turned_by_shuffles = plan.rows_in <= 16 && (plan.rows_in & (plan.rows_in - 1)) == 0;
+        // two pixels in a vector, where all values of a run are adjacent
+        if (shape.fields <= LANES<T> / 2 && shape.step == 1 && is_turned_by_shuffles) row = LANES<T> / 2;
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
         // strides that are powers of two would share cache sets
@@ -344,7 +392,8 @@ class Convolution {
     // vectors), with the same weights for all components.
     struct Panel {
         Index components, blocks, width, begin;  // begin: first field
-        Index packed;                            // offset of its weights
+        Index together;                          // of k in a vector: 2 where its width is 0, else 1
+        Index packed, values;                    // offset of its weights, and how many share a row
         const Index *maps;                       // (components, blocks)
         const Index *rows;                       // (components)
         const Index *numbers;                    // (blocks), `copies` apart
@@ -353,15 +402,17 @@ class Convolution {
 
     // Add the panels of all irreps for some output fields, so that their weights are adjacent in memory.
     void add_panels(Index begin) {
-        const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        const bool is_half = sizeof(T) == 4 && shape.out_fields <= LANES<T> / 2 && shape.fields % 2 == 0;
+        const Index width = is_half ? 0 : std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        const Index together = is_half ? 2 : 1, values = std::max<Index>(1, width) * LANES<T>;
         Index rows = 0, numbers = 0, map = 0;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
             const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
             const Index copies = plan.kind[3 * kind + 2];
             for (Index copy = 0; copy < copies; ++copy, rows += components) {
-                panels.push_back({components, blocks, width, begin, packed, plan.map + map, plan.row + rows,
-                                  plan.number + numbers + copy, copies});
-                packed += blocks * shape.fields * width * LANES<T>;
+                panels.push_back({components, blocks, width, begin, together, packed, values, plan.map + map,
+                                  plan.row + rows, plan.number + numbers + copy, copies});
+                packed += blocks * shape.fields / together * values;
             }
             numbers += blocks * copies, map += components * blocks;
         }
@@ -424,6 +475,8 @@ class Convolution {
             return;
         }
         const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
+        for (Index r = 0; r < plan.rows_in; ++r)  // what follows the last column is added, and may be denormal
+            std::memset(out + (r + 1) * plane - LANES<T>, 0, LANES<T> * sizeof(T));
         for (Index column = 0; column < grid_columns; ++column, out += row) {
             if (!is_read(column)) continue;
             const Index j = column - shape.pad;
@@ -476,8 +529,9 @@ class Convolution {
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 products(panel.width, count,
-                         {own.z.get(), row, 1, shape.fields, map_size, panel.blocks, panel.maps + c * panel.blocks},
-                         right + panel.packed, panel.width * LANES<T>,
+                         {own.z.get(), row, panel.together, shape.fields / panel.together, map_size, panel.blocks,
+                          panel.maps + c * panel.blocks},
+                         right + panel.packed, panel.values,
                          own.hats.get() + panel.rows[c] * out_map_size + panel.begin, out_row, Into::SET);
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
@@ -497,41 +551,49 @@ class Convolution {
     // Add a tile's contribution to the gradient of the weights.
     void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
         turn_others(other, begin, count, own);
+        if (panels[0].together == 2)
+            for (Index r = 0; r < plan.rows_out; ++r)
+                for (Index p = 0; p < count; ++p) repeat(own.others.get() + r * out_map_size + p * out_row);
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 for (Index block = 0; block < panel.blocks; ++block) {
                     const Index map = panel.maps[c * panel.blocks + block];
-                    products(panel.width, shape.fields,
-                             {find_map(map, own), 1, row, count, 0, 1, FIRST_MAP},
+                    products(panel.width, shape.fields / panel.together,
+                             {find_map(map, own), panel.together, row, count, 0, 1, FIRST_MAP},
                              own.others.get() + panel.rows[c] * out_map_size + panel.begin, out_row,
-                             sums + panel.packed + block * shape.fields * panel.width * LANES<T>,
-                             panel.width * LANES<T>, map < 0 ? Into::SUBTRACT : Into::ADD);
+                             sums + locate(panel, block, 0), panel.values, map < 0 ? Into::SUBTRACT : Into::ADD);
                 }
+    }
+
+    // Where the weights of a panel for a block and an input field are packed, `together` apart.
+    Index locate(const Panel &panel, Index block, Index field) const {
+        const Index k = block * shape.fields + field;
+        return panel.packed + k / panel.together * panel.values + k % panel.together;
     }
 
     // Pack the weights of one input field into panels.
     void pack(const T *weights, T *right, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
-                T *to = right + panel.packed + (block * shape.fields + field) * width;
+                const Index most = panel.values / panel.together, some = std::min(most, shape.out_fields - panel.begin);
+                T *to = right + locate(panel, block, field);
                 const T *from = weights + field * shape.by_field + panel.begin * shape.by_out_field +
                                 panel.numbers[block * panel.copies];
-                for (Index j = 0; j < some; ++j) to[j] = from[j * shape.by_out_field];
-                std::fill(to + some, to + width, T(0));
+                for (Index j = 0; j < some; ++j) to[j * panel.together] = from[j * shape.by_out_field];
+                for (Index j = some; j < most; ++j) to[j * panel.together] = 0;
             }
     }
 
     void unpack(const std::vector<Space<T>> &sums, T *by_weights, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
-                const Index at = panel.packed + (block * shape.fields + field) * width;
+                const Index some = std::min(panel.values / panel.together, shape.out_fields - panel.begin);
+                const Index at = locate(panel, block, field);
                 T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
                         panel.numbers[block * panel.copies];
                 T total[WIDEST * LANES<T>] = {};
                 for (const Space<T> &each : sums)
-                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j];
+                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j * panel.together];
                 for (Index j = 0; j < some; ++j) to[j * shape.by_out_field] = total[j];
             }
     }
