@@ -484,8 +484,10 @@ class Convolution {
                 for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane, 0, row * sizeof(T));
                 continue;
             }
-            if (row > shape.fields)  // the last vector has values that are no field's
-                for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane + row - LANES<T>, 0, BYTES);
+            const Index last = std::min(row, LANES<T>);  // may have values that are no field's
+            if (row > shape.fields)
+                for (Index r = 0; r < plan.rows_in; ++r)
+                    std::memset(out + r * plane + row - last, 0, last * sizeof(T));
             turn(from + j * shape.fields * plan.rows_in, out, plane, plan.rows_in, row, shape.fields, plan.turn_in,
                  own.line.get());
         }
