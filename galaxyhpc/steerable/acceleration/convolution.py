@@ -22,7 +22,7 @@ from galaxyhpc.steerable.kernels import cpu_timing, operator
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, get_harmonic_basis
 from galaxyhpc.steerable.layers import ExpandedConv, expand_block, get_compute_dtype
 
-MAX_TIME_RATIO = 0.75  # harmonic to dense: estimates err by a fifth, more for narrow layers of any network
+MAX_TIME_RATIO = 0.8  # harmonic to dense: estimates err by a fifth, more for narrow layers of any network
 MAX_SHAPES = 64  # of inputs whose choice is remembered
 
 

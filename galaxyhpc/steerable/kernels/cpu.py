@@ -7,8 +7,6 @@ that it computes from the gradient give the weights' gradient, too. The compiled
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,14 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from galaxyhpc.runtime import native
-from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, Term, get_harmonic_basis
+from galaxyhpc.steerable.kernels.harmonic import FILTER_TOLERANCE, BasisSpec, HarmonicBasis, Term, get_harmonic_basis
 
 SOURCE = "steerable/kernels/harmonic.cpp"
+VECTOR_BYTES = 64  # at most; rows of fields are whole vectors
 TILE_BYTES = 1 << 20  # of z, per thread: about the size of a core's own cache
 MIN_PIXELS_PER_THREAD = 16  # every thread sums a gradient of all weights of its own
-ADDITIONS_PER_STORE = 9  # in time, from layers of 3 and 5 px
+ADDITIONS_PER_STORE = 3  # in time, from layers of 3 and 5 px
 MIN_FILTER_ENTRY = 1e-9  # smaller entries of a filter count as zero
 
+Part = tuple[int, int]  # component of x', index of the spatial filter
 Summands = list[tuple[int, float]]  # of a sum: (index of the source, factor)
 
 
@@ -124,11 +124,17 @@ def _convolve(
 ) -> None:
     pixels = max(1, shape.images * shape.out_rows * shape.out_columns)
     shape.threads = max(1, min(torch.get_num_threads(), pixels // MIN_PIXELS_PER_THREAD))
-    max_tile = max(1, TILE_BYTES // (inputs.element_size() * shape.fields * len(plan.basis.terms)))
+    row, out_row = (_round_up_to_vectors(count * inputs.element_size()) for count in (shape.fields, shape.out_fields))
+    pixel_bytes = row * plan.c_plan.maps + 2 * out_row * plan.c_plan.rows_out
+    max_tile = max(1, TILE_BYTES // pixel_bytes)
     num_tiles = -(-pixels // min(max_tile, -(-pixels // shape.threads)))
     num_tiles = -(-num_tiles // shape.threads) * shape.threads  # equally many per thread
     shape.tile = -(-pixels // num_tiles)
     _call(plan.convolve, plan, shape, inputs, weight.detach().contiguous(), x, out, grad_weight)
+
+
+def _round_up_to_vectors(num_bytes: int) -> int:
+    return -(-num_bytes // VECTOR_BYTES) * VECTOR_BYTES
 
 
 def _call(function: Any, plan: _Plan, shape: _CShape, *tensors: Tensor | None) -> None:
@@ -145,9 +151,9 @@ class _CPlan(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("size", "rows_in", "rows_out")),
         *((name, ctypes.c_void_p) for name in ("turn_in", "turn_out")),
         *((name, ctypes.c_int64) for name in ("steps", "parts", "maps")),
-        *((name, ctypes.c_void_p) for name in ("target", "of_parts", "start", "source", "factor")),
+        *((name, ctypes.c_void_p) for name in ("target", "of_results", "start", "source", "factor")),
         ("kinds", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("kind", "row", "number")),
+        *((name, ctypes.c_void_p) for name in ("kind", "map", "row", "number")),
     ]
 
 
@@ -171,19 +177,20 @@ def _make_plan(basis_spec: BasisSpec, dtype: torch.dtype, is_transposed: bool) -
         return arrays[-1].ctypes.data
 
     dtype_name = str(dtype).removeprefix("torch.")
-    steps, num_parts = _plan_sums(basis)
-    all_summands = [summand for _, _, summands in steps for summand in summands]
+    sums = _plan_sums(basis)
+    all_summands = [summand for _, _, summands in sums.steps for summand in summands]
     c_plan = _CPlan(
         *(basis.kernel_size, len(basis.inputs.change_of_basis), len(basis.outputs.change_of_basis)),
         *(keep_array(irreps.change_of_basis.T, dtype_name) for irreps in (basis.inputs, basis.outputs)),
-        *(len(steps), num_parts, len(basis.terms)),
-        keep_array([target for target, _, _ in steps]),
-        keep_array([sums_parts for _, sums_parts, _ in steps]),
-        keep_array(np.cumsum([0, *(len(summands) for _, _, summands in steps)])),
+        *(len(sums.steps), sums.num_parts, sums.num_maps),
+        keep_array([target for target, _, _ in sums.steps]),
+        keep_array([sums_results for _, sums_results, _ in sums.steps]),
+        keep_array(np.cumsum([0, *(len(summands) for _, _, summands in sums.steps)])),
         keep_array([source for source, _ in all_summands]),
         keep_array([factor for _, factor in all_summands], dtype_name),
         len(basis.irreps),
         keep_array([(irrep.size, *irrep.weight_indices.shape) for irrep in basis.irreps]),
+        keep_array(sums.map_indices),
         keep_array(np.concatenate([irrep.components.flatten() for irrep in basis.irreps])),
         keep_array(np.concatenate([irrep.weight_indices.flatten() for irrep in basis.irreps])),
     )
@@ -193,55 +200,76 @@ def _make_plan(basis_spec: BasisSpec, dtype: torch.dtype, is_transposed: bool) -
     return _Plan(basis, c_plan, arrays, *functions)
 
 
-@cache
-def _plan_sums(basis: HarmonicBasis) -> tuple[list[tuple[int, bool, Summands]], int]:
-    """Return the sums (target, whether of parts, summands) that make z of a pixel, and the largest number of parts.
+@dataclass(frozen=True)
+class _Sums:
+    """The sums that make z of a pixel: (result, whether it adds results of others or values of pixels, summands).
 
-    A part is a component of x' filtered by a spatial filter, stored because several sums share it (target ~n for part
-    n). A term that needs a part of its own is summed from the pixels directly.
+    A result is map n of z, or ~n, a part: a component of x' filtered by a spatial filter, which is no map but in a sum.
+    """
+
+    steps: list[tuple[int, bool, Summands]]
+    num_parts: int  # at most, of one input irrep
+    num_maps: int
+    map_indices: list[int]  # by output irrep, component and block: map n, or ~n for its negative
+
+
+@cache
+def _plan_sums(basis: HarmonicBasis) -> _Sums:
+    """Plan the sums; maps that are equal, or each other's negative, are made once.
+
+    That halves those of a cyclic group, whose blocks of two components come in pairs that differ by a quarter turn.
     """
     begins = np.cumsum([0, *(irrep.size * len(irrep.weight_indices) for irrep in basis.irreps)])
     taps = [
         [(pixel, float(value)) for pixel, value in enumerate(values) if abs(value) > MIN_FILTER_ENTRY]
         for values in basis.spatial_filters
     ]
-
-    def filter_summands(component: int, filter_index: int, factor: float = 1.0) -> Summands:
-        start = component * basis.kernel_size**2
-        return [(start + pixel, value * factor) for pixel, value in taps[filter_index]]
-
     steps: list[tuple[int, bool, Summands]] = []
-    max_parts = 1
+    max_parts, num_maps, map_indices = 1, 0, [0] * len(basis.terms)
     ends = np.searchsorted([term.in_irrep for term in basis.terms], range(len(basis.inputs.sizes) + 1))
     for begin, end in pairwise(ends):
-        terms = basis.terms[begin:end]
-        shared = _list_shared_parts(terms)
-        max_parts = max(max_parts, len(shared))
-        steps += [(~index, False, filter_summands(*part)) for index, part in enumerate(shared)]
-        for term in terms:
+        maps: list[Term] = []
+        for term in basis.terms[begin:end]:
+            index, is_negative = _match_or_add_map(term, maps)
             num_blocks = len(basis.irreps[term.out_irrep].weight_indices)
-            target = int(begins[term.out_irrep]) + term.component * num_blocks + term.block
-            sources = list(zip(_list_parts(term), term.factors, strict=True))
-            if sources[0][0] in shared:
-                steps.append((target, True, [(shared.index(part), factor) for part, factor in sources]))
-            else:
-                part, factor = sources[0]
-                steps.append((target, False, filter_summands(*part, factor)))
-    return steps, max_parts
+            position = int(begins[term.out_irrep]) + term.component * num_blocks + term.block
+            map_indices[position] = ~(num_maps + index) if is_negative else num_maps + index
+        # part -> its result, and the factor in it; the first map of one part is where that is stored
+        stored: dict[Part, tuple[int, float]] = {}
+        for index, term in enumerate(maps, num_maps):
+            if len(term.factors) == 1:
+                stored.setdefault(_list_parts(term)[0], (index, term.factors[0]))
+        parts = sorted({part for term in maps for part in _list_parts(term)} - stored.keys())
+        stored |= {part: (~index, 1.0) for index, part in enumerate(parts)}
+        max_parts = max(max_parts, len(parts))
+        for (component, filter_index), (result, scale) in stored.items():
+            start = component * basis.kernel_size**2
+            steps.append((result, False, [(start + pixel, value * scale) for pixel, value in taps[filter_index]]))
+        made = {result for result, _ in stored.values()}
+        for index, term in enumerate(maps, num_maps):
+            sources = [(*stored[part], factor) for part, factor in zip(_list_parts(term), term.factors, strict=True)]
+            if index not in made:
+                steps.append((index, True, [(result, factor / scale) for result, scale, factor in sources]))
+        num_maps += len(maps)
+    return _Sums(steps, max_parts, num_maps, map_indices)
+
+
+def _match_or_add_map(term: Term, maps: list[Term]) -> tuple[int, bool]:
+    """Return the index of the map that a term equals, and whether as its negative; add the term where it is new."""
+    for index, other in enumerate(maps):
+        for sign in (1.0, -1.0):
+            if _list_parts(term) == _list_parts(other) and np.allclose(
+                term.factors, sign * np.array(other.factors), FILTER_TOLERANCE, 0.0
+            ):
+                return index, sign < 0
+    maps.append(term)
+    return len(maps) - 1, False
 
 
 def count_additions(basis: HarmonicBasis) -> int:
     """Count the additions that make z of one pixel and one field, or take as long as storing the sums."""
-    return sum(ADDITIONS_PER_STORE + len(summands) for _, _, summands in _plan_sums(basis)[0])
+    return sum(ADDITIONS_PER_STORE + len(summands) for _, _, summands in _plan_sums(basis).steps)
 
 
-def _list_shared_parts(terms: Sequence[Term]) -> list[tuple[int, int]]:
-    """Return the parts that are stored: those of several terms, and those of a term that adds several."""
-    counts = Counter(part for term in terms for part in _list_parts(term))
-    summed = {part for term in terms if len(term.in_components) > 1 for part in _list_parts(term)}
-    return sorted(part for part in counts if counts[part] > 1 or part in summed)
-
-
-def _list_parts(term: Term) -> list[tuple[int, int]]:
-    """Return (component of x', index of the spatial filter) of every summand."""
+def _list_parts(term: Term) -> list[Part]:
     return list(zip(term.in_components, term.filter_indices, strict=True))

@@ -28,7 +28,7 @@ from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_h
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
 
-FORMAT_VERSION = 6  # raised when counts or calibration layers change
+FORMAT_VERSION = 8  # raised when counts or calibration layers change
 MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
@@ -133,7 +133,10 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     counts of the forward pass for each product.
     """
     d_in, d_out = get_field_sizes(get_harmonic_basis(layer_input.basis_spec))
-    pixels = (layer_input.batch_size * math.prod(layer_input.input_size), layer_input.num_output_pixels)
+    is_skipping = layer_input.stride > layer_input.basis_spec[1]  # pixels of the input, all but those at outputs
+    num_output_pixels = layer_input.num_output_pixels
+    num_input_pixels = layer_input.batch_size * math.prod(layer_input.input_size)
+    pixels = (num_output_pixels if is_skipping else num_input_pixels, num_output_pixels)
     passes = [(False, pixels, layer_input.fields, 1, (d_in, d_out))]
     if is_training and layer_input.stride > 1:
         passes *= 2 + layer_input.needs_input_grad
@@ -144,7 +147,8 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     for is_transposed, (pixels_in, pixels_out), (fields_in, fields_out), num_products, channels in passes:
         basis = get_harmonic_basis(layer_input.basis_spec, is_transposed)
         pairs = sum(irrep.size * irrep.weight_indices.size for irrep in basis.irreps)
-        lanes_in, lanes_out = round_up_to_lanes(fields_in), round_up_to_lanes(fields_out)
+        lanes_in = round_up_to_lanes(fields_in, layer_input.stride == 1)
+        lanes_out = round_up_to_lanes(fields_out, fields_in % 2 == 0)
         pairs *= fields_in * lanes_out
         values = np.array([pixels_in * lanes_in * channels[0], num_products * pixels_out * lanes_out * channels[1]])
         weights = num_products * fields_in * fields_out * basis.num_weights
@@ -153,9 +157,10 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
     return [float(count) for count in total]
 
 
-def round_up_to_lanes(num_fields: int) -> int:
-    """Return the lanes of the vectors that hold some fields."""
-    return -(-num_fields // VECTOR_LANES) * VECTOR_LANES
+def round_up_to_lanes(num_fields: int, may_share: bool) -> int:
+    """Return the lanes of the vectors that hold some fields; two values of half a vector may share one."""
+    unit = VECTOR_LANES // 2 if may_share and num_fields <= VECTOR_LANES // 2 else VECTOR_LANES
+    return -(-num_fields // unit) * unit
 
 
 OPERATION_COUNTERS = {"dense": count_dense_operations, "harmonic": count_harmonic_operations}
@@ -185,7 +190,11 @@ class TimedLayer:
         self.is_training, self.dtype = is_training, dtype
         channels = layer_input.fields[0] * self.layer.basis.shape[2]
         shape = (layer_input.batch_size, channels, *layer_input.input_size)
-        self.x = torch.rand(shape, device=device, requires_grad=is_training and layer_input.needs_input_grad)
+        is_inner = layer_input.needs_input_grad  # maps between layers are channels last, images are not
+        x = torch.rand(shape, device=device).to(
+            memory_format=torch.channels_last if is_inner else torch.contiguous_format
+        )
+        self.x = x.requires_grad_(is_training and is_inner)
 
     def time_pass(self) -> float:
         """Return the time of one pass, and of its backward in training, s."""

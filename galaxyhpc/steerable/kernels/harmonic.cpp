@@ -15,16 +15,16 @@ namespace {
 using Index = std::int64_t;
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, MOST_ROWS[] = {0, 14, 12, 8};  // of a vector; rows of a product, by vectors per row
+constexpr int BYTES = 64, MOST_ROWS[] = {14, 14, 12, 8};  // of a vector; rows of a product, by vectors per row
 #elif defined(__AVX__)
-constexpr int BYTES = 32, MOST_ROWS[] = {0, 8, 6, 4};
+constexpr int BYTES = 32, MOST_ROWS[] = {8, 8, 6, 4};
 #elif defined(__aarch64__)
-constexpr int BYTES = 16, MOST_ROWS[] = {0, 14, 12, 8};
+constexpr int BYTES = 16, MOST_ROWS[] = {14, 14, 12, 8};
 #else
-constexpr int BYTES = 16, MOST_ROWS[] = {0, 8, 6, 4};
+constexpr int BYTES = 16, MOST_ROWS[] = {8, 8, 6, 4};
 #endif
 constexpr int WIDEST = 3;    // vectors per row of a product
-constexpr Index RUN = 32;    // adjacent pixels whose z are computed at once
+constexpr Index RUN = 1024;  // values of a map of z that are computed at once: their sources stay in the L1 cache
 constexpr int TOGETHER = 9;  // terms that are summed at once
 
 template <typename T>
@@ -41,14 +41,15 @@ template <typename T>
 struct Plan {
     Index size, rows_in, rows_out;
     const T *turn_in, *turn_out;  // changes of basis from a field to its irreps, (rows, rows)
-    Index steps, parts, maps;     // numbers of sums per pixel, of stored parts at most, of maps of z
+    Index steps, parts, maps;     // numbers of sums per pixel, of parts at most, of maps that differ
     const Index *target;          // (steps) result of a sum: a map, or ~n for part n
-    const Index *of_parts;        // (steps) whether a sum adds parts, or values of neighbours
+    const Index *of_results;      // (steps) whether a sum adds results of others, or values of neighbours
     const Index *start;           // (steps + 1) first term of a sum
-    const Index *source;          // (terms) a part, or row x size^2 + neighbour
+    const Index *source;          // (terms) a result, or row x size^2 + neighbour
     const T *factor;              // (terms)
     Index kinds;                  // number of irreps of the output
     const Index *kind;            // (kinds, 3) components, blocks, copies
+    const Index *map;             // (kinds x components x blocks) a map, or ~n for the negative of map n
     const Index *row;             // (kinds x copies x components) index among rows_out
     const Index *number;          // (kinds x blocks x copies) index of a weight
 };
@@ -75,103 +76,164 @@ struct Space {
     std::unique_ptr<T, Free> at;
 };
 
-// c (rows, width vectors) = or += the sum over k of a[row, k] b[k]; the sum is completed before it is added, for
-// exactness.
+// The left factor of a product, (rows, blocks, count), and its strides. A block is a map, or ~n, the negative of map n.
+template <typename T>
+struct Left {
+    const T *at;
+    Index row, k, count, map_size, blocks;
+    const Index *maps;
+};
+constexpr Index FIRST_MAP[] = {0};
+
+enum class Into { SET, ADD, SUBTRACT };
+
+// Two values of half a vector at a time, the first in the lower half of an integer.
+typedef std::int64_t Pairs __attribute__((vector_size(BYTES)));
+typedef std::int32_t HalfVector __attribute__((vector_size(BYTES / 2)));
+
+// Write half a vector, the sums of the pairs of a vector.
+template <typename T, typename Vector>
+void write_pair_sums(Vector value, T *to) {
+    value += reinterpret_cast<Vector>(reinterpret_cast<Pairs>(value) >> 32);
+    const HalfVector sums = __builtin_convertvector(reinterpret_cast<Pairs>(value), HalfVector);
+    std::memcpy(to, &sums, sizeof(sums));
+}
+
+// Write each value of half a vector twice.
+template <typename T>
+void repeat(T *values) {
+    HalfVector once;
+    std::memcpy(&once, values, sizeof(once));
+    const Pairs low = __builtin_convertvector(once, Pairs) & 0xffffffff, twice = low | low << 32;
+    std::memcpy(values, &twice, sizeof(twice));
+}
+
+// A value of the left factor; for rows of half a vector (width 0) a vector of two adjacent values, by turns.
+template <typename T, int width>
+auto load_left(const T *at) {
+    if constexpr (width > 0) {
+        return *at;
+    } else {
+        std::int64_t pair;
+        std::memcpy(&pair, at, sizeof(pair));
+        return reinterpret_cast<typename Vectors<T, LANES<T>>::type>(Pairs{} + pair);
+    }
+}
+
+// c (rows, width vectors) = or += or -= the sum over blocks and k of a[row, block, k] b[block, k]; the sum is completed
+// before it is added, for exactness.
+//
+// Width 0: a vector of b holds half a vector of results for two of k, by turns, and `count` is a number of pairs. The
+// sums of the two are added where c is set, and stay by turns where c is a row for each of the two.
 template <typename T, int width, int rows>
-void product(const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c, Index c_row, bool add) {
+void product(const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into into) {
     using Vector = typename Vectors<T, LANES<T>>::type;
-    Vector sum[rows][width] = {};
-    for (Index k = 0; k < count; ++k) {
-        Vector right[width];
-        for (int j = 0; j < width; ++j) right[j] = *reinterpret_cast<const Vector *>(b + k * b_k + j * LANES<T>);
-        for (int i = 0; i < rows; ++i)
-            for (int j = 0; j < width; ++j) sum[i][j] += a[i * a_row + k * a_k] * right[j];
+    constexpr int vectors = std::max(width, 1);
+    Vector sum[rows][vectors] = {};
+    for (Index block = 0; block < a.blocks; ++block) {
+        const Index map = a.maps[block], next = a.maps[std::min(block + 1, a.blocks - 1)];
+        const T *left = a.at + (map < 0 ? ~map : map) * a.map_size;
+        const T *ahead = a.at + (next < 0 ? ~next : next) * a.map_size;
+        const auto add_block = [&](auto add) {
+            for (Index k = 0; k < a.count; ++k, left += a.k, b += b_k, ahead += LANES<T>) {
+                __builtin_prefetch(ahead);  // its rows are adjacent, and fewer than the lanes of a vector
+                Vector right[vectors];
+                for (int j = 0; j < vectors; ++j) right[j] = *reinterpret_cast<const Vector *>(b + j * LANES<T>);
+                for (int i = 0; i < rows; ++i)
+                    for (int j = 0; j < vectors; ++j)
+                        add(sum[i][j], load_left<T, width>(left + i * a.row), right[j]);
+            }
+        };
+        if (map < 0)
+            add_block([](Vector &to, auto factor, Vector value) { to -= factor * value; });
+        else
+            add_block([](Vector &to, auto factor, Vector value) { to += factor * value; });
     }
     for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < width; ++j) {
-            Vector *to = reinterpret_cast<Vector *>(c + i * c_row + j * LANES<T>);
-            *to = add ? *to + sum[i][j] : sum[i][j];
+        for (int j = 0; j < vectors; ++j) {
+            T *to = c + i * c_row + j * LANES<T>;
+            if (width == 0 && into == Into::SET) {
+                write_pair_sums(sum[i][j], to);
+            } else {
+                Vector *whole = reinterpret_cast<Vector *>(to);
+                *whole = into == Into::SET ? sum[i][j] : into == Into::ADD ? *whole + sum[i][j] : *whole - sum[i][j];
+            }
         }
 }
 
 template <typename T, int width, int rows = MOST_ROWS[width]>
-void product_of(Index wanted, const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c,
-                Index c_row, bool add) {
-    if (wanted == rows) return product<T, width, rows>(a, a_row, a_k, b, b_k, count, c, c_row, add);
-    if constexpr (rows > 1) product_of<T, width, rows - 1>(wanted, a, a_row, a_k, b, b_k, count, c, c_row, add);
+void product_of(Index wanted, const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into into) {
+    if (wanted == rows) return product<T, width, rows>(a, b, b_k, c, c_row, into);
+    if constexpr (rows > 1) product_of<T, width, rows - 1>(wanted, a, b, b_k, c, c_row, into);
 }
 
 // The same for any number of rows, in pieces of about equal size.
 template <typename T>
-void products(Index width, Index rows, const T *a, Index a_row, Index a_k, const T *b, Index b_k, Index count, T *c,
-              Index c_row, bool add) {
+void products(Index width, Index rows, const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into into) {
     const Index most = MOST_ROWS[width], pieces = (rows + most - 1) / most;
     for (Index piece = 0; piece < pieces; ++piece) {
         const Index begin = rows * piece / pieces, some = rows * (piece + 1) / pieces - begin;
-        const T *from = a + begin * a_row;
+        Left<T> from = a;
+        from.at += begin * a.row;
         T *to = c + begin * c_row;
-        if (width == 3) product_of<T, 3>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
-        if (width == 2) product_of<T, 2>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
-        if (width == 1) product_of<T, 1>(some, from, a_row, a_k, b, b_k, count, to, c_row, add);
+        if (width == 3) product_of<T, 3>(some, from, b, b_k, to, c_row, into);
+        if (width == 2) product_of<T, 2>(some, from, b, b_k, to, c_row, into);
+        if (width == 1) product_of<T, 1>(some, from, b, b_k, to, c_row, into);
+        if constexpr (sizeof(T) == 4)
+            if (width == 0) product_of<T, 0>(some, from, b, b_k, to, c_row, into);
     }
 }
 
-// Sum of factors times sources, one vector per pixel.
-template <typename T, int count, int lanes>
-void sum_vector(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index pixels,
-                bool add) {
-    using Vector = typename Vectors<T, lanes>::type;
+// Values of a sum: `values` of each pixel, adjacent in the result, and `stride` apart in what is added.
+struct Extent {
+    Index pixels, values, stride;
+};
+
+// out = or += the sum of factors times sources.
+template <typename T, int count>
+void sum_vectors(T *out, const T *const *sources, const T *factors, Extent extent, bool add) {
+    using Vector = typename Vectors<T, LANES<T>>::type;
     T factor[count];
     const T *source[count];
     for (int i = 0; i < count; ++i) factor[i] = factors[i], source[i] = sources[i];
-    for (Index p = 0; p < pixels; ++p) {
-        Vector *to = reinterpret_cast<Vector *>(out + p * out_pixel);
-        Vector sum = add ? *to : Vector{};
-        for (int i = 0; i < count; ++i) sum += factor[i] * *reinterpret_cast<const Vector *>(source[i] + p * pixel);
-        *to = sum;
-    }
-}
-
-// out = the sum of factors times sources, for some pixels and the fields of one vector.
-template <typename T, int lanes, int count = TOGETHER>
-void sum_group(Index wanted, T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors,
-               Index pixels, bool add) {
-    if (wanted == count) return sum_vector<T, count, lanes>(out, out_pixel, sources, pixel, factors, pixels, add);
-    if constexpr (count > 1)
-        sum_group<T, lanes, count - 1>(wanted, out, out_pixel, sources, pixel, factors, pixels, add);
-}
-
-// The same for all fields; where whole vectors do not end with the last field, two of them overlap.
-template <typename T, int lanes = LANES<T>>
-void sum(T *out, Index out_pixel, const T *const *sources, Index pixel, const T *factors, Index terms, Index pixels,
-         Index fields) {
-    if constexpr (lanes > 1)
-        if (fields < lanes)
-            return sum<T, lanes / 2>(out, out_pixel, sources, pixel, factors, terms, pixels, fields);
-    for (Index end = lanes; end < fields + lanes; end += lanes) {
-        const Index begin = std::min(end, fields) - lanes;
-        for (Index i = 0; i < terms; i += TOGETHER) {
-            const Index some = std::min<Index>(TOGETHER, terms - i);
-            const T *from[TOGETHER];
-            for (Index k = 0; k < some; ++k) from[k] = sources[i + k] + begin;
-            sum_group<T, lanes>(some, out + begin, out_pixel, from, pixel, factors + i, pixels, i > 0);
+    for (Index p = 0; p < extent.pixels; ++p)
+#pragma GCC unroll 2  // two sums at once: one would wait for each of its additions
+        for (Index v = 0; v < extent.values; v += LANES<T>) {
+            Vector *to = reinterpret_cast<Vector *>(out + p * extent.values + v);
+            Vector sum = add ? *to : Vector{};
+            for (int i = 0; i < count; ++i)
+                sum += factor[i] * *reinterpret_cast<const Vector *>(source[i] + p * extent.stride + v);
+            *to = sum;
         }
-    }
 }
 
-// Add factors times a vector per pixel to targets: the transpose of `sum_vector`.
 template <typename T, int count = TOGETHER>
-void spread(Index wanted, const T *from, Index from_pixel, T *const *targets, Index pixel, const T *factors,
-            Index pixels) {
+void sum_group(Index wanted, T *out, const T *const *sources, const T *factors, Extent extent, bool add) {
+    if (wanted == count) return sum_vectors<T, count>(out, sources, factors, extent, add);
+    if constexpr (count > 1) sum_group<T, count - 1>(wanted, out, sources, factors, extent, add);
+}
+
+// The same for any number of terms.
+template <typename T>
+void sum(T *out, const T *const *sources, const T *factors, Index terms, Extent extent) {
+    for (Index i = 0; i < terms; i += TOGETHER)
+        sum_group(std::min<Index>(TOGETHER, terms - i), out, sources + i, factors + i, extent, i > 0);
+}
+
+// Add factors times values to targets: the transpose of `sum_vectors`.
+template <typename T, int count = TOGETHER>
+void spread(Index wanted, const T *from, T *const *targets, const T *factors, Extent extent) {
     using Vector = typename Vectors<T, LANES<T>>::type;
     if constexpr (count > 1)
-        if (wanted < count) return spread<T, count - 1>(wanted, from, from_pixel, targets, pixel, factors, pixels);
+        if (wanted < count) return spread<T, count - 1>(wanted, from, targets, factors, extent);
     T factor[count], *target[count];
     for (int i = 0; i < count; ++i) factor[i] = factors[i], target[i] = targets[i];
-    for (Index p = 0; p < pixels; ++p) {
-        const Vector value = *reinterpret_cast<const Vector *>(from + p * from_pixel);
-        for (int i = 0; i < count; ++i) *reinterpret_cast<Vector *>(target[i] + p * pixel) += factor[i] * value;
-    }
+    for (Index p = 0; p < extent.pixels; ++p)
+        for (Index v = 0; v < extent.values; v += LANES<T>) {
+            const Vector value = *reinterpret_cast<const Vector *>(from + p * extent.values + v);
+            for (int i = 0; i < count; ++i)
+                *reinterpret_cast<Vector *>(target[i] + p * extent.stride + v) += factor[i] * value;
+        }
 }
 
 // Multiply the fields of a vector by a matrix, and write its rows: a transpose of constant size, by shuffles.
@@ -203,7 +265,7 @@ void out_of_rows_of(const T *__restrict given, Index row, T *__restrict field, c
         for (int i = 0; i < rows; ++i) field[f * rows + i] = line[i * lanes + f];
 }
 
-// The same for all fields, as in `sum`.
+// The same for all fields; where whole vectors do not end with the last field, two of them overlap.
 template <typename T, int rows, int lanes = LANES<T>>
 void into_rows(const T *field, T *out, Index row, Index fields, const T *turn) {
     if constexpr (lanes > 1)
@@ -229,15 +291,20 @@ class Convolution {
   public:
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
         row = padded(shape.fields), out_row = padded(shape.out_fields);
-        pixel = row * plan.rows_in + LANES<T>, out_pixel = out_row * plan.rows_out + LANES<T>;
-        z_pixel = plan.maps * shape.fields + LANES<T>;  // strides that are powers of two would share cache sets
+        const bool is_turned_by_shuffles = plan.rows_in <= 16 && (plan.rows_in & (plan.rows_in - 1)) == 0;
+        // two pixels in a vector, where all values of a run are adjacent
+        if (shape.fields <= LANES<T> / 2 && shape.step == 1 && is_turned_by_shuffles) row = LANES<T> / 2;
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
+        // strides that are powers of two would share cache sets
+        plane = grid_columns * row + LANES<T>, line_size = plan.rows_in * plane;
+        map_size = shape.tile * row + LANES<T>, out_map_size = shape.tile * out_row + LANES<T>;
+        run = std::max<Index>(1, RUN / row), part_size = run * row + LANES<T>;
         pixels = shape.images * shape.out_rows * shape.out_columns;
         const Index taps = plan.size * plan.size;
         for (Index i = 0; i < plan.start[plan.steps]; ++i) {
             const Index tap = plan.source[i] % taps;
-            near.push_back((tap / plan.size * grid_columns + tap % plan.size) * pixel + plan.source[i] / taps * row);
+            near.push_back(tap / plan.size * line_size + plan.source[i] / taps * plane + tap % plan.size * row);
         }
         for (Index step = 0; step < plan.steps; ++step)
             most_terms = std::max(most_terms, plan.start[step + 1] - plan.start[step]);
@@ -247,7 +314,7 @@ class Convolution {
     // given (images, rows, columns, fields, rows_in) -> out (images, out_rows, out_columns, out_fields, rows_out), or
     // the gradient of the weights for `other`, of the shape of out; or both.
     void operator()(const T *given, const T *weights, const T *other, T *out, T *by_weights) const {
-        Space<T> grid(shape.images * grid_rows * grid_columns * pixel), right(out ? packed : 0);
+        Space<T> grid(shape.images * grid_rows * line_size), right(out ? packed : 0);
         std::vector<Scratch> scratch;
         std::vector<Space<T>> sums;
         for (Index t = 0; t < shape.threads; ++t) {
@@ -258,9 +325,9 @@ class Convolution {
 #pragma omp parallel num_threads(static_cast<int>(shape.threads))
         {
             Scratch &own = scratch[omp_get_thread_num()];
-            std::memset(own.hats.get(), 0, shape.tile * out_pixel * sizeof(T));  // for rows without an irrep
+            std::memset(own.hats.get(), 0, plan.rows_out * out_map_size * sizeof(T));  // for rows without an irrep
             // what memory holds after the last field may be denormal, which makes arithmetic a hundred times as slow
-            if (by_weights) std::memset(own.others.get(), 0, shape.tile * out_pixel * sizeof(T));
+            if (by_weights) std::memset(own.others.get(), 0, plan.rows_out * out_map_size * sizeof(T));
 #pragma omp for schedule(static) nowait
             for (Index line = 0; line < shape.images * grid_rows; ++line) fill(given, grid.get(), line, own);
 #pragma omp for schedule(static)
@@ -284,23 +351,20 @@ class Convolution {
 
     // From the gradient of the output that of the input, whose rows beyond the last of the grid have none.
     void differentiate(const T *other, const T *weights, T *by_given) const {
-        const Index block_size = shape.out_fields * row, maps_pixel = plan.maps * row + LANES<T>;
-        const Index grid_size = grid_rows * grid_columns * pixel, per_image = shape.out_rows * shape.out_columns;
+        const Index block_size = shape.out_fields * row, grid_size = grid_rows * line_size;
+        const Index per_image = shape.out_rows * shape.out_columns;
         Index num_blocks = 0;
         for (Index kind = 0; kind < plan.kinds; ++kind) num_blocks += plan.kind[3 * kind + 1] * plan.kind[3 * kind + 2];
         Space<T> right(num_blocks * block_size);
         std::vector<Scratch> scratch;
-        std::vector<Space<T>> grids, maps, parts;
-        for (Index t = 0; t < shape.threads; ++t) {
-            scratch.emplace_back(*this), grids.emplace_back(grid_size), maps.emplace_back(shape.tile * maps_pixel);
-            parts.emplace_back(RUN * plan.parts * row);
-        }
+        std::vector<Space<T>> grids;
+        for (Index t = 0; t < shape.threads; ++t) scratch.emplace_back(*this), grids.emplace_back(grid_size);
 #pragma omp parallel num_threads(static_cast<int>(shape.threads))
         {
             const int thread = omp_get_thread_num();
             Scratch &own = scratch[thread];
-            T *grid = grids[thread].get(), *own_maps = maps[thread].get(), *own_parts = parts[thread].get();
-            std::memset(own_parts, 0, RUN * plan.parts * row * sizeof(T));
+            T *grid = grids[thread].get();
+            std::memset(own.parts.get(), 0, plan.parts * part_size * sizeof(T));
 #pragma omp for schedule(static)
             for (Index field = 0; field < shape.out_fields; ++field) pack_transposed(weights, right.get(), field);
 #pragma omp for schedule(static)
@@ -309,12 +373,12 @@ class Convolution {
                 for (Index begin = 0; begin < per_image; begin += shape.tile) {
                     const Index count = std::min(shape.tile, per_image - begin);
                     turn_others(other, image * per_image + begin, count, own);
-                    multiply_transposed(right.get(), own_maps, maps_pixel, count, own);
+                    multiply_transposed(right.get(), count, own);
                     for (Index done = 0; done < count;) {
                         const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
-                        const Index some = std::min({RUN, count - done, shape.out_columns - column});
-                        spread_run(own_maps + done * maps_pixel, maps_pixel,
-                                   grid + (line * grid_columns + column) * shape.step * pixel, own_parts, some, own);
+                        const Index some = std::min({run, count - done, shape.out_columns - column});
+                        spread_run(own.z.get() + done * row, grid + (line * line_size + column * row) * shape.step,
+                                   some, own);
                         done += some;
                     }
                 }
@@ -328,7 +392,9 @@ class Convolution {
     // vectors), with the same weights for all components.
     struct Panel {
         Index components, blocks, width, begin;  // begin: first field
-        Index z, packed;                         // offsets of its maps and of its weights
+        Index together;                          // of k in a vector: 2 where its width is 0, else 1
+        Index packed, values;                    // offset of its weights, and how many share a row
+        const Index *maps;                       // (components, blocks)
         const Index *rows;                       // (components)
         const Index *numbers;                    // (blocks), `copies` apart
         Index copies;
@@ -336,15 +402,17 @@ class Convolution {
 
     // Add the panels of all irreps for some output fields, so that their weights are adjacent in memory.
     void add_panels(Index begin) {
-        const Index width = std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        const bool is_half = sizeof(T) == 4 && shape.out_fields <= LANES<T> / 2 && shape.fields % 2 == 0;
+        const Index width = is_half ? 0 : std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        const Index together = is_half ? 2 : 1, values = std::max<Index>(1, width) * LANES<T>;
         Index rows = 0, numbers = 0, map = 0;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
             const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
             const Index copies = plan.kind[3 * kind + 2];
             for (Index copy = 0; copy < copies; ++copy, rows += components) {
-                panels.push_back({components, blocks, width, begin, map * shape.fields, packed, plan.row + rows,
-                                  plan.number + numbers + copy, copies});
-                packed += blocks * shape.fields * width * LANES<T>;
+                panels.push_back({components, blocks, width, begin, together, packed, values, plan.map + map,
+                                  plan.row + rows, plan.number + numbers + copy, copies});
+                packed += blocks * shape.fields / together * values;
             }
             numbers += blocks * copies, map += components * blocks;
         }
@@ -352,146 +420,183 @@ class Convolution {
 
     struct Scratch {  // buffers of a thread
         explicit Scratch(const Convolution &of)
-            : z(of.shape.tile * of.z_pixel), parts(RUN * of.plan.parts * of.shape.fields),
-              hats(of.shape.tile * of.out_pixel), others(of.shape.tile * of.out_pixel),
-              line(std::max(of.pixel, of.out_pixel)), sources(of.most_terms) {
-            std::memset(line.get(), 0, std::max(of.pixel, of.out_pixel) * sizeof(T));  // see `others` above
+            : z(of.plan.maps * of.map_size), parts(of.plan.parts * of.part_size),
+              hats(of.plan.rows_out * of.out_map_size), others(of.plan.rows_out * of.out_map_size),
+              line(of.most_values()), sources(of.most_terms) {
+            std::memset(line.get(), 0, of.most_values() * sizeof(T));  // see `others` above
         }
         Space<T> z, parts, hats, others, line;
         std::vector<const T *> sources;  // of a sum
     };
 
+    Index most_values() const { return std::max(row * plan.rows_in, out_row * plan.rows_out); }  // of a pixel
+
     static Index padded(Index fields) { return (fields + LANES<T> - 1) / LANES<T> * LANES<T>; }
 
-    void turn(const T *field, T *out, Index rows, Index row, Index fields, const T *turn, T *line) const {
-        if (rows == 1) return into_rows<T, 1>(field, out, row, fields, turn);
-        if (rows == 2) return into_rows<T, 2>(field, out, row, fields, turn);
-        if (rows == 4) return into_rows<T, 4>(field, out, row, fields, turn);
-        if (rows == 8) return into_rows<T, 8>(field, out, row, fields, turn);
-        if (rows == 16) return into_rows<T, 16>(field, out, row, fields, turn);
+    void turn(const T *field, T *out, Index stride, Index rows, Index row, Index fields, const T *turn, T *line) const {
+        if (rows == 1) return into_rows<T, 1>(field, out, stride, fields, turn);
+        if (rows == 2) return into_rows<T, 2>(field, out, stride, fields, turn);
+        if (rows == 4) return into_rows<T, 4>(field, out, stride, fields, turn);
+        if (rows == 8) return into_rows<T, 8>(field, out, stride, fields, turn);
+        if (rows == 16) return into_rows<T, 16>(field, out, stride, fields, turn);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) line[i * row + f] = field[f * rows + i];
-        turned(turn, rows, 1, rows, line, out, row);
+        turned({turn, rows, 1, rows, 0, 1, FIRST_MAP}, line, row, out, stride, row);
     }
 
-    void turn_back(const T *hats, T *field, Index rows, Index row, Index fields, const T *turn, T *line) const {
-        if (rows == 1) return out_of_rows<T, 1>(hats, row, field, fields, turn);
-        if (rows == 2) return out_of_rows<T, 2>(hats, row, field, fields, turn);
-        if (rows == 4) return out_of_rows<T, 4>(hats, row, field, fields, turn);
-        if (rows == 8) return out_of_rows<T, 8>(hats, row, field, fields, turn);
-        if (rows == 16) return out_of_rows<T, 16>(hats, row, field, fields, turn);
-        turned(turn, 1, rows, rows, hats, line, row);
+    void turn_back(const T *hats, Index stride, T *field, Index rows, Index row, Index fields, const T *turn,
+                   T *line) const {
+        if (rows == 1) return out_of_rows<T, 1>(hats, stride, field, fields, turn);
+        if (rows == 2) return out_of_rows<T, 2>(hats, stride, field, fields, turn);
+        if (rows == 4) return out_of_rows<T, 4>(hats, stride, field, fields, turn);
+        if (rows == 8) return out_of_rows<T, 8>(hats, stride, field, fields, turn);
+        if (rows == 16) return out_of_rows<T, 16>(hats, stride, field, fields, turn);
+        turned({turn, 1, rows, rows, 0, 1, FIRST_MAP}, hats, stride, line, row, row);
         for (Index f = 0; f < fields; ++f)
             for (Index i = 0; i < rows; ++i) field[f * rows + i] = line[i * row + f];
     }
 
-    static void turned(const T *turn, Index turn_row, Index turn_k, Index rows, const T *from, T *to, Index row) {
+    static void turned(const Left<T> &turn, const T *from, Index from_row, T *to, Index to_row, Index row) {
         for (Index at = 0; at < row; at += WIDEST * LANES<T>)
-            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), rows, turn, turn_row, turn_k, from + at, row, rows,
-                     to + at, row, false);
+            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), turn.count, turn, from + at, from_row, to + at,
+                     to_row, Into::SET);
     }
 
-    // Write a line of the padded grid.
+    // Whether any filter covers a line or a column of the grid.
+    bool is_read(Index position) const { return position % shape.step < plan.size; }
+
+    // Write a line of the padded grid, (rows_in, columns, row).
     void fill(const T *given, T *grid, Index line, Scratch &own) const {
         const Index image = line / grid_rows, i = line % grid_rows - shape.pad;
-        T *out = grid + line * grid_columns * pixel;
+        T *out = grid + line * line_size;
+        if (!is_read(line % grid_rows)) return;
         if (i < 0 || i >= shape.rows) {
-            std::memset(out, 0, grid_columns * pixel * sizeof(T));
+            std::memset(out, 0, line_size * sizeof(T));
             return;
         }
         const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
-        for (Index column = 0; column < grid_columns; ++column, out += pixel) {
+        for (Index r = 0; r < plan.rows_in; ++r)  // what follows the last column is added, and may be denormal
+            std::memset(out + (r + 1) * plane - LANES<T>, 0, LANES<T> * sizeof(T));
+        for (Index column = 0; column < grid_columns; ++column, out += row) {
+            if (!is_read(column)) continue;
             const Index j = column - shape.pad;
-            if (j < 0 || j >= shape.columns)
-                std::memset(out, 0, pixel * sizeof(T));
-            else
-                turn(from + j * shape.fields * plan.rows_in, out, plan.rows_in, row, shape.fields, plan.turn_in,
-                     own.line.get());
+            if (j < 0 || j >= shape.columns) {
+                for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane, 0, row * sizeof(T));
+                continue;
+            }
+            const Index last = std::min(row, LANES<T>);  // may have values that are no field's
+            if (row > shape.fields)
+                for (Index r = 0; r < plan.rows_in; ++r)
+                    std::memset(out + r * plane + row - last, 0, last * sizeof(T));
+            turn(from + j * shape.fields * plan.rows_in, out, plane, plan.rows_in, row, shape.fields, plan.turn_in,
+                 own.line.get());
         }
     }
 
-    // Compute the maps z of a tile, (count, z_pixel).
+    // Compute the maps z of a tile, each (count, row).
     void make(const T *grid, Index begin, Index count, Scratch &own) const {
         for (Index done = 0; done < count;) {
             const Index at = begin + done, column = at % shape.out_columns, line = at / shape.out_columns;
-            const Index some = std::min({RUN, count - done, shape.out_columns - column});
+            const Index some = std::min({run, count - done, shape.out_columns - column});
             const Index image = line / shape.out_rows, i = line % shape.out_rows;
-            make_run(grid + ((image * grid_rows + i * shape.step) * grid_columns + column * shape.step) * pixel,
-                     own.z.get() + done * z_pixel, some, own);
+            make_run(grid + (image * grid_rows + i * shape.step) * line_size + column * shape.step * row,
+                     own.z.get() + done * row, some, own);
             done += some;
         }
     }
 
     void make_run(const T *first, T *z, Index count, Scratch &own) const {
-        const Index fields = shape.fields, part_pixel = plan.parts * fields;
         for (Index step = 0; step < plan.steps; ++step) {
-            const Index target = plan.target[step];
-            T *to = target >= 0 ? z + target * fields : own.parts.get() + ~target * fields;
-            const Index to_pixel = target >= 0 ? z_pixel : part_pixel;
-            const bool of_parts = plan.of_parts[step];
-            const Index begin = plan.start[step], terms = plan.start[step + 1] - begin;
+            const Index target = plan.target[step], begin = plan.start[step], terms = plan.start[step + 1] - begin;
+            const bool of_results = plan.of_results[step];
+            const T **sources = own.sources.data();
             for (Index k = 0; k < terms; ++k)
-                own.sources[k] = of_parts ? own.parts.get() + plan.source[begin + k] * fields : first + near[begin + k];
-            sum(to, to_pixel, own.sources.data(), of_parts ? part_pixel : shape.step * pixel, plan.factor + begin,
-                terms, count, fields);
+                sources[k] = of_results ? find_result(plan.source[begin + k], z, own) : first + near[begin + k];
+            sum(find_result(target, z, own), sources, plan.factor + begin, terms, extent(count, of_results));
         }
+    }
+
+    // Where a map or a part of a run is stored.
+    T *find_result(Index result, T *z, Scratch &own) const {
+        return result >= 0 ? z + result * map_size : own.parts.get() + ~result * part_size;
+    }
+
+    // Of some pixels of a map: all values are adjacent, unless sources are pixels of the grid with others between them.
+    Extent extent(Index count, bool of_results) const {
+        if (of_results || shape.step == 1) return {1, count * row, 0};
+        return {count, row, shape.step * row};
     }
 
     void multiply(const T *right, T *out, Index begin, Index count, Scratch &own) const {
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
-                products(panel.width, count, own.z.get() + panel.z + c * panel.blocks * shape.fields, z_pixel, 1,
-                         right + panel.packed, panel.width * LANES<T>, panel.blocks * shape.fields,
-                         own.hats.get() + panel.rows[c] * out_row + panel.begin, out_pixel, false);
+                products(panel.width, count,
+                         {own.z.get(), row, panel.together, shape.fields / panel.together, map_size, panel.blocks,
+                          panel.maps + c * panel.blocks},
+                         right + panel.packed, panel.values,
+                         own.hats.get() + panel.rows[c] * out_map_size + panel.begin, out_row, Into::SET);
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
-            turn_back(own.hats.get() + p * out_pixel, out + (begin + p) * values, plan.rows_out, out_row,
+            turn_back(own.hats.get() + p * out_row, out_map_size, out + (begin + p) * values, plan.rows_out, out_row,
                       shape.out_fields, plan.turn_out, own.line.get());
     }
 
     void turn_others(const T *other, Index begin, Index count, Scratch &own) const {
         const Index values = shape.out_fields * plan.rows_out;
         for (Index p = 0; p < count; ++p)
-            turn(other + (begin + p) * values, own.others.get() + p * out_pixel, plan.rows_out, out_row,
+            turn(other + (begin + p) * values, own.others.get() + p * out_row, out_map_size, plan.rows_out, out_row,
                  shape.out_fields, plan.turn_out, own.line.get());
     }
+
+    T *find_map(Index map, const Scratch &own) const { return own.z.get() + (map < 0 ? ~map : map) * map_size; }
 
     // Add a tile's contribution to the gradient of the weights.
     void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
         turn_others(other, begin, count, own);
+        if (panels[0].together == 2)
+            for (Index r = 0; r < plan.rows_out; ++r)
+                for (Index p = 0; p < count; ++p) repeat(own.others.get() + r * out_map_size + p * out_row);
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
-                products(panel.width, panel.blocks * shape.fields,
-                         own.z.get() + panel.z + c * panel.blocks * shape.fields, 1, z_pixel,
-                         own.others.get() + panel.rows[c] * out_row + panel.begin, out_pixel, count,
-                         sums + panel.packed, panel.width * LANES<T>, true);
+                for (Index block = 0; block < panel.blocks; ++block) {
+                    const Index map = panel.maps[c * panel.blocks + block];
+                    products(panel.width, shape.fields / panel.together,
+                             {find_map(map, own), panel.together, row, count, 0, 1, FIRST_MAP},
+                             own.others.get() + panel.rows[c] * out_map_size + panel.begin, out_row,
+                             sums + locate(panel, block, 0), panel.values, map < 0 ? Into::SUBTRACT : Into::ADD);
+                }
+    }
+
+    // Where the weights of a panel for a block and an input field are packed, `together` apart.
+    Index locate(const Panel &panel, Index block, Index field) const {
+        const Index k = block * shape.fields + field;
+        return panel.packed + k / panel.together * panel.values + k % panel.together;
     }
 
     // Pack the weights of one input field into panels.
     void pack(const T *weights, T *right, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
-                T *to = right + panel.packed + (block * shape.fields + field) * width;
+                const Index most = panel.values / panel.together, some = std::min(most, shape.out_fields - panel.begin);
+                T *to = right + locate(panel, block, field);
                 const T *from = weights + field * shape.by_field + panel.begin * shape.by_out_field +
                                 panel.numbers[block * panel.copies];
-                for (Index j = 0; j < some; ++j) to[j] = from[j * shape.by_out_field];
-                std::fill(to + some, to + width, T(0));
+                for (Index j = 0; j < some; ++j) to[j * panel.together] = from[j * shape.by_out_field];
+                for (Index j = some; j < most; ++j) to[j * panel.together] = 0;
             }
     }
 
     void unpack(const std::vector<Space<T>> &sums, T *by_weights, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index width = panel.width * LANES<T>, some = std::min(width, shape.out_fields - panel.begin);
-                const Index at = panel.packed + (block * shape.fields + field) * width;
+                const Index some = std::min(panel.values / panel.together, shape.out_fields - panel.begin);
+                const Index at = locate(panel, block, field);
                 T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
                         panel.numbers[block * panel.copies];
-                for (Index j = 0; j < some; ++j) {
-                    T total = 0;
-                    for (const Space<T> &each : sums) total += each.get()[at + j];
-                    to[j * shape.by_out_field] = total;
-                }
+                T total[WIDEST * LANES<T>] = {};
+                for (const Space<T> &each : sums)
+                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j * panel.together];
+                for (Index j = 0; j < some; ++j) to[j * shape.by_out_field] = total[j];
             }
     }
 
@@ -511,43 +616,44 @@ class Convolution {
         }
     }
 
-    // Compute the gradients of the maps z of a tile, (count, maps_pixel), in rows of whole vectors.
-    void multiply_transposed(const T *right, T *maps, Index maps_pixel, Index count, const Scratch &own) const {
-        Index rows = 0, map = 0;
+    // Compute the gradients of the maps z of a tile.
+    void multiply_transposed(const T *right, Index count, const Scratch &own) const {
+        std::vector<bool> made(plan.maps);
+        Index rows = 0;
+        const Index *maps = plan.map;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
             const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
             const Index copies = plan.kind[3 * kind + 2];
             for (Index copy = 0; copy < copies; ++copy)
                 for (Index block = 0; block < blocks; ++block, right += shape.out_fields * row)
-                    for (Index c = 0; c < components; ++c)
+                    for (Index c = 0; c < components; ++c) {
+                        const Index map = maps[c * blocks + block];  // a map comes before its negative
+                        const Into into = map < 0 ? Into::SUBTRACT : made[map] ? Into::ADD : Into::SET;
                         for (Index at = 0; at < row; at += WIDEST * LANES<T>)
                             products(std::min<Index>(WIDEST, (row - at) / LANES<T>), count,
-                                     own.others.get() + plan.row[rows + copy * components + c] * out_row, out_pixel, 1,
-                                     right + at, row, shape.out_fields, maps + (map + c * blocks + block) * row + at,
-                                     maps_pixel, copy > 0);
-            rows += copies * components, map += components * blocks;
+                                     {own.others.get() + plan.row[rows + copy * components + c] * out_map_size,
+                                      out_row, 1, shape.out_fields, 0, 1, FIRST_MAP},
+                                     right + at, row, find_map(map, own) + at, row, into);
+                        if (map >= 0) made[map] = true;
+                    }
+            rows += copies * components, maps += components * blocks;
         }
     }
 
     // Add the gradients of maps z to the grid: the transpose of `make_run`. The parts are zero before and after.
-    void spread_run(const T *maps, Index maps_pixel, T *first, T *parts, Index count, Scratch &own) const {
-        const Index part_pixel = plan.parts * row;
+    void spread_run(T *z, T *first, Index count, Scratch &own) const {
         for (Index step = plan.steps - 1; step >= 0; --step) {
-            const Index target = plan.target[step], begin = plan.start[step], end = plan.start[step + 1];
-            const T *from = target >= 0 ? maps + target * row : parts + ~target * row;
-            const Index from_pixel = target >= 0 ? maps_pixel : part_pixel;
-            const bool of_parts = plan.of_parts[step];
-            for (Index at = 0; at < row; at += LANES<T>)
-                for (Index i = begin; i < end; i += TOGETHER) {
-                    T *targets[TOGETHER];
-                    const Index some = std::min<Index>(TOGETHER, end - i);
-                    for (Index k = 0; k < some; ++k)
-                        targets[k] = (of_parts ? parts + plan.source[i + k] * row : first + near[i + k]) + at;
-                    spread<T>(some, from + at, from_pixel, targets, of_parts ? part_pixel : shape.step * pixel,
-                              plan.factor + i, count);
-                }
-            for (Index p = 0; target < 0 && p < count; ++p)
-                std::memset(parts + ~target * row + p * part_pixel, 0, row * sizeof(T));
+            const Index target = plan.target[step], end = plan.start[step + 1];
+            T *from = find_result(target, z, own);
+            const bool of_results = plan.of_results[step];
+            for (Index i = plan.start[step]; i < end; i += TOGETHER) {
+                T *targets[TOGETHER];
+                const Index some = std::min<Index>(TOGETHER, end - i);
+                for (Index k = 0; k < some; ++k)
+                    targets[k] = of_results ? find_result(plan.source[i + k], z, own) : first + near[i + k];
+                spread<T>(some, from, targets, plan.factor + i, extent(count, of_results));
+            }
+            if (target < 0) std::memset(from, 0, count * row * sizeof(T));
         }
     }
 
@@ -558,7 +664,7 @@ class Convolution {
         for (Index i = shape.pad; i < shape.rows + shape.pad; ++i)
             for (Index j = shape.pad; j < shape.columns + shape.pad; ++j, to += values)
                 if (i < grid_rows && j < grid_columns)
-                    turn_back(grid + (i * grid_columns + j) * pixel, to, plan.rows_in, row, shape.fields, plan.turn_in,
+                    turn_back(grid + i * line_size + j * row, plane, to, plan.rows_in, row, shape.fields, plan.turn_in,
                               own.line.get());
                 else
                     std::memset(to, 0, values * sizeof(T));
@@ -566,7 +672,8 @@ class Convolution {
 
     const Plan<T> &plan;
     const Shape &shape;
-    Index row, out_row, pixel, out_pixel, z_pixel, grid_rows, grid_columns, pixels, packed = 0, most_terms = 0;
+    Index row, out_row, grid_rows, grid_columns, plane, line_size, map_size, out_map_size, run, part_size, pixels;
+    Index packed = 0, most_terms = 0;
     std::vector<Index> near;
     std::vector<Panel> panels;
 };

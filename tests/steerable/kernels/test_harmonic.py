@@ -121,6 +121,26 @@ def test_in_float32_it_is_as_exact_as_the_dense_convolution() -> None:
     assert errors[1] < 2 * errors[0] + 1e-6
 
 
+@pytest.mark.parametrize("group", ["C4", "C3", "D8"])
+@pytest.mark.parametrize("fields", [(8, 8), (7, 8), (6, 5), (8, 3), (2, 9), (9, 2), (1, 1)])
+def test_few_fields_share_vectors_of_float32_and_lose_nothing(
+    fields: tuple[int, int], group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galaxyhpc.steerable.kernels.cpu.TILE_BYTES", 200_000)  # several tiles
+    for stride in (1, 2):
+        dense = layer(group, fields, 3, "regular", stride)
+        x = torch.randn(2, dense.in_fields * dense.basis.shape[2], 13, 11, dtype=torch.float64, requires_grad=True)
+        expected, weight = dense(x), dense.weight.detach().float().requires_grad_()
+        single = x.detach().float().requires_grad_()
+        y = harmonic_conv(single, weight, dense.basis_spec, stride, 1)
+        upstream = torch.randn_like(expected)
+        exact = [expected, *torch.autograd.grad(expected, (x, dense.weight), upstream)]
+        for actual, reference in zip(
+            [y, *torch.autograd.grad(y, (single, weight), upstream.float())], exact, strict=True
+        ):
+            assert (actual - reference).abs().max() < 1e-5 * reference.abs().max()
+
+
 @pytest.mark.parametrize(
     ("group", "products"), [("C4", 36), ("C8", 84), ("C16", 180), ("D4", 72), ("D8", 168), ("D16", 360)]
 )
