@@ -1,6 +1,6 @@
 """Batch normalisation over fields of adjacent channels, in any memory format.
 
-A field's moments are merged from those of its channels, which torch, or on a CPU `norm_cpu`, computes without a copy: a
+A field's moments are merged from those of its channels, which torch computes and applies without copying the map: a
 reshape to (N, fields, -1) would copy every channels-last map. Saved for the gradient are the map and two numbers per
 field.
 """
@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galaxyhpc.steerable.kernels import norm_cpu
 from galaxyhpc.steerable.layers import AntialiasedPool
 
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -125,8 +124,6 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, variance, total_count)
         ctx.eps = eps
-        if norm_cpu.is_usable(x) and mean.dtype == weight.dtype == torch.float32:
-            return norm_cpu.normalise(x, mean, variance, weight.detach(), bias.detach(), eps)
         size = x.shape[1] // len(mean)
         mean, variance, weight, bias = _repeat_per_channel(size, mean, variance, weight, bias)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
@@ -136,8 +133,6 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, variance, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
             return (*_differentiate_reference(gradient, x, weight, total, ctx.eps), None, None, None, None)
-        if total is None and norm_cpu.is_usable(gradient, x) and weight.dtype == torch.float32:
-            return (*norm_cpu.differentiate(gradient, x, mean, variance, weight, ctx.eps), None, None, None, None)
         fields, size = len(mean), x.shape[1] // len(mean)
         inverse_std = (variance + ctx.eps).rsqrt()
         sums = _sum_gradients(gradient, x, *_repeat_per_channel(size, mean, inverse_std)).view(2, fields, size).sum(2)
@@ -189,8 +184,6 @@ def _compute_field_moments(x: Tensor, fields: int) -> tuple[Tensor, Tensor]:
 
     This avoids differences of nearly equal numbers.
     """
-    if norm_cpu.is_usable(x):
-        return norm_cpu.measure_moments(x, fields)
     means, variances = (values.view(-1, fields, x.shape[1] // fields) for values in _compute_channel_moments(x))
     mean = means.mean((0, 2))
     deviations = (means - mean[:, None]).square()

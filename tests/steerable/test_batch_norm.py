@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galaxyhpc.steerable.batch_norm import FieldBatchNorm
-from galaxyhpc.steerable.kernels import norm_cpu
 
 FIELDS, SIZE = 3, 8
 SHAPE = (4, FIELDS * SIZE, 5, 7)
@@ -99,34 +97,3 @@ def test_values_far_from_zero_lose_nothing_more_than_they_did_as_float32() -> No
     by_field = x.double().reshape(len(x), FIELDS, -1)
     torch.testing.assert_close(norm.running_var.double(), by_field.var((0, 2)), rtol=1e-4, atol=0)
     torch.testing.assert_close(norm.running_mean.double(), by_field.mean((0, 2)), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize(("fields", "size", "side"), [(3, 8, 9), (5, 1, 4), (23, 4, 1)])
-def test_the_kernels_of_a_cpu_are_as_exact_as_torch(
-    fields: int, size: int, side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    shape = (4, fields * size, side, side)
-    x, gradient = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2))
-    x += 30 * torch.randn(fields * size, 1, 1)
-    weight, bias = torch.randn(2, fields)
-    compute = partial(_normalise_and_differentiate, x, gradient, weight, bias)
-    exact, got = compute(torch.float64), compute(torch.float32)
-    monkeypatch.setattr(norm_cpu, "is_usable", lambda *maps: False)
-    for value, torch_value, expected in zip(got, compute(torch.float32), exact, strict=True):
-        error, torch_error = ((values - expected).abs().max() for values in (value, torch_value))
-        assert error <= 2 * torch_error + 1e-6 * expected.abs().max()
-
-
-def _normalise_and_differentiate(
-    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-) -> list[Tensor]:
-    """Return the output, the gradients and the statistics of a step."""
-    norm = FieldBatchNorm(len(weight), x.shape[1] // len(weight))
-    norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
-    norm.to(dtype)
-    x = x.to(dtype, copy=True).requires_grad_()
-    y = norm._normalise_fields(x, False)
-    y.backward(gradient.to(dtype))
-    assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
-    return [y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
