@@ -23,12 +23,13 @@ constexpr int BYTES = 16, MOST_ROWS[] = {14, 14, 12, 8};
 #else
 constexpr int BYTES = 16, MOST_ROWS[] = {8, 8, 6, 4};
 #endif
-constexpr int WIDEST = 3;    // vectors per row of a product
 constexpr Index RUN = 1024;  // values of a map of z that are computed at once: their sources stay in the L1 cache
 constexpr int TOGETHER = 9;  // terms that are summed at once
 
 template <typename T>
 constexpr Index LANES = BYTES / sizeof(T);
+template <typename T>
+constexpr int WIDEST = sizeof(T) == 4 ? 3 : 1;  // vectors per row of a product: float64 is to be exact, not fast
 
 template <typename T, int lanes>
 struct Vectors {
@@ -176,11 +177,12 @@ void products(Index width, Index rows, const Left<T> &a, const T *b, Index b_k, 
         Left<T> from = a;
         from.at += begin * a.row;
         T *to = c + begin * c_row;
-        if (width == 3) product_of<T, 3>(some, from, b, b_k, to, c_row, into);
-        if (width == 2) product_of<T, 2>(some, from, b, b_k, to, c_row, into);
         if (width == 1) product_of<T, 1>(some, from, b, b_k, to, c_row, into);
-        if constexpr (sizeof(T) == 4)
+        if constexpr (WIDEST<T> > 1) {
             if (width == 0) product_of<T, 0>(some, from, b, b_k, to, c_row, into);
+            if (width == 2) product_of<T, 2>(some, from, b, b_k, to, c_row, into);
+            if (width == 3) product_of<T, 3>(some, from, b, b_k, to, c_row, into);
+        }
     }
 }
 
@@ -308,7 +310,7 @@ class Convolution {
         }
         for (Index step = 0; step < plan.steps; ++step)
             most_terms = std::max(most_terms, plan.start[step + 1] - plan.start[step]);
-        for (Index begin = 0; begin < out_row; begin += WIDEST * LANES<T>) add_panels(begin);
+        for (Index begin = 0; begin < out_row; begin += WIDEST<T> * LANES<T>) add_panels(begin);
     }
 
     // given (images, rows, columns, fields, rows_in) -> out (images, out_rows, out_columns, out_fields, rows_out), or
@@ -403,7 +405,7 @@ class Convolution {
     // Add the panels of all irreps for some output fields, so that their weights are adjacent in memory.
     void add_panels(Index begin) {
         const bool is_half = sizeof(T) == 4 && shape.out_fields <= LANES<T> / 2 && shape.fields % 2 == 0;
-        const Index width = is_half ? 0 : std::min<Index>(WIDEST, (out_row - begin) / LANES<T>);
+        const Index width = is_half ? 0 : std::min<Index>(WIDEST<T>, (out_row - begin) / LANES<T>);
         const Index together = is_half ? 2 : 1, values = std::max<Index>(1, width) * LANES<T>;
         Index rows = 0, numbers = 0, map = 0;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
@@ -457,8 +459,8 @@ class Convolution {
     }
 
     static void turned(const Left<T> &turn, const T *from, Index from_row, T *to, Index to_row, Index row) {
-        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
-            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), turn.count, turn, from + at, from_row, to + at,
+        for (Index at = 0; at < row; at += WIDEST<T> * LANES<T>)
+            products(std::min<Index>(WIDEST<T>, (row - at) / LANES<T>), turn.count, turn, from + at, from_row, to + at,
                      to_row, Into::SET);
     }
 
@@ -593,7 +595,7 @@ class Convolution {
                 const Index at = locate(panel, block, field);
                 T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
                         panel.numbers[block * panel.copies];
-                T total[WIDEST * LANES<T>] = {};
+                T total[WIDEST<T> * LANES<T>] = {};
                 for (const Space<T> &each : sums)
                     for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j * panel.together];
                 for (Index j = 0; j < some; ++j) to[j * shape.by_out_field] = total[j];
@@ -629,8 +631,8 @@ class Convolution {
                     for (Index c = 0; c < components; ++c) {
                         const Index map = maps[c * blocks + block];  // a map comes before its negative
                         const Into into = map < 0 ? Into::SUBTRACT : made[map] ? Into::ADD : Into::SET;
-                        for (Index at = 0; at < row; at += WIDEST * LANES<T>)
-                            products(std::min<Index>(WIDEST, (row - at) / LANES<T>), count,
+                        for (Index at = 0; at < row; at += WIDEST<T> * LANES<T>)
+                            products(std::min<Index>(WIDEST<T>, (row - at) / LANES<T>), count,
                                      {own.others.get() + plan.row[rows + copy * components + c] * out_map_size,
                                       out_row, 1, shape.out_fields, 0, 1, FIRST_MAP},
                                      right + at, row, find_map(map, own) + at, row, into);
