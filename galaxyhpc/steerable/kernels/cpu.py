@@ -124,17 +124,18 @@ def _convolve(
 ) -> None:
     pixels = max(1, shape.images * shape.out_rows * shape.out_columns)
     shape.threads = max(1, min(torch.get_num_threads(), pixels // MIN_PIXELS_PER_THREAD))
-    row, out_row = (_round_up_to_vectors(count * inputs.element_size()) for count in (shape.fields, shape.out_fields))
+    row, out_row = (round_up(n * inputs.element_size(), VECTOR_BYTES) for n in (shape.fields, shape.out_fields))
     pixel_bytes = row * plan.c_plan.maps + 2 * out_row * plan.c_plan.rows_out
     max_tile = max(1, TILE_BYTES // pixel_bytes)
     num_tiles = -(-pixels // min(max_tile, -(-pixels // shape.threads)))
-    num_tiles = -(-num_tiles // shape.threads) * shape.threads  # equally many per thread
+    num_tiles = round_up(num_tiles, shape.threads)  # equally many per thread
     shape.tile = -(-pixels // num_tiles)
     _call(plan.convolve, plan, shape, inputs, weight.detach().contiguous(), x, out, grad_weight)
 
 
-def _round_up_to_vectors(num_bytes: int) -> int:
-    return -(-num_bytes // VECTOR_BYTES) * VECTOR_BYTES
+def round_up(count: int, unit: int) -> int:
+    """Return the least multiple of a unit that is not below a count."""
+    return -(-count // unit) * unit
 
 
 def _call(function: Any, plan: _Plan, shape: _CShape, *tensors: Tensor | None) -> None:

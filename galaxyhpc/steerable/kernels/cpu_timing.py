@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from galaxyhpc.runtime import native
 from galaxyhpc.runtime.native import get_cache_directory
-from galaxyhpc.steerable.kernels.cpu import count_additions
+from galaxyhpc.steerable.kernels.cpu import VECTOR_BYTES, count_additions, round_up
 from galaxyhpc.steerable.kernels.harmonic import BasisSpec, HarmonicBasis, get_harmonic_basis
 from galaxyhpc.steerable.layers import SteerableConv
 from galaxyhpc.storage.files import write_text
@@ -33,7 +33,7 @@ MIN_ROUNDS, MIN_SECONDS = 2, 4.0  # of timing all calibration layers
 MAX_FIT_ERROR = 0.2  # relative; above it the layers are timed again
 MAX_SECONDS = 15.0  # after which rates are accepted whatever their error
 RIDGE_WEIGHT = 0.01  # splits a time between counts that grow together, which predicts larger layers better
-VECTOR_LANES = 16  # float32 values of a vector
+VECTOR_LANES = VECTOR_BYTES // 4  # float32 values
 CACHED_VALUES = 1 << 20  # values of a filter that fit in a cache, about
 
 Json = TypeVar("Json", bound=dict[str, Any])
@@ -160,7 +160,7 @@ def count_harmonic_operations(layer_input: LayerInput, is_training: bool) -> lis
 def round_up_to_lanes(num_fields: int, may_share: bool) -> int:
     """Return the lanes of the vectors that hold some fields; two values of half a vector may share one."""
     unit = VECTOR_LANES // 2 if may_share and num_fields <= VECTOR_LANES // 2 else VECTOR_LANES
-    return -(-num_fields // unit) * unit
+    return round_up(num_fields, unit)
 
 
 OPERATION_COUNTERS = {"dense": count_dense_operations, "harmonic": count_harmonic_operations}

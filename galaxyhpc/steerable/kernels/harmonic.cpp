@@ -86,6 +86,8 @@ struct Left {
 };
 constexpr Index FIRST_MAP[] = {0};
 
+inline Index index_of(Index map) { return map < 0 ? ~map : map; }
+
 enum class Into { SET, ADD, SUBTRACT };
 
 // Two values of half a vector at a time, the first in the lower half of an integer.
@@ -133,8 +135,7 @@ void product(const Left<T> &a, const T *b, Index b_k, T *c, Index c_row, Into in
     Vector sum[rows][vectors] = {};
     for (Index block = 0; block < a.blocks; ++block) {
         const Index map = a.maps[block], next = a.maps[std::min(block + 1, a.blocks - 1)];
-        const T *left = a.at + (map < 0 ? ~map : map) * a.map_size;
-        const T *ahead = a.at + (next < 0 ? ~next : next) * a.map_size;
+        const T *left = a.at + index_of(map) * a.map_size, *ahead = a.at + index_of(next) * a.map_size;
         const auto add_block = [&](auto add) {
             for (Index k = 0; k < a.count; ++k, left += a.k, b += b_k, ahead += LANES<T>) {
                 __builtin_prefetch(ahead);  // its rows are adjacent, and fewer than the lanes of a vector
@@ -178,7 +179,7 @@ void products(Index width, Index rows, const Left<T> &a, const T *b, Index b_k, 
         from.at += begin * a.row;
         T *to = c + begin * c_row;
         if (width == 1) product_of<T, 1>(some, from, b, b_k, to, c_row, into);
-        if constexpr (WIDEST<T> > 1) {
+        if constexpr (sizeof(T) == 4) {  // others have one vector, and no pairs
             if (width == 0) product_of<T, 0>(some, from, b, b_k, to, c_row, into);
             if (width == 2) product_of<T, 2>(some, from, b, b_k, to, c_row, into);
             if (width == 3) product_of<T, 3>(some, from, b, b_k, to, c_row, into);
@@ -292,10 +293,10 @@ template <typename T>
 class Convolution {
   public:
     Convolution(const Plan<T> &plan, const Shape &shape) : plan(plan), shape(shape) {
-        row = padded(shape.fields), out_row = padded(shape.out_fields);
-        const bool is_turned_by_shuffles = plan.rows_in <= 16 && (plan.rows_in & (plan.rows_in - 1)) == 0;
-        // two pixels in a vector, where all values of a run are adjacent
-        if (shape.fields <= LANES<T> / 2 && shape.step == 1 && is_turned_by_shuffles) row = LANES<T> / 2;
+        // two pixels share a vector where all values of a run are adjacent
+        const bool is_shared = shape.fields <= LANES<T> / 2 && shape.step == 1 && has_shuffles(plan.rows_in);
+        row = is_shared ? LANES<T> / 2 : padded(shape.fields), out_row = padded(shape.out_fields);
+        together = sizeof(T) == 4 && shape.out_fields <= LANES<T> / 2 && shape.fields % 2 == 0 ? 2 : 1;
         grid_rows = (shape.out_rows - 1) * shape.step + plan.size;
         grid_columns = (shape.out_columns - 1) * shape.step + plan.size;
         // strides that are powers of two would share cache sets
@@ -394,7 +395,6 @@ class Convolution {
     // vectors), with the same weights for all components.
     struct Panel {
         Index components, blocks, width, begin;  // begin: first field
-        Index together;                          // of k in a vector: 2 where its width is 0, else 1
         Index packed, values;                    // offset of its weights, and how many share a row
         const Index *maps;                       // (components, blocks)
         const Index *rows;                       // (components)
@@ -404,15 +404,14 @@ class Convolution {
 
     // Add the panels of all irreps for some output fields, so that their weights are adjacent in memory.
     void add_panels(Index begin) {
-        const bool is_half = sizeof(T) == 4 && shape.out_fields <= LANES<T> / 2 && shape.fields % 2 == 0;
-        const Index width = is_half ? 0 : std::min<Index>(WIDEST<T>, (out_row - begin) / LANES<T>);
-        const Index together = is_half ? 2 : 1, values = std::max<Index>(1, width) * LANES<T>;
+        const Index width = together == 2 ? 0 : std::min<Index>(WIDEST<T>, (out_row - begin) / LANES<T>);
+        const Index values = std::max<Index>(1, width) * LANES<T>;
         Index rows = 0, numbers = 0, map = 0;
         for (Index kind = 0; kind < plan.kinds; ++kind) {
             const Index components = plan.kind[3 * kind], blocks = plan.kind[3 * kind + 1];
             const Index copies = plan.kind[3 * kind + 2];
             for (Index copy = 0; copy < copies; ++copy, rows += components) {
-                panels.push_back({components, blocks, width, begin, together, packed, values, plan.map + map,
+                panels.push_back({components, blocks, width, begin, packed, values, plan.map + map,
                                   plan.row + rows, plan.number + numbers + copy, copies});
                 packed += blocks * shape.fields / together * values;
             }
@@ -434,6 +433,8 @@ class Convolution {
     Index most_values() const { return std::max(row * plan.rows_in, out_row * plan.rows_out); }  // of a pixel
 
     static Index padded(Index fields) { return (fields + LANES<T> - 1) / LANES<T> * LANES<T>; }
+
+    static bool has_shuffles(Index rows) { return rows <= 16 && (rows & (rows - 1)) == 0; }  // as in the next two
 
     void turn(const T *field, T *out, Index stride, Index rows, Index row, Index fields, const T *turn, T *line) const {
         if (rows == 1) return into_rows<T, 1>(field, out, stride, fields, turn);
@@ -477,8 +478,9 @@ class Convolution {
             return;
         }
         const T *from = given + (image * shape.rows + i) * shape.columns * shape.fields * plan.rows_in;
-        for (Index r = 0; r < plan.rows_in; ++r)  // what follows the last column is added, and may be denormal
-            std::memset(out + (r + 1) * plane - LANES<T>, 0, LANES<T> * sizeof(T));
+        const Index last = std::min(row, LANES<T>);  // values of a row that may be no field's
+        if (row < LANES<T>)                          // a vector may begin at the last column, and what follows be denormal
+            for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + (r + 1) * plane - LANES<T>, 0, BYTES);
         for (Index column = 0; column < grid_columns; ++column, out += row) {
             if (!is_read(column)) continue;
             const Index j = column - shape.pad;
@@ -486,7 +488,6 @@ class Convolution {
                 for (Index r = 0; r < plan.rows_in; ++r) std::memset(out + r * plane, 0, row * sizeof(T));
                 continue;
             }
-            const Index last = std::min(row, LANES<T>);  // may have values that are no field's
             if (row > shape.fields)
                 for (Index r = 0; r < plan.rows_in; ++r)
                     std::memset(out + r * plane + row - last, 0, last * sizeof(T));
@@ -533,7 +534,7 @@ class Convolution {
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 products(panel.width, count,
-                         {own.z.get(), row, panel.together, shape.fields / panel.together, map_size, panel.blocks,
+                         {own.z.get(), row, together, shape.fields / together, map_size, panel.blocks,
                           panel.maps + c * panel.blocks},
                          right + panel.packed, panel.values,
                          own.hats.get() + panel.rows[c] * out_map_size + panel.begin, out_row, Into::SET);
@@ -550,20 +551,20 @@ class Convolution {
                  shape.out_fields, plan.turn_out, own.line.get());
     }
 
-    T *find_map(Index map, const Scratch &own) const { return own.z.get() + (map < 0 ? ~map : map) * map_size; }
+    T *find_map(Index map, const Scratch &own) const { return own.z.get() + index_of(map) * map_size; }
 
     // Add a tile's contribution to the gradient of the weights.
     void collect(const T *other, T *sums, Index begin, Index count, Scratch &own) const {
         turn_others(other, begin, count, own);
-        if (panels[0].together == 2)
+        if (together == 2)
             for (Index r = 0; r < plan.rows_out; ++r)
                 for (Index p = 0; p < count; ++p) repeat(own.others.get() + r * out_map_size + p * out_row);
         for (const Panel &panel : panels)
             for (Index c = 0; c < panel.components; ++c)
                 for (Index block = 0; block < panel.blocks; ++block) {
                     const Index map = panel.maps[c * panel.blocks + block];
-                    products(panel.width, shape.fields / panel.together,
-                             {find_map(map, own), panel.together, row, count, 0, 1, FIRST_MAP},
+                    products(panel.width, shape.fields / together,
+                             {find_map(map, own), together, row, count, 0, 1, FIRST_MAP},
                              own.others.get() + panel.rows[c] * out_map_size + panel.begin, out_row,
                              sums + locate(panel, block, 0), panel.values, map < 0 ? Into::SUBTRACT : Into::ADD);
                 }
@@ -572,32 +573,32 @@ class Convolution {
     // Where the weights of a panel for a block and an input field are packed, `together` apart.
     Index locate(const Panel &panel, Index block, Index field) const {
         const Index k = block * shape.fields + field;
-        return panel.packed + k / panel.together * panel.values + k % panel.together;
+        return panel.packed + k / together * panel.values + k % together;
     }
 
     // Pack the weights of one input field into panels.
     void pack(const T *weights, T *right, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index most = panel.values / panel.together, some = std::min(most, shape.out_fields - panel.begin);
+                const Index most = panel.values / together, some = std::min(most, shape.out_fields - panel.begin);
                 T *to = right + locate(panel, block, field);
                 const T *from = weights + field * shape.by_field + panel.begin * shape.by_out_field +
                                 panel.numbers[block * panel.copies];
-                for (Index j = 0; j < some; ++j) to[j * panel.together] = from[j * shape.by_out_field];
-                for (Index j = some; j < most; ++j) to[j * panel.together] = 0;
+                for (Index j = 0; j < some; ++j) to[j * together] = from[j * shape.by_out_field];
+                for (Index j = some; j < most; ++j) to[j * together] = 0;
             }
     }
 
     void unpack(const std::vector<Space<T>> &sums, T *by_weights, Index field) const {
         for (const Panel &panel : panels)
             for (Index block = 0; block < panel.blocks; ++block) {
-                const Index some = std::min(panel.values / panel.together, shape.out_fields - panel.begin);
+                const Index some = std::min(panel.values / together, shape.out_fields - panel.begin);
                 const Index at = locate(panel, block, field);
                 T *to = by_weights + field * shape.by_field + panel.begin * shape.by_out_field +
                         panel.numbers[block * panel.copies];
                 T total[WIDEST<T> * LANES<T>] = {};
                 for (const Space<T> &each : sums)
-                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j * panel.together];
+                    for (Index j = 0; j < some; ++j) total[j] += each.get()[at + j * together];
                 for (Index j = 0; j < some; ++j) to[j * shape.by_out_field] = total[j];
             }
     }
@@ -675,6 +676,7 @@ class Convolution {
     const Plan<T> &plan;
     const Shape &shape;
     Index row, out_row, grid_rows, grid_columns, plane, line_size, map_size, out_map_size, run, part_size, pixels;
+    Index together;  // of k in a vector of weights: 2 where its width is 0
     Index packed = 0, most_terms = 0;
     std::vector<Index> near;
     std::vector<Panel> panels;
