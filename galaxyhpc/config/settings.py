@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from galaxyhpc.config.presets import PRESETS
 from galaxyhpc.config.schema import RunConfig
-from galaxyhpc.config.yaml_loader import ConfigError, Entry, SourceLocation, format_value
+from galaxyhpc.config.yaml_loader import ConfigError, Entry, SourceLocation, format_value, join_key
 
 Settings = dict[str, Entry]  # dotted key -> value; the most specific comes last
 
@@ -73,7 +73,7 @@ def get_setting_key(names: Iterable[str | int]) -> str:
     for name in names:
         if not isinstance(name, str) or (key and key not in _SECTIONS):
             break
-        key = f"{key}.{name}" if key else name
+        key = join_key(key, name)
     return key
 
 
@@ -85,7 +85,7 @@ def flatten_settings(entry: Entry | None, key: str = "") -> Settings:
         return {key or "?": entry}
     settings: Settings = {}
     for name, child in entry.value.items():
-        settings |= flatten_settings(child, f"{key}.{name}" if key else name)
+        settings |= flatten_settings(child, join_key(key, name))
     return settings
 
 
@@ -124,8 +124,6 @@ def describe_unknown_setting(key: str) -> str:
     if key == "resources.resources":
         return "unknown setting; a profile holds the settings of resources themselves, without this level"
     section, _, name = key.rpartition(".")
-    while section and section not in _SECTIONS:
-        section, _, name = section.rpartition(".")
     prefix = f"{section}." if section else ""
     known = [k.removeprefix(prefix).partition(".")[0] for k in (*DEFAULTS, PRESET_KEY) if k.startswith(prefix)]
     names = list(dict.fromkeys(known))

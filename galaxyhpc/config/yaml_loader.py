@@ -263,15 +263,15 @@ class _NodeConverter:
             if key_node.tag == _TAG + "merge":
                 for merged_name, child in self.expand_merge(value_node, location, key, depth):
                     merged.setdefault(merged_name, child)
-            elif key_node.tag != _TAG + "str" or not isinstance(key_node, yaml.ScalarNode):
+            elif key_node.tag != _TAG + "str" or not isinstance(name, str) or not name.isprintable():
                 self.errors.append(
                     ConfigError(location, key, f"got the key {format_value(name)}; expected names as keys")
                 )
             elif name in own:
-                self.add_duplicate(_join(key, name), location, own[name])
+                self.add_duplicate(join_key(key, name), location, own[name])
             else:
                 self.num_dots += name.count(".")
-                own[name] = self.convert(value_node, location, _join(key, name), depth + 1 + name.count("."))
+                own[name] = self.convert(value_node, location, join_key(key, name), depth + 1 + name.count("."))
         return {**merged, **own}
 
     def expand_merge(
@@ -293,7 +293,7 @@ class _NodeConverter:
         members: dict[str, Entry] = {}
         for name, child in entry.value.items():
             first, *others = name.split(".")
-            inner = self.nest(child, _join(key, name))
+            inner = self.nest(child, join_key(key, name))
             for part in reversed(others):
                 inner = Entry({part: inner}, child.location)
             self.add_member(members, first, inner, key)
@@ -305,16 +305,17 @@ class _NodeConverter:
         if known is child:
             return
         if not isinstance(known.value, dict) or not isinstance(child.value, dict):
-            return self.add_duplicate(_join(key, name), child.location, known)
+            return self.add_duplicate(join_key(key, name), child.location, known)
         for inner_name, inner in child.value.items():
-            self.add_member(known.value, inner_name, inner, _join(key, name))
+            self.add_member(known.value, inner_name, inner, join_key(key, name))
 
     def add_duplicate(self, key: str, location: SourceLocation, first: Entry) -> None:
         first.is_valid = first.is_valid and isinstance(first.value, dict | list)  # nobody knows which was meant
         self.errors.append(ConfigError(location, key, f"duplicate key, first at {first.location}"))
 
 
-def _join(key: str, name: str) -> str:
+def join_key(key: str, name: str) -> str:
+    """Return the dotted key of a member of `key`, which is empty at the top."""
     return f"{key}.{name}" if key else name
 
 

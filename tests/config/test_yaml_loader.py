@@ -167,6 +167,12 @@ def test_a_merge_yields_to_the_key_that_is_written_and_nested_parts_are_joined_a
     assert entry.to_python()["c"] == {"x": {"y": 1, "z": 2, "w": 4}}
 
 
+def test_a_key_that_cannot_be_printed_is_refused_at_its_line_and_the_rest_is_read() -> None:
+    entry, errors = read('a: 1\n"\\ud800": 2\n')
+    assert entry is not None and entry.to_python() == {"a": 1}
+    assert errors == [r"x.yaml:2: got the key '\ud800'; expected names as keys"]
+
+
 def test_a_text_may_be_the_value_of_a_key() -> None:
     entry, errors = read("{c: 1}", SourceLocation("--set"), key="a.b")
     assert entry is not None and entry.to_python() == {"a": {"b": {"c": 1}}} and not errors
